@@ -1,0 +1,263 @@
+"""What an experiment is: frozen dataclasses read from one strict YAML file.
+
+Every field has one place, one type and one unit. Unknown keys, texts where numbers belong and impossible values are refused with the
+file, the key, what was found and what is expected. Nothing here has an effect: a configuration is data.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from jaxcxr.errors import InputError
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
+"""The privacy budgets (epsilon, at delta = 6e-6) of the paper's Figure 2."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """An embedded, procedurally drawn cohort (`jaxcxr.data.synthetic`); it is made if the store does not exist yet."""
+
+    __pydantic_config__ = STRICT
+    domain: Literal["private", "public"]
+    n_train: PositiveInt
+    n_valid: Annotated[int, Field(ge=0)]
+    n_test: Annotated[int, Field(ge=0)]
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which store to read, and how.
+
+    Attributes:
+        store: folder of the store (`scripts/prepare.py` makes one).
+        size: side of the square images, in pixels; it must be the store's.
+        findings: names of the findings to predict, in output order.
+        synthetic: recipe of an embedded cohort, used if `store` does not exist; null for real films.
+    """
+
+    __pydantic_config__ = STRICT
+    store: str
+    size: Annotated[int, Field(ge=16)]
+    findings: tuple[str, ...]
+    synthetic: SyntheticConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network and what it starts from.
+
+    Attributes:
+        activation: `mish` (the paper's private runs) or `relu` (its non-private ones).
+        width: channels of the first layer; the paper's network has 64.
+        dtype: precision of activations; parameters, norms and sums are always float32.
+        weights: folder with the weights to start from; null starts at random.
+        pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
+    """
+
+    __pydantic_config__ = STRICT
+    activation: Literal["mish", "relu"]
+    width: Annotated[int, Field(ge=32, multiple_of=32)] = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: str | None = None
+    pretraining: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """The claim to be made about the released model, and the mechanism that earns it.
+
+    Attributes:
+        epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
+        delta: budget; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
+        l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5).
+        unit: what one person contributes in the accounting: `image`, as in the paper.
+        method: how the clipped sum is computed, `vmap` (reference) or `layerwise` (faster, same result).
+        dataset_size: the declared, public number of units; null declares the size of the training split to be public.
+        noise_multiplier: noise standard deviation over the clip norm; null calibrates it to the budget.
+        allow_large_delta: accept delta >= 1 / N, at which the guarantee permits publishing somebody's record outright.
+    """
+
+    __pydantic_config__ = STRICT
+    epsilon: Positive
+    delta: Rate
+    l2_clip_norm: Positive
+    unit: Literal["image"] = "image"
+    method: Literal["layerwise", "vmap"] = "layerwise"
+    dataset_size: PositiveInt | None = None
+    noise_multiplier: Positive | None = None
+    allow_large_delta: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How the weights move.
+
+    Attributes:
+        expected_batch_size: expected number of images a Poisson batch; the divisor of every gradient sum.
+        steps, epochs: length of the run, exactly one of them; an epoch is N / expected_batch_size steps.
+        microbatch_size: images a device handles at once; changes memory and speed, never the result.
+        learning_rate: of NAdam.
+        decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear growth).
+        class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p from the
+            training labels and is not covered by the privacy claim; `public` uses `positive_rates`; `none` weighs 1.
+        positive_rates: declared, public p of each finding, for `public`.
+        augmentation: `flip_rotate` (the paper's non-private runs) or `none`.
+        log_every, checkpoint_every: steps between rows of metrics.jsonl, and between checkpoints.
+        seed: null draws all randomness from the operating system; a number makes the run repeatable and unfit for release.
+    """
+
+    __pydantic_config__ = STRICT
+    expected_batch_size: PositiveInt
+    microbatch_size: PositiveInt
+    learning_rate: Positive
+    steps: PositiveInt | None = None
+    epochs: Positive | None = None
+    decay: Literal["none", "cosine"] = "none"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    class_weights: Literal["paper", "public", "none"] = "none"
+    positive_rates: tuple[Rate, ...] | None = None
+    augmentation: Literal["none", "flip_rotate"] = "none"
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 100
+    seed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How the held-out predictions are judged.
+
+    Attributes:
+        redraws: bootstrap redraws (the paper: 1,000).
+        resample: what is redrawn, `patient` or `image` (the paper).
+        threshold: `youden_test_per_draw` (the paper: re-chosen on the test images of every redraw), `youden_test`, or
+            `youden_validation` (chosen once, on other patients).
+        seed: of the redraws.
+    """
+
+    __pydantic_config__ = STRICT
+    redraws: PositiveInt = 1000
+    resample: Literal["patient", "image"] = "patient"
+    threshold: Literal["youden_test_per_draw", "youden_test", "youden_validation"] = "youden_validation"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run and its evaluation; `privacy: null` trains without privacy."""
+
+    __pydantic_config__ = STRICT
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    privacy: PrivacyConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def check(self) -> None:
+        """Refuse combinations that no single field can rule out.
+
+        Raises:
+            InputError: names the fields at odds.
+        """
+        findings, training = self.data.findings, self.training
+        if not findings or len(set(findings)) != len(findings):
+            raise InputError(f"data.findings: expected distinct names, at least one; found {list(findings)}")
+        if (training.steps is None) == (training.epochs is None):
+            raise InputError(f"training: set exactly one of steps ({training.steps}) and epochs ({training.epochs})")
+        if (training.class_weights == "public") != (training.positive_rates is not None):
+            raise InputError("training: positive_rates goes with class_weights 'public', and only with it")
+        if training.positive_rates is not None and len(training.positive_rates) != len(findings):
+            raise InputError(
+                f"training.positive_rates: expected {len(findings)} rates, one a finding; found {len(training.positive_rates)}"
+            )
+        if self.privacy is not None and training.augmentation != "none":
+            raise InputError("training.augmentation: private runs take one view an image; expected 'none'")
+
+    def digest_fields(self) -> dict[str, Any]:
+        """Flat `section.key -> value` view, for comparing two configurations field by field."""
+        return {f"{s}.{k}": v for s, fields in flatten(self).items() for k, v in fields.items()}
+
+
+def flatten(config: Experiment) -> dict[str, dict[str, Any]]:
+    """Sections of a configuration with their fields; a null section has none."""
+    return {section: dict(fields or {}) for section, fields in dataclasses.asdict(config).items()}
+
+
+def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
+    """Read a YAML file into the frozen dataclass `cls`, strictly.
+
+    Raises:
+        InputError: the file is missing or no YAML, or a key is unknown, absent, of a wrong type or out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    return validate(cls, values, source=str(path))
+
+
+def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:  # noqa: ANN401 - YAML holds anything
+    """Turn plain values into the dataclass `cls`; `source` is named in errors."""
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
+    try:
+        config = TypeAdapter(cls).validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise InputError(f"{source}: {'; '.join(_sentence(e) for e in error.errors())}") from None
+    if isinstance(config, Experiment):
+        try:
+            config.check()
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+    return config
+
+
+def _sentence(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    key = ".".join(str(part) for part in error["loc"])
+    found = error.get("input")
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key}: unknown key"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing"
+    message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    hint = ""
+    if isinstance(found, str) and _is_number(found):
+        hint = f" (YAML reads {found} as text; write {float(found):.17g} with a decimal point, such as 1.0e-6)"
+    return f"{key}: expected {message}, found {found!r}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def override(config: ConfigT, arguments: Sequence[str], prog: str) -> ConfigT:
+    """Replace fields by command-line flags such as `--privacy.epsilon 1.06`; the result is validated as a file would be."""
+    cls = type(config)
+    changed = tyro.cli(tyro.conf.AvoidSubcommands[cls], default=config, args=list(arguments), prog=prog)  # type: ignore[valid-type]
+    return validate(cls, dataclasses.asdict(changed), source="command line")  # type: ignore[arg-type]
+
+
+def dump(config: Any, path: Path) -> None:  # noqa: ANN401 - any dataclass of this module
+    """Write a configuration as YAML, every default spelt out."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

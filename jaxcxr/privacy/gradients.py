@@ -1,0 +1,182 @@
+"""Per-example gradients, clipped in global L2 norm and summed: what one microbatch contributes to a private step.
+
+Guarantee: for every example i the summed contribution is `is_real[i] * min(1, C / |g_i|) * g_i`, of L2 norm at most C, so that adding or
+removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum is exact: nothing is divided here.
+
+Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it is the definition and the
+reference. `layerwise` makes one backward pass, takes norms layer by layer and never holds a whole network's gradient of one example.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+Path = tuple[str, ...]
+Loss = Callable[[Any, Any], Float[Array, ""]]
+"""(parameters, one example) -> its loss."""
+TappedLoss = Callable[[Any, Any, Any], tuple[Float[Array, ""], Mapping[Path, Any]]]
+"""(parameters, zeros, one example) -> its loss with zeros added to the linear layers' outputs, and those layers' inputs."""
+
+CLIP_MARGIN = 1e-5
+"""Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity above it."""
+
+
+class LinearLayer(Protocol):
+    """A layer y = apply(x, kernel) whose kernel gradient for one example is `multiplicity` copies of unfold(x)^T dy."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+    @property
+    def apply(self) -> Callable[[Any, Any], Any]: ...  # noqa: D102
+    @property
+    def unfold(self) -> Callable[[Any], Any]: ...  # noqa: D102
+    @property
+    def multiplicity(self) -> int: ...  # noqa: D102
+    @property
+    def output(self) -> jax.ShapeDtypeStruct: ...  # noqa: D102
+
+
+def clip_factors(
+    squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: float
+) -> Float[Array, "n"]:
+    """min(1, C / norm) for real examples, 0 for padding; a gradient that is not finite stays not finite, and is caught by the step."""
+    norms = jnp.sqrt(squared_norms)
+    bound = l2_clip_norm * (1.0 - CLIP_MARGIN)
+    return jnp.where(is_real, jnp.minimum(1.0, bound / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)), 0.0)
+
+
+def _squared_norms(gradients: PyTree) -> Float[Array, "n"]:
+    """Squared L2 norm over all leaves, one number an example (leaves have a leading example axis)."""
+    leaves = jax.tree.leaves(gradients)
+    return sum(
+        (jnp.sum(jnp.square(leaf.astype(jnp.float32)).reshape(leaf.shape[0], -1), axis=1) for leaf in leaves),
+        start=jnp.zeros(leaves[0].shape[0] if leaves else 0, jnp.float32),
+    )
+
+
+def clipped_sum_vmap(
+    loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"], l2_clip_norm: float
+) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
+    """The reference: `vmap(grad)`, every example's whole gradient, clipped and summed.
+
+    Args:
+        loss: of one example.
+        params: float32 leaves.
+        examples: leaves with a leading axis of n examples.
+        is_real: False for padding, which contributes exactly zero.
+        l2_clip_norm: C.
+
+    Returns:
+        The sum (same tree as `params`), and the n losses and gradient norms before clipping (private; for the operator's eyes).
+    """
+    losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
+    squared = _squared_norms(gradients)
+    factors = clip_factors(squared, is_real, l2_clip_norm)
+    total = jax.tree.map(lambda g: jnp.tensordot(factors, g.astype(jnp.float32), axes=(0, 0)), gradients)
+    return total, losses, jnp.sqrt(squared)
+
+
+def clipped_sum_layerwise(
+    loss: TappedLoss,
+    layers: Sequence[LinearLayer],
+    params: PyTree,
+    examples: PyTree,
+    is_real: Bool[Array, "n"],
+    l2_clip_norm: float,
+) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
+    """The same sum from one forward and one backward pass over the whole microbatch.
+
+    For a linear layer with T output positions, P inputs a position and O outputs, an example's squared gradient norm comes either from two
+    T x T Gram matrices, 2 T^2 (P + O) flops (Goodfellow 2015; Bu et al. 2022, 'ghost norm'), or from the P x O gradient itself, 2 T P O
+    flops. The cheaper is taken. After a Gram norm the sum is one ordinary weight gradient of the clipped cotangents. Parameters outside
+    the given layers (norm scales, biases, anything unknown) are differentiated example by example as in `vmap`.
+
+    Arguments and result as in `clipped_sum_vmap`, but for `loss` and `layers`.
+    """
+    kernels = {layer.path: _get(params, layer.path)["kernel"] for layer in layers}
+    direct = _without_kernels(params, set(kernels))
+    zeros = {layer.path: jnp.zeros(layer.output.shape, layer.output.dtype) for layer in layers}
+
+    def of_parts(direct: PyTree, zeros: PyTree, example: PyTree) -> Any:
+        return loss(_with_kernels(direct, kernels), zeros, example)
+
+    differentiate = jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True)
+    (losses, inputs), (direct_grads, cotangents) = jax.vmap(differentiate, in_axes=(None, None, 0))(direct, zeros, examples)
+
+    squared = _squared_norms(direct_grads)
+    instantiated: dict[Path, list[Any]] = {}
+    for layer in layers:
+        x, dy = inputs[layer.path].astype(jnp.float32), cotangents[layer.path].astype(jnp.float32)
+        if _gram_is_cheaper(layer, kernels[layer.path].shape):
+            squared = squared + layer.multiplicity * jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
+        else:
+            # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
+            each = [_weight_gradient(layer, kernels[layer.path], x[i], dy[i]) for i in range(x.shape[0])]
+            instantiated[layer.path] = each
+            squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
+
+    factors = clip_factors(squared, is_real, l2_clip_norm)
+    sums = {}
+    for layer in layers:
+        if layer.path in instantiated:
+            sums[layer.path] = sum(factors[i] * g for i, g in enumerate(instantiated[layer.path]))
+        else:
+            x, dy = inputs[layer.path].astype(jnp.float32), cotangents[layer.path].astype(jnp.float32)
+            scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
+            sums[layer.path] = _weight_gradient(layer, kernels[layer.path], x, scaled)
+    direct_sum = jax.tree.map(lambda g: jnp.tensordot(factors, g.astype(jnp.float32), axes=(0, 0)), direct_grads)
+    return _with_kernels(direct_sum, sums), losses, jnp.sqrt(squared)
+
+
+def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...]) -> bool:
+    outputs = layer.output.shape[-1]
+    positions = layer.output.size // outputs
+    inputs = 1
+    for side in kernel_shape[:-1]:
+        inputs *= side
+    return positions * (inputs + outputs) < inputs * outputs
+
+
+def _gram_squared_norm(unfold: Callable[[Any], Any], x: Any, dy: Any) -> Float[Array, ""]:
+    """|unfold(x)^T dy|^2 of one example, as the inner product of two T x T Gram matrices."""
+    a, b = unfold(x), dy.reshape(-1, dy.shape[-1])
+    return jnp.sum((a @ a.T) * (b @ b.T))
+
+
+def _weight_gradient(layer: LinearLayer, kernel: Any, x: Any, dy: Any) -> Any:
+    """Gradient of sum(dy * apply(x, kernel)) with respect to the kernel, summed over any batch axis."""
+    (gradient,) = jax.linear_transpose(lambda k: layer.apply(x, k).astype(jnp.float32), kernel)(dy)
+    return gradient
+
+
+def _get(params: Any, path: Path) -> Any:
+    node = params["params"]
+    for name in path:
+        node = node[name]
+    return node
+
+
+def _without_kernels(params: Any, paths: set[Path]) -> Any:
+    """Parameters without the kernels at `paths`."""
+
+    def walk(node: Any, here: Path) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        return {k: walk(v, (*here, k)) for k, v in node.items() if not (k == "kernel" and here in paths)}
+
+    return {"params": walk(params["params"], ())}
+
+
+def _with_kernels(direct: Any, kernels: Mapping[Path, Any]) -> Any:
+    """Inverse of `_without_kernels`."""
+
+    def walk(node: Any, here: Path) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        merged = {k: walk(v, (*here, k)) for k, v in node.items()}
+        return {**merged, "kernel": kernels[here]} if here in kernels else merged
+
+    return {"params": walk(direct["params"], ())}

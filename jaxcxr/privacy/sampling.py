@@ -1,0 +1,30 @@
+"""Which units take part in a step: Poisson sampling from a secret.
+
+Guarantee: unit i is in the batch of step t if and only if a 64-bit word of SHAKE-256(secret, t) falls below q 2^64, so that every unit is in every
+batch independently with probability q (to 2^-64), whatever the others do. No batch is truncated, topped up or skipped, and an empty batch is a batch. The words are a function
+of (secret, step) alone: an interrupted run resumes with the batches that it would have drawn.
+"""
+
+import hashlib
+
+import numpy as np
+from jaxtyping import Int
+
+
+def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) -> Int[np.ndarray, " drawn"]:
+    """Indices, ascending, of the units in the batch of one step.
+
+    Args:
+        secret: at least 16 bytes from the operating system (`noise.new_secret`).
+        step: number of the step; each (secret, step) has its own independent words.
+        n_units: size of the data set.
+        sample_rate: q in [0, 1], the accounted probability of each unit.
+    """
+    if not 0.0 <= sample_rate <= 1.0:
+        raise ValueError(f"sample_rate: expected a probability in [0, 1], found {sample_rate}")
+    stream = hashlib.shake_256(b"jaxcxr poisson" + secret + step.to_bytes(8, "little")).digest(8 * n_units)
+    words = np.frombuffer(stream, dtype="<u8")
+    if sample_rate == 1.0:
+        return np.arange(n_units)
+    threshold = np.uint64(int(sample_rate * 2.0**64))
+    return np.flatnonzero(words < threshold)
