@@ -1,0 +1,60 @@
+"""From weights and held-out films to one row of predictions a film: the only part of `eval` that runs the network."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, PyTree
+
+from jaxcxr.config import Experiment
+from jaxcxr.data.store import Split, Store
+from jaxcxr.errors import InputError
+from jaxcxr.training.plan import model_of
+
+GROUP_COLUMNS = ("age", "sex", "view", "comorbidities")
+BATCH = 64
+
+
+def probabilities(config: Experiment, params: PyTree, split: Split) -> Float[np.ndarray, "n findings"]:
+    """Predicted probability of each finding on each film; batches are padded to one shape, so there is one compilation."""
+    model = model_of(config)
+    predict = jax.jit(lambda p, images: jax.nn.sigmoid(jax.vmap(model.apply, in_axes=(None, 0))(p, images)))  # type: ignore[arg-type]
+    rows = []
+    for first in range(0, len(split), BATCH):
+        indices = np.arange(first, min(first + BATCH, len(split)))
+        images = np.zeros((BATCH, split.size, split.size), np.uint8)
+        images[: len(indices)] = split.read(indices)
+        rows.append(np.asarray(predict(params, images))[: len(indices)])
+    return np.concatenate(rows) if rows else np.zeros((0, len(config.data.findings)), np.float32)
+
+
+def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
+    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split, groups, y_*, p_*).
+
+    Raises:
+        InputError: the store has no test films.
+    """
+    frames = []
+    for name in ("valid", "test"):
+        split = store.split(name, config.data.findings)
+        if not len(split):
+            continue
+        groups = [column for column in GROUP_COLUMNS if column in split.frame.columns]
+        frame = split.frame[["image_id", "patient_id", "split", *groups]].copy()
+        predicted = probabilities(config, params, split)
+        for index, finding in enumerate(config.data.findings):
+            frame[f"y_{finding}"] = split.labels[:, index]
+            frame[f"p_{finding}"] = predicted[:, index]
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"split": []})
+    if not (table["split"] == "test").any():
+        raise InputError(f"{store.path}: there are no test films to predict")
+    return table
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a parquet file that appears complete or not at all."""
+    part = path.with_suffix(".part")
+    table.to_parquet(part, index=False)
+    part.rename(path)

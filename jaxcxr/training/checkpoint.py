@@ -1,0 +1,117 @@
+"""What a run needs to go on after any crash: weights, optimiser state, step and secret; by orbax, atomically.
+
+The sampler and the noise have no state but (secret, step), so these are all. The secret lies beside the checkpoints, readable by its owner only, and never leaves that folder.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from jaxcxr.errors import InputError
+from jaxcxr.privacy.noise import SECRET_BYTES, new_secret
+
+SECRET_FILE = "secret.key"
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; the two newest are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def latest(self) -> int | None:
+        """Number of steps done at the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, steps_done: int, state: PyTree) -> None:
+        """Write a checkpoint; it appears under its final name only when complete.
+
+        Raises:
+            InputError: the disk refused; what was saved before is untouched.
+        """
+        try:
+            self._manager.save(steps_done, args=ocp.args.StandardSave(state), force=True)
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            if self.latest() == steps_done:
+                raise
+            kept = self.latest()
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"{self._folder}: checkpoint of step {steps_done} could not be written ({reason}); "
+                f"the newest complete one is of step {kept}: free some space and run the same command with --resume"
+            ) from error
+
+    def restore(self, steps_done: int, like: PyTree) -> PyTree:
+        """Read a checkpoint into the structure, shapes and types of `like`, as arrays on the default device."""
+        restored = self._manager.restore(steps_done, args=ocp.args.StandardRestore(jax.tree.map(_on_host, like)))
+        return jax.tree.map(jax.numpy.asarray, restored)
+
+    def close(self) -> None:
+        """Release the manager's threads."""
+        self._manager.close()
+
+
+def _on_host(leaf: Any) -> Any:  # noqa: ANN401
+    return np.zeros(np.shape(leaf), leaf.dtype)
+
+
+def load_or_make_secret(folder: Path, seed: int | None) -> bytes:
+    """The run's 256-bit secret: read from `folder`, or made there with mode 0600 (from `seed` if one is asked for)."""
+    path = folder / SECRET_FILE
+    if path.exists():
+        secret = path.read_bytes()
+        if len(secret) != SECRET_BYTES:
+            raise InputError(f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with another secret")
+        return secret
+    folder.mkdir(parents=True, exist_ok=True)
+    secret = new_secret(seed)
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    return secret
+
+
+def save_weights(folder: Path, params: PyTree, provenance: dict[str, object]) -> None:
+    """Write parameters for others to start from, with a record of where they come from; an existing folder is replaced at the end."""
+    part = folder.with_name(folder.name + ".part")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
+    (part / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    part.rename(folder)
+
+
+def load_weights(folder: Path, like: PyTree) -> PyTree:
+    """Read parameters written by `save_weights`, in the structure of `like`.
+
+    Raises:
+        InputError: there are none, or some are missing, surplus or of another shape; all of them are named.
+    """
+    if not (folder / "params").is_dir():
+        raise InputError(f"{folder}: no weights there")
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore((folder / "params").resolve())
+    have, want = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]} for tree in (found, like)
+    )
+    wrong = [f"{name} is missing" for name in want.keys() - have.keys()] + [f"{name} is surplus" for name in have.keys() - want.keys()]
+    wrong += [
+        f"{name} has shape {np.shape(have[name])}, expected {np.shape(want[name])}"
+        for name in want.keys() & have.keys()
+        if np.shape(have[name]) != np.shape(want[name])
+    ]
+    if wrong:
+        raise InputError(f"{folder}: the weights do not fit the network: {'; '.join(sorted(wrong))}")
+    return jax.tree.map(lambda leaf, target: jax.numpy.asarray(leaf, target.dtype), found, like)

@@ -1,0 +1,100 @@
+"""What is minimised: the class-weighted binary cross-entropy of one film, and its clipped or plain gradient sums over a microbatch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.models.taps import apply_tapped, find_taps
+from jaxcxr.privacy import gradients
+
+Microbatch = Mapping[str, Any]
+"""`image` [n, h, w] uint8, `label` [n, findings] float32 with NaN for unknown, `is_real` [n] bool, False for padding."""
+GradientSum = Callable[[PyTree, Microbatch], tuple[PyTree, Mapping[str, Array]]]
+"""(parameters, microbatch) -> sum of gradients over its real examples, and sums for the log."""
+
+
+def weighted_cross_entropy(
+    logits: Float[Array, "findings"], labels: Float[Array, "findings"], positive_weights: Float[Array, "findings"]
+) -> Float[Array, ""]:
+    """Mean over findings of -(w y log p + (1 - y) log(1 - p)), p = sigmoid(logit); an unknown label (NaN) adds zero.
+
+    The divisor is the number of findings, known or not, so that the mean over films equals torch's `BCEWithLogitsLoss(pos_weight=w)` (the paper's).
+    """
+    known = ~jnp.isnan(labels)
+    y = jnp.where(known, labels, 0.0)
+    terms = positive_weights * y * jax.nn.softplus(-logits) + (1 - y) * jax.nn.softplus(logits)
+    return jnp.sum(jnp.where(known, terms, 0.0)) / labels.shape[0]
+
+
+def positive_weights(rates: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
+    """(1 - p) / p: how many negatives there are to a positive, for positive rates p (the paper's inverted class frequencies)."""
+    rates = np.asarray(rates, np.float32)
+    return ((1 - rates) / rates).astype(np.float32)
+
+
+def positive_rates(labels: Float[np.ndarray, "n findings"], findings: tuple[str, ...]) -> Float[np.ndarray, "findings"]:
+    """Share of positives among the known labels of each finding: a statistic of private data."""
+    known = ~np.isnan(labels)
+    positives, totals = np.where(known, labels, 0).sum(axis=0), known.sum(axis=0)
+    for finding, positive, total in zip(findings, positives, totals, strict=True):
+        if not 0 < positive < total:
+            raise ValueError(f"{finding}: class weights need both labels; found {int(positive)} positives among {int(total)}")
+    return (positives / totals).astype(np.float32)
+
+
+def plain_sum(model: ResNet9, weights: Float[np.ndarray, "findings"]) -> GradientSum:
+    """The non-private gradient sum."""
+
+    def total_loss(params: PyTree, batch: Microbatch) -> tuple[Array, Array]:
+        def one(image: Array, label: Array) -> Array:
+            return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
+
+        losses = jax.vmap(one)(batch["image"], batch["label"])
+        total = jnp.sum(jnp.where(batch["is_real"], losses, 0.0))
+        return total, total
+
+    def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
+        total, loss = jax.grad(total_loss, has_aux=True)(params, batch)
+        return total, {"loss": loss, "count": jnp.sum(batch["is_real"])}
+
+    return sum_of
+
+
+def clipped_sum(
+    model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int], method: str, l2_clip_norm: float
+) -> GradientSum:
+    """The private gradient sum: each film's gradient clipped to `l2_clip_norm`, by `method` (`vmap` or `layerwise`)."""
+
+    def loss(params: PyTree, example: Any) -> Array:
+        image, label = example
+        return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
+
+    taps = find_taps(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
+
+    def tapped_loss(params: PyTree, zeros: Any, example: Any) -> tuple[Array, Any]:
+        image, label = example
+        logits, inputs = apply_tapped(model, taps, params, zeros, image)
+        return weighted_cross_entropy(logits, label, jnp.asarray(weights)), inputs
+
+    def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
+        examples, is_real = (batch["image"], batch["label"]), batch["is_real"]
+        if method == "vmap":
+            total, losses, norms = gradients.clipped_sum_vmap(loss, params, examples, is_real, l2_clip_norm)
+        else:
+            total, losses, norms = gradients.clipped_sum_layerwise(tapped_loss, taps, params, examples, is_real, l2_clip_norm)
+        return total, _log_sums(losses, norms, is_real, l2_clip_norm)
+
+    return sum_of
+
+
+def _log_sums(losses: Array, norms: Array, is_real: Bool[Array, "n"], l2_clip_norm: float) -> Mapping[str, Array]:
+    def over(values: Array) -> Array:
+        return jnp.sum(jnp.where(is_real, values, 0.0))
+
+    clipped = (norms > l2_clip_norm).astype(jnp.float32)
+    return {"loss": over(losses), "count": jnp.sum(is_real), "norm": over(norms), "clipped": over(clipped)}

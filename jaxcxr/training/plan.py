@@ -1,0 +1,171 @@
+"""From a configuration and a data set to everything that is fixed before the first step, with all that can be refused refused here."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Float, PyTree
+
+from jaxcxr import __version__
+from jaxcxr.config import Experiment
+from jaxcxr.data.findings import mirror_permutation
+from jaxcxr.data.store import Split, Store
+from jaxcxr.errors import InputError
+from jaxcxr.models.resnet9 import DTYPES, ResNet9
+from jaxcxr.privacy import accounting
+from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.training import objective, optimizer
+from jaxcxr.training.checkpoint import load_weights
+from jaxcxr.training.step import Step, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run is going to do.
+
+    Attributes:
+        config: of the experiment.
+        split: the training films.
+        fingerprint: of their store.
+        mechanism: of a private run, else None.
+        sample_rate: probability of each film in each step.
+        steps: length of the run.
+        weights: of positive labels, one a finding.
+    """
+
+    config: Experiment
+    split: Split
+    fingerprint: str
+    mechanism: Mechanism | None
+    sample_rate: float
+    steps: int
+    weights: Float[np.ndarray, "findings"]
+
+    def model(self) -> ResNet9:
+        """The network."""
+        return model_of(self.config)
+
+    def initial_params(self, secret: bytes) -> PyTree:
+        """Weights to start from: those named by the configuration, or random ones from the run's secret."""
+        from jaxcxr.privacy.noise import derive_key
+
+        key = jax.random.wrap_key_data(jax.numpy.asarray(derive_key(secret, "initial weights", 0)[:2]), impl="threefry2x32")
+        params = self.model().init(key, jax.numpy.zeros((self.split.size, self.split.size), jax.numpy.uint8))
+        if self.config.model.weights is None:
+            return params
+        return load_weights(Path(self.config.model.weights), params)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The paper's NAdam with the configured schedule."""
+        t = self.config.training
+        return optimizer.nadam(optimizer.schedule(t.learning_rate, t.decay, t.warmup_steps, self.steps))
+
+    def step(self, devices: list[Any] | None = None) -> Step:
+        """The compiled functions of the run."""
+        training, privacy = self.config.training, self.config.privacy
+        if privacy is None:
+            gradient_sum = objective.plain_sum(self.model(), self.weights)
+        else:
+            shape = (self.split.size, self.split.size)
+            gradient_sum = objective.clipped_sum(self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm)
+        return make_step(
+            gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, training.microbatch_size, devices
+        )
+
+    def describe(self) -> dict[str, object]:
+        """What `run.json` says: the facts that are not in the configuration."""
+        described: dict[str, object] = {
+            "jaxcxr": __version__,
+            "store_fingerprint": self.fingerprint,
+            "sample_rate": self.sample_rate,
+            "steps": self.steps,
+            "positive_weights": [float(w) for w in self.weights],
+            "class_weights_covered": self.config.training.class_weights != "paper",
+            "release": self.config.training.seed is None,
+        }
+        if self.mechanism is not None:
+            described |= dataclasses.asdict(self.mechanism)
+        return described
+
+
+def model_of(config: Experiment) -> ResNet9:
+    """The network that a configuration asks for."""
+    m = config.model
+    return ResNet9(len(config.data.findings), activation=m.activation, width=m.width, dtype=DTYPES[m.dtype])
+
+
+def make_plan(config: Experiment, store: Store) -> Plan:
+    """Fix everything that a run needs; the noise is calibrated here unless the configuration gives it.
+
+    Raises:
+        InputError: data and configuration do not fit, or the budget cannot be met.
+    """
+    data, training, privacy = config.data, config.training, config.privacy
+    if store.size != data.size:
+        raise InputError(f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}")
+    split = store.split("train", data.findings)
+    if training.augmentation == "flip_rotate":
+        try:
+            mirror_permutation(data.findings)
+        except ValueError as error:
+            raise InputError(f"training.augmentation 'flip_rotate': {error}") from error
+    n_units = len(split) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
+    if training.expected_batch_size > n_units:
+        raise InputError(
+            f"training.expected_batch_size: expected at most the {n_units} films of the training split, "
+            f"found {training.expected_batch_size}"
+        )
+    sample_rate = accounting.sample_rate_of(training.expected_batch_size, n_units)
+    steps = training.steps
+    if steps is None:
+        assert training.epochs is not None  # Experiment.check
+        steps = accounting.steps_of_epochs(training.epochs, n_units, training.expected_batch_size)
+    mechanism = None
+    if privacy is not None:
+        if privacy.delta >= 1 / n_units and not privacy.allow_large_delta:
+            raise InputError(
+                f"privacy.delta: expected less than 1/N = {1 / n_units:.3g} for N = {n_units} films, found {privacy.delta:g}; "
+                "at that delta one film in N may be published outright (privacy.allow_large_delta accepts this)"
+            )
+        sigma = privacy.noise_multiplier
+        if sigma is None:
+            try:
+                sigma = accounting.calibrate(privacy.epsilon, privacy.delta, sample_rate, steps).noise_multiplier
+            except ValueError as error:
+                raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
+        mechanism = Mechanism(
+            n_units, training.expected_batch_size, privacy.l2_clip_norm, sigma, privacy.epsilon, privacy.delta
+        )
+    return Plan(config, split, store.fingerprint, mechanism, sample_rate, steps, _weights(config, split))
+
+
+def _weights(config: Experiment, split: Split) -> Float[np.ndarray, "findings"]:
+    training, findings = config.training, config.data.findings
+    if training.class_weights == "none":
+        return np.ones(len(findings), np.float32)
+    if training.class_weights == "public":
+        return objective.positive_weights(np.asarray(training.positive_rates))
+    try:
+        return objective.positive_weights(objective.positive_rates(split.labels, findings))
+    except ValueError as error:
+        raise InputError(f"training.class_weights 'paper', training split: {error}") from error
+
+
+def write_run_json(plan: Plan, path: Path) -> None:
+    """Write `run.json`, or check that the one there says the same (a resumed run must not change under way).
+
+    Raises:
+        InputError: names the facts that differ.
+    """
+    described = plan.describe()
+    if not path.exists():
+        path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differing = [key for key in before.keys() | described.keys() if before.get(key) != described.get(key)]
+    if differing:
+        raise InputError(f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}")

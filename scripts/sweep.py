@@ -1,0 +1,110 @@
+"""Train a model for each privacy budget, and one without privacy, and set the results beside the paper's.
+
+python scripts/sweep.py               the paper's six budgets and the non-private model
+python scripts/sweep.py --eps 0.29    one budget (or several; inf is the non-private model)
+
+Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it stopped.
+Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for every budget.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
+from jaxcxr.console import run
+from jaxcxr.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which budgets, of what, and where.
+
+    Attributes:
+        eps: budgets; the paper's six and inf (no privacy) unless given.
+        config: the private experiment; its privacy.epsilon is replaced by each budget.
+        nonprivate_config: the non-private experiment.
+        out: sweep folder; runs/sweep-<name of the configuration> unless given.
+    """
+
+    eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
+    config: Path = Path("configs/demo.yaml")
+    nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
+    out: Path | None = None
+
+
+def main() -> None:
+    arguments, overrides = tyro.cli(Arguments, description=__doc__, return_unknown_args=True)
+    private = load(Experiment, arguments.config)
+    if private.privacy is None:
+        raise InputError(f"{arguments.config}: privacy: expected a budget to sweep over, found null")
+    experiments: dict[float, Experiment] = {}
+    for epsilon in arguments.eps:
+        if not epsilon > 0:
+            raise InputError(f"--eps: expected positive budgets, found {epsilon:g}")
+        config = load(Experiment, arguments.nonprivate_config)
+        if epsilon < math.inf:
+            config = dataclasses.replace(private, privacy=dataclasses.replace(private.privacy, epsilon=epsilon))
+        elif config.privacy is not None:
+            raise InputError(f"{arguments.nonprivate_config}: privacy: expected null")
+        experiments[epsilon] = override(config, overrides, prog="sweep.py --config FILE")
+    sweep(experiments, arguments.out or Path("runs") / f"sweep-{arguments.config.stem}")
+
+
+def sweep(experiments: dict[float, Experiment], out: Path) -> None:
+    """Run the experiments, one folder a budget, and write the summary, tables and figure over all that the sweep folder holds."""
+    from jaxcxr.experiment import evaluate_untouched, run_experiment
+    from jaxcxr.report.figures import figure_2
+    from jaxcxr.report.tables import summarise, write_tables
+
+    first = next(iter(experiments.values()))
+    untouched = None if first.model.weights is None else evaluate_untouched(first, out / "untouched")
+    for epsilon, config in experiments.items():
+        name = "non_private" if math.isinf(epsilon) else f"epsilon_{epsilon:g}"
+        if run_experiment(config, out / name, resume=(out / name / "config.yaml").exists()) is None:
+            raise SystemExit(130)
+    summary = summarise(finished_runs(out))
+    summary.to_csv(out / "summary.csv", index=False)
+    write_tables(summary, out / "tables")
+    figure_2(summary, out)
+    print(f"\n{_screen(summary, untouched)}\n")
+    print(f"{out}: summary.csv, figure_2.png, figure_2.svg, tables/, and a run folder for each budget")
+
+
+def finished_runs(out: Path) -> list:
+    """Every finished budget of a sweep folder, also those of earlier calls."""
+    from jaxcxr.experiment import read_run
+
+    folders = sorted([*out.glob("epsilon_*"), *out.glob("non_private")])
+    return [read_run(folder) for folder in folders if (folder / "evaluation.csv").exists()]
+
+
+def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
+    """Average AUROC of each budget, with the paper's value beside it and the untouched weights' below."""
+    from jaxcxr.report.tables import paper_results
+
+    def of(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[(frame["finding"] == "average") & (frame["metric"] == "auroc")]
+
+    paper = of(paper_results()).set_index("epsilon")["mean"]
+    lines = [
+        {
+            "epsilon": "no privacy" if math.isinf(row.epsilon) else f"{row.epsilon:g}",
+            "noise multiplier": "" if math.isinf(row.epsilon) else f"{row.noise_multiplier:.4g}",
+            "average AUROC": f"{row.mean:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]",
+            "paper (another cohort)": f"{paper[row.epsilon]:.2f}" if row.epsilon in paper.index else "",
+        }
+        for row in of(summary)[["epsilon", "noise_multiplier", "mean", "ci_low", "ci_high"]].itertuples(index=False, name="Row")
+    ]
+    if untouched is not None:
+        row = of(untouched).iloc[0]
+        text = f"{row['bootstrap_mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        lines.append({"epsilon": "before training", "noise multiplier": "", "average AUROC": text, "paper (another cohort)": ""})
+    return pd.DataFrame(lines).to_string(index=False)
+
+
+if __name__ == "__main__":
+    run(main)

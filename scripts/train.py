@@ -1,0 +1,47 @@
+"""Train one model by a configuration, then predict and evaluate its held-out films.
+
+python scripts/train.py --config configs/demo.yaml --out runs/demo
+
+Every field of the configuration is a flag as well, such as --privacy.epsilon 1.06 or --training.steps 60.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from jaxcxr.config import Experiment, load, override
+from jaxcxr.console import run
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to train, and where.
+
+    Attributes:
+        config: the experiment (YAML).
+        out: run folder; runs/<name of the configuration> unless given.
+        resume: go on with the run in that folder from its newest checkpoint.
+    """
+
+    config: Path = Path("configs/demo.yaml")
+    out: Path | None = None
+    resume: bool = False
+
+
+def main() -> None:
+    arguments, overrides = tyro.cli(Arguments, description=__doc__, return_unknown_args=True)
+    config = override(load(Experiment, arguments.config), overrides, prog="train.py --config FILE")
+    from jaxcxr.experiment import run_experiment
+    from jaxcxr.report.tables import screen_table
+
+    out = arguments.out or Path("runs") / arguments.config.stem
+    evaluation = run_experiment(config, out, arguments.resume)
+    if evaluation is None:
+        raise SystemExit(130)
+    print(screen_table(evaluation))
+    print(f"\n{out}: config.yaml, run.json, ledger.jsonl, metrics.jsonl, checkpoints, predictions.parquet, evaluation.csv")
+
+
+if __name__ == "__main__":
+    run(main)
