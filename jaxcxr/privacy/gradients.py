@@ -8,7 +8,7 @@ reference. `layerwise` makes one backward pass, takes norms layer by layer and n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ CLIP_MARGIN = 1e-5
 """Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity above it."""
 
 
+@runtime_checkable
 class LinearLayer(Protocol):
     """A layer y = apply(x, kernel) whose kernel gradient for one example is `multiplicity` copies of unfold(x)^T dy."""
 

@@ -1,0 +1,188 @@
+"""Which films there are: one row an image, with its patient, split, groups and findings.
+
+The manifest is the contract between a hospital's tables and everything after them; it is checked once, here, and trusted later.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from jaxcxr.errors import InputError
+
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
+SEXES: tuple[str, ...] = ("F", "M", "unknown")
+VIEWS: tuple[str, ...] = ("AP", "PA", "unknown")
+REQUIRED: tuple[str, ...] = ("image_id", "patient_id", "path", "split", "age", "sex")
+"""Columns a manifest must have besides one a finding; `view` and `comorbidities` are optional."""
+
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({"split": SPLITS, "sex": SEXES, "view": VIEWS})
+_IDENTIFIERS = ("image_id", "patient_id", "path")
+
+
+def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:
+    """Read and check a manifest from parquet (`.parquet`) or CSV (`.csv`).
+
+    Args:
+        path: the file.
+        findings: columns that hold a label.
+
+    Returns:
+        The checked, typed manifest (see `check_manifest`).
+
+    Raises:
+        InputError: the file is missing, unreadable or breaks the contract.
+    """
+    return check_manifest(read_table(path), findings, str(path))
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a parquet or CSV table; every cell of a CSV stays text, so that an id such as 007 keeps its zeros.
+
+    Raises:
+        InputError: the file is missing, neither parquet nor CSV, or unreadable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such table")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix == ".csv":
+            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a {path.suffix[1:]} table ({' '.join(str(error).split())})") from error
+    raise InputError(f"{path}: expected a .parquet or .csv file, found suffix {path.suffix!r}")
+
+
+def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) -> pd.DataFrame:
+    """Check a manifest against the contract and give every column its type.
+
+    Args:
+        frame: one row an image, cells as text or typed, index of whole numbers; an empty cell is unknown.
+        findings: columns that hold a label.
+        source: what errors call the table, such as its file.
+
+    Returns:
+        A copy in the same row order with a fresh index: ids and paths as text, age (years) as float64 with NaN for unknown,
+        `sex` and `view` with `unknown` filled in, labels as float32 in {0, 1, NaN}; other columns are kept as they are.
+
+    Raises:
+        InputError: a column is missing, the table is empty, a cell is outside its range, an `image_id` repeats, or a patient is
+            on two sides of a split. A row is named by its index label plus 1: counted from 1, without the header.
+    """
+    missing = [column for column in (*REQUIRED, *findings) if column not in frame.columns]
+    if missing:
+        raise InputError(f"{source}: column {missing[0]!r} is missing; found {list(frame.columns)}")
+    if frame.empty:
+        raise InputError(f"{source}: expected at least one image, found no rows")
+    checked = frame if "view" in frame.columns else frame.assign(view="unknown")
+    columns: dict[str, np.ndarray] = {}
+    for column in _IDENTIFIERS:
+        columns[column] = text_of(checked, column)
+        _refuse(columns[column] == "", checked, column, source, "a text that is not empty")
+    for column, choices in _CHOICES.items():
+        values = text_of(checked, column)
+        if "unknown" in choices:
+            values[values == ""] = "unknown"
+        _refuse(~np.isin(values, choices), checked, column, source, "one of " + ", ".join(choices))
+        columns[column] = values
+    columns["age"], wrong = _numbers(checked, "age")
+    _refuse(wrong | (columns["age"] < 0), checked, "age", source, "a number of years, at least 0, or empty")
+    for finding in findings:
+        labels, wrong = _numbers(checked, finding)
+        _refuse(wrong | ~(np.isnan(labels) | np.isin(labels, (0, 1))), checked, finding, source, "1, 0 or empty")
+        columns[finding] = labels.astype(np.float32)
+    checked = checked.assign(**columns)
+    if "comorbidities" in checked.columns:
+        counts, wrong = _numbers(checked, "comorbidities")
+        wrong |= (counts < 0) | (np.nan_to_num(counts) % 1 != 0)
+        _refuse(wrong, checked, "comorbidities", source, "a whole number, at least 0, or empty")
+        checked = checked.assign(comorbidities=pd.array(counts, dtype="Int64"))
+    _refuse_repeated_images(checked, source)
+    _refuse_shared_patients(checked, source)
+    return checked.reset_index(drop=True)
+
+
+def require_positives(frame: pd.DataFrame, findings: Sequence[str], source: str = "manifest") -> None:
+    """Refuse a split in which a finding has no positive or no negative film: neither training nor AUROC is defined there.
+
+    Raises:
+        InputError: names the split and the finding.
+    """
+    for split, rows in frame.groupby("split", sort=False):
+        for finding in findings:
+            for value, kind in ((1, "positive"), (0, "negative")):
+                if not np.any(rows.loc[:, finding] == value):
+                    raise InputError(
+                        f"{source}: split {split!r} has no {kind} image of {finding!r} among {len(rows)}; expected one"
+                    )
+
+
+def split_by_patient(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
+    """Give every patient, with all of their images, one split at random.
+
+    Args:
+        frame: has a `patient_id` column.
+        fractions: fraction of the patients in each split; they sum to 1.
+        seed: of the draw; the same patients, fractions and seed give the same splits, whatever the row order.
+
+    Returns:
+        A copy with a `split` column.
+
+    Raises:
+        InputError: a split is unknown, or the fractions do not lie in [0, 1] and sum to 1.
+    """
+    if any(split not in SPLITS for split in fractions):
+        raise InputError(f"split fractions: expected splits among {list(SPLITS)}, found {list(fractions)}")
+    parts = np.array(list(fractions.values()), dtype=np.float64)
+    if not np.all((parts >= 0) & (parts <= 1)) or not np.isclose(parts.sum(), 1):
+        raise InputError(f"split fractions: expected numbers in [0, 1] that sum to 1, found {dict(fractions)}")
+    patients = sorted(set(text_of(frame, "patient_id")))
+    shuffled = np.random.default_rng(seed).permutation(len(patients))
+    ends = np.round(np.cumsum(parts) * len(patients))
+    names = list(fractions)
+    split = {patients[i]: names[int(np.searchsorted(ends, place, side="right"))] for place, i in enumerate(shuffled)}
+    return frame.assign(split=[split[patient] for patient in text_of(frame, "patient_id")])
+
+
+def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """Cells of a column as stripped text, an empty text where there is none."""
+    cells = frame.loc[:, column]
+    return np.array(
+        ["" if absent else str(cell).strip() for cell, absent in zip(cells, cells.isna(), strict=True)], dtype=object
+    )
+
+
+def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of a column as float64 with NaN for empty ones, and where a cell is neither empty nor a finite number."""
+    text = text_of(frame, column)
+    numbers = pd.Series(pd.to_numeric(pd.Series(text), errors="coerce")).to_numpy(dtype=np.float64)
+    return numbers, (text != "") & ~np.isfinite(numbers)
+
+
+def _refuse(wrong: np.ndarray, frame: pd.DataFrame, column: str, source: str, expected: str) -> None:
+    if wrong.any():
+        first = frame.iloc[np.flatnonzero(wrong)[:1]]
+        found = text_of(first, column)[0]
+        raise InputError(f"{source}: row {first.index[0] + 1}, column {column!r}: found {found!r}, expected {expected}")
+
+
+def _refuse_repeated_images(frame: pd.DataFrame, source: str) -> None:
+    first_row: dict[str, int] = {}
+    for row, image in zip(frame.index + 1, frame["image_id"], strict=True):
+        first = first_row.setdefault(image, row)
+        if first != row:
+            raise InputError(
+                f"{source}: rows {first} and {row}, column 'image_id': {image!r} stands twice, expected unique ids"
+            )
+
+
+def _refuse_shared_patients(frame: pd.DataFrame, source: str) -> None:
+    side: dict[str, str] = {}
+    for patient, split in zip(frame["patient_id"], frame["split"], strict=True):
+        first = side.setdefault(patient, split)
+        if first != split:
+            raise InputError(f"{source}: patient {patient!r} has images in splits {first!r} and {split!r}, expected one split")

@@ -1,0 +1,267 @@
+"""A hospital's table plus a folder of images becomes a manifest, by a column map in YAML.
+
+Nothing is guessed: every value that may stand in a mapped column is named in the configuration, and any other is refused with
+its row. Findings come either from one column each, whose grades are mapped to 1, 0 or null (unknown), or from one column of
+labels.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from jaxcxr.config import STRICT
+from jaxcxr.data.manifest import SEXES, SPLITS, VIEWS, check_manifest, split_by_patient, text_of
+from jaxcxr.errors import InputError
+
+Label = Literal[0, 1] | None
+Value = TypeVar("Value")
+Fraction = Annotated[float, Field(ge=0, le=1)]
+_PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Names of the table's columns; null where the table has none.
+
+    Attributes:
+        path: image file, relative to the images folder.
+        patient_id: who the film is of; the same text is the same person.
+        image_id: unique; null uses `path`.
+        split: null draws the splits by patient (`SplitDraw`).
+    """
+
+    __pydantic_config__ = STRICT
+    path: str
+    patient_id: str
+    image_id: str | None = None
+    age: str | None = None
+    sex: str | None = None
+    view: str | None = None
+    split: str | None = None
+    comorbidities: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """A finding with a column of its own; an empty cell is unknown unless `grades` says otherwise.
+
+    Attributes:
+        column: where its grade stands.
+        grades: label of each grade: 1, 0, or null for unknown. Numbers compare as numbers: `1` covers the cell `1.0`.
+    """
+
+    __pydantic_config__ = STRICT
+    column: str
+    grades: dict[str, Label] = dataclasses.field(default_factory=lambda: {"0": 0, "1": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Findings that share one column of labels; an empty cell leaves all of a film's findings unknown.
+
+    Attributes:
+        column: where the labels stand.
+        findings: labels that make each finding positive; a film that names none of them is negative.
+        unlabelled: labels of films that nobody read for these findings: those they name are positive, the others unknown.
+        other: the remaining labels that may occur, such as one for no finding.
+        separator: what stands between two labels.
+    """
+
+    __pydantic_config__ = STRICT
+    column: str
+    findings: dict[str, tuple[str, ...]]
+    unlabelled: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    separator: str = "|"
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitDraw:
+    """Patient-disjoint splits drawn at random: fraction of the patients in each, and the seed of the draw."""
+
+    __pydantic_config__ = STRICT
+    train: Fraction
+    valid: Fraction
+    test: Fraction
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSource:
+    """How one table is read.
+
+    Attributes:
+        columns: names of its columns.
+        graded: findings with a column each, in output order; exactly one of this and `listed`.
+        listed: findings in one column of labels.
+        sex, view, split: manifest value of each value of that column; an empty cell is `unknown`. Null expects manifest values.
+        age_unit: what ages are counted in.
+        keep: for a column, the values of the rows to keep.
+        drop: for a column, the values of the rows to leave out.
+        same_patient: other ids of a patient: alias -> id.
+        draw: how splits are drawn where `columns.split` is null.
+    """
+
+    __pydantic_config__ = STRICT
+    columns: Columns
+    graded: dict[str, Graded] | None = None
+    listed: Listed | None = None
+    sex: dict[str, Literal["F", "M", "unknown"]] | None = None
+    view: dict[str, Literal["AP", "PA", "unknown"]] | None = None
+    split: dict[str, Literal["train", "valid", "test"]] | None = None
+    age_unit: Literal["years", "months", "days"] = "years"
+    keep: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    drop: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    same_patient: dict[str, str] = dataclasses.field(default_factory=dict)
+    draw: SplitDraw | None = None
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Names of the findings, in output order."""
+        return tuple(self.graded or (self.listed.findings if self.listed else ()))
+
+
+def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataFrame:
+    """Turn a table into a checked manifest.
+
+    Args:
+        table: one row an image, as `jaxcxr.data.manifest.read_table` gives it.
+        source: the column map.
+        name: what errors call the table, such as its file.
+
+    Returns:
+        The manifest of the rows kept, in table order (see `jaxcxr.data.manifest.check_manifest`).
+
+    Raises:
+        InputError: a mapped column is missing, a cell holds a value that the map does not name, no row is kept, or the manifest
+            breaks its contract. Rows are counted from 1, without the header.
+    """
+    if (source.graded is None) == (source.listed is None) or not source.findings:
+        raise InputError(f"{name}: the column map must name findings in exactly one of 'graded' and 'listed'")
+    if (source.columns.split is None) == (source.draw is None):
+        raise InputError(f"{name}: the column map must set exactly one of 'columns.split' and 'draw'")
+    table = table.reset_index(drop=True)
+    _require_columns(table, source, name)
+    rows = _kept(table, source)
+    if rows.empty:
+        raise InputError(f"{name}: none of its {len(table)} rows is left to use after 'keep' and 'drop'")
+    columns = source.columns
+    patients = [source.same_patient.get(patient, patient) for patient in text_of(rows, columns.patient_id)]
+    manifest = pd.DataFrame(
+        {
+            "image_id": text_of(rows, columns.image_id or columns.path),
+            "patient_id": patients,
+            "path": text_of(rows, columns.path),
+            "age": _ages(rows, source, name),
+            "sex": _mapped(rows, columns.sex, source.sex or {value: value for value in SEXES}, name),
+            "view": _mapped(rows, columns.view, source.view or {value: value for value in VIEWS}, name),
+        },
+        index=rows.index,
+    )
+    if columns.comorbidities is not None:
+        manifest["comorbidities"] = text_of(rows, columns.comorbidities)
+    if columns.split is not None:
+        manifest["split"] = _mapped(rows, columns.split, source.split or {value: value for value in SPLITS}, name)
+    elif source.draw is not None:
+        fractions = {"train": source.draw.train, "valid": source.draw.valid, "test": source.draw.test}
+        manifest = split_by_patient(manifest, fractions, source.draw.seed)
+    if source.graded is not None:
+        manifest = manifest.assign(**_graded(rows, source.graded, name))
+    if source.listed is not None:
+        manifest = manifest.assign(**_listed(rows, source.listed, name))
+    return check_manifest(manifest, source.findings, name)
+
+
+def _require_columns(table: pd.DataFrame, source: TableSource, name: str) -> None:
+    named = [column for column in dataclasses.astuple(source.columns) if column is not None]
+    named += [graded.column for graded in (source.graded or {}).values()]
+    named += [source.listed.column] if source.listed else []
+    for column in [*named, *source.keep, *source.drop]:
+        if column not in table.columns:
+            raise InputError(f"{name}: column {column!r} of the column map is missing; found {list(table.columns)}")
+
+
+def _kept(table: pd.DataFrame, source: TableSource) -> pd.DataFrame:
+    kept = np.ones(len(table), dtype=bool)
+    for column, values in source.keep.items():
+        kept &= _among(table, column, values)
+    for column, values in source.drop.items():
+        kept &= ~_among(table, column, values)
+    return table.loc[kept]
+
+
+def _among(table: pd.DataFrame, column: str, values: Sequence[str]) -> np.ndarray:
+    wanted = {_canonical(value) for value in values}
+    return np.array([_canonical(text) in wanted for text in text_of(table, column)], dtype=bool)
+
+
+def _ages(rows: pd.DataFrame, source: TableSource, name: str) -> list[float]:
+    if source.columns.age is None:
+        return [np.nan] * len(rows)
+    ages = []
+    for row, text in _cells(rows, source.columns.age):
+        try:
+            age = float(text or "nan")
+        except ValueError:
+            age = -1.0
+        if age < 0 or np.isinf(age):
+            expected = f"a number of {source.age_unit}, at least 0, or empty"
+            raise InputError(f"{name}: row {row}, column {source.columns.age!r}: found {text!r}, expected {expected}")
+        ages.append(age / _PER_YEAR[source.age_unit])
+    return ages
+
+
+def _mapped(rows: pd.DataFrame, column: str | None, values: Mapping[str, str], name: str) -> list[str]:
+    """Look every cell up in `values`; an empty cell, or a column that is not there, gives an empty text."""
+    if column is None:
+        return [""] * len(rows)
+    found = {_canonical(value): meaning for value, meaning in values.items()} | {"": values.get("", "")}
+    return [_look_up(found, text, row, column, name, values) for row, text in _cells(rows, column)]
+
+
+def _graded(rows: pd.DataFrame, graded: Mapping[str, Graded], name: str) -> dict[str, list[Label]]:
+    labels: dict[str, list[Label]] = {}
+    for finding, how in graded.items():
+        grades: dict[str, Label] = {_canonical(grade): label for grade, label in how.grades.items()}
+        grades.setdefault("", None)
+        labels[finding] = [_look_up(grades, text, row, how.column, name, how.grades) for row, text in _cells(rows, how.column)]
+    return labels
+
+
+def _listed(rows: pd.DataFrame, listed: Listed, name: str) -> dict[str, list[Label]]:
+    allowed = [label for group in listed.findings.values() for label in group] + [*listed.unlabelled, *listed.other]
+    known = {label: label for label in allowed}
+    labels: dict[str, list[Label]] = {finding: [] for finding in listed.findings}
+    for row, cell in _cells(rows, listed.column):
+        named = {part.strip() for part in cell.split(listed.separator)} - {""}
+        for label in sorted(named):
+            _look_up(known, label, row, listed.column, name, known)
+        absent: Label = 0 if named and named.isdisjoint(listed.unlabelled) else None
+        for finding, group in listed.findings.items():
+            labels[finding].append(absent if named.isdisjoint(group) else 1)
+    return labels
+
+
+def _cells(rows: pd.DataFrame, column: str) -> list[tuple[int, str]]:
+    return list(zip(rows.index + 1, text_of(rows, column), strict=True))
+
+
+def _look_up(found: Mapping[str, Value], text: str, row: int, column: str, name: str, allowed: Mapping[str, object]) -> Value:
+    key = text if text in found else _canonical(text)
+    if key not in found:
+        raise InputError(
+            f"{name}: row {row}, column {column!r}: found {text!r}, expected one of {', '.join(map(repr, allowed))}"
+        )
+    return found[key]
+
+
+def _canonical(text: str) -> str:
+    """Write a number one way, so that `1`, `1.0` and `01` in a table meet one key of a map; leave other text alone."""
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text

@@ -1,0 +1,72 @@
+"""Two virtual CPU devices, runtime shape checks, and the tiny things that many tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("jaxcxr", "beartype.beartype")
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.data.store import Store, write_store
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
+FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Ninety films of 32 x 32 pixels whose brightness says a little about the labels; two films a patient."""
+    rng = np.random.default_rng(0)
+    n = 90
+    labels = rng.integers(0, 2, (n, len(FINDINGS))).astype(float)
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"film{i:03d}" for i in range(n)],
+            "patient_id": [f"patient{i // 2:03d}" for i in range(n)],
+            "path": [f"films/{i}.png" for i in range(n)],
+            "split": np.repeat(["train", "valid", "test"], [50, 20, 20]),
+            "age": rng.uniform(20, 90, n),
+            "sex": rng.choice(["F", "M"], n),
+            "view": "AP",
+            **{finding: labels[:, i] for i, finding in enumerate(FINDINGS)},
+        }
+    )
+    films = np.clip(rng.normal(100 + 40 * labels[:, :1, None], 30, (n, 32, 32)), 0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("stores") / "tiny"
+    return write_store(path, frame, iter(films), size=32, findings=FINDINGS, preprocessing={"made": "by hand"})
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_store: Store) -> Experiment:
+    """A private experiment of six steps on the tiny store."""
+    return Experiment(
+        data=DataConfig(store=str(tiny_store.path), size=32, findings=FINDINGS),
+        model=ModelConfig(activation="mish", width=32),
+        training=TrainingConfig(
+            expected_batch_size=6,
+            microbatch_size=2,
+            steps=6,
+            learning_rate=1e-3,
+            class_weights="paper",
+            log_every=2,
+            checkpoint_every=3,
+            seed=7,
+        ),
+        privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0, method="vmap"),
+        evaluation=EvaluationConfig(redraws=50),
+    )
+
+
+def changed(config: Experiment, section: str, **fields: object) -> Experiment:
+    """`config` with some fields of one section replaced."""
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **fields)})

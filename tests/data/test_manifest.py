@@ -1,0 +1,159 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcxr.data.manifest import check_manifest, read_manifest, require_positives, split_by_patient
+from jaxcxr.errors import InputError
+
+FINDINGS = ("cardiomegaly", "congestion")
+
+
+def table(**changes) -> pd.DataFrame:
+    columns = {
+        "image_id": ["007", "008", "009", "010"],
+        "patient_id": ["p1", "p1", "p2", "p3"],
+        "path": ["1.png", "2.png", "3.png", "4.png"],
+        "split": ["train", "train", "valid", "test"],
+        "age": ["63", "64.5", "", "0"],
+        "sex": ["F", "F", "M", ""],
+        "view": ["PA", "AP", "", "unknown"],
+        "cardiomegaly": ["1", "0", "", "1.0"],
+        "congestion": ["0", "1", "1", ""],
+    }
+    return pd.DataFrame({**columns, **changes})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_manifest_is_typed_and_keeps_its_order(tmp_path, suffix):
+    path = tmp_path / f"manifest{suffix}"
+    table().to_csv(path, index=False) if suffix == ".csv" else table().to_parquet(path)
+    frame = read_manifest(path, FINDINGS)
+    assert frame["image_id"].tolist() == ["007", "008", "009", "010"]
+    assert frame["sex"].tolist() == ["F", "F", "M", "unknown"]
+    assert frame["view"].tolist() == ["PA", "AP", "unknown", "unknown"]
+    np.testing.assert_array_equal(frame["age"].to_numpy(), [63, 64.5, np.nan, 0])
+    np.testing.assert_array_equal(frame["cardiomegaly"].to_numpy(), np.float32([1, 0, np.nan, 1]))
+    assert frame["cardiomegaly"].dtype == np.float32
+
+
+def test_a_missing_view_is_unknown_and_the_input_is_untouched():
+    given_frame = table().drop(columns="view")
+    before = given_frame.copy()
+    assert set(check_manifest(given_frame, FINDINGS, "m")["view"]) == {"unknown"}
+    pd.testing.assert_frame_equal(given_frame, before)
+
+
+def test_comorbidities_are_whole_numbers():
+    frame = check_manifest(table(comorbidities=["0", "3", "", "2.0"]), FINDINGS, "m")
+    assert frame["comorbidities"].tolist()[:2] == [0, 3]
+    assert frame["comorbidities"].isna().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cardiomegaly": ["1", "0", "2", ""]}, ["row 3", "'cardiomegaly'", "'2'"]),
+        ({"congestion": ["1", "0", "yes", ""]}, ["row 3", "'congestion'", "'yes'"]),
+        ({"congestion": ["1", "0", "0.5", ""]}, ["row 3", "'0.5'"]),
+        ({"congestion": ["1", "-1", "0", ""]}, ["row 2", "'-1'"]),
+        ({"split": ["train", "train", "validate", "test"]}, ["row 3", "'split'", "'validate'", "train, valid, test"]),
+        ({"split": ["train", "train", "", "test"]}, ["row 3", "'split'"]),
+        ({"age": ["63", "-1", "", "0"]}, ["row 2", "'age'", "'-1'"]),
+        ({"age": ["63", "inf", "", "0"]}, ["row 2", "'age'", "'inf'"]),
+        ({"age": ["63", "063Y", "", "0"]}, ["row 2", "'age'", "'063Y'"]),
+        ({"sex": ["F", "F", "m", ""]}, ["row 3", "'sex'", "'m'"]),
+        ({"view": ["PA", "LATERAL", "", ""]}, ["row 2", "'view'", "'LATERAL'"]),
+        ({"image_id": ["1", "2", "3", "2"]}, ["rows 2 and 4", "'image_id'", "'2'"]),
+        ({"patient_id": ["p1", "p1", "", "p3"]}, ["row 3", "'patient_id'"]),
+        ({"patient_id": ["p1", "p1", "p1", "p3"]}, ["'p1'", "'train'", "'valid'"]),
+        ({"comorbidities": ["1", "1.5", "", "0"]}, ["row 2", "'comorbidities'", "'1.5'"]),
+        ({"comorbidities": ["1", "-2", "", "0"]}, ["row 2", "'comorbidities'", "'-2'"]),
+    ],
+)
+def test_a_bad_cell_is_refused_with_its_place(changes, words):
+    with pytest.raises(InputError) as refusal:
+        check_manifest(table(**changes), FINDINGS, "films.csv")
+    for word in ["films.csv", *words]:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("column", ["image_id", "patient_id", "path", "split", "age", "sex", "congestion"])
+def test_a_missing_column_is_named(column):
+    with pytest.raises(InputError, match=f"'{column}' is missing"):
+        check_manifest(table().drop(columns=column), FINDINGS, "films.csv")
+
+
+def test_a_row_is_named_as_in_the_table_it_came_from():
+    frame = table(age=["63", "64", "1", "old"])
+    with pytest.raises(InputError, match="row 4,"):
+        check_manifest(frame.iloc[2:], FINDINGS, "films.csv")
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(InputError, match="no rows"):
+        check_manifest(table().iloc[:0], FINDINGS, "films.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("absent.csv", None, "no such table"),
+        ("films.xlsx", b"x", "expected a .parquet or .csv"),
+        ("films.csv", b"", "cannot be read"),
+        ("films.csv", b"a,b\n\xff\xfe,1\n", "cannot be read"),
+        ("films.parquet", b"not parquet", "cannot be read"),
+    ],
+)
+def test_an_unreadable_table_is_refused(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_manifest(tmp_path / name, FINDINGS)
+
+
+@pytest.mark.parametrize(("labels", "kind"), [(["1", "0", "0", "0"], "positive"), (["1", "0", "1", "1"], "negative")])
+def test_a_split_without_positives_or_negatives_is_refused(labels, kind):
+    frame = table(
+        split=["train", "train", "test", "test"],
+        patient_id=["p1", "p1", "p2", "p3"],
+        cardiomegaly=labels,
+        congestion=["0", "1"] * 2,
+    )
+    with pytest.raises(InputError, match=f"split 'test' has no {kind} image of 'cardiomegaly'"):
+        require_positives(check_manifest(frame, FINDINGS, "m"), FINDINGS)
+    frame = frame.assign(cardiomegaly=["1", "0", "1", "0"])
+    require_positives(check_manifest(frame, FINDINGS, "m"), FINDINGS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    patients=st.lists(st.integers(0, 40).map(str), min_size=1, max_size=200),
+    cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+    seed=st.integers(0, 2**31),
+)
+def test_splits_never_share_a_patient_and_have_their_share(patients, cuts, seed):
+    fractions = {"train": cuts[0], "valid": cuts[1] - cuts[0], "test": 1 - cuts[1]}
+    frame = split_by_patient(pd.DataFrame({"patient_id": patients}), fractions, seed)
+    assert frame.groupby("patient_id")["split"].nunique().max() == 1
+    count = frame["patient_id"].nunique()
+    for split, fraction in fractions.items():
+        found = frame.loc[frame["split"] == split, "patient_id"].nunique()
+        assert abs(found - fraction * count) <= 1
+    backwards = split_by_patient(pd.DataFrame({"patient_id": patients[::-1]}), fractions, seed)
+    assert backwards["split"].tolist()[::-1] == frame["split"].tolist()
+
+
+def test_another_seed_draws_other_splits():
+    frame = pd.DataFrame({"patient_id": [str(i) for i in range(100)]})
+    draws = [split_by_patient(frame, {"train": 0.5, "test": 0.5}, seed)["split"].tolist() for seed in (0, 1)]
+    assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize(
+    "fractions", [{"train": 0.5, "test": 0.4}, {"train": 1.5, "test": -0.5}, {"dev": 1.0}, {"train": np.nan}]
+)
+def test_impossible_fractions_are_refused(fractions):
+    with pytest.raises(InputError, match="split fractions"):
+        split_by_patient(pd.DataFrame({"patient_id": ["a"]}), fractions, 0)

@@ -1,0 +1,184 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from jaxcxr.data.images import preprocess
+from jaxcxr.data.store import open_store
+from jaxcxr.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "scripts" / "prepare.py"
+RADIOGRAPHS = (REPOSITORY / "../shared/data/radiographs").resolve()
+SOURCE = """
+columns: {path: path, patient_id: patient, split: split, age: age, sex: sex}
+graded:
+  congestion: {column: congestion}
+"""
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("prepare_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    """A folder with 12 films, their table and its column map."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(12):
+        pixels = rng.integers(0, 256, (50, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        split = ("train", "valid", "test")[index % 3]
+        rows.append((f"{index}.png", f"p{index}", split, 40 + index, "F", (index // 3) % 2))
+    table = pd.DataFrame(rows, columns=["path", "patient", "split", "age", "sex", "congestion"])
+    table.to_csv(tmp_path / "films.csv", index=False)
+    (tmp_path / "source.yaml").write_text(SOURCE)
+    return tmp_path
+
+
+def prepare(monkeypatch, folder, *flags):
+    paths = ["--source", folder / "source.yaml", "--table", folder / "films.csv", "--images", folder, "--out", folder / "store"]
+    arguments = [str(argument) for argument in (*paths, "--size", 16, "--processes", 1, *flags)]
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
+    load_script().main()
+    return open_store(folder / "store")
+
+
+def change(folder, row, column, value):
+    table = pd.read_csv(folder / "films.csv", dtype=str)
+    table.loc[row, column] = value
+    table.to_csv(folder / "films.csv", index=False)
+
+
+def test_a_table_and_its_films_become_a_store(hospital, monkeypatch, capsys):
+    store = prepare(monkeypatch, hospital)
+    assert store.findings == ("congestion",)
+    split = store.split("valid")
+    assert split.frame["path"].tolist() == ["1.png", "4.png", "7.png", "10.png"]
+    for image, name in zip(split.read_all(), split.frame["path"], strict=True):
+        np.testing.assert_array_equal(image, preprocess(np.asarray(Image.open(hospital / name)), 16))
+    assert "12 images of 16 x 16 (train 4, valid 4, test 4)" in capsys.readouterr().out
+    assert not (store.path / "quarantine.csv").exists()
+
+
+def test_bad_files_are_left_out_and_named(hospital, monkeypatch, capsys):
+    (hospital / "3.png").write_bytes(b"torn")
+    (hospital / "7.png").unlink()
+    store = prepare(monkeypatch, hospital)
+    listing = pd.read_csv(store.path / "quarantine.csv")
+    assert listing["path"].tolist() == ["3.png", "7.png"]
+    assert listing["reason"].str.contains("cannot be").all()
+    assert len(store.manifest) == 10
+    assert not {"3.png", "7.png"} & set(store.manifest["path"])
+    assert "2 of 12 images could not be used" in capsys.readouterr().out
+
+
+def test_losing_the_last_positive_to_bad_files_is_said(hospital, monkeypatch, capsys):
+    (hospital / "5.png").write_bytes(b"torn")
+    (hospital / "11.png").write_bytes(b"torn")
+    prepare(monkeypatch, hospital)
+    assert "split 'test' has no positive image of 'congestion'" in capsys.readouterr().out
+
+
+def test_strict_stops_at_the_first_bad_file(hospital, monkeypatch):
+    (hospital / "3.png").write_bytes(b"torn")
+    (hospital / "7.png").unlink()
+    with pytest.raises(InputError, match=r"3\.png"):
+        prepare(monkeypatch, hospital, "--strict")
+    assert not (hospital / "store").exists()
+
+
+def test_all_films_missing_is_refused_with_a_reason(hospital, monkeypatch):
+    for index in range(12):
+        (hospital / f"{index}.png").unlink()
+    with pytest.raises(InputError, match=r"none of the 12 images could be used; the first: .*0\.png"):
+        prepare(monkeypatch, hospital)
+    assert not [path for path in hospital.iterdir() if "store" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "words"),
+    [
+        (3, "congestion", "2", "row 4, column 'congestion'"),
+        (3, "path", "2.png", "'2.png' stands twice"),
+        (3, "patient", "p2", "patient 'p2'"),
+        (3, "split", "", "row 4, column 'split'"),
+        ([0, 3, 6, 9], "congestion", "0", "split 'train' has no positive"),
+    ],
+)
+def test_a_bad_table_is_refused_before_any_work(hospital, monkeypatch, row, column, value, words):
+    change(hospital, row, column, value)
+    with pytest.raises(InputError, match=words) as refusal:
+        prepare(monkeypatch, hospital)
+    assert "films.csv" in str(refusal.value)
+    assert not (hospital / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--size", "3"), "--size: found 3"),
+        (("--processes", "0"), "--processes: found 0"),
+        (("--images", "nowhere"), "nowhere: no such folder"),
+        (("--table", "nowhere.csv"), "no such table"),
+        (("--source", "nowhere.yaml"), "no such configuration"),
+    ],
+)
+def test_a_bad_flag_is_refused(hospital, monkeypatch, flags, words):
+    with pytest.raises(InputError, match=words):
+        prepare(monkeypatch, hospital, *flags)
+
+
+def test_an_existing_store_is_refused_before_decoding(hospital, monkeypatch):
+    prepare(monkeypatch, hospital)
+    (hospital / "0.png").unlink()
+    with pytest.raises(InputError, match="exists already"):
+        prepare(monkeypatch, hospital, "--strict")
+
+
+def test_real_radiographs_of_every_kind(tmp_path):
+    """The example configuration, on a short table with every DICOM and 16-bit file, by two processes from the command line."""
+    if not (RADIOGRAPHS / "metadata.csv").is_file():
+        pytest.skip("no development radiographs here")
+    table = pd.read_csv(RADIOGRAPHS / "metadata.csv", dtype=str, keep_default_na=False)
+    table = pd.concat(
+        [table[table["path"].str.startswith(("dicom", "png16"))], table.sample(500, random_state=0)]
+    ).drop_duplicates("path")
+    table.to_csv(tmp_path / "metadata.csv", index=False)
+    flags = [
+        "--source",
+        "configs/prepare_example.yaml",
+        "--table",
+        str(tmp_path / "metadata.csv"),
+        "--images",
+        str(RADIOGRAPHS),
+    ]
+    command = [sys.executable, str(SCRIPT), *flags, "--out", str(tmp_path / "store"), "--size", "32", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    store = open_store(tmp_path / "store")
+    listing = pd.read_csv(store.path / "quarantine.csv")
+    assert "dicom/udacity_test5.dcm" in set(listing["path"])
+    assert len(store.manifest) + len(listing) == len(table) - 1
+    assert "dicom/highdicom_dx_image.dcm" not in {*store.manifest["path"], *listing["path"]}
+    films = {name: image for split in map(store.split, ("train", "valid", "test")) for name, image in named(split)}
+    turned = films["dicom/gdcm-CR-MONO1-10-chest.dcm"].astype(int).ravel()
+    assert np.corrcoef(turned, films["png16/gdcm_cr_chest_10in16.png"].astype(int).ravel())[0, 1] > 0.99
+    again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert again.returncode == 2
+    assert again.stderr == f"error: {tmp_path / 'store'}: exists already, expected a new folder for the store\n"
+
+
+def named(split):
+    return zip(split.frame["path"], split.read_all(), strict=True)

@@ -1,0 +1,283 @@
+import concurrent.futures
+import json
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxcxr.data.store import open_store, write_store
+from jaxcxr.errors import InputError
+
+SIZE = 16
+FINDINGS = ("cardiomegaly", "congestion")
+
+
+def cohort(count: int = 40, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"film-{i}" for i in range(count)],
+            "patient_id": [f"patient-{i}" for i in range(count)],
+            "path": [f"{i}.png" for i in range(count)],
+            "split": [("train", "train", "test", "valid")[i % 4] for i in range(count)],
+            "age": rng.integers(1, 90, count).astype(float),
+            "sex": rng.choice(["F", "M"], count),
+            "view": "PA",
+            "cardiomegaly": rng.choice([0, 1, np.nan], count),
+            "congestion": rng.choice([0, 1], count),
+        }
+    )
+    return frame, rng.integers(0, 256, (count, SIZE, SIZE), dtype=np.uint8)
+
+
+def write(path, frame, images, **changes):
+    return write_store(
+        path, frame, images, **{"size": SIZE, "findings": FINDINGS, "preprocessing": {"resize": "none"}, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    frame, images = cohort()
+    return write(tmp_path_factory.mktemp("stores") / "a", frame, iter(images)), frame, images
+
+
+@pytest.mark.parametrize("name", ["train", "valid", "test"])
+def test_a_split_gives_back_its_own_films_and_labels(written, name):
+    store, frame, images = written
+    rows = (frame["split"] == name).to_numpy()
+    split = open_store(store.path).split(name)
+    assert len(split) == rows.sum()
+    np.testing.assert_array_equal(split.read_all(), images[rows])
+    np.testing.assert_array_equal(split.labels, frame.loc[rows, list(FINDINGS)].to_numpy(np.float32))
+    assert split.labels.dtype == np.float32
+    assert split.frame["image_id"].tolist() == frame.loc[rows, "image_id"].tolist()
+
+
+def test_reading_is_by_position_and_may_repeat(written):
+    store, frame, images = written
+    mine = images[(frame["split"] == "train").to_numpy()]
+    indices = np.array([7, 0, 7, 19])
+    np.testing.assert_array_equal(store.split("train").read(indices), mine[indices])
+    assert store.split("train").read(np.array([], dtype=int)).shape == (0, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("index", [-1, 20])
+def test_an_index_outside_is_refused(written, index):
+    with pytest.raises(IndexError, match="20"):
+        written[0].split("train").read(np.array([0, index]))
+
+
+def test_findings_are_selected_in_the_asked_order(written):
+    store, frame, _ = written
+    split = store.split("test", findings=["congestion"])
+    assert split.findings == ("congestion",)
+    np.testing.assert_array_equal(split.labels[:, 0], frame.loc[frame["split"] == "test", "congestion"])
+    both = store.split("test", findings=["congestion", "cardiomegaly"])
+    np.testing.assert_array_equal(both.labels, store.split("test").labels[:, ::-1])
+    with pytest.raises(InputError, match=r"'pneumonia'.*cardiomegaly"):
+        store.split("test", findings=["congestion", "pneumonia"])
+    with pytest.raises(InputError, match="'dev'"):
+        store.split("dev")
+
+
+def test_several_threads_may_read(written):
+    store, frame, images = written
+    mine = images[(frame["split"] == "train").to_numpy()]
+    split = open_store(store.path).split("train")
+
+    def right(seed):
+        indices = np.random.default_rng(seed).integers(0, len(split), 50)
+        return np.array_equal(split.read(indices), mine[indices])
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(right, range(64)))
+
+
+def test_tfds_itself_reads_the_store(written):
+    store, frame, images = written
+    source = tfds.builder_from_directory(store.path).as_data_source("valid")
+    rows = np.flatnonzero(frame["split"] == "valid")
+    for record, row in zip(source, rows, strict=True):
+        np.testing.assert_array_equal(record["image"], images[row])
+        assert record["image_id"].decode() == frame["image_id"][row]
+
+
+def test_a_store_may_be_moved(tmp_path):
+    frame, images = cohort()
+    store = write(tmp_path / "a", frame, images)
+    store.path.rename(tmp_path / "elsewhere")
+    moved = open_store(tmp_path / "elsewhere").split("test")
+    np.testing.assert_array_equal(moved.read_all(), images[(frame["split"] == "test").to_numpy()])
+
+
+def test_store_json_says_what_was_done(written):
+    store, _, _ = written
+    description = json.loads((store.path / "store.json").read_text())
+    assert description["counts"] == {"train": 20, "valid": 10, "test": 10}
+    assert description["preprocessing"] == {"resize": "none"}
+    assert description["size"] == SIZE
+    assert tuple(description["findings"]) == FINDINGS
+    assert description["fingerprint"] == store.fingerprint
+    assert "array_record" in description["versions"]
+
+
+def test_draw_columns_stay_outside(tmp_path):
+    frame, images = cohort()
+    store = write(tmp_path / "a", frame.assign(draw_angle=1.0), images)
+    assert "draw_angle" not in store.manifest.columns
+    assert "draw_angle" not in pd.read_parquet(store.path / "manifest.parquet").columns
+
+
+def test_a_split_without_films_is_empty(tmp_path):
+    frame, images = cohort(4)
+    store = write(tmp_path / "a", frame.assign(split="train"), images)
+    assert len(store.split("valid")) == 0
+    assert store.split("valid").read_all().shape == (0, SIZE, SIZE)
+    assert store.split("valid").labels.shape == (0, 2)
+
+
+def test_none_leaves_its_row_out(tmp_path):
+    frame, images = cohort(8)
+    films = [None if row in (0, 5) else image for row, image in enumerate(images)]
+    store = write(tmp_path / "a", frame, films)
+    keep = np.array([row not in (0, 5) for row in range(8)])
+    assert store.manifest["image_id"].tolist() == frame.loc[keep, "image_id"].tolist()
+    np.testing.assert_array_equal(store.split("train").read_all(), images[keep & (frame["split"] == "train").to_numpy()])
+    assert store.fingerprint == write(tmp_path / "b", frame[keep], images[keep]).fingerprint
+    with pytest.raises(InputError, match="none of the 8 images"):
+        write(tmp_path / "c", frame, [None] * 8)
+
+
+def test_the_fingerprint_follows_the_data_and_nothing_else(tmp_path):
+    frame, images = cohort()
+
+    def fingerprint(name, frame=frame, images=images, **changes):
+        return write(tmp_path / name, frame, images, **changes).fingerprint
+
+    other_pixel, other_label, other_patient = images.copy(), frame.copy(), frame.copy()
+    other_pixel[39, 15, 15] ^= 1
+    other_label.loc[0, "congestion"] = 1 - other_label.loc[0, "congestion"]
+    other_patient.loc[0, "patient_id"] = "someone"
+    same = fingerprint("a")
+    assert same == fingerprint("b")
+    assert same == fingerprint("c", frame.assign(path="elsewhere"))
+    different = [
+        fingerprint("d", images=other_pixel),
+        fingerprint("e", other_label),
+        fingerprint("f", other_patient),
+        fingerprint("g", preprocessing={"resize": "other"}),
+        fingerprint("h", frame.assign(split=frame["split"].replace("test", "valid"))),
+        fingerprint("i", images=images[::-1]),
+    ]
+    assert len({same, *different}) == 7
+
+
+def test_an_existing_store_is_refused_and_kept(tmp_path):
+    frame, images = cohort()
+    first = write(tmp_path / "a", frame, images)
+    with pytest.raises(InputError, match="exists already"):
+        write(tmp_path / "a", frame, images)
+    assert open_store(tmp_path / "a").fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(("count", "words"), [(39, "found 39"), (41, "found more")])
+def test_another_number_of_images_is_refused(tmp_path, count, words):
+    frame, images = cohort()
+    with pytest.raises(InputError, match=rf"expected 40 images.*{words}"):
+        write(tmp_path / "a", frame, np.resize(images, (count, SIZE, SIZE)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.zeros((SIZE, SIZE + 1), np.uint8), np.zeros((SIZE, SIZE), np.float32)])
+def test_an_image_of_another_kind_is_refused(tmp_path, bad):
+    frame, _ = cohort(1)
+    with pytest.raises(ValueError, match="image 0: expected UInt8"):
+        write(tmp_path / "a", frame, iter([bad]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_leaves_nothing(tmp_path):
+    frame, images = cohort()
+
+    def failing():
+        yield from images[:30]
+        raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError, match="power"):
+        write(tmp_path / "a", frame, failing())
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "a", frame, images)
+
+
+def test_nothing_is_written_for_a_bad_manifest(tmp_path):
+    frame, images = cohort()
+    with pytest.raises(InputError, match="'view'"):
+        write(tmp_path / "a", frame.assign(view="LATERAL"), images)
+    with pytest.raises(TypeError):
+        write(tmp_path / "a", frame, images, preprocessing={"when": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_flat_in_the_number_of_films(tmp_path):
+    frame, _ = cohort(200)
+    alive: set[int] = set()
+    most = 0
+
+    def films():
+        nonlocal most
+        for row in range(200):
+            image = np.full((512, 512), row, dtype=np.uint8)
+            alive.add(row)
+            weakref.finalize(image, alive.discard, row)
+            most = max(most, len(alive))
+            yield image
+
+    write(tmp_path / "a", frame, films(), size=512)
+    assert most < 40
+
+
+@pytest.mark.parametrize("name", ["store.json", "manifest.parquet", "dataset_info.json", "films-train.array_record-00000"])
+def test_an_incomplete_store_is_refused(tmp_path, name):
+    frame, images = cohort()
+    store = write(tmp_path / "a", frame, images)
+    (store.path / name).unlink()
+    with pytest.raises(InputError, match="not a complete store"):
+        open_store(store.path)
+
+
+def test_a_damaged_or_foreign_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such store"):
+        open_store(tmp_path / "absent")
+    frame, images = cohort()
+    store = write(tmp_path / "a", frame, images)
+    text = (store.path / "store.json").read_text()
+    (store.path / "store.json").write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(InputError, match="format 99"):
+        open_store(store.path)
+    (store.path / "store.json").write_text(text.replace('"train": 20', '"train": 21'))
+    with pytest.raises(InputError, match="20 rows of split 'train'"):
+        open_store(store.path)
+    (store.path / "store.json").write_text(text[:50])
+    with pytest.raises(InputError, match="not a complete store"):
+        open_store(store.path)
+
+
+def test_writing_and_reading_say_nothing_and_need_no_tensorflow(tmp_path):
+    frame, _ = cohort(4)
+    frame.to_parquet(tmp_path / "manifest.parquet")
+    script = (
+        "import sys, numpy as np, pandas as pd\n"
+        "from jaxcxr.data.store import open_store, write_store\n"
+        "films = np.zeros((4, 16, 16), np.uint8)\n"
+        "frame = pd.read_parquet('manifest.parquet')\n"
+        "write_store('a', frame, films, size=16, findings=('congestion',), preprocessing={})\n"
+        "open_store('a').split('train').read_all()\n"
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'jax', 'flax')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,204 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax_privacy
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcxr.models.layers import Conv, GroupNorm
+from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.models.taps import apply_tapped, find_taps
+from jaxcxr.privacy.gradients import CLIP_MARGIN, clipped_sum_layerwise, clipped_sum_vmap
+
+CLIP = 0.7
+
+
+def error_of(output: Any, target: Any) -> Any:
+    return jnp.sum((output - target) ** 2)
+
+
+class Problem:
+    """A network, its parameters and a batch, with the clipped sum both ways."""
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], n: int, seed: int = 0, image: bool = False) -> None:
+        rng = np.random.default_rng(seed)
+        x = rng.integers(0, 256, (n, *shape)).astype(np.uint8) if image else rng.normal(size=(n, *shape)).astype(np.float32)
+        self.model, self.x = model, jnp.asarray(x)
+        self.params = model.init(jax.random.key(seed), self.x[0])
+        leaves, structure = jax.tree.flatten(self.params)
+        self.params = jax.tree.unflatten(
+            structure, [p + 0.1 * jnp.asarray(rng.normal(size=p.shape), jnp.float32) for p in leaves]
+        )
+        out = jax.eval_shape(model.apply, self.params, self.x[0]).shape
+        self.y = jnp.asarray(rng.normal(size=(n, *out)).astype(np.float32))
+        self.taps = find_taps(model, self.x[0])
+
+    def loss(self, params: Any, example: Any) -> Any:
+        return error_of(self.model.apply(params, example[0]), example[1])
+
+    def tapped(self, params: Any, zeros: Any, example: Any) -> Any:
+        output, inputs = apply_tapped(self.model, self.taps, params, zeros, example[0])
+        return error_of(output, example[1]), inputs
+
+    def sums(self, is_real: Any = None, clip: float = CLIP) -> tuple[Any, Any]:
+        real = jnp.ones(len(self.x), bool) if is_real is None else jnp.asarray(is_real)
+        batch = (self.x, self.y)
+        reference = jax.jit(lambda p: clipped_sum_vmap(self.loss, p, batch, real, clip))(self.params)
+        fast = jax.jit(lambda p: clipped_sum_layerwise(self.tapped, self.taps, p, batch, real, clip))(self.params)
+        return reference, fast
+
+    def by_loop(self, rows: Any, clip: float = CLIP) -> Any:
+        total = jax.tree.map(jnp.zeros_like, self.params)
+        gradient = jax.jit(jax.grad(self.loss))
+        for i in rows:
+            g = gradient(self.params, (self.x[i], self.y[i]))
+            norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(g)))
+            total = jax.tree.map(lambda t, leaf, s=min(1.0, clip / norm): t + s * leaf, total, g)
+        return total
+
+
+def assert_same(a: Any, b: Any, tolerance: float = 3e-5) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, u), v in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        scale = float(jnp.linalg.norm(v)) + 1e-6
+        assert float(jnp.linalg.norm(u - v)) <= tolerance * scale, jax.tree_util.keystr(path)
+
+
+def norm_of(tree: Any) -> float:
+    return float(np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))))
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Problem:
+    return Problem(ResNet9(3, width=32), (32, 32), 5, image=True)
+
+
+@pytest.fixture(scope="module")
+def resnet_sums(resnet: Problem) -> tuple[Any, Any]:
+    return resnet.sums([True, True, False, True, True])
+
+
+def test_vmap_equals_a_python_loop(resnet: Problem, resnet_sums: tuple[Any, Any]) -> None:
+    assert_same(resnet_sums[0][0], resnet.by_loop([0, 1, 3, 4]))
+
+
+def test_layerwise_equals_vmap_on_every_leaf(resnet_sums: tuple[Any, Any]) -> None:
+    (reference, losses, norms), (fast, fast_losses, fast_norms) = resnet_sums
+    assert_same(fast, reference)
+    np.testing.assert_allclose(fast_norms, norms, rtol=1e-5)
+    np.testing.assert_allclose(fast_losses, losses, rtol=1e-6)
+
+
+def test_vmap_equals_jax_privacy(resnet: Problem) -> None:
+    clipped = jax_privacy.clipped_grad(
+        lambda params, example: resnet.loss(params, example), l2_clip_norm=CLIP, batch_argnums=1, keep_batch_dim=False
+    )
+    theirs = clipped(resnet.params, (resnet.x, resnet.y))
+    assert_same(resnet.sums()[0][0], theirs)
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=["vmap", "layerwise"])
+def test_padding_contributes_nothing(resnet: Problem, resnet_sums: tuple[Any, Any], way: int) -> None:
+    other = Problem(resnet.model, (32, 32), 5, image=True)
+    other.params = resnet.params
+    other.x = resnet.x.at[2].set(255 - resnet.x[2])
+    assert_same(other.sums([True, True, False, True, True])[way][0], resnet_sums[way][0], tolerance=1e-6)
+    nobody = resnet.sums([False] * 5)[way][0]
+    assert norm_of(nobody) == 0.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.booleans())
+def test_neighbouring_batches_differ_by_at_most_the_clip_norm(seed: int, clip: float, layerwise: bool) -> None:
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(2)(jnp.tanh(nn.Dense(4)(x)))
+
+    problem = Problem(Net(), (3,), 6, seed)
+    everyone, without = [True] * 6, [True] * 6
+    without[seed % 6] = False
+    way = int(layerwise)
+    a, b = problem.sums(everyone, clip)[way][0], problem.sums(without, clip)[way][0]
+    difference = norm_of(jax.tree.map(lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), a, b))
+    # the difference of two float32 sums carries their rounding; the contribution itself is measured alone below
+    assert difference <= clip * (1 + 1e-5)
+    alone = [i == seed % 6 for i in range(6)]
+    contribution, _, norms = problem.sums(alone, clip)[way]
+    assert norm_of(contribution) <= clip
+    unclipped = float(norms[seed % 6])
+    assert norm_of(contribution) == pytest.approx(min(unclipped, clip * (1 - CLIP_MARGIN)), rel=1e-4)
+
+
+class RandomNet(nn.Module):
+    """A convolution, a norm and a head with the given geometry."""
+
+    kernel_size: int
+    stride: int
+    padding: int
+    copies: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = Conv(self.features, self.kernel_size, self.stride, self.padding, self.copies, name="a")(x)
+        x = nn.relu(GroupNorm(groups=2)(x))
+        x = Conv(2 * self.features, 1, 1, 0, name="b")(x)
+        return nn.Dense(3)(x.reshape(-1))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.integers(5, 9), st.integers(1, 2), st.integers(0, 99)
+)
+def test_layerwise_equals_vmap_for_random_convolutions(
+    kernel: int, stride: int, padding: int, copies: int, side: int, channels: int, seed: int
+) -> None:
+    problem = Problem(RandomNet(kernel, stride, padding, copies, 2), (side, side + 1, channels), 3, seed)
+    assert {tap.path for tap in problem.taps} == {("a",), ("b",), ("Dense_0",)}
+    reference, fast = problem.sums()
+    assert_same(fast[0], reference[0])
+
+
+class Sequence(nn.Module):
+    """Layers that the fast path cannot tap (embedding, layer norm, a bare parameter) beside a dense layer with several positions."""
+
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        x = nn.Embed(7, 4)(tokens.astype(jnp.int32) % 7)
+        x = nn.LayerNorm()(nn.Dense(5)(x))
+        return (x * self.param("gain", nn.initializers.ones, (5,))).mean(axis=0)
+
+
+def test_unknown_layers_keep_the_direct_path() -> None:
+    problem = Problem(Sequence(), (6,), 4)
+    assert [tap.path for tap in problem.taps] == [("Dense_0",)]
+    reference, fast = problem.sums()
+    assert_same(fast[0], reference[0])
+
+
+class Shared(nn.Module):
+    """One dense layer called twice."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        shared = nn.Dense(3, name="shared")
+        return nn.Dense(2, name="last")(shared(jnp.tanh(shared(x))))
+
+
+def test_a_layer_called_twice_keeps_the_direct_path() -> None:
+    problem = Problem(Shared(), (3,), 4)
+    assert [tap.path for tap in problem.taps] == [("last",)]
+    reference, fast = problem.sums()
+    assert_same(fast[0], reference[0])
+
+
+def test_bfloat16_contributions_stay_within_the_clip_norm() -> None:
+    problem = Problem(ResNet9(3, width=32, dtype=jnp.bfloat16), (32, 32), 2, image=True)
+    contribution, _, norms = problem.sums([True, False], clip=0.05)[1]
+    assert float(norms[0]) > 0.05
+    assert norm_of(contribution) <= 0.05

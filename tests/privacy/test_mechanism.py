@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.mechanism import Mechanism
+
+SECRET = bytes(range(32))
+MECHANISM = Mechanism(n_units=1000, expected_batch_size=50, l2_clip_norm=1.5, noise_multiplier=2.0, epsilon=1.0, delta=1e-6)
+
+
+def released(total: dict[str, jax.Array], step: int, mechanism: Mechanism = MECHANISM) -> dict[str, np.ndarray]:
+    out = jax.jit(mechanism.release)(total, jnp.asarray(mechanism.noise_key(SECRET, step)))
+    return jax.tree.map(np.asarray, out)
+
+
+def test_release_is_the_sum_plus_noise_over_the_expected_batch() -> None:
+    total = {"w": jnp.linspace(-5, 5, 100_000)}
+    noise = released(total, 0)["w"] * 50 - np.asarray(total["w"])
+    assert stats.kstest(noise, "norm", args=(0, 2.0 * 1.5)).pvalue > 1e-4
+
+
+def test_an_empty_batch_is_noised_like_any_other() -> None:
+    out = released({"w": jnp.zeros(50_000)}, 1)["w"]
+    assert out.std() == pytest.approx(2.0 * 1.5 / 50, rel=0.02)
+
+
+def test_no_two_steps_share_noise() -> None:
+    zeros = {"w": jnp.zeros(4)}
+    draws = {tuple(released(zeros, step)["w"]) for step in range(20)}
+    assert len(draws) == 20
+
+
+def test_what_is_drawn_is_what_is_accounted() -> None:
+    sizes = [len(MECHANISM.draw(SECRET, step, 1000)) for step in range(400)]
+    assert stats.binomtest(sum(sizes), 400 * 1000, MECHANISM.sample_rate).pvalue > 1e-4
+    entry = MECHANISM.entry(7)
+    assert (entry.step, entry.sample_rate, entry.noise_multiplier, entry.l2_clip_norm) == (7, 0.05, 2.0, 1.5)
+    assert Spending(entry.sample_rate, entry.noise_multiplier, 1).sample_rate == MECHANISM.sample_rate
+
+
+def test_the_rate_follows_the_declared_size_not_the_records_present() -> None:
+    sizes = [len(MECHANISM.draw(SECRET, step, 900)) for step in range(400)]
+    assert stats.binomtest(sum(sizes), 400 * 900, 0.05).pvalue > 1e-4
