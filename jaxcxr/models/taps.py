@@ -43,14 +43,19 @@ def _tap(module: nn.Module, output: Any) -> Tap | None:
     """The tap of one module, or None if it is none that can be tapped."""
     struct = jax.ShapeDtypeStruct(output.shape, output.dtype)
     if type(module) is layers.Conv:
-        conv: layers.Conv = module  # its attributes alone are used below, so it need not be bound
-        free = dataclasses.replace(conv, parent=None, name=None)
+        # A free copy in float32: input and cotangent are rounded to the layer's precision already, and products of rounded numbers are to
+        # be summed without rounding again, or the clipped sum would not have the norm that was computed for it.
+        free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32)
+        rounded = module.dtype
+
+        def apply(x: Float[Array, "*batch h w c"], kernel: Float[Array, "k k c_copies o"]) -> Float[Array, "*batch i j o"]:
+            return free.apply_kernel(x.astype(rounded), kernel)
 
         def unfold(x: Float[Array, "h w c"]) -> Float[Array, "t p"]:
-            columns = layers.patches(x, free.kernel_size, free.stride, free.padding)
-            return columns.reshape(-1, columns.shape[-1])
+            columns = layers.patches(x.astype(rounded), free.kernel_size, free.stride, free.padding)
+            return columns.reshape(-1, columns.shape[-1]).astype(jnp.float32)
 
-        return Tap(module.path, free.apply_kernel, unfold, free.input_copies, struct)
+        return Tap(module.path, apply, unfold, free.input_copies, struct)
     if type(module) is nn.Dense:
         return Tap(module.path, lambda x, kernel: x @ kernel, lambda x: x.reshape(-1, x.shape[-1]), 1, struct)
     return None

@@ -87,12 +87,12 @@ def _event(spending: Spending) -> dp_accounting.DpEvent:
 
 
 def _composed(spendings: Sequence[Spending]) -> list[Spending]:
-    """Like releases merged, empty ones dropped: composition does not depend on order."""
+    """Like releases merged, empty ones dropped, sorted: composition does not depend on order."""
     counts: dict[tuple[float, float], int] = {}
     for spent in spendings:
         key = (spent.sample_rate, spent.noise_multiplier)
         counts[key] = counts.get(key, 0) + spent.steps
-    return [Spending(q, sigma, steps) for (q, sigma), steps in counts.items() if steps > 0 and q > 0]
+    return [Spending(q, sigma, steps) for (q, sigma), steps in sorted(counts.items()) if steps > 0 and q > 0]
 
 
 def epsilon_rdp(spendings: Sequence[Spending], delta: float) -> float:

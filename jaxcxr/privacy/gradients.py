@@ -3,6 +3,9 @@
 Guarantee: for every example i the summed contribution is `is_real[i] * min(1, C / |g_i|) * g_i`, of L2 norm at most C, so that adding or
 removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum is exact: nothing is divided here.
 
+Norms and sums are float32 at full precision (on a GPU, XLA's default would round the factors of a product to ten bits, and the sum would not have the
+norm that was computed for it); the network's own arithmetic may be as coarse as it likes.
+
 Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it is the definition and the
 reference. `layerwise` makes one backward pass, takes norms layer by layer and never holds a whole network's gradient of one example.
 """
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 Path = tuple[str, ...]
+Scalar = float | Float[Array, ""]
 Loss = Callable[[Any, Any], Float[Array, ""]]
 """(parameters, one example) -> its loss."""
 TappedLoss = Callable[[Any, Any, Any], tuple[Float[Array, ""], Mapping[Path, Any]]]
@@ -41,7 +45,7 @@ class LinearLayer(Protocol):
 
 
 def clip_factors(
-    squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: float
+    squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: Scalar
 ) -> Float[Array, "n"]:
     """min(1, C / norm) for real examples, 0 for padding; a gradient that is not finite stays not finite, and is caught by the step."""
     norms = jnp.sqrt(squared_norms)
@@ -59,7 +63,7 @@ def _squared_norms(gradients: PyTree) -> Float[Array, "n"]:
 
 
 def clipped_sum_vmap(
-    loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"], l2_clip_norm: float
+    loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"], l2_clip_norm: Scalar
 ) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
     """The reference: `vmap(grad)`, every example's whole gradient, clipped and summed.
 
@@ -76,8 +80,12 @@ def clipped_sum_vmap(
     losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
     squared = _squared_norms(gradients)
     factors = clip_factors(squared, is_real, l2_clip_norm)
-    total = jax.tree.map(lambda g: jnp.tensordot(factors, g.astype(jnp.float32), axes=(0, 0)), gradients)
-    return total, losses, jnp.sqrt(squared)
+    return _weighted_sum(factors, gradients), losses, jnp.sqrt(squared)
+
+
+def _weighted_sum(factors: Float[Array, "n"], gradients: PyTree) -> PyTree:
+    with jax.default_matmul_precision("highest"):
+        return jax.tree.map(lambda g: jnp.tensordot(factors, g.astype(jnp.float32), axes=(0, 0)), gradients)
 
 
 def clipped_sum_layerwise(
@@ -86,7 +94,7 @@ def clipped_sum_layerwise(
     params: PyTree,
     examples: PyTree,
     is_real: Bool[Array, "n"],
-    l2_clip_norm: float,
+    l2_clip_norm: Scalar,
 ) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
     """The same sum from one forward and one backward pass over the whole microbatch.
 
@@ -107,29 +115,29 @@ def clipped_sum_layerwise(
     differentiate = jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True)
     (losses, inputs), (direct_grads, cotangents) = jax.vmap(differentiate, in_axes=(None, None, 0))(direct, zeros, examples)
 
-    squared = _squared_norms(direct_grads)
-    instantiated: dict[Path, list[Any]] = {}
-    for layer in layers:
-        x, dy = inputs[layer.path].astype(jnp.float32), cotangents[layer.path].astype(jnp.float32)
-        if _gram_is_cheaper(layer, kernels[layer.path].shape):
-            squared = squared + layer.multiplicity * jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
-        else:
-            # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
-            each = [_weight_gradient(layer, kernels[layer.path], x[i], dy[i]) for i in range(x.shape[0])]
-            instantiated[layer.path] = each
-            squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
+    with jax.default_matmul_precision("highest"):
+        squared = _squared_norms(direct_grads)
+        instantiated: dict[Path, list[Any]] = {}
+        for layer in layers:
+            x, dy = inputs[layer.path], cotangents[layer.path].astype(jnp.float32)
+            if _gram_is_cheaper(layer, kernels[layer.path].shape):
+                squared = squared + layer.multiplicity * jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
+            else:
+                # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
+                each = [_weight_gradient(layer, kernels[layer.path], x[i], dy[i]) for i in range(x.shape[0])]
+                instantiated[layer.path] = each
+                squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
 
-    factors = clip_factors(squared, is_real, l2_clip_norm)
-    sums = {}
-    for layer in layers:
-        if layer.path in instantiated:
-            sums[layer.path] = sum(factors[i] * g for i, g in enumerate(instantiated[layer.path]))
-        else:
-            x, dy = inputs[layer.path].astype(jnp.float32), cotangents[layer.path].astype(jnp.float32)
-            scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
-            sums[layer.path] = _weight_gradient(layer, kernels[layer.path], x, scaled)
-    direct_sum = jax.tree.map(lambda g: jnp.tensordot(factors, g.astype(jnp.float32), axes=(0, 0)), direct_grads)
-    return _with_kernels(direct_sum, sums), losses, jnp.sqrt(squared)
+        factors = clip_factors(squared, is_real, l2_clip_norm)
+        sums = {}
+        for layer in layers:
+            if layer.path in instantiated:
+                sums[layer.path] = sum(factors[i] * g for i, g in enumerate(instantiated[layer.path]))
+            else:
+                dy = cotangents[layer.path].astype(jnp.float32)
+                scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
+                sums[layer.path] = _weight_gradient(layer, kernels[layer.path], inputs[layer.path], scaled)
+    return _with_kernels(_weighted_sum(factors, direct_grads), sums), losses, jnp.sqrt(squared)
 
 
 def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...]) -> bool:

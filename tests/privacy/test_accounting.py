@@ -86,7 +86,7 @@ def test_a_budget_that_no_noise_can_reach_is_refused() -> None:
 
 
 def test_epochs_and_rates_of_the_paper() -> None:
-    assert accounting.steps_of_epochs(150, 153502, 128) == STEPS
+    assert accounting.steps_of_epochs(150.0, 153502, 128) == STEPS
     assert accounting.sample_rate_of(128, 153502) == RATE
     with pytest.raises(ValueError, match="expected_batch_size"):
         accounting.sample_rate_of(11, 10)

@@ -36,6 +36,10 @@ class Problem:
         out = jax.eval_shape(model.apply, self.params, self.x[0]).shape
         self.y = jnp.asarray(rng.normal(size=(n, *out)).astype(np.float32))
         self.taps = find_taps(model, self.x[0])
+        self.ways = (
+            jax.jit(lambda p, b, r, c: clipped_sum_vmap(self.loss, p, b, r, c)),
+            jax.jit(lambda p, b, r, c: clipped_sum_layerwise(self.tapped, self.taps, p, b, r, c)),
+        )
 
     def loss(self, params: Any, example: Any) -> Any:
         return error_of(self.model.apply(params, example[0]), example[1])
@@ -44,11 +48,10 @@ class Problem:
         output, inputs = apply_tapped(self.model, self.taps, params, zeros, example[0])
         return error_of(output, example[1]), inputs
 
-    def sums(self, is_real: Any = None, clip: float = CLIP) -> tuple[Any, Any]:
+    def sums(self, is_real: Any = None, clip: float = CLIP, x: Any = None) -> tuple[Any, Any]:
         real = jnp.ones(len(self.x), bool) if is_real is None else jnp.asarray(is_real)
-        batch = (self.x, self.y)
-        reference = jax.jit(lambda p: clipped_sum_vmap(self.loss, p, batch, real, clip))(self.params)
-        fast = jax.jit(lambda p: clipped_sum_layerwise(self.tapped, self.taps, p, batch, real, clip))(self.params)
+        batch = (self.x if x is None else x, self.y)
+        reference, fast = (way(self.params, batch, real, jnp.float32(clip)) for way in self.ways)
         return reference, fast
 
     def by_loop(self, rows: Any, clip: float = CLIP) -> Any:
@@ -64,7 +67,8 @@ class Problem:
 def assert_same(a: Any, b: Any, tolerance: float = 3e-5) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, u), v in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        scale = float(jnp.linalg.norm(v)) + 1e-6
+        # a leaf that the norm after it makes irrelevant has a gradient of rounding noise: it is judged against the whole gradient
+        scale = float(jnp.linalg.norm(v)) + 1e-2 * norm_of(b)
         assert float(jnp.linalg.norm(u - v)) <= tolerance * scale, jax.tree_util.keystr(path)
 
 
@@ -94,44 +98,44 @@ def test_layerwise_equals_vmap_on_every_leaf(resnet_sums: tuple[Any, Any]) -> No
 
 
 def test_vmap_equals_jax_privacy(resnet: Problem) -> None:
-    clipped = jax_privacy.clipped_grad(
-        lambda params, example: resnet.loss(params, example), l2_clip_norm=CLIP, batch_argnums=1, keep_batch_dim=False
-    )
-    theirs = clipped(resnet.params, (resnet.x, resnet.y))
+    clipped = jax_privacy.clipped_grad(resnet.loss, l2_clip_norm=CLIP, batch_argnums=1, keep_batch_dim=False)
+    theirs = jax.jit(clipped)(resnet.params, (resnet.x, resnet.y))
     assert_same(resnet.sums()[0][0], theirs)
 
 
 @pytest.mark.parametrize("way", [0, 1], ids=["vmap", "layerwise"])
 def test_padding_contributes_nothing(resnet: Problem, resnet_sums: tuple[Any, Any], way: int) -> None:
-    other = Problem(resnet.model, (32, 32), 5, image=True)
-    other.params = resnet.params
-    other.x = resnet.x.at[2].set(255 - resnet.x[2])
-    assert_same(other.sums([True, True, False, True, True])[way][0], resnet_sums[way][0], tolerance=1e-6)
+    other = resnet.x.at[2].set(255 - resnet.x[2])
+    assert_same(resnet.sums([True, True, False, True, True], x=other)[way][0], resnet_sums[way][0], tolerance=1e-6)
     nobody = resnet.sums([False] * 5)[way][0]
     assert norm_of(nobody) == 0.0
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.booleans())
-def test_neighbouring_batches_differ_by_at_most_the_clip_norm(seed: int, clip: float, layerwise: bool) -> None:
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any) -> Any:
-            return nn.Dense(2)(jnp.tanh(nn.Dense(4)(x)))
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(2)(jnp.tanh(nn.Dense(4)(x)))
 
-    problem = Problem(Net(), (3,), 6, seed)
-    everyone, without = [True] * 6, [True] * 6
-    without[seed % 6] = False
-    way = int(layerwise)
-    a, b = problem.sums(everyone, clip)[way][0], problem.sums(without, clip)[way][0]
-    difference = norm_of(jax.tree.map(lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), a, b))
-    # the difference of two float32 sums carries their rounding; the contribution itself is measured alone below
+
+@pytest.fixture(scope="module")
+def small() -> Problem:
+    return Problem(Net(), (3,), 6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.integers(0, 1))
+def test_neighbouring_batches_differ_by_at_most_the_clip_norm(
+    small: Problem, seed: int, clip: float, scale: float, way: int
+) -> None:
+    x = jnp.asarray(scale * np.random.default_rng(seed).normal(size=(6, 3)), jnp.float32)
+    one = seed % 6
+    everyone, _, norms = small.sums([True] * 6, clip, x)[way]
+    without, alone = (small.sums([(i == one) is only for i in range(6)], clip, x)[way][0] for only in (False, True))
+    difference = norm_of(jax.tree.map(lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), everyone, without))
+    # the difference of two float32 sums carries their rounding; what the unit adds is measured alone
     assert difference <= clip * (1 + 1e-5)
-    alone = [i == seed % 6 for i in range(6)]
-    contribution, _, norms = problem.sums(alone, clip)[way]
-    assert norm_of(contribution) <= clip
-    unclipped = float(norms[seed % 6])
-    assert norm_of(contribution) == pytest.approx(min(unclipped, clip * (1 - CLIP_MARGIN)), rel=1e-4)
+    assert norm_of(alone) <= clip
+    assert norm_of(alone) == pytest.approx(min(float(norms[one]), clip * (1 - CLIP_MARGIN)), rel=1e-4)
 
 
 class RandomNet(nn.Module):
@@ -151,7 +155,7 @@ class RandomNet(nn.Module):
         return nn.Dense(3)(x.reshape(-1))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.integers(5, 9), st.integers(1, 2), st.integers(0, 99)
 )

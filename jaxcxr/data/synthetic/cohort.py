@@ -24,7 +24,7 @@ READER_BLUNDER = 0.04
 """Probability that a positive finding is missed altogether; as many normal films are called mild."""
 PUBLIC_READER_NOISE = 0.36
 """The same as `READER_NOISE` for labels taken from reports."""
-PUBLIC_READER_BLUNDER = 0.08
+PUBLIC_READER_BLUNDER = 0.15
 """The same as `READER_BLUNDER` for labels taken from reports."""
 SIDE_UNNAMED = 0.5
 """Probability that a public report names no side, so that a sided finding is recorded on both."""
@@ -242,7 +242,8 @@ def _read(
     A step up from grade g is taken with the probability of a step down from g + 1 times their shares' ratio, so that as many
     films go up as come down and the label rates stay what they are.
     """
-    down = (population.reader_noise * (0.5 + difficulty))[:, None]
+    # Up to a half, a step down and a step up exclude one another.
+    down = np.minimum(population.reader_noise * (0.5 + difficulty), 0.5)[:, None]
     ratio = np.concatenate([shares[:, 1:] / shares[:, :-1], np.zeros((len(shares), 1))], axis=1)
     up = down * ratio[np.arange(len(shares)), drawn]
     luck = rng.random(drawn.shape)

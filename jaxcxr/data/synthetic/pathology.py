@@ -140,7 +140,9 @@ def devices(f: Field, t: Thorax, rng: np.random.Generator, difficulty: float, ag
             side = 1 if a > -0.7 else -1
             box = np.maximum(np.abs(f.u - side * (0.56 + 0.03 * b)) / 0.105, np.abs(f.v + 0.44 + 0.03 * c) / 0.085)
             total += 0.55 * ramp(1 - box, max(0.15, 8 * f.pixel))
-            course = f.u - side * 0.8 * np.square(clamp(0.12 - f.v, 0.0, 1.0)) - 0.5 * np.square(clamp(f.v + 0.1, 0.0, 1.0)) + 0.04
+            course = (
+                f.u - side * 1.35 * np.square(clamp(0.12 - f.v, 0.0, 1.0)) - 0.5 * np.square(clamp(f.v + 0.1, 0.0, 1.0)) + 0.04
+            )
             total += 0.26 * _line(f, course, f.v, -0.48, 0.22 + 0.04 * d, 0.011)
         elif device == 5 and age > 40:  # sternal wires
             near = np.abs(((f.v + 0.02 * a) / 0.16) % 1.0 - 0.5) * 0.16

@@ -54,7 +54,7 @@ class Scanner:
 SCANNERS: Mapping[str, Scanner] = MappingProxyType(
     {
         "private": Scanner(gamma=1.0, slope=1.0, sharpening=0.12, grain=1.0, smoothing=0.5, collimated=0.08, zoom=1.13),
-        "public": Scanner(gamma=1.35, slope=1.2, sharpening=0.5, grain=0.9, smoothing=0.0, collimated=0.4, zoom=1.02),
+        "public": Scanner(gamma=1.35, slope=1.2, sharpening=0.8, grain=0.9, smoothing=0.0, collimated=0.4, zoom=0.96),
     }
 )
 """How the two hospitals' films look."""
