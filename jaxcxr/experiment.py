@@ -35,14 +35,14 @@ def store_of(config: Experiment, say: Say = print) -> Store:
         if recipe is not None:
             _require_recipe(store, config)
     else:
-        say(f"drawing the {recipe.domain} synthetic cohort: {recipe.n_train + recipe.n_valid + recipe.n_test} films into {path}")
+        say(
+            f"drawing the {recipe.domain} synthetic cohort: {recipe.n_train + recipe.n_valid + recipe.n_test} films into {path}"
+        )
         films = synthetic.cohort(recipe).assign(path=lambda frame: "synthetic/" + frame["image_id"])
         raw = synthetic.render_all(films, config.data.size)
         images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
         described = {"synthetic": dataclasses.asdict(recipe), "jaxcxr": __version__, "chain": "min-max, equalise (paper)"}
-        store = write_store(
-            path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described
-        )
+        store = write_store(path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described)
     require_positives(store.manifest, config.data.findings, source=str(path))
     return store
 
@@ -51,7 +51,9 @@ def _require_recipe(store: Store, config: Experiment) -> None:
     described = json.loads((store.path / "store.json").read_text(encoding="utf-8"))["preprocessing"].get("synthetic")
     wanted = dataclasses.asdict(config.data.synthetic) if config.data.synthetic else None
     if described != wanted:
-        raise InputError(f"{store.path}: holds the cohort {described}, the configuration asks for {wanted}; name another data.store")
+        raise InputError(
+            f"{store.path}: holds the cohort {described}, the configuration asks for {wanted}; name another data.store"
+        )
 
 
 def _counted(images: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
@@ -109,7 +111,9 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
     say(_headline(plan))
     outcome = train(plan, out, resume)
     if not outcome.finished:
-        say(f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, the same command with --resume goes on")
+        say(
+            f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, the same command with --resume goes on"
+        )
         return None
     if outcome.stopped_by == "budget":
         say(f"the budget is spent: stopped before step {outcome.steps_done + 1} of {plan.steps}")

@@ -102,7 +102,9 @@ def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
     if untouched is not None:
         row = of(untouched).iloc[0]
         text = f"{row['bootstrap_mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        lines.append({"epsilon": "before training", "noise multiplier": "", "average AUROC": text, "paper (another cohort)": ""})
+        lines.append(
+            {"epsilon": "before training", "noise multiplier": "", "average AUROC": text, "paper (another cohort)": ""}
+        )
     return pd.DataFrame(lines).to_string(index=False)
 
 

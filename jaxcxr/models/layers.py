@@ -96,7 +96,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         return self.apply_kernel(x, kernel)
 
-    def apply_kernel(self, x: Float[Array, "*batch h w c"], kernel: Float[Array, "k k c_copies o"]) -> Float[Array, "*batch i j o"]:
+    def apply_kernel(
+        self, x: Float[Array, "*batch h w c"], kernel: Float[Array, "k k c_copies o"]
+    ) -> Float[Array, "*batch i j o"]:
         """The layer as a function of input and kernel, linear in each; serves one map or a batch."""
         if self.input_copies > 1:
             k, _, c, o = kernel.shape

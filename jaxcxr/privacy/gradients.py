@@ -44,9 +44,7 @@ class LinearLayer(Protocol):
     def output(self) -> jax.ShapeDtypeStruct: ...  # noqa: D102
 
 
-def clip_factors(
-    squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: Scalar
-) -> Float[Array, "n"]:
+def clip_factors(squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: Scalar) -> Float[Array, "n"]:
     """min(1, C / norm) for real examples, 0 for padding; a gradient that is not finite stays not finite, and is caught by the step."""
     norms = jnp.sqrt(squared_norms)
     bound = l2_clip_norm * (1.0 - CLIP_MARGIN)

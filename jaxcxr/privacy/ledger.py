@@ -72,7 +72,9 @@ class Ledger:
             self._write(dataclasses.asdict(entry))
             self._entries[entry.step] = entry
         elif known != entry:
-            raise InputError(f"{self._path}: step {entry.step} was already spent with other parameters ({known}); found {entry}")
+            raise InputError(
+                f"{self._path}: step {entry.step} was already spent with other parameters ({known}); found {entry}"
+            )
 
     def spendings(self, before_step: int | None = None) -> list[Spending]:
         """Everything spent so far (or by steps below `before_step`), for the accountant."""

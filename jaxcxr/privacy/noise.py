@@ -37,7 +37,9 @@ def random_words(key: UInt32[Array, "4"], leaf: int, shape: tuple[int, ...]) -> 
     JAX's threefry keys have 64 bits; two independent streams, one for each half of the key, are combined by exclusive or, so that
     predicting the words takes both halves.
     """
-    first, second = (jax.random.fold_in(jax.random.wrap_key_data(half, impl="threefry2x32"), leaf) for half in (key[:2], key[2:]))
+    first, second = (
+        jax.random.fold_in(jax.random.wrap_key_data(half, impl="threefry2x32"), leaf) for half in (key[:2], key[2:])
+    )
     return jax.random.bits(first, shape, jnp.uint32) ^ jax.random.bits(second, shape, jnp.uint32)
 
 

@@ -70,7 +70,9 @@ def load_or_make_secret(folder: Path, seed: int | None) -> bytes:
     if path.exists():
         secret = path.read_bytes()
         if len(secret) != SECRET_BYTES:
-            raise InputError(f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with another secret")
+            raise InputError(
+                f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with another secret"
+            )
         return secret
     folder.mkdir(parents=True, exist_ok=True)
     secret = new_secret(seed)
@@ -104,9 +106,12 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore((folder / "params").resolve())
     have, want = (
-        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]} for tree in (found, like)
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (found, like)
     )
-    wrong = [f"{name} is missing" for name in want.keys() - have.keys()] + [f"{name} is surplus" for name in have.keys() - want.keys()]
+    wrong = [f"{name} is missing" for name in want.keys() - have.keys()] + [
+        f"{name} is surplus" for name in have.keys() - want.keys()
+    ]
     wrong += [
         f"{name} has shape {np.shape(have[name])}, expected {np.shape(want[name])}"
         for name in want.keys() & have.keys()

@@ -165,7 +165,9 @@ def _affordable(plan: Plan, ledger: Ledger | None, done: int) -> int:
     if plan.mechanism is None or ledger is None:
         return plan.steps
     if not ledger.covers(done):
-        raise InputError(f"the ledger lacks lines for some of the {done} steps behind the newest checkpoint; it was changed or lost")
+        raise InputError(
+            f"the ledger lacks lines for some of the {done} steps behind the newest checkpoint; it was changed or lost"
+        )
     m = plan.mechanism
     spent = ledger.spendings(before_step=done)
     return done + accounting.affordable_steps(

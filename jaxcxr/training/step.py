@@ -100,9 +100,7 @@ def make_step(
     )
 
 
-def microbatches(
-    images: Any, labels: Float[np.ndarray, "n findings"], size: int
-) -> list[dict[str, np.ndarray]]:
+def microbatches(images: Any, labels: Float[np.ndarray, "n findings"], size: int) -> list[dict[str, np.ndarray]]:
     """Cut a drawn batch into padded microbatches of `size` rows; an empty batch has none.
 
     Padding repeats nothing of the batch: it is black films with unknown labels, masked out by `is_real`.

@@ -157,7 +157,13 @@ class RandomNet(nn.Module):
 
 @settings(max_examples=8, deadline=None)
 @given(
-    st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.integers(5, 9), st.integers(1, 2), st.integers(0, 99)
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 3),
+    st.integers(5, 9),
+    st.integers(1, 2),
+    st.integers(0, 99),
 )
 def test_layerwise_equals_vmap_for_random_convolutions(
     kernel: int, stride: int, padding: int, copies: int, side: int, channels: int, seed: int

@@ -1,0 +1,287 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcxr.config import Experiment, dump
+from jaxcxr.data.store import Store
+from jaxcxr.errors import InputError
+from jaxcxr.privacy.ledger import read_ledger
+from jaxcxr.training import loop
+from jaxcxr.training.checkpoint import SECRET_FILE, Checkpoints
+from jaxcxr.training.loop import train
+from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.step import make_step, microbatches
+from tests.conftest import changed
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def run(plan: Plan, out: Path, **kwargs: Any) -> loop.Outcome:
+    return train(plan, out, progress=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
+    return make_plan(tiny_config, tiny_store)
+
+
+@pytest.fixture(scope="module")
+def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Outcome]:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, run(plan, out)
+
+
+def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: Plan) -> None:
+    out, outcome = whole
+    assert outcome.finished
+    assert outcome.stopped_by == "steps"
+    terms, entries = read_ledger(out / "ledger.jsonl")
+    assert terms.seeded
+    assert terms.data_fingerprint == plan.fingerprint
+    assert plan.mechanism is not None
+    assert [(e.step, e.noise_multiplier, e.sample_rate) for e in entries] == [
+        (step, plan.mechanism.noise_multiplier, 6 / 50) for step in range(6)
+    ]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert rows[-1]["epsilon"] <= 8.0
+    assert sum(row["images"] for row in rows) == sum(
+        len(plan.mechanism.draw((out / "checkpoints" / SECRET_FILE).read_bytes(), step, 50)) for step in range(6)
+    )
+    assert (out / "checkpoints" / SECRET_FILE).stat().st_mode & 0o777 == 0o600
+    assert json.loads((out / "run.json").read_text())["release"] is False
+    assert list(out.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_resumed_run_ends_in_the_same_bits(
+    whole: tuple[Path, loop.Outcome], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """The run is cut after the ledger line of step `stop`, before its update: the newest checkpoint is behind the ledger."""
+    original = plan.mechanism.noise_key  # type: ignore[union-attr]
+
+    def cut(self: Any, secret: bytes, step: int) -> Any:
+        if step == stop:
+            raise ConnectionAbortedError("cut")
+        return original(secret, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(plan.mechanism), "noise_key", cut)
+        with pytest.raises(ConnectionAbortedError):
+            run(plan, tmp_path / "cut")
+    assert len(read_ledger(tmp_path / "cut" / "ledger.jsonl")[1]) == stop + 1
+    resumed = run(plan, tmp_path / "cut", resume=True)
+    assert bits(resumed.params) == bits(whole[1].params)
+    assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (whole[0] / "ledger.jsonl").read_bytes()
+    rows = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1] == 6
+    assert len(rows) == len(set(rows))
+
+
+def test_optimizer_state_is_restored_bit_for_bit(whole: tuple[Path, loop.Outcome], plan: Plan) -> None:
+    checkpoints = Checkpoints(whole[0] / "checkpoints")
+    like = plan.initial_params(bytes(32))
+    state = checkpoints.restore(6, {"params": like, "optimizer": plan.optimizer().init(like)})
+    checkpoints.close()
+    assert bits(state["params"]) == bits(whole[1].params)
+    assert int(state["optimizer"].count) == 6
+    assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(state["optimizer"].first))
+
+
+def test_a_killed_process_resumes_to_the_same_bits(
+    whole: tuple[Path, loop.Outcome], tiny_config: Experiment, plan: Plan, tmp_path: Path
+) -> None:
+    dump(tiny_config, tmp_path / "config.yaml")
+    out = tmp_path / "killed"
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    command = [sys.executable, str(script), "--config", str(tmp_path / "config.yaml"), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ, text=True) as process:
+        ledger = out / "ledger.jsonl"
+        while process.poll() is None and (not ledger.exists() or ledger.read_text().count("\n") < 5):
+            time.sleep(0.01)  # waits for the step to kill in, not for time to pass
+        process.send_signal(signal.SIGKILL)
+        assert process.stderr is not None
+        complaint = process.stderr.read()
+    assert process.returncode == -signal.SIGKILL, complaint
+    resumed = run(plan, out, resume=True)
+    assert bits(resumed.params) == bits(whole[1].params)
+    assert ledger.read_bytes() == (whole[0] / "ledger.jsonl").read_bytes()
+
+
+def test_a_finished_run_resumes_to_itself_without_another_step(whole: tuple[Path, loop.Outcome], plan: Plan) -> None:
+    before = (whole[0] / "ledger.jsonl").read_bytes()
+    again = run(plan, whole[0], resume=True)
+    assert again.finished
+    assert bits(again.params) == bits(whole[1].params)
+    assert (whole[0] / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_run_is_not_begun_over_and_not_continued_as_another(
+    whole: tuple[Path, loop.Outcome], plan: Plan, tiny_store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        run(plan, whole[0])
+    other = make_plan(changed(plan.config, "training", learning_rate=2e-3), tiny_store)
+    with pytest.raises(InputError, match="training.learning_rate: 0.001 there, 0.002 now"):
+        run(other, whole[0], resume=True)
+    (tmp_path / "stranger.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds files but no run"):
+        run(plan, tmp_path)
+
+
+def test_unseeded_runs_differ_and_may_be_released(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+    config = changed(changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1), "privacy", noise_multiplier=1.0)
+    unseeded = make_plan(config, tiny_store)
+    a, b = (run(unseeded, tmp_path / name) for name in "ab")
+    assert bits(a.params) != bits(b.params)
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["release"] is True
+
+
+def test_training_stops_before_the_step_that_would_exceed(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+    config = changed(plan.config, "privacy", noise_multiplier=plan.mechanism.noise_multiplier * 0.8)  # type: ignore[union-attr]
+    short = make_plan(config, tiny_store)
+    outcome = run(short, tmp_path / "short")
+    assert outcome.stopped_by == "budget"
+    assert 0 < outcome.steps_done < 6
+    assert len(read_ledger(tmp_path / "short" / "ledger.jsonl")[1]) == outcome.steps_done
+    from jaxcxr.privacy.accounting import Spending, epsilon_pld
+
+    assert short.mechanism is not None
+    spent = [Spending(0.12, short.mechanism.noise_multiplier, outcome.steps_done + more) for more in (0, 1)]
+    assert epsilon_pld(spent[:1], 1e-4) <= 8.0 < epsilon_pld(spent[1:], 1e-4)
+
+
+def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) -> None:
+    functions = plan.step()
+    params = functions.replicate(plan.initial_params(bytes(32)))
+    state = functions.replicate(plan.optimizer().init(params))
+    assert plan.mechanism is not None
+    rng = np.random.default_rng(0)
+    for step, drawn in enumerate([3, 0, 11, 4, 1, 0, 7]):
+        gradient, logged = functions.start(params)
+        images = rng.integers(0, 256, (drawn, 32, 32)).astype(np.uint8)
+        for piece in microbatches(images, rng.integers(0, 2, (drawn, 3)).astype(np.float32), functions.microbatch_size):
+            gradient, logged = functions.accumulate(params, (gradient, logged), functions.place(piece))
+        assert int(logged["count"]) == drawn
+        before = bits(params)
+        params, state, finite = functions.finish(params, state, gradient, plan.mechanism.noise_key(bytes(32), step))
+        assert bool(finite)
+        assert bits(params) != before  # an empty batch moves the weights too: by noise
+    assert functions.accumulate._cache_size() == 1  # type: ignore[attr-defined]
+    assert functions.finish._cache_size() == 1  # type: ignore[attr-defined]
+    assert functions.start._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_two_devices_do_what_one_does(plan: Plan) -> None:
+    from jaxcxr.training import objective
+
+    rng = np.random.default_rng(1)
+    images, labels = rng.integers(0, 256, (7, 32, 32)).astype(np.uint8), rng.integers(0, 2, (7, 3)).astype(np.float32)
+    sums = []
+    gradient_sum = objective.clipped_sum(plan.model(), plan.weights, (32, 32), "vmap", 1.0)
+    assert jax.local_device_count() == 2
+    for devices in (jax.local_devices()[:1], jax.local_devices()):
+        functions = make_step(gradient_sum, plan.optimizer(), plan.mechanism, 6, 4 // len(devices), devices)
+        params = functions.replicate(plan.initial_params(bytes(32)))
+        total = functions.start(params)
+        for piece in microbatches(images, labels, functions.microbatch_size):
+            total = functions.accumulate(params, total, functions.place(piece))
+        state = functions.replicate(plan.optimizer().init(params))
+        assert plan.mechanism is not None
+        moved, _, _ = functions.finish(params, state, total[0], plan.mechanism.noise_key(bytes(32), 0))
+        sums.append((total, moved))
+    (one, moved_one), (two, moved_two) = sums
+    for u, v in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-5)
+    for u, v in zip(jax.tree.leaves(moved_one), jax.tree.leaves(moved_two), strict=True):
+        np.testing.assert_allclose(u, v, atol=1e-5)
+
+
+def test_microbatches_cover_the_batch_once_and_mask_the_rest() -> None:
+    images, labels = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2), np.ones((5, 1), np.float32)
+    pieces = microbatches(images, labels, 3)
+    real = np.concatenate([piece["image"][piece["is_real"]] for piece in pieces])
+    np.testing.assert_array_equal(real, images)
+    assert all(piece["image"].shape == (3, 2, 2) for piece in pieces)
+    assert not pieces[1]["image"][2].any()
+    assert np.isnan(pieces[1]["label"][2]).all()
+    assert microbatches(images[:0], labels[:0], 3) == []
+
+
+def test_a_full_disk_loses_nothing(plan: Plan, tmp_path: Path, whole: tuple[Path, loop.Outcome]) -> None:
+    """Writes beyond a file-size limit fail as on a full disk; the first checkpoint must survive and the run go on from it."""
+    out = tmp_path / "full"
+    dump(plan.config, tmp_path / "config.yaml")
+    code = (
+        "import resource, signal, sys\n"
+        "from jaxcxr.training import checkpoint\n"
+        "save = checkpoint.Checkpoints.save\n"
+        "def limited(self, done, state):\n"
+        "    if done == 6:\n"
+        "        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "    save(self, done, state)\n"
+        "checkpoint.Checkpoints.save = limited\n"
+        f"sys.argv = ['train.py', '--config', {str(tmp_path / 'config.yaml')!r}, '--out', {str(out)!r}]\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2] / 'scripts')!r})\n"
+        "import train\n"
+        "from jaxcxr.console import run\n"
+        "run(train.main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "checkpoint of step 6 could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    checkpoints = Checkpoints(out / "checkpoints")
+    assert checkpoints.latest() == 3
+    checkpoints.close()
+    assert bits(run(plan, out, resume=True).params) == bits(whole[1].params)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+) -> None:
+    original = plan.mechanism.noise_key  # type: ignore[union-attr]
+
+    def press(self: Any, secret: bytes, step: int) -> Any:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(secret, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(plan.mechanism), "noise_key", press)
+        outcome = run(plan, tmp_path / "stopped")
+    assert (outcome.steps_done, outcome.stopped_by, outcome.finished) == (2, "interrupt", False)
+    assert bits(run(plan, tmp_path / "stopped", resume=True).params) == bits(whole[1].params)
+
+
+def test_divergence_is_said_and_not_saved(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+    wild = make_plan(changed(plan.config, "training", learning_rate=1e38), tiny_store)
+    with pytest.raises(InputError, match="diverged"):
+        run(wild, tmp_path / "wild")
+    checkpoints = Checkpoints(tmp_path / "wild" / "checkpoints")
+    assert checkpoints.latest() is None
+    checkpoints.close()
+
+
+def test_the_non_private_loop_learns_and_keeps_no_ledger(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+    config = dataclasses.replace(plan.config, privacy=None)
+    config = changed(config, "training", steps=20, augmentation="flip_rotate", expected_batch_size=16, log_every=5)
+    outcome = run(make_plan(config, tiny_store), tmp_path / "plain")
+    rows = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
+    assert outcome.finished
+    assert "epsilon" not in rows[0]
+    assert not (tmp_path / "plain" / "ledger.jsonl").exists()
+    assert rows[-1]["loss"] < rows[0]["loss"]
