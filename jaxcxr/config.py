@@ -1,7 +1,7 @@
 """What an experiment is: frozen dataclasses read from one strict YAML file.
 
-Every field has one place, one type and one unit. Unknown keys, texts where numbers belong and impossible values are refused with the
-file, the key, what was found and what is expected. Nothing here has an effect: a configuration is data.
+Every field has one place, one type and one unit. Unknown keys, texts where numbers belong and impossible values are refused
+with the file, the key, what was found and what is expected. Nothing here has an effect: a configuration is data.
 """
 
 import dataclasses
@@ -112,8 +112,8 @@ class TrainingConfig:
         microbatch_size: images a device handles at once; changes memory and speed, never the result.
         learning_rate: of NAdam.
         decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear growth).
-        class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p from the
-            training labels and is not covered by the privacy claim; `public` uses `positive_rates`; `none` weighs 1.
+        class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p
+            from the training labels and is not covered by the privacy claim; `public` uses `positive_rates`; `none` weighs 1.
         positive_rates: declared, public p of each finding, for `public`.
         augmentation: `flip_rotate` (the paper's non-private runs) or `none`.
         log_every, checkpoint_every: steps between rows of metrics.jsonl, and between checkpoints.
@@ -212,7 +212,7 @@ def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
     return validate(cls, values, source=str(path))
 
 
-def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:  # noqa: ANN401 - YAML holds anything
+def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
     """Turn plain values into the dataclass `cls`; `source` is named in errors."""
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
@@ -228,7 +228,7 @@ def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:  # noqa: 
     return config
 
 
-def _sentence(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+def _sentence(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     found = error.get("input")
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -257,7 +257,7 @@ def override(config: ConfigT, arguments: Sequence[str], prog: str) -> ConfigT:
     return validate(cls, dataclasses.asdict(changed), source="command line")  # type: ignore[arg-type]
 
 
-def dump(config: Any, path: Path) -> None:  # noqa: ANN401 - any dataclass of this module
+def dump(config: Any, path: Path) -> None:
     """Write a configuration as YAML, every default spelt out."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

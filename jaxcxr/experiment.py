@@ -1,4 +1,6 @@
-"""An experiment from its configuration to its evaluation: what the scripts call, in the order in which a user would do it by hand."""
+"""An experiment from its configuration to its evaluation: what the scripts call, in the order in which a user would do it
+by hand.
+"""
 
 import dataclasses
 import json
@@ -112,7 +114,8 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
     outcome = train(plan, out, resume)
     if not outcome.finished:
         say(
-            f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, the same command with --resume goes on"
+            f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, "
+            "the same command with --resume goes on"
         )
         return None
     if outcome.stopped_by == "budget":
@@ -157,8 +160,9 @@ def _headline(plan: Any) -> str:
 
     cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps)
     return (
-        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit}: noise multiplier "
-        f"{m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} steps (PLD {cost.epsilon_pld:.4g}, RDP {cost.epsilon_rdp:.4g})"
+        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit}: "
+        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} steps "
+        f"(PLD {cost.epsilon_pld:.4g}, RDP {cost.epsilon_rdp:.4g})"
     )
 
 

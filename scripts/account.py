@@ -2,8 +2,8 @@
 
 python scripts/account.py --eps 0.29 --n 153502 --batch 128 --epochs 150 --delta 6e-6
 
-Adjacency: add or remove one film. Sampling: Poisson, each film joins a step with probability batch / n. With --noise instead of --eps the cost of a
-given noise multiplier is answered.
+Adjacency: add or remove one film. Sampling: Poisson, each film joins a step with probability batch / n. With --noise
+instead of --eps the cost of a given noise multiplier is answered.
 """
 
 import dataclasses

@@ -55,7 +55,9 @@ def main() -> None:
 
 
 def sweep(experiments: dict[float, Experiment], out: Path) -> None:
-    """Run the experiments, one folder a budget, and write the summary, tables and figure over all that the sweep folder holds."""
+    """Run the experiments, one folder a budget, and write the summary, tables and figure over all that the sweep folder
+    holds.
+    """
     from jaxcxr.experiment import evaluate_untouched, run_experiment
     from jaxcxr.report.figures import figure_2
     from jaxcxr.report.tables import summarise, write_tables
@@ -87,18 +89,20 @@ def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
     from jaxcxr.report.tables import paper_results
 
     def of(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[(frame["finding"] == "average") & (frame["metric"] == "auroc")]
+        return frame.loc[(frame["finding"] == "average") & (frame["metric"] == "auroc")]
 
     paper = of(paper_results()).set_index("epsilon")["mean"]
-    lines = [
-        {
-            "epsilon": "no privacy" if math.isinf(row.epsilon) else f"{row.epsilon:g}",
-            "noise multiplier": "" if math.isinf(row.epsilon) else f"{row.noise_multiplier:.4g}",
-            "average AUROC": f"{row.mean:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]",
-            "paper (another cohort)": f"{paper[row.epsilon]:.2f}" if row.epsilon in paper.index else "",
-        }
-        for row in of(summary)[["epsilon", "noise_multiplier", "mean", "ci_low", "ci_high"]].itertuples(index=False, name="Row")
-    ]
+    lines = []
+    for row in of(summary).to_dict("records"):
+        private = math.isfinite(row["epsilon"])
+        lines.append(
+            {
+                "epsilon": f"{row['epsilon']:g}" if private else "no privacy",
+                "noise multiplier": f"{row['noise_multiplier']:.4g}" if private else "",
+                "average AUROC": f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+                "paper (another cohort)": f"{paper[row['epsilon']]:.2f}" if row["epsilon"] in paper.index else "",
+            }
+        )
     if untouched is not None:
         row = of(untouched).iloc[0]
         text = f"{row['bootstrap_mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"

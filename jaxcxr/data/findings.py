@@ -31,7 +31,8 @@ PAPER_GRADES: Mapping[str, int] = MappingProxyType(
         "massively enlarged": 1,
     }
 )
-"""The paper's reading of its five grades: uncertain counts as negative, mild (for the heart: borderline) and above as positive."""
+"""The paper's reading of its five grades: uncertain counts as negative, mild (for the heart: borderline) and above as
+positive."""
 
 _SIDES = {"right": "left", "left": "right"}
 

@@ -30,11 +30,14 @@ def probabilities(config: Experiment, params: PyTree, split: Split) -> Float[np.
 
 
 def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
-    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split, groups, y_*, p_*).
+    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split, groups, y_*,
+    p_*).
 
     Raises:
         InputError: the store has no test films.
     """
+    if not len(store.split("test")):
+        raise InputError(f"{store.path}: there are no test films to predict")
     frames = []
     for name in ("valid", "test"):
         split = store.split(name, config.data.findings)
@@ -47,10 +50,7 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
             frame[f"y_{finding}"] = split.labels[:, index]
             frame[f"p_{finding}"] = predicted[:, index]
         frames.append(frame)
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"split": []})
-    if not (table["split"] == "test").any():
-        raise InputError(f"{store.path}: there are no test films to predict")
-    return table
+    return pd.concat(frames, ignore_index=True)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

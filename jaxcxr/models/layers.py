@@ -31,8 +31,8 @@ def convolve(
 ) -> Float[Array, "*batch i j o"]:
     """Convolution without bias, symmetric zero padding, as in torch.
 
-    Where the window is larger than the map (3 x 3 on 2 x 2, the last stage at 64 pixels), XLA on the CPU leaves its fast kernels for a
-    naive loop: 270 ms instead of 4. Such small maps are written as gathered patches times the kernel matrix.
+    Where the window is larger than the map (3 x 3 on 2 x 2, the last stage at 64 pixels), XLA on the CPU leaves its fast
+    kernels for a naive loop: 270 ms instead of 4. Such small maps are written as gathered patches times the kernel matrix.
     """
     if kernel.shape[0] > 1 and max(x.shape[-3], x.shape[-2]) <= SMALL_MAP:
         columns = patches(x, kernel.shape[0], stride, padding)
@@ -76,9 +76,10 @@ class Conv(nn.Module):
     Attributes:
         features: output channels.
         kernel_size, stride, padding: in pixels; padding is symmetric.
-        input_copies: the kernel spans this many identical copies of the input. The paper copies its grey films to three channels to suit
-            pretrained weights; convolving one channel with the kernel summed over its inputs gives the same output for a third
-            of the work, and by the chain rule each copy receives the same gradient, as if the copies had been made.
+        input_copies: the kernel spans this many identical copies of the input. The paper copies its grey films to three
+            channels to suit pretrained weights; convolving one channel with the kernel summed over its inputs gives the
+            same output for a third of the work, and by the chain rule each copy receives the same gradient, as if the
+            copies had been made.
         dtype: of the arithmetic; the kernel is float32.
     """
 
@@ -124,7 +125,8 @@ def group_norm(
 ) -> Float[Array, "h w c"]:
     """Group normalisation of one map (Wu & He 2018), from per-channel sums and with a closed-form backward pass.
 
-    16.7 ms forward and backward on 32 maps of 32 x 32 x 64 with autodiff, 6.8 ms so: the map is read once a direction for all sums.
+    16.7 ms forward and backward on 32 maps of 32 x 32 x 64 with autodiff, 6.8 ms so: the map is read once a direction for
+    all sums.
     """
     return _group_norm_forward(x, scale, bias, groups, epsilon)[0]
 
@@ -148,7 +150,8 @@ def _group_norm_backward(groups: int, epsilon: float, saved: Any, dy: Any) -> An
     def over_group(v: Any) -> Any:
         return jnp.repeat(v.reshape(groups, -1).sum(axis=-1), c // groups) / size
 
-    # dx = gain dy - rstd (mean of scale dy) - rstd xhat (mean of scale dy xhat), means over the group: an affine map of dy and x
+    # dx = gain dy - rstd (mean of scale dy) - rstd xhat (mean of scale dy xhat), means over the group: an affine map of dy
+    # and x
     shift, slope = over_group(scale * d_sum), over_group(scale * d_scale)
     dx = dy32 * (scale * rstd) - x32 * (rstd * rstd * slope) + rstd * (rstd * mean * slope - shift)
     return dx.astype(x.dtype), d_scale, d_sum
@@ -175,8 +178,8 @@ class GroupNorm(nn.Module):
 def max_pool(x: Float[Array, "h w c"]) -> Float[Array, "i j c"]:
     """3 x 3 maximum with stride 2 and padding 1, as nine shifted slices.
 
-    XLA's backward pass (select-and-scatter) takes 48 ms; comparing the input with its window's maximum takes 4.6 ms. Ties, which zeros after
-    a ReLU make common, go to the first maximum in the window's reading order, as in torch.
+    XLA's backward pass (select-and-scatter) takes 48 ms; comparing the input with its window's maximum takes 4.6 ms. Ties,
+    which zeros after a ReLU make common, go to the first maximum in the window's reading order, as in torch.
     """
     return _max_pool_forward(x)[0]
 

@@ -1,4 +1,6 @@
-"""ResNet9 with group normalisation: the paper's network (Network Architecture; Klause et al. 2022, He et al. 2016, Wu & He 2018)."""
+"""ResNet9 with group normalisation: the paper's network (Network Architecture; Klause et al. 2022, He et al. 2016, Wu & He
+2018).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,8 +40,8 @@ class Block(nn.Module):
 class ResNet9(nn.Module):
     """Logits of the findings from one grey film.
 
-    4,909,896 parameters with eight findings and width 64. The film is copied to three channels for the pretrained first layer, without
-    materialising the copies (`Conv.input_copies`).
+    4,909,896 parameters with eight findings and width 64. The film is copied to three channels for the pretrained first
+    layer, without materialising the copies (`Conv.input_copies`).
 
     Attributes:
         n_findings: number of outputs.

@@ -1,8 +1,9 @@
 """Access to the inputs and output cotangents of a network's linear layers, without a change to the network.
 
-A tapped forward pass adds a zero to the output of each convolution and dense layer and returns each layer's input. The gradient with respect to a zero
-is the cotangent of that layer's output; with the input it determines the weight gradient of one example (Goodfellow 2015; Bu et al. 2022),
-which is what per-example clipping needs. Works on any Flax Linen module through `nn.intercept_methods`.
+A tapped forward pass adds a zero to the output of each convolution and dense layer and returns each layer's input. The
+gradient with respect to a zero is the cotangent of that layer's output; with the input it determines the weight gradient of
+one example (Goodfellow 2015; Bu et al. 2022), which is what per-example clipping needs. Works on any Flax Linen module
+through `nn.intercept_methods`.
 """
 
 import dataclasses
@@ -43,8 +44,8 @@ def _tap(module: nn.Module, output: Any) -> Tap | None:
     """The tap of one module, or None if it is none that can be tapped."""
     struct = jax.ShapeDtypeStruct(output.shape, output.dtype)
     if type(module) is layers.Conv:
-        # A free copy in float32: input and cotangent are rounded to the layer's precision already, and products of rounded numbers are to
-        # be summed without rounding again, or the clipped sum would not have the norm that was computed for it.
+        # A free copy in float32: input and cotangent are rounded to the layer's precision already, and products of rounded
+        # numbers are to be summed without rounding again, or the clipped sum would not have the norm that was computed for it.
         free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32)
         rounded = module.dtype
 

@@ -1,7 +1,8 @@
 """What a run of Poisson-subsampled Gaussian steps costs, and the noise that a budget asks for; all by Google's dp-accounting.
 
-Guarantee: every epsilon returned is an upper bound at the given delta under add/remove adjacency of one unit. The privacy loss distribution (PLD)
-is discretised pessimistically; how finely is chosen here, because a fixed grid is wrong quietly: at 1e-3 the paper's 179,885 steps of budget 0.29 come out as 0.61.
+Guarantee: every epsilon returned is an upper bound at the given delta under add/remove adjacency of one unit. The privacy
+loss distribution (PLD) is discretised pessimistically; how finely is chosen here, because a fixed grid is wrong quietly: at
+1e-3 the paper's 179,885 steps of budget 0.29 come out as 0.61.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ _FIRST_GRID, _FINER, _FINEST_GRID = 1e-3, 3.0, 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Spending:
-    """`steps` releases of the Poisson-subsampled Gaussian mechanism, or one released statistic if `sample_rate` is 1 and `steps` 1.
+    """`steps` releases of the Poisson-subsampled Gaussian mechanism, or one released statistic if `sample_rate` is 1 and
+    `steps` 1.
 
     Attributes:
         sample_rate: probability with which each unit takes part in a step.
@@ -42,7 +44,8 @@ class Plan:
     """A planned run, and what it will have cost.
 
     Attributes:
-        epsilon_pld, epsilon_rdp: at `delta`, by privacy loss distribution (the claim) and by Rényi moments (a looser cross-check).
+        epsilon_pld, epsilon_rdp: at `delta`, by privacy loss distribution (the claim) and by Rényi moments (a looser
+        cross-check).
     """
 
     noise_multiplier: float
@@ -67,7 +70,9 @@ def steps_of_epochs(epochs: float, n_units: int, expected_batch_size: int) -> in
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """dp-accounting logs a warning for every Rényi order that underflows: hundreds of lines that say nothing about the result."""
+    """dp-accounting logs a warning for every Rényi order that underflows: hundreds of lines that say nothing about the
+    result.
+    """
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -96,7 +101,9 @@ def _composed(spendings: Sequence[Spending]) -> list[Spending]:
 
 
 def epsilon_rdp(spendings: Sequence[Spending], delta: float) -> float:
-    """Upper bound on epsilon by Rényi differential privacy (Mironov 2017; Opacus 1.3, which the paper used, reports this one)."""
+    """Upper bound on epsilon by Rényi differential privacy (Mironov 2017; Opacus 1.3, which the paper used, reports this
+    one).
+    """
     composed = _composed(spendings)
     if any(s.noise_multiplier == 0 for s in composed):
         return math.inf
@@ -121,7 +128,8 @@ def _epsilon_pld(composed: tuple[Spending, ...], delta: float) -> tuple[float, f
     grid, epsilon = _FIRST_GRID, _epsilon_on_grid(composed, delta, _FIRST_GRID)
     while grid > _FINEST_GRID:
         finer = _epsilon_on_grid(composed, delta, grid / _FINER)
-        # The error falls with the square of the grid, so what is left after this refinement is about an eighth of what it gained.
+        # The error falls with the square of the grid, so what is left after this refinement is about an eighth of what it
+        # gained.
         settled = epsilon - finer <= GRID_TOLERANCE * (_FINER**2 - 1) * finer
         grid, epsilon = grid / _FINER, min(epsilon, finer)
         if settled:
@@ -154,8 +162,8 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> P
         raise ValueError(f"epsilon: expected a positive number, found {epsilon}")
     if not 0 < delta < 1:
         raise ValueError(f"delta: expected a number between 0 and 1, found {delta}")
-    # RDP overstates epsilon, so its noise suffices. From there Newton steps on log epsilon against log noise, nearly a straight line, whose
-    # slope RDP gives cheaply though its values are too high.
+    # RDP overstates epsilon, so its noise suffices. From there Newton steps on log epsilon against log noise, nearly a
+    # straight line, whose slope RDP gives cheaply though its values are too high.
     sigma = best = _rdp_noise(epsilon, delta, sample_rate, steps)
     target = epsilon * (1 - CALIBRATION_TOLERANCE / 2)
     for _ in range(20):
@@ -183,7 +191,8 @@ def _rdp_noise(epsilon: float, delta: float, sample_rate: float, steps: int) -> 
         low, high = high, 2 * high
         if high > 1e6:
             raise ValueError(
-                f"no noise multiplier up to {1e6:g} keeps {steps} steps at sample rate {sample_rate:g} within epsilon {epsilon:g} at delta {delta:g}"
+                f"no noise multiplier up to {1e6:g} keeps {steps} steps at sample rate {sample_rate:g} "
+                f"within epsilon {epsilon:g} at delta {delta:g}"
             )
     while high - low > 0.01 * high:
         middle = (low + high) / 2

@@ -1,13 +1,15 @@
 """Per-example gradients, clipped in global L2 norm and summed: what one microbatch contributes to a private step.
 
-Guarantee: for every example i the summed contribution is `is_real[i] * min(1, C / |g_i|) * g_i`, of L2 norm at most C, so that adding or
-removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum is exact: nothing is divided here.
+Guarantee: for every example i the summed contribution is `is_real[i] * min(1, C / |g_i|) * g_i`, of L2 norm at most C, so
+that adding or removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum is exact: nothing
+is divided here.
 
-Norms and sums are float32 at full precision (on a GPU, XLA's default would round the factors of a product to ten bits, and the sum would not have the
-norm that was computed for it); the network's own arithmetic may be as coarse as it likes.
+Norms and sums are float32 at full precision (on a GPU, XLA's default would round the factors of a product to ten bits, and
+the sum would not have the norm that was computed for it); the network's own arithmetic may be as coarse as it likes.
 
-Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it is the definition and the
-reference. `layerwise` makes one backward pass, takes norms layer by layer and never holds a whole network's gradient of one example.
+Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it is the
+definition and the reference. `layerwise` makes one backward pass, takes norms layer by layer and never holds a whole
+network's gradient of one example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +27,8 @@ TappedLoss = Callable[[Any, Any, Any], tuple[Float[Array, ""], Mapping[Path, Any
 """(parameters, zeros, one example) -> its loss with zeros added to the linear layers' outputs, and those layers' inputs."""
 
 CLIP_MARGIN = 1e-5
-"""Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity above it."""
+"""Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity
+above it."""
 
 
 @runtime_checkable
@@ -45,7 +48,9 @@ class LinearLayer(Protocol):
 
 
 def clip_factors(squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: Scalar) -> Float[Array, "n"]:
-    """min(1, C / norm) for real examples, 0 for padding; a gradient that is not finite stays not finite, and is caught by the step."""
+    """min(1, C / norm) for real examples, 0 for padding; a gradient that is not finite stays not finite, and is caught by
+    the step.
+    """
     norms = jnp.sqrt(squared_norms)
     bound = l2_clip_norm * (1.0 - CLIP_MARGIN)
     return jnp.where(is_real, jnp.minimum(1.0, bound / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)), 0.0)
@@ -96,10 +101,11 @@ def clipped_sum_layerwise(
 ) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
     """The same sum from one forward and one backward pass over the whole microbatch.
 
-    For a linear layer with T output positions, P inputs a position and O outputs, an example's squared gradient norm comes either from two
-    T x T Gram matrices, 2 T^2 (P + O) flops (Goodfellow 2015; Bu et al. 2022, 'ghost norm'), or from the P x O gradient itself, 2 T P O
-    flops. The cheaper is taken. After a Gram norm the sum is one ordinary weight gradient of the clipped cotangents. Parameters outside
-    the given layers (norm scales, biases, anything unknown) are differentiated example by example as in `vmap`.
+    For a linear layer with T output positions, P inputs a position and O outputs, an example's squared gradient norm comes
+    either from two T x T Gram matrices, 2 T^2 (P + O) flops (Goodfellow 2015; Bu et al. 2022, 'ghost norm'), or from the P
+    x O gradient itself, 2 T P O flops. The cheaper is taken. After a Gram norm the sum is one ordinary weight gradient of
+    the clipped cotangents. Parameters outside the given layers (norm scales, biases, anything unknown) are differentiated
+    example by example as in `vmap`.
 
     Arguments and result as in `clipped_sum_vmap`, but for `loss` and `layers`.
     """

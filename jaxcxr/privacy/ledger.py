@@ -1,7 +1,8 @@
 """The record of what was spent, written as it is spent: one JSON line a release, after a first line that states the terms.
 
-The ledger, not the plan, is what a run has cost. A line is written before the step that it pays for takes effect, and never removed: a step that is repeated after a
-crash is the same release (same batch, same noise, same result) and must find its own line here.
+The ledger, not the plan, is what a run has cost. A line is written before the step that it pays for takes effect, and never
+removed: a step that is repeated after a crash is the same release (same batch, same noise, same result) and must find its
+own line here.
 """
 
 import dataclasses

@@ -2,10 +2,11 @@
 
 One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size.
 
-Guarantee: with the batch drawn by `sampling.poisson_batch`, the sum formed by `gradients` (sensitivity `l2_clip_norm` under add/remove of one
-unit) and one noise draw a step, T steps are the T-fold composition of the Poisson-subsampled Gaussian mechanism with `sample_rate` and `noise_multiplier`, which
-`accounting` converts to (epsilon, delta). Everything after the release (optimiser, averaging) is post-processing. The divisor is the declared expected batch
-size, never the drawn one, which is private.
+Guarantee: with the batch drawn by `sampling.poisson_batch`, the sum formed by `gradients` (sensitivity `l2_clip_norm` under
+add/remove of one unit) and one noise draw a step, T steps are the T-fold composition of the Poisson-subsampled Gaussian
+mechanism with `sample_rate` and `noise_multiplier`, which `accounting` converts to (epsilon, delta). Everything after the
+release (optimiser, averaging) is post-processing. The divisor is the declared expected batch size, never the drawn one,
+which is private.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Gaussian noise from operating-system entropy: secrets, step keys and draws.
 
-Guarantee: each coordinate receives an independent N(0, stddev^2) draw, its tails complete to 9.4 standard deviations, from a key that is a one-way function of a
-256-bit secret and the number of the step. The same (secret, step) gives the same noise, so that a resumed run is the uninterrupted one and no key ever
-serves two different steps.
+Guarantee: each coordinate receives an independent N(0, stddev^2) draw, its tails complete to 9.4 standard deviations, from
+a key that is a one-way function of a 256-bit secret and the number of the step. The same (secret, step) gives the same
+noise, so that a resumed run is the uninterrupted one and no key ever serves two different steps.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ def derive_key(secret: bytes, purpose: str, step: int) -> UInt32[np.ndarray, "4"
 def random_words(key: UInt32[Array, "4"], leaf: int, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Uniform 32-bit words of a 128-bit key.
 
-    JAX's threefry keys have 64 bits; two independent streams, one for each half of the key, are combined by exclusive or, so that
-    predicting the words takes both halves.
+    JAX's threefry keys have 64 bits; two independent streams, one for each half of the key, are combined by exclusive or,
+    so that predicting the words takes both halves.
     """
     first, second = (
         jax.random.fold_in(jax.random.wrap_key_data(half, impl="threefry2x32"), leaf) for half in (key[:2], key[2:])
@@ -48,8 +48,9 @@ def box_muller(
 ) -> Float[Array, "2 n"]:
     """Standard normal draws, two for each triple of random words (Box & Muller 1958).
 
-    The radius uses 64 bits, so the tails reach sqrt(2 * 65 ln 2) = 9.5 standard deviations. `jax.random.normal` stops at about 5.4 in float32; a bounded support
-    would void the guarantee in the very events that delta is there to bound, with millions of coordinates over many steps.
+    The radius uses 64 bits, so the tails reach sqrt(2 * 65 ln 2) = 9.5 standard deviations. `jax.random.normal` stops at
+    about 5.4 in float32; a bounded support would void the guarantee in the very events that delta is there to bound, with
+    millions of coordinates over many steps.
     """
     u = radius_high.astype(jnp.float32) * 2.0**-32 + (radius_low.astype(jnp.float32) + 0.5) * 2.0**-64
     radius = jnp.sqrt(-2.0 * jnp.log(jnp.minimum(u, 1.0)))
@@ -58,7 +59,9 @@ def box_muller(
 
 
 def gaussian_noise(key: UInt32[Array, "4"], like: PyTree, stddev: Any) -> PyTree:
-    """One draw of N(0, stddev^2) for each coordinate of `like` (float32 leaves, same shapes); leaves have independent streams."""
+    """One draw of N(0, stddev^2) for each coordinate of `like` (float32 leaves, same shapes); leaves have independent
+    streams.
+    """
     leaves, structure = jax.tree.flatten(like)
     draws = []
     for index, leaf in enumerate(leaves):

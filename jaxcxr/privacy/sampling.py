@@ -1,8 +1,9 @@
 """Which units take part in a step: Poisson sampling from a secret.
 
-Guarantee: unit i is in the batch of step t if and only if a 64-bit word of SHAKE-256(secret, t) falls below q 2^64, so that every unit is in every
-batch independently with probability q (to 2^-64), whatever the others do. No batch is truncated, topped up or skipped, and an empty batch is a batch. The words are a function
-of (secret, step) alone: an interrupted run resumes with the batches that it would have drawn.
+Guarantee: unit i is in the batch of step t if and only if a 64-bit word of SHAKE-256(secret, t) falls below q 2^64, so that
+every unit is in every batch independently with probability q (to 2^-64), whatever the others do. No batch is truncated,
+topped up or skipped, and an empty batch is a batch. The words are a function of (secret, step) alone: an interrupted run
+resumes with the batches that it would have drawn.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """What a run needs to go on after any crash: weights, optimiser state, step and secret; by orbax, atomically.
 
-The sampler and the noise have no state but (secret, step), so these are all. The secret lies beside the checkpoints, readable by its owner only, and never leaves that folder.
+The sampler and the noise have no state but (secret, step), so these are all. The secret lies beside the checkpoints,
+readable by its owner only, and never leaves that folder.
 """
 
 import json
@@ -60,7 +61,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _on_host(leaf: Any) -> Any:  # noqa: ANN401
+def _on_host(leaf: Any) -> Any:
     return np.zeros(np.shape(leaf), leaf.dtype)
 
 
@@ -87,7 +88,9 @@ def load_or_make_secret(folder: Path, seed: int | None) -> bytes:
 
 
 def save_weights(folder: Path, params: PyTree, provenance: dict[str, object]) -> None:
-    """Write parameters for others to start from, with a record of where they come from; an existing folder is replaced at the end."""
+    """Write parameters for others to start from, with a record of where they come from; an existing folder is replaced at
+    the end.
+    """
     part = folder.with_name(folder.name + ".part")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)

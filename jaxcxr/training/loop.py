@@ -31,7 +31,8 @@ from jaxcxr.training.step import microbatches
 IN_MEMORY_BYTES = 2 << 30
 """Training films up to this size are read once and kept in memory."""
 EPSILON_MILESTONES = 40
-"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs few accountant calls."""
+"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs few accountant
+calls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
     """Make a run folder, or take up the one that is there if it is the same run.
 
     Raises:
-        InputError: the folder holds a run and `resume` is off, or a run of another configuration (the fields are named), or is no run folder.
+        InputError: the folder holds a run and `resume` is off, or a run of another configuration (the fields are named), or
+        is no run folder.
     """
     path = out / "config.yaml"
     if not path.exists():
@@ -200,7 +202,9 @@ def _prepare(
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that the step under way is finished and saved; the second one interrupts at once."""
+    """Turn the first Ctrl-C into a flag, so that the step under way is finished and saved; the second one interrupts at
+    once.
+    """
     state = {"interrupted": False}
 
     def handler(signum: int, frame: Any) -> None:

@@ -1,4 +1,6 @@
-"""What is minimised: the class-weighted binary cross-entropy of one film, and its clipped or plain gradient sums over a microbatch."""
+"""What is minimised: the class-weighted binary cross-entropy of one film, and its clipped or plain gradient sums over a
+microbatch.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +25,8 @@ def weighted_cross_entropy(
 ) -> Float[Array, ""]:
     """Mean over findings of -(w y log p + (1 - y) log(1 - p)), p = sigmoid(logit); an unknown label (NaN) adds zero.
 
-    The divisor is the number of findings, known or not, so that the mean over films equals torch's `BCEWithLogitsLoss(pos_weight=w)` (the paper's).
+    The divisor is the number of findings, known or not, so that the mean over films equals torch's
+    `BCEWithLogitsLoss(pos_weight=w)` (the paper's).
     """
     known = ~jnp.isnan(labels)
     y = jnp.where(known, labels, 0.0)
@@ -32,7 +35,9 @@ def weighted_cross_entropy(
 
 
 def positive_weights(rates: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
-    """(1 - p) / p: how many negatives there are to a positive, for positive rates p (the paper's inverted class frequencies)."""
+    """(1 - p) / p: how many negatives there are to a positive, for positive rates p (the paper's inverted class
+    frequencies).
+    """
     rates = np.asarray(rates, np.float32)
     return ((1 - rates) / rates).astype(np.float32)
 

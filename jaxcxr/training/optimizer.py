@@ -1,6 +1,6 @@
 """NAdam as torch implements it, which is what the paper ran, and the learning-rate schedules."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 class NAdamState(NamedTuple):
     """Step count, product of the momentum coefficients so far, and the two moments."""
 
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     momentum_product: Float[Array, ""]
     first: PyTree
     second: PyTree
@@ -31,22 +31,22 @@ def nadam(
 
     def update(gradients: PyTree, state: NAdamState, params: PyTree | None = None) -> tuple[PyTree, NAdamState]:
         del params
-        count = state.count + 1
-        t = count.astype(jnp.float32)
+        steps = state.steps + 1
+        t = steps.astype(jnp.float32)
         mu = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
         mu_next = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
         product = state.momentum_product * mu
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, gradients)
         second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.second, gradients)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         from_gradient = rate * (1 - mu) / (1 - product)
         from_momentum = rate * mu_next / (1 - product * mu_next)
         correction = 1 - b2**t
 
-        def step(g: Array, m: Array, v: Array) -> Array:
+        def step(g: Any, m: Any, v: Any) -> Any:
             return -(from_gradient * g + from_momentum * m) / (jnp.sqrt(v / correction) + eps)
 
-        return jax.tree.map(step, gradients, first, second), NAdamState(count, product, first, second)
+        return jax.tree.map(step, gradients, first, second), NAdamState(steps, product, first, second)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 

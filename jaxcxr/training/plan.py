@@ -1,4 +1,6 @@
-"""From a configuration and a data set to everything that is fixed before the first step, with all that can be refused refused here."""
+"""From a configuration and a data set to everything that is fixed before the first step, with all that can be refused
+refused here.
+"""
 
 import dataclasses
 import json

@@ -1,7 +1,8 @@
 """The compiled pieces of a step: gradient sums of fixed-size microbatches on all devices, and one update.
 
-A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, the last one padded and masked: one compilation serves a
-whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`); sums meet in one `psum`, noise is drawn once.
+A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, the last one padded and
+masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`); sums meet
+in one `psum`, noise is drawn once.
 """
 
 import dataclasses
@@ -30,8 +31,8 @@ class Step:
         finish: (parameters, optimiser state, sum, noise key) -> new parameters and optimiser state, and whether all are finite.
         microbatch_size: rows of a microbatch, over all devices.
         place: host microbatch -> arrays spread over the devices.
-        replicate: parameters or optimiser state -> the same on every device. Everything that enters the functions above comes from here or from
-            them, so that each compiles once.
+        replicate: parameters or optimiser state -> the same on every device. Everything that enters the functions above
+            comes from here or from them, so that each compiles once.
     """
 
     start: Callable[[PyTree], PyTree]

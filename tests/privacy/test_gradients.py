@@ -60,7 +60,8 @@ class Problem:
         for i in rows:
             g = gradient(self.params, (self.x[i], self.y[i]))
             norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(g)))
-            total = jax.tree.map(lambda t, leaf, s=min(1.0, clip / norm): t + s * leaf, total, g)
+            factor = min(1.0, float(clip / norm))
+            total = jax.tree.map(lambda t, leaf, s=factor: t + s * leaf, total, g)
         return total
 
 

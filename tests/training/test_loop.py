@@ -96,7 +96,7 @@ def test_optimizer_state_is_restored_bit_for_bit(whole: tuple[Path, loop.Outcome
     state = checkpoints.restore(6, {"params": like, "optimizer": plan.optimizer().init(like)})
     checkpoints.close()
     assert bits(state["params"]) == bits(whole[1].params)
-    assert int(state["optimizer"].count) == 6
+    assert int(state["optimizer"].steps) == 6
     assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(state["optimizer"].first))
 
 
@@ -134,7 +134,7 @@ def test_a_run_is_not_begun_over_and_not_continued_as_another(
     with pytest.raises(InputError, match="--resume"):
         run(plan, whole[0])
     other = make_plan(changed(plan.config, "training", learning_rate=2e-3), tiny_store)
-    with pytest.raises(InputError, match="training.learning_rate: 0.001 there, 0.002 now"):
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0.001 there, 0.002 now"):
         run(other, whole[0], resume=True)
     (tmp_path / "stranger.txt").write_text("mine")
     with pytest.raises(InputError, match="holds files but no run"):
