@@ -109,7 +109,7 @@ class TrainingConfig:
     Attributes:
         expected_batch_size: expected number of images a Poisson batch; the divisor of every gradient sum.
         steps, epochs: length of the run, exactly one of them; an epoch is N / expected_batch_size steps.
-        microbatch_size: images a device handles at once; changes memory and speed, never the result.
+        microbatch_size: images a device handles at once; changes memory and speed, and the result by rounding only.
         learning_rate: of NAdam.
         decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear growth).
         class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p

@@ -3,6 +3,7 @@ by hand.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
     if not outcome.finished:
         say(
             f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, "
-            "the same command with --resume goes on"
+            "train.py --resume or the same sweep goes on"
         )
         return None
     if outcome.stopped_by == "budget":
@@ -127,15 +128,34 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     """Predict and evaluate with the weights that training starts from: what the public data alone are worth."""
     from jaxcxr.training.plan import make_plan
 
-    if (out / "evaluation.csv").exists():
-        return pd.read_csv(out / "evaluation.csv")
     if config.model.weights is None:
         raise InputError("model.weights: there is no model to evaluate before training if it starts at random")
     store = store_of(config, say)
     ensure_weights(config, say)
     untouched = dataclasses.replace(config, privacy=None)
+    params = make_plan(untouched, store).initial_params(bytes(32))
+    described = {
+        "store_fingerprint": store.fingerprint,
+        "findings": list(config.data.findings),
+        "evaluation": dataclasses.asdict(config.evaluation),
+        "weights_sha256": _digest(params),
+    }
+    facts = out / "run.json"
+    if (out / "evaluation.csv").exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")) == described:
+        return pd.read_csv(out / "evaluation.csv")
     out.mkdir(parents=True, exist_ok=True)
-    return predict_and_evaluate(config, make_plan(untouched, store).initial_params(bytes(32)), store, out)
+    evaluation = predict_and_evaluate(config, params, store, out)
+    facts.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return evaluation
+
+
+def _digest(params: Any) -> str:
+    import jax
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Path) -> pd.DataFrame:

@@ -48,8 +48,11 @@ def main() -> None:
         config = load(Experiment, arguments.nonprivate_config)
         if epsilon < math.inf:
             config = dataclasses.replace(private, privacy=dataclasses.replace(private.privacy, epsilon=epsilon))
-        elif config.privacy is not None:
-            raise InputError(f"{arguments.nonprivate_config}: privacy: expected null")
+        elif config.privacy is not None or (config.data.store, config.data.findings) != (private.data.store, private.data.findings):
+            raise InputError(
+                f"{arguments.nonprivate_config}: expected privacy null and the data of {arguments.config}; "
+                "name the matching --nonprivate-config, or leave inf out of --eps"
+            )
         experiments[epsilon] = override(config, overrides, prog="sweep.py --config FILE")
     sweep(experiments, arguments.out or Path("runs") / f"sweep-{arguments.config.stem}")
 
@@ -86,12 +89,12 @@ def finished_runs(out: Path) -> list:
 
 def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
     """Average AUROC of each budget, with the paper's value beside it and the untouched weights' below."""
-    from jaxcxr.report.tables import paper_results
+    from jaxcxr.report.tables import paper_results, same_findings_as_paper
 
     def of(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.loc[(frame["finding"] == "average") & (frame["metric"] == "auroc")]
 
-    paper = of(paper_results()).set_index("epsilon")["mean"]
+    paper = of(paper_results()).set_index("epsilon")["mean"] if same_findings_as_paper(summary) else pd.Series(dtype=float)
     lines = []
     for row in of(summary).to_dict("records"):
         private = math.isfinite(row["epsilon"])

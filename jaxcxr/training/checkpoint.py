@@ -48,7 +48,7 @@ class Checkpoints:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"{self._folder}: checkpoint of step {steps_done} could not be written ({reason}); "
-                f"the newest complete one is of step {kept}: free some space and run the same command with --resume"
+                f"the newest complete one is of step {kept}: free some space and resume the run (train.py --resume; a sweep resumes by itself)"
             ) from error
 
     def restore(self, steps_done: int, like: PyTree) -> PyTree:
@@ -65,8 +65,12 @@ def _on_host(leaf: Any) -> Any:
     return np.zeros(np.shape(leaf), leaf.dtype)
 
 
-def load_or_make_secret(folder: Path, seed: int | None) -> bytes:
-    """The run's 256-bit secret: read from `folder`, or made there with mode 0600 (from `seed` if one is asked for)."""
+def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> bytes:
+    """The run's 256-bit secret: read from `folder`, or made there with mode 0600 (from `seed` if one is asked for).
+
+    Raises:
+        InputError: the secret is damaged, or it is gone though the run has `begun` (steps are in its ledger or a checkpoint).
+    """
     path = folder / SECRET_FILE
     if path.exists():
         secret = path.read_bytes()
@@ -75,6 +79,8 @@ def load_or_make_secret(folder: Path, seed: int | None) -> bytes:
                 f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with another secret"
             )
         return secret
+    if begun:
+        raise InputError(f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a second time")
     folder.mkdir(parents=True, exist_ok=True)
     secret = new_secret(seed)
     part = path.with_suffix(".part")
@@ -88,8 +94,8 @@ def load_or_make_secret(folder: Path, seed: int | None) -> bytes:
 
 
 def save_weights(folder: Path, params: PyTree, provenance: dict[str, object]) -> None:
-    """Write parameters for others to start from, with a record of where they come from; an existing folder is replaced at
-    the end.
+    """Write parameters for others to start from, with a record of where they come from; `folder` must not exist and appears
+    when it is complete.
     """
     part = folder.with_name(folder.name + ".part")
     with ocp.StandardCheckpointer() as checkpointer:

@@ -89,10 +89,11 @@ def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) ->
     """
     claim_run_folder(out, plan.config, resume)
     write_run_json(plan, out / "run.json")
-    secret = load_or_make_secret(out / "checkpoints", plan.config.training.seed)
     checkpoints = Checkpoints(out / "checkpoints")
     ledger = None if plan.mechanism is None else Ledger(out / "ledger.jsonl", _terms(plan))
     try:
+        begun = checkpoints.latest() is not None or (ledger is not None and ledger.spendings() != [])
+        secret = load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
         return _run(plan, out, secret, checkpoints, ledger, progress)
     finally:
         checkpoints.close()

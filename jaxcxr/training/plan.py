@@ -47,6 +47,11 @@ class Plan:
     steps: int
     weights: Float[np.ndarray, "findings"]
 
+    def may_be_released(self) -> bool:
+        """Whether the claim covers the whole run: trained privately, from unpredictable randomness, with no uncovered statistic."""
+        training = self.config.training
+        return self.mechanism is not None and training.seed is None and training.class_weights != "paper"
+
     def model(self) -> ResNet9:
         """The network."""
         return model_of(self.config)
@@ -87,7 +92,7 @@ class Plan:
             "steps": self.steps,
             "positive_weights": [float(w) for w in self.weights],
             "class_weights_covered": self.config.training.class_weights != "paper",
-            "release": self.config.training.seed is None,
+            "release": self.may_be_released(),
         }
         if self.mechanism is not None:
             described |= dataclasses.asdict(self.mechanism)

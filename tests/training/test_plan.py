@@ -84,6 +84,8 @@ def test_the_secret_is_made_once_and_is_the_owners(tmp_path: Path) -> None:
     assert len(first) == 32
     assert load_or_make_secret(tmp_path, None) == first
     assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(InputError, match="its secret is gone"):
+        load_or_make_secret(tmp_path / "elsewhere", None, begun=True)
     (tmp_path / "secret.key").write_bytes(b"short")
     with pytest.raises(InputError, match="expected 32 bytes"):
         load_or_make_secret(tmp_path, None)

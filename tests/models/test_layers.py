@@ -1,0 +1,202 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxcxr.models import layers
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def plain_convolution(x: Any, kernel: Any, stride: int, padding: int) -> Any:
+    """One map through XLA's convolution, which knows nothing of small maps or copies."""
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x[None], kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions, precision="highest"
+    )[0]
+
+
+def output_and_gradients(function: Any, *arguments: Any) -> tuple[np.ndarray, ...]:
+    """Output, and the gradients of its inner product with fixed random numbers with respect to all arguments."""
+
+    def both(*arguments: Any) -> tuple[Any, ...]:
+        y, pull = jax.vjp(function, *arguments)
+        return y, *pull(normal(99, *y.shape))
+
+    return tuple(np.asarray(a) for a in jax.jit(both)(*arguments))
+
+
+def assert_all_close(
+    found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...], rtol: float = 1e-5, atol: float = 1e-5
+) -> None:
+    assert len(found) == len(expected)
+    for f, e in zip(found, expected, strict=True):
+        assert f.dtype == e.dtype
+        np.testing.assert_allclose(f, e, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "k", "stride", "padding"),
+    [
+        (1, 1, 3, 1, 1),
+        (2, 2, 3, 1, 1),
+        (2, 2, 3, 2, 1),
+        (4, 4, 3, 1, 1),
+        (4, 4, 3, 2, 1),
+        (3, 4, 3, 2, 1),
+        (4, 2, 3, 1, 1),
+        (4, 4, 3, 1, 0),  # no padding: the patches start inside the map
+        (5, 5, 3, 1, 1),  # one more than SMALL_MAP
+        (4, 6, 3, 2, 1),  # one side small, the other not
+        (2, 2, 1, 2, 0),  # the shortcut's
+        (9, 8, 7, 2, 3),  # the first layer's
+    ],
+)
+def test_convolve_is_the_plain_convolution(height: int, width: int, k: int, stride: int, padding: int) -> None:
+    x, kernel = normal(0, height, width, 3), normal(1, k, k, 3, 5)
+    found = output_and_gradients(lambda x, w: layers.convolve(x, w, stride, padding), x, kernel)
+    expected = output_and_gradients(lambda x, w: plain_convolution(x, w, stride, padding), x, kernel)
+    assert_all_close(found, expected)
+
+
+@pytest.mark.parametrize("side", [2, 6])
+def test_convolve_serves_a_batch(side: int) -> None:
+    x, kernel = normal(0, 2, 3, side, side, 2), normal(1, 3, 3, 2, 4)
+    found = np.asarray(layers.convolve(x, kernel, 1, 1))
+    assert found.shape == (2, 3, side, side, 4)
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_allclose(found[i, j], plain_convolution(x[i, j], kernel, 1, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+def test_conv_layer_is_the_plain_convolution(side: int) -> None:
+    layer = layers.Conv(features=5, kernel_size=3, stride=2, padding=1)
+    x, kernel = normal(0, side, side, 3), normal(1, 3, 3, 3, 5)
+    params = layer.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, params) == {"params": {"kernel": kernel.shape}}
+    found = output_and_gradients(lambda x, w: layer.apply({"params": {"kernel": w}}, x), x, kernel)
+    assert_all_close(found, output_and_gradients(lambda x, w: plain_convolution(x, w, 2, 1), x, kernel))
+
+
+@pytest.mark.parametrize("side", [2, 9])
+def test_copies_of_the_input_need_not_be_made(side: int) -> None:
+    layer = layers.Conv(features=4, kernel_size=3, stride=2, padding=1, input_copies=3)
+    x, kernel = normal(0, side, side, 2), normal(1, 3, 3, 6, 4)
+    assert jax.tree.map(jnp.shape, layer.init(jax.random.key(0), x)) == {"params": {"kernel": kernel.shape}}
+
+    def with_copies(x: Any, w: Any) -> Any:
+        return plain_convolution(jnp.concatenate([x, x, x], axis=-1), w, 2, 1)
+
+    found = output_and_gradients(lambda x, w: layer.apply({"params": {"kernel": w}}, x), x, kernel)
+    assert_all_close(found, output_and_gradients(with_copies, x, kernel))
+
+
+def test_conv_computes_in_its_dtype_with_a_float32_kernel() -> None:
+    layer = layers.Conv(features=4, kernel_size=3, padding=1, dtype=jnp.bfloat16)
+    x = normal(0, 6, 6, 2)
+    params = layer.init(jax.random.key(0), x)
+    assert params["params"]["kernel"].dtype == jnp.float32
+    y = layer.apply(params, x)
+    assert isinstance(y, jax.Array)
+    assert y.dtype == jnp.bfloat16
+
+
+def flax_group_norm(groups: int) -> Any:
+    reference = nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False)
+    return lambda x, scale, bias: reference.apply({"params": {"scale": scale, "bias": bias}}, x[None])[0]
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((5, 4, 12), 4), ((5, 4, 12), 1), ((3, 3, 6), 6), ((1, 1, 8), 2)])
+def test_group_norm_is_flax_group_norm(shape: tuple[int, int, int], groups: int) -> None:
+    x, scale, bias = 3 * normal(0, *shape) + 0.5, 1 + normal(1, shape[-1]), normal(2, shape[-1])
+    found = output_and_gradients(lambda x, s, b: layers.group_norm(x, s, b, groups, 1e-5), x, scale, bias)
+    assert_all_close(found, output_and_gradients(flax_group_norm(groups), x, scale, bias), rtol=1e-4, atol=2e-5)
+
+
+def test_group_norm_keeps_groups_apart() -> None:
+    x = normal(0, 4, 4, 8) * jnp.repeat(jnp.asarray([1e-2, 1.0, 1e2, 1e4]), 2)
+    y = np.asarray(layers.group_norm(x, jnp.ones(8), jnp.zeros(8), 4, 1e-5)).reshape(16, 4, 2)
+    np.testing.assert_allclose(y.mean(axis=(0, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(axis=(0, 2)), [np.sqrt(1 / (1 + 1e-5 / x[..., :2].var())), 1, 1, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "tolerance"), [(10.0, 1e-4), (100.0, 1e-2)])
+def test_group_norm_far_from_zero(mean: float, tolerance: float) -> None:
+    """The variance is a difference of sums of squares: it loses about (mean / spread)^2 times float32's 6e-8, and no more."""
+    x, scale, bias = mean + normal(0, 8, 8, 8), 1 + normal(1, 8), normal(2, 8)
+    found = output_and_gradients(lambda x, s, b: layers.group_norm(x, s, b, 2, 1e-5), x, scale, bias)
+    expected = output_and_gradients(flax_group_norm(2), x, scale, bias)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, atol=tolerance * np.abs(e).max())
+
+
+def test_group_norm_of_a_constant_map_is_its_bias() -> None:
+    scale, bias = normal(1, 4), normal(2, 4)
+    y, dx, *_ = output_and_gradients(
+        lambda x, s, b: layers.group_norm(x, s, b, 2, 1e-5), np.full((3, 3, 4), 7, np.float32), scale, bias
+    )
+    np.testing.assert_allclose(y, np.broadcast_to(bias, y.shape), atol=1e-3)
+    assert np.isfinite(dx).all()
+
+
+def test_group_norm_layer_has_torchs_epsilon() -> None:
+    x = 1e-3 * normal(0, 4, 4, 32)
+    layer = layers.GroupNorm(groups=4)
+    params = layer.init(jax.random.key(0), x)
+    expected = flax_group_norm(4)(x, params["params"]["scale"], params["params"]["bias"])
+    np.testing.assert_allclose(np.asarray(layer.apply(params, x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def window_pool(x: Any) -> Any:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), [(1, 1), (1, 1), (0, 0)])
+
+
+def pool_by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maxima, and the gradient that gives each to the first place in reading order that holds it."""
+    h, w, c = x.shape
+    y = np.zeros(((h + 1) // 2, (w + 1) // 2, c), np.float32)
+    dy, dx = np.asarray(normal(99, *y.shape)), np.zeros_like(x)
+    for i, j, k in np.ndindex(*y.shape):
+        places = [(r, s) for r in range(2 * i - 1, 2 * i + 2) for s in range(2 * j - 1, 2 * j + 2) if 0 <= r < h and 0 <= s < w]
+        first = max(places, key=lambda place, k=k: x[(*place, k)])  # max returns the first of equals
+        y[i, j, k] = x[(*first, k)]
+        dx[(*first, k)] += dy[i, j, k]
+    return y, dx
+
+
+SIDES = [(1, 1), (2, 2), (4, 4), (5, 5), (7, 6), (3, 8)]
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_max_pool_is_the_window_maximum(sides: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).permutation(sides[0] * sides[1] * 3).reshape(*sides, 3).astype(np.float32) - 50
+    assert_all_close(output_and_gradients(layers.max_pool, x), output_and_gradients(window_pool, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("values", [1, 2, 3])
+def test_ties_go_to_the_first_maximum(sides: tuple[int, int], values: int) -> None:
+    x = -np.random.default_rng(values).integers(0, values, (*sides, 3)).astype(np.float32)
+    assert_all_close(output_and_gradients(layers.max_pool, x), pool_by_hand(x), atol=1e-6)
+
+
+def test_mish_is_x_tanh_softplus() -> None:
+    x = np.linspace(-50, 50, 4001).astype(np.float32)
+    wide = x.astype(np.float64)
+    gate = np.tanh(np.logaddexp(0, wide))
+    sigmoid = np.exp(-np.logaddexp(0, -wide))
+    y, slope = jax.jit(jax.vmap(jax.value_and_grad(layers.mish)))(x)
+    np.testing.assert_allclose(y, wide * gate, rtol=3e-6, atol=1e-30)
+    np.testing.assert_allclose(slope, gate + wide * (1 - gate**2) * sigmoid, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("x", [-1e4, -200.0, -88.0, 0.0, 20.0, 88.0, 200.0, 1e4])
+def test_mish_is_finite_everywhere(x: float) -> None:
+    y, slope = jax.value_and_grad(layers.mish)(jnp.float32(x))
+    assert float(y) == pytest.approx(max(x, 0.0), abs=1e-6)
+    assert float(slope) == pytest.approx({-1e4: 0, -200.0: 0, -88.0: 0, 0.0: 0.6}.get(x, 1), abs=1e-6)

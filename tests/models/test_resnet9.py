@@ -1,0 +1,119 @@
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcxr.models.resnet9 import ResNet9
+
+FILMS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32)).astype(np.uint8))
+
+
+@functools.cache
+def params() -> Any:
+    """Random weights of a narrow network, no norm at its initial one and zero."""
+    rng = np.random.default_rng(1)
+    tree = jax.eval_shape(ResNet9(3, width=32).init, jax.random.key(0), FILMS[0])
+
+    def fill(path: Any, leaf: Any) -> jax.Array:
+        spread = 1.4 / np.sqrt(math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.2
+        return jnp.asarray(rng.normal(float(path[-1].key == "scale"), spread, leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, tree)
+
+
+@functools.cache
+def logits(activation: str = "mish", dtype: Any = jnp.float32) -> np.ndarray:
+    model = ResNet9(3, activation, width=32, dtype=dtype)
+    out = jax.jit(jax.vmap(model.apply, in_axes=(None, 0)))(params(), FILMS)
+    assert isinstance(out, jax.Array)
+    assert out.dtype == jnp.float32
+    return np.asarray(out)
+
+
+def shapes(n_findings: int = 8, width: int = 64) -> dict[str, tuple[int, ...]]:
+    film = jax.ShapeDtypeStruct((64, 64), jnp.uint8)
+    tree = jax.eval_shape(ResNet9(n_findings, width=width).init, jax.random.key(0), film)
+    assert set(tree) == {"params"}
+    return {
+        "/".join(str(part.key) for part in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree["params"])
+    }
+
+
+def test_number_of_parameters_is_the_papers() -> None:
+    assert sum(math.prod(shape) for shape in shapes().values()) == 4_909_896
+
+
+def test_parameters_have_these_names_and_shapes() -> None:
+    expected: dict[str, tuple[int, ...]] = {"conv1/kernel": (7, 7, 3, 64), "norm1/scale": (64,), "norm1/bias": (64,)}
+    into = 64
+    for stage, out in enumerate((64, 128, 256, 512), start=1):
+        block = f"stage{stage}_block1"
+        expected |= {f"{block}/conv1/kernel": (3, 3, into, out), f"{block}/conv2/kernel": (3, 3, out, out)}
+        norms = ["norm1", "norm2"]
+        if stage > 1:
+            expected[f"{block}/shortcut_conv/kernel"] = (1, 1, into, out)
+            norms.append("shortcut_norm")
+        expected |= {f"{block}/{norm}/{leaf}": (out,) for norm in norms for leaf in ("scale", "bias")}
+        into = out
+    expected |= {"head/kernel": (512, 8), "head/bias": (8,)}
+    assert shapes() == expected
+
+
+def test_findings_change_only_the_head() -> None:
+    eight, fourteen = shapes(8), shapes(14)
+    assert fourteen.pop("head/kernel") == (512, 14)
+    assert fourteen.pop("head/bias") == (14,)
+    assert fourteen.items() <= eight.items()
+
+
+@pytest.mark.parametrize("side", [32, 48, 512])
+def test_one_logit_a_finding_whatever_the_size(side: int) -> None:
+    model = ResNet9(5, width=32)
+    film = jax.ShapeDtypeStruct((side, side), jnp.uint8)
+    out = jax.eval_shape(lambda film: model.init_with_output(jax.random.key(0), film)[0], film)
+    assert (out.shape, out.dtype) == ((5,), jnp.float32)
+
+
+def test_logits_and_parameters_are_float32_in_bfloat16_compute() -> None:
+    rough, fine = logits(dtype=jnp.bfloat16), logits()
+    assert not np.array_equal(rough, fine), "bfloat16 had no effect"
+    np.testing.assert_allclose(rough, fine, atol=0.1 * float(np.abs(fine).max()))
+    film = jax.ShapeDtypeStruct((32, 32), jnp.uint8)
+    tree = jax.eval_shape(ResNet9(3, width=32, dtype=jnp.bfloat16).init, jax.random.key(0), film)
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.float32)}
+
+
+def test_activations_differ_and_do_not_mix() -> None:
+    assert np.abs(np.asarray(logits("relu")) - np.asarray(logits("mish"))).max() > 1e-2
+    programs = {
+        activation: str(jax.make_jaxpr(ResNet9(3, activation, width=32).apply)(params(), FILMS[0]))
+        for activation in ("relu", "mish")
+    }
+    assert "relu" in programs["relu"]
+    assert " exp " not in programs["relu"]
+    assert "relu" not in programs["mish"]
+    assert " exp " in programs["mish"]
+
+
+def test_one_film_at_a_time_equals_vmap() -> None:
+    one = jax.jit(ResNet9(3, width=32).apply)
+    alone = np.stack([np.asarray(one(params(), film)) for film in FILMS])
+    np.testing.assert_allclose(alone, logits(), rtol=1e-4, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
+def test_grey_values_are_scaled_to_one_and_the_film_stands_for_three_channels(dtype: Any) -> None:
+    def first_layer(film: Any) -> Any:
+        _, state = ResNet9(3, width=32).apply(params(), film, capture_intermediates=lambda module, _: module.name == "conv1")
+        return state["intermediates"]["conv1"]["__call__"][0]
+
+    three = jnp.asarray(np.repeat(np.asarray(FILMS[:1, ..., None]) / 255, 3, axis=-1), jnp.float32)
+    kernel = params()["params"]["conv1"]["kernel"]
+    expected = jax.lax.conv_general_dilated(three, kernel, (2, 2), [(3, 3)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+    np.testing.assert_allclose(jax.jit(first_layer)(FILMS[0].astype(dtype)), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,337 @@
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcxr.config import (
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    PrivacyConfig,
+    SyntheticConfig,
+    TrainingConfig,
+    dump,
+    load,
+    override,
+)
+from jaxcxr.data.sources.table import TableSource
+from jaxcxr.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+REMOVED = object()
+
+
+def values_of(name: str = "demo.yaml") -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "configs" / name).read_text())
+
+
+def write(tmp_path: Path, values: Any) -> Path:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def with_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """The demo's values with some `section.key`s replaced or removed."""
+    values = copy.deepcopy(values_of())
+    for place, value in changes.items():
+        *sections, key = place.split(".")
+        target = values
+        for section in sections:
+            target = target[section]
+        if value is REMOVED:
+            del target[key]
+        else:
+            target[key] = value
+    return values
+
+
+def refusal(path: Path, cls: type = Experiment) -> str:
+    """What follows the file's name in the one line that refuses it."""
+    with pytest.raises(InputError) as caught:
+        load(cls, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert "pydantic" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_we_ship_loads(path: Path) -> None:
+    if path.stem.startswith("prepare_"):
+        load(TableSource, path)
+        return
+    config = load(Experiment, path)
+    config.check()
+    assert isinstance(config.data.findings, tuple)
+    if config.model.pretraining is not None:
+        start = load(Experiment, ROOT / config.model.pretraining)
+        assert (start.data.size, start.data.findings) == (config.data.size, config.data.findings)
+        assert (start.model.width, start.model.activation) == (config.model.width, config.model.activation)
+        assert start.privacy is None
+
+
+def test_the_demo_is_read_as_it_is_written() -> None:
+    config = load(Experiment, ROOT / "configs" / "demo.yaml")
+    written = values_of()
+    for section, fields in written.items():
+        for key, value in fields.items():
+            if key == "synthetic":
+                assert config.data.synthetic == SyntheticConfig(**value)
+            else:
+                found = getattr(getattr(config, section), key)
+                assert found == (tuple(value) if isinstance(value, list) else value), f"{section}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"surprise": 1}, "surprise: unknown key"),
+        ({"privacy.epsilonn": 1.0}, "privacy.epsilonn: unknown key"),
+        ({"data.synthetic.noise": 1.0}, "data.synthetic.noise: unknown key"),
+        ({"data.store": REMOVED}, "data.store: missing"),
+        ({"training": REMOVED}, "training: missing"),
+        ({"training.learning_rate": "fast"}, "training.learning_rate: expected a valid number, found 'fast'"),
+        ({"training.steps": 30.5}, "training.steps: expected a valid integer, found 30.5"),
+        ({"training.steps": 30.0}, "training.steps: expected a valid integer, found 30.0"),
+        ({"training.steps": True}, "training.steps: expected a valid integer, found True"),
+        ({"training.steps": "30"}, "training.steps: expected a valid integer, found '30'"),
+        ({"data.size": [64]}, "data.size: expected a valid integer, found [64]"),
+        ({"data.store": 5}, "data.store: expected a valid string, found 5"),
+        ({"data.findings": "cardiomegaly"}, "data.findings: expected a valid array, found 'cardiomegaly'"),
+        ({"data.findings": ["cardiomegaly", 1]}, "data.findings.1: expected a valid string, found 1"),
+        ({"privacy.allow_large_delta": 1}, "privacy.allow_large_delta: expected a valid boolean, found 1"),
+        ({"privacy": [1]}, "privacy: expected an object, found [1]"),
+        ({"model.activation": "gelu"}, "model.activation: expected 'mish' or 'relu', found 'gelu'"),
+        ({"model.dtype": None}, "model.dtype: expected 'float32' or 'bfloat16', found None"),
+        ({"model.width": 65}, "model.width: expected a multiple of 32, found 65"),
+        ({"data.size": 15}, "data.size: expected greater than or equal to 16, found 15"),
+        ({"privacy.epsilon": -1.0}, "privacy.epsilon: expected greater than 0, found -1.0"),
+        ({"privacy.epsilon": 0}, "privacy.epsilon: expected greater than 0, found 0"),
+        ({"privacy.epsilon": float("inf")}, "privacy.epsilon: expected a finite number, found inf"),
+        ({"privacy.epsilon": float("nan")}, "privacy.epsilon: expected a finite number, found nan"),
+        ({"privacy.delta": 1.0}, "privacy.delta: expected less than 1, found 1.0"),
+        ({"privacy.noise_multiplier": 0.0}, "privacy.noise_multiplier: expected greater than 0, found 0.0"),
+        ({"training.expected_batch_size": 0}, "training.expected_batch_size: expected greater than 0, found 0"),
+        ({"training.warmup_steps": -1}, "training.warmup_steps: expected greater than or equal to 0, found -1"),
+        ({"training.positive_rates": [0.1] * 7 + [1.0]}, "training.positive_rates.7: expected less than 1, found 1.0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path, changes: dict[str, Any], start: str) -> None:
+    assert refusal(write(tmp_path, with_changes(changes))) == start or refusal(tmp_path / "experiment.yaml").startswith(
+        f"{start} ("
+    )
+
+
+def test_a_number_that_yaml_reads_as_text_is_refused_with_the_way_to_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    text = (ROOT / "configs" / "demo.yaml").read_text()
+    assert text.count("delta: 6.0e-6") == 1
+    path.write_text(text.replace("delta: 6.0e-6", "delta: 1e-6"))
+    message = refusal(path)
+    assert message.startswith("privacy.delta: expected a valid number, found '1e-6'")
+    assert "YAML reads 1e-6 as text" in message
+    assert "1.0e-6" in message
+
+
+def test_every_wrong_field_is_named(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, with_changes({"privacy.delta": 2.0, "model.widht": 64, "data.size": REMOVED})))
+    assert {part.split(":")[0] for part in message.split("; ")} == {"privacy.delta", "model.widht", "data.size"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training.epochs": 2.0}, ("training:", "exactly one of steps (30) and epochs (2.0)")),
+        ({"training.steps": REMOVED}, ("training:", "exactly one of steps (None) and epochs (None)")),
+        ({"training.positive_rates": [0.1, 0.2]}, ("training.positive_rates:", "8", "found 2")),
+        ({"training.positive_rates": None}, ("training:", "positive_rates", "'public'")),
+        ({"training.class_weights": "paper"}, ("training:", "positive_rates", "'public'")),
+        ({"training.class_weights": "none"}, ("training:", "positive_rates", "'public'")),
+        ({"training.augmentation": "flip_rotate"}, ("training.augmentation:", "private", "'none'")),
+        ({"data.findings": []}, ("data.findings:", "at least one", "[]")),
+        ({"data.findings": ["a"] * 8}, ("data.findings:", "distinct")),
+    ],
+    ids=str,
+)
+def test_fields_at_odds_are_named(tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    message = refusal(write(tmp_path, with_changes(changes)))
+    assert message.startswith(words[0])
+    assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.steps": REMOVED, "training.epochs": 2.5},
+        {"training.class_weights": "paper", "training.positive_rates": REMOVED},
+        {"privacy": None, "training.augmentation": "flip_rotate"},
+        {"privacy": REMOVED},
+        {"privacy.epsilon": 8},
+        {"data.synthetic": None},
+    ],
+    ids=str,
+)
+def test_what_fits_together_is_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
+    load(Experiment, write(tmp_path, with_changes(changes)))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "absent.yaml") == "no such configuration file"
+    assert refusal(tmp_path) == "no such configuration file"
+
+
+@pytest.mark.parametrize(
+    "content", [b"data: [1, 2", b"a: b: c", b"\xff\xfe\x00a", b"a: \x00", b"a: !!python/object:os.system x"]
+)
+def test_what_is_no_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_bytes(content)
+    assert refusal(path).startswith("not valid YAML (")
+
+
+@pytest.mark.parametrize(("content", "found"), [("", "NoneType"), ("- 1", "list"), ("7", "int"), ("text", "str")])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, content: str, found: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(content)
+    assert refusal(path) == f"expected a mapping of keys to values, found {found}"
+
+
+def test_flags_replace_fields_and_nothing_else() -> None:
+    config = load(Experiment, ROOT / "configs" / "demo.yaml")
+    assert override(config, [], prog="train.py") == config
+    changed = override(
+        config, ["--privacy.epsilon", "1.06", "--training.microbatch-size", "16", "--model.weights", "None"], prog="train.py"
+    )
+    expected = dataclasses.replace(
+        config,
+        privacy=dataclasses.replace(config.privacy, epsilon=1.06),
+        training=dataclasses.replace(config.training, microbatch_size=16),
+        model=dataclasses.replace(config.model, weights=None),
+    )
+    assert changed == expected
+
+
+def test_flags_work_without_privacy() -> None:
+    config = load(Experiment, ROOT / "configs" / "demo_nonprivate.yaml")
+    changed = override(config, ["--training.seed", "3"], prog="train.py")
+    assert changed == dataclasses.replace(config, training=dataclasses.replace(config.training, seed=3))
+    assert changed.privacy is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "start"),
+    [
+        (["--privacy.epsilon", "-1"], "command line: privacy.epsilon: expected greater than 0"),
+        (["--privacy.epsilon", "inf"], "command line: privacy.epsilon: expected a finite number"),
+        (["--model.width", "33"], "command line: model.width: expected a multiple of 32"),
+        (["--training.epochs", "2"], "command line: training: set exactly one of steps (30) and epochs (2.0)"),
+        (["--training.augmentation", "flip_rotate"], "command line: training.augmentation: "),
+    ],
+)
+def test_flags_are_checked_as_a_file_is(flags: list[str], start: str) -> None:
+    config = load(Experiment, ROOT / "configs" / "demo.yaml")
+    with pytest.raises(InputError) as caught:
+        override(config, flags, prog="train.py")
+    assert str(caught.value).startswith(start)
+
+
+@pytest.mark.parametrize("flags", [["--privacy.epsilonn", "1"], ["--training.steps", "many"], ["--model.activation", "gelu"]])
+def test_a_flag_that_cannot_be_read_ends_with_code_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        override(load(Experiment, ROOT / "configs" / "demo.yaml"), flags, prog="train.py")
+    assert caught.value.code == 2
+    streams = capsys.readouterr()
+    assert flags[0] in streams.out + streams.err
+
+
+positive = st.floats(1e-12, 1e12)
+rate = st.floats(1e-12, 0.999)
+count = st.integers(1, 10**9)
+name = st.text(min_size=1, max_size=8) | st.sampled_from(["1e-6", "null", "yes", "0x10", "2020-01-01", "~", "a: b", "#", "'"])
+
+
+@st.composite
+def experiments(draw: st.DrawFn) -> Experiment:
+    findings = tuple(draw(st.lists(name, min_size=1, max_size=3, unique=True)))
+    length = draw(st.fixed_dictionaries({"steps": count}) | st.fixed_dictionaries({"epochs": positive}))
+    rates = draw(st.none() | st.tuples(*[rate] * len(findings)))
+    seed = st.integers(-(2**40), 2**40)
+    synthetic = st.builds(
+        SyntheticConfig, domain=st.sampled_from(["private", "public"]), n_train=count, n_valid=count, n_test=count, seed=seed
+    )
+    private = st.builds(
+        PrivacyConfig,
+        epsilon=positive,
+        delta=rate,
+        l2_clip_norm=positive,
+        dataset_size=st.none() | count,
+        noise_multiplier=st.none() | positive,
+    )
+    return Experiment(
+        data=DataConfig(
+            store=draw(name), size=draw(st.integers(16, 4096)), findings=findings, synthetic=draw(st.none() | synthetic)
+        ),
+        model=ModelConfig(activation=draw(st.sampled_from(["mish", "relu"])), weights=draw(st.none() | name)),
+        training=TrainingConfig(
+            expected_batch_size=draw(count),
+            microbatch_size=draw(count),
+            learning_rate=draw(positive),
+            class_weights="none" if rates is None else "public",
+            positive_rates=rates,
+            seed=draw(st.none() | seed),
+            **length,
+        ),
+        privacy=draw(st.none() | private),
+        evaluation=EvaluationConfig(redraws=draw(count)),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(config=experiments())
+def test_what_is_dumped_loads_as_the_same(config: Experiment, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    dump(config, path)
+    assert load(Experiment, path) == config
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if not p.stem.startswith("prepare_")], ids=lambda path: path.stem)
+def test_a_dump_of_what_we_ship_loads_as_the_same_and_spells_out_defaults(path: Path, tmp_path: Path) -> None:
+    config = load(Experiment, path)
+    dump(config, tmp_path / "config.yaml")
+    assert load(Experiment, tmp_path / "config.yaml") == config
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        assert (written[section.name] is None) == (value is None)
+        if value is not None:
+            assert set(written[section.name]) == {field.name for field in dataclasses.fields(value)}
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = load(Experiment, ROOT / "configs" / "demo.yaml")
+    parts = [config, config.data, config.data.synthetic, config.model, config.training, config.privacy, config.evaluation]
+    for part in parts:
+        assert part is not None
+        for field in dataclasses.fields(part):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(part, field.name, None)
+    assert hash(config) == hash(load(Experiment, ROOT / "configs" / "demo.yaml")), "something inside can be changed"
+
+
+def test_digest_fields_name_every_field_with_its_section() -> None:
+    fields = load(Experiment, ROOT / "configs" / "demo.yaml").digest_fields()
+    assert fields["privacy.epsilon"] == 7.89
+    assert fields["training.steps"] == 30
+    assert not [
+        key for key in load(Experiment, ROOT / "configs" / "demo_nonprivate.yaml").digest_fields() if key.startswith("privacy.")
+    ]
