@@ -48,7 +48,10 @@ def main() -> None:
         config = load(Experiment, arguments.nonprivate_config)
         if epsilon < math.inf:
             config = dataclasses.replace(private, privacy=dataclasses.replace(private.privacy, epsilon=epsilon))
-        elif config.privacy is not None or (config.data.store, config.data.findings) != (private.data.store, private.data.findings):
+        elif config.privacy is not None or (config.data.store, config.data.findings) != (
+            private.data.store,
+            private.data.findings,
+        ):
             raise InputError(
                 f"{arguments.nonprivate_config}: expected privacy null and the data of {arguments.config}; "
                 "name the matching --nonprivate-config, or leave inf out of --eps"

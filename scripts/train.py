@@ -40,7 +40,10 @@ def main() -> None:
     if evaluation is None:
         raise SystemExit(130)
     print(screen_table(evaluation))
-    print(f"\n{out}: config.yaml, run.json, ledger.jsonl, metrics.jsonl, TensorBoard events, checkpoints, predictions.parquet, evaluation.csv")
+    print(
+        f"\n{out}: config.yaml, run.json, ledger.jsonl, metrics.jsonl, TensorBoard events, checkpoints, "
+        "predictions.parquet, evaluation.csv"
+    )
 
 
 if __name__ == "__main__":

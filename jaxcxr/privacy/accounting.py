@@ -174,7 +174,7 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> P
                 break
         here, near = (epsilon_rdp([Spending(sample_rate, s, steps)], delta) for s in (sigma, sigma * 0.97))
         slope = min(math.log(near / here) / math.log(0.97), -0.2)
-        sigma *= (target / spent) ** (1 / slope)
+        sigma *= min(max((target / spent) ** (1 / slope), 0.7), 1.5) if spent > 0 else 0.7
     return plan(best, delta, sample_rate, steps)
 
 

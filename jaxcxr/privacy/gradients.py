@@ -30,6 +30,10 @@ CLIP_MARGIN = 1e-5
 """Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity
 above it."""
 
+GRAM_ALLOWANCE = 5e-7
+"""Added to a squared Gram norm, in parts of the terms' absolute sum (four float32 roundings): where terms of both signs cancel,
+their rounding is many times the result's, and a norm that came out too small would clip too little."""
+
 
 @runtime_checkable
 class LinearLayer(Protocol):
@@ -156,7 +160,8 @@ def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...]) -> bool:
 def _gram_squared_norm(unfold: Callable[[Any], Any], x: Any, dy: Any) -> Float[Array, ""]:
     """|unfold(x)^T dy|^2 of one example, as the inner product of two T x T Gram matrices."""
     a, b = unfold(x), dy.reshape(-1, dy.shape[-1])
-    return jnp.sum((a @ a.T) * (b @ b.T))
+    products = (a @ a.T) * (b @ b.T)
+    return jnp.sum(products) + GRAM_ALLOWANCE * jnp.sum(jnp.abs(products))
 
 
 def _weight_gradient(layer: LinearLayer, kernel: Any, x: Any, dy: Any) -> Any:

@@ -48,7 +48,8 @@ class Checkpoints:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"{self._folder}: checkpoint of step {steps_done} could not be written ({reason}); "
-                f"the newest complete one is of step {kept}: free some space and resume the run (train.py --resume; a sweep resumes by itself)"
+                f"the newest complete one is of step {kept}: free some space and resume the run "
+                "(train.py --resume; a sweep resumes by itself)"
             ) from error
 
     def restore(self, steps_done: int, like: PyTree) -> PyTree:
@@ -80,7 +81,9 @@ def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> 
             )
         return secret
     if begun:
-        raise InputError(f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a second time")
+        raise InputError(
+            f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a second time"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     secret = new_secret(seed)
     part = path.with_suffix(".part")

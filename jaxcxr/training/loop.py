@@ -1,6 +1,7 @@
 """The training loop: draw, sum, release, update; write down what was spent, log, checkpoint, stop in time, resume exactly."""
 
 import dataclasses
+import fcntl
 import functools
 import json
 import signal
@@ -28,6 +29,7 @@ from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
 from jaxcxr.training.plan import Plan, write_run_json
 from jaxcxr.training.step import microbatches
 
+LOCK_FILE = ".lock"
 IN_MEMORY_BYTES = 2 << 30
 """Training films up to this size are read once and kept in memory."""
 EPSILON_MILESTONES = 40
@@ -61,7 +63,7 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
     """
     path = out / "config.yaml"
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(file.name not in ("config.part", LOCK_FILE) for file in out.iterdir()):
             raise InputError(f"{out}: the folder holds files but no run; expected a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -87,6 +89,23 @@ def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) ->
     Raises:
         InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training diverged.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(out):
+        return _train_alone(plan, out, resume, progress)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the run folder: two processes in one would spend one ledger twice."""
+    with (out / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{out}: another process is training in this folder") from error
+        yield
+
+
+def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome:
     claim_run_folder(out, plan.config, resume)
     write_run_json(plan, out / "run.json")
     checkpoints = Checkpoints(out / "checkpoints")
@@ -137,7 +156,10 @@ def _run(plan: Plan, out: Path, secret: bytes, checkpoints: Checkpoints, ledger:
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
             params, optimizer_state, finite = step_functions.finish(params, optimizer_state, gradient, key)
             done += 1
-            last = done == total_steps or interrupted()
+            stop = (
+                interrupted()
+            )  # asked once: an interrupt after this line belongs to the next step, or nothing would be saved for it
+            last = done == total_steps or stop
             if last or done % training.log_every == 0:
                 _require_finite(finite, done)
                 log.write(done, totals)
@@ -147,7 +169,7 @@ def _run(plan: Plan, out: Path, secret: bytes, checkpoints: Checkpoints, ledger:
                 if ledger is not None:
                     ledger.sync()
                 checkpoints.save(done, {"params": params, "optimizer": optimizer_state})
-            if interrupted():
+            if stop:
                 break
     log.close()
     if done < total_steps:

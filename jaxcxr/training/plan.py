@@ -48,7 +48,7 @@ class Plan:
     weights: Float[np.ndarray, "findings"]
 
     def may_be_released(self) -> bool:
-        """Whether the claim covers the whole run: trained privately, from unpredictable randomness, with no uncovered statistic."""
+        """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered statistic."""
         training = self.config.training
         return self.mechanism is not None and training.seed is None and training.class_weights != "paper"
 
@@ -170,7 +170,9 @@ def write_run_json(plan: Plan, path: Path) -> None:
     """
     described = plan.describe()
     if not path.exists():
-        path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        part.rename(path)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     differing = [key for key in before.keys() | described.keys() if before.get(key) != described.get(key)]

@@ -7,7 +7,7 @@ import pytest
 from jaxcxr.config import SyntheticConfig
 from jaxcxr.data.findings import UKA_FINDINGS, mirrored
 from jaxcxr.data.synthetic import SIDE_UNNAMED, cohort
-from jaxcxr.data.synthetic.cohort import AGE_GROUPS, FINDING_CORRELATIONS, MAX_COMORBIDITIES, MAX_FILMS
+from jaxcxr.data.synthetic.cohort import AGE_GROUPS, FINDING_CORRELATIONS, MAX_COMORBIDITIES, MAX_FILMS, PUBLIC_READER_BLUNDER
 
 TABLE_1_RATES = (0.467, 0.085, 0.080, 0.065, 0.115, 0.081, 0.097, 0.078)
 TABLE_1_AGES = {
@@ -166,8 +166,8 @@ def test_public_reports_often_name_no_side(public, private):
     for frame, unnamed in ((public, SIDE_UNNAMED), (private, 0.0)):
         both = (frame["pleural_effusion_right"] == 1) & (frame["pleural_effusion_left"] == 1)
         one_drawn = (frame["draw_pleural_effusion_right"] == 4) & (frame["draw_pleural_effusion_left"] == 0)
-        # Blunders name the other side now and then.
-        assert both[one_drawn].mean() == pytest.approx(unnamed, abs=0.08)
+        # A blunder misses the finding altogether, or names the other side now and then.
+        assert both[one_drawn].mean() == pytest.approx(unnamed * (1 - PUBLIC_READER_BLUNDER), abs=0.06)
 
 
 def test_public_labels_and_views_differ(private, public):
