@@ -57,7 +57,9 @@ class Ranking:
         return int(_count_at_least(self.positive_scores, threshold)), int(_count_at_least(self.negative_scores, threshold))
 
 
-def _count_at_least(descending: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " k"] | float) -> Int[np.ndarray, " k"]:
+def _count_at_least(
+    descending: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " k"] | float
+) -> Int[np.ndarray, " k"] | np.integer:
     return np.searchsorted(-descending, -np.asarray(thresholds), side="right")
 
 

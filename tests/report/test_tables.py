@@ -139,7 +139,7 @@ def test_an_undefined_metric_is_an_empty_cell():
 
 def test_unknown_budget_is_refused():
     with pytest.raises(InputError, match=r"epsilon 2, found budgets inf, 7\.89"):
-        supplementary_table(paper_results().query("epsilon > 5"), 2)
+        supplementary_table(paper_results().query("epsilon > 5"), 2.0)
 
 
 def test_caption_says_what_plus_minus_is():
