@@ -1,6 +1,7 @@
 """Who may import whom, read from the source text alone; an import inside a function counts like any other."""
 
 import ast
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def is_within(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-def imports_of(module: str, source: str) -> set[str]:
+@functools.cache
+def imports_of(module: str, source: str) -> frozenset[str]:
     """Everything that the text names in an import, at any depth; `from a import b` names both `a` and `a.b`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -63,7 +65,7 @@ def imports_of(module: str, source: str) -> set[str]:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
                 found.add(str(node.args[0].value))
-    return found
+    return frozenset(found)
 
 
 def rule_of(module: str) -> str:

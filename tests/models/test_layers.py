@@ -21,12 +21,12 @@ def plain_convolution(x: Any, kernel: Any, stride: int, padding: int) -> Any:
     )[0]
 
 
-def output_and_gradients(function: Any, *arguments: Any) -> tuple[np.ndarray, ...]:
-    """Output, and the gradients of its inner product with fixed random numbers with respect to all arguments."""
+def output_and_gradients(function: Any, *arguments: Any, cotangent: Any = None) -> tuple[np.ndarray, ...]:
+    """Output, and the gradients of its inner product with `cotangent` (or fixed random numbers) with respect to all arguments."""
 
     def both(*arguments: Any) -> tuple[Any, ...]:
         y, pull = jax.vjp(function, *arguments)
-        return y, *pull(normal(99, *y.shape))
+        return y, *pull(normal(99, *y.shape) if cotangent is None else cotangent)
 
     return tuple(np.asarray(a) for a in jax.jit(both)(*arguments))
 
@@ -100,10 +100,8 @@ def test_conv_computes_in_its_dtype_with_a_float32_kernel() -> None:
     layer = layers.Conv(features=4, kernel_size=3, padding=1, dtype=jnp.bfloat16)
     x = normal(0, 6, 6, 2)
     params = layer.init(jax.random.key(0), x)
-    assert params["params"]["kernel"].dtype == jnp.float32
-    y = layer.apply(params, x)
-    assert isinstance(y, jax.Array)
-    assert y.dtype == jnp.bfloat16
+    assert jax.tree.leaves(params)[0].dtype == jnp.float32
+    assert jax.eval_shape(layer.apply, params, x).dtype == jnp.bfloat16
 
 
 def flax_group_norm(groups: int) -> Any:
@@ -122,7 +120,19 @@ def test_group_norm_keeps_groups_apart() -> None:
     x = normal(0, 4, 4, 8) * jnp.repeat(jnp.asarray([1e-2, 1.0, 1e2, 1e4]), 2)
     y = np.asarray(layers.group_norm(x, jnp.ones(8), jnp.zeros(8), 4, 1e-5)).reshape(16, 4, 2)
     np.testing.assert_allclose(y.mean(axis=(0, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(y.std(axis=(0, 2)), [np.sqrt(1 / (1 + 1e-5 / x[..., :2].var())), 1, 1, 1], rtol=1e-4)
+    np.testing.assert_allclose(y.std(axis=(0, 2)), np.sqrt([1 / (1 + 1e-5 / float(x[..., :2].var())), 1, 1, 1]), rtol=1e-4)
+
+
+def test_group_norm_of_a_bfloat16_map_is_one_with_float32_sums() -> None:
+    x = (4 + normal(0, 16, 16, 4)).astype(jnp.bfloat16)
+    scale, bias = jnp.full(4, 3.0), jnp.full(4, 0.5)
+    y, dx, dscale, dbias = output_and_gradients(
+        lambda x, s, b: layers.group_norm(x, s, b, 2, 1e-5), x, scale, bias, cotangent=jnp.ones(x.shape, x.dtype)
+    )
+    assert [a.dtype for a in (y, dx, dscale, dbias)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+    expected = flax_group_norm(2)(x.astype(jnp.float32), scale, bias)
+    np.testing.assert_allclose(y.astype(np.float32), expected, rtol=2**-8, atol=1e-4)
+    np.testing.assert_allclose(dbias, 256.0)
 
 
 @pytest.mark.parametrize(("mean", "tolerance"), [(10.0, 1e-4), (100.0, 1e-2)])

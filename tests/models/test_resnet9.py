@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxcxr.models.resnet9 import ResNet9
 
@@ -26,8 +27,8 @@ def params() -> Any:
 
 
 @functools.cache
-def logits(activation: str = "mish", dtype: Any = jnp.float32) -> np.ndarray:
-    model = ResNet9(3, activation, width=32, dtype=dtype)
+def logits(activation: str = "mish") -> np.ndarray:
+    model = ResNet9(3, activation, width=32)
     out = jax.jit(jax.vmap(model.apply, in_axes=(None, 0)))(params(), FILMS)
     assert isinstance(out, jax.Array)
     assert out.dtype == jnp.float32
@@ -79,13 +80,60 @@ def test_one_logit_a_finding_whatever_the_size(side: int) -> None:
     assert (out.shape, out.dtype) == ((5,), jnp.float32)
 
 
-def test_logits_and_parameters_are_float32_in_bfloat16_compute() -> None:
-    rough, fine = logits(dtype=jnp.bfloat16), logits()
-    assert not np.array_equal(rough, fine), "bfloat16 had no effect"
-    np.testing.assert_allclose(rough, fine, atol=0.1 * float(np.abs(fine).max()))
-    film = jax.ShapeDtypeStruct((32, 32), jnp.uint8)
-    tree = jax.eval_shape(ResNet9(3, width=32, dtype=jnp.bfloat16).init, jax.random.key(0), film)
+def test_maps_are_bfloat16_and_parameters_mean_and_logits_float32() -> None:
+    seen: dict[str, set[Any]] = {}
+
+    def note(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y = next_call(*args, **kwargs)
+        if context.method_name == "__call__":
+            seen.setdefault(context.module.name or "logits", set()).update({args[0].dtype, y.dtype})
+        return y
+
+    def first_pass(film: Any) -> Any:
+        with nn.intercept_methods(note):
+            return ResNet9(3, width=32, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), film)
+
+    out, tree = jax.eval_shape(first_pass, FILMS[0])
     assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.float32)}
+    assert out.dtype == jnp.float32
+    assert seen.pop("logits") == {jnp.dtype(jnp.uint8), jnp.dtype(jnp.float32)}
+    assert seen.pop("head") == {jnp.dtype(jnp.float32)}, "the mean over the last map is to be float32"
+    assert {"conv1", "norm1", "conv2", "shortcut_conv", "stage4_block1"} <= set(seen)
+    assert set().union(*seen.values()) == {jnp.dtype(jnp.bfloat16)}
+
+
+def plain_network(film: Any, activation: str) -> Any:
+    """The network of the paper spelt out on three real channels, with nothing of the project's but the parameters."""
+    act = {"mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)), "relu": lambda x: jnp.maximum(x, 0)}[activation]
+
+    def conv(x: Any, leaves: Any, stride: int, padding: int) -> Any:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, leaves["kernel"], (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions
+        )
+
+    def norm(x: Any, leaves: Any) -> Any:
+        return nn.GroupNorm(32, epsilon=1e-5).apply({"params": leaves}, x)
+
+    p = params()["params"]
+    x = jnp.repeat(film[None, ..., None] / 255, 3, axis=-1)
+    x = act(norm(conv(x, p["conv1"], 2, 3), p["norm1"]))
+    x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # type: ignore[arg-type]
+    for stage, stride in enumerate((1, 2, 2, 2), start=1):
+        q = p[f"stage{stage}_block1"]
+        y = act(norm(conv(x, q["conv1"], stride, 1), q["norm1"]))
+        y = norm(conv(y, q["conv2"], 1, 1), q["norm2"])
+        if stage > 1:
+            x = norm(conv(x, q["shortcut_conv"], stride, 0), q["shortcut_norm"])
+        x = act(x + y)
+    return x.mean(axis=(1, 2))[0] @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+@pytest.mark.parametrize("activation", ["mish", "relu"])
+def test_it_is_the_papers_network(activation: str) -> None:
+    np.testing.assert_allclose(
+        logits(activation)[0], jax.jit(plain_network, static_argnums=1)(FILMS[0], activation), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_activations_differ_and_do_not_mix() -> None:
