@@ -187,13 +187,8 @@ class Experiment:
             raise InputError("training.augmentation: private runs take one view an image; expected 'none'")
 
     def digest_fields(self) -> dict[str, Any]:
-        """Flat `section.key -> value` view, for comparing two configurations field by field."""
-        return {f"{s}.{k}": v for s, fields in flatten(self).items() for k, v in fields.items()}
-
-
-def flatten(config: Experiment) -> dict[str, dict[str, Any]]:
-    """Sections of a configuration with their fields; a null section has none."""
-    return {section: dict(fields or {}) for section, fields in dataclasses.asdict(config).items()}
+        """Flat `section.key -> value` view, for comparing two configurations field by field; a null section has no fields."""
+        return {f"{s}.{k}": v for s, fields in dataclasses.asdict(self).items() for k, v in (fields or {}).items()}
 
 
 def load(cls: type[ConfigT], path: str | Path) -> ConfigT:

@@ -54,13 +54,12 @@ class Ranking:
 
     def called(self, threshold: float) -> tuple[int, int]:
         """How many positives and negatives are called positive at `threshold`."""
-        return int(_count_at_least(self.positive_scores, threshold)), int(_count_at_least(self.negative_scores, threshold))
+        at = np.array([threshold])
+        return int(_count_at_least(self.positive_scores, at)[0]), int(_count_at_least(self.negative_scores, at)[0])
 
 
-def _count_at_least(
-    descending: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " k"] | float
-) -> Int[np.ndarray, " k"] | np.integer:
-    return np.searchsorted(-descending, -np.asarray(thresholds), side="right")
+def _count_at_least(descending: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
+    return np.searchsorted(-descending, -thresholds, side="right")
 
 
 def rank(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Ranking:

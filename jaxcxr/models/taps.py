@@ -111,8 +111,3 @@ def apply_tapped(
     with nn.intercept_methods(interceptor):
         output = model.apply(params, x)
     return output, inputs
-
-
-def zeros_for(taps: tuple[Tap, ...]) -> dict[Path, Any]:
-    """The zeros that `apply_tapped` adds, for one example."""
-    return {tap.path: jnp.zeros(tap.output.shape, tap.output.dtype) for tap in taps}

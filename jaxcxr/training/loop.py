@@ -15,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from jaxtyping import PyTree
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxcxr.config import Experiment, dump, flatten
+from jaxcxr.config import Experiment, dump, load
 from jaxcxr.data.augment import flip_rotate
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting, noise, sampling
@@ -70,9 +69,7 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
         dump(config, part)
         part.rename(path)
         return
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    old = {f"{s}.{k}": v for s, fields in before.items() for k, v in (fields or {}).items()}
-    new = {f"{s}.{k}": v for s, fields in json.loads(json.dumps(flatten(config))).items() for k, v in fields.items()}
+    old, new = load(Experiment, path).digest_fields(), config.digest_fields()
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
         changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)

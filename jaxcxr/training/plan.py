@@ -20,6 +20,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.privacy.noise import derive_key
 from jaxcxr.training import objective, optimizer
 from jaxcxr.training.checkpoint import load_weights
 from jaxcxr.training.step import Step, make_step
@@ -58,8 +59,6 @@ class Plan:
 
     def initial_params(self, secret: bytes) -> PyTree:
         """Weights to start from: those named by the configuration, or random ones from the run's secret."""
-        from jaxcxr.privacy.noise import derive_key
-
         key = jax.random.wrap_key_data(jax.numpy.asarray(derive_key(secret, "initial weights", 0)[:2]), impl="threefry2x32")
         params = self.model().init(key, jax.numpy.zeros((self.split.size, self.split.size), jax.numpy.uint8))
         if self.config.model.weights is None:
