@@ -142,11 +142,17 @@ def test_a_run_is_not_begun_over_and_not_continued_as_another(
 
 
 def test_unseeded_runs_differ_and_may_be_released(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
-    config = changed(changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1), "privacy", noise_multiplier=1.0)
+    config = changed(
+        changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1, class_weights="none"),
+        "privacy",
+        noise_multiplier=1.0,
+    )
     unseeded = make_plan(config, tiny_store)
     a, b = (run(unseeded, tmp_path / name) for name in "ab")
     assert bits(a.params) != bits(b.params)
     assert json.loads((tmp_path / "a" / "run.json").read_text())["release"] is True
+    uncovered = make_plan(changed(config, "training", class_weights="paper"), tiny_store)
+    assert uncovered.describe()["release"] is False
 
 
 def test_training_stops_before_the_step_that_would_exceed(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
