@@ -2,16 +2,14 @@
 2018).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from jaxcxr.models.layers import Conv, GroupNorm, max_pool, mish
+from jaxcxr.models.layers import Conv, GroupNorm, Stem, max_pool
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"mish": mish, "relu": nn.relu}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -26,22 +24,20 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "i j o"]:
         """One map in, one map out."""
-        act = ACTIVATIONS[self.activation]
         y = Conv(self.features, 3, self.stride, 1, dtype=self.dtype, name="conv1")(x)
-        y = act(GroupNorm(name="norm1")(y))
+        y = GroupNorm(name="norm1")(y, activation=self.activation)
         y = Conv(self.features, 3, 1, 1, dtype=self.dtype, name="conv2")(y)
-        y = GroupNorm(name="norm2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             x = GroupNorm(name="shortcut_norm")(x)
-        return act(x + y)
+        return GroupNorm(name="norm2")(y, residual=x, activation=self.activation)
 
 
 class ResNet9(nn.Module):
     """Logits of the findings from one grey film.
 
     4,909,896 parameters with eight findings and width 64. The film is copied to three channels for the pretrained first
-    layer, without materialising the copies (`Conv.input_copies`).
+    layer, without materialising the copies (`layers.Stem`).
 
     Attributes:
         n_findings: number of outputs.
@@ -58,9 +54,9 @@ class ResNet9(nn.Module):
     @nn.compact
     def __call__(self, image: UInt8[Array, "h w"] | Float[Array, "h w"]) -> Float[Array, "findings"]:
         """Logits of one film with grey values in [0, 255]; they are scaled to [0, 1] here, as the paper's loader does."""
-        x = (image.astype(jnp.float32) / 255.0).astype(self.dtype)[..., None]
-        x = Conv(self.width, 7, 2, 3, input_copies=3, dtype=self.dtype, name="conv1")(x)
-        x = ACTIVATIONS[self.activation](GroupNorm(name="norm1")(x))
+        x = (image.astype(jnp.float32) / 255.0).astype(self.dtype)
+        x = Stem(self.width, dtype=self.dtype, name="conv1")(x)
+        x = GroupNorm(name="norm1")(x, activation=self.activation)
         x = max_pool(x)
         for stage in range(4):
             x = Block(

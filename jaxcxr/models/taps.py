@@ -22,44 +22,88 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """One linear layer, y = apply(x, kernel) (+ bias), seen from outside.
+    """One linear layer, seen from outside.
 
     Attributes:
         path: where its parameters lie in the `params` collection.
-        apply: the layer as a function of (input, kernel), linear in each; takes one example or a batch.
+        kernel_gradient: (kernel, inputs, cotangents of the outputs), both with a batch axis -> sum over the batch of the
+            kernel's gradients, float32.
         unfold: input of one example -> matrix [positions, inputs a position]; the kernel's gradient is its transpose times the
-            cotangent, `multiplicity` times over.
-        multiplicity: how many identical copies of that gradient the kernel holds (see `layers.Conv.input_copies`).
+            cotangent. None where there is no such matrix.
         output: shape and dtype of one example's output.
     """
 
     path: Path
-    apply: Callable[[Any, Any], Any]
-    unfold: Callable[[Any], Any]
-    multiplicity: int
+    kernel_gradient: Callable[[Any, Any, Any], Any]
+    unfold: Callable[[Any], Any] | None
     output: jax.ShapeDtypeStruct
 
 
 def _tap(module: nn.Module, output: Any) -> Tap | None:
     """The tap of one module, or None if it is none that can be tapped."""
     struct = jax.ShapeDtypeStruct(output.shape, output.dtype)
-    if type(module) is layers.Conv:
+    if isinstance(module, layers.Conv | layers.Stem):
         # A free copy in float32: input and cotangent are rounded to the layer's precision already, and products of rounded
         # numbers are to be summed without rounding again, or the clipped sum would not have the norm that was computed for it.
         free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32)
         rounded = module.dtype
 
-        def apply(x: Float[Array, "*batch h w c"], kernel: Float[Array, "k k c_copies o"]) -> Float[Array, "*batch i j o"]:
-            return free.apply_kernel(x.astype(rounded), kernel)
+        def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
+            return layers.kernel_gradient(lambda x, k: free.apply_kernel(x.astype(rounded), k), kernel, x, dy)
+
+        if isinstance(free, layers.Stem):
+            return Tap(module.path, kernel_gradient, None, struct)
 
         def unfold(x: Float[Array, "h w c"]) -> Float[Array, "t p"]:
             columns = layers.patches(x.astype(rounded), free.kernel_size, free.stride, free.padding)
             return columns.reshape(-1, columns.shape[-1]).astype(jnp.float32)
 
-        return Tap(module.path, apply, unfold, free.input_copies, struct)
+        return Tap(module.path, kernel_gradient, unfold, struct)
+    if type(module) is nn.Conv and not module.mask:
+        return Tap(module.path, *_of_flax_conv(module), struct)
     if type(module) is nn.Dense:
-        return Tap(module.path, lambda x, kernel: x @ kernel, lambda x: x.reshape(-1, x.shape[-1]), 1, struct)
+        return Tap(
+            module.path,
+            lambda kernel, x, dy: x.reshape(-1, kernel.shape[0]).T @ dy.reshape(-1, kernel.shape[1]),
+            lambda x: x.reshape(-1, x.shape[-1]),
+            struct,
+        )
     return None
+
+
+def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Callable[[Any], Any] | None]:
+    """Kernel gradient and unfolding of Flax's own convolution, in any number of dimensions."""
+    free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32, use_bias=False)
+    rounded = module.dtype or jnp.float32
+
+    def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
+        return layers.kernel_gradient(lambda x, k: free.apply({"params": {"kernel": k}}, x.astype(rounded)), kernel, x, dy)
+
+    dimensions = len(module.kernel_size)
+    if module.feature_group_count != 1 or isinstance(module.padding, str) and module.padding not in ("SAME", "VALID"):
+        return kernel_gradient, None
+
+    def sides(value: Any) -> tuple[int, ...]:
+        return (1 if value is None else value,) * dimensions if value is None or isinstance(value, int) else tuple(value)
+
+    def unfold(x: Any) -> Any:
+        padding = module.padding
+        if not isinstance(padding, str):
+            each = (padding,) * dimensions if isinstance(padding, int) else padding
+            padding = [(side, side) if isinstance(side, int) else tuple(side) for side in each]
+        letters = "DHW"[-dimensions:]
+        columns = jax.lax.conv_general_dilated_patches(
+            x.astype(rounded).astype(jnp.float32)[None],
+            tuple(module.kernel_size),
+            sides(module.strides),
+            padding,
+            sides(module.input_dilation),
+            sides(module.kernel_dilation),
+            (f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        )
+        return columns.reshape(-1, columns.shape[-1])
+
+    return kernel_gradient, unfold
 
 
 def find_taps(model: nn.Module, example: Any) -> tuple[Tap, ...]:

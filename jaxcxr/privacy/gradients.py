@@ -13,7 +13,7 @@ network's gradient of one example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,18 @@ their rounding is many times the result's, and a norm that came out too small wo
 
 @runtime_checkable
 class LinearLayer(Protocol):
-    """A layer y = apply(x, kernel) whose kernel gradient for one example is `multiplicity` copies of unfold(x)^T dy."""
+    """A layer that is linear in its kernel; its kernel gradient for one example is unfold(x)^T dy if it has an `unfold`.
+
+    `kernel_gradient(kernel, x, dy)` is the sum over a batch of the gradients of <dy, layer(x, kernel)> with respect to the
+    kernel, in float32.
+    """
 
     @property
     def path(self) -> Path: ...  # noqa: D102
     @property
-    def apply(self) -> Callable[[Any, Any], Any]: ...  # noqa: D102
+    def kernel_gradient(self) -> Callable[[Any, Any, Any], Any]: ...  # noqa: D102
     @property
-    def unfold(self) -> Callable[[Any], Any]: ...  # noqa: D102
-    @property
-    def multiplicity(self) -> int: ...  # noqa: D102
+    def unfold(self) -> Callable[[Any], Any] | None: ...  # noqa: D102
     @property
     def output(self) -> jax.ShapeDtypeStruct: ...  # noqa: D102
 
@@ -113,6 +115,48 @@ def clipped_sum_layerwise(
 
     Arguments and result as in `clipped_sum_vmap`, but for `loss` and `layers`.
     """
+    one = _backward_pass(loss, layers, params, examples)
+    with jax.default_matmul_precision("highest"):
+        squared = _squared_norms(one.direct_grads)
+        instantiated: dict[Path, list[Any]] = {}
+        for layer in layers:
+            kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path].astype(jnp.float32)
+            if layer.unfold is not None and _gram_is_cheaper(layer, kernel.shape):
+                squared = squared + jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
+            else:
+                # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
+                each = [layer.kernel_gradient(kernel, x[i : i + 1], dy[i : i + 1]) for i in range(x.shape[0])]
+                instantiated[layer.path] = each
+                squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
+        factors = clip_factors(squared, is_real, l2_clip_norm)
+        sums = {
+            path: sum(factors[i] * gradient for i, gradient in enumerate(gradients)) for path, gradients in instantiated.items()
+        }
+    return _weighted_sum_of_pass(one, layers, factors, sums), one.losses, jnp.sqrt(squared)
+
+
+def plain_sum_layerwise(
+    loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]
+) -> tuple[PyTree, Float[Array, "n"]]:
+    """The sum without clipping, for training without privacy, in the same way: its weight gradients are the fast ones of the
+    private step (`LinearLayer.kernel_gradient`). Returns the sum and the n losses.
+    """
+    one = _backward_pass(loss, layers, params, examples)
+    with jax.default_matmul_precision(None):
+        return _weighted_sum_of_pass(one, layers, is_real.astype(jnp.float32), {}), one.losses
+
+
+class _Pass(NamedTuple):
+    """One backward pass over a microbatch: everything of which the gradients of its examples are made."""
+
+    kernels: Mapping[Path, Any]
+    losses: Float[Array, "n"]
+    inputs: Mapping[Path, Any]
+    cotangents: Mapping[Path, Any]
+    direct_grads: PyTree
+
+
+def _backward_pass(loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree) -> _Pass:
     kernels = {layer.path: _get(params, layer.path)["kernel"] for layer in layers}
     direct = _without_kernels(params, set(kernels))
     zeros = {layer.path: jnp.zeros(layer.output.shape, layer.output.dtype) for layer in layers}
@@ -122,30 +166,20 @@ def clipped_sum_layerwise(
 
     differentiate = jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True)
     (losses, inputs), (direct_grads, cotangents) = jax.vmap(differentiate, in_axes=(None, None, 0))(direct, zeros, examples)
+    return _Pass(kernels, losses, inputs, cotangents, direct_grads)
 
-    with jax.default_matmul_precision("highest"):
-        squared = _squared_norms(direct_grads)
-        instantiated: dict[Path, list[Any]] = {}
-        for layer in layers:
-            x, dy = inputs[layer.path], cotangents[layer.path].astype(jnp.float32)
-            if _gram_is_cheaper(layer, kernels[layer.path].shape):
-                squared = squared + layer.multiplicity * jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
-            else:
-                # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
-                each = [_weight_gradient(layer, kernels[layer.path], x[i], dy[i]) for i in range(x.shape[0])]
-                instantiated[layer.path] = each
-                squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
 
-        factors = clip_factors(squared, is_real, l2_clip_norm)
-        sums = {}
-        for layer in layers:
-            if layer.path in instantiated:
-                sums[layer.path] = sum(factors[i] * g for i, g in enumerate(instantiated[layer.path]))
-            else:
-                dy = cotangents[layer.path].astype(jnp.float32)
-                scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
-                sums[layer.path] = _weight_gradient(layer, kernels[layer.path], inputs[layer.path], scaled)
-    return _with_kernels(_weighted_sum(factors, direct_grads), sums), losses, jnp.sqrt(squared)
+def _weighted_sum_of_pass(
+    one: _Pass, layers: Sequence[LinearLayer], factors: Float[Array, "n"], known: Mapping[Path, Any]
+) -> PyTree:
+    """Sum of the examples' gradients times their factors; the kernels' sums that are `known` are taken as they are."""
+    sums = dict(known)
+    for layer in layers:
+        if layer.path not in sums:
+            dy = one.cotangents[layer.path].astype(jnp.float32)
+            scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
+            sums[layer.path] = layer.kernel_gradient(one.kernels[layer.path], one.inputs[layer.path], scaled)
+    return _with_kernels(_weighted_sum(factors, one.direct_grads), sums)
 
 
 def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...]) -> bool:
@@ -162,12 +196,6 @@ def _gram_squared_norm(unfold: Callable[[Any], Any], x: Any, dy: Any) -> Float[A
     a, b = unfold(x), dy.reshape(-1, dy.shape[-1])
     products = (a @ a.T) * (b @ b.T)
     return jnp.sum(products) + GRAM_ALLOWANCE * jnp.sum(jnp.abs(products))
-
-
-def _weight_gradient(layer: LinearLayer, kernel: Any, x: Any, dy: Any) -> Any:
-    """Gradient of sum(dy * apply(x, kernel)) with respect to the kernel, summed over any batch axis."""
-    (gradient,) = jax.linear_transpose(lambda k: layer.apply(x, k).astype(jnp.float32), kernel)(dy)
-    return gradient
 
 
 def _get(params: Any, path: Path) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxcxr.models.resnet9 import ResNet9
-from jaxcxr.models.taps import apply_tapped, find_taps
+from jaxcxr.models.taps import Tap, apply_tapped, find_taps
 from jaxcxr.privacy import gradients
 
 Microbatch = Mapping[str, Any]
@@ -52,20 +52,14 @@ def positive_rates(labels: Float[np.ndarray, "n findings"], findings: tuple[str,
     return (positives / totals).astype(np.float32)
 
 
-def plain_sum(model: ResNet9, weights: Float[np.ndarray, "findings"]) -> GradientSum:
+def plain_sum(model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int]) -> GradientSum:
     """The non-private gradient sum."""
-
-    def total_loss(params: PyTree, batch: Microbatch) -> tuple[Array, Array]:
-        def one(image: Array, label: Array) -> Array:
-            return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
-
-        losses = jax.vmap(one)(batch["image"], batch["label"])
-        total = jnp.sum(jnp.where(batch["is_real"], losses, 0.0))
-        return total, total
+    tapped_loss, taps = _tapped(model, weights, image_shape)
 
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
-        total, loss = jax.grad(total_loss, has_aux=True)(params, batch)
-        return total, {"loss": loss, "count": jnp.sum(batch["is_real"])}
+        examples, is_real = (batch["image"], batch["label"]), batch["is_real"]
+        total, losses = gradients.plain_sum_layerwise(tapped_loss, taps, params, examples, is_real)
+        return total, {"loss": jnp.sum(jnp.where(is_real, losses, 0.0)), "count": jnp.sum(is_real)}
 
     return sum_of
 
@@ -79,12 +73,7 @@ def clipped_sum(
         image, label = example
         return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
 
-    taps = find_taps(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
-
-    def tapped_loss(params: PyTree, zeros: Any, example: Any) -> tuple[Array, Any]:
-        image, label = example
-        logits, inputs = apply_tapped(model, taps, params, zeros, image)
-        return weighted_cross_entropy(logits, label, jnp.asarray(weights)), inputs
+    tapped_loss, taps = _tapped(model, weights, image_shape)
 
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
         examples, is_real = (batch["image"], batch["label"]), batch["is_real"]
@@ -95,6 +84,19 @@ def clipped_sum(
         return total, _log_sums(losses, norms, is_real, l2_clip_norm)
 
     return sum_of
+
+
+def _tapped(
+    model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int]
+) -> tuple[gradients.TappedLoss, tuple[Tap, ...]]:
+    taps = find_taps(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
+
+    def tapped_loss(params: PyTree, zeros: Any, example: Any) -> tuple[Array, Any]:
+        image, label = example
+        logits, inputs = apply_tapped(model, taps, params, zeros, image)
+        return weighted_cross_entropy(logits, label, jnp.asarray(weights)), inputs
+
+    return tapped_loss, taps
 
 
 def _log_sums(losses: Array, norms: Array, is_real: Bool[Array, "n"], l2_clip_norm: float) -> Mapping[str, Array]:

@@ -73,10 +73,10 @@ class Plan:
     def step(self, devices: list[Any] | None = None) -> Step:
         """The compiled functions of the run."""
         training, privacy = self.config.training, self.config.privacy
+        shape = (self.split.size, self.split.size)
         if privacy is None:
-            gradient_sum = objective.plain_sum(self.model(), self.weights)
+            gradient_sum = objective.plain_sum(self.model(), self.weights, shape)
         else:
-            shape = (self.split.size, self.split.size)
             gradient_sum = objective.clipped_sum(self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm)
         return make_step(
             gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, training.microbatch_size, devices

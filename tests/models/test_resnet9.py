@@ -164,4 +164,6 @@ def test_grey_values_are_scaled_to_one_and_the_film_stands_for_three_channels(dt
     three = jnp.asarray(np.repeat(np.asarray(FILMS[:1, ..., None]) / 255, 3, axis=-1), jnp.float32)
     kernel = params()["params"]["conv1"]["kernel"]
     expected = jax.lax.conv_general_dilated(three, kernel, (2, 2), [(3, 3)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
-    np.testing.assert_allclose(jax.jit(first_layer)(FILMS[0].astype(dtype)), expected, rtol=1e-4, atol=1e-5)
+    found = jax.jit(first_layer)(FILMS[0].astype(dtype))
+    for parity in range(4):
+        np.testing.assert_allclose(found[parity], expected[parity // 2 :: 2, parity % 2 :: 2], rtol=1e-4, atol=1e-5)

@@ -6,10 +6,10 @@ import jax_privacy
 import numpy as np
 import pytest
 from flax import linen as nn
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxcxr.models.layers import Conv, GroupNorm
+from jaxcxr.models.layers import Conv, GroupNorm, Stem, max_pool
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.taps import apply_tapped, find_taps
 from jaxcxr.privacy.gradients import CLIP_MARGIN, clipped_sum_layerwise, clipped_sum_vmap
@@ -145,31 +145,77 @@ class RandomNet(nn.Module):
     kernel_size: int
     stride: int
     padding: int
-    copies: int
     features: int
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        x = Conv(self.features, self.kernel_size, self.stride, self.padding, self.copies, name="a")(x)
+        x = Conv(self.features, self.kernel_size, self.stride, self.padding, name="a")(x)
         x = nn.relu(GroupNorm(groups=2)(x))
         x = Conv(2 * self.features, 1, 1, 0, name="b")(x)
         return nn.Dense(3)(x.reshape(-1))
 
 
 @settings(max_examples=8, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(5, 9), st.integers(1, 2), st.integers(0, 99))
+def test_layerwise_equals_vmap_for_random_convolutions(
+    kernel: int, stride: int, padding: int, side: int, channels: int, seed: int
+) -> None:
+    problem = Problem(RandomNet(kernel, stride, padding, 2), (side, side + 1, channels), 3, seed)
+    assert {tap.path for tap in problem.taps} == {("a",), ("b",), ("Dense_0",)}
+    reference, fast = problem.sums()
+    assert_same(fast[0], reference[0])
+
+
+class StemNet(nn.Module):
+    """The first layer, its maximum and a head."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(3)(max_pool(Stem(2, name="stem")(x)).reshape(-1))
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_layerwise_equals_vmap_for_the_stem(side: int) -> None:
+    problem = Problem(StemNet(), (side, side + 4), 3)
+    assert {tap.path for tap in problem.taps} == {("stem",), ("Dense_0",)}
+    reference, fast = problem.sums()
+    assert_same(fast[0], reference[0])
+
+
+class FlaxNet(nn.Module):
+    """Flax's own convolution with the given geometry, then a 1 x 1 one with few positions, whose norm is a Gram norm."""
+
+    kernel: tuple[int, ...]
+    strides: int
+    padding: Any
+    dilation: int
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        conv = nn.Conv(
+            4, self.kernel, self.strides, self.padding, kernel_dilation=self.dilation, feature_group_count=self.groups, name="a"
+        )
+        x = nn.relu(nn.GroupNorm(2)(conv(x)))
+        x = nn.Conv(12, (3,) * (x.ndim - 1), 4, name="b")(x)
+        return nn.Dense(3)(x.reshape(-1))
+
+
+@settings(max_examples=8, deadline=None)
 @given(
-    st.integers(1, 4),
-    st.integers(1, 3),
-    st.integers(0, 2),
-    st.integers(1, 3),
-    st.integers(5, 9),
+    st.sampled_from([(3, 3), (2, 1), (1, 4), (3,), (2,)]),
     st.integers(1, 2),
+    st.sampled_from(["SAME", "VALID", 1, "CIRCULAR"]),
+    st.integers(1, 2),
+    st.sampled_from([1, 2]),
     st.integers(0, 99),
 )
-def test_layerwise_equals_vmap_for_random_convolutions(
-    kernel: int, stride: int, padding: int, copies: int, side: int, channels: int, seed: int
+@example((3, 3), 2, 1, 2, 2, 0)
+@example((3,), 1, "SAME", 2, 1, 0)
+def test_layerwise_equals_vmap_for_flax_convolutions(
+    kernel: tuple[int, ...], strides: int, padding: Any, dilation: int, groups: int, seed: int
 ) -> None:
-    problem = Problem(RandomNet(kernel, stride, padding, copies, 2), (side, side + 1, channels), 3, seed)
+    problem = Problem(FlaxNet(kernel, strides, padding, dilation, groups), (*(9, 8)[: len(kernel)], 2), 3, seed)
     assert {tap.path for tap in problem.taps} == {("a",), ("b",), ("Dense_0",)}
     reference, fast = problem.sums()
     assert_same(fast[0], reference[0])
