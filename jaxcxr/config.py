@@ -6,6 +6,7 @@ with the file, the key, what was found and what is expected. Nothing here has an
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -84,7 +85,10 @@ class PrivacyConfig:
         epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
         delta: budget; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
         l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5).
-        unit: what one person contributes in the accounting: `image`, as in the paper.
+        unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a patient with many
+            films less; `patient`, all films of one at once: at most `films_per_patient` of a drawn patient's films are used,
+            their mean gradient is clipped; `patient_one_image`, the same with one film, drawn afresh each time.
+        films_per_patient: bound on a patient's films in a step, for `patient`.
         method: how the clipped sum is computed, `vmap` (reference) or `layerwise` (faster, same result).
         dataset_size: the declared, public number of units; null declares the size of the training split to be public.
         noise_multiplier: noise standard deviation over the clip norm; null calibrates it to the budget.
@@ -95,7 +99,8 @@ class PrivacyConfig:
     epsilon: Positive
     delta: Rate
     l2_clip_norm: Positive
-    unit: Literal["image"] = "image"
+    unit: Literal["image", "patient_one_image", "patient"] = "image"
+    films_per_patient: PositiveInt = 4
     method: Literal["layerwise", "vmap"] = "layerwise"
     dataset_size: PositiveInt | None = None
     noise_multiplier: Positive | None = None
@@ -143,15 +148,25 @@ class EvaluationConfig:
     Attributes:
         redraws: bootstrap redraws (the paper: 1,000).
         resample: what is redrawn, `patient` or `image` (the paper).
-        threshold: `youden_test_per_draw` (the paper: re-chosen on the test images of every redraw), `youden_test`, or
-            `youden_validation` (chosen once, on other patients).
+        threshold: `youden_test_per_draw` (the paper: re-chosen on the test images of every redraw), `youden_test`,
+            `youden_validation` (chosen once, on other patients), or `fixed`; `auto` is `youden_validation` where the
+            predictions have validation images, else `youden_test`.
+        fixed_thresholds: for `fixed`, one for all findings or one each; null is 0.5.
+        groups: groups of patients to judge apart, as in `jaxcxr.eval.groups`, such as `age:0,30,60`, `sex` or `sex*age`;
+            null takes the paper's as far as the predictions have their columns.
+        min_group_images, min_group_positives: a group with fewer test images, or fewer positives or negatives of a finding, is
+            named and not judged.
         seed: of the redraws.
     """
 
     __pydantic_config__ = STRICT
     redraws: PositiveInt = 1000
     resample: Literal["patient", "image"] = "patient"
-    threshold: Literal["youden_test_per_draw", "youden_test", "youden_validation"] = "youden_validation"
+    threshold: Literal["auto", "youden_test_per_draw", "youden_test", "youden_validation", "fixed"] = "auto"
+    fixed_thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    groups: tuple[str, ...] | None = None
+    min_group_images: PositiveInt = 30
+    min_group_positives: PositiveInt = 10
     seed: int = 0
 
 
@@ -191,17 +206,39 @@ class Experiment:
         return {f"{s}.{k}": v for s, fields in dataclasses.asdict(self).items() for k, v in (fields or {}).items()}
 
 
+class _RepeatedKey(yaml.YAMLError):
+    """A mapping names a key twice."""
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, which by itself takes the last of two equal keys and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """One mapping as written, before `<<` merges others into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in first:
+                    raise _RepeatedKey(f"line {line}: key {key.value!r} stands on line {first[name]} already; expected it once")
+                first[name] = line
+        return node
+
+
 def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
     """Read a YAML file into the frozen dataclass `cls`, strictly.
 
     Raises:
-        InputError: the file is missing or no YAML, or a key is unknown, absent, of a wrong type or out of range.
+        InputError: the file is missing or no YAML, or a key is repeated, unknown, absent, of a wrong type or out of range.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such configuration file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
+    except _RepeatedKey as error:
+        raise InputError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     return validate(cls, values, source=str(path))
@@ -231,18 +268,28 @@ def _sentence(error: Any) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
     message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    hint = ""
-    if isinstance(found, str) and _is_number(found):
-        hint = f" (YAML reads {found} as text; write {float(found):.17g} with a decimal point, such as 1.0e-6)"
+    kind = error["type"]
+    number = _number_of(found, whole=kind.startswith("int")) if kind.startswith(("int", "float")) else None
+    hint = f" (YAML reads {found} as text here; write {number}, without quotes)" if number else ""
     return f"{key}: expected {message}, found {found!r}{hint}"
 
 
-def _is_number(text: str) -> bool:
+def _number_of(found: Any, whole: bool) -> str | None:
+    """How YAML wants the number that a text stands for to be written; None if it stands for none (of the kind)."""
+    if not isinstance(found, str):
+        return None
     try:
-        float(text)
+        value = float(found)
     except ValueError:
-        return False
-    return True
+        return None
+    if not math.isfinite(value) or (whole and not value.is_integer()):
+        return None
+    if whole:
+        return str(int(value))
+    digits, _, exponent = repr(value).partition("e")
+    if not exponent:
+        return digits
+    return f"{digits if '.' in digits else digits + '.0'}e{int(exponent):+d}"
 
 
 def override(config: ConfigT, arguments: Sequence[str], prog: str) -> ConfigT:

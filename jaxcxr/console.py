@@ -1,10 +1,20 @@
-"""How a script speaks to its user: its own lines only, and one sentence for a mistake."""
+"""How a script speaks to its user: its own lines only, and one sentence for a mistake; and what it keeps for the next script.
 
+Compiling the network takes longer than a short run, so scripts keep what XLA compiled, under `~/.cache/jaxcxr` (or
+`$XDG_CACHE_HOME/jaxcxr`), and the next process with the same network and data shape loads it: the same machine code, hence the
+same bits. The folder is its owner's only, since compiled code holds constants of the run such as class weights; it may be
+deleted at any time. `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
+"""
+
+import hashlib
 import logging
 import os
+import platform
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 
 def quiet() -> None:
@@ -14,6 +24,52 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only orbax runs coroutines here; it raises the first failure
+    sys.unraisablehook = _report
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the traces that orbax logs from its writing threads: it raises the same errors to the caller."""
+    return "_SignalingThread.run() raised an exception" not in str(record.msg)
+
+
+def _report(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python's report of an error that nobody can catch, but for those of writes that end after the first failed one.
+
+    Where a checkpoint cannot be written, orbax raises the first failure and closes its event loop. Tensorstore's threads then
+    find it closed and report that, once for every other array.
+    """
+    error = unraisable.exc_value
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if not (elsewhere and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
+
+
+def keep_compilations() -> None:
+    """Have JAX keep what it compiles for the next process (see the module's docstring); call it before jax is imported."""
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = caches / "jaxcxr" / f"compiled-{_processor()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or none that can be written: everything works, compiled anew each time
+        return
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
+def _processor() -> str:
+    """Short name of this kind of processor: a home shared by unlike machines must not hand one the other's machine code."""
+    described = platform.machine() + platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        kinds = ("model name", "flags", "Features")
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        described += "".join(sorted({line for line in lines if line.startswith(kinds)}))
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def run(main: Callable[[], None]) -> None:
@@ -21,6 +77,7 @@ def run(main: Callable[[], None]) -> None:
     from jaxcxr.errors import InputError
 
     quiet()
+    keep_compilations()
     try:
         main()
     except InputError as error:

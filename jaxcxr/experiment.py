@@ -3,7 +3,6 @@ by hand.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -126,7 +125,7 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
     """Predict and evaluate with the weights that training starts from: what the public data alone are worth."""
-    from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.plan import make_plan, weights_digest
 
     if config.model.weights is None:
         raise InputError("model.weights: there is no model to evaluate before training if it starts at random")
@@ -138,7 +137,7 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
         "store_fingerprint": store.fingerprint,
         "findings": list(config.data.findings),
         "evaluation": dataclasses.asdict(config.evaluation),
-        "weights_sha256": _digest(params),
+        "weights_sha256": weights_digest(params),
     }
     facts = out / "run.json"
     if (out / "evaluation.csv").exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")) == described:
@@ -147,15 +146,6 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     evaluation = predict_and_evaluate(config, params, store, out)
     facts.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return evaluation
-
-
-def _digest(params: Any) -> str:
-    import jax
-
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Path) -> pd.DataFrame:

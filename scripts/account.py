@@ -1,14 +1,22 @@
-"""The noise that a privacy budget asks for, and what the run then costs by two accountants.
+"""Answer what a private run costs: noise, epsilon, steps, patients, sweeps.
 
-python scripts/account.py --eps 0.29 --n 153502 --batch 128 --epochs 150 --delta 6e-6
+Noise for a budget:      account.py --n 153502 --batch 128 --epochs 150 --delta 6e-6 --eps 0.29
+Epsilon of a plan:       account.py --n 153502 --batch 128 --epochs 150 --delta 6e-6 --noise 4.311
+Steps that a budget buys: account.py --n 153502 --batch 128 --delta 6e-6 --noise 4.311 --eps 0.29
+Patients with more films: add --films 2 4 10
+Noised class counts:     add --counts-noise 50 (they are paid from the same budget)
+A run so far:            account.py --run runs/demo
+All models of a sweep:   account.py --sweep runs/sweep-demo
 
-Adjacency: add or remove one film. Sampling: Poisson, each film joins a step with probability batch / n. With --noise
-instead of --eps the cost of a given noise multiplier is answered.
+Adjacency: add or remove one unit (--replace-one: one unit replaced by another). Sampling: Poisson, each unit joins a step with
+probability batch / n. Epsilon is an upper bound (epsilon_pld), with a lower bound beside it. --json prints JSON.
 """
 
 import dataclasses
 import json
-from typing import Annotated
+import math
+from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
 import tyro
@@ -19,55 +27,170 @@ from jaxcxr.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A plan to account for.
+    """A plan, a run or a sweep to account for.
 
     Attributes:
-        n: films in the training set (N).
+        n: units in the training set (N).
         batch: expected batch size.
         delta: of the guarantee; less than 1/N.
-        eps: budgets to find the noise multiplier for.
+        eps: budgets: to find the noise multiplier for or, with noise, the steps.
         noise: noise multipliers to find epsilon for.
         epochs, steps: length of the run, exactly one of them.
-        json: print JSON instead of a table (a list if several budgets are asked for).
+        films: also say what the plan or run costs a patient with so many films, the unit being the film.
+        counts_noise: noise multiplier of class counts that the same budget pays for.
+        replace_one: neighbouring data sets differ by replacing one unit, not by adding or removing it.
+        run: folder of a run: what its ledger says was spent.
+        sweep: folder of a sweep: what its models cost together.
+        json: print JSON instead of a table (a list if several answers are asked for).
     """
 
-    n: int
-    batch: int
-    delta: float
+    n: int | None = None
+    batch: int | None = None
+    delta: float | None = None
     eps: Annotated[tuple[float, ...], tyro.conf.arg(name="eps")] = ()
     noise: tuple[float, ...] = ()
     epochs: float | None = None
     steps: int | None = None
+    films: tuple[int, ...] = ()
+    counts_noise: float | None = None
+    replace_one: bool = False
+    run: Path | None = None
+    sweep: Path | None = None
     json: bool = False
 
 
 def main() -> None:
-    a = tyro.cli(Arguments, description=__doc__)
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if any(films < 1 for films in arguments.films):
+        raise InputError(f"--films: expected at least 1, found {list(arguments.films)}")
+    if arguments.run is not None:
+        rows = [_of_run(arguments.run, arguments.films)]
+    elif arguments.sweep is not None:
+        rows = _of_sweep(arguments.sweep)
+    else:
+        rows = _of_plan(arguments)
+    if arguments.json:
+        print(json.dumps(_plain(rows[0] if len(rows) == 1 else rows), indent=2))
+    else:
+        print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.5g}"))
+
+
+def _plain(value: Any) -> Any:
+    """Infinity as text: JSON has no such number."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _of_plan(a: Arguments) -> list[dict[str, Any]]:
     from jaxcxr.privacy import accounting
 
+    rate, delta, n, batch = _checked(a)
+    already = [] if a.counts_noise is None else [accounting.Spending(1.0, a.counts_noise, 1)]
+    if a.eps and a.noise:
+        if a.epochs is not None or a.steps is not None:
+            raise InputError("--eps with --noise asks for the steps: expected neither --epochs nor --steps")
+        return [
+            {"epsilon": eps, "noise_multiplier": sigma, "sample_rate": rate, "delta": delta}
+            | {"steps": (steps := _most_steps(already, rate, sigma, eps, delta)), "epochs": steps * batch / n}
+            for eps in a.eps
+            for sigma in a.noise
+        ]
     if (a.epochs is None) == (a.steps is None) or (a.epochs or a.steps or 0) <= 0:
         raise InputError(f"expected a positive --epochs or --steps, exactly one; found epochs {a.epochs}, steps {a.steps}")
-    if bool(a.eps) == bool(a.noise):
-        raise InputError("expected --eps or --noise, exactly one of them")
+    if not a.eps and not a.noise:
+        raise InputError("expected --eps or --noise, one of them or both")
+    steps = a.steps if a.steps is not None else accounting.steps_of_epochs(a.epochs or 0, n, batch)
+    rows = []
+    for value in a.eps or a.noise:
+        try:
+            sigma = accounting.calibrated_noise(value, delta, rate, steps, already) if a.eps else value
+            found = accounting.plan(sigma, delta, rate, steps, already)
+        except ValueError as error:
+            raise InputError(f"--eps {value:g}: {error}") from error
+        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found)
+        spent = [*already, accounting.Spending(rate, sigma, steps)]
+        if a.replace_one:
+            bounds = accounting.epsilon_bounds(spent, delta, "replace_one")
+            row |= {"epsilon_replace_one": bounds.upper, "epsilon_replace_one_lower": bounds.lower}
+        rows.append(row | _of_patients(spent, delta, a.films))
+    return rows
+
+
+def _checked(a: Arguments) -> tuple[float, float, int, int]:
+    from jaxcxr.privacy import accounting
+
+    if a.n is None or a.batch is None or a.delta is None:
+        raise InputError("expected --n, --batch and --delta, or --run or --sweep")
     if not 0 < a.batch <= a.n:
         raise InputError(f"--batch: expected 1 to --n ({a.n}), found {a.batch}")
     if not 0 < a.delta < 1 / a.n:
         raise InputError(f"--delta: expected more than 0 and less than 1/N = {1 / a.n:.3g}, found {a.delta:g}")
-    rate = accounting.sample_rate_of(a.batch, a.n)
-    steps = a.steps if a.steps is not None else accounting.steps_of_epochs(a.epochs or 0, a.n, a.batch)
-    plans = []
-    for value in a.eps or a.noise:
-        if not 0 < value < float("inf"):
-            raise InputError(f"--{'eps' if a.eps else 'noise'}: expected a positive number, found {value}")
-        try:
-            found = accounting.calibrate(value, a.delta, rate, steps) if a.eps else accounting.plan(value, a.delta, rate, steps)
-        except ValueError as error:
-            raise InputError(f"--eps {value:g}: {error}") from error
-        plans.append(({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found))
-    if a.json:
-        print(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
-    else:
-        print(pd.DataFrame(plans).to_string(index=False, float_format=lambda value: f"{value:.5g}"))
+    named = {"eps": a.eps, "noise": a.noise, "counts-noise": () if a.counts_noise is None else (a.counts_noise,)}
+    for name, values in named.items():
+        for value in values:
+            if not 0 < value < math.inf:
+                raise InputError(f"--{name}: expected a positive number, found {value}")
+    return accounting.sample_rate_of(a.batch, a.n), a.delta, a.n, a.batch
+
+
+def _most_steps(already: list[Any], rate: float, sigma: float, epsilon: float, delta: float) -> int:
+    from jaxcxr.privacy import accounting
+
+    wanted = 1024
+    while (found := accounting.affordable_steps(already, rate, sigma, epsilon, delta, wanted)) == wanted and wanted < 1 << 26:
+        wanted *= 4
+    return found
+
+
+def _of_patients(spendings: Any, delta: float, films: tuple[int, ...]) -> dict[str, float]:
+    from jaxcxr.privacy.group_privacy import patient_bounds
+
+    return {f"epsilon_of_{k}_films": patient_bounds(spendings, delta, k).upper for k in films}
+
+
+def _of_run(folder: Path, films: tuple[int, ...]) -> dict[str, Any]:
+    from jaxcxr.privacy import accounting
+    from jaxcxr.privacy.ledger import Entry, read_ledger, spendings_of
+
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{folder}: no run there (run.json is missing)")
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if "delta" not in facts:
+        raise InputError(f"{folder}: trained without privacy: its epsilon is infinite")
+    terms, entries = read_ledger(folder / "ledger.jsonl")
+    spent, delta = spendings_of(entries), facts["delta"]
+    if films and terms.unit != "image":
+        raise InputError(f"--films: the unit of {folder} is the {terms.unit} already; its epsilon is the patient's")
+    bounds = accounting.epsilon_bounds(spent, delta)
+    done = sum(isinstance(entry, Entry) for entry in entries)
+    more = accounting.affordable_steps(
+        spent, facts["sample_rate"], facts["noise_multiplier"], facts["epsilon"], delta, wanted=max(0, facts["steps"] - done)
+    )
+    return {
+        "unit": terms.unit,
+        "delta": delta,
+        "budget": facts["epsilon"],
+        "epsilon_pld": bounds.upper,
+        "epsilon_lower": bounds.lower,
+        "epsilon_rdp": accounting.epsilon_rdp(spent, delta),
+        "steps_done": done,
+        "steps_left": more,
+    } | _of_patients(spent, delta, films)
+
+
+def _of_sweep(folder: Path) -> list[dict[str, Any]]:
+    from jaxcxr.privacy.selection import sweep_cost
+
+    cost = sweep_cost(folder)
+    rows: list[dict[str, Any]] = [{"what": f"model {run.name}", "epsilon": run.epsilon} for run in cost.runs]
+    rows.append({"what": "all of these models", "epsilon": cost.publish_all.upper, "epsilon_lower": cost.publish_all.lower})
+    drawn = f"the best of them, if their number was drawn beforehand ({cost.repetitions}, mean {len(cost.runs)})"
+    rows.append({"what": drawn, "epsilon": cost.choose_best})
+    rows += [{"what": f"model {name}", "epsilon": math.inf, "epsilon_lower": math.inf} for name in cost.unprotected]
+    return [row | {"delta": cost.delta, "unit": cost.unit} for row in rows]
 
 
 if __name__ == "__main__":

@@ -1,106 +1,252 @@
-"""Turn a hospital's table and image files into a store that training reads.
+"""Turn a data set and its image files into a store that training reads.
 
-python scripts/prepare.py --source configs/prepare_example.yaml --table metadata.csv --images FOLDER --out stores/example
+python scripts/prepare.py csv --source configs/prepare_example.yaml --table metadata.csv --images FOLDER --out stores/example
+python scripts/prepare.py nih --folder FOLDER --out stores/nih
+python scripts/prepare.py verify stores/nih
+
+A run that was interrupted goes on if the same command is given again. docs/data.md describes every source.
 """
 
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import pandas as pd
 import tyro
 from tqdm import tqdm
 
 from jaxcxr.config import load
 from jaxcxr.console import run
-from jaxcxr.data.images import PREPROCESSING, prepare_images
+from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, build_store, read_listing
+from jaxcxr.data.duplicates import across_splits, near_duplicates
+from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.manifest import SPLITS, read_table, require_positives
+from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, uka, vindr
+from jaxcxr.data.sources.published import Cohort, Options, Provenance
 from jaxcxr.data.sources.table import TableSource, to_manifest
-from jaxcxr.data.store import write_store
+from jaxcxr.data.store import Store, open_store
+from jaxcxr.data.verify import verify
 from jaxcxr.errors import InputError
 
-QUARANTINE_FILE = "quarantine.csv"
+DUPLICATES_FILE = "duplicates.csv"
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Turn a table and its image files into a store.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every source has.
+
+    Attributes:
+        out: folder of the store to make.
+        size: side of the images, in pixels (the paper: 512).
+        fit: how a film becomes square: squeezed (the paper), or padded so that it keeps its aspect.
+        normalisation: grey values: the paper's equalised histogram, percentiles, or as they are.
+        dtype: of the stored pixels; training reads uint8.
+        processes: how many decode images; by default one a usable core.
+        shards: number of files of records; by default as many as keep each below 128 MiB.
+        strict: stop at the first file that cannot be used, instead of leaving it out and naming it in quarantine.csv.
+        refuse_flagged: leave out secondary captures and films with burnt-in annotation, instead of naming them in flagged.csv.
+        verify: read every record again when done and compare it with its checksum.
+        duplicates: look for nearly equal films of different patients.
+    """
+
+    out: Path
+    size: int = 512
+    fit: Literal["squeeze", "pad"] = "squeeze"
+    normalisation: Literal["paper", "percentile", "none"] = "paper"
+    dtype: Literal["uint8", "uint16"] = "uint8"
+    processes: int | None = None
+    shards: int | None = None
+    strict: bool = False
+    refuse_flagged: bool = False
+    verify: bool = False
+    duplicates: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Csv(Common):
+    """Any table with one row an image, read by a column map.
 
     Attributes:
         source: YAML column map of the table (configs/prepare_example.yaml).
         table: CSV or parquet file, one row an image.
         images: folder that the table's paths start from.
-        out: folder of the store to make.
-        size: side of the images, in pixels (the paper: 512).
-        processes: how many decode images; by default one a usable core.
-        strict: stop at the first file that cannot be used, instead of leaving it out and naming it in quarantine.csv.
     """
 
     source: Path
     table: Path
     images: Path
-    out: Path
-    size: int = 512
-    processes: int | None = None
-    strict: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dicom(Csv):
+    """A folder of DICOM files and a table that is joined with them by a tag (configs/prepare_dicom.yaml)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published(Common):
+    """A published data set in its own files.
+
+    Attributes:
+        folder: holds the set's tables.
+        images: folder of its images; by default the same.
+        config: YAML choices, such as what uncertain labels mean (configs/prepare_<name>.yaml); the defaults are written there.
+    """
+
+    folder: Path
+    images: Path | None = None
+    config: Path | None = None
+
+
+class Uka(Published):
+    """UKA-CXR, the paper's cohort."""
+
+
+class Mimic(Published):
+    """MIMIC-CXR-JPG."""
+
+
+class Chexpert(Published):
+    """CheXpert."""
+
+
+class Nih(Published):
+    """NIH ChestX-ray14."""
+
+
+class Padchest(Published):
+    """PadChest."""
+
+
+class Vindr(Published):
+    """VinDr-CXR."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Read every record of a store and compare it with its checksum."""
+
+    store: tyro.conf.Positional[Path]
+
+
+ADAPTERS: dict[type[Published], tuple[Any, type[Options]]] = {
+    Uka: (uka.read, uka.UkaOptions),
+    Mimic: (mimic.read, mimic.MimicOptions),
+    Chexpert: (chexpert.read, Options),
+    Nih: (nih.read, Options),
+    Padchest: (padchest.read, Options),
+    Vindr: (vindr.read, vindr.VindrOptions),
+}
+Command = (
+    Annotated[Csv, tyro.conf.subcommand("csv")]
+    | Annotated[Dicom, tyro.conf.subcommand("dicom")]
+    | Annotated[Uka, tyro.conf.subcommand("uka")]
+    | Annotated[Mimic, tyro.conf.subcommand("mimic")]
+    | Annotated[Chexpert, tyro.conf.subcommand("chexpert")]
+    | Annotated[Nih, tyro.conf.subcommand("nih")]
+    | Annotated[Padchest, tyro.conf.subcommand("padchest")]
+    | Annotated[Vindr, tyro.conf.subcommand("vindr")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+)
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    if arguments.size < 16:
-        raise InputError(f"--size: found {arguments.size}, expected at least 16 pixels")
-    if arguments.processes is not None and arguments.processes < 1:
-        raise InputError(f"--processes: found {arguments.processes}, expected at least 1")
-    if not arguments.images.is_dir():
-        raise InputError(f"{arguments.images}: no such folder of images")
-    source = load(TableSource, arguments.source)
-    manifest = to_manifest(read_table(arguments.table), source, str(arguments.table))
-    require_positives(manifest, source.findings, str(arguments.table))
+    command: Any = tyro.cli(Command, description=__doc__)  # type: ignore[arg-type]
+    if isinstance(command, Verify):
+        _verify(open_store(command.store))
+        return
+    for name in ("processes", "shards"):
+        if getattr(command, name) is not None and getattr(command, name) < 1:
+            raise InputError(f"--{name}: found {getattr(command, name)}, expected at least 1")
+    if command.size < 16:
+        raise InputError(f"--size: found {command.size}, expected at least 16 pixels")
+    if command.out.exists():
+        raise InputError(f"{command.out}: exists already, expected a new folder for the store")
+    how = Preprocessing(command.fit, command.normalisation, command.dtype)
+    processes = command.processes or len(os.sched_getaffinity(0))
+    cohort, images, groups = _cohort(command, processes)
+    described = {**dataclasses.asdict(cohort.provenance), "excluded": dict(cohort.excluded)}
+    for reason, count in cohort.excluded.items():
+        if count:
+            print(f"left out by choice: {count:,} ({reason})")
 
     started = time.monotonic()
-    quarantine: list[tuple[str, str]] = []
-    films = _films(manifest, arguments, quarantine)
-    store = write_store(
-        arguments.out, manifest, films, size=arguments.size, findings=source.findings, preprocessing=PREPROCESSING
-    )
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    with tqdm(total=len(cohort.manifest), unit="images", mininterval=interval, dynamic_ncols=True) as bar:
+        store = build_store(
+            command.out, cohort.manifest, images, size=command.size, findings=cohort.findings, how=how, groups=groups,
+            refused=cohort.refused, sources=described, processes=processes, shards=command.shards, strict=command.strict,
+            refuse_flagged=command.refuse_flagged, progress=bar.update,
+        )  # fmt: skip
+    _tell(store, cohort, time.monotonic() - started)
+    if command.duplicates:
+        _tell_duplicates(store)
+    if command.verify:
+        _verify(store)
+
+
+def _cohort(command: Any, processes: int) -> tuple[Cohort, Path, tuple[str, ...]]:
+    """The cohort, the folder of its images, and the further columns to keep."""
+    if isinstance(command, Published):
+        read, options = ADAPTERS[type(command)]
+        images = _folder(command.images or command.folder)
+        if not command.folder.is_dir():
+            raise InputError(f"{command.folder}: no such folder")
+        return read(command.folder, images, load(options, command.config) if command.config else options()), images, ()
+    images = _folder(command.images)
+    if isinstance(command, Dicom):
+        config = load(dicom.DicomSource, command.source)
+        return dicom.read(images, command.table, config, processes), images, tuple(config.source.groups)
+    source = load(TableSource, command.source)
+    table = read_table(command.table)
+    manifest = to_manifest(table, source, str(command.table))
+    require_positives(manifest, source.findings, str(command.table))
+    provenance = Provenance("table and image files", "the user's own", "the user's own", "the user's own")
+    excluded = {"rows left out by the column map": len(table) - len(manifest)}
+    return Cohort(manifest, source.findings, provenance, excluded), images, tuple(source.groups)
+
+
+def _folder(images: Path) -> Path:
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder of images")
+    return images
+
+
+def _tell(store: Store, cohort: Cohort, seconds: float) -> None:
     splits = store.manifest["split"].tolist()
     counts = ", ".join(f"{split} {splits.count(split):,}" for split in SPLITS)
     print(f"{store.path}: {len(store.manifest):,} images of {store.size} x {store.size} ({counts})")
-    print(f"fingerprint {store.fingerprint}; {time.monotonic() - started:.1f} s")
-    if quarantine:
-        listing = store.path / QUARANTINE_FILE
-        pd.DataFrame(quarantine, columns=["path", "reason"]).to_csv(listing, index=False)
-        print(f"{len(quarantine):,} of {len(manifest):,} images could not be used and were left out; see {listing}")
-        _warn_of_lost_findings(store.manifest, source)
+    print(f"fingerprint {store.fingerprint}; {seconds:.1f} s")
+    total = len(cohort.manifest) + len(cohort.refused)
+    for name, said in (
+        (QUARANTINE_FILE, "images could not be used and were left out"),
+        (FLAGGED_FILE, "images are odd but used"),
+    ):
+        count = len(set(read_listing(store.path / name)["path"]))
+        if count:
+            print(f"{count:,} of {total:,} {said}; see {store.path / name}")
+    for finding in store.findings:
+        try:
+            require_positives(store.manifest, [finding], "warning")
+        except InputError as error:
+            print(f"{error}; no run can use it")
 
 
-def _films(manifest: pd.DataFrame, arguments: Arguments, quarantine: list[tuple[str, str]]) -> Iterator[np.ndarray | None]:
-    """Decode the manifest's images in order; a bad file is noted and gives None."""
-    names = manifest["path"].tolist()
-    processes = arguments.processes or len(os.sched_getaffinity(0))
-    films = prepare_images([arguments.images / name for name in names], arguments.size, processes)
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    for name, film in zip(names, tqdm(films, total=len(names), unit="images", mininterval=interval), strict=True):
-        if not isinstance(film, InputError):
-            yield film
-            continue
-        if arguments.strict:
-            raise film
-        quarantine.append((name, str(film)))
-        yield None
-    if len(quarantine) == len(names):
-        raise InputError(f"none of the {len(names)} images could be used; the first: {quarantine[0][1]}")
+def _tell_duplicates(store: Store) -> None:
+    pairs = near_duplicates(store)
+    if len(pairs):
+        pairs.to_csv(store.path / DUPLICATES_FILE, index=False)
+        print(
+            f"{len(pairs):,} pairs of nearly equal films of different patients, {len(across_splits(pairs)):,} of them across "
+            f"splits; see {store.path / DUPLICATES_FILE}"
+        )
 
 
-def _warn_of_lost_findings(kept: pd.DataFrame, source: TableSource) -> None:
-    try:
-        require_positives(kept, source.findings, "warning: without those images")
-    except InputError as error:
-        print(error)
+def _verify(store: Store) -> None:
+    with tqdm(total=len(store.manifest), unit="images", dynamic_ncols=True) as bar:
+        count = verify(store, bar.update)
+    print(f"{store.path}: all {count:,} records are what was written")
 
 
 if __name__ == "__main__":

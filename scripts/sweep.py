@@ -61,11 +61,13 @@ def main() -> None:
 
 
 def sweep(experiments: dict[float, Experiment], out: Path) -> None:
-    """Run the experiments, one folder a budget, and write the summary, tables and figure over all that the sweep folder
+    """Run the experiments, one folder a budget, and write the summary, tables and figures over all that the sweep folder
     holds.
     """
+    from jaxcxr.data.store import open_store
     from jaxcxr.experiment import evaluate_untouched, run_experiment
     from jaxcxr.report.figures import figure_2
+    from jaxcxr.report.sweep import write_sweep
     from jaxcxr.report.tables import summarise, write_tables
 
     first = next(iter(experiments.values()))
@@ -74,12 +76,19 @@ def sweep(experiments: dict[float, Experiment], out: Path) -> None:
         name = "non_private" if math.isinf(epsilon) else f"epsilon_{epsilon:g}"
         if run_experiment(config, out / name, resume=(out / name / "config.yaml").exists()) is None:
             raise SystemExit(130)
-    summary = summarise(finished_runs(out))
+    runs = finished_runs(out)
+    summary = summarise(runs)
     summary.to_csv(out / "summary.csv", index=False)
     write_tables(summary, out / "tables")
     figure_2(summary, out)
+    folders = {r.epsilon: out / ("non_private" if math.isinf(r.epsilon) else f"epsilon_{r.epsilon:g}") for r in runs}
+    films = open_store(Path(first.data.store)).manifest
+    write_sweep(out, runs, folders, first.evaluation, films, first.data.findings)
     print(f"\n{_screen(summary, untouched)}\n")
-    print(f"{out}: summary.csv, figure_2.png, figure_2.svg, tables/, and a run folder for each budget")
+    print(
+        f"{out}: summary.csv, evaluations.csv, comparisons.csv, correlations.csv, figure_2.png, figure_2.svg, tables/, "
+        "figures/, and a run folder for each budget"
+    )
 
 
 def finished_runs(out: Path) -> list:

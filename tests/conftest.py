@@ -1,9 +1,17 @@
-"""Two virtual CPU devices, runtime shape checks, and the tiny things that many tests share."""
+"""Two virtual CPU devices, runtime shape checks, one compilation a program, and the tiny things that many tests share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# What one test or script has compiled, the others load; a folder that is named beforehand serves several sessions.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcxr-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 
@@ -18,6 +26,7 @@ import pytest
 
 from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
 from jaxcxr.data.store import Store, write_store
+from jaxcxr.training.plan import Plan, make_plan
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")
@@ -65,6 +74,24 @@ def tiny_config(tiny_store: Store) -> Experiment:
         privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0, method="vmap"),
         evaluation=EvaluationConfig(redraws=50),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_nonprivate_config(tiny_config: Experiment) -> Experiment:
+    """Twenty steps without privacy on the tiny store."""
+    config = dataclasses.replace(tiny_config, privacy=None)
+    return changed(config, "training", steps=20, augmentation="flip_rotate", expected_batch_size=16, log_every=5)
+
+
+@pytest.fixture(scope="session")
+def tiny_plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
+    """The tiny private experiment's plan."""
+    return make_plan(tiny_config, tiny_store)
+
+
+def declared(plan: Plan) -> dict[str, object]:
+    """Training fields that declare what `plan` computed from its labels: the same weights, hence the same compiled step."""
+    return {"class_weights": "public", "positive_rates": tuple(float(1 / (1 + weight)) for weight in plan.weights)}
 
 
 def changed(config: Experiment, section: str, **fields: object) -> Experiment:

@@ -121,15 +121,73 @@ def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path, changes: dic
     )
 
 
-def test_a_number_that_yaml_reads_as_text_is_refused_with_the_way_to_write_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "text", "hint"),
+    [
+        ("privacy.delta", "1e-6", "1.0e-6"),
+        ("privacy.delta", "2.5e-6", None),
+        ("privacy.delta", "25E-7", "2.5e-6"),
+        ("privacy.epsilon", "'8'", "8.0"),
+        ("training.learning_rate", "5e2", "500.0"),
+        ("training.learning_rate", "1e20", "1.0e+20"),
+        ("training.steps", "3e2", "300"),
+        ("training.steps", "'30'", "30"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_text_is_refused_with_the_way_to_write_it(
+    tmp_path: Path, key: str, text: str, hint: str | None
+) -> None:
     path = tmp_path / "experiment.yaml"
-    text = (ROOT / "configs" / "demo.yaml").read_text()
-    assert text.count("delta: 6.0e-6") == 1
-    path.write_text(text.replace("delta: 6.0e-6", "delta: 1e-6"))
-    message = refusal(path)
-    assert message.startswith("privacy.delta: expected a valid number, found '1e-6'")
-    assert "YAML reads 1e-6 as text" in message
-    assert "1.0e-6" in message
+    section, field = key.split(".")
+
+    def written(value: str) -> Path:
+        values = with_changes({key: "PLACE"})
+        path.write_text(yaml.safe_dump(values).replace(f"{field}: PLACE", f"{field}: {value}"))
+        return path
+
+    if hint is not None:
+        message = refusal(written(text))
+        assert message.startswith(f"{key}: expected a valid ")
+        assert message.endswith(f" (YAML reads {text.strip(chr(39))} as text here; write {hint}, without quotes)")
+    config = load(Experiment, written(hint or text))  # what the hint says is accepted, as the number that was meant
+    assert getattr(getattr(config, section), field) == float(text.strip("'"))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("training.steps", "'30.5'"), ("privacy.delta", "'nan'"), ("privacy.allow_large_delta", "'1'")]
+)
+def test_a_text_that_is_no_number_of_the_kind_gets_no_hint(tmp_path: Path, key: str, text: str) -> None:
+    message = refusal(write(tmp_path, with_changes({key: yaml.safe_load(text)})))
+    assert message.startswith(f"{key}: expected a valid ")
+    assert message.endswith(f"found {text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "data: 1\nprivacy: {a: 1}\n# again\nprivacy: {b: 2}\n",
+            "line 4: key 'privacy' stands on line 2 already; expected it once",
+        ),
+        ("training:\n  steps: 1\n  'steps': 2\n", "line 3: key 'steps' stands on line 2 already; expected it once"),
+        ("data: {size: 64, size: 64}\n", "line 1: key 'size' stands on line 1 already; expected it once"),
+        ("data:\n- {a: 1}\n- {a: 1, b: [{c: 1,\n   c: 2}]}\n", "line 4: key 'c' stands on line 3 already; expected it once"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    assert refusal(path) == complaint
+
+
+def test_a_mapping_may_override_what_it_merges(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    values = values_of()
+    del values["data"]["synthetic"]
+    merged = "{<<: {domain: private, n_train: 5, n_valid: 1, n_test: 1}, n_train: 7}"
+    path.write_text(yaml.safe_dump(values).replace("data:\n", f"data:\n  synthetic: {merged}\n"))
+    config = load(Experiment, path)
+    assert config.data.synthetic == SyntheticConfig("private", n_train=7, n_valid=1, n_test=1)
 
 
 def test_every_wrong_field_is_named(tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
     )
 
 
+def numbers_of(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """Cells of a column as float64, NaN for those that are empty or no number."""
+    return _numbers(frame, column)[0]
+
+
 def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Cells of a column as float64 with NaN for empty ones, and where a cell is neither empty nor a finite number."""
     text = text_of(frame, column)

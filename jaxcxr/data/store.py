@@ -3,7 +3,9 @@
 A store is a folder:
 
     manifest.parquet           the checked manifest, one row an image, in the order the images were given
+    records.parquet            SHA-256 of each film's pixels (and its perceptual hash), in the order of the manifest
     store.json                 size, findings, counts, preprocessing, versions, digests; written last
+    quarantine.csv             files that could not be used, and why; flagged.csv: films that were used but are odd
     dataset_info.json, features.json, films-<split>.array_record-<shard>
                                the TFDS dataset `films`; `tfds.builder_from_directory(folder)` reads it too
 
@@ -11,7 +13,6 @@ Records lie in manifest order within each split, so that row i of a split is its
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -24,19 +25,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, UInt
 
-from jaxcxr.data.manifest import SPLITS, check_manifest
+from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
+from jaxcxr.data.shards import FilmReader, ShardWriter, encode, shard_name, write_dataset_info
 from jaxcxr.errors import InputError
 
 MANIFEST_FILE = "manifest.parquet"
+RECORDS_FILE = "records.parquet"
 STORE_FILE = "store.json"
 
-_FORMAT = 1
-_DATASET = "films"
-_SHARD_BYTES = 128 << 20
-_BUFFER_BYTES = 4 << 20
-_LIBRARIES = ("array_record", "numpy", "pillow", "pydicom", "scikit-image", "tensorflow-datasets")
+SHARD_BYTES = 128 << 20
+_FORMAT = 2
+_READABLE = (1, _FORMAT)
+_PIXEL_LIBRARIES = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm")
+_LIBRARIES = ("array_record", *_PIXEL_LIBRARIES, "tensorflow-datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Split:
         """Count the images."""
         return len(self.frame)
 
-    def read(self, indices: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k size size"]:
-        """Read the images at `indices`, in that order; an index may repeat.
+    def read(self, indices: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
+        """Read the images at `indices`, in that order; an index may repeat. A random order costs what a sequential one does.
 
         Raises:
             IndexError: an index is outside [0, n).
@@ -69,15 +72,9 @@ class Split:
         positions = np.asarray(indices, dtype=np.int64)
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
             raise IndexError(f"expected indices in [0, {len(self)}), found {positions.min()}..{positions.max()}")
-        images = np.empty((len(positions), self.size, self.size), dtype=np.uint8)
-        step = max(1, _SHARD_BYTES // self.size**2)
-        for start in range(0, len(positions), step):
-            records = self._source.__getitems__(positions[start : start + step].tolist())
-            for place, record in enumerate(records, start):
-                images[place] = record["image"]
-        return images
+        return self._source.read(positions)
 
-    def read_all(self) -> UInt8[np.ndarray, "n size size"]:
+    def read_all(self) -> UInt[np.ndarray, "n size size"]:
         """Read every image, in manifest order."""
         return self.read(np.arange(len(self)))
 
@@ -90,8 +87,11 @@ class Store:
         path: folder of the store.
         size: side of the images, in pixels.
         findings: names of the label columns.
-        fingerprint: SHA-256 over manifest, preprocessing and image bytes; two stores with one fingerprint hold the same data.
+        fingerprint: SHA-256 over manifest, preprocessing, library versions and image bytes; two stores with one fingerprint
+            hold the same data.
         manifest: every row, in the order the images were written.
+        dtype: of the pixels, `uint8` or `uint16`.
+        shards: number of records in each shard, by split.
     """
 
     path: Path
@@ -99,6 +99,8 @@ class Store:
     findings: tuple[str, ...]
     fingerprint: str
     manifest: pd.DataFrame = dataclasses.field(repr=False)
+    dtype: str = "uint8"
+    shards: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
     def split(self, name: str, findings: Sequence[str] | None = None) -> Split:
         """Open one split; a split without images has length 0.
@@ -118,34 +120,38 @@ class Store:
                 raise InputError(f"{self.path}: finding {finding!r} is not in this store; it has {list(self.findings)}")
         frame = self.manifest.loc[self.manifest["split"] == name].reset_index(drop=True)
         labels = frame.loc[:, list(wanted)].to_numpy(dtype=np.float32)
-        return Split(frame, wanted, labels, self.size, self._builder.as_data_source(name) if len(frame) else ())
+        lengths = self.shards.get(name, ())
+        files = [self.path / shard_name(name, shard) for shard in range(len(lengths))]
+        return Split(frame, wanted, labels, self.size, FilmReader(files, lengths, self.size, self.dtype))
 
-    @functools.cached_property
-    def _builder(self) -> Any:
-        # TFDS takes half a second to import: opening a store should not wait for it.
-        import tensorflow_datasets as tfds
+    def description(self) -> dict[str, Any]:
+        """What `store.json` says."""
+        return json.loads((self.path / STORE_FILE).read_text(encoding="utf-8"))
 
-        return tfds.builder_from_directory(self.path)
+
+def declared(manifest: pd.DataFrame, findings: Sequence[str], groups: Sequence[str] = ()) -> pd.DataFrame:
+    """The columns that may enter a store: the contract's, the findings and declared groups; nothing else of a table does."""
+    wanted = [*REQUIRED, "view", "comorbidities", *groups, *findings]
+    return manifest.loc[:, [column for column in dict.fromkeys(wanted) if column in manifest.columns]]
 
 
 def write_store(
     path: str | Path,
     manifest: pd.DataFrame,
-    images: Iterable[UInt8[np.ndarray, "size size"] | None],
+    images: Iterable[UInt[np.ndarray, "size size"] | None],
     *,
     size: int,
     findings: Sequence[str],
     preprocessing: Mapping[str, object],
 ) -> Store:
-    """Write a store, all of it or nothing.
+    """Write a store from images in memory, all of it or nothing (`jaxcxr.data.build` makes one from files).
 
     The images are taken one by one, so memory does not grow with their number. The store is built in a hidden sibling folder
     and renamed when it is complete; a killed process leaves that folder (`.<name>.<digits>.partial`), never a half store.
 
     Args:
         path: folder to make; it must not exist.
-        manifest: one row an image (see `jaxcxr.data.manifest`); columns that start with `draw_` (how a synthetic film was
-            drawn) are left out of the store.
+        manifest: one row an image (see `jaxcxr.data.manifest`); only the columns of the contract enter the store.
         images: in the order of the manifest's rows; None leaves its row out of the store (a film that could not be read).
         size: side of the images, in pixels.
         findings: label columns of the manifest.
@@ -158,34 +164,81 @@ def write_store(
     path = Path(path)
     if path.exists():
         raise InputError(f"{path}: exists already, expected a new folder for the store")
-    shown = manifest.loc[:, [column for column in manifest.columns if not str(column).startswith("draw_")]]
-    frame = check_manifest(shown, findings, f"manifest of {path}")
+    frame = check_manifest(declared(manifest, findings), findings, f"manifest of {path}")
     json.dumps(dict(preprocessing))  # a value JSON cannot hold must not surface after hours of decoding
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     building.mkdir()
     try:
-        digest, kept = _write_records(building, frame, images, size)
-        frame = frame.loc[kept].reset_index(drop=True)
-        if frame.empty:
-            raise InputError(f"{path}: none of the {len(kept)} images could be used, so there is no store to write")
-        frame.to_parquet(building / MANIFEST_FILE, index=False)
-        description = {
-            "format": _FORMAT,
-            "size": size,
-            "findings": list(findings),
-            "counts": _counts(frame),
-            "preprocessing": dict(preprocessing),
-            "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-            "images_sha256": digest,
-            "fingerprint": _fingerprint(frame, size, findings, preprocessing, digest),
-        }
-        (building / STORE_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        _publish(building, path)
+        records, shards = _write_in_order(building, frame, images, size)
+        if not any(shards.values()):
+            raise InputError(f"{path}: none of the {len(frame)} images could be used, so there is no store to write")
+        finish(building, frame, records, shards, size=size, dtype="uint8", findings=findings, preprocessing=preprocessing)
+        publish(building, path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
     return open_store(path)
+
+
+def finish(
+    building: Path,
+    frame: pd.DataFrame,
+    records: pd.DataFrame,
+    shards: Mapping[str, Sequence[tuple[int, int]]],
+    *,
+    size: int,
+    dtype: str,
+    findings: Sequence[str],
+    preprocessing: Mapping[str, object],
+    sources: Mapping[str, object] | None = None,
+) -> None:
+    """Write everything of a store but its shards, which are there; `store.json` comes last.
+
+    Args:
+        building: folder with the shards.
+        frame: the checked manifest.
+        records: `row` (position in `frame`), `sha256` and optionally `phash`, one row a film kept, ascending rows.
+        shards: number of records and of bytes of each shard, by split.
+        size: side of the films, in pixels.
+        dtype: of their pixels.
+        findings: label columns.
+        preprocessing: what was done to the films.
+        sources: where the data come from, for the data card; not part of the fingerprint.
+    """
+    kept = frame.iloc[records["row"].to_numpy()].reset_index(drop=True)
+    kept.to_parquet(building / MANIFEST_FILE, index=False)
+    records.drop(columns="row").assign(image_id=kept["image_id"].to_numpy()).to_parquet(building / RECORDS_FILE, index=False)
+    write_dataset_info(building, shards, size, dtype)
+    digest = hashlib.sha256("".join(records["sha256"]).encode()).hexdigest()
+    versions = versions_of(_LIBRARIES)
+    description = {
+        "format": _FORMAT,
+        "size": size,
+        "dtype": dtype,
+        "findings": list(findings),
+        "counts": _counts(kept),
+        "shards": {split: [count for count, _ in lengths] for split, lengths in shards.items() if lengths},
+        "preprocessing": dict(preprocessing),
+        "versions": versions,
+        "sources": dict(sources or {}),
+        "images_sha256": digest,
+        "fingerprint": fingerprint_of(kept, size, findings, preprocessing, digest),
+    }
+    part = building / f"{STORE_FILE}.part"
+    part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    part.rename(building / STORE_FILE)
+
+
+def publish(building: Path, path: Path) -> None:
+    """Make a finished folder the store, at once, once its bytes are on the disk."""
+    for file in building.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    try:
+        building.rename(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot become a store ({error.strerror}), expected no folder there") from error
 
 
 def open_store(path: str | Path) -> Store:
@@ -199,15 +252,36 @@ def open_store(path: str | Path) -> Store:
         raise InputError(f"{path}: no such store; scripts/prepare.py makes one")
     try:
         description = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
+        if description["format"] not in _READABLE:
+            raise InputError(f"{path / STORE_FILE}: found store format {description['format']}, expected {_FORMAT}")
         manifest = pd.read_parquet(path / MANIFEST_FILE)
-        version, counts = description["format"], description["counts"]
-        store = Store(path, description["size"], tuple(description["findings"]), description["fingerprint"], manifest)
+        counts, shards = description["counts"], _shards(path)
+        store = Store(
+            path,
+            description["size"],
+            tuple(description["findings"]),
+            description["fingerprint"],
+            manifest,
+            description.get("dtype", "uint8"),
+            shards,
+        )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a complete store ({type(error).__name__}: {' '.join(str(error).split())})") from error
-    if version != _FORMAT:
-        raise InputError(f"{path / STORE_FILE}: found store format {version}, expected {_FORMAT}")
-    _check_files(path, manifest, counts)
+    _check_files(path, manifest, counts, shards)
     return store
+
+
+def versions_of(libraries: Sequence[str] = _PIXEL_LIBRARIES) -> dict[str, str]:
+    """Installed versions of the libraries that make the pixels (or of others)."""
+    found = {}
+    for name in libraries:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, int]:
@@ -215,63 +289,56 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
     return {name: splits.count(name) for name in SPLITS}
 
 
-def _check_files(path: Path, manifest: pd.DataFrame, counts: Mapping[str, int]) -> None:
+def _shards(path: Path) -> dict[str, tuple[int, ...]]:
+    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    return {split["name"]: tuple(int(length) for length in split["shardLengths"]) for split in info["splits"]}
+
+
+def _check_files(path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], shards: Mapping[str, Sequence[int]]) -> None:
     for name, rows in _counts(manifest).items():
-        if rows != counts.get(name, 0):
+        if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
             raise InputError(
-                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names {counts.get(name, 0)}"
+                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names {counts.get(name, 0)}, "
+                f"the shards hold {sum(shards.get(name, ()))}"
             )
+    for split, lengths in shards.items():
+        for shard in range(len(lengths)):
+            if not (path / shard_name(split, shard)).is_file():
+                raise InputError(f"{path}: not a complete store; {shard_name(split, shard)} is missing")
+
+
+def _write_in_order(
+    folder: Path, frame: pd.DataFrame, images: Iterable[Any], size: int
+) -> tuple[pd.DataFrame, dict[str, list[tuple[int, int]]]]:
+    """Write the shards of all splits while their films arrive interleaved; hold at most one film and the open shards."""
+    per_shard = max(1, SHARD_BYTES // size**2)
+    films = _checked(images, frame, size)
+    rows: list[tuple[int, str]] = []
+    shards: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
+    open_shards: dict[str, ShardWriter] = {}
     try:
-        info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a complete store ({' '.join(str(error).split())})") from error
-    for split in info["splits"]:
-        for shard in range(len(split["shardLengths"])):
-            file = path / f"{_DATASET}-{split['name']}.array_record-{shard:05d}"
-            if not file.is_file():
-                raise InputError(f"{path}: not a complete store; {file.name} is missing")
+        for row, film in films:
+            split, image_id = frame["split"].iat[row], frame["image_id"].iat[row]
+            content = film.tobytes()
+            rows.append((row, hashlib.sha256(content).hexdigest()))
+            if split not in open_shards:
+                open_shards[split] = ShardWriter(folder / shard_name(split, len(shards[split])))
+            open_shards[split].write(encode(content, image_id))
+            if open_shards[split].count == per_shard:
+                shards[split].append(open_shards.pop(split).close())
+    finally:
+        for split, shard in open_shards.items():
+            shards[split].append(shard.close())
+    return pd.DataFrame(rows, columns=["row", "sha256"]).astype({"row": np.int64}), shards
 
 
-def _write_records(
-    folder: Path, frame: pd.DataFrame, images: Iterable[UInt8[np.ndarray, "size size"] | None], size: int
-) -> tuple[str, np.ndarray]:
-    """Write the TFDS dataset; return the SHA-256 of all image bytes and which rows were kept, shape [rows]."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.dataset_info import DatasetIdentity
-
-    # A film is stored as raw bytes: TFDS would otherwise spell each pixel out as a 64-bit integer.
-    image = tfds.features.Tensor(shape=(size, size), dtype=np.uint8, encoding="bytes")
-    features = tfds.features.FeaturesDict({"image": image, "image_id": tfds.features.Text()})
-    identity = DatasetIdentity(
-        name=_DATASET, version=tfds.core.Version("1.0.0"), data_dir=os.fspath(folder), module_name=__name__
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
-    # The sequential writer streams interleaved splits in order; a GeneratorBasedBuilder takes one split after another.
-    writer = tfds.core.SequentialWriter(
-        info, max_examples_per_shard=max(1, _SHARD_BYTES // size**2), file_format="array_record"
-    )
-    writer.initialize_splits([name for name, count in _counts(frame).items() if count])
-    digest = hashlib.sha256()
-    kept = np.zeros(len(frame), dtype=bool)
-    capacity = max(1, _BUFFER_BYTES // size**2)
-    buffer: dict[str, list[dict[str, Any]]] = {}
+def _checked(images: Iterable[Any], frame: pd.DataFrame, size: int) -> Iterator[tuple[int, np.ndarray]]:
     for row, film in enumerate(_exactly(images, len(frame))):
         if film is None:
             continue
         if film.shape != (size, size) or film.dtype != np.uint8:
             raise ValueError(f"image {row}: expected UInt8 [{size}, {size}], found {film.dtype} {list(film.shape)}")
-        digest.update(film.tobytes())
-        kept[row] = True
-        example = {"image": film, "image_id": frame["image_id"].iat[row]}
-        buffer.setdefault(frame["split"].iat[row], []).append(example)
-        # The writer rewrites its metadata at every call, which costs more than the films themselves if called for each.
-        if sum(map(len, buffer.values())) >= capacity:
-            writer.add_examples(buffer)
-            buffer = {}
-    if buffer:
-        writer.add_examples(buffer)
-    writer.close_all()
-    return digest.hexdigest(), kept
+        yield row, film
 
 
 def _exactly(images: Iterable[Any], count: int) -> Iterator[Any]:
@@ -285,22 +352,31 @@ def _exactly(images: Iterable[Any], count: int) -> Iterator[Any]:
         raise InputError(f"store: expected {count} images, one a row of the manifest; found {given}")
 
 
-def _fingerprint(
-    frame: pd.DataFrame, size: int, findings: Sequence[str], preprocessing: Mapping[str, object], digest: str
+def rows_of(frame: pd.DataFrame, findings: Sequence[str]) -> dict[str, list[Any]]:
+    """What a manifest says, as values for a digest; where the original files lay (`path`) is not part of it."""
+    columns = [column for column in frame.columns if column != "path" and column not in findings]
+    return {
+        column: [None if pd.isna(value) else value for value in frame[column].tolist()]
+        for column in [*sorted(columns), *findings]
+    }
+
+
+def fingerprint_of(
+    frame: pd.DataFrame,
+    size: int,
+    findings: Sequence[str],
+    preprocessing: Mapping[str, object],
+    digest: str,
+    versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Digest what the data are; where the original files lay (`path`) is not part of it."""
-    columns = ["image_id", "patient_id", "split", "age", "sex", "view", *findings]
-    columns += ["comorbidities"] if "comorbidities" in frame.columns else []
-    rows = {column: [None if pd.isna(value) else value for value in frame[column].tolist()] for column in columns}
-    content = {"rows": rows, "size": size, "findings": list(findings), "preprocessing": dict(preprocessing), "images": digest}
+    """Digest what the data are and which libraries made their pixels."""
+    versions = versions or versions_of()
+    content = {
+        "rows": rows_of(frame, findings),
+        "size": size,
+        "findings": list(findings),
+        "preprocessing": dict(preprocessing),
+        "versions": {name: versions[name] for name in _PIXEL_LIBRARIES},
+        "images": digest,
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _publish(building: Path, path: Path) -> None:
-    for file in building.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    try:
-        building.rename(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot become a store ({error.strerror}), expected no folder there") from error

@@ -1,12 +1,14 @@
 """How far the metrics would move with other patients: the bootstrap (the paper: 1,000 redraws).
 
-A redraw is a vector of multiplicities, how often each test film was drawn. Sorting a finding by probability is done once; every
-redraw then needs cumulative sums of the multiplicities in that order and nothing else. All counts are whole numbers until the
-last division, so that ties, in probability or in Youden's index, are exact.
+A redraw is a vector of multiplicities, how often each patient (or film) was drawn. What a metric needs of a redraw are weighted
+sums over films: at each level of probability (`metrics.levels`) for the areas under the curves and for Youden's criterion, over
+everybody for the rest. So the films are sorted into levels once, in a sparse matrix with a column a patient; a redraw is a
+product with it, and cumulative sums over the levels. Counts are whole numbers until the last division, so that ties, in
+probability or in Youden's index, are exact.
 
 Redraw r of a seed depends on the seed, r and the patients (or the number) of the test rows, never on a probability or a label.
-Two models with predictions for the same rows in the same order therefore get the same redraws, and the difference of their
-draws is a paired bootstrap.
+Two models with predictions for the same rows in the same order, and two groups of the same rows, therefore get the same
+redraws, and the difference of their draws is a paired bootstrap.
 """
 
 import dataclasses
@@ -17,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt16
+from scipy.sparse import csr_array
 
 from jaxcxr.errors import InputError
-from jaxcxr.eval.metrics import METRICS, Ranking, ThresholdPolicy, choose_thresholds, rank
+from jaxcxr.eval.metrics import CALIBRATION_BINS, METRICS, Levels, calibration_bin, levels
 
 Resample = Literal["patient", "image"]
 
@@ -28,6 +31,9 @@ BLOCK = 16
 """Redraws a thread handles at once: few enough for its arrays to stay in the processor's cache."""
 
 MAX_THREADS = 8
+
+EXACT_IN_FLOAT32 = 2**22
+"""Films up to which single precision counts exactly (to 2^24), with room for a redraw that holds more films than there are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,140 +54,222 @@ class Spread:
     redraws: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Redrawn:
+    """The metrics of groups of films, on the films themselves and in every redraw.
+
+    Attributes:
+        metrics: in the order of `METRICS`; draw 0 is the films themselves, each once, draws 1 and up are the redraws. NaN where
+            a draw holds one class of a finding only, and in what needs a threshold where there is none.
+        no_finding_among_ill: share of the films with any positive label on which no finding is called (underdiagnosis).
+        ill: number of films with any positive label.
+    """
+
+    metrics: Float[np.ndarray, "groups findings metrics draws"]
+    no_finding_among_ill: Float[np.ndarray, "groups draws"]
+    ill: Int[np.ndarray, " groups"]
+
+
 def clusters(patient_ids: pd.Series, resample: Resample) -> Int[np.ndarray, " n"]:
     """Number of the thing that is drawn, for each film: its patient in order of appearance, or the film itself."""
     return pd.factorize(patient_ids)[0] if resample == "patient" else np.arange(len(patient_ids))
 
 
-def multiplicities(cluster: Int[np.ndarray, " n"], seed: int, redraw: int) -> Int[np.ndarray, " n"]:
-    """How often a redraw holds each film: as many clusters as there are are drawn with replacement, each with all its films."""
-    count = int(cluster.max()) + 1
+def multiplicities(count: int, seed: int, redraw: int) -> UInt16[np.ndarray, " count"]:
+    """How often a redraw holds each of `count` clusters, drawn as many times with replacement."""
     drawn = np.random.default_rng([seed, redraw]).integers(0, count, count)
-    return np.bincount(drawn, minlength=count).astype(np.int32).take(cluster)
+    return np.bincount(drawn, minlength=count).astype(np.uint16)
 
 
-def weighted_metrics(
-    ranking: Ranking, weights: Int[np.ndarray, "redraws n"], threshold: float | None
-) -> Float[np.ndarray, "redraws 4"]:
-    """The four metrics of one finding in each redraw, in the order of `METRICS`.
+def draw_all(count: int, seed: int, redraws: int) -> UInt16[np.ndarray, "count draws"]:
+    """Multiplicities of draw 0, in which every cluster is there once, and of the redraws."""
+    if seed < 0:
+        raise InputError(f"evaluation.seed: expected a number that is not negative, found {seed}")
+    drawn = np.ones((1 + redraws, count), np.uint16)
+    for redraw in range(redraws):
+        drawn[1 + redraw] = multiplicities(count, seed, redraw)
+    return drawn.T
 
-    Args:
-        ranking: the films of the finding (`metrics.rank`).
-        weights: multiplicity of each film in each redraw, int32.
-        threshold: used in every redraw; None chooses Youden's anew in each, by the rule of `metrics.youden_threshold`.
 
-    Returns:
-        NaN where a redraw has one class only, and in all but the AUROC where `threshold` is NaN.
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """What a draw's multiplicities are multiplied with, for one finding of one group.
+
+    `counts` has a row a level for the positives, one a level and one more for the negatives, one a level for the negatives tied
+    with it (where there are any), and one each for the positives and the negatives called at a threshold given beforehand.
+    `values` has a row a calibration bin for probability minus label, and one for its square.
     """
-    if ranking.one_class:
-        return np.full((len(weights), len(METRICS)), np.nan)
-    true_positives = _cumulative(weights, ranking.positives)
-    false_positives = _cumulative(weights, ranking.negatives)
-    n_positive, n_negative = true_positives[:, -1].astype(np.int64), false_positives[:, -1].astype(np.int64)
-    tp = np.take(true_positives, ranking.positives_at, axis=1)
-    fp = np.take(false_positives, ranking.negatives_at, axis=1)
-    fp_above = np.take(false_positives, ranking.negatives_above, axis=1)
-    # A negative below a positive wins a pair and one at its probability half a pair: counted twice, both are whole numbers.
-    won_twice = (np.diff(tp, axis=1, prepend=0) * (2 * n_negative[:, None] - fp - fp_above)).sum(axis=1)
 
-    if threshold is None:
-        index = tp * n_negative[:, None] - fp * n_positive[:, None]
-        best = (np.arange(len(weights)), np.argmax(index, axis=1))
+    levels: Levels
+    tied: Int[np.ndarray, " tied"]
+    counts: csr_array
+    values: csr_array
+    threshold: float | None
+
+
+def _sums(
+    y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], cluster: Int[np.ndarray, " n"], threshold: float | None
+) -> _Sums:
+    at = levels(y, p)
+    count, width = at.thresholds.size, int(cluster.max(initial=-1)) + 1
+    tied = np.unique(at.negative_level[at.negative_tied])
+    tied_row = 2 * count + 1 + np.searchsorted(tied, at.negative_level[at.negative_tied])
+    last = 2 * count + 1 + tied.size
+    called = p >= (np.nan if threshold is None else threshold)
+    called_positives, called_negatives = at.positives[called[at.positives]], at.negatives[called[at.negatives]]
+    films = [at.positives, at.negatives, at.negatives[at.negative_tied], called_positives, called_negatives]
+    rows = [at.positive_level, count + at.negative_level, tied_row]
+    rows += [np.full(called_positives.size, last), np.full(called_negatives.size, last + 1)]
+    row, film = np.concatenate(rows), np.concatenate(films)
+    exact = np.float32 if len(y) < EXACT_IN_FLOAT32 else np.float64
+    counts = csr_array((np.ones(len(film), exact), (row, cluster[film])), shape=(last + 2, width))
+
+    known = np.concatenate([at.positives, at.negatives])
+    error = p[known] - y[known]
+    bins = np.concatenate([calibration_bin(p[known]), np.full(known.size, CALIBRATION_BINS)])
+    errors = np.concatenate([error, error**2])
+    values = csr_array((errors, (bins, np.tile(cluster[known], 2))), shape=(CALIBRATION_BINS + 1, width))
+    return _Sums(at, tied, counts, values, threshold)
+
+
+def _drawn_metrics(
+    sums: _Sums, exact: Float[np.ndarray, "clusters draws"], double: Float[np.ndarray, "clusters draws"]
+) -> tuple[Float[np.ndarray, "metrics draws"], Float[np.ndarray, " draws"]]:
+    """The metrics of one finding of one group in a few draws, and the threshold that each draw has.
+
+    `exact` and `double` are the same multiplicities, in the type of the counts and of the values.
+    """
+    draws, count = double.shape[1], sums.levels.thresholds.size
+    if sums.levels.one_class:
+        return np.full((len(METRICS), draws), np.nan), np.full(draws, np.nan)
+    counted = sums.counts @ exact
+    positives = counted[:count].astype(np.float64)
+    # In place and in single precision: cumulative sums are the slowest part.
+    np.cumsum(counted[:count], axis=0, out=counted[:count])
+    np.cumsum(counted[count : 2 * count + 1], axis=0, out=counted[count : 2 * count + 1])
+    n_positive, n_negative = counted[count - 1].astype(np.float64), counted[2 * count].astype(np.float64)
+    tp, fp = counted[:count].astype(np.float64), counted[count : 2 * count].astype(np.float64)
+
+    # A negative below a positive wins a pair and one at its probability half a pair: counted twice, both are whole numbers.
+    beaten_twice = 2 * (n_negative - fp)
+    beaten_twice[sums.tied] += counted[2 * count + 1 : -2]
+    won_twice = np.einsum("kd,kd->d", positives, beaten_twice)
+    precision_summed = np.einsum("kd,kd->d", positives, tp / np.maximum(tp + fp, 1))
+
+    if sums.threshold is None:
+        index = tp * n_negative - fp * n_positive
+        best = (np.argmax(index, axis=0), np.arange(draws))
         beats_chance = index[best] > 0
         called_p, called_n = np.where(beats_chance, tp[best], 0), np.where(beats_chance, fp[best], 0)
+        thresholds = np.where(beats_chance, sums.levels.thresholds[best[0]], np.inf)
     else:
-        at_p, at_n = ranking.called(threshold)
-        called_p, called_n = true_positives[:, at_p], false_positives[:, at_n]
+        called_p, called_n = counted[-2].astype(np.float64), counted[-1].astype(np.float64)
+        thresholds = np.full(draws, sums.threshold)
+    if sums.threshold is not None and np.isnan(sums.threshold):
+        called_p, called_n = np.full(draws, np.nan), np.full(draws, np.nan)
 
+    errors = sums.values @ double
+    n = n_positive + n_negative
     with np.errstate(invalid="ignore", divide="ignore"):
-        result = np.stack(
-            [
-                won_twice / (2 * n_positive * n_negative),
-                (called_p + n_negative - called_n) / (n_positive + n_negative),
-                called_p / n_positive,
-                (n_negative - called_n) / n_negative,
-            ],
-            axis=1,
-        )
-    result[(n_positive == 0) | (n_negative == 0)] = np.nan
-    if threshold is not None and np.isnan(threshold):
-        result[:, 1:] = np.nan
-    return result
-
-
-def _cumulative(weights: Int[np.ndarray, "redraws n"], rows: Int[np.ndarray, " p"]) -> Int[np.ndarray, "redraws p+1"]:
-    sums = np.zeros((len(weights), len(rows) + 1), np.int32)
-    np.cumsum(np.take(weights, rows, axis=1), axis=1, dtype=np.int32, out=sums[:, 1:])
-    return sums
+        sensitivity, specificity = called_p / n_positive, (n_negative - called_n) / n_negative
+        by_name = {
+            "auroc": won_twice / (2 * n_positive * n_negative),
+            "accuracy": (called_p + n_negative - called_n) / n,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "average_precision": precision_summed / n_positive,
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+            "f1": 2 * called_p / (called_p + called_n + n_positive),
+            "brier": errors[-1] / n,
+            "ece": np.abs(errors[:-1]).sum(axis=0) / n,
+            "calibration_in_the_large": errors[:-1].sum(axis=0) / n,
+            "selection_rate": (called_p + called_n) / n,
+            "underdiagnosis_rate": (n_positive - called_p) / n_positive,
+        }
+    result = np.stack([by_name[metric] for metric in METRICS])
+    undefined = (n_positive == 0) | (n_negative == 0)
+    result[:, undefined] = np.nan
+    thresholds[undefined] = np.nan
+    return result, thresholds
 
 
 def bootstrap(
-    predictions: pd.DataFrame,
+    test: pd.DataFrame,
     findings: Sequence[str],
+    groups: Sequence[Bool[np.ndarray, " n"]],
     *,
+    thresholds: Float[np.ndarray, " findings"] | None,
     redraws: int,
     resample: Resample,
-    threshold: ThresholdPolicy,
     seed: int,
-    rows: Bool[np.ndarray, " rows"] | None = None,
-) -> Float[np.ndarray, "redraws findings 4"]:
-    """Draw the test rows again, `redraws` times, and compute the four metrics of each finding in each redraw.
+) -> Redrawn:
+    """The metrics of each finding in each group of films, on the films themselves and in each of `redraws` redraws.
 
     Args:
-        predictions: table with `patient_id`, `split`, `y_<finding>` and `p_<finding>`, one row a film
-            (`evaluate.read_predictions`).
+        test: table with `patient_id`, `y_<finding>` and `p_<finding>`, one row a film, test films only.
         findings: names of the findings.
+        groups: masks over the rows of `test`. All the films are redrawn and then the groups taken from them, so that draws of
+            two groups are paired, too.
+        thresholds: one a finding, for all groups and redraws; None chooses Youden's anew in every redraw and group, on the very
+            films that are then judged (the paper's code), which flatters.
         redraws: number of redraws.
         resample: `patient` draws patients and takes all films of each; `image` (the paper) draws films as if they were
             independent, which understates the spread where patients have several.
-        threshold: `youden_test_per_draw` (the paper's code) chooses anew in every redraw, on the redraw itself, which flatters;
-            `youden_test` and `youden_validation` choose once (`metrics.choose_thresholds`).
         seed: not negative.
-        rows: mask of the group to evaluate, over all rows of `predictions`; None is everyone. The whole test set is redrawn and
-            then the group taken from it, so that draws of two groups, too, are paired.
-
-    Returns:
-        float64, last axis in the order of `METRICS`; NaN where a redraw holds one class of a finding only.
 
     Raises:
-        InputError: no test rows, a negative seed, or `youden_validation` without validation rows.
+        InputError: no rows, or a negative seed.
     """
-    test = (predictions["split"] == "test").to_numpy()
-    if not test.any():
+    if test.empty:
         raise InputError("predictions: expected rows whose split is 'test', found none")
-    if seed < 0:
-        raise InputError(f"evaluation.seed: expected a number that is not negative, found {seed}")
-    chosen = [None] * len(findings)
-    if threshold != "youden_test_per_draw":
-        chosen = [float(t) for t in choose_thresholds(predictions, findings, threshold)]
-
-    table = predictions.loc[test]
-    evaluated = np.ones(len(table), bool) if rows is None else rows[test]
-    rankings = [rank(np.where(evaluated, table[f"y_{f}"], np.nan), table[f"p_{f}"].to_numpy()) for f in findings]
-    cluster = clusters(table["patient_id"], resample)
-    draws = np.empty((redraws, len(findings), len(METRICS)))
-
-    def fill(first: int) -> None:
-        last = min(first + BLOCK, redraws)
-        weights = np.stack([multiplicities(cluster, seed, redraw) for redraw in range(first, last)])
-        for column, (ranking, cut) in enumerate(zip(rankings, chosen, strict=True)):
-            draws[first:last, column] = weighted_metrics(ranking, weights, cut)
+    cluster = clusters(pd.Series(test["patient_id"]), resample)
+    drawn = draw_all(int(cluster.max()) + 1, seed, redraws)
+    blocks = [slice(first, min(first + BLOCK, 1 + redraws)) for first in range(0, 1 + redraws, BLOCK)]
+    labels = {f: test[f"y_{f}"].to_numpy(np.float64) for f in findings}
+    scores = {f: test[f"p_{f}"].to_numpy(np.float64) for f in findings}
+    metrics = np.empty((len(groups), len(findings), len(METRICS), 1 + redraws))
+    chosen = np.empty((len(groups), len(findings), 1 + redraws))
+    missed = np.full((len(groups), 1 + redraws), np.nan)
+    ill = np.any([y == 1 for y in labels.values()], axis=0)
 
     with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-        list(threads.map(fill, range(0, redraws, BLOCK)))
-    return draws
+        for f, finding in enumerate(findings):
+            cut = None if thresholds is None else float(thresholds[f])
+            prepared = [_sums(np.where(mask, labels[finding], np.nan), scores[finding], cluster, cut) for mask in groups]
+
+            def fill(block: slice, f: int = f, prepared: Sequence[_Sums] = prepared) -> None:
+                # Rows of a block lie together: products with sparse matrices add whole rows.
+                double = drawn[:, block].astype(np.float64, order="C")
+                exact = double.astype(prepared[0].counts.dtype) if prepared else double
+                for g, sums in enumerate(prepared):
+                    metrics[g, f, :, block], chosen[g, f, block] = _drawn_metrics(sums, exact, double)
+
+            list(threads.map(fill, blocks))
+
+        def fill_missed(block: slice) -> None:
+            for g, mask in enumerate(groups):
+                rows = mask & ill
+                cuts = chosen[g, :, block] if thresholds is None else np.asarray(thresholds)[:, None]
+                if rows.any() and not np.isnan(cuts).all():
+                    called = np.any([scores[f][rows, None] >= cut for f, cut in zip(findings, cuts, strict=True)], axis=0)
+                    weights = drawn[:, block].astype(np.float64, order="C")[cluster[rows]]
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        missed[g, block] = (weights * ~called).sum(axis=0) / weights.sum(axis=0)
+
+        list(threads.map(fill_missed, blocks))
+    return Redrawn(metrics, missed, np.array([int((mask & ill).sum()) for mask in groups]))
 
 
-def average(draws: Float[np.ndarray, "redraws findings 4"]) -> Float[np.ndarray, "redraws 4"]:
-    """Mean over the findings in each redraw.
+def average(draws: Float[np.ndarray, "*groups findings draws"]) -> Float[np.ndarray, "*groups draws"]:
+    """Mean over the findings in each draw, draw 0 being the films themselves.
 
-    A finding without any defined redraw is left out of the mean, and a redraw in which another one is undefined has no average:
-    the mean is over the same findings in every redraw.
+    A finding that is not defined on the films themselves is left out of the mean, and a redraw in which another one is
+    undefined has no average: the mean is over the same findings in every draw.
     """
-    defined = ~np.isnan(draws).all(axis=0)
-    summed = np.where(defined, draws, 0.0).sum(axis=1)
+    defined = ~np.isnan(draws[..., :1])
+    summed = np.where(defined, draws, 0.0).sum(axis=-2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return summed / defined.sum(axis=0)
+        return summed / defined.sum(axis=-2)
 
 
 def spread(draws: Float[np.ndarray, " redraws"]) -> Spread:
@@ -194,10 +282,34 @@ def spread(draws: Float[np.ndarray, " redraws"]) -> Spread:
     return Spread(float(defined.mean()), std, float(low), float(high), int(defined.size))
 
 
-def std_paper(draws: Float[np.ndarray, "redraws findings"]) -> float:
+def std_paper(draws: Float[np.ndarray, "findings redraws"]) -> float:
     """The '±' of the paper's 'average': one standard deviation (ddof = 1) over all redraws of all findings together.
 
     It is mostly the difference between easy and hard findings and says little about how well the average is known; for that,
     take the standard deviation of `average` over the redraws. The paper's 0.90 ± 0.04 is this number.
     """
     return spread(draws.ravel()).std
+
+
+def p_value(differences: Float[np.ndarray, " redraws"]) -> float:
+    """Two-sided p-value of 'no difference', from the redraws of a difference: the level at which the percentile interval just
+    reaches zero, with the observed sample counted as one redraw more so that it is never 0.
+    """
+    defined = differences[~np.isnan(differences)]
+    if not defined.size:
+        return np.nan
+    tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (defined.size + 1))
+
+
+def holm(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Holm's step-down correction of a family of p-values; NaN stays NaN and does not count as a test.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 1979.
+    """
+    adjusted = np.full(len(p), np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else steps
+    return adjusted

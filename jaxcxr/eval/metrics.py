@@ -1,87 +1,98 @@
-"""How well one finding is predicted: AUROC, and accuracy, sensitivity and specificity at a threshold.
+"""How well one finding is predicted, and at which threshold a film is called positive.
 
 Labels are 1, 0 or NaN (unknown, left out). A film is called positive if its probability is at least the threshold, as in
-scikit-learn's `roc_curve`. A finding of which only one class is labelled has none of the four metrics: they are NaN, 'not
-defined'. Source: the paper's Quantitative Evaluation and Statistical Analysis.
+scikit-learn's `roc_curve`. A finding of which only one class is labelled has no metric at all: they are NaN, 'not defined'.
+Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's criterion.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from jaxcxr.errors import InputError
 
-METRICS: tuple[str, ...] = ("auroc", "accuracy", "sensitivity", "specificity")
+METRICS: tuple[str, ...] = (
+    "auroc",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "average_precision",
+    "balanced_accuracy",
+    "f1",
+    "brier",
+    "ece",
+    "calibration_in_the_large",
+    "selection_rate",
+    "underdiagnosis_rate",
+)
 """The metrics, in the order of every array of them."""
 
-ThresholdPolicy = Literal["youden_test_per_draw", "youden_test", "youden_validation"]
+NEED_A_THRESHOLD: frozenset[str] = frozenset(
+    {"accuracy", "sensitivity", "specificity", "balanced_accuracy", "f1", "selection_rate", "underdiagnosis_rate"}
+)
+
+BETTER: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("auroc", "accuracy", "sensitivity", "specificity", "average_precision"), "higher")
+    | {"balanced_accuracy": "higher", "f1": "higher", "brier": "lower", "ece": "lower", "underdiagnosis_rate": "lower"}
+)
+"""Which way is better; a selection rate and a mean calibration error have no such direction."""
+
+CALIBRATION_BINS = 10
+"""Bins of equal width, [0, 0.1) to [0.9, 1], of the expected calibration error."""
+
+ThresholdPolicy = Literal["youden_test_per_draw", "youden_test", "youden_validation", "fixed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
-    """The films of one finding, sorted by probability, and the thresholds at which Youden's index can be largest.
+class Levels:
+    """The films of one finding, sorted into the levels between which a threshold makes a difference to the positives.
 
-    Going down from the highest probability, Youden's index rises over positives and falls over negatives, so that the last of
-    each run of positives is candidate enough, whatever the multiplicities of the films.
+    Level 0 is the highest probability that a positive film has, level 1 the next. Going down, Youden's index rises only where
+    there is a positive, so that these probabilities are candidates enough for a threshold, whatever the multiplicities of the
+    films, and the areas under both curves are sums over them.
 
     Attributes:
-        positives, negatives: rows with that label, most probable first.
-        positive_scores, negative_scores: their probabilities.
-        thresholds: the candidates, highest first.
-        positives_at, negatives_at: how many have a probability of at least each threshold.
-        negatives_above: how many negatives lie strictly above each threshold. Every positive between a threshold and the one
-            before it has these negatives above itself and `negatives_at` at or above itself.
+        thresholds: the distinct probabilities of the positive films, highest first.
+        positives, negatives: rows with that label.
+        positive_level: level of each positive film.
+        negative_level: for each negative film the first level at which it is called positive too; the number of levels if
+            there is none.
+        negative_tied: whether its probability is that of the level, so that it and the positives there count as equal.
     """
 
+    thresholds: Float[np.ndarray, " k"]
     positives: Int[np.ndarray, " p"]
     negatives: Int[np.ndarray, " q"]
-    positive_scores: Float[np.ndarray, " p"]
-    negative_scores: Float[np.ndarray, " q"]
-    thresholds: Float[np.ndarray, " k"]
-    positives_at: Int[np.ndarray, " k"]
-    negatives_at: Int[np.ndarray, " k"]
-    negatives_above: Int[np.ndarray, " k"]
+    positive_level: Int[np.ndarray, " p"]
+    negative_level: Int[np.ndarray, " q"]
+    negative_tied: Bool[np.ndarray, " q"]
 
     @property
     def one_class(self) -> bool:
         """True if positives or negatives are missing, so that nothing is defined."""
         return not (self.positives.size and self.negatives.size)
 
-    def called(self, threshold: float) -> tuple[int, int]:
-        """How many positives and negatives are called positive at `threshold`."""
-        at = np.array([threshold])
-        return int(_count_at_least(self.positive_scores, at)[0]), int(_count_at_least(self.negative_scores, at)[0])
 
-
-def _count_at_least(descending: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-    return np.searchsorted(-descending, -thresholds, side="right")
-
-
-def rank(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Ranking:
-    """Sort the labelled films of a finding by probability; films of the same probability stay tied."""
+def levels(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Levels:
+    """Sort the labelled films of a finding into levels."""
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
-    order = np.argsort(-p, kind="stable")
-    positives, negatives = order[y[order] == 1], order[y[order] == 0]
+    positives, negatives = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     thresholds = np.unique(p[positives])[::-1]
-    negatives_at = _count_at_least(p[negatives], thresholds)
-    negatives_above = np.searchsorted(-p[negatives], -thresholds, side="left")
-    last = np.ones(thresholds.size, bool)
-    last[:-1] = (negatives_above[:-1] != negatives_at[:-1]) | (negatives_at[:-1] != negatives_at[1:])
-    thresholds = thresholds[last]
-    return Ranking(
+    negative_level = np.searchsorted(-thresholds, -p[negatives], side="left")
+    reached = np.append(thresholds, np.nan)[negative_level]
+    return Levels(
+        thresholds=thresholds,
         positives=positives,
         negatives=negatives,
-        positive_scores=p[positives],
-        negative_scores=p[negatives],
-        thresholds=thresholds,
-        positives_at=_count_at_least(p[positives], thresholds),
-        negatives_at=negatives_at[last],
-        negatives_above=negatives_above[last],
+        positive_level=np.searchsorted(-thresholds, -p[positives], side="left"),
+        negative_level=negative_level,
+        negative_tied=reached == p[negatives],
     )
 
 
@@ -98,81 +109,95 @@ def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> 
     Returns:
         The threshold; infinity, which calls no film positive, if no threshold beats chance; NaN if only one class is labelled.
     """
-    ranking = rank(y, p)
-    if ranking.one_class:
+    at = levels(y, p)
+    if at.one_class:
         return np.nan
-    index = ranking.positives_at * ranking.negatives.size - ranking.negatives_at * ranking.positives.size
+    count = at.thresholds.size
+    true_positives = np.cumsum(np.bincount(at.positive_level, minlength=count))
+    false_positives = np.cumsum(np.bincount(at.negative_level, minlength=count + 1))[:count]
+    index = true_positives * at.negatives.size - false_positives * at.positives.size
     best = int(np.argmax(index))
-    return float(ranking.thresholds[best]) if index[best] > 0 else np.inf
-
-
-def auroc(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> float:
-    """Area under the receiver operating characteristic; a tie between a positive and a negative counts one half."""
-    y, p, defined = _labelled(y, p)
-    return float(roc_auc_score(y, p)) if defined else np.nan
-
-
-def accuracy(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float) -> float:
-    """Share of the labelled films that are called rightly at `threshold`."""
-    y, p, defined = _labelled(y, p)
-    return _share((p >= threshold) == (y == 1), defined, threshold)
-
-
-def sensitivity(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float) -> float:
-    """Share of the positive films that are called positive at `threshold`."""
-    y, p, defined = _labelled(y, p)
-    return _share(p[y == 1] >= threshold, defined, threshold)
-
-
-def specificity(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float) -> float:
-    """Share of the negative films that are called negative at `threshold`."""
-    y, p, defined = _labelled(y, p)
-    return _share(p[y == 0] < threshold, defined, threshold)
+    return float(at.thresholds[best]) if index[best] > 0 else np.inf
 
 
 def point_metrics(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float) -> dict[str, float]:
-    """The four metrics of one finding by name; a NaN threshold leaves all but the AUROC undefined."""
-    return {
-        "auroc": auroc(y, p),
-        "accuracy": accuracy(y, p, threshold),
-        "sensitivity": sensitivity(y, p, threshold),
-        "specificity": specificity(y, p, threshold),
-    }
+    """Every metric of one finding by name; a NaN threshold leaves those that need one undefined.
 
-
-def _labelled(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, bool]:
+    - `auroc`: a tie between a positive and a negative counts one half; `average_precision`: the step-wise area under precision
+      over recall (scikit-learn's definition).
+    - `accuracy`, `sensitivity`, `specificity`, `balanced_accuracy` (mean of the two before it), `f1`: at the threshold.
+    - `brier`: mean squared difference between probability and label.
+    - `ece`: expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by films.
+    - `calibration_in_the_large`: mean probability minus the share of positives; positive if the model says too much.
+    - `selection_rate`: share of films called positive; `underdiagnosis_rate`: share of positive films called negative.
+    """
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
     known = ~np.isnan(y)
-    return y[known], p[known], bool((y == 1).any() and (y == 0).any())
+    y, p = y[known], p[known]
+    if not ((y == 1).any() and (y == 0).any()):
+        return dict.fromkeys(METRICS, np.nan)
+    called, positive = p >= threshold, y == 1
+    found = float(called[positive].mean())
+    spared = float((~called[~positive]).mean())
+    hits = float((called & positive).sum())
+    values = {
+        "auroc": float(roc_auc_score(y, p)),
+        "accuracy": float((called == positive).mean()),
+        "sensitivity": found,
+        "specificity": spared,
+        "average_precision": float(average_precision_score(y, p)),
+        "balanced_accuracy": (found + spared) / 2,
+        "f1": 2 * hits / float(called.sum() + positive.sum()),
+        "brier": float(np.mean((p - y) ** 2)),
+        "ece": float(np.abs(np.bincount(calibration_bin(p), p - y)).sum() / len(y)),
+        "calibration_in_the_large": float(np.mean(p - y)),
+        "selection_rate": float(called.mean()),
+        "underdiagnosis_rate": float((~called[positive]).mean()),
+    }
+    if np.isnan(threshold):
+        values |= dict.fromkeys(NEED_A_THRESHOLD, np.nan)
+    return values
 
 
-def _share(right: Bool[np.ndarray, " n"], defined: bool, threshold: float) -> float:
-    return float(right.mean()) if defined and not np.isnan(threshold) else np.nan
+def calibration_bin(p: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Number of the calibration bin of each probability; the last bin holds 1 too."""
+    edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
+    return np.clip(np.searchsorted(edges, p, side="right") - 1, 0, CALIBRATION_BINS - 1)
 
 
 def choose_thresholds(
-    predictions: pd.DataFrame, findings: Sequence[str], policy: ThresholdPolicy, rows: Bool[np.ndarray, " rows"] | None = None
+    predictions: pd.DataFrame,
+    findings: Sequence[str],
+    policy: ThresholdPolicy,
+    fixed: Sequence[float] | None = None,
 ) -> Float[np.ndarray, " findings"]:
-    """One threshold a finding for the point estimates, as the policy says.
+    """One threshold a finding, for everybody, as the policy says.
 
     Args:
         predictions: table with `split`, `y_<finding>` and `p_<finding>`.
         findings: names of the findings.
         policy: `youden_validation` chooses on the rows of split `valid`, `youden_test` on those of split `test`;
-            `youden_test_per_draw` on the test rows too (the redraws choose anew).
-        rows: the group that is evaluated. Only `youden_test_per_draw` heeds it: a group is then judged as a test set of its
-            own, with its own threshold. The other policies have one threshold for everybody, as a deployed classifier has.
+            `youden_test_per_draw` on the test rows too (the redraws, and each group, choose anew); `fixed` takes `fixed`.
+        fixed: one threshold for all findings, or one each; None is 0.5.
+
+    Returns:
+        NaN for a finding of which the rows that the policy looks at hold one class only.
 
     Raises:
-        InputError: `youden_validation` without validation rows.
+        InputError: `youden_validation` without validation rows, or a number of fixed thresholds that fits nothing.
     """
+    if policy == "fixed":
+        fixed = (0.5,) if fixed is None else fixed
+        if len(fixed) not in (1, len(findings)):
+            raise InputError(
+                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one a finding; found {len(fixed)}"
+            )
+        return np.broadcast_to(np.asarray(fixed, np.float64), (len(findings),)).copy()
     chosen = (predictions["split"] == ("valid" if policy == "youden_validation" else "test")).to_numpy()
     if policy == "youden_validation" and not chosen.any():
         raise InputError(
             "predictions: threshold 'youden_validation' needs rows whose split is 'valid', found none; "
             "add them, or choose the threshold 'youden_test'"
         )
-    if policy == "youden_test_per_draw" and rows is not None:
-        chosen = chosen & rows
     table = predictions.loc[chosen]
     return np.array([youden_threshold(table[f"y_{f}"].to_numpy(), table[f"p_{f}"].to_numpy()) for f in findings], np.float64)

@@ -247,7 +247,7 @@ group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with learned scale and bias, and what follows it; epsilon is torch's 1e-5 (Flax's default is 1e-6)."""
+    """Group normalisation with learned scale and bias, and what follows it; epsilon is torch's 1e-5 (Flax's is 1e-6)."""
 
     groups: int = 32
     epsilon: float = 1e-5

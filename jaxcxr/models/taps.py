@@ -80,7 +80,7 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
         return layers.kernel_gradient(lambda x, k: free.apply({"params": {"kernel": k}}, x.astype(rounded)), kernel, x, dy)
 
     dimensions = len(module.kernel_size)
-    if module.feature_group_count != 1 or isinstance(module.padding, str) and module.padding not in ("SAME", "VALID"):
+    if module.feature_group_count != 1 or (isinstance(module.padding, str) and module.padding not in ("SAME", "VALID")):
         return kernel_gradient, None
 
     def sides(value: Any) -> tuple[int, ...]:

@@ -1,26 +1,24 @@
-"""What a run of Poisson-subsampled Gaussian steps costs, and the noise that a budget asks for; all by Google's dp-accounting.
+"""What a run of Poisson-subsampled Gaussian steps costs, and the noise that a budget asks for.
 
-Guarantee: every epsilon returned is an upper bound at the given delta under add/remove adjacency of one unit. The privacy
-loss distribution (PLD) is discretised pessimistically; how finely is chosen here, because a fixed grid is wrong quietly: at
-1e-3 the paper's 179,885 steps of budget 0.29 come out as 0.61.
+Guarantee: every epsilon returned is an upper bound at the given delta, of all given releases together, under add/remove
+adjacency of one unit unless replace-one is asked for; `epsilon_bounds` also says from where on it would be too small. The
+bounds are those of `loss_distribution`; Rényi moments (RDP) stand beside them as a looser cross-check.
 """
 
 import dataclasses
 import functools
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import dp_accounting
-from dp_accounting import pld, rdp
+from dp_accounting import rdp
 
-GRID_TOLERANCE = 1e-3
-"""Relative error of epsilon at which the grid is fine enough."""
-CALIBRATION_TOLERANCE = 1e-3
+from jaxcxr.privacy import loss_distribution
+from jaxcxr.privacy.loss_distribution import Adjacency, Bounds, Release, quiet
+
+ACCOUNTANT = "privacy loss distribution (dp-accounting), lower bound by mean-preserving rounding (jaxcxr)"
+CALIBRATION_TOLERANCE = 2e-3
 """A calibrated run spends between 1 - this and all of its budget."""
-_FIRST_GRID, _FINER, _FINEST_GRID = 1e-3, 3.0, 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,8 @@ class Plan:
 
     Attributes:
         epsilon_pld, epsilon_rdp: at `delta`, by privacy loss distribution (the claim) and by Rényi moments (a looser
-        cross-check).
+            cross-check).
+        epsilon_lower: no epsilon below this one is true.
     """
 
     noise_multiplier: float
@@ -54,6 +53,7 @@ class Plan:
     delta: float
     epsilon_pld: float
     epsilon_rdp: float
+    epsilon_lower: float
 
 
 def sample_rate_of(expected_batch_size: int, n_units: int) -> float:
@@ -68,22 +68,6 @@ def steps_of_epochs(epochs: float, n_units: int, expected_batch_size: int) -> in
     return max(1, round(epochs * n_units / expected_batch_size))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """dp-accounting logs a warning for every Rényi order that underflows: hundreds of lines that say nothing about the
-    result.
-    """
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
 def _event(spending: Spending) -> dp_accounting.DpEvent:
     gaussian = dp_accounting.GaussianDpEvent(spending.noise_multiplier)
     if spending.sample_rate < 1:
@@ -91,7 +75,7 @@ def _event(spending: Spending) -> dp_accounting.DpEvent:
     return dp_accounting.SelfComposedDpEvent(gaussian, spending.steps)
 
 
-def _composed(spendings: Sequence[Spending]) -> list[Spending]:
+def composed(spendings: Sequence[Spending]) -> list[Spending]:
     """Like releases merged, empty ones dropped, sorted: composition does not depend on order."""
     counts: dict[tuple[float, float], int] = {}
     for spent in spendings:
@@ -100,107 +84,157 @@ def _composed(spendings: Sequence[Spending]) -> list[Spending]:
     return [Spending(q, sigma, steps) for (q, sigma), steps in sorted(counts.items()) if steps > 0 and q > 0]
 
 
+def releases_of(spendings: Sequence[Spending], films: int = 1, adjacency: Adjacency = "add_remove") -> tuple[Release, ...]:
+    """Spendings as a unit with so many films meets them.
+
+    Raises:
+        ValueError: replace-one is asked for with more than one film.
+    """
+    if films != 1 and adjacency != "add_remove":
+        raise ValueError(f"adjacency: expected add_remove for a unit of {films} films, found {adjacency}")
+    return tuple(Release(s.sample_rate, s.noise_multiplier, s.steps, films, adjacency) for s in composed(spendings))
+
+
+def rdp_accountant(spendings: Sequence[Spending]) -> rdp.RdpAccountant:
+    """dp-accounting's Rényi accountant after these releases, all of which have noise."""
+    accountant = rdp.RdpAccountant()
+    for spent in composed(spendings):
+        accountant.compose(_event(spent))
+    return accountant
+
+
 def epsilon_rdp(spendings: Sequence[Spending], delta: float) -> float:
     """Upper bound on epsilon by Rényi differential privacy (Mironov 2017; Opacus 1.3, which the paper used, reports this
     one).
     """
-    composed = _composed(spendings)
-    if any(s.noise_multiplier == 0 for s in composed):
+    if any(s.noise_multiplier == 0 for s in composed(spendings)):
         return math.inf
-    with _quiet():
-        accountant = rdp.RdpAccountant()
-        for spent in composed:
-            accountant.compose(_event(spent))
-        return float(accountant.get_epsilon(delta))
+    with quiet():
+        return float(rdp_accountant(spendings).get_epsilon(delta))
 
 
-def _epsilon_on_grid(composed: tuple[Spending, ...], delta: float, grid: float) -> float:
-    with _quiet():
-        accountant = pld.PLDAccountant(value_discretization_interval=grid)
-        for spent in composed:
-            accountant.compose(_event(spent))
-        return float(accountant.get_epsilon(delta))
-
-
-@functools.lru_cache(maxsize=256)
-def _epsilon_pld(composed: tuple[Spending, ...], delta: float) -> tuple[float, float]:
-    """Epsilon and the grid at which it was found; the grid is refined until epsilon settles."""
-    grid, epsilon = _FIRST_GRID, _epsilon_on_grid(composed, delta, _FIRST_GRID)
-    while grid > _FINEST_GRID:
-        finer = _epsilon_on_grid(composed, delta, grid / _FINER)
-        # The error falls with the square of the grid, so what is left after this refinement is about an eighth of what it
-        # gained.
-        settled = epsilon - finer <= GRID_TOLERANCE * (_FINER**2 - 1) * finer
-        grid, epsilon = grid / _FINER, min(epsilon, finer)
-        if settled:
-            break
-    return epsilon, grid
-
-
-def epsilon_pld(spendings: Sequence[Spending], delta: float) -> float:
+def epsilon_pld(spendings: Sequence[Spending], delta: float, adjacency: Adjacency = "add_remove") -> float:
     """Upper bound on epsilon by the privacy loss distribution of the whole composition, on a grid fine enough for it.
 
     Args:
         spendings: everything that was released; an empty list costs nothing.
         delta: in (0, 1).
+        adjacency: `add_remove` one unit, or `replace_one` by another.
     """
-    composed = tuple(_composed(spendings))
-    if not composed:
-        return 0.0
-    if any(s.noise_multiplier == 0 for s in composed):
-        return math.inf
-    return _epsilon_pld(composed, delta)[0]
+    return loss_distribution.epsilon_upper(releases_of(spendings, adjacency=adjacency), delta)
 
 
-def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> Plan:
-    """The noise multiplier whose PLD epsilon is the budget, or less by at most `CALIBRATION_TOLERANCE` of it.
+def epsilon_bounds(spendings: Sequence[Spending], delta: float, adjacency: Adjacency = "add_remove") -> Bounds:
+    """As `epsilon_pld`, with a lower bound beside it."""
+    return loss_distribution.epsilon_bounds(releases_of(spendings, adjacency=adjacency), delta)
+
+
+def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> Plan:
+    """A run with `calibrated_noise`, and what it will have cost."""
+    return plan(calibrated_noise(epsilon, delta, sample_rate, steps, already), delta, sample_rate, steps, already)
+
+
+def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> float:
+    """The noise multiplier with which everything together costs the budget, or less by at most `CALIBRATION_TOLERANCE` of it.
+
+    Args:
+        epsilon: budget of the whole run.
+        delta: budget of the whole run.
+        sample_rate: of the training that the noise is for.
+        steps: of that training.
+        already: what else the budget pays for, such as noised class counts.
 
     Raises:
-        ValueError: epsilon or delta out of range, or no noise multiplier up to a million reaches the budget.
+        ValueError: epsilon or delta out of range, `already` alone exceeds the budget, or no noise multiplier up to a million
+            reaches it.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"epsilon: expected a positive number, found {epsilon}")
     if not 0 < delta < 1:
         raise ValueError(f"delta: expected a number between 0 and 1, found {delta}")
-    # RDP overstates epsilon, so its noise suffices. From there Newton steps on log epsilon against log noise, nearly a
-    # straight line, whose slope RDP gives cheaply though its values are too high.
-    sigma = best = _rdp_noise(epsilon, delta, sample_rate, steps)
-    target = epsilon * (1 - CALIBRATION_TOLERANCE / 2)
+    before = epsilon_pld(already, delta)
+    if before >= epsilon:
+        raise ValueError(
+            f"the released statistics alone cost epsilon {before:.4g} at delta {delta:g}: nothing is left for training"
+        )
+
+    def with_noise(sigma: float) -> list[Spending]:
+        return [*already, Spending(sample_rate, sigma, steps)]
+
+    # RDP overstates epsilon, so its noise suffices. Any grid bounds from above, so the search runs on a coarse one, and only
+    # the noise that is returned is checked as the budget will be.
+    start = _rdp_noise(epsilon, delta, sample_rate, steps, already)
+    releases = releases_of(with_noise(start))
+    best = start
+    for grid_of in (loss_distribution.first_grid, loss_distribution.settled_grid):
+        best = _search(with_noise, start, epsilon, delta, grid_of(releases, delta))
+        while (spent := epsilon_pld(with_noise(best), delta)) > epsilon:
+            best *= 1 + CALIBRATION_TOLERANCE / 4
+        if spent >= epsilon * (1 - CALIBRATION_TOLERANCE):
+            break
+    return best
+
+
+def _search(with_noise: Callable[[float], list[Spending]], start: float, epsilon: float, delta: float, grid: float) -> float:
+    """Newton steps on log epsilon against log noise, nearly a straight line, whose slope RDP gives cheaply though its values
+    are too high.
+    """
+    sigma = best = start
+    target = epsilon * (1 - CALIBRATION_TOLERANCE / 4)
     for _ in range(20):
-        spent = epsilon_pld([Spending(sample_rate, sigma, steps)], delta)
+        spent = loss_distribution.upper_on_grid(releases_of(with_noise(sigma)), delta, grid)
         if spent <= epsilon:
             best = min(best, sigma)
-            if spent >= epsilon * (1 - CALIBRATION_TOLERANCE):
+            if spent >= epsilon * (1 - CALIBRATION_TOLERANCE / 2):
                 break
-        here, near = (epsilon_rdp([Spending(sample_rate, s, steps)], delta) for s in (sigma, sigma * 0.97))
-        slope = min(math.log(near / here) / math.log(0.97), -0.2)
+        here, near = (_log_rdp(tuple(with_noise(s)), delta) for s in (sigma, sigma * 0.97))
+        slope = min((near - here) / math.log(0.97), -0.2)
         sigma *= min(max((target / spent) ** (1 / slope), 0.7), 1.5) if spent > 0 else 0.7
-    return plan(best, delta, sample_rate, steps)
+    return best
 
 
-def plan(noise_multiplier: float, delta: float, sample_rate: float, steps: int) -> Plan:
-    """What a run with this noise will cost."""
-    spending = [Spending(sample_rate, noise_multiplier, steps)]
-    return Plan(noise_multiplier, sample_rate, steps, delta, epsilon_pld(spending, delta), epsilon_rdp(spending, delta))
+@functools.lru_cache(maxsize=64)
+def _log_rdp(spendings: tuple[Spending, ...], delta: float) -> float:
+    return math.log(epsilon_rdp(spendings, delta))
 
 
-def _rdp_noise(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """A noise multiplier, to 1 %, with which RDP stays within the budget."""
+def plan(noise_multiplier: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> Plan:
+    """What a run with this noise will cost, together with what is spent `already`."""
+    spending = [*already, Spending(sample_rate, noise_multiplier, steps)]
+    bounds = epsilon_bounds(spending, delta)
+    return Plan(noise_multiplier, sample_rate, steps, delta, bounds.upper, epsilon_rdp(spending, delta), bounds.lower)
+
+
+def _rdp_noise(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending]) -> float:
+    """A noise multiplier, to 1 %, with which RDP stays within the budget (or PLD, where RDP cannot)."""
+
+    def cost(sigma: float) -> float:
+        return epsilon_rdp([*already, Spending(sample_rate, sigma, steps)], delta)
+
     low, high = 0.0, 1.0
-    while epsilon_rdp([Spending(sample_rate, high, steps)], delta) > epsilon:
+    while cost(high) > epsilon:
         low, high = high, 2 * high
         if high > 1e6:
+            if already and epsilon_rdp(already, delta) > epsilon:  # RDP overstates what was spent already: PLD decides
+                return _pld_noise(epsilon, delta, sample_rate, steps, already)
             raise ValueError(
                 f"no noise multiplier up to {1e6:g} keeps {steps} steps at sample rate {sample_rate:g} "
                 f"within epsilon {epsilon:g} at delta {delta:g}"
             )
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        if epsilon_rdp([Spending(sample_rate, middle, steps)], delta) > epsilon:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if cost(middle) > epsilon else (low, middle)
     return high
+
+
+def _pld_noise(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending]) -> float:
+    """A noise multiplier, to a factor of 2, with which PLD stays within the budget."""
+    sigma = 1.0
+    while epsilon_pld([*already, Spending(sample_rate, sigma, steps)], delta) > epsilon:
+        sigma *= 2
+        if sigma > 1e6:
+            raise ValueError(f"no noise multiplier up to {1e6:g} leaves room for {steps} steps beside the released statistics")
+    return sigma
 
 
 def affordable_steps(

@@ -2,7 +2,10 @@
 
 Guarantee: for every example i the summed contribution is `is_real[i] * min(1, C / |g_i|) * g_i`, of L2 norm at most C, so
 that adding or removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum is exact: nothing
-is divided here.
+is divided here. An example is whatever the claim protects: one film, or one patient with the mean loss of their films.
+
+A gradient that is not finite is not hidden: the sum, and with it the weights, become not finite and training stops. Films are
+bytes and labels 0, 1 or unknown, so that no single example can bring that about; only weights that have run away can.
 
 Norms and sums are float32 at full precision (on a GPU, XLA's default would round the factors of a product to ten bits, and
 the sum would not have the norm that was computed for it); the network's own arithmetic may be as coarse as it likes.
@@ -24,7 +27,8 @@ Scalar = float | Float[Array, ""]
 Loss = Callable[[Any, Any], Float[Array, ""]]
 """(parameters, one example) -> its loss."""
 TappedLoss = Callable[[Any, Any, Any], tuple[Float[Array, ""], Mapping[Path, Any]]]
-"""(parameters, zeros, one example) -> its loss with zeros added to the linear layers' outputs, and those layers' inputs."""
+"""(parameters, zeros, one example) -> its loss with zeros added to the linear layers' outputs, and those layers' inputs;
+zeros and inputs have a leading axis of the example's records."""
 
 CLIP_MARGIN = 1e-5
 """Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity
@@ -104,6 +108,7 @@ def clipped_sum_layerwise(
     examples: PyTree,
     is_real: Bool[Array, "n"],
     l2_clip_norm: Scalar,
+    records: int = 1,
 ) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
     """The same sum from one forward and one backward pass over the whole microbatch.
 
@@ -113,19 +118,20 @@ def clipped_sum_layerwise(
     the clipped cotangents. Parameters outside the given layers (norm scales, biases, anything unknown) are differentiated
     example by example as in `vmap`.
 
-    Arguments and result as in `clipped_sum_vmap`, but for `loss` and `layers`.
+    Arguments and result as in `clipped_sum_vmap`, but for `loss` and `layers`; each example consists of `records` inputs of
+    the network (the films of a patient), whose number is the leading axis of the zeros and of the layers' inputs.
     """
-    one = _backward_pass(loss, layers, params, examples)
+    one = _backward_pass(loss, layers, params, examples, records)
     with jax.default_matmul_precision("highest"):
         squared = _squared_norms(one.direct_grads)
         instantiated: dict[Path, list[Any]] = {}
         for layer in layers:
             kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path].astype(jnp.float32)
-            if layer.unfold is not None and _gram_is_cheaper(layer, kernel.shape):
+            if layer.unfold is not None and _gram_is_cheaper(layer, kernel.shape, records):
                 squared = squared + jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
             else:
                 # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
-                each = [layer.kernel_gradient(kernel, x[i : i + 1], dy[i : i + 1]) for i in range(x.shape[0])]
+                each = [layer.kernel_gradient(kernel, x[i], dy[i]) for i in range(x.shape[0])]
                 instantiated[layer.path] = each
                 squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
         factors = clip_factors(squared, is_real, l2_clip_norm)
@@ -136,12 +142,17 @@ def clipped_sum_layerwise(
 
 
 def plain_sum_layerwise(
-    loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]
+    loss: TappedLoss,
+    layers: Sequence[LinearLayer],
+    params: PyTree,
+    examples: PyTree,
+    is_real: Bool[Array, "n"],
+    records: int = 1,
 ) -> tuple[PyTree, Float[Array, "n"]]:
     """The sum without clipping, for training without privacy, in the same way: its weight gradients are the fast ones of the
     private step (`LinearLayer.kernel_gradient`). Returns the sum and the n losses.
     """
-    one = _backward_pass(loss, layers, params, examples)
+    one = _backward_pass(loss, layers, params, examples, records)
     with jax.default_matmul_precision(None):
         return _weighted_sum_of_pass(one, layers, is_real.astype(jnp.float32), {}), one.losses
 
@@ -156,10 +167,10 @@ class _Pass(NamedTuple):
     direct_grads: PyTree
 
 
-def _backward_pass(loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree) -> _Pass:
+def _backward_pass(loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree, records: int) -> _Pass:
     kernels = {layer.path: _get(params, layer.path)["kernel"] for layer in layers}
     direct = _without_kernels(params, set(kernels))
-    zeros = {layer.path: jnp.zeros(layer.output.shape, layer.output.dtype) for layer in layers}
+    zeros = {layer.path: jnp.zeros((records, *layer.output.shape), layer.output.dtype) for layer in layers}
 
     def of_parts(direct: PyTree, zeros: PyTree, example: PyTree) -> Any:
         return loss(_with_kernels(direct, kernels), zeros, example)
@@ -178,13 +189,16 @@ def _weighted_sum_of_pass(
         if layer.path not in sums:
             dy = one.cotangents[layer.path].astype(jnp.float32)
             scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
-            sums[layer.path] = layer.kernel_gradient(one.kernels[layer.path], one.inputs[layer.path], scaled)
+            x = one.inputs[layer.path]
+            sums[layer.path] = layer.kernel_gradient(
+                one.kernels[layer.path], x.reshape(-1, *x.shape[2:]), scaled.reshape(-1, *scaled.shape[2:])
+            )
     return _with_kernels(_weighted_sum(factors, one.direct_grads), sums)
 
 
-def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...]) -> bool:
+def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...], records: int) -> bool:
     outputs = layer.output.shape[-1]
-    positions = layer.output.size // outputs
+    positions = records * layer.output.size // outputs
     inputs = 1
     for side in kernel_shape[:-1]:
         inputs *= side
@@ -192,8 +206,9 @@ def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...]) -> bool:
 
 
 def _gram_squared_norm(unfold: Callable[[Any], Any], x: Any, dy: Any) -> Float[Array, ""]:
-    """|unfold(x)^T dy|^2 of one example, as the inner product of two T x T Gram matrices."""
-    a, b = unfold(x), dy.reshape(-1, dy.shape[-1])
+    """|sum over records of unfold(x)^T dy|^2 of one example, as the inner product of two T x T Gram matrices."""
+    a, b = jax.vmap(unfold)(x), dy.reshape(-1, dy.shape[-1])
+    a = a.reshape(-1, a.shape[-1])
     products = (a @ a.T) * (b @ b.T)
     return jnp.sum(products) + GRAM_ALLOWANCE * jnp.sum(jnp.abs(products))
 

@@ -1,19 +1,26 @@
 """The record of what was spent, written as it is spent: one JSON line a release, after a first line that states the terms.
 
-The ledger, not the plan, is what a run has cost. A line is written before the step that it pays for takes effect, and never
+The ledger, not the plan, is what a run has cost. A line is written before the release that it pays for takes effect, and never
 removed: a step that is repeated after a crash is the same release (same batch, same noise, same result) and must find its
 own line here.
+
+Every line carries its number and `chain`, the SHA-256 of the line before and of its own content, so that a line that was lost,
+moved or changed is found and named. The chain has no key: it shows accidents and edits, not a forger who writes the whole file
+anew. Against that, and against lines cut off the end, keep `head` of the finished ledger elsewhere; the privacy card prints it.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending
+
+_CHAIN_CHARACTERS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +28,14 @@ class Terms:
     """What one unit of the accounting is, and for which data set.
 
     Attributes:
-        unit: `image`: the guarantee is about one film, not about all films of a patient.
+        unit: `image`: the guarantee is about one film, not about all films of a patient; `patient` and `patient_one_image`:
+            about a patient.
         adjacency: `add_remove`: neighbouring data sets differ by one unit being there or not.
         dataset_size: the declared, public number of units N.
         data_fingerprint: of the store.
         seeded: True if the randomness was asked to be repeatable; such a run is not for release.
+        run: public name of the run (`run_name` of its secret), so that the ledger of another run with the same terms is told
+            apart; empty if unknown.
     """
 
     unit: str
@@ -33,6 +43,7 @@ class Terms:
     dataset_size: int
     data_fingerprint: str
     seeded: bool
+    run: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,47 +55,79 @@ class Entry:
     noise_multiplier: float
     l2_clip_norm: float
 
+    @property
+    def spending(self) -> Spending:
+        """For the accountant."""
+        return Spending(self.sample_rate, self.noise_multiplier, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistic:
+    """One release of a statistic of all units by the Gaussian mechanism, such as noised class counts.
+
+    Attributes:
+        statistic: its name, such as `class_counts`.
+        noise_multiplier: noise standard deviation over `l2_sensitivity`.
+        l2_sensitivity: how far one unit can move the exact statistic.
+    """
+
+    statistic: str
+    noise_multiplier: float
+    l2_sensitivity: float
+
+    @property
+    def spending(self) -> Spending:
+        """For the accountant: every unit takes part."""
+        return Spending(1.0, self.noise_multiplier, 1)
+
+
+AnyEntry = Entry | Statistic
+
+
+def run_name(secret: bytes) -> str:
+    """Public name of the run with this secret: 128 bits of a one-way function of its 256 random ones."""
+    return hashlib.sha256(b"jaxcxr run name" + secret).hexdigest()[:_CHAIN_CHARACTERS]
+
 
 class Ledger:
     """An append-only file of entries, open for one run.
 
     Raises:
-        InputError: the file belongs to other terms, is damaged before its last line, or contradicts a repeated step.
+        InputError: the file belongs to other terms or another run, a line is missing, moved, changed or damaged, or a repeated
+            release contradicts its line.
     """
 
     def __init__(self, path: Path, terms: Terms) -> None:
         self._path = path
         self.terms = terms
-        first, entries, complete = _read(path) if path.exists() and path.stat().st_size else (None, [], 0)
-        if first is not None and first != terms:
-            differing = [f.name for f in dataclasses.fields(Terms) if getattr(first, f.name) != getattr(terms, f.name)]
-            raise InputError(f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}")
-        self._entries = {entry.step: entry for entry in entries}
+        read = _read(path) if path.exists() and path.stat().st_size else _Read(None, [], 0, "", 0)
+        if read.terms is not None and read.terms != terms:
+            _refuse_terms(path, read.terms, terms)
+        self._entries = {_key(entry): entry for entry in read.entries}
+        self._chain, self._lines = read.chain, read.lines
         if path.exists():
-            os.truncate(path, complete)  # drops half a line: a crash in the middle of writing, before its step took effect
+            os.truncate(path, read.complete)  # drops half a line: a crash in mid-writing, before its release took effect
         self._file: IO[str] = path.open("a", encoding="utf-8")
-        if first is None:
+        if read.terms is None:
             self._write(dataclasses.asdict(terms))
 
-    def record(self, entry: Entry) -> None:
-        """Write down a release before it takes effect; a repeated step must be the release that was written down."""
-        known = self._entries.get(entry.step)
+    @property
+    def head(self) -> str:
+        """Chain value of the last line: it stands for the whole ledger."""
+        return self._chain
+
+    def record(self, entry: AnyEntry) -> None:
+        """Write down a release before it takes effect; a repeated one must be the release that was written down."""
+        known = self._entries.get(_key(entry))
         if known is None:
             self._write(dataclasses.asdict(entry))
-            self._entries[entry.step] = entry
+            self._entries[_key(entry)] = entry
         elif known != entry:
-            raise InputError(
-                f"{self._path}: step {entry.step} was already spent with other parameters ({known}); found {entry}"
-            )
+            raise InputError(f"{self._path}: {_name(entry)} was already spent with other parameters ({known}); found {entry}")
 
     def spendings(self, before_step: int | None = None) -> list[Spending]:
-        """Everything spent so far (or by steps below `before_step`), for the accountant."""
-        counts: dict[tuple[float, float], int] = {}
-        for entry in self._entries.values():
-            if before_step is None or entry.step < before_step:
-                key = (entry.sample_rate, entry.noise_multiplier)
-                counts[key] = counts.get(key, 0) + 1
-        return [Spending(q, sigma, steps) for (q, sigma), steps in counts.items()]
+        """Everything spent so far (or by steps below `before_step`, and by statistics), for the accountant."""
+        return spendings_of(list(self._entries.values()), before_step)
 
     def covers(self, steps: int) -> bool:
         """Whether every step below `steps` has its line."""
@@ -100,34 +143,133 @@ class Ledger:
         self.sync()
         self._file.close()
 
-    def _write(self, values: dict[str, object]) -> None:
-        self._file.write(json.dumps(values) + "\n")
+    def _write(self, values: dict[str, Any]) -> None:
+        line = {"line": self._lines + 1, **values}
+        chain = _link(self._chain, line)
+        self._file.write(json.dumps({**line, "chain": chain}) + "\n")
         self._file.flush()
+        self._lines, self._chain = self._lines + 1, chain
 
 
-def read_ledger(path: Path) -> tuple[Terms, Sequence[Entry]]:
-    """Terms and entries of a ledger file."""
+def spendings_of(entries: Sequence[AnyEntry], before_step: int | None = None) -> list[Spending]:
+    """What entries cost (only steps below `before_step`, if given, and all statistics), like releases counted together."""
+    counts: dict[tuple[float, float], int] = {}
+    for entry in entries:
+        if before_step is None or isinstance(entry, Statistic) or entry.step < before_step:
+            spent = entry.spending
+            counts[spent.sample_rate, spent.noise_multiplier] = counts.get((spent.sample_rate, spent.noise_multiplier), 0) + 1
+    return [Spending(q, sigma, steps) for (q, sigma), steps in counts.items()]
+
+
+def read_ledger(path: Path) -> tuple[Terms, Sequence[AnyEntry]]:
+    """Terms and entries of a ledger file.
+
+    Raises:
+        InputError: there is none, or a line is missing, moved, changed or damaged; the line is named.
+    """
+    read = _read_or_refuse(path)
+    assert read.terms is not None
+    return read.terms, read.entries
+
+
+def ledger_head(path: Path) -> str:
+    """Chain value of a ledger's last line; it stands for the whole file."""
+    return _read_or_refuse(path).chain
+
+
+def has_entries(path: Path) -> bool:
+    """Whether a ledger is there and something was spent in it."""
+    return path.exists() and path.stat().st_size > 0 and bool(_read(path).entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    terms: Terms | None
+    entries: list[AnyEntry]
+    complete: int
+    chain: str
+    lines: int
+
+
+def _key(entry: AnyEntry) -> int | str:
+    return entry.step if isinstance(entry, Entry) else entry.statistic
+
+
+def _name(entry: AnyEntry) -> str:
+    return f"step {entry.step}" if isinstance(entry, Entry) else f"statistic {entry.statistic!r}"
+
+
+def _link(before: str, line: dict[str, Any]) -> str:
+    content = json.dumps(line, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"jaxcxr ledger {before} {content}".encode()).hexdigest()[:_CHAIN_CHARACTERS]
+
+
+def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
+    differing = [f.name for f in dataclasses.fields(Terms) if getattr(there, f.name) != getattr(wanted, f.name)]
+    if differing == ["run"]:
+        raise InputError(
+            f"{path}: the ledger belongs to another run (its secret is not the one in this folder); "
+            "put back the ledger that was written with these checkpoints"
+        )
+    raise InputError(f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}")
+
+
+def _read_or_refuse(path: Path) -> _Read:
     if not path.is_file():
         raise InputError(f"{path}: no such ledger")
-    terms, entries, _ = _read(path)
-    if terms is None:
+    read = _read(path)
+    if read.terms is None:
         raise InputError(f"{path}: the ledger has no complete first line")
-    return terms, entries
+    return read
 
 
-def _read(path: Path) -> tuple[Terms | None, list[Entry], int]:
-    """Terms, entries, and the length in bytes of the complete lines."""
+def _read(path: Path) -> _Read:
+    """Check every complete line against its chain; `complete` is their length in bytes."""
     content = path.read_bytes()
     complete = content.rfind(b"\n") + 1
+    lines = content[:complete].splitlines()
     terms: Terms | None = None
-    entries: list[Entry] = []
-    for number, line in enumerate(content[:complete].splitlines(), start=1):
+    entries: list[AnyEntry] = []
+    chain = ""
+    for number, text in enumerate(lines, start=1):
+        values, stated = _parse(path, number, text)
+        if _link(chain, values) != stated or values["line"] != number:
+            raise InputError(f"{path}: {_broken(number, values['line'], chain, lines, values, stated)}")
+        chain = stated
+        del values["line"]
         try:
-            values = json.loads(line)
             if number == 1:
                 terms = Terms(**values)
             else:
-                entries.append(Entry(**values))
-        except (ValueError, TypeError) as error:
+                entries.append(Statistic(**values) if "statistic" in values else Entry(**values))
+        except TypeError as error:
             raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
-    return terms, entries, complete
+    return _Read(terms, entries, complete, chain, len(lines))
+
+
+def _parse(path: Path, number: int, text: bytes) -> tuple[dict[str, Any], str]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("line"), int) or not isinstance(values.get("chain"), str):
+        raise InputError(f"{path}: line {number} is no ledger entry (expected an object with its line number and chain)")
+    return values, values.pop("chain")
+
+
+def _broken(number: int, found: int, chain: str, lines: list[bytes], values: dict[str, Any], stated: str) -> str:
+    """What happened to the line that does not follow from those before it."""
+    if found == number or _link(chain, {**values, "line": number}) == stated:
+        return f"line {number} was edited: its content does not give its chain value"
+    numbers = {_line_number(text) for text in lines}
+    if number in numbers:
+        return f"lines were reordered: line {found} stands where line {number} belongs"
+    return f"line {number} is missing: line {found} stands in its place"
+
+
+def _line_number(text: bytes) -> int | None:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values.get("line") if isinstance(values, dict) else None

@@ -7,9 +7,10 @@ resumes with the batches that it would have drawn.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
 
 def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) -> Int[np.ndarray, " drawn"]:
@@ -29,3 +30,25 @@ def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) ->
         return np.arange(n_units)
     threshold = np.uint64(int(sample_rate * 2.0**64))
     return np.flatnonzero(words < threshold)
+
+
+def records_of_units(
+    units: Int[np.ndarray, " drawn"], records: Sequence[Int[np.ndarray, " of_unit"]], most: int, key: UInt32[np.ndarray, "4"]
+) -> Int[np.ndarray, "drawn most"]:
+    """At most `most` records of each drawn unit, -1 where it has fewer; a unit with more gives a fresh random choice.
+
+    What a unit gives depends on itself and on the key alone, so that a unit added or removed changes its own row and no other.
+
+    Args:
+        units: indices of the drawn units.
+        records: the records of every unit, at least one each.
+        most: bound on the records of a unit in one step.
+        key: of this step and this purpose (`noise.derive_key`).
+    """
+    chosen = np.full((len(units), most), -1, np.int64)
+    for row, unit in enumerate(units):
+        kept = records[unit]
+        if len(kept) > most:
+            kept = np.random.default_rng([*key.tolist(), int(unit)]).choice(kept, most, replace=False)
+        chosen[row, : len(kept)] = kept
+    return chosen

@@ -31,6 +31,8 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
 )
 """Metrics in the order of the paper's tables, with their names there."""
 
+TEXT_COLUMNS: tuple[str, ...] = ("attribute", "label", "reference", "note")
+
 PAPER_DELTA = 6e-6
 
 
@@ -72,6 +74,31 @@ def summarise(runs: Iterable[Run], group: str = "all") -> pd.DataFrame:
             )[list(SUMMARY_COLUMNS)]
         )
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SUMMARY_COLUMNS))
+
+
+def stack(runs: Iterable[Run]) -> pd.DataFrame:
+    """The whole evaluations of several models, one under the other, with `epsilon` and `delta` in front.
+
+    The non-private model (epsilon infinity) comes first, then falling budgets. Tables and figures of groups are made from it.
+
+    Raises:
+        InputError: an evaluation was written before there were groups.
+    """
+    tables = []
+    for run in sorted(runs, key=lambda run: -run.epsilon):
+        missing = [column for column in TEXT_COLUMNS if column not in run.evaluation]
+        if missing:
+            raise InputError(
+                f"evaluation of epsilon {run.epsilon:g}: column {missing[0]!r} is missing; written by another version of "
+                "jaxcxr: evaluate the predictions again"
+            )
+        # A file does not tell an empty text from a missing one.
+        texts = {column: run.evaluation[column].astype(object).fillna("").astype(str) for column in TEXT_COLUMNS}
+        table = run.evaluation.assign(**texts)
+        table.insert(0, "epsilon", float(run.epsilon))
+        table.insert(1, "delta", _number(run.delta))
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["epsilon", "delta"])
 
 
 def _number(value: float | None) -> float:
@@ -225,7 +252,7 @@ def _tex(text: str) -> str:
 
 def screen_table(evaluation: pd.DataFrame, group: str = "all") -> str:
     """An evaluation as text for the screen: a row a finding, each metric as 'value [interval]', and what it rests on."""
-    rows = evaluation.loc[evaluation["group"] == group]
+    rows = evaluation.loc[(evaluation["group"] == group) & evaluation["metric"].isin(list(METRIC_NAMES))]
     lines = []
     for finding, its in rows.groupby("finding", sort=False):
         metric = its.set_index("metric")

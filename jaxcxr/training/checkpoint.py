@@ -45,9 +45,8 @@ class Checkpoints:
             if self.latest() == steps_done:
                 raise
             kept = self.latest()
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"{self._folder}: checkpoint of step {steps_done} could not be written ({reason}); "
+                f"{self._folder}: checkpoint of step {steps_done} could not be written ({_reason(error)}); "
                 f"the newest complete one is of step {kept}: free some space and resume the run "
                 "(train.py --resume; a sweep resumes by itself)"
             ) from error
@@ -60,6 +59,14 @@ class Checkpoints:
     def close(self) -> None:
         """Release the manager's threads."""
         self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """What the system said: tensorstore puts it last in a long line, before the error's number in brackets."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0].split(" [os_error_code")[0].rpartition(": ")[2] if lines else type(error).__name__
 
 
 def _on_host(leaf: Any) -> Any:
@@ -105,6 +112,12 @@ def save_weights(folder: Path, params: PyTree, provenance: dict[str, object]) ->
         checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
     (part / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     part.rename(folder)
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """The record of where weights come from; empty if they have none."""
+    path = folder / "provenance.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def load_weights(folder: Path, like: PyTree) -> PyTree:

@@ -2,12 +2,8 @@
 
 import dataclasses
 import fcntl
-import functools
-import json
 import signal
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,24 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from jaxcxr.config import Experiment, dump, load
-from jaxcxr.data.augment import flip_rotate
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting, noise, sampling
+from jaxcxr.privacy import accounting
 from jaxcxr.privacy.ledger import Ledger, Terms
 from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
-from jaxcxr.training.plan import Plan, write_run_json
-from jaxcxr.training.step import microbatches
+from jaxcxr.training.feed import Waiting, batches
+from jaxcxr.training.log import Log
+from jaxcxr.training.plan import Plan, begin_or_continue
+from jaxcxr.training.processes import any_process_says, barrier, is_first, the_first_says
 
 LOCK_FILE = ".lock"
-IN_MEMORY_BYTES = 2 << 30
-"""Training films up to this size are read once and kept in memory."""
-EPSILON_MILESTONES = 40
-"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs few accountant
-calls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +72,18 @@ def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) ->
     """Run a plan in the folder `out` to its end, or on from its newest checkpoint.
 
     A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only.
+    With several processes (`jax.distributed`) all call this with the same folder, on a file system that they share; the first
+    one writes it, but for the checkpoints, which they write together.
 
     Raises:
         InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training diverged.
     """
+    if not is_first():
+        barrier("locked")
+        return _train_alone(plan, out, resume, progress)
     out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
+        barrier("locked")
         return _train_alone(plan, out, resume, progress)
 
 
@@ -103,14 +99,22 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome:
-    claim_run_folder(out, plan.config, resume)
-    write_run_json(plan, out / "run.json")
+    pretrained = plan.pretrained_params()  # refused, if so, before a folder is claimed
+    if is_first():
+        claim_run_folder(out, plan.config, resume)
+    barrier("claimed")
+    plan = begin_or_continue(plan, pretrained, out / "run.json", write=is_first())
     checkpoints = Checkpoints(out / "checkpoints")
-    ledger = None if plan.mechanism is None else Ledger(out / "ledger.jsonl", _terms(plan))
+    ledger = None
     try:
-        begun = checkpoints.latest() is not None or (ledger is not None and ledger.spendings() != [])
-        secret = load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
-        return _run(plan, out, secret, checkpoints, ledger, progress)
+        if plan.mechanism is not None and is_first():
+            ledger = Ledger(out / "ledger.jsonl", _terms(plan))
+        if is_first():
+            begun = checkpoints.latest() is not None or (ledger is not None and ledger.spendings() != [])
+            load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
+        barrier("secret")
+        secret = load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun=True)
+        return _run(plan, pretrained, out, secret, checkpoints, ledger, progress)
     finally:
         checkpoints.close()
         if ledger is not None:
@@ -124,51 +128,60 @@ def _terms(plan: Plan) -> Terms:
     return Terms(plan.config.privacy.unit, "add_remove", plan.mechanism.n_units, plan.fingerprint, seeded)
 
 
-def _run(plan: Plan, out: Path, secret: bytes, checkpoints: Checkpoints, ledger: Ledger | None, progress: bool) -> Outcome:
-    step_functions = plan.step()
-    params = plan.initial_params(secret)
+def _run(
+    plan: Plan,
+    pretrained: PyTree | None,
+    out: Path,
+    secret: bytes,
+    checkpoints: Checkpoints,
+    ledger: Ledger | None,
+    progress: bool,
+) -> Outcome:
+    params = plan.random_params(secret) if pretrained is None else pretrained
     optimizer_state = plan.optimizer().init(params)
+    step_functions = plan.step()
     done = checkpoints.latest() or 0
     if done:
         restored = checkpoints.restore(done, {"params": params, "optimizer": optimizer_state})
         params, optimizer_state = restored["params"], restored["optimizer"]
     params, optimizer_state = step_functions.replicate((params, optimizer_state))
-    total_steps = _affordable(plan, ledger, done)
-    log = _Log(out, plan, done, total_steps, progress)
-    training = plan.config.training
+    total_steps = the_first_says(_affordable(plan, ledger, done))
+    log = Log(out, plan, done, total_steps, progress and is_first()) if is_first() else None
+    training, waiting = plan.config.training, Waiting()
     totals: Any = None
-    with _interruptible() as interrupted, ThreadPoolExecutor(max_workers=1) as reader:
-        prepare = functools.partial(_prepare, plan, _reader(plan), secret, step_functions.microbatch_size)
-        upcoming = reader.submit(prepare, done) if done < total_steps else None
-        while upcoming is not None:
-            batch = upcoming.result()
-            upcoming = reader.submit(prepare, done + 1) if done + 1 < total_steps else None
+    newest: Any = jax.tree.leaves(params)[0]
+    with _interruptible() as interrupted:
+        feed = batches(plan, secret, step_functions, done, total_steps, waiting, busy=lambda: not newest.is_ready())
+        for batch in feed:
             key = np.zeros(4, np.uint32)
-            if plan.mechanism is not None and ledger is not None:
-                ledger.record(plan.mechanism.entry(done))
+            if plan.mechanism is not None:
+                if ledger is not None:
+                    ledger.record(plan.mechanism.entry(done))
                 key = plan.mechanism.noise_key(secret, done)
             gradient, logged = step_functions.start(params)
             for piece in batch:
-                gradient, logged = step_functions.accumulate(params, (gradient, logged), step_functions.place(piece))
+                gradient, logged = step_functions.accumulate(params, (gradient, logged), piece)
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
-            params, optimizer_state, finite = step_functions.finish(params, optimizer_state, gradient, key)
+            params, optimizer_state, newest = step_functions.finish(params, optimizer_state, gradient, key)
             done += 1
-            stop = (
-                interrupted()
-            )  # asked once: an interrupt after this line belongs to the next step, or nothing would be saved for it
+            # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for it.
+            stop = any_process_says(interrupted())
             last = done == total_steps or stop
             if last or done % training.log_every == 0:
-                _require_finite(finite, done)
-                log.write(done, totals)
+                _require_finite(newest, done)
+                if log is not None:
+                    log.write(done, totals, waiting.take())
                 totals = None
             if last or done % training.checkpoint_every == 0:
-                _require_finite(finite, done)
+                _require_finite(newest, done)
                 if ledger is not None:
                     ledger.sync()
                 checkpoints.save(done, {"params": params, "optimizer": optimizer_state})
             if stop:
                 break
-    log.close()
+        feed.close()
+    if log is not None:
+        log.close()
     if done < total_steps:
         return Outcome(params, done, finished=False, stopped_by="interrupt")
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
@@ -197,29 +210,6 @@ def _affordable(plan: Plan, ledger: Ledger | None, done: int) -> int:
     )
 
 
-def _reader(plan: Plan) -> Callable[[np.ndarray], np.ndarray]:
-    split = plan.split
-    if len(split) * split.size**2 <= IN_MEMORY_BYTES:
-        images = split.read_all()
-        return lambda indices: images[indices]
-    return split.read
-
-
-def _prepare(
-    plan: Plan, read: Callable[[np.ndarray], np.ndarray], secret: bytes, size: int, step: int
-) -> list[dict[str, np.ndarray]]:
-    """Draw, read and augment the batch of one step, cut into microbatches; runs on a thread while the device is busy."""
-    if plan.mechanism is not None:
-        drawn = plan.mechanism.draw(secret, step, len(plan.split))
-    else:
-        drawn = sampling.poisson_batch(secret, step, len(plan.split), plan.sample_rate)
-    images, labels = read(drawn), plan.split.labels[drawn]
-    if plan.config.training.augmentation == "flip_rotate":
-        rng = np.random.default_rng([int(word) for word in noise.derive_key(secret, "augmentation", step)])
-        images, labels = flip_rotate(images, labels, plan.config.data.findings, rng)
-    return microbatches(images, labels, size)
-
-
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag, so that the step under way is finished and saved; the second one interrupts at
@@ -241,53 +231,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: state["interrupted"]
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class _Log:
-    """metrics.jsonl, TensorBoard and the progress bar: for the operator's eyes, computed from private data, never released."""
-
-    def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
-        self._plan, self._steps, self._done = plan, total, done
-        path = out / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
-        kept = [line for line in kept if json.loads(line)["step"] <= done]
-        path.write_text("".join(kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(out), purge_step=done or None)
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True, desc=out.name)
-        self._clock, self._last = time.perf_counter(), done
-
-    def write(self, step: int, totals: Any) -> None:
-        now = time.perf_counter()
-        sums = {key: float(value) for key, value in totals.items()}
-        count = sums["count"]
-        row: dict[str, Any] = {"step": step, "loss": sums["loss"] / count if count else None, "images": int(count)}
-        if self._plan.mechanism is not None:
-            row["epsilon"] = self._epsilon(step)
-            row["mean_gradient_norm"] = sums["norm"] / count if count else None
-            row["clipped_fraction"] = sums["clipped"] / count if count else None
-        row["images_per_second"] = count / (now - self._clock)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for key, value in row.items():
-            if value is not None and key != "step":
-                self._board.add_scalar(key, value, step)
-        self._board.flush()
-        shown = {"loss": f"{row['loss']:.4f}" if count else "-", "images/s": f"{row['images_per_second']:.0f}"}
-        if "epsilon" in row:
-            shown["epsilon"] = f"{row['epsilon']:.3f}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._last)
-        self._clock, self._last = now, step
-
-    def _epsilon(self, step: int) -> float:
-        m = self._plan.mechanism
-        assert m is not None
-        stride = max(1, self._steps // EPSILON_MILESTONES)
-        milestone = min(self._steps, -(-step // stride) * stride)
-        return accounting.epsilon_pld([accounting.Spending(m.sample_rate, m.noise_multiplier, milestone)], m.delta)
-
-    def close(self) -> None:
-        self._bar.close()
-        self._file.close()
-        self._board.close()

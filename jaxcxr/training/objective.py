@@ -15,7 +15,8 @@ from jaxcxr.models.taps import Tap, apply_tapped, find_taps
 from jaxcxr.privacy import gradients
 
 Microbatch = Mapping[str, Any]
-"""`image` [n, h, w] uint8, `label` [n, findings] float32 with NaN for unknown, `is_real` [n] bool, False for padding."""
+"""n units of k films: `image` [n, k, h, w] uint8, `label` [n, k, findings] float32 with NaN for unknown, `is_film` [n, k] bool,
+False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where the image is the unit, k is 1."""
 GradientSum = Callable[[PyTree, Microbatch], tuple[PyTree, Mapping[str, Array]]]
 """(parameters, microbatch) -> sum of gradients over its real examples, and sums for the log."""
 
@@ -57,9 +58,9 @@ def plain_sum(model: ResNet9, weights: Float[np.ndarray, "findings"], image_shap
     tapped_loss, taps = _tapped(model, weights, image_shape)
 
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
-        examples, is_real = (batch["image"], batch["label"]), batch["is_real"]
-        total, losses = gradients.plain_sum_layerwise(tapped_loss, taps, params, examples, is_real)
-        return total, {"loss": jnp.sum(jnp.where(is_real, losses, 0.0)), "count": jnp.sum(is_real)}
+        is_real, records = batch["is_real"], batch["image"].shape[1]
+        total, losses = gradients.plain_sum_layerwise(tapped_loss, taps, params, _examples(batch), is_real, records)
+        return total, _log_sums(batch, losses=losses)
 
     return sum_of
 
@@ -67,23 +68,40 @@ def plain_sum(model: ResNet9, weights: Float[np.ndarray, "findings"], image_shap
 def clipped_sum(
     model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int], method: str, l2_clip_norm: float
 ) -> GradientSum:
-    """The private gradient sum: each film's gradient clipped to `l2_clip_norm`, by `method` (`vmap` or `layerwise`)."""
+    """The private gradient sum: each unit's gradient clipped to `l2_clip_norm`, by `method` (`vmap` or `layerwise`).
 
-    def loss(params: PyTree, example: Any) -> Array:
-        image, label = example
-        return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
+    A unit's loss is the mean over its films.
+    """
+
+    def loss(params: PyTree, unit: Any) -> Array:
+        images, labels, is_film = unit
+
+        def one(image: Array, label: Array) -> Array:
+            return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
+
+        return _mean_over_films(jax.vmap(one)(images, labels), is_film)
 
     tapped_loss, taps = _tapped(model, weights, image_shape)
 
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
-        examples, is_real = (batch["image"], batch["label"]), batch["is_real"]
+        units, is_real, records = _examples(batch), batch["is_real"], batch["image"].shape[1]
         if method == "vmap":
-            total, losses, norms = gradients.clipped_sum_vmap(loss, params, examples, is_real, l2_clip_norm)
+            total, losses, norms = gradients.clipped_sum_vmap(loss, params, units, is_real, l2_clip_norm)
         else:
-            total, losses, norms = gradients.clipped_sum_layerwise(tapped_loss, taps, params, examples, is_real, l2_clip_norm)
-        return total, _log_sums(losses, norms, is_real, l2_clip_norm)
+            total, losses, norms = gradients.clipped_sum_layerwise(
+                tapped_loss, taps, params, units, is_real, l2_clip_norm, records
+            )
+        return total, _log_sums(batch, losses=losses, norm=norms, clipped=norms > l2_clip_norm)
 
     return sum_of
+
+
+def _examples(batch: Microbatch) -> tuple[Any, Any, Any]:
+    return batch["image"], batch["label"], batch["is_film"]
+
+
+def _mean_over_films(losses: Float[Array, "k"], is_film: Bool[Array, "k"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(is_film, losses, 0.0)) / jnp.maximum(jnp.sum(is_film), 1)
 
 
 def _tapped(
@@ -91,17 +109,21 @@ def _tapped(
 ) -> tuple[gradients.TappedLoss, tuple[Tap, ...]]:
     taps = find_taps(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
 
-    def tapped_loss(params: PyTree, zeros: Any, example: Any) -> tuple[Array, Any]:
-        image, label = example
-        logits, inputs = apply_tapped(model, taps, params, zeros, image)
-        return weighted_cross_entropy(logits, label, jnp.asarray(weights)), inputs
+    def tapped_loss(params: PyTree, zeros: Any, unit: Any) -> tuple[Array, Any]:
+        images, labels, is_film = unit
+
+        def one(zeros: Any, image: Array, label: Array) -> tuple[Array, Any]:
+            logits, inputs = apply_tapped(model, taps, params, zeros, image)
+            return weighted_cross_entropy(logits, label, jnp.asarray(weights)), inputs
+
+        losses, inputs = jax.vmap(one)(zeros, images, labels)
+        return _mean_over_films(losses, is_film), inputs
 
     return tapped_loss, taps
 
 
-def _log_sums(losses: Array, norms: Array, is_real: Bool[Array, "n"], l2_clip_norm: float) -> Mapping[str, Array]:
-    def over(values: Array) -> Array:
-        return jnp.sum(jnp.where(is_real, values, 0.0))
-
-    clipped = (norms > l2_clip_norm).astype(jnp.float32)
-    return {"loss": over(losses), "count": jnp.sum(is_real), "norm": over(norms), "clipped": over(clipped)}
+def _log_sums(batch: Microbatch, losses: Array, **of_units: Array) -> Mapping[str, Array]:
+    """Sums over the real units for the operator's log."""
+    is_real = batch["is_real"]
+    sums = {key: jnp.sum(jnp.where(is_real, values, 0.0)) for key, values in (("loss", losses), *of_units.items())}
+    return {**sums, "count": jnp.sum(is_real), "films": jnp.sum(batch["is_film"] & is_real[:, None])}

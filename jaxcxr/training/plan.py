@@ -3,14 +3,17 @@ refused here.
 """
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+import pandas as pd
+from jaxtyping import Float, Int, PyTree
 
 from jaxcxr import __version__
 from jaxcxr.config import Experiment
@@ -22,7 +25,7 @@ from jaxcxr.privacy import accounting
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
 from jaxcxr.training import objective, optimizer
-from jaxcxr.training.checkpoint import load_weights
+from jaxcxr.training.checkpoint import load_weights, provenance
 from jaxcxr.training.step import Step, make_step
 
 
@@ -34,6 +37,8 @@ class Plan:
         config: of the experiment.
         split: the training films.
         fingerprint: of their store.
+        units: the films of each unit of the claim (of each film alone without privacy).
+        films_per_unit: bound on the films of a unit in one step.
         mechanism: of a private run, else None.
         sample_rate: probability of each film in each step.
         steps: length of the run.
@@ -43,6 +48,8 @@ class Plan:
     config: Experiment
     split: Split
     fingerprint: str
+    units: Sequence[Int[np.ndarray, " of_unit"]]
+    films_per_unit: int
     mechanism: Mechanism | None
     sample_rate: float
     steps: int
@@ -59,11 +66,30 @@ class Plan:
 
     def initial_params(self, secret: bytes) -> PyTree:
         """Weights to start from: those named by the configuration, or random ones from the run's secret."""
+        pretrained = self.pretrained_params()
+        return self.random_params(secret) if pretrained is None else pretrained
+
+    def random_params(self, secret: bytes) -> PyTree:
+        """Random weights from the run's secret."""
         key = jax.random.wrap_key_data(jax.numpy.asarray(derive_key(secret, "initial weights", 0)[:2]), impl="threefry2x32")
-        params = self.model().init(key, jax.numpy.zeros((self.split.size, self.split.size), jax.numpy.uint8))
-        if self.config.model.weights is None:
-            return params
-        return load_weights(Path(self.config.model.weights), params)
+        return self.model().init(key, jax.numpy.zeros((self.split.size, self.split.size), jax.numpy.uint8))
+
+    def pretrained_params(self) -> PyTree | None:
+        """Weights that the configuration names, or None.
+
+        Raises:
+            InputError: they are missing, do not fit, or were trained on the very films that are to be protected.
+        """
+        path = self.config.model.weights
+        if path is None:
+            return None
+        made_from = provenance(Path(path)).get("store_fingerprint")
+        if self.mechanism is not None and made_from == self.fingerprint:
+            raise InputError(
+                f"{path}: these weights were trained without privacy on the films of {self.config.data.store}; "
+                "a run that starts from them would give those films away"
+            )
+        return load_weights(Path(path), self.random_params(bytes(32)))
 
     def optimizer(self) -> optax.GradientTransformation:
         """The paper's NAdam with the configured schedule."""
@@ -78,9 +104,8 @@ class Plan:
             gradient_sum = objective.plain_sum(self.model(), self.weights, shape)
         else:
             gradient_sum = objective.clipped_sum(self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm)
-        return make_step(
-            gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, training.microbatch_size, devices
-        )
+        units = max(1, training.microbatch_size // self.films_per_unit)
+        return make_step(gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices)
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says: the facts that are not in the configuration."""
@@ -119,10 +144,12 @@ def make_plan(config: Experiment, store: Store) -> Plan:
             mirror_permutation(data.findings)
         except ValueError as error:
             raise InputError(f"training.augmentation 'flip_rotate': {error}") from error
-    n_units = len(split) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
+    units, films_per_unit = _units(config, split)
+    n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
+    called = "films" if privacy is None or privacy.unit == "image" else "patients"
     if training.expected_batch_size > n_units:
         raise InputError(
-            f"training.expected_batch_size: expected at most the {n_units} films of the training split, "
+            f"training.expected_batch_size: expected at most the {n_units} {called} of the training split, "
             f"found {training.expected_batch_size}"
         )
     sample_rate = accounting.sample_rate_of(training.expected_batch_size, n_units)
@@ -134,8 +161,9 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     if privacy is not None:
         if privacy.delta >= 1 / n_units and not privacy.allow_large_delta:
             raise InputError(
-                f"privacy.delta: expected less than 1/N = {1 / n_units:.3g} for N = {n_units} films, found {privacy.delta:g}; "
-                "at that delta one film in N may be published outright (privacy.allow_large_delta accepts this)"
+                f"privacy.delta: expected less than 1/N = {1 / n_units:.3g} for N = {n_units} {called}, "
+                f"found {privacy.delta:g}; "
+                f"at that delta one of the {called} in N may be published outright (privacy.allow_large_delta accepts this)"
             )
         sigma = privacy.noise_multiplier
         if sigma is None:
@@ -146,7 +174,28 @@ def make_plan(config: Experiment, store: Store) -> Plan:
         mechanism = Mechanism(
             n_units, training.expected_batch_size, privacy.l2_clip_norm, sigma, privacy.epsilon, privacy.delta
         )
-    return Plan(config, split, store.fingerprint, mechanism, sample_rate, steps, _weights(config, split))
+    return Plan(config, split, store.fingerprint, units, films_per_unit, mechanism, sample_rate, steps, _weights(config, split))
+
+
+def _units(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray, " of_unit"]], int]:
+    """The films of each unit, and the bound on those used in one step.
+
+    Raises:
+        InputError: the claim is about patients and a film has none.
+    """
+    privacy = config.privacy
+    if privacy is None or privacy.unit == "image":
+        return list(np.arange(len(split))[:, None]), 1
+    patients = split.frame["patient_id"]
+    nameless = patients.isna() | (patients.astype(str).str.strip() == "")
+    if nameless.any():
+        film = split.frame["image_id"].iloc[int(np.flatnonzero(nameless)[0])]
+        raise InputError(
+            f"privacy.unit {privacy.unit!r}: every training film needs a patient_id; found none for {int(nameless.sum())} "
+            f"films, the first is image_id {film!r}"
+        )
+    films = list(pd.Series(np.arange(len(split))).groupby(patients.to_numpy(), sort=True).apply(np.asarray))
+    return films, privacy.films_per_patient if privacy.unit == "patient" else 1
 
 
 def _weights(config: Experiment, split: Split) -> Float[np.ndarray, "findings"]:
@@ -161,19 +210,46 @@ def _weights(config: Experiment, split: Split) -> Float[np.ndarray, "findings"]:
         raise InputError(f"training.class_weights 'paper', training split: {error}") from error
 
 
-def write_run_json(plan: Plan, path: Path) -> None:
+def begin_or_continue(plan: Plan, pretrained: PyTree | None, path: Path, write: bool = True) -> Plan:
     """Write `run.json`, or check that the one there says the same (a resumed run must not change under way).
+
+    The noise multiplier of a begun run is the one in `run.json`: another version of the accountant might calibrate another.
+
+    Returns:
+        The plan, with the noise multiplier of the run.
 
     Raises:
         InputError: names the facts that differ.
     """
-    described = plan.describe()
+    facts = plan.describe()
+    if pretrained is not None:
+        facts["initial_weights_sha256"] = weights_digest(pretrained)
     if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        part.rename(path)
-        return
+        if write:
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(facts | {"made_with": made_with()}, indent=2) + "\n", encoding="utf-8")
+            part.rename(path)
+        return plan
     before = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in before.keys() | described.keys() if before.get(key) != described.get(key)]
+    before.pop("made_with", None)
+    if plan.mechanism is not None and plan.config.privacy is not None and plan.config.privacy.noise_multiplier is None:
+        begun_with = float(before.get("noise_multiplier", plan.mechanism.noise_multiplier))
+        plan = dataclasses.replace(plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=begun_with))
+        facts["noise_multiplier"] = begun_with
+    differing = [key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key)]
     if differing:
         raise InputError(f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}")
+    return plan
+
+
+def weights_digest(params: PyTree) -> str:
+    """SHA-256 of all parameters, in the order of their names."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def made_with() -> dict[str, str]:
+    """Versions and machine on which the bits of a run depend."""
+    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": str(jax.device_count())}

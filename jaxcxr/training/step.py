@@ -1,11 +1,12 @@
 """The compiled pieces of a step: gradient sums of fixed-size microbatches on all devices, and one update.
 
 A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, the last one padded and
-masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`); sums meet
-in one `psum`, noise is drawn once.
+masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`), those of
+all processes if there are several; sums meet in one `psum`, noise is drawn once, from the same key everywhere.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, PyTree, UInt32
+from jaxtyping import Array, Bool, PyTree, UInt32
 
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training.objective import GradientSum, Microbatch
@@ -28,9 +29,10 @@ class Step:
     Attributes:
         start: parameters -> the empty sum of a step.
         accumulate: (parameters, sum, microbatch) -> sum including the microbatch.
-        finish: (parameters, optimiser state, sum, noise key) -> new parameters and optimiser state, and whether all are finite.
-        microbatch_size: rows of a microbatch, over all devices.
-        place: host microbatch -> arrays spread over the devices.
+        finish: (parameters, optimiser state, sum, noise key) -> new parameters and optimiser state, and whether the
+            parameters are finite.
+        microbatch_size: units in a microbatch, over all devices of all processes.
+        place: this process's rows of a microbatch -> arrays spread over the devices.
         replicate: parameters or optimiser state -> the same on every device. Everything that enters the functions above
             comes from here or from them, so that each compiles once.
     """
@@ -43,7 +45,7 @@ class Step:
     replicate: Callable[[PyTree], PyTree]
 
 
-LOG_KEYS = ("loss", "count", "norm", "clipped")
+LOG_KEYS = ("loss", "count", "films", "norm", "clipped")
 
 
 def make_step(
@@ -61,10 +63,10 @@ def make_step(
         optimizer: applied to the released gradient.
         mechanism: of a private run.
         expected_batch_size: divisor of a non-private run (a private one's is the mechanism's).
-        microbatch_size: rows a device handles at once.
-        devices: all local ones unless given.
+        microbatch_size: units a device handles at once.
+        devices: those of all processes unless given.
     """
-    mesh = Mesh(np.asarray(devices if devices is not None else jax.local_devices()), ("data",))
+    mesh = Mesh(np.asarray(devices if devices is not None else jax.devices()), ("data",))
 
     def sharded(params: PyTree, batch: Microbatch) -> Any:
         return jax.lax.psum(gradient_sum(params, batch), "data")
@@ -96,21 +98,6 @@ def make_step(
         accumulate=jax.jit(accumulate, donate_argnums=1, out_shardings=replicated),
         finish=jax.jit(finish, donate_argnums=(0, 1), out_shardings=replicated),
         microbatch_size=microbatch_size * mesh.size,
-        place=lambda batch: jax.device_put(dict(batch), rows),
+        place=lambda batch: jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), dict(batch)),
         replicate=lambda tree: jax.device_put(tree, replicated),
     )
-
-
-def microbatches(images: Any, labels: Float[np.ndarray, "n findings"], size: int) -> list[dict[str, np.ndarray]]:
-    """Cut a drawn batch into padded microbatches of `size` rows; an empty batch has none.
-
-    Padding repeats nothing of the batch: it is black films with unknown labels, masked out by `is_real`.
-    """
-    pieces = []
-    for first in range(0, len(labels), size):
-        real = min(size, len(labels) - first)
-        image = np.zeros((size, *images.shape[1:]), np.uint8)
-        label = np.full((size, labels.shape[1]), np.nan, np.float32)
-        image[:real], label[:real] = images[first : first + real], labels[first : first + real]
-        pieces.append({"image": image, "label": label, "is_real": np.arange(size) < real})
-    return pieces

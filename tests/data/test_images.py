@@ -1,6 +1,9 @@
+import os
+
 import numpy as np
+import pydicom
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -10,14 +13,17 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
     generate_uid,
 )
 
-from jaxcxr.data.images import prepare_images, preprocess, read_image
+from jaxcxr.data.dicom import age_years, years_between
+from jaxcxr.data.images import Preprocessing, preprocess, read_film, read_image
 from jaxcxr.errors import InputError
 
+FUZZ = int(os.environ.get("JAXCXR_FUZZ", "150"))
 RAMP = np.add.outer(np.arange(40), np.arange(30) * 2).astype(np.uint8)
 
 
@@ -107,6 +113,122 @@ def test_the_window_and_the_rescaling_of_a_dicom_count(tmp_path):
     assert (both[values > 700] == both.max()).all()
 
 
+def test_the_shape_of_the_presentation_decides_and_is_not_applied_twice(tmp_path):
+    both = dicom(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE")
+    np.testing.assert_array_equal(read_image(both), RAMP.max() - RAMP)
+    odd = read_film(dicom(tmp_path / "b.dcm", PresentationLUTShape="INVERSE"))
+    np.testing.assert_array_equal(odd.pixels, RAMP.max() - RAMP)
+    assert odd.flags == ("photometric interpretation and presentation shape disagree; the shape was followed",)
+    other = read_film(dicom(tmp_path / "c.dcm", PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY"))
+    np.testing.assert_array_equal(other.pixels, RAMP)
+
+
+def test_bits_beyond_those_stored_are_cut_off(tmp_path):
+    values = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    with_overlay = values | np.uint16(0x8000)
+    np.testing.assert_array_equal(read_image(dicom(tmp_path / "a.dcm", with_overlay, BitsStored=12, HighBit=11)), values)
+    np.testing.assert_array_equal(read_image(dicom(tmp_path / "b.dcm", values << 4, BitsStored=12, HighBit=15)), values)
+    signed = (np.arange(400).reshape(20, 20) - 200).astype(np.int16)
+    shown = dicom(tmp_path / "c.dcm", signed & np.int16(0x0FFF), BitsStored=12, HighBit=11, PixelRepresentation=1)
+    np.testing.assert_array_equal(read_image(shown), signed)
+
+
+@pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_dark_and_does_not_stretch_the_range(tmp_path, interpretation):
+    values = np.add.outer(np.arange(20), np.arange(20)).astype(np.uint16) + 1000
+    values[:, :5] = 65535 if interpretation == "MONOCHROME2" else 0
+    film = read_image(
+        dicom(tmp_path / "film.dcm", values, PhotometricInterpretation=interpretation, PixelPaddingValue=int(values[0, 0]))
+    )
+    assert (film[:, :5] == film.min()).all()
+    assert np.ptp(film) == np.ptp(values[:, 5:].astype(int))
+
+
+def test_a_voi_table_goes_before_the_window(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor = [256, 0, 16]
+    table.add_new("LUTData", "OW", (np.arange(256)[::-1] * 10).astype("<u2").tobytes())
+    film = read_image(dicom(tmp_path / "film.dcm", VOILUTSequence=[table], WindowCenter=50, WindowWidth=2))
+    np.testing.assert_array_equal(film, (255 - RAMP.astype(int)) * 10)
+
+
+@pytest.mark.parametrize(("center", "width"), [(1000, 0), (-5000, 10), (1000, -3)])
+def test_a_window_that_shows_nothing_is_passed_over(tmp_path, center, width):
+    film = read_film(dicom(tmp_path / "film.dcm", WindowCenter=center, WindowWidth=width))
+    np.testing.assert_array_equal(film.pixels, RAMP)
+    assert "passed over" in film.flags[0]
+
+
+def test_the_first_of_several_windows_counts(tmp_path):
+    values = np.arange(0, 4000, 10, dtype=np.uint16).reshape(20, 20)
+    one = read_image(dicom(tmp_path / "a.dcm", values, WindowCenter=1000, WindowWidth=500))
+    several = read_image(dicom(tmp_path / "b.dcm", values, WindowCenter=[1000, 3000], WindowWidth=[500, 100]))
+    np.testing.assert_array_equal(one, several)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (["R", "F"], RAMP[:, ::-1]),
+        (["L", "H"], RAMP[::-1]),
+        (["R", "H"], RAMP[::-1, ::-1]),
+        (["F", "L"], RAMP.T),
+        (["L", "F"], RAMP),
+        (["A", "F"], RAMP),
+    ],
+)
+def test_a_film_stored_turned_is_put_upright(tmp_path, orientation, stored):
+    film = read_film(dicom(tmp_path / "film.dcm", np.ascontiguousarray(stored), PatientOrientation=orientation))
+    np.testing.assert_array_equal(film.pixels, RAMP)
+    assert bool(film.flags) == (orientation[0] != "A" and orientation != ["L", "F"])
+
+
+def test_burnt_in_annotation_and_secondary_captures_are_flagged(tmp_path):
+    film = read_film(dicom(tmp_path / "a.dcm", BurnedInAnnotation="YES", ConversionType="WSD"))
+    assert [flag.split(":")[0] for flag in film.flags] == ["burnt-in annotation", "secondary capture"]
+    assert read_film(dicom(tmp_path / "b.dcm", BurnedInAnnotation="NO")).flags == ()
+
+
+def test_nothing_of_the_patient_is_in_an_error_or_a_warning(tmp_path, recwarn):
+    secret = "DOE^JANE"
+    for changes in ({"Modality": secret}, {"Rows": 1000}, {"PixelData": b"12"}, {"NumberOfFrames": 3}):
+        path = dicom(tmp_path / "film.dcm", PatientName=secret, PatientBirthDate="not a date", **changes)
+        recwarn.clear()
+        with pytest.raises(InputError) as refusal:
+            read_film(path)
+        assert not recwarn.list
+        assert secret not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [JPEGLSLossless, JPEG2000Lossless])
+def test_lossless_compression_gives_back_the_same_film(tmp_path, name):
+    dataset = pydicom.dcmread(
+        dicom(tmp_path / "film.dcm", np.kron(RAMP, np.ones((4, 4))).astype(np.uint16) * 16, BitsStored=12, HighBit=11)
+    )
+    dataset.compress(name, generate_instance_uid=False)
+    dataset.save_as(tmp_path / "small.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "small.dcm"), np.kron(RAMP, np.ones((4, 4))) * 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "age"), [("058Y", 58), ("58", 58), ("18M", 1.5), ("010D", 10 / 365.25), ("004W", 28 / 365.25), ("000Y", 0)]
+)
+def test_ages_are_read_as_dicom_writes_them(text, age):
+    assert age_years(text) == pytest.approx(age)
+
+
+@pytest.mark.parametrize("text", ["Y58", "-5", "58 years", "5.5.5", "٥٨"])
+def test_what_is_no_age_is_refused(text):
+    with pytest.raises(ValueError, match="expected an age"):
+        age_years(text)
+
+
+def test_an_age_comes_from_two_dates_in_any_old_form():
+    assert years_between("19400305", "1995.09.26") == pytest.approx(55.56, abs=0.01)
+    assert np.isnan(years_between("19400305", "19390101"))
+    assert np.isnan(years_between("", "19390101"))
+
+
 def test_a_colour_dicom_is_made_grey(tmp_path):
     colour = np.repeat(RAMP[..., None], 3, axis=2)
     path = dicom(tmp_path / "rgb.dcm", colour, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
@@ -131,6 +253,43 @@ def test_a_dicom_that_holds_no_film_is_refused(tmp_path, changes, words):
     with pytest.raises(InputError, match=words) as refusal:
         read_image(path)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_grey_values_are_kept_over_the_range_of_their_bits(bits):
+    image = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    kept = preprocess(image, 64, Preprocessing(normalisation="none"))
+    np.testing.assert_allclose(kept, image * 255.0 / (2**bits - 1), atol=1)
+    fine = preprocess(image, 64, Preprocessing(normalisation="none", dtype="uint16"))
+    np.testing.assert_allclose(fine, image * 65535.0 / (2**bits - 1), atol=1)
+
+
+def test_percentiles_pass_over_a_bright_marker():
+    image = np.random.default_rng(0).integers(1000, 2000, (64, 64)).astype(np.uint16)
+    image[:2, :2] = 60000
+    film = preprocess(image, 64, Preprocessing(normalisation="percentile"))
+    assert 100 < film.mean() < 155
+
+
+@pytest.mark.parametrize(("shape", "bars"), [((40, 80), np.s_[:16]), ((80, 40), np.s_[:, :16])])
+def test_padding_keeps_the_aspect(shape, bars):
+    image = np.full(shape, 200, np.uint8)
+    image[shape[0] // 4 : -shape[0] // 4, shape[1] // 4 : -shape[1] // 4] = 250
+    film = preprocess(image, 64, Preprocessing(fit="pad", normalisation="none"))
+    assert not film[bars].any()
+    assert film[32, 32] == 250
+    assert (film > 0).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_equalising_needs_256_levels():
+    with pytest.raises(InputError, match="uint16"):
+        Preprocessing(dtype="uint16")
+
+
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(np.uint8, (12, 12), elements=st.integers(0, 255)))
+def test_the_short_way_for_bytes_gives_what_the_long_way_gives(image):
+    np.testing.assert_array_equal(preprocess(image, 12), preprocess(image.astype(np.uint16), 12))
 
 
 def test_a_compression_nobody_can_read_is_named(tmp_path):
@@ -186,6 +345,39 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
         read_image(tmp_path / "film.tif")
 
 
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    film = np.add.outer(np.arange(64) * 3, np.arange(64)).astype(np.uint8)
+    for suffix in ("png", "jpg", "tif"):
+        Image.fromarray(film).save(folder / f"film.{suffix}")
+    dicom(folder / "plain.dcm", film, WindowCenter=100, WindowWidth=50, PixelPaddingValue=3, PatientOrientation=["R", "F"])
+    for name in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+        dataset = pydicom.dcmread(folder / "plain.dcm")
+        dataset.compress(name, generate_instance_uid=False)
+        dataset.save_as(folder / f"{name.keyword}.dcm")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=FUZZ, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_gives_a_film_or_one_clear_sentence(tmp_path, whole_files, data):
+    name = data.draw(st.sampled_from(sorted(path.name for path in whole_files.iterdir())))
+    content = bytearray((whole_files / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    path = tmp_path / name
+    path.write_bytes(content)
+    said = ""
+    try:
+        preprocess(read_film(path).pixels, 16)
+    except InputError as error:
+        said = str(error)
+    assert not said or (said.startswith(str(path)) and "\n" not in said)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     image=hnp.arrays(
@@ -234,38 +426,3 @@ def test_equalisation_comes_last_and_makes_levels_equally_frequent():
     noise = np.random.default_rng(0).exponential(1000, (512, 512)).astype(np.uint16)
     counts = np.histogram(preprocess(noise, 64), bins=8, range=(0, 256))[0]
     np.testing.assert_allclose(counts, 64 * 64 / 8, rtol=0.2)
-
-
-def test_many_files_keep_their_order_and_their_errors(tmp_path):
-    paths = []
-    for index in range(40):
-        path = tmp_path / f"{index}.png"
-        Image.fromarray(np.roll(RAMP, index, axis=0)).save(path)
-        paths.append(path)
-    paths[7].unlink()
-    paths[21].write_bytes(b"broken")
-    alone = list(prepare_images(paths, 16))
-    shared = list(prepare_images(paths, 16, processes=2))
-    assert len(alone) == len(shared) == 40
-    for index, (one, other) in enumerate(zip(alone, shared, strict=True)):
-        if index in (7, 21):
-            assert isinstance(other, InputError)
-            assert str(one) == str(other)
-            assert f"{index}.png" in str(other)
-        else:
-            np.testing.assert_array_equal(one, preprocess(read_image(paths[index]), 16))
-            np.testing.assert_array_equal(one, other)
-
-
-def test_decoding_does_not_run_ahead_of_its_reader(tmp_path):
-    class Counted(list):
-        asked = 0
-
-        def __getitem__(self, key):
-            Counted.asked += 1
-            return super().__getitem__(key)
-
-    films = prepare_images(Counted([tmp_path / "absent.png"] * 4000), 16, processes=2)
-    assert isinstance(next(films), InputError)
-    films.close()
-    assert Counted.asked < 20  # of 250 batches

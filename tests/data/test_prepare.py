@@ -50,7 +50,7 @@ def hospital(tmp_path):
 def prepare(monkeypatch, folder, *flags):
     paths = ["--source", folder / "source.yaml", "--table", folder / "films.csv", "--images", folder, "--out", folder / "store"]
     arguments = [str(argument) for argument in (*paths, "--size", 16, "--processes", 1, *flags)]
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "csv", *arguments])
     load_script().main()
     return open_store(folder / "store")
 
@@ -164,7 +164,7 @@ def test_real_radiographs_of_every_kind(tmp_path):
         "--images",
         str(RADIOGRAPHS),
     ]
-    command = [sys.executable, str(SCRIPT), *flags, "--out", str(tmp_path / "store"), "--size", "32", "--processes", "2"]
+    command = [sys.executable, str(SCRIPT), "csv", *flags, "--out", str(tmp_path / "store"), "--size", "32", "--processes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     store = open_store(tmp_path / "store")

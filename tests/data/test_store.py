@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_store_is_refused(tmp_path):
     frame, images = cohort()
     store = write(tmp_path / "a", frame, images)
     text = (store.path / "store.json").read_text()
-    (store.path / "store.json").write_text(text.replace('"format": 1', '"format": 99'))
+    (store.path / "store.json").write_text(text.replace('"format": 2', '"format": 99'))
     with pytest.raises(InputError, match="format 99"):
         open_store(store.path)
     (store.path / "store.json").write_text(text.replace('"train": 20', '"train": 21'))

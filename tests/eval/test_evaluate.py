@@ -9,8 +9,8 @@ import pytest
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.errors import InputError
 from jaxcxr.eval.bootstrap import average, bootstrap, std_paper
-from jaxcxr.eval.evaluate import EVALUATION_COLUMNS, evaluate, read_predictions
-from jaxcxr.eval.metrics import METRICS, accuracy, auroc, youden_threshold
+from jaxcxr.eval.evaluate import EVALUATION_COLUMNS, evaluate, read_evaluation, read_predictions
+from jaxcxr.eval.metrics import METRICS, NEED_A_THRESHOLD, choose_thresholds, point_metrics, youden_threshold
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ["group", "finding", "metric", "value", "ci_low", "ci_high", "std", "n", "positives"]
@@ -38,41 +38,68 @@ def row(evaluation, finding, metric, group="all"):
     return chosen.iloc[0]
 
 
-@pytest.mark.parametrize("policy", ["youden_test_per_draw", "youden_test", "youden_validation"])
+PLAIN = {"groups": ()}
+
+
+@pytest.mark.parametrize("policy", ["youden_test_per_draw", "youden_test", "youden_validation", "fixed"])
 def test_evaluation_is_in_the_form_of_the_contract(policy):
-    table, config = predictions(), EvaluationConfig(redraws=40, threshold=policy, seed=3)
+    table, config = predictions(), EvaluationConfig(redraws=40, threshold=policy, seed=3, fixed_thresholds=(0.4, 0.6), **PLAIN)
     evaluation = evaluate(table, ["heart", "lung"], config)
     assert list(evaluation.columns) == list(EVALUATION_COLUMNS)
     assert list(EVALUATION_COLUMNS)[: len(CONTRACT)] == CONTRACT
-    assert len(evaluation) == 3 * len(METRICS)
-    draws = bootstrap(table, ["heart", "lung"], redraws=40, resample="patient", threshold=policy, seed=3)
+    assert len(evaluation) == 3 * len(METRICS) + 1
+    assert not evaluation.duplicated(["group", "finding", "metric"]).any()
+    test = table[table["split"] == "test"]
+    cuts = choose_thresholds(table, ["heart", "lung"], policy, (0.4, 0.6))
+    drawn = bootstrap(
+        test,
+        ["heart", "lung"],
+        [np.ones(len(test), bool)],
+        thresholds=None if policy == "youden_test_per_draw" else cuts,
+        redraws=40,
+        resample="patient",
+        seed=3,
+    ).metrics[0]
 
-    test, chosen_on = (table[table["split"] == s] for s in ("test", "valid" if policy == "youden_validation" else "test"))
-    threshold = youden_threshold(chosen_on["y_lung"].to_numpy(), chosen_on["p_lung"].to_numpy())
+    chosen_on = table[table["split"] == ("valid" if policy == "youden_validation" else "test")]
+    threshold = 0.6 if policy == "fixed" else youden_threshold(chosen_on["y_lung"].to_numpy(), chosen_on["p_lung"].to_numpy())
     y, p = test["y_lung"].to_numpy(), test["p_lung"].to_numpy()
+    points = point_metrics(y, p, threshold)
     lung = row(evaluation, "lung", "accuracy")
-    assert lung["threshold"] == threshold
-    assert lung["value"] == accuracy(y, p, threshold)
+    assert lung["value"] == pytest.approx(points["accuracy"], abs=1e-12)
+    assert lung["threshold_policy"] == policy
+    if policy == "youden_test_per_draw":
+        assert np.isnan(lung["threshold"])
+    else:
+        assert lung["threshold"] == threshold
     assert (lung["n"], lung["positives"]) == (np.isfinite(y).sum(), (y == 1).sum())
-    d = draws[:, 1, METRICS.index("accuracy")]
+    d = drawn[1, METRICS.index("accuracy"), 1:]
     assert lung["std"] == pytest.approx(d.std(ddof=1))
     assert lung["bootstrap_mean"] == pytest.approx(d.mean())
     assert (lung["ci_low"], lung["ci_high"]) == pytest.approx(tuple(np.percentile(d, [2.5, 97.5])))
-    assert np.isnan(row(evaluation, "lung", "auroc")["threshold"])
+    assert evaluation.loc[~evaluation["metric"].isin(list(NEED_A_THRESHOLD)), "threshold"].isna().all()
 
     both = row(evaluation, "average", "auroc")
-    assert both["value"] == pytest.approx((row(evaluation, "heart", "auroc")["value"] + auroc(y, p)) / 2)
-    assert both["std"] == pytest.approx(average(draws)[:, 0].std(ddof=1))
-    assert both["std_paper"] == pytest.approx(std_paper(draws[:, :, 0]))
+    assert both["value"] == pytest.approx((row(evaluation, "heart", "auroc")["value"] + points["auroc"]) / 2)
+    assert both["std"] == pytest.approx(average(drawn[:, 0])[1:].std(ddof=1))
+    assert both["std_paper"] == pytest.approx(std_paper(drawn[:, 0, 1:]))
+    assert row(evaluation, "lung", "auroc")["std_paper"] == pytest.approx(row(evaluation, "lung", "auroc")["std"])
     assert both["n"] == len(test)
     assert pd.isna(both["positives"])
 
 
+def test_auto_takes_validation_films_where_there_are_any():
+    table, config = predictions(), EvaluationConfig(redraws=5, **PLAIN)
+    assert set(evaluate(table, ["heart"], config)["threshold_policy"]) == {"youden_validation"}
+    without = table[table["split"] != "valid"]
+    assert set(evaluate(without, ["heart"], config)["threshold_policy"]) == {"youden_test"}
+
+
 def test_a_group_is_a_row_mask():
-    table, config = predictions(), EvaluationConfig(redraws=30)
+    table, config = predictions(), EvaluationConfig(redraws=30, min_group_images=5, min_group_positives=2, **PLAIN)
     women = (table["sex"] == "F").to_numpy()
     evaluation = evaluate(table, ["heart", "lung"], config, groups={"sex_F": women})
-    assert list(dict.fromkeys(evaluation["group"])) == ["all", "sex_F"]
+    assert list(dict.fromkeys(evaluation["group"])) == ["all", "sex_F", "group"]
     pd.testing.assert_frame_equal(
         evaluation[evaluation["group"] == "all"].reset_index(drop=True), evaluate(table, ["heart", "lung"], config)
     )
@@ -80,18 +107,47 @@ def test_a_group_is_a_row_mask():
     got = row(evaluation, "heart", "accuracy", "sex_F")
     assert got["n"] == len(test)
     assert got["threshold"] == row(evaluation, "heart", "accuracy")["threshold"]
-    assert got["value"] == accuracy(test["y_heart"].to_numpy(), test["p_heart"].to_numpy(), got["threshold"])
+    points = point_metrics(test["y_heart"].to_numpy(), test["p_heart"].to_numpy(), got["threshold"])
+    assert got["value"] == pytest.approx(points["accuracy"], abs=1e-12)
+
+
+def test_delong_stands_beside_the_bootstrap():
+    evaluation = evaluate(predictions(n=300), ["heart"], EvaluationConfig(redraws=400, **PLAIN))
+    auroc = row(evaluation, "heart", "auroc")
+    assert auroc["delong_low"] == pytest.approx(auroc["ci_low"], abs=0.02)
+    assert auroc["delong_high"] == pytest.approx(auroc["ci_high"], abs=0.02)
+    assert evaluation.loc[evaluation["metric"] != "auroc", "delong_low"].isna().all()
+
+
+def test_a_sum_of_absolute_values_has_an_interval_around_it():
+    """Of a calibrated model every redraw is worse calibrated than its films: the plain percentiles would lie above."""
+    table, rng = predictions(n=400), np.random.default_rng(1)
+    table["p_heart"] = rng.random(400)
+    table["y_heart"] = (rng.random(400) < table["p_heart"]).astype(float)
+    ece = row(evaluate(table, ["heart"], EvaluationConfig(redraws=200, **PLAIN)), "heart", "ece")
+    assert ece["ci_low"] < ece["value"] < ece["ci_high"]
+    assert ece["bootstrap_mean"] == pytest.approx(ece["value"], rel=0.05)
 
 
 def test_a_finding_of_one_class_is_not_defined_and_leaves_the_average():
     table = predictions().assign(y_lung=1.0)
-    evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=10))
+    evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=10, **PLAIN))
     lung = evaluation[evaluation["finding"] == "lung"]
     assert lung[["value", "ci_low", "ci_high", "std", "bootstrap_mean"]].isna().all(axis=None)
     assert (lung["redraws"] == 0).all()
+    assert (lung["note"] == "not defined: one class only").all()
     for metric in METRICS:
         assert row(evaluation, "average", metric)["value"] == row(evaluation, "heart", metric)["value"]
-        assert row(evaluation, "average", metric)["ci_low"] == row(evaluation, "heart", metric)["ci_low"]
+        assert row(evaluation, "average", metric)["ci_low"] == pytest.approx(row(evaluation, "heart", metric)["ci_low"])
+
+
+def test_no_threshold_leaves_the_metrics_that_need_none():
+    table = predictions()
+    table.loc[table["split"] == "valid", "y_lung"] = 0.0
+    evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=10, **PLAIN))
+    assert np.isnan(row(evaluation, "lung", "accuracy")["value"])
+    assert "one class only where it is chosen" in row(evaluation, "lung", "accuracy")["note"]
+    assert np.isfinite(row(evaluation, "lung", "auroc")["value"])
 
 
 def test_redraws_without_the_finding_are_counted():
@@ -99,7 +155,7 @@ def test_redraws_without_the_finding_are_counted():
     test = table.index[table["split"] == "test"]
     table["y_lung"] = np.where(table["split"] == "test", 0.0, table["y_lung"])
     table.loc[test[0], "y_lung"] = 1.0
-    evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=100))
+    evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=100, **PLAIN))
     assert 40 < row(evaluation, "lung", "auroc")["redraws"] < 90
     assert row(evaluation, "average", "auroc")["redraws"] == row(evaluation, "lung", "auroc")["redraws"]
     assert row(evaluation, "heart", "auroc")["redraws"] == 100
@@ -147,6 +203,10 @@ def spoil(column, value):
         (spoil("image_id", None), "row 5, column 'image_id': expected a value, found nothing"),
         (spoil("patient_id", "p44"), "column 'patient_id': expected each patient in one split only, found 'p44'"),
         (spoil("split", "hold-out"), "column 'split': expected one of train, valid, test, found 'hold-out'"),
+        (lambda t: t.rename(columns={"p_lung": "p_any", "y_lung": "y_any"}), "the name 'any' is kept"),
+        (spoil("p_lung", "nan"), "row 5 .* column 'p_lung': expected a probability .* found nothing"),
+        (spoil("p_lung", "inf"), "row 5 .* column 'p_lung': expected a probability"),
+        (lambda t: t[:0], "expected a row a film, found a file without rows"),
         (lambda t: t[t["split"] != "test"], "expected rows of split 'test', found none"),
     ],
 )
@@ -171,6 +231,33 @@ def test_unreadable_files_are_refused(tmp_path):
         read_predictions(tmp_path / "table.xlsx")
 
 
+def test_an_empty_file_and_another_schema_version_are_refused(tmp_path):
+    for name in ("empty.csv", "empty.parquet"):
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=rf"{name}: expected a predictions file, found an empty file"):
+            read_predictions(tmp_path / name)
+    table = predictions()
+    table.attrs["schema_version"] = 99
+    table.to_parquet(tmp_path / "future.parquet")
+    with pytest.raises(
+        InputError, match=r"future.parquet: written with version 99 of the predictions schema; expected version 1"
+    ):
+        read_predictions(tmp_path / "future.parquet")
+
+
+def test_an_evaluation_survives_its_file_and_an_older_one_is_refused(tmp_path):
+    config = EvaluationConfig(redraws=5, groups=("sex",), min_group_images=5, min_group_positives=2)
+    evaluation = evaluate(predictions(), ["heart", "lung"], config)
+    evaluation.to_csv(tmp_path / "evaluation.csv", index=False)
+    read = read_evaluation(tmp_path / "evaluation.csv")
+    pd.testing.assert_frame_equal(read, evaluation, check_dtype=False)
+    read.drop(columns=["note"]).to_csv(tmp_path / "old.csv", index=False)
+    with pytest.raises(InputError, match=r"old.csv: column 'note' is missing; written by another version"):
+        read_evaluation(tmp_path / "old.csv")
+    with pytest.raises(InputError, match="no such evaluation"):
+        read_evaluation(tmp_path / "none.csv")
+
+
 def script(*arguments):
     command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -180,14 +267,28 @@ def test_script_writes_and_prints_the_evaluation(tmp_path):
     path, out = tmp_path / "other_model.csv", tmp_path / "new" / "folder"
     predictions().to_csv(path, index=False)
     done = script(
-        path, "--out", out, "--redraws", 20, "--resample", "image", "--threshold", "youden_test_per_draw", "--seed", 7
+        path,
+        "--out",
+        out,
+        "--redraws",
+        20,
+        "--resample",
+        "image",
+        "--threshold",
+        "youden_test_per_draw",
+        "--seed",
+        7,
+        "--groups",
+        "sex",
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     written = pd.read_csv(out / "evaluation.csv")
-    config = EvaluationConfig(redraws=20, resample="image", threshold="youden_test_per_draw", seed=7)
+    config = EvaluationConfig(redraws=20, resample="image", threshold="youden_test_per_draw", seed=7, groups=("sex",))
     expected = evaluate(*read_predictions(path), config)
     np.testing.assert_allclose(written["ci_low"], expected["ci_low"], rtol=1e-12)
+    assert {path.name for path in (out / "figures").iterdir()} == {"roc.png", "roc.svg", "calibration.png", "calibration.svg"}
+    assert "the paper's code" in done.stdout
     average_line = next(line for line in done.stdout.splitlines() if line.strip().startswith("average"))
     assert f"{row(expected, 'average', 'auroc')['value']:.3f} [" in average_line
 
@@ -199,6 +300,6 @@ def test_script_answers_a_mistake_with_one_line(tmp_path):
 
 
 def test_evaluation_needs_no_jax():
-    code = "import sys, jaxcxr.eval.evaluate, jaxcxr.report.tables, jaxcxr.report.figures; print('jax' in sys.modules)"
+    code = "import sys, jaxcxr.eval.evaluate, jaxcxr.eval.compare, jaxcxr.report.tables, jaxcxr.report.figures, jaxcxr.report.curves; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -3,10 +3,19 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from jaxcxr.errors import InputError
-from jaxcxr.eval.metrics import choose_thresholds, point_metrics, rank, youden_threshold
+from jaxcxr.eval.metrics import NEED_A_THRESHOLD, calibration_bin, choose_thresholds, levels, point_metrics, youden_threshold
 
 SCORES = np.linspace(0, 1, 6)
 
@@ -43,6 +52,12 @@ def test_agrees_with_scikit_learn_under_ties_and_unknown_labels(case):
     assert got["accuracy"] == accuracy_score(y[known], called)
     assert got["sensitivity"] == recall_score(y[known], called)
     assert got["specificity"] == recall_score(y[known], called, pos_label=0)
+    assert got["average_precision"] == pytest.approx(average_precision_score(y[known], p[known]), abs=1e-12)
+    assert got["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y[known], called), abs=1e-12)
+    assert got["f1"] == pytest.approx(f1_score(y[known], called), abs=1e-12)
+    assert got["brier"] == pytest.approx(brier_score_loss(y[known], p[known]), abs=1e-12)
+    assert got["selection_rate"] == pytest.approx(called.mean(), abs=1e-12)
+    assert got["underdiagnosis_rate"] == pytest.approx(1 - recall_score(y[known], called), abs=1e-12)
 
 
 @given(films())
@@ -59,7 +74,8 @@ def test_youden_threshold_is_the_highest_of_the_best(case):
 def test_threshold_itself_counts_as_positive():
     y, p = np.array([0.0, 1.0]), np.array([0.2, 0.7])
     assert youden_threshold(y, p) == 0.7
-    assert point_metrics(y, p, 0.7) == {"auroc": 1.0, "accuracy": 1.0, "sensitivity": 1.0, "specificity": 1.0}
+    got = point_metrics(y, p, 0.7)
+    assert [got[m] for m in ("auroc", "accuracy", "sensitivity", "specificity", "selection_rate")] == [1, 1, 1, 1, 0.5]
     assert point_metrics(y, p, np.nextafter(0.7, 1))["sensitivity"] == 0.0
 
 
@@ -71,7 +87,18 @@ def test_of_two_equally_good_thresholds_the_higher_is_taken():
 def test_no_better_than_chance_calls_nobody():
     y, p = np.array([1.0, 0.0]), np.array([0.1, 0.9])
     assert youden_threshold(y, p) == np.inf
-    assert point_metrics(y, p, np.inf) == {"auroc": 0.0, "accuracy": 0.5, "sensitivity": 0.0, "specificity": 1.0}
+    got = point_metrics(y, p, np.inf)
+    assert [got[m] for m in ("auroc", "accuracy", "sensitivity", "specificity", "f1")] == [0, 0.5, 0, 1, 0]
+
+
+def test_calibration_by_hand():
+    """Two bins: [0.1, 0.2) with 1 of 2 positive at mean 0.15, and [0.9, 1] with 2 of 3 positive at mean 0.95."""
+    y = np.array([0.0, 1.0, 1.0, 0.0, 1.0, np.nan])
+    p = np.array([0.1, 0.2 - 1e-12, 0.9, 0.95, 1.0, 0.5])
+    got = point_metrics(y, p, 0.5)
+    assert got["ece"] == pytest.approx((abs(0.3 - 1) + abs(2.85 - 2)) / 5)
+    assert got["calibration_in_the_large"] == pytest.approx((3.15 - 3) / 5)
+    np.testing.assert_array_equal(calibration_bin(np.array([0, 0.1, 0.3, 0.999, 1.0])), [0, 1, 3, 9, 9])
 
 
 @pytest.mark.parametrize("y", [[1.0, 1.0, np.nan], [0.0, np.nan, 0.0], [np.nan] * 3, []])
@@ -82,21 +109,20 @@ def test_one_class_is_not_defined(y):
     assert all(np.isnan(value) for value in point_metrics(y, p, 0.5).values())
 
 
-def test_undefined_threshold_leaves_the_auroc():
+def test_undefined_threshold_leaves_what_needs_none():
     got = point_metrics(np.array([0.0, 1.0]), np.array([0.2, 0.7]), np.nan)
-    assert got.pop("auroc") == 1.0
-    assert np.isnan(list(got.values())).all()
+    assert {metric for metric, value in got.items() if np.isnan(value)} == NEED_A_THRESHOLD
+    assert (got["auroc"], got["average_precision"], got["brier"]) == (1.0, 1.0, pytest.approx(0.065))
 
 
-def test_candidates_are_the_ends_of_runs_of_positives():
-    #             run of positives      tie        run
-    y = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
-    p = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4, 0.3, 0.2])
-    ranking = rank(y, p)
-    np.testing.assert_array_equal(ranking.thresholds, [0.8, 0.5, 0.3])
-    np.testing.assert_array_equal(ranking.positives_at, [2, 3, 5])
-    np.testing.assert_array_equal(ranking.negatives_at, [0, 3, 3])
-    np.testing.assert_array_equal(ranking.negatives_above, [0, 2, 3])
+def test_levels_by_hand():
+    y = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, np.nan, 1.0, 0.0])
+    p = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4, 0.5, 0.2])
+    at = levels(y, p)
+    np.testing.assert_array_equal(at.thresholds, [0.9, 0.8, 0.5])
+    np.testing.assert_array_equal(at.positive_level, [0, 1, 2, 2])
+    np.testing.assert_array_equal(at.negative_level, [2, 2, 2, 3])
+    np.testing.assert_array_equal(at.negative_tied, [False, False, True, False])
 
 
 def predictions():
@@ -110,14 +136,19 @@ def predictions():
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected", "in_group"),
-    [("youden_validation", 0.3, 0.3), ("youden_test", 0.5, 0.5), ("youden_test_per_draw", 0.5, 0.6)],
+    ("policy", "expected"),
+    [("youden_validation", 0.3), ("youden_test", 0.5), ("youden_test_per_draw", 0.5), ("fixed", 0.25)],
 )
-def test_policies_choose_on_their_rows(policy, expected, in_group):
-    table = predictions()
-    group = np.array([True, True, True, True, False, False, True])
-    assert choose_thresholds(table, ["a"], policy).tolist() == [expected]
-    assert choose_thresholds(table, ["a"], policy, group).tolist() == [in_group]
+def test_policies_choose_on_their_rows(policy, expected):
+    assert choose_thresholds(predictions(), ["a"], policy, (0.25,)).tolist() == [expected]
+
+
+def test_fixed_thresholds_are_one_or_one_each():
+    table = predictions().assign(y_b=1.0, p_b=0.5)
+    assert choose_thresholds(table, ["a", "b"], "fixed", (0.1,)).tolist() == [0.1, 0.1]
+    assert choose_thresholds(table, ["a", "b"], "fixed", (0.1, 0.2)).tolist() == [0.1, 0.2]
+    with pytest.raises(InputError, match="one threshold or 2, one a finding; found 3"):
+        choose_thresholds(table, ["a", "b"], "fixed", (0.1, 0.2, 0.3))
 
 
 def test_validation_threshold_needs_validation_rows():

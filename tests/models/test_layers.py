@@ -137,7 +137,11 @@ def test_group_norm_of_a_bfloat16_map_is_one_with_float32_sums() -> None:
     x = (4 + normal(0, 16, 16, 4)).astype(jnp.bfloat16)
     scale, bias = jnp.full(4, 3.0), jnp.full(4, 0.5)
     y, dx, dscale, dbias = output_and_gradients(
-        lambda x, s, b: layers.group_norm(x, s, b, None, "identity", 2, 1e-5), x, scale, bias, cotangent=jnp.ones(x.shape, x.dtype)
+        lambda x, s, b: layers.group_norm(x, s, b, None, "identity", 2, 1e-5),
+        x,
+        scale,
+        bias,
+        cotangent=jnp.ones(x.shape, x.dtype),
     )
     assert [a.dtype for a in (y, dx, dscale, dbias)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
     expected = flax_group_norm(2)(x.astype(jnp.float32), scale, bias)
@@ -159,7 +163,9 @@ def test_group_norm_far_from_zero(mean: float, tolerance: float) -> None:
 def test_norm_residual_and_activation_are_what_they_say(activation: str) -> None:
     x, scale, bias, residual = normal(0, 5, 4, 8), 1 + normal(1, 8), normal(2, 8), normal(3, 5, 4, 8)
     function = {"mish": layers.mish, "relu": jax.nn.relu}[activation]
-    found = output_and_gradients(lambda x, s, b, r: layers.group_norm(x, s, b, r, activation, 2, 1e-5), x, scale, bias, residual)
+    found = output_and_gradients(
+        lambda x, s, b, r: layers.group_norm(x, s, b, r, activation, 2, 1e-5), x, scale, bias, residual
+    )
     expected = output_and_gradients(lambda x, s, b, r: function(flax_group_norm(2)(x, s, b) + r), x, scale, bias, residual)
     assert_all_close(found, expected, rtol=1e-4, atol=2e-5)
 

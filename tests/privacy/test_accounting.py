@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from jaxcxr.privacy import accounting
+from jaxcxr.privacy import accounting, loss_distribution
 from jaxcxr.privacy.accounting import Spending
 
 RATE, STEPS, DELTA = 128 / 153502, 179885, 6e-6
@@ -18,8 +18,8 @@ def test_the_papers_run_is_calibrated_to_half_a_percent(epsilon: float, sigma: f
 
 
 def test_the_coarse_grid_is_not_believed() -> None:
-    spending = (Spending(RATE, 4.311, STEPS),)
-    assert accounting._epsilon_on_grid(spending, DELTA, 1e-3) > 0.55
+    spending = [Spending(RATE, 4.311, STEPS)]
+    assert loss_distribution.upper_on_grid(accounting.releases_of(spending), DELTA, 1e-3) > 0.55
     assert accounting.epsilon_pld(spending, DELTA) == pytest.approx(0.2900, rel=2e-3)
 
 

@@ -45,8 +45,11 @@ class Problem:
         return error_of(self.model.apply(params, example[0]), example[1])
 
     def tapped(self, params: Any, zeros: Any, example: Any) -> Any:
-        output, inputs = apply_tapped(self.model, self.taps, params, zeros, example[0])
-        return error_of(output, example[1]), inputs
+        def one(zeros: Any, x: Any) -> Any:
+            return apply_tapped(self.model, self.taps, params, zeros, x)
+
+        outputs, inputs = jax.vmap(one)(zeros, example[0][None])
+        return error_of(outputs[0], example[1]), inputs
 
     def sums(self, is_real: Any = None, clip: float = CLIP, x: Any = None) -> tuple[Any, Any]:
         real = jnp.ones(len(self.x), bool) if is_real is None else jnp.asarray(is_real)

@@ -1,53 +1,118 @@
-"""Every script as a user would call it, on the smallest data that it takes."""
+"""Every script as a user would call it, on the smallest data that it takes; those that compile much, or start processes of their
+own, in a process of their own.
+"""
 
+import contextlib
+import dataclasses
+import io
 import json
-import os
-import shutil
+import logging
+import runpy
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[2]
-COHORT = ["--data.synthetic.n-train", "300", "--data.synthetic.n-valid", "150", "--data.synthetic.n-test", "150"]
-NET = ["--model.width", "32", "--training.microbatch-size", "4", "--training.expected-batch-size", "4", "--training.steps", "2"]
+from jaxcxr.config import DataConfig, Experiment, dump, load
+from jaxcxr.training.plan import Plan
+from tests.conftest import FINDINGS, changed, declared
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL_FILMS = ROOT / ".." / "shared" / "data" / "radiographs"
 
 
-def script(name: str, *arguments: str, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a script printed."""
+
+    stdout: str
+    stderr: str
+
+
+def _checked(code: Any, expect: int, said: Said) -> Said:
+    assert code == expect, said.stderr
+    for trouble in ("Traceback", "Warning", "Error:"):
+        assert trouble not in said.stderr
+        assert trouble not in said.stdout
+    return said
+
+
+def process(name: str, *arguments: str, cwd: Path, expect: int = 0) -> Said:
+    """Call a script in a process of its own."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == expect, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Warning" not in done.stderr
-    assert "Warning" not in done.stdout
-    return done
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return _checked(done.returncode, expect, Said(done.stdout, done.stderr))
+
+
+def call(name: str, *arguments: str, cwd: Path, expect: int = 0) -> Said:
+    """Call a script in this process, which has imported and compiled most of what it needs."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.MonkeyPatch.context() as patch,
+        _console_undone(),
+    ):
+        patch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    return _checked(code, expect, Said(stdout.getvalue(), stderr.getvalue()))
+
+
+@contextlib.contextmanager
+def _console_undone() -> Iterator[None]:
+    """Give back what `jaxcxr.console.quiet` takes for the whole process: other tests watch the logs and warnings."""
+    loggers = [logging.getLogger(), logging.getLogger("absl")]
+    before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
+    hook = sys.unraisablehook
+    with warnings.catch_warnings():
+        yield
+    sys.unraisablehook = hook
+    for logger, level, filters in before:
+        logger.setLevel(level)
+        logger.filters = filters
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's configurations made small, where the scripts run."""
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_plan: Plan, tiny_nonprivate_config: Experiment) -> Path:
+    """A folder with the demo's configurations made small, where the scripts run.
+
+    What is compiled into their steps is taken from the tiny experiments, so that a session compiles those once for all its tests.
+    """
     home = tmp_path_factory.mktemp("home")
     (home / "configs").mkdir()
-    for path in (ROOT / "configs").glob("*.yaml"):
-        text = path.read_text()
-        text = text.replace("size: 64", "size: 32").replace("n_train: 8000", "n_train: 300")
-        text = (
-            text.replace("n_valid: 1000", "n_valid: 150")
-            .replace("n_test: 2000", "n_test: 150")
-            .replace("n_test: 1000", "n_test: 150")
-        )
-        text = text.replace("redraws: 1000", "redraws: 20").replace("activation: mish", "activation: mish\n  width: 32")
-        (home / "configs" / path.name).write_text(text)
+    tiny, mechanism = tiny_plan.config, tiny_plan.mechanism
+    assert tiny.privacy is not None
+    assert mechanism is not None
+    for name in ("demo", "demo_nonprivate", "pretrain_synthetic"):
+        config = load(Experiment, ROOT / "configs" / f"{name}.yaml")
+        cohort = config.data.synthetic
+        assert cohort is not None
+        few = dataclasses.replace(cohort, n_train=200, n_valid=100 if cohort.n_valid else 0, n_test=100)
+        config = changed(config, "data", size=32, synthetic=few, findings=FINDINGS)
+        config = changed(config, "model", width=32)
+        like = tiny if config.privacy else tiny_nonprivate_config
+        if config.privacy:
+            private = dataclasses.replace(tiny.privacy, epsilon=7.89, noise_multiplier=mechanism.noise_multiplier)
+            config = dataclasses.replace(config, privacy=private)
+        config = dataclasses.replace(config, training=like.training)
+        config = changed(config, "training", steps=2, seed=None, **declared(tiny_plan))
+        dump(changed(config, "evaluation", redraws=20), home / "configs" / f"{name}.yaml")
     return home
 
 
 @pytest.fixture(scope="module")
 def swept(home: Path) -> Path:
-    script("pretrain", "--out", "weights/synthetic-64", "--config", "configs/pretrain_synthetic.yaml", *NET[2:], cwd=home)
-    done = script("sweep", "--eps", "8", "inf", "--out", "sweep", *NET[2:], cwd=home)
+    done = process("sweep", "--eps", "7.89", "inf", "--out", "sweep", cwd=home)
     assert "average AUROC" in done.stdout
     assert "before training" in done.stdout
     return home / "sweep"
@@ -58,45 +123,54 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
     assert list(summary.columns[:11]) == [
         "epsilon", "delta", "noise_multiplier", "sample_rate", "steps", "finding", "metric", "mean", "std", "ci_low", "ci_high",
     ]  # fmt: skip
-    assert set(summary["epsilon"]) == {8.0, float("inf")}
-    assert set(summary["metric"]) == {"auroc", "accuracy", "specificity", "sensitivity"}
-    for name in ("figure_2.png", "figure_2.svg", "tables/table_epsilon_8.md", "tables/table_non_private.tex"):
+    assert set(summary["epsilon"]) == {7.89, float("inf")}
+    assert set(summary["metric"]) >= {"auroc", "accuracy", "specificity", "sensitivity"}
+    for name in ("figure_2.png", "figure_2.svg", "tables/table_epsilon_7.89.md", "tables/table_non_private.tex"):
         assert (swept / name).stat().st_size > 500
-    for folder in ("epsilon_8", "non_private"):
+    for folder in ("epsilon_7.89", "non_private"):
         for name in ("config.yaml", "run.json", "metrics.jsonl", "predictions.parquet", "evaluation.csv", "checkpoints"):
             assert (swept / folder / name).exists()
-    assert (swept / "epsilon_8" / "ledger.jsonl").read_text().count("\n") == 3
+    assert (swept / "epsilon_7.89" / "ledger.jsonl").read_text().count("\n") == 3
     assert not (swept / "non_private" / "ledger.jsonl").exists()
-    table = pd.read_parquet(swept / "epsilon_8" / "predictions.parquet")
-    assert table["split"].value_counts().to_dict() == {"valid": 150, "test": 150}
+    table = pd.read_parquet(swept / "epsilon_7.89" / "predictions.parquet")
+    assert table["split"].value_counts().to_dict() == {"valid": 100, "test": 100}
 
 
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")}
-    script("sweep", "--eps", "8", "--out", "sweep", *NET[2:], cwd=home)
+    call("sweep", "--eps", "7.89", "--out", "sweep", cwd=home)
     assert {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")} == before
-    assert set(pd.read_csv(swept / "summary.csv")["epsilon"]) == {8.0, float("inf")}
-    changed = script("sweep", "--eps", "8", "--out", "sweep", *NET[2:], "--training.learning-rate", "0.1", cwd=home, expect=2)
-    assert "training.learning_rate" in changed.stderr
+    assert set(pd.read_csv(swept / "summary.csv")["epsilon"]) == {7.89, float("inf")}
+    refused = call("sweep", "--eps", "7.89", "--out", "sweep", "--training.learning-rate", "0.1", cwd=home, expect=2)
+    assert "training.learning_rate: 0.001 there, 0.1 now" in refused.stderr
+
+
+def test_pretrain_writes_weights_once(swept: Path, home: Path) -> None:
+    said = call("pretrain", "--out", "weights/again", cwd=home)
+    assert "weights/again: weights and provenance.json" in said.stdout
+    provenance = json.loads((home / "weights" / "again" / "provenance.json").read_text())
+    assert provenance["config"]["data"]["synthetic"]["domain"] == "public"
+    assert "weights/again: exists already" in call("pretrain", "--out", "weights/again", cwd=home, expect=2).stderr
+    assert (home / "weights" / "synthetic-64" / "provenance.json").exists()  # the sweep made those that it starts from
 
 
 def test_train_and_evaluate(swept: Path, home: Path) -> None:
-    done = script("train", "--out", "one", *NET[2:], cwd=home)
-    assert "average" in done.stdout
-    again = script("train", "--out", "one", *NET[2:], cwd=home, expect=2)
-    assert "--resume" in again.stderr
-    script("train", "--out", "one", "--resume", *NET[2:], cwd=home)
-    script("evaluate", "one/predictions.parquet", "--out", "judged", "--redraws", "10", cwd=home)
+    assert "average" in call("train", "--out", "one", cwd=home).stdout
+    assert "--resume" in call("train", "--out", "one", cwd=home, expect=2).stderr
+    call("train", "--out", "one", "--resume", cwd=home)
+    call("evaluate", "one/predictions.parquet", "--out", "judged", "--redraws", "10", cwd=home)
     assert set(pd.read_csv(home / "judged" / "evaluation.csv")["finding"]) >= {"cardiomegaly", "average"}
 
 
+PLAN = ["--n", "5000", "--batch", "100", "--epochs", "3", "--delta", "6e-6"]
+
+
 def test_account_answers_in_numbers(tmp_path: Path) -> None:
-    arguments = ["--eps", "2.04", "--n", "5000", "--batch", "100", "--epochs", "3", "--delta", "6e-6"]
-    answer = json.loads(script("account", *arguments, "--json", cwd=tmp_path).stdout)
+    answer = json.loads(process("account", "--eps", "2.04", *PLAN, "--json", cwd=tmp_path).stdout)
     assert {"noise_multiplier", "epsilon_pld", "epsilon_rdp", "steps", "sample_rate", "delta"} <= answer.keys()
     assert answer["steps"] == 150
     assert 2.03 < answer["epsilon_pld"] <= 2.04 < answer["epsilon_rdp"]
-    assert "noise_multiplier" in script("account", *arguments, cwd=tmp_path).stdout
+    assert "noise_multiplier" in call("account", "--eps", "2.04", *PLAN, cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -109,35 +183,31 @@ def test_account_answers_in_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_account_refuses_what_makes_no_sense(tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    assert complaint in script("account", *arguments, cwd=tmp_path, expect=2).stderr
+    said = call("account", *arguments, cwd=tmp_path, expect=2)
+    assert said.stderr.startswith("error: ")
+    assert said.stderr.count("\n") == 1
+    assert complaint in said.stderr
 
 
 def test_contact_sheet_draws(tmp_path: Path) -> None:
-    script("contact_sheet", "--out", "sheet.png", cwd=tmp_path)
+    call("contact_sheet", "--out", "sheet.png", "--size", "64", cwd=tmp_path)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not (ROOT / ".." / "shared" / "data" / "radiographs").is_dir(), reason="the real radiographs are not here")
+@pytest.mark.skipif(not REAL_FILMS.is_dir(), reason="the real radiographs are not here")
 def test_real_radiographs_from_files_to_a_private_model(home: Path, tmp_path: Path) -> None:
-    films = ROOT / ".." / "shared" / "data" / "radiographs"
-    source = str(ROOT / "configs" / "prepare_example.yaml")
-    script("prepare", "--source", source, "--table", str(films / "metadata.csv"), "--images", str(films), "--out", "real", "--size", "32", cwd=tmp_path)  # fmt: skip
+    table = pd.read_csv(REAL_FILMS / "metadata.csv", dtype=str, keep_default_na=False)
+    table[table["source"].str.startswith("nih")].to_csv(tmp_path / "table.csv", index=False)
+    source = (ROOT / "configs" / "prepare_example.yaml").read_text().replace("same_patient:", "# same_patient:")
+    (tmp_path / "source.yaml").write_text(source)
+    files = ["--source", "source.yaml", "--table", "table.csv", "--images", str(REAL_FILMS)]
+    said = process("prepare", "csv", *files, "--out", "real", "--size", "32", cwd=tmp_path)
+    assert "real: 9" in said.stdout
     store = json.loads((tmp_path / "real" / "store.json").read_text())
-    finding = store["findings"][0]
-    shutil.copy(home / "configs" / "demo.yaml", tmp_path / "demo.yaml")
-    arguments = [
-        "--config",
-        "demo.yaml",
-        "--out",
-        "run",
-        "--data.store",
-        "real",
-        "--data.synthetic",
-        "None",
-        "--data.findings",
-        finding,
-    ]
-    arguments += ["--model.weights", "None", "--model.pretraining", "None", "--training.class-weights", "none", "--training.positive-rates", "None"]  # fmt: skip
-    arguments += ["--evaluation.threshold", "youden_test"]
-    done = script("train", *arguments, *NET[2:], cwd=tmp_path)
-    assert finding in done.stdout
+    config = load(Experiment, home / "configs" / "demo.yaml")
+    config = dataclasses.replace(config, data=DataConfig(store="real", size=32, findings=tuple(store["findings"][:3])))
+    config = changed(changed(config, "model", weights=None, pretraining=None), "privacy", method="layerwise")
+    dump(config, tmp_path / "real.yaml")
+    said = call("train", "--config", "real.yaml", "--out", "run", cwd=tmp_path)
+    assert store["findings"][0] in said.stdout
+    assert (tmp_path / "run" / "ledger.jsonl").read_text().count("\n") == 3

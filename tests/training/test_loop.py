@@ -1,27 +1,31 @@
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
+from jaxcxr.privacy.accounting import Spending, epsilon_pld
+from jaxcxr.privacy.gradients import clipped_sum_vmap
 from jaxcxr.privacy.ledger import read_ledger
 from jaxcxr.training import loop
 from jaxcxr.training.checkpoint import SECRET_FILE, Checkpoints
+from jaxcxr.training.log import Log
 from jaxcxr.training.loop import train
 from jaxcxr.training.plan import Plan, make_plan
-from jaxcxr.training.step import make_step, microbatches
-from tests.conftest import changed
+from jaxcxr.training.step import Step, make_step
+from tests.conftest import changed, declared
 
 
 def bits(tree: Any) -> list[bytes]:
@@ -32,9 +36,52 @@ def run(plan: Plan, out: Path, **kwargs: Any) -> loop.Outcome:
     return train(plan, out, progress=False, **kwargs)
 
 
+class CutError(Exception):
+    """Ends a run as a crash would, in the middle of a step."""
+
+
+def at_step(plan: Plan, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Have `act(step)` called in each step, after its line in the ledger and before its update."""
+    original = type(plan.mechanism).noise_key
+
+    def noise_key(self: Any, secret: bytes, step: int) -> Any:
+        act(step)
+        return original(self, secret, step)
+
+    monkeypatch.setattr(type(plan.mechanism), "noise_key", noise_key)
+
+
+def cut_at(plan: Plan, out: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(step: int) -> None:
+        if step == stop:
+            raise CutError
+
+    with monkeypatch.context() as patch:
+        at_step(plan, patch, act)
+        with pytest.raises(CutError):
+            run(plan, out)
+    assert len(read_ledger(out / "ledger.jsonl")[1]) == stop + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """Runs of one plan in this process share its compiled functions, which are pure; the tests with scripts do not."""
+    made: dict[int, tuple[Plan, Step]] = {}
+    original = Plan.step
+
+    def step(self: Plan) -> Step:
+        if id(self) not in made:
+            made[id(self)] = (self, original(self))
+        return made[id(self)][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "step", step)
+        yield
+
+
 @pytest.fixture(scope="module")
-def plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
-    return make_plan(tiny_config, tiny_store)
+def plan(tiny_plan: Plan) -> Plan:
+    return tiny_plan
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +117,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
     whole: tuple[Path, loop.Outcome], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """The run is cut after the ledger line of step `stop`, before its update: the newest checkpoint is behind the ledger."""
-    original = plan.mechanism.noise_key  # type: ignore[union-attr]
-
-    def cut(self: Any, secret: bytes, step: int) -> Any:
-        if step == stop:
-            raise ConnectionAbortedError("cut")
-        return original(secret, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(plan.mechanism), "noise_key", cut)
-        with pytest.raises(ConnectionAbortedError):
-            run(plan, tmp_path / "cut")
-    assert len(read_ledger(tmp_path / "cut" / "ledger.jsonl")[1]) == stop + 1
+    cut_at(plan, tmp_path / "cut", stop, monkeypatch)
     resumed = run(plan, tmp_path / "cut", resume=True)
     assert bits(resumed.params) == bits(whole[1].params)
     assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (whole[0] / "ledger.jsonl").read_bytes()
@@ -142,31 +178,39 @@ def test_a_run_is_not_begun_over_and_not_continued_as_another(
 
 
 def test_unseeded_runs_differ_and_may_be_released(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
-    config = changed(
-        changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1, class_weights="none"),
-        "privacy",
-        noise_multiplier=1.0,
-    )
+    # with the noise and class weights of the seeded plan, so that the compiled step is the same one
+    config = changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1, **declared(plan))
+    config = changed(config, "privacy", noise_multiplier=plan.mechanism.noise_multiplier)  # type: ignore[union-attr]
     unseeded = make_plan(config, tiny_store)
     a, b = (run(unseeded, tmp_path / name) for name in "ab")
     assert bits(a.params) != bits(b.params)
     assert json.loads((tmp_path / "a" / "run.json").read_text())["release"] is True
-    uncovered = make_plan(changed(config, "training", class_weights="paper"), tiny_store)
+    uncovered = make_plan(changed(config, "training", class_weights="paper", positive_rates=None), tiny_store)
     assert uncovered.describe()["release"] is False
 
 
 def test_training_stops_before_the_step_that_would_exceed(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
-    config = changed(plan.config, "privacy", noise_multiplier=plan.mechanism.noise_multiplier * 0.8)  # type: ignore[union-attr]
-    short = make_plan(config, tiny_store)
+    assert plan.mechanism is not None
+    sigma = plan.mechanism.noise_multiplier
+    short = make_plan(changed(plan.config, "privacy", noise_multiplier=sigma, epsilon=6.5), tiny_store)
     outcome = run(short, tmp_path / "short")
     assert outcome.stopped_by == "budget"
+    assert outcome.finished
     assert 0 < outcome.steps_done < 6
     assert len(read_ledger(tmp_path / "short" / "ledger.jsonl")[1]) == outcome.steps_done
-    from jaxcxr.privacy.accounting import Spending, epsilon_pld
+    spent = [[Spending(6 / 50, sigma, outcome.steps_done + more)] for more in (0, 1)]
+    assert epsilon_pld(spent[0], 1e-4) <= 6.5 < epsilon_pld(spent[1], 1e-4)
 
-    assert short.mechanism is not None
-    spent = [Spending(0.12, short.mechanism.noise_multiplier, outcome.steps_done + more) for more in (0, 1)]
-    assert epsilon_pld(spent[:1], 1e-4) <= 8.0 < epsilon_pld(spent[1:], 1e-4)
+
+def microbatches(images: Any, labels: Any, size: int) -> list[dict[str, Any]]:
+    """A batch of single films, cut into padded microbatches."""
+    pieces = []
+    for first in range(0, len(images), size):
+        real = np.arange(first, first + size) < len(images)
+        rows = np.where(real, np.arange(first, first + size), 0)
+        piece = {"image": images[rows][:, None], "label": labels[rows][:, None].astype(np.float32)}
+        pieces.append(piece | {"is_film": real[:, None], "is_real": real})
+    return pieces
 
 
 def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) -> None:
@@ -190,40 +234,43 @@ def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) 
     assert functions.start._cache_size() == 1  # type: ignore[attr-defined]
 
 
-def test_two_devices_do_what_one_does(plan: Plan) -> None:
-    from jaxcxr.training import objective
+def linear_sum(params: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    """Clipped gradient sum of a linear classifier: quick to compile."""
 
+    def loss(params: Any, example: Any) -> Any:
+        image, label = (of_unit[0] for of_unit in example)
+        logits = (image.astype(jnp.float32) / 255).reshape(-1) @ params["kernel"]
+        return jnp.sum(jax.nn.softplus(logits) - label * logits)
+
+    real = batch["is_real"]
+    total, losses, norms = clipped_sum_vmap(loss, params, (batch["image"], batch["label"]), real, 1.0)
+    return total, {"loss": jnp.sum(jnp.where(real, losses, 0.0)), "count": jnp.sum(real), "norm": jnp.sum(norms * real)}
+
+
+def test_two_devices_do_what_one_does(plan: Plan) -> None:
     rng = np.random.default_rng(1)
-    images, labels = rng.integers(0, 256, (7, 32, 32)).astype(np.uint8), rng.integers(0, 2, (7, 3)).astype(np.float32)
+    images, labels = rng.integers(0, 256, (7, 8, 8)).astype(np.uint8), rng.integers(0, 2, (7, 3)).astype(np.float32)
+    start = {"kernel": jnp.asarray(rng.normal(size=(64, 3)), jnp.float32)}
     sums = []
-    gradient_sum = objective.clipped_sum(plan.model(), plan.weights, (32, 32), "vmap", 1.0)
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
-        functions = make_step(gradient_sum, plan.optimizer(), plan.mechanism, 6, 4 // len(devices), devices)
-        params = functions.replicate(plan.initial_params(bytes(32)))
+        functions = make_step(linear_sum, plan.optimizer(), plan.mechanism, 6, 4 // len(devices), devices)
+        params = functions.replicate(jax.tree.map(jnp.copy, start))
         total = functions.start(params)
         for piece in microbatches(images, labels, functions.microbatch_size):
             total = functions.accumulate(params, total, functions.place(piece))
+        assert int(total[1]["count"]) == 7
         state = functions.replicate(plan.optimizer().init(params))
         assert plan.mechanism is not None
+        summed = jax.tree.map(np.asarray, total)
         moved, _, _ = functions.finish(params, state, total[0], plan.mechanism.noise_key(bytes(32), 0))
-        sums.append((total, moved))
+        assert bits(moved) != bits(start)
+        sums.append((summed, moved))
     (one, moved_one), (two, moved_two) = sums
     for u, v in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
     for u, v in zip(jax.tree.leaves(moved_one), jax.tree.leaves(moved_two), strict=True):
         np.testing.assert_allclose(u, v, atol=1e-5)
-
-
-def test_microbatches_cover_the_batch_once_and_mask_the_rest() -> None:
-    images, labels = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2), np.ones((5, 1), np.float32)
-    pieces = microbatches(images, labels, 3)
-    real = np.concatenate([piece["image"][piece["is_real"]] for piece in pieces])
-    np.testing.assert_array_equal(real, images)
-    assert all(piece["image"].shape == (3, 2, 2) for piece in pieces)
-    assert not pieces[1]["image"][2].any()
-    assert np.isnan(pieces[1]["label"][2]).all()
-    assert microbatches(images[:0], labels[:0], 3) == []
 
 
 def test_a_full_disk_loses_nothing(plan: Plan, tmp_path: Path, whole: tuple[Path, loop.Outcome]) -> None:
@@ -256,36 +303,127 @@ def test_a_full_disk_loses_nothing(plan: Plan, tmp_path: Path, whole: tuple[Path
     assert bits(run(plan, out, resume=True).params) == bits(whole[1].params)
 
 
+def settled(out: Path) -> int:
+    """Steps that the ledger and the newest checkpoint of an interrupted run agree on."""
+    checkpoints = Checkpoints(out / "checkpoints")
+    saved = checkpoints.latest()
+    checkpoints.close()
+    assert saved is not None
+    assert [entry.step for entry in read_ledger(out / "ledger.jsonl")[1]] == list(range(saved))
+    return saved
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
 ) -> None:
-    original = plan.mechanism.noise_key  # type: ignore[union-attr]
-
-    def press(self: Any, secret: bytes, step: int) -> Any:
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(secret, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(type(plan.mechanism), "noise_key", press)
+        at_step(plan, patch, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 1 else None)
         outcome = run(plan, tmp_path / "stopped")
     assert (outcome.steps_done, outcome.stopped_by, outcome.finished) == (2, "interrupt", False)
+    assert settled(tmp_path / "stopped") == 2
     assert bits(run(plan, tmp_path / "stopped", resume=True).params) == bits(whole[1].params)
 
 
-def test_divergence_is_said_and_not_saved(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
-    wild = make_plan(changed(plan.config, "training", learning_rate=1e38), tiny_store)
-    with pytest.raises(InputError, match="diverged"):
-        run(wild, tmp_path / "wild")
+def test_ctrl_c_while_a_row_is_logged_belongs_to_the_next_step(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+) -> None:
+    """Rows are logged after steps 2, 4, 6 and checkpoints saved after 3 and 6: a stop right after the row of step 2 would lose it."""
+    write = Log.write
+
+    def press(self: Any, step: int, totals: Any, waited: float) -> None:
+        write(self, step, totals, waited)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "write", press)
+        outcome = run(plan, tmp_path / "stopped")
+    assert (outcome.steps_done, outcome.stopped_by, outcome.finished) == (3, "interrupt", False)
+    assert settled(tmp_path / "stopped") == 3
+    assert bits(run(plan, tmp_path / "stopped", resume=True).params) == bits(whole[1].params)
+
+
+def test_two_trainers_in_one_folder_are_refused(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+) -> None:
+    out = tmp_path / "shared"
+    refused = []
+
+    def second(step: int) -> None:
+        if step == 4 and not refused:
+            refused.append(step)
+            before = (out / "ledger.jsonl").read_bytes()
+            with pytest.raises(InputError, match=f"^{out}: another process is training in this folder$"):
+                run(plan, out, resume=True)
+            assert (out / "ledger.jsonl").read_bytes() == before
+
+    with monkeypatch.context() as patch:
+        at_step(plan, patch, second)
+        first = run(plan, out)
+    assert refused
+    assert bits(first.params) == bits(whole[1].params)
+    assert run(plan, out, resume=True).finished  # the folder is free again
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_run_without_its_secret_is_not_continued(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Another secret would draw other noise for steps that are paid already. At step 1 only the ledger tells that there are any."""
+    out = tmp_path / "run"
+    cut_at(plan, out, stop, monkeypatch)
+    (out / "checkpoints" / SECRET_FILE).unlink()
+    before = (out / "ledger.jsonl").read_bytes()
+    with pytest.raises(InputError, match=f"{SECRET_FILE}: the run has begun but its secret is gone"):
+        run(plan, out, resume=True)
+    assert (out / "ledger.jsonl").read_bytes() == before
+    assert not (out / "checkpoints" / SECRET_FILE).exists()
+
+
+def test_the_ledger_is_on_the_disk_before_a_step_and_forced_there_before_a_checkpoint(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    fsync, save = os.fsync, Checkpoints.save
+    forced, saved, written_ahead = [0], [], []
+
+    def steps_written() -> int:
+        return ledger.read_text().count("\n") - 1
+
+    def forcing(descriptor: int) -> None:
+        fsync(descriptor)
+        if ledger.exists() and os.path.samestat(os.fstat(descriptor), ledger.stat()):
+            forced.append(steps_written())
+
+    def saving(self: Checkpoints, done: int, state: Any) -> None:
+        saved.append((done, forced[-1]))
+        save(self, done, state)
+
+    monkeypatch.setattr(os, "fsync", forcing)
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    at_step(plan, monkeypatch, lambda step: written_ahead.append(steps_written() - step))
+    run(plan, tmp_path / "run")
+    assert saved == [(3, 3), (6, 6)]
+    assert written_ahead == [1] * 6
+
+
+def test_divergence_is_said_and_not_saved(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Plan.random_params
+    wild = lambda self, secret: jax.tree.map(lambda leaf: leaf * np.float32(1e30), original(self, secret))  # noqa: E731
+    monkeypatch.setattr(Plan, "random_params", wild)
+    with pytest.raises(
+        InputError, match=r"diverged at or before step 2: weights are not finite; lower training\.learning_rate"
+    ):
+        run(plan, tmp_path / "wild")
     checkpoints = Checkpoints(tmp_path / "wild" / "checkpoints")
     assert checkpoints.latest() is None
     checkpoints.close()
 
 
-def test_the_non_private_loop_learns_and_keeps_no_ledger(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
-    config = dataclasses.replace(plan.config, privacy=None)
-    config = changed(config, "training", steps=20, augmentation="flip_rotate", expected_batch_size=16, log_every=5)
-    outcome = run(make_plan(config, tiny_store), tmp_path / "plain")
+def test_the_non_private_loop_learns_and_keeps_no_ledger(
+    tiny_nonprivate_config: Experiment, tiny_store: Store, tmp_path: Path
+) -> None:
+    outcome = run(make_plan(tiny_nonprivate_config, tiny_store), tmp_path / "plain")
     rows = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
     assert outcome.finished
     assert "epsilon" not in rows[0]

@@ -9,7 +9,7 @@ from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.training.checkpoint import load_or_make_secret, load_weights, save_weights
-from jaxcxr.training.plan import make_plan, write_run_json
+from jaxcxr.training.plan import begin_or_continue, make_plan
 from tests.conftest import changed
 
 
@@ -56,12 +56,12 @@ def test_declared_size_sets_rate_and_steps(tiny_config: Experiment, tiny_store: 
 
 def test_facts_of_a_run_must_not_change_under_way(tiny_config: Experiment, tiny_store: Store, tmp_path: Path) -> None:
     plan = make_plan(tiny_config, tiny_store)
-    write_run_json(plan, tmp_path / "run.json")
-    write_run_json(plan, tmp_path / "run.json")
+    begin_or_continue(plan, None, tmp_path / "run.json")
+    begin_or_continue(plan, None, tmp_path / "run.json")
     facts = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(facts | {"store_fingerprint": "other"}))
     with pytest.raises(InputError, match="store_fingerprint"):
-        write_run_json(plan, tmp_path / "run.json")
+        begin_or_continue(plan, None, tmp_path / "run.json")
 
 
 def test_weights_travel_and_misfits_are_listed(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import pandas as pd
 from pydantic import Field
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.manifest import SEXES, SPLITS, VIEWS, check_manifest, split_by_patient, text_of
+from jaxcxr.data.dicom import MAX_AGE, age_years
+from jaxcxr.data.manifest import REQUIRED, SEXES, SPLITS, VIEWS, check_manifest, split_by_patient, text_of
+from jaxcxr.data.splits import split_stratified
 from jaxcxr.errors import InputError
 
 Label = Literal[0, 1] | None
@@ -81,13 +83,17 @@ class Listed:
 
 @dataclasses.dataclass(frozen=True)
 class SplitDraw:
-    """Patient-disjoint splits drawn at random: fraction of the patients in each, and the seed of the draw."""
+    """Patient-disjoint splits drawn at random: fraction of the patients in each, and the seed of the draw.
+
+    `stratified` deals patients so that findings, sex and age are spread evenly (`jaxcxr.data.splits`).
+    """
 
     __pydantic_config__ = STRICT
     train: Fraction
     valid: Fraction
     test: Fraction
     seed: int = 0
+    stratified: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +105,9 @@ class TableSource:
         graded: findings with a column each, in output order; exactly one of this and `listed`.
         listed: findings in one column of labels.
         sex, view, split: manifest value of each value of that column; an empty cell is `unknown`. Null expects manifest values.
-        age_unit: what ages are counted in.
+        age_unit: what ages are counted in; years may also be written as in DICOM (058Y, 18M).
+        max_age: years; an age above is unknown.
+        groups: further columns for the store, such as an ethnic group or a scanner: manifest column -> column of the table.
         keep: for a column, the values of the rows to keep.
         drop: for a column, the values of the rows to leave out.
         same_patient: other ids of a patient: alias -> id.
@@ -114,6 +122,8 @@ class TableSource:
     view: dict[str, Literal["AP", "PA", "unknown"]] | None = None
     split: dict[str, Literal["train", "valid", "test"]] | None = None
     age_unit: Literal["years", "months", "days"] = "years"
+    max_age: Annotated[float, Field(gt=0)] = MAX_AGE
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
     keep: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     drop: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     same_patient: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -166,13 +176,17 @@ def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataF
         manifest["comorbidities"] = text_of(rows, columns.comorbidities)
     if columns.split is not None:
         manifest["split"] = _mapped(rows, columns.split, source.split or {value: value for value in SPLITS}, name)
-    elif source.draw is not None:
-        fractions = {"train": source.draw.train, "valid": source.draw.valid, "test": source.draw.test}
-        manifest = split_by_patient(manifest, fractions, source.draw.seed)
     if source.graded is not None:
         manifest = manifest.assign(**_graded(rows, source.graded, name))
     if source.listed is not None:
         manifest = manifest.assign(**_listed(rows, source.listed, name))
+    manifest = manifest.assign(**{group: text_of(rows, column) for group, column in source.groups.items()})
+    if source.draw is not None:
+        fractions = {"train": source.draw.train, "valid": source.draw.valid, "test": source.draw.test}
+        if source.draw.stratified:
+            manifest = split_stratified(manifest, fractions, source.draw.seed, source.findings)
+        else:
+            manifest = split_by_patient(manifest, fractions, source.draw.seed)
     return check_manifest(manifest, source.findings, name)
 
 
@@ -180,7 +194,13 @@ def _require_columns(table: pd.DataFrame, source: TableSource, name: str) -> Non
     named = [column for column in dataclasses.astuple(source.columns) if column is not None]
     named += [graded.column for graded in (source.graded or {}).values()]
     named += [source.listed.column] if source.listed else []
-    for column in [*named, *source.keep, *source.drop]:
+    taken = {*REQUIRED, "view", "comorbidities", *source.findings}
+    for group in source.groups:
+        if group in taken:
+            raise InputError(
+                f"{name}: groups: {group!r} is a column that every manifest or a finding has, expected another name"
+            )
+    for column in [*named, *source.groups.values(), *source.keep, *source.drop]:
         if column not in table.columns:
             raise InputError(f"{name}: column {column!r} of the column map is missing; found {list(table.columns)}")
 
@@ -204,15 +224,24 @@ def _ages(rows: pd.DataFrame, source: TableSource, name: str) -> list[float]:
         return [np.nan] * len(rows)
     ages = []
     for row, text in _cells(rows, source.columns.age):
-        try:
-            age = float(text or "nan")
-        except ValueError:
-            age = -1.0
+        age = _age(text, source.age_unit)
         if age < 0 or np.isinf(age):
             expected = f"a number of {source.age_unit}, at least 0, or empty"
             raise InputError(f"{name}: row {row}, column {source.columns.age!r}: found {text!r}, expected {expected}")
-        ages.append(age / _PER_YEAR[source.age_unit])
+        ages.append(age if age <= source.max_age else np.nan)
     return ages
+
+
+def _age(text: str, unit: str) -> float:
+    """Years, NaN for an empty text, below 0 for one that is no age."""
+    try:
+        return float(text or "nan") / _PER_YEAR[unit]
+    except ValueError:
+        pass
+    try:
+        return age_years(text) if unit == "years" else -1.0
+    except ValueError:
+        return -1.0
 
 
 def _mapped(rows: pd.DataFrame, column: str | None, values: Mapping[str, str], name: str) -> list[str]:

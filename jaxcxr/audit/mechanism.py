@@ -1,0 +1,104 @@
+"""Whether every step did what the accountant assumes: the noise, the clipping and the sampler, each against its claimed law.
+
+An attack only sees faults that help it. The house can look inside: released gradient less the exact clipped sum is the noise,
+which must be normal with the claimed deviation whatever was drawn, and independent of the sum and of every other step's; and
+each film must be drawn as often as claimed. Each check has a p-value; a right implementation fails one with probability
+`SIGNIFICANCE`.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import binom, chi2, norm
+
+SIGNIFICANCE = 1e-5
+_SMALLEST = 1e-300
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One question about the mechanism.
+
+    Attributes:
+        name: what was asked.
+        p_value: probability of what was seen, or worse, if the mechanism is as claimed.
+        found: what was seen, in words.
+    """
+
+    name: str
+    p_value: float
+    found: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether the mechanism is not as claimed."""
+        return self.p_value < SIGNIFICANCE
+
+
+def check_mechanism(
+    noise: Float[np.ndarray, "steps d"],
+    sums: Float[np.ndarray, "steps d"],
+    drawn: Bool[np.ndarray, "steps films"],
+    sample_rate: float,
+) -> tuple[Check, ...]:
+    """Check what a run did.
+
+    Args:
+        noise: released sum less the exact clipped sum, over the claimed noise deviation (noise multiplier x clip norm): it
+            should be standard normal.
+        sums: the exact clipped sums, in the same unit.
+        drawn: which films were in which batch.
+        sample_rate: claimed probability of each.
+    """
+    return (_scale(noise), _signal(noise, sums), _independence(noise), _sampler(drawn, sample_rate))
+
+
+def _fisher(p_values: np.ndarray) -> float:
+    """One p-value for many independent ones (Fisher 1925)."""
+    return float(chi2.sf(-2 * np.log(np.maximum(p_values, _SMALLEST)).sum(), 2 * len(p_values)))
+
+
+def _scale(noise: np.ndarray) -> Check:
+    energies = np.square(noise).sum(axis=1)
+    d = noise.shape[1]
+    tails = 2 * np.minimum(chi2.cdf(energies, d), chi2.sf(energies, d))
+    deviations = np.sqrt(energies / d)
+    found = (
+        f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to {deviations.max():.3g} a step"
+    )
+    return Check("noise has the claimed deviation in every step", _fisher(np.minimum(tails, 1.0)), found)
+
+
+def _signal(noise: np.ndarray, sums: np.ndarray) -> Check:
+    lengths = np.linalg.norm(sums, axis=1)
+    present = lengths > 0
+    if not present.any():
+        return Check("released sum is the clipped sum", 1.0, "no batch held a film")
+    along = np.einsum("td,td->t", noise[present], sums[present]) / lengths[present]
+    found = f"deviates along the sum by {np.abs(along).mean():.3g} noise deviations on average; 0.8 is expected"
+    return Check("released sum is the clipped sum", _fisher(2 * norm.sf(np.abs(along))), found)
+
+
+def _independence(noise: np.ndarray) -> Check:
+    steps, d = noise.shape
+    lengths = np.linalg.norm(noise, axis=1)
+    if steps < 2 or (lengths == 0).any():
+        return Check("noise of one step tells nothing of another's", 1.0, "no two steps with noise")
+    unit = noise / lengths[:, None]
+    cosines = (unit @ unit.T)[np.triu_indices(steps, 1)]
+    largest = float(np.abs(cosines).max())
+    p_value = min(1.0, 2 * len(cosines) * float(norm.sf(largest * np.sqrt(d))))
+    return Check("noise of one step tells nothing of another's", p_value, f"largest correlation of two steps {largest:.3g}")
+
+
+def _sampler(drawn: np.ndarray, sample_rate: float) -> Check:
+    steps, films = drawn.shape
+    counts = drawn.sum(axis=0)
+    tails = 2 * np.minimum(binom.cdf(counts, steps, sample_rate), binom.sf(counts - 1, steps, sample_rate))
+    worst = int(np.argmin(tails))
+    p_value = min(1.0, films * float(tails[worst]))
+    total = drawn.sum()
+    whole = 2 * min(binom.cdf(total, drawn.size, sample_rate), binom.sf(total - 1, drawn.size, sample_rate))
+    found = f"one film was in {counts[worst]} of {steps} batches, {steps * sample_rate:.3g} expected; rate {drawn.mean():.4g}"
+    return Check("every film is drawn with the claimed rate", min(p_value, 1.0, 2 * float(whole)), found)

@@ -1,0 +1,283 @@
+"""Attack the training itself: insert canaries by coin flips, train privately, and see what the result tells of the coins.
+
+The claim is refuted if the attack proves a larger epsilon (one-run audit, Steinke et al. 2023), or if a step did not do what
+the accountant assumes (`mechanism`). White-box, the attacker sees every released gradient: a canary's score is how well they
+align with its own gradient, or by how much the alignment with its first gradient changes from step to step (which sees repeated
+noise). Black-box, the attacker sees the final model: the score is by how much training lowered the canary's loss.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+
+from jaxcxr.audit.mechanism import Check, check_mechanism
+from jaxcxr.audit.statistics import MembershipCurve, epsilon_from_scores, membership_curve
+from jaxcxr.privacy import accounting, gradients
+from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.mechanism import Mechanism
+
+CONFIDENCE = 0.95
+ATTACKS = ("white-box alignment", "white-box variation", "black-box loss")
+_BLOCK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Films:
+    """Images [n, h, w] and labels [n, findings] (NaN is unknown)."""
+
+    images: UInt8[np.ndarray, "n h w"]
+    labels: Float[np.ndarray, "n findings"]
+
+    def __len__(self) -> int:
+        """Count the films."""
+        return len(self.labels)
+
+    def at(self, indices: Int[np.ndarray, " k"]) -> "Films":
+        """Some of them."""
+        return Films(self.images[indices], self.labels[indices])
+
+    def with_(self, others: "Films") -> "Films":
+        """These, then the others."""
+        return Films(np.concatenate([self.images, others.images]), np.concatenate([self.labels, others.labels]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The implementation under audit, in its parts, and what it claims.
+
+    Attributes:
+        mechanism: the claim: sample rate, noise multiplier, clip norm, delta.
+        loss: (parameters, (image, label)) -> loss of one film.
+        params: to start from.
+        learning_rate: of plain gradient descent on the released gradients.
+        draw: (step, films present) -> indices of the batch.
+        key: step -> noise key.
+        clipped_sum: (parameters, films, which are real) -> sum of clipped gradients.
+        release: (sum, key, drawn) -> released gradient.
+    """
+
+    mechanism: Mechanism
+    loss: Callable[[PyTree, Any], Array]
+    params: PyTree
+    learning_rate: float
+    draw: Callable[[int, int], Int[np.ndarray, " drawn"]]
+    key: Callable[[int], Any]
+    clipped_sum: Callable[[PyTree, Any, Any], PyTree]
+    release: Callable[[PyTree, Any, int], PyTree]
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        epsilon_claimed: of the audited run at `delta`, by its plan.
+        epsilon_lower: that the attacks prove, at `confidence` for all of them together.
+        attacks: lower bound of each attack alone, at its part of the confidence.
+        curves: membership curve of each attack.
+        checks: of the mechanism.
+        canaries: how many, included or not.
+        confidence: of `epsilon_lower`.
+        delta: of the claim.
+    """
+
+    epsilon_claimed: float
+    epsilon_lower: float
+    attacks: Mapping[str, float]
+    curves: Mapping[str, MembershipCurve]
+    checks: tuple[Check, ...]
+    canaries: int
+    confidence: float
+    delta: float
+
+    @property
+    def accused(self) -> bool:
+        """Whether the claim is refuted."""
+        return self.epsilon_lower > self.epsilon_claimed or any(check.failed for check in self.checks)
+
+    def describe(self) -> dict[str, Any]:
+        """As values that JSON can hold; `card` is what the privacy card shows."""
+        rates = (0.001, 0.01, 0.1)
+        return {
+            "card": {
+                "method": "one run; white-box gradient alignment and black-box loss; every step checked",
+                "canaries": self.canaries,
+                "confidence": self.confidence,
+                "epsilon_lower": self.epsilon_lower,
+                "epsilon_claimed": self.epsilon_claimed,
+                "accused": self.accused,
+            },
+            "delta": self.delta,
+            "attacks": [
+                {"attack": name, "epsilon_lower": bound, "auroc": self.curves[name].auroc}
+                | {
+                    f"true_positive_rate_at_{rate:g}": value
+                    for rate, value in zip(rates, self.curves[name].at(rates), strict=True)
+                }
+                for name, bound in self.attacks.items()
+            ],
+            "checks": [dataclasses.asdict(check) | {"failed": check.failed} for check in self.checks],
+        }
+
+
+def subject_of(
+    mechanism: Mechanism, loss: Callable[[PyTree, Any], Array], params: PyTree, secret: bytes, learning_rate: float = 0.1
+) -> Subject:
+    """The package's own implementation: its sampler, keys, clipping and noise."""
+
+    @jax.jit
+    def clipped_sum(params: PyTree, examples: Any, is_real: Any) -> PyTree:
+        return gradients.clipped_sum_vmap(loss, params, examples, is_real, mechanism.l2_clip_norm)[0]
+
+    release = jax.jit(mechanism.release)
+    return Subject(
+        mechanism,
+        loss,
+        params,
+        learning_rate,
+        draw=lambda step, n: mechanism.draw(secret, step, n),
+        key=lambda step: jnp.asarray(mechanism.noise_key(secret, step)),
+        clipped_sum=clipped_sum,
+        release=lambda total, key, _: release(total, key),
+    )
+
+
+def canary_films(count: int, like: Films, rng: np.random.Generator) -> Films:
+    """Films that no other film helps to fit: independent black or white pixels, with labels by coin flips."""
+    images = 255 * rng.integers(0, 2, (count, *like.images.shape[1:]), dtype=np.uint8)
+    return Films(images, rng.integers(0, 2, (count, like.labels.shape[1])).astype(np.float32))
+
+
+def audit(subject: Subject, cohort: Films, canaries: Films, steps: int, rng: np.random.Generator) -> Audit:
+    """Train on the cohort and about half of the canaries, attack, and check every step.
+
+    Args:
+        subject: what is audited; its mechanism's N is the cohort and all canaries.
+        cohort: films that are always in.
+        canaries: each is in by a fair coin.
+        steps: length of the run.
+        rng: of the coins only; the training's randomness is the subject's.
+    """
+    included = rng.random(len(canaries)) < 0.5
+    record = _train(subject, cohort, canaries, included, steps)
+    m = subject.mechanism
+    initial, final = (_losses(subject.loss, params, canaries) for params in (subject.params, record.params))
+    scores = {
+        "white-box alignment": record.alignments.sum(axis=0),
+        "white-box variation": np.diff(record.fixed_alignments, axis=0).std(axis=0),
+        "black-box loss": initial - final,
+    }
+    level = 1 - (1 - CONFIDENCE) / len(ATTACKS)
+    attacks = {name: epsilon_from_scores(scores[name], included, m.delta, level) for name in ATTACKS}
+    claimed = accounting.epsilon_pld([Spending(m.sample_rate, m.noise_multiplier, steps)], m.delta)
+    return Audit(
+        claimed,
+        max(attacks.values()),
+        attacks,
+        {name: membership_curve(scores[name], included) for name in ATTACKS},
+        check_mechanism(record.noise, record.sums, record.drawn, m.sample_rate),
+        len(canaries),
+        CONFIDENCE,
+        m.delta,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    params: PyTree
+    noise: np.ndarray
+    sums: np.ndarray
+    drawn: np.ndarray
+    alignments: np.ndarray
+    fixed_alignments: np.ndarray
+
+
+def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarray, steps: int) -> _Record:
+    m = subject.mechanism
+    deviation = m.noise_multiplier * m.l2_clip_norm
+    gradients_of = jax.jit(jax.vmap(jax.grad(subject.loss), in_axes=(None, 0)))
+    everyone, n = cohort.with_(canaries), len(cohort)
+    present = np.concatenate([np.arange(n), n + np.flatnonzero(included)])
+    # What the attacker expects without knowing the coins: everybody's share in a step, a canary's halved by its coin.
+    share = m.sample_rate * np.concatenate([np.ones(n), np.full(len(canaries), 0.5)])
+    params, fixed = subject.params, None
+    noise, sums, alignments, fixed_alignments = [], [], [], []
+    drawn = np.zeros((steps, len(present)), bool)
+    for step in range(steps):
+        rows = _clipped(_each(gradients_of, params, everyone), m.l2_clip_norm)
+        directions = _own_directions(rows[n:])
+        fixed = directions if fixed is None else fixed
+        indices = subject.draw(step, len(present))
+        drawn[step, indices] = True
+        exact = rows[present[indices]].sum(axis=0, dtype=np.float64)
+        examples, is_real = _padded(everyone.at(present[indices]))
+        released = subject.release(subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices))
+        total = _flat(released) * m.expected_batch_size
+        noise.append((total - exact) / deviation)
+        sums.append(exact / deviation)
+        surprise = (total - share @ rows) / deviation
+        alignments.append(directions @ surprise)
+        fixed_alignments.append(fixed @ surprise)
+        params = jax.tree.map(lambda p, g: p - subject.learning_rate * g, params, released)
+    return _Record(params, np.stack(noise), np.stack(sums), drawn, np.stack(alignments), np.stack(fixed_alignments))
+
+
+def _flat(tree: PyTree) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _padded(batch: Films) -> tuple[Any, Any]:
+    """To a multiple of the block, so that few sizes are compiled."""
+    size = _BLOCK * max(1, -(-len(batch) // _BLOCK))
+    images = np.zeros((size, *batch.images.shape[1:]), np.uint8)
+    labels = np.full((size, batch.labels.shape[1]), np.nan, np.float32)
+    images[: len(batch)], labels[: len(batch)] = batch.images, batch.labels
+    return (jnp.asarray(images), jnp.asarray(labels)), jnp.arange(size) < len(batch)
+
+
+def _each(gradients_of: Any, params: PyTree, films: Films) -> np.ndarray:
+    """Gradient of each film, [n, d], block by block."""
+    blocks = []
+    for first in range(0, len(films), _BLOCK):
+        examples, _ = _padded(films.at(np.arange(first, min(first + _BLOCK, len(films)))))
+        leaves = jax.tree.leaves(gradients_of(params, examples))
+        blocks.append(np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1))
+    return np.concatenate(blocks)[: len(films)]
+
+
+def _clipped(rows: np.ndarray, l2_clip_norm: float) -> np.ndarray:
+    """Each film's contribution by its definition, apart from the code under audit."""
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows * np.minimum(1.0, l2_clip_norm / np.maximum(norms, 1e-300))).astype(np.float32)
+
+
+def _own_directions(rows: np.ndarray) -> np.ndarray:
+    """What is a canary's own in its gradient: less the mean of all canaries' gradients, at length 1."""
+    rows = rows - rows.mean(axis=0)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+
+def _losses(loss: Callable[[PyTree, Any], Array], params: PyTree, films: Films) -> np.ndarray:
+    examples, _ = _padded(films)
+    return np.asarray(jax.vmap(loss, in_axes=(None, 0))(params, examples), np.float64)[: len(films)]
+
+
+def tiny_model(image_shape: tuple[int, int], findings: int) -> tuple[Callable[[PyTree, Any], Array], PyTree]:
+    """A logistic regression on the pixels and its parameters at zero: quick enough to audit on a laptop."""
+
+    def loss(params: PyTree, example: Any) -> Array:
+        image, label = example
+        pixels = image.astype(jnp.float32).reshape(-1) / 127.5 - 1
+        logits = pixels @ params["kernel"] + params["bias"]
+        known: Bool[Array, " findings"] = ~jnp.isnan(label)
+        y = jnp.where(known, label, 0.0)
+        terms = y * jax.nn.softplus(-logits) + (1 - y) * jax.nn.softplus(logits)
+        return jnp.sum(jnp.where(known, terms, 0.0)) / findings
+
+    pixels = image_shape[0] * image_shape[1]
+    return loss, {"kernel": jnp.zeros((pixels, findings)), "bias": jnp.zeros(findings)}

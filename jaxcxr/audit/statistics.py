@@ -1,0 +1,105 @@
+"""What guesses about canaries prove about epsilon: the one-run audit's lower bound, and the curve of a membership attack.
+
+Source: Steinke, Nasr & Jagielski 2023, 'Privacy auditing with one (1) training run', Theorem 5.2 and its proof for delta > 0.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.optimize import brentq
+from scipy.special import expit
+from scipy.stats import binom
+
+GUESS_SHARES = (0.1, 0.25, 0.5, 1.0)
+"""Shares of the canaries that are guessed, the surest first; the confidence is divided among them."""
+_LARGEST = 50.0
+
+
+def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """Probability of at least so many correct guesses about canaries that were each included by a fair coin, if the mechanism
+    were (epsilon, delta)-private.
+
+    Args:
+        canaries: m, of which the others were abstained from.
+        guesses: how many were guessed.
+        correct: how many of the guesses were right.
+        epsilon: claimed.
+        delta: claimed.
+    """
+    right = expit(epsilon)
+    tail = float(binom.sf(correct - 1, guesses, right))
+    if delta == 0 or correct == 0:
+        return tail
+    # With delta, an adversary may win up to 2 m delta canaries outright; the worst way to spread them is the largest mean.
+    extra = np.arange(1, correct + 1)
+    gained = binom.sf(correct - extra - 1, guesses, right) - tail
+    return float(min(1.0, tail + 2 * canaries * delta * max(0.0, float(np.max(gained / extra)))))
+
+
+def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
+    """Largest epsilon that the guesses refute at this confidence; 0 if none."""
+
+    def refuted(epsilon: float) -> float:
+        return (1 - confidence) - one_run_p_value(canaries, guesses, correct, epsilon, delta)
+
+    if refuted(0.0) <= 0:
+        return 0.0
+    if refuted(_LARGEST) > 0:
+        return _LARGEST
+    root: Any = brentq(refuted, 0.0, _LARGEST, xtol=1e-6)
+    return float(root)
+
+
+def epsilon_from_scores(
+    scores: Float[np.ndarray, " canaries"], included: Bool[np.ndarray, " canaries"], delta: float, confidence: float
+) -> float:
+    """Lower bound on epsilon: the highest scores are guessed as included and the lowest as left out, for several numbers of
+    guesses, each at its part of the confidence.
+    """
+    order = np.argsort(scores, kind="stable")
+    share = (1 - confidence) / len(GUESS_SHARES)
+    bounds = []
+    for part in GUESS_SHARES:
+        half = max(1, int(part * len(scores) / 2))
+        correct = int(included[order[-half:]].sum() + (~included[order[:half]]).sum())
+        bounds.append(one_run_epsilon(len(scores), 2 * half, correct, delta, 1 - share))
+    return max(bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class MembershipCurve:
+    """What a threshold on the score achieves.
+
+    Attributes:
+        false_positive_rate: of each threshold, ascending from 0 to 1.
+        true_positive_rate: of each threshold.
+        auroc: area under the curve; 0.5 is guessing.
+    """
+
+    false_positive_rate: Float[np.ndarray, " thresholds"]
+    true_positive_rate: Float[np.ndarray, " thresholds"]
+    auroc: float
+
+    def at(self, false_positive_rates: Sequence[float]) -> list[float]:
+        """True-positive rate at the largest threshold that keeps each false-positive rate."""
+        places = np.searchsorted(self.false_positive_rate, false_positive_rates, side="right") - 1
+        return [float(self.true_positive_rate[place]) for place in places]
+
+
+def membership_curve(scores: Float[np.ndarray, " n"], included: Bool[np.ndarray, " n"]) -> MembershipCurve:
+    """The curve of guessing 'included' where the score is at least a threshold.
+
+    Raises:
+        ValueError: nothing or everything was included.
+    """
+    if included.all() or not included.any():
+        raise ValueError("included: expected canaries of both kinds")
+    thresholds = np.unique(scores)[::-1]
+    ins, outs = np.sort(scores[included]), np.sort(scores[~included])
+    true = 1 - np.searchsorted(ins, thresholds) / len(ins)
+    false = 1 - np.searchsorted(outs, thresholds) / len(outs)
+    true, false = np.concatenate([[0.0], true]), np.concatenate([[0.0], false])
+    return MembershipCurve(false, true, float(np.trapezoid(true, false)))

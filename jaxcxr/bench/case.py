@@ -1,0 +1,99 @@
+"""What every contender of the benchmark is given: the same network, weights, films, labels, loss and precision."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxcxr.models.torch_weights import State, torch_shapes
+
+GradientSums = dict[str, np.ndarray]
+"""Gradient sums by the torch name and in the torch layout of each parameter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One size, batch and precision of the paper's network.
+
+    Attributes:
+        size: side of the films, in pixels.
+        batch: films a step.
+        dtype: `float32`, or `bfloat16` (torch: autocast) with float32 parameters.
+        activation: `mish` or `relu`.
+        width: channels of the first stage (the paper: 64).
+        n_findings: outputs.
+        l2_clip_norm: bound on each film's gradient; with these weights it clips some films and leaves others, at any size.
+    """
+
+    size: int
+    batch: int
+    dtype: str = "float32"
+    activation: str = "mish"
+    width: int = 64
+    n_findings: int = 8
+    l2_clip_norm: float = 12.0
+
+    def weights(self) -> State:
+        """Random parameters in the torch layout; the norms' scales and biases are not at their initial one and zero."""
+        rng = np.random.default_rng(0)
+
+        def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            if len(shape) > 1:
+                return rng.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape).astype(np.float32)
+            return rng.normal(0.0 if name.endswith("bias") else 1.0, 0.1, shape).astype(np.float32)
+
+        return {name: draw(name, shape) for name, shape in torch_shapes(self.n_findings, self.width).items()}
+
+    def films(self) -> UInt8[np.ndarray, "batch size size"]:
+        """Grey films of differing contrast, so that gradient norms differ."""
+        rng = np.random.default_rng(1)
+        contrast = rng.uniform(5, 60, (self.batch, 1, 1))
+        noise = rng.normal(0, 1, (self.batch, self.size, self.size))
+        return np.clip(128 + contrast * noise, 0, 255).astype(np.uint8)
+
+    def labels(self) -> Float[np.ndarray, "batch n_findings"]:
+        """Labels, one in four positive."""
+        return (np.random.default_rng(2).random((self.batch, self.n_findings)) < 0.25).astype(np.float32)
+
+    def positive_weights(self) -> Float[np.ndarray, "n_findings"]:
+        """Weight of a positive label of each finding in the loss."""
+        return np.linspace(1, 4, self.n_findings).astype(np.float32)
+
+    def least_flops(self) -> float:
+        """Floating-point operations of the convolutions of one non-private step.
+
+        Forward, input gradient and weight gradient cost the same; the first layer needs no input gradient. The first layer
+        counts with three input channels, as the paper wrote it.
+        """
+        side, total = self.size, 0.0
+        for name, shape in torch_shapes(self.n_findings, self.width).items():
+            if len(shape) != 4:
+                continue
+            # the size of the map that leaves the layer; a shortcut reads the map that entered its block
+            if name == "conv1.weight":
+                side = -(-side // 2)
+            elif name.endswith("conv1.weight"):
+                side = -(-side // 2)  # by max-pool before the first stage, by stride in the later ones
+            forward = 2.0 * math.prod(shape) * side * side
+            total += forward * (2 if name == "conv1.weight" else 3)
+        return total * self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way of computing the gradient sum of a case, ready to run.
+
+    Attributes:
+        step: computes the sum once and returns when it is there.
+        on_host: what `step` returned -> gradient sums in the torch layout.
+        held_bytes: parameters and batch.
+        device_peak: most bytes ever allocated on the accelerator, or None where the process's own memory is what counts.
+    """
+
+    step: Callable[[], Any]
+    on_host: Callable[[Any], GradientSums]
+    held_bytes: int
+    device_peak: Callable[[], int | None]

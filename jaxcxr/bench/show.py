@@ -1,0 +1,83 @@
+"""The benchmark's rows for a reader: a table on the screen and a figure."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from jaxcxr.bench.measure import Details, Row, nonprivate_of
+
+COLOURS = {"jaxcxr": "#0b6e4f", "jax_privacy": "#8fb8de", "torch": "#b0413e", "opacus": "#e4a89f"}
+
+
+def screen_table(details: Sequence[Details]) -> str:
+    """One line a row: step time and spread, films a second, peak memory, ratio to the own non-private step, share of the
+    machine's matrix-product rate.
+    """
+    header = f"{'':25}{'step ms':>9}{'spread':>8}{'films/s':>9}{'peak MB':>9}{'ratio':>7}{'of peak':>9}"
+    lines = []
+    for case, group in itertools.groupby(details, key=lambda d: (d.row.size, d.row.batch, d.row.dtype)):
+        lines += [f"{case[0]} px x {case[1]}, {case[2]}", header]
+        lines += [_line(d) for d in group]
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _line(details: Details) -> str:
+    row = details.row
+    if row.median_s is None or row.spread_s is None:
+        return f"{row.name:25}{row.error}"
+    peak = f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes is not None else "-"
+    ratio = f"{row.ratio_to_nonprivate:.2f}" if row.ratio_to_nonprivate is not None else "-"
+    share = f"{details.share_of_product_rate:.0%}" if details.share_of_product_rate is not None else "-"
+    return (
+        f"{row.name:25}{row.median_s * 1e3:9.0f}{row.spread_s * 1e3:8.0f}{row.images_per_s:9.1f}{peak:>9}{ratio:>7}{share:>9}"
+    )
+
+
+def speedups(rows: Sequence[Row]) -> list[str]:
+    """One sentence a case: the private step against its own non-private one and against the fastest of each peer."""
+    sentences = []
+    for case, group in itertools.groupby(rows, key=lambda r: (r.size, r.batch, r.dtype)):
+        times = {row.name: row.median_s for row in group if row.median_s is not None}
+        ours = times.get("jaxcxr layerwise")
+        if ours is None:
+            continue
+        against = [("its own non-private step", times.get("jaxcxr nonprivate"))]
+        for peer in ("opacus", "jax_privacy"):
+            fastest = min((name for name in times if name.startswith(peer)), key=lambda name: times[name], default=None)
+            against.append((fastest or peer, times.get(fastest or "")))
+        parts = [f"{other / ours:.2f} times the speed of {name}" for name, other in against if other is not None]
+        sentences.append(f"{case[0]} px x {case[1]}, {case[2]}: jaxcxr layerwise has {', '.join(parts)}")
+    return sentences
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Films a second of every contender, one panel a case, as bars with the spread of the step time."""
+    cases = [(case, list(group)) for case, group in itertools.groupby(rows, key=lambda r: (r.size, r.batch, r.dtype))]
+    height = max(len(group) for _, group in cases)
+    drawing = Figure(figsize=(4.2 * len(cases) + 1.5, 0.42 * height + 1.4), layout="constrained")
+    axes = drawing.subplots(1, len(cases), squeeze=False)[0]
+    for axis, ((size, batch, dtype), group) in zip(axes, cases, strict=True):
+        for position, row in enumerate(group):
+            colour = COLOURS[row.name.split(" ")[0]]
+            if row.median_s is None or row.spread_s is None or row.images_per_s is None:
+                axis.text(0, position, "  failed", va="center", fontsize=8, color=colour)
+                continue
+            half = row.images_per_s * row.spread_s / row.median_s / 2
+            hatched = row.name == nonprivate_of(row.name)
+            axis.barh(
+                position,
+                row.images_per_s,
+                xerr=half,
+                color=colour,
+                alpha=0.55 if hatched else 1.0,
+                hatch="//" if hatched else "",
+            )
+        axis.set_yticks(range(len(group)), [row.name for row in group])
+        axis.invert_yaxis()
+        axis.set_title(f"{size} px x {batch}, {dtype}", fontsize=10)
+        axis.set_xlabel("films a second (hatched: not private)")
+        axis.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(path, dpi=150)

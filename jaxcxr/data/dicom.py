@@ -1,0 +1,327 @@
+"""What a DICOM file says: its grey values as a radiologist would see them, and the few tags that a manifest needs.
+
+Only the tags named in this module are read. Names, addresses and free text of a header never enter the program, so that they
+cannot leave it in a log, an error or a report.
+
+Source: DICOM PS3.3, C.7.6.3 (image pixel), C.8.11 (digital X-ray), C.11 (look-up tables and windows).
+"""
+
+import dataclasses
+import datetime
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from jaxtyping import Num
+from PIL import Image
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
+from pydicom.pixels.utils import pixel_array
+
+from jaxcxr.errors import InputError
+
+RADIOGRAPHY_MODALITIES: tuple[str, ...] = ("CR", "DX", "RG", "OT")
+"""DICOM modalities that can hold a chest radiograph (computed, digital, film, other); a file that names none passes."""
+
+MAX_PIXELS = 200_000_000
+"""A radiograph has some 20 million pixels; a header that claims more than ten times that is damaged or hostile."""
+
+MAX_AGE = 120.0
+"""Years; an age above is a typing error (NIH ChestX-ray14 had 414, the RSNA challenge has 155)."""
+
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_PIXEL_TAGS = (
+    "TransferSyntaxUID", "SOPClassUID", "Modality", "ImageType", "ConversionType", "BurnedInAnnotation", "Rows", "Columns",
+    "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation", "PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope",
+    "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
+    "PresentationLUTShape", "PatientOrientation",
+)  # fmt: skip
+_DAMAGE = (
+    RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError, ArithmeticError,
+    MemoryError, NotImplementedError, struct.error, zlib.error, BytesLengthException,
+)  # fmt: skip
+"""What pydicom and its decoders raise for damaged files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Grey values of one file and what is odd about it.
+
+    Attributes:
+        pixels: bright where the film is bright (bone), not yet scaled.
+        flags: remarks for the user, in fixed words without any content of the file.
+    """
+
+    pixels: Num[np.ndarray, "height width"]
+    flags: tuple[str, ...] = ()
+
+
+def is_dicom(path: Path, head: bytes) -> bool:
+    """Whether a file claims to be DICOM, by its mark or its name; `head` is its first 132 bytes."""
+    return head[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+
+
+def read_dicom(path: Path) -> Film:
+    """Read one frontal radiograph.
+
+    Stored bits beyond `BitsStored` are cut off, padding becomes the darkest value, the modality look-up table or rescaling and
+    then the VOI look-up table or the first window are applied, films meant to be shown inverted are inverted (the presentation
+    look-up table's shape decides, else MONOCHROME1), and a film stored turned or mirrored (`PatientOrientation`) is put
+    upright with the patient's right side on the left.
+
+    Raises:
+        InputError: no film can be had; the message holds nothing of the file's content but its technical tags.
+    """
+    with silent():
+        dataset = _open(path, _PIXEL_TAGS)
+        try:
+            _require_film(dataset, path)
+            return _film(dataset, path)
+        except InputError:
+            raise
+        except _DAMAGE as error:
+            raise InputError(f"{path}: DICOM that cannot be decoded ({_one_line(error)})") from error
+
+
+def read_tags(path: Path, keywords: tuple[str, ...]) -> dict[str, str]:
+    """Read some tags by name, as text; an absent or unreadable tag is an empty text, several
+    values are joined by a backslash, and of a code sequence the meaning of its first code is taken.
+
+    Raises:
+        InputError: the file is no DICOM.
+    """
+    with silent():
+        dataset = _open(path, keywords, stop_before_pixels=True)
+        found = {}
+        for keyword in keywords:
+            try:
+                found[keyword] = _text(dataset.get(keyword))
+            except _DAMAGE:
+                found[keyword] = ""
+        return found
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, pydicom.Sequence):
+        return _text(value[0].get("CodeMeaning")) if len(value) else ""
+    if isinstance(value, (list, tuple, MultiValue)):
+        return "\\".join(map(str, value)).strip()
+    return str(value).strip()
+
+
+def age_years(text: str) -> float:
+    """Years of a DICOM age: `058Y`, `58`, `18M`, `003W`, `010D`; an empty text is NaN.
+
+    Raises:
+        ValueError: anything else.
+    """
+    text = text.strip().upper()
+    if not text:
+        return float("nan")
+    match = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)([YMWD]?)", text, flags=re.ASCII)
+    if match is None:
+        raise ValueError("expected an age such as 058Y, 58, 18M, 003W or 010D")
+    return float(match[1]) / {"Y": 1.0, "": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}[match[2]]
+
+
+def years_between(birth: str, examination: str) -> float:
+    """Age from two DICOM dates (`19400305`; the old `1940.03.05` and `1940-03-05` too); NaN if either is no date."""
+    first, last = _date(birth), _date(examination)
+    if first is None or last is None or last < first:
+        return float("nan")
+    return (last - first).days / 365.25
+
+
+def plausible_age(age: float) -> float:
+    """The age itself, or NaN if it is negative or above `MAX_AGE`."""
+    return age if 0 <= age <= MAX_AGE else float("nan")
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep pydicom's warnings and log, which quote values of the file, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "PIL")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _open(path: Path, keywords: tuple[str, ...], stop_before_pixels: bool = False) -> pydicom.Dataset:
+    try:
+        return pydicom.dcmread(path, specific_tags=list(keywords), stop_before_pixels=stop_before_pixels)
+    except InvalidDicomError as error:
+        raise InputError(f"{path}: not a DICOM file (no 'DICM' mark at byte 128)") from error
+    # The message of a parsing error may quote the header: its kind has to do.
+    except _DAMAGE as error:
+        raise InputError(f"{path}: DICOM whose header cannot be read ({type(error).__name__})") from None
+
+
+def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
+    modality = str(dataset.get("Modality") or "")
+    if modality and modality not in RADIOGRAPHY_MODALITIES:
+        shown = modality if re.fullmatch(r"[A-Z0-9 _]{1,16}", modality) else "of another form"
+        raise InputError(f"{path}: DICOM modality {shown!r}, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}")
+    if "PixelData" not in dataset:
+        raise InputError(f"{path}: DICOM without pixel data, expected a radiograph")
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise InputError(f"{path}: DICOM of {int(dataset.NumberOfFrames)} frames, expected one")
+    rows, columns = int(dataset.Rows or 0), int(dataset.Columns or 0)
+    if not rows or not columns:
+        raise InputError(f"{path}: the image is empty, {columns} x {rows} pixels")
+    if rows * columns > MAX_PIXELS:
+        raise InputError(f"{path}: an image of {columns} x {rows} pixels, expected at most {MAX_PIXELS} pixels")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not get_decoder(syntax).is_available:
+        needed = "; or ".join(" ".join(line.split()) for line in get_decoder(syntax).missing_dependencies)
+        raise InputError(f"{path}: DICOM compressed as {syntax.name!r}, which needs a library that is not installed: {needed}")
+
+
+def _film(dataset: pydicom.Dataset, path: Path) -> Film:
+    flags = _flags(dataset)
+    bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
+    if high != bits - 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        # pydicom would cut off the high bits, where such a film has its values.
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
+    stored = pixel_array(dataset)
+    if stored.ndim == 3:
+        return Film(np.asarray(Image.fromarray(stored).convert("L")), (*flags, "colour image made grey"))
+    interpretation = str(dataset.PhotometricInterpretation)
+    if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"{path}: DICOM photometric interpretation {interpretation!r}, expected MONOCHROME1 or MONOCHROME2")
+    stored = _significant(stored, bits, high, dataset)
+    padding = _padding(stored, dataset)
+    values, remarks = _seen_through_window(apply_modality_lut(stored, dataset), dataset, padding)
+    inverted, remark = _is_inverted(interpretation, str(dataset.get("PresentationLUTShape") or ""))
+    inside = values[~padding] if padding.any() and not padding.all() else values
+    if inverted:
+        values = (
+            inside.max() - values if np.issubdtype(values.dtype, np.floating) else int(inside.max()) - values.astype(np.int64)
+        )
+        darkest = 0
+    else:
+        darkest = inside.min()
+    if padding.any() and not padding.all():
+        values = np.where(padding, darkest, values)
+    upright, turned = _upright(values, dataset.get("PatientOrientation"))
+    return Film(upright, (*flags, *remarks, *remark, *turned))
+
+
+def _flags(dataset: pydicom.Dataset) -> list[str]:
+    flags = []
+    if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
+        flags.append("burnt-in annotation: the pixels may show who the patient is")
+    if str(dataset.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE) or dataset.get("ConversionType"):
+        flags.append("secondary capture")
+    return flags
+
+
+def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Dataset) -> np.ndarray:
+    """Cut off bits that are none of the pixel's (old files keep overlays there), and extend the sign."""
+    width = stored.dtype.itemsize * 8
+    if not 1 <= bits <= width or not bits - 1 <= high < width:
+        raise ValueError(f"{bits} bits stored up to bit {high} in {width}")
+    if bits == width:
+        return stored
+    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    shift = 0 if compressed else high - bits + 1
+    field = (stored.astype(np.int64) >> shift) & ((1 << bits) - 1)
+    if dataset.PixelRepresentation == 1:
+        field = np.where(field >> (bits - 1), field - (1 << bits), field)
+    return field.astype(stored.dtype)
+
+
+def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """Where the film is no exposed detector but filling, as the header declares it."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None or isinstance(first, (bytes, str)):
+        return np.zeros(stored.shape, dtype=bool)
+    last = dataset.get("PixelPaddingRangeLimit")
+    last = first if last is None or isinstance(last, (bytes, str)) else last
+    low, high = sorted((int(first), int(last)))
+    return (stored >= low) & (stored <= high)
+
+
+def _seen_through_window(values: np.ndarray, dataset: pydicom.Dataset, padding: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Apply the VOI look-up table, else the first window; one that would leave a single grey value is passed over."""
+    inside = ~padding if not padding.all() else np.ones(padding.shape, dtype=bool)
+    if "VOILUTSequence" in dataset and len(dataset.VOILUTSequence):
+        seen = apply_voi_lut(_whole(values), dataset, prefer_lut=True)
+    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        width = dataset.WindowWidth
+        width = float(width[0] if isinstance(width, (list, tuple, MultiValue)) else width)
+        # A linear window is at least 1 wide, an exact or sigmoid one wider than 0 (PS3.3 C.11.2.1.2).
+        exact = str(dataset.get("VOILUTFunction") or "LINEAR") != "LINEAR"
+        if not (width > 0 if exact else width >= 1):
+            return values, ["impossible window passed over"]
+        seen = apply_windowing(values, dataset)
+    else:
+        return values, []
+    if np.ptp(seen[inside]) == 0 and np.ptp(values[inside]) != 0:
+        return values, ["window outside the film's values passed over"]
+    return seen, []
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    """Grey values as integers, which index a look-up table."""
+    return values if np.issubdtype(values.dtype, np.integer) else np.rint(values).astype(np.int64)
+
+
+def _is_inverted(interpretation: str, shape: str) -> tuple[bool, list[str]]:
+    by_photometry = interpretation == "MONOCHROME1"
+    if shape not in ("IDENTITY", "INVERSE"):
+        return by_photometry, []
+    inverted = shape == "INVERSE"
+    disagree = ["photometric interpretation and presentation shape disagree; the shape was followed"]
+    return inverted, disagree if inverted != by_photometry else []
+
+
+def _upright(values: np.ndarray, orientation: Any) -> tuple[np.ndarray, list[str]]:
+    """Turn a frontal film so that rows run towards the patient's left and columns towards the feet."""
+    if not isinstance(orientation, (list, tuple, MultiValue)) or len(orientation) != 2:
+        return values, []
+    along_row, along_column = (str(direction)[:1].upper() for direction in orientation)
+    if along_row in ("H", "F") and along_column in ("L", "R"):
+        values = values.T
+        along_row, along_column = along_column, along_row
+    elif not (along_row in ("L", "R") and along_column in ("H", "F")):
+        return values, []
+    else:
+        if (along_row, along_column) == ("L", "F"):
+            return values, []
+    if along_row == "R":
+        values = values[:, ::-1]
+    if along_column == "H":
+        values = values[::-1]
+    return np.ascontiguousarray(values), ["turned or mirrored upright by its patient orientation"]
+
+
+def _date(text: str) -> datetime.date | None:
+    digits = re.sub(r"[.\-/]", "", text.strip())[:8]
+    try:
+        return datetime.datetime.strptime(digits, "%Y%m%d").date() if len(digits) == 8 else None
+    except ValueError:
+        return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,204 @@
+"""Records of films in ArrayRecord files, in the encoding of TFDS, written and read without TensorFlow.
+
+A record is a `tf.train.Example` with the features `image` (raw bytes) and `image_id`. Records are not compressed: films after
+histogram equalisation hardly shrink, and a reader then costs a copy instead of a decompression.
+"""
+
+import bisect
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module  # type: ignore[attr-defined]
+from jaxtyping import Int, UInt
+
+_WRITER = "group_size:1,uncompressed"
+_READER = "readahead_buffer_size:0,max_parallelism:0"
+_READ_BYTES = 64 << 20
+_LENGTH_DELIMITED = 2
+_DATASET = "films"
+
+
+def encode(image: bytes, image_id: str) -> bytes:
+    """Serialise one film as a `tf.train.Example`."""
+    heads: list[bytes] = []
+    length = len(image)
+    for _ in range(3):  # the value, the list of values, the feature
+        number = 2 if len(heads) == 2 else 1
+        heads.append(_head(number, length))
+        length += len(heads[-1])
+    name = _field(1, b"image")
+    heads.append(name)
+    heads.append(_head(1, length + len(name)))
+    length += len(name) + len(heads[-1])
+    other = _field(1, _field(1, b"image_id") + _field(2, _field(1, _field(1, image_id.encode()))))
+    heads.append(_head(1, length + len(other)))
+    # One copy of the pixels; nested fields would copy them once a level.
+    return b"".join([*reversed(heads), image, other])
+
+
+def image_of(record: bytes) -> memoryview:
+    """The bytes of a record's film, without a copy.
+
+    Raises:
+        ValueError: the record is not one of `encode`'s, or of TFDS.
+    """
+    view = memoryview(record)
+    for features in _fields(view, 1):
+        for entry in _fields(features, 1):
+            if any(bytes(key) == b"image" for key in _fields(entry, 1)):
+                for feature in _fields(entry, 2):
+                    for values in _fields(feature, 1):
+                        for value in _fields(values, 1):
+                            return value
+    raise ValueError("a record without a film")
+
+
+class ShardWriter:
+    """A shard that is being written, with its number of records and their bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER)
+        self.count = self.bytes = 0
+
+    def write(self, record: bytes) -> None:
+        """Add one record."""
+        self._writer.write(record)
+        self.count, self.bytes = self.count + 1, self.bytes + len(record)
+
+    def close(self) -> tuple[int, int]:
+        """Finish the file; return the number of records and their bytes."""
+        self._writer.close()
+        return self.count, self.bytes
+
+
+class FilmReader:
+    """Random access to the films of several shards, as if they were one array. Safe to use from several threads.
+
+    Args:
+        files: the shards, in order.
+        lengths: number of records in each.
+        size: side of the films, in pixels.
+        dtype: of their pixels.
+    """
+
+    def __init__(self, files: Sequence[Path], lengths: Sequence[int], size: int, dtype: str) -> None:
+        self._files, self._starts = list(files), [0, *accumulate(lengths)]
+        self._size, self._dtype = size, np.dtype(dtype)
+        self._readers: dict[int, object] = {}
+        self._opening = threading.Lock()
+
+    def read(self, positions: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
+        """Films at `positions`, in that order; each film is copied once on its way out of the library."""
+        films = np.empty((len(positions), self._size, self._size), dtype=self._dtype)
+        flat = films.reshape(len(positions), self._size**2).view(np.uint8)
+        by_shard: dict[int, list[int]] = {}
+        for place, position in enumerate(positions.tolist()):
+            by_shard.setdefault(bisect.bisect_right(self._starts, position) - 1, []).append(place)
+        at_once = max(1, _READ_BYTES // max(1, flat.shape[1])) if len(positions) else 1
+        for shard, places in by_shard.items():
+            reader, first = self._reader(shard), self._starts[shard]
+            for start in range(0, len(places), at_once):
+                some = places[start : start + at_once]
+                records = reader.read([int(positions[place]) - first for place in some])  # type: ignore[attr-defined]
+                for place, record in zip(some, records, strict=True):
+                    flat[place] = np.frombuffer(image_of(record), dtype=np.uint8)
+        return films
+
+    def _reader(self, shard: int) -> object:
+        found = self._readers.get(shard)
+        if found is None:
+            with self._opening:
+                found = self._readers.get(shard)
+                if found is None:
+                    found = array_record_module.ArrayRecordReader(str(self._files[shard]), _READER)
+                    self._readers[shard] = found
+        return found
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _head(number, len(content)) + content
+
+
+def _head(number: int, length: int) -> bytes:
+    return bytes([number << 3 | _LENGTH_DELIMITED]) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def _fields(view: memoryview, number: int) -> list[memoryview]:
+    """Contents of the length-delimited fields `number` of a protocol-buffer message."""
+    found, place = [], 0
+    while place < len(view):
+        tag, place = _read_varint(view, place)
+        length, place = _read_varint(view, place)
+        if tag & 7 != _LENGTH_DELIMITED or place + length > len(view):
+            raise ValueError("a record that is no film")
+        if tag >> 3 == number:
+            found.append(view[place : place + length])
+        place += length
+    return found
+
+
+def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while place < len(view) and shift < 64:
+        byte = view[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+    raise ValueError("a record that is no film")
+
+
+def shard_name(split: str, shard: int) -> str:
+    """Name of a split's shard, as TFDS expects it."""
+    return f"{_DATASET}-{split}.array_record-{shard:05d}"
+
+
+def write_dataset_info(folder: Path, shards: Mapping[str, Sequence[tuple[int, int]]], size: int, dtype: str) -> None:
+    """Describe the shards to TFDS: number of records and of bytes of each, by split."""
+    # TFDS takes half a second to import: opening a store should not wait for it.
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+    from tensorflow_datasets.core.splits import SplitDict, SplitInfo
+
+    # A film is stored as raw bytes: TFDS would otherwise spell each pixel out as a 64-bit integer.
+    image = tfds.features.Tensor(shape=(size, size), dtype=np.dtype(dtype).type, encoding="bytes")
+    features = tfds.features.FeaturesDict({"image": image, "image_id": tfds.features.Text()})
+    identity = DatasetIdentity(
+        name=_DATASET, version=tfds.core.Version("1.0.0"), data_dir=os.fspath(folder), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name=_DATASET, data_dir=os.fspath(folder),  # type: ignore[arg-type]
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
+    )  # fmt: skip
+    info.set_splits(
+        SplitDict(
+            [
+                SplitInfo(
+                    name=split,
+                    shard_lengths=[count for count, _ in lengths],
+                    num_bytes=sum(size for _, size in lengths),
+                    filename_template=template.replace(split=split),
+                )
+                for split, lengths in shards.items()
+                if lengths
+            ]
+        )
+    )
+    info.write_to_directory(folder)

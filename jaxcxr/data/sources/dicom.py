@@ -1,0 +1,185 @@
+"""A folder of DICOM files, such as an export from an archive, with a table of labels.
+
+The folder is walked, a fixed list of tags is read by name (no name, address or free text), and the files are joined with the
+rows of a table by one tag. The joined table is then read by a column map like any other (`jaxcxr.data.sources.table`); these
+columns come from the files:
+
+    path, patient_id (PatientID), image_id (SOPInstanceUID), study_id (StudyInstanceUID), age (PatientAge, else from the
+    dates of birth and study), sex (F, M or empty), view (AP, PA, lateral, other or empty), laterality (L, R, B or
+    empty), modality
+
+Files that are no DICOM, no radiograph by their modality, or a second copy of an instance go to the quarantine.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from jaxcxr.config import STRICT
+from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
+from jaxcxr.data.manifest import read_table, text_of
+from jaxcxr.data.sources.published import Cohort, Provenance
+from jaxcxr.data.sources.table import TableSource, to_manifest
+from jaxcxr.errors import InputError
+
+_TAGS = (
+    "Modality", "PatientID", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientAge", "PatientBirthDate",
+    "PatientSex", "StudyDate", "AcquisitionDate", "ViewPosition", "ViewCodeSequence", "ImageLaterality", "Laterality",
+)  # fmt: skip
+_COLUMNS = (
+    "path", "patient_id", "image_id", "study_id", "accession_number", "age", "sex", "view", "laterality", "modality"
+)  # fmt: skip
+JOINS = {"path": "path", "SOPInstanceUID": "image_id", "StudyInstanceUID": "study_id", "AccessionNumber": "accession_number",
+         "PatientID": "patient_id"}  # fmt: skip
+"""Tags by which a table can be joined, and their column."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """What connects a row of the table with files: a tag (`path` for the file's own) and the table's column that holds it."""
+
+    __pydantic_config__ = STRICT
+    tag: str
+    column: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DicomSource:
+    """How a folder and its table are read.
+
+    Attributes:
+        join: tag and column. A row of the table may stand for several files (such as all of a study), never the reverse.
+        source: column map of the joined table.
+    """
+
+    __pydantic_config__ = STRICT
+    join: Join
+    source: TableSource
+
+
+def read(images: Path, table: Path, config: DicomSource, processes: int = 1) -> Cohort:
+    """Walk `images`, join the table, and read the result by the column map.
+
+    Raises:
+        InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, or the column map refuses.
+    """
+    if config.join.tag not in JOINS:
+        raise InputError(f"join.tag: found {config.join.tag!r}, expected one of {', '.join(JOINS)}")
+    rows = read_table(table)
+    if config.join.column not in rows.columns:
+        raise InputError(f"{table}: column {config.join.column!r} of the join is missing; found {list(rows.columns)}")
+    keys = text_of(rows, config.join.column)
+    repeated = pd.Index(keys).duplicated()
+    if repeated.any():
+        row = int(repeated.argmax())
+        raise InputError(
+            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, expected once"
+        )
+    files, refused = scan(images, processes)
+    taken = [column for column in rows.columns if column not in files.columns]
+    if config.join.column not in taken:
+        taken.append(config.join.column)
+    joined = files.assign(_key=text_of(files, JOINS[config.join.tag])).merge(
+        rows[taken].assign(_key=keys), on="_key", how="left", indicator=True, suffixes=("", "_table")
+    )
+    found = (joined["_merge"] == "both").to_numpy()
+    refused += [(path, "no row of the table belongs to it") for path in joined.loc[~found, "path"]]
+    absent = len(set(keys) - set(joined["_key"]))
+    if not found.any():
+        raise InputError(f"{table}: no row belongs to any of the {len(files)} radiographs in {images} by {config.join.tag}")
+    kept = joined.loc[found].drop(columns=["_key", "_merge"]).reset_index(drop=True)
+    manifest = to_manifest(kept, config.source, str(table))
+    excluded = {"rows left out by the column map": len(kept) - len(manifest), "rows of the table without a file": absent}
+    provenance = Provenance("DICOM folder", "the hospital's own files", "the hospital's own", "the hospital's own")
+    return Cohort(manifest, config.source.findings, provenance, excluded, tuple(refused))
+
+
+def scan(images: Path, processes: int = 1) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """Read the headers of all files below a folder.
+
+    Returns:
+        One row a radiograph (see above), by path; and the files that are none, with reasons.
+
+    Raises:
+        InputError: no file below the folder is a radiograph.
+    """
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder of images")
+    paths = sorted(
+        os.path.relpath(Path(folder) / name, images)
+        for folder, _, names in os.walk(images)
+        for name in names
+        if name != "DICOMDIR" and not name.startswith(".")
+    )
+    rows, refused, first = [], [], {}
+    for path, found in zip(paths, _headers(images, paths, processes), strict=True):
+        if isinstance(found, str):
+            refused.append((path, found))
+        elif found["image_id"] and found["image_id"] in first:
+            refused.append((path, f"a second copy of the instance in {first[found['image_id']]}"))
+        else:
+            first[found["image_id"]] = path
+            rows.append(found)
+    if not rows:
+        raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")
+    return pd.DataFrame(rows, columns=list(_COLUMNS)), refused
+
+
+def _headers(images: Path, paths: list[str], processes: int) -> Iterable[dict[str, str] | str]:
+    read_one = functools.partial(header, images)
+    if processes == 1 or len(paths) < 1000:
+        return map(read_one, paths)
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(read_one, paths, chunksize=128))
+
+
+def header(images: Path, path: str) -> dict[str, str] | str:
+    """What the table takes from one file, or the reason why it is not used."""
+    try:
+        tags = read_tags(images / path, _TAGS)
+    except InputError as error:
+        return str(error).removeprefix(f"{images / path}: ")
+    if tags["Modality"] and tags["Modality"] not in RADIOGRAPHY_MODALITIES:
+        return f"not a radiograph by its DICOM modality, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}"
+    if not tags["PatientID"]:
+        return "DICOM without a PatientID, so that its patient could stand on two sides of a split"
+    return {
+        "path": path,
+        "patient_id": tags["PatientID"],
+        "image_id": tags["SOPInstanceUID"] or path,
+        "study_id": tags["StudyInstanceUID"],
+        "accession_number": tags["AccessionNumber"],
+        "age": _age(tags),
+        "sex": tags["PatientSex"].upper() if tags["PatientSex"].upper() in ("F", "M") else "",
+        "view": view_of(tags["ViewPosition"] or tags["ViewCodeSequence"]),
+        "laterality": (tags["ImageLaterality"] or tags["Laterality"]).upper()[:1],
+        "modality": tags["Modality"],
+    }
+
+
+def view_of(text: str) -> str:
+    """AP, PA, lateral, other or empty, from a view position or the meaning of a view code."""
+    letters = "".join(c for c in text.lower() if c.isalpha())
+    if not letters:
+        return ""
+    if letters.startswith(("pa", "posteroanterior", "posterioranterior")):
+        return "PA"
+    if letters.startswith(("ap", "anteroposterior", "anteriorposterior")):
+        return "AP"
+    return "lateral" if letters in ("ll", "rl", "lld", "rld") or "lateral" in letters else "other"
+
+
+def _age(tags: dict[str, str]) -> str:
+    try:
+        age = plausible_age(age_years(tags["PatientAge"]))
+    except ValueError:
+        age = float("nan")
+    if age != age:
+        age = plausible_age(years_between(tags["PatientBirthDate"], tags["AcquisitionDate"] or tags["StudyDate"]))
+    return "" if age != age else f"{age:g}"

@@ -1,0 +1,254 @@
+"""What the adapters of published data sets share: their options, how their tables are read, and how labels become findings.
+
+An adapter is a module with a `PROVENANCE` and a function `read(folder, options)` that returns a `Cohort`.
+"""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from jaxcxr.config import STRICT
+from jaxcxr.data.dicom import plausible_age
+from jaxcxr.data.findings import UKA_FINDINGS
+from jaxcxr.data.manifest import check_manifest, text_of
+from jaxcxr.data.sources.table import SplitDraw
+from jaxcxr.data.splits import split_stratified, valid_from_train
+from jaxcxr.errors import InputError
+
+Policy = Literal["unknown", "negative", "positive"]
+_BEYOND = "(beyond the header)"
+_MEANING: Mapping[str, float] = {"unknown": np.nan, "negative": 0.0, "positive": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Where a data set comes from and on which terms it may be used."""
+
+    name: str
+    origin: str
+    access: str
+    licence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """What a source gives to be prepared.
+
+    Attributes:
+        manifest: the checked manifest.
+        findings: its label columns.
+        provenance: of the data.
+        excluded: rows of the tables that are no frontal film to be used, by reason.
+        refused: files that cannot be used, with reasons, for quarantine.csv.
+    """
+
+    manifest: pd.DataFrame
+    findings: tuple[str, ...]
+    provenance: Provenance
+    excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Choices that a user must be able to see and change.
+
+    Attributes:
+        labels: `native` keeps the set's own findings; `paper` maps them to the paper's eight. A set without sides can only say
+            that both sides are free of a finding; a positive one leaves both sides unknown.
+        uncertain: meaning of an uncertain label, by the set's own name of the finding; `default` for the others.
+        unmentioned: meaning of an empty label in sets made from reports.
+        split: the set's own (`official`), or `drawn` by patient, stratified by findings, sex and age.
+        valid_fraction: of the training patients that become `valid` if the set has no validation split.
+        draw: fractions of the patients, for `drawn`, and the seed of both draws.
+        views: frontal views to keep.
+        max_age: years; an older age is unknown.
+    """
+
+    __pydantic_config__ = STRICT
+    labels: Literal["native", "paper"] = "native"
+    uncertain: dict[str, Policy] = dataclasses.field(default_factory=lambda: {"default": "unknown"})
+    unmentioned: Policy = "unknown"
+    split: Literal["official", "drawn"] = "official"
+    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    draw: SplitDraw = dataclasses.field(default_factory=lambda: SplitDraw(0.7, 0.1, 0.2, stratified=True))
+    views: tuple[Literal["AP", "PA", "unknown"], ...] = ("AP", "PA")
+    max_age: Annotated[float, Field(gt=0)] = 120.0
+
+
+def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """Read the first table of `names` that is there (also with `.gz`); all cells are text. Returns it and its path as a name.
+
+    Raises:
+        InputError: none is there, it cannot be read, or one of `columns` is missing.
+    """
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return read_columns(path, columns), str(path)
+    raise InputError(f"{folder}: expected the table {' or '.join(names)}, found none")
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a CSV table of text cells with at least `columns`; a comma at the end of each row is no further column.
+
+    Raises:
+        InputError: the table cannot be read, or a column is missing.
+    """
+    try:
+        table = _text_cells(path)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as a CSV table ({' '.join(str(error).split())})") from error
+    for column in columns:
+        if column not in table.columns:
+            raise InputError(f"{path}: column {column!r} is missing; found {list(table.columns)}")
+    return table
+
+
+def _text_cells(path: Path) -> pd.DataFrame:
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    header = list(pd.read_csv(path, nrows=0, **how).columns)
+    with warnings.catch_warnings():
+        # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells may be cut.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, **how)
+        except pd.errors.ParserWarning:
+            pass
+        try:
+            table = pd.read_csv(path, names=[*header, _BEYOND], header=0, **how)
+        except pd.errors.ParserWarning as error:
+            raise ValueError(f"rows have more cells than the {len(header)} of the header") from error
+    if (table[_BEYOND].to_numpy() != "").any():
+        raise ValueError(f"rows have more cells than the {len(header)} of the header")
+    return table.drop(columns=_BEYOND)
+
+
+def optional_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> pd.DataFrame | None:
+    """`read_csv`, or None if there is no such table."""
+    there = any((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
+    return read_csv(folder, names, columns)[0] if there else None
+
+
+def translated(table: pd.DataFrame, column: str, meanings: Mapping[str, str], name: str) -> list[str]:
+    """Look each cell up.
+
+    Raises:
+        InputError: a cell holds another value, with its row counted from 1 without the header.
+    """
+    return [
+        meanings[text] if text in meanings else _unknown_value(name, row, column, text, meanings)
+        for row, text in zip(table.index + 1, text_of(table, column), strict=True)
+    ]
+
+
+def graded(table: pd.DataFrame, column: str, meanings: Mapping[str, float], name: str) -> np.ndarray:
+    """Labels of a column, 1, 0 or NaN; numbers compare as numbers (`1` covers `1.0`).
+
+    Raises:
+        InputError: a cell holds a value that is not among `meanings`.
+    """
+    labels = np.empty(len(table))
+    for place, (row, text) in enumerate(zip(table.index + 1, text_of(table, column), strict=True)):
+        key = text if text in meanings else _short(text)
+        labels[place] = meanings[key] if key in meanings else _unknown_value(name, row, column, text, meanings)
+    return labels
+
+
+def uncertain_meanings(finding: str, options: Options) -> dict[str, float]:
+    """Meanings of the cells 1, 0, -1 and empty, as CheXpert's labeller writes them."""
+    policy = options.uncertain.get(finding, options.uncertain.get("default", "unknown"))
+    return {"1": 1.0, "0": 0.0, "-1": _MEANING[policy], "": _MEANING[options.unmentioned]}
+
+
+def require_known(options: Options, findings: Iterable[str], name: str) -> None:
+    """Refuse a policy for a finding that the set does not have."""
+    known = {*findings, "default"}
+    for finding in options.uncertain:
+        if finding not in known:
+            raise InputError(f"{name}: uncertain: no finding {finding!r}; expected one of {', '.join(sorted(known))}")
+
+
+def snake(label: str) -> str:
+    """A set's label as a column name: `Pleural Effusion` becomes `pleural_effusion`."""
+    return "_".join("".join(c if c.isalnum() else " " for c in label.lower()).split())
+
+
+def either(*labels: np.ndarray) -> np.ndarray:
+    """1 where any is 1, 0 where all are 0, else unknown."""
+    stacked = np.stack(labels)
+    any_positive = (stacked == 1).any(axis=0)
+    return np.where(any_positive, 1.0, np.where((stacked == 0).all(axis=0), 0.0, np.nan))
+
+
+def paper_findings(
+    cardiomegaly: np.ndarray, congestion: np.ndarray, effusion: np.ndarray, infiltrates: np.ndarray, atelectasis: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The paper's eight findings from a set without sides: none at all is none on either side, one is on an unknown side."""
+    columns = {"cardiomegaly": cardiomegaly, "congestion": congestion}
+    for stem, labels in (("pleural_effusion", effusion), ("pneumonic_infiltrates", infiltrates), ("atelectasis", atelectasis)):
+        for side in ("right", "left"):
+            columns[f"{stem}_{side}"] = np.where(labels == 0, 0.0, np.nan)
+    return {finding: columns[finding] for finding in UKA_FINDINGS}
+
+
+def ages_or_unknown(ages: Iterable[float], options: Options) -> list[float]:
+    """Ages in years, NaN for those that cannot be."""
+    return [age if age <= options.max_age else np.nan for age in map(plausible_age, ages)]
+
+
+def located(images: Path, expected: Sequence[str]) -> list[str]:
+    """Paths of files relative to `images`: where they are expected, else wherever a file of that name lies below."""
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder of images")
+    if all((images / name).is_file() for name in expected[:: max(1, len(expected) // 20)]):
+        return list(expected)
+    by_name: dict[str, str] = {}
+    for folder, _, files in os.walk(images):
+        for file in files:
+            by_name.setdefault(file, os.path.relpath(Path(folder) / file, images))
+    return [name if (images / name).is_file() else by_name.get(Path(name).name, name) for name in expected]
+
+
+def keep_views(frame: pd.DataFrame, options: Options, excluded: dict[str, int]) -> pd.DataFrame:
+    """Drop rows whose view is not wanted, and count them."""
+    kept = frame["view"].isin(options.views).to_numpy()
+    for view, count in frame.loc[~kept, "view"].value_counts().items():
+        excluded[f"view {view}"] = excluded.get(f"view {view}", 0) + int(count)
+    return frame.loc[kept]
+
+
+def cohort(
+    frame: pd.DataFrame, findings: Sequence[str], options: Options, provenance: Provenance, name: str,
+    excluded: Mapping[str, int], refused: Sequence[tuple[str, str]] = (),
+) -> Cohort:  # fmt: skip
+    """Give every row a split and check the manifest."""
+    if frame.empty:
+        raise InputError(f"{name}: none of its rows is a film to use ({dict(excluded)})")
+    if options.split == "drawn" or "split" not in frame.columns:
+        draw = options.draw
+        fractions = {"train": draw.train, "valid": draw.valid, "test": draw.test}
+        frame = split_stratified(frame.drop(columns="split", errors="ignore"), fractions, draw.seed, findings)
+    else:
+        frame = valid_from_train(frame, options.valid_fraction, options.draw.seed, findings)
+    return Cohort(check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), tuple(refused))
+
+
+def _short(text: str) -> str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if np.isfinite(number) and number == int(number) else text
+
+
+def _unknown_value(name: str, row: int, column: str, text: str, meanings: Mapping[str, object]) -> NoReturn:
+    expected = ", ".join(map(repr, meanings))
+    raise InputError(f"{name}: row {row}, column {column!r}: found {text!r}, expected one of {expected}")

@@ -1,0 +1,141 @@
+"""Which groups of patients are judged apart: a text a grouping, such as `sex`, `age:0,30,60` or `sex*age`.
+
+A column name alone makes a group of each of its values. A column of numbers takes bin edges after a colon, lower edges included
+and upper ones not. Columns joined by `*` make a group of each combination; a column with bins that is listed on its own keeps
+them there. Source of the default: the paper's Table 3 (age, sex) and Figures S2-S4 (number of comorbidities).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from jaxcxr.errors import InputError
+from jaxcxr.eval.predictions import group_numbers
+
+PAPER_GROUPS: tuple[str, ...] = ("age:0,30,60,70,80,100", "sex", "comorbidities:0,1,2,3,inf", "sex*age")
+"""The paper's groups and their intersection; those whose columns a file lacks are left out."""
+
+MAX_VALUES = 50
+"""Most groups that one column may make: more are a sign of an identifier, or of numbers that want bins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Some rows of the predictions.
+
+    Attributes:
+        name: identifier, such as `age_0_30`.
+        label: for people, such as 'age [0, 30)'.
+        attribute: what the group is a value of, such as `age` or `sex*age`.
+        rows: mask over the rows of the predictions.
+    """
+
+    name: str
+    label: str
+    attribute: str
+    rows: Bool[np.ndarray, " rows"]
+
+
+def make_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tuple[Group, ...]:
+    """The groups of a predictions table, in the order of the texts and of their values or bins.
+
+    Args:
+        predictions: table with the columns named in `specs`; `attrs["source"]` is named in errors.
+        specs: texts as described above; None takes those of `PAPER_GROUPS` whose columns are there and hold anything.
+
+    Raises:
+        InputError: a text cannot be read, names a column that is missing, empty, not numeric where it has bins, or with more
+            than `MAX_VALUES` values where it has none; or a column is listed twice.
+    """
+    source = str(predictions.attrs.get("source", "predictions"))
+    if specs is None:
+        specs = [s for s in PAPER_GROUPS if all(_holds_anything(predictions, c) for c in _columns(s))]
+    edges = _edges_by_column(specs)
+    groups: list[Group] = []
+    for spec in specs:
+        parts = [_column_groups(predictions, column, edges[column], source) for column in _columns(spec)]
+        groups += parts[0] if len(parts) == 1 else [_intersection(several) for several in itertools.product(*parts)]
+    names = [group.name for group in groups]
+    for name in names:
+        if names.count(name) > 1 or name == "all":
+            raise InputError(f"evaluation.groups: expected groups with names of their own, found {name!r} twice")
+    return tuple(groups)
+
+
+def _holds_anything(predictions: pd.DataFrame, column: str) -> bool:
+    return column in predictions.columns and bool(predictions[column].notna().to_numpy().any())
+
+
+def _columns(spec: str) -> list[str]:
+    return [part.partition(":")[0].strip() for part in spec.split("*")]
+
+
+def _edges_by_column(specs: Sequence[str]) -> Mapping[str, tuple[float, ...] | None]:
+    edges: dict[str, tuple[float, ...] | None] = {}
+    for spec in sorted(specs, key=lambda text: "*" in text):
+        for part in spec.split("*"):
+            column, colon, text = part.partition(":")
+            column = column.strip()
+            if not column:
+                raise InputError(f"evaluation.groups: expected a column in each part of {spec!r}, found none")
+            if colon or column not in edges:
+                edges[column] = _edges(text, spec) if colon else None
+    return edges
+
+
+def _edges(text: str, spec: str) -> tuple[float, ...]:
+    try:
+        edges = tuple(float(edge) for edge in text.split(","))
+    except ValueError:
+        edges = ()
+    if len(edges) < 2 or np.isnan(edges).any() or (np.diff(edges) <= 0).any():
+        raise InputError(f"evaluation.groups: expected at least two rising bin edges such as 'age:0,30,60', found {spec!r}")
+    return edges
+
+
+def _column_groups(predictions: pd.DataFrame, column: str, edges: tuple[float, ...] | None, source: str) -> list[Group]:
+    if column not in predictions:
+        raise InputError(f"{source}: column {column!r} is missing; evaluation.groups names it")
+    values = pd.Series(predictions[column])
+    if not values.notna().to_numpy().any():
+        raise InputError(f"{source}: column {column!r}: expected values to make groups of, found none")
+    if edges is not None:
+        numbers = group_numbers(predictions, column).to_numpy()
+        whole = bool((numbers[~np.isnan(numbers)] % 1 == 0).all())
+        return [_bin(column, numbers, low, high, whole) for low, high in itertools.pairwise(edges)]
+    distinct = list(pd.unique(values.dropna()))
+    if len(distinct) > MAX_VALUES:
+        raise InputError(
+            f"{source}: column {column!r}: expected at most {MAX_VALUES} values to make groups of, found {len(distinct)}; "
+            f"give bin edges if it holds numbers, such as '{column}:0,10,20'"
+        )
+    return [
+        Group(f"{column}_{_text(value)}", f"{column} {_text(value)}", column, (values == value).to_numpy(bool, na_value=False))
+        for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))
+    ]
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _bin(column: str, numbers: np.ndarray, low: float, high: float, whole: bool) -> Group:
+    rows = (numbers >= low) & (numbers < high)
+    if np.isinf(high):
+        return Group(f"{column}_{low:g}_or_more", f"{column} ≥ {low:g}", column, rows)
+    if whole and high == low + 1:
+        return Group(f"{column}_{low:g}", f"{column} {low:g}", column, rows)
+    return Group(f"{column}_{low:g}_{high:g}", f"{column} [{low:g}, {high:g})", column, rows)
+
+
+def _intersection(groups: Sequence[Group]) -> Group:
+    return Group(
+        name="*".join(group.name for group in groups),
+        label=", ".join(group.label for group in groups),
+        attribute="*".join(group.attribute for group in groups),
+        rows=np.logical_and.reduce([group.rows for group in groups]),
+    )

@@ -1,0 +1,76 @@
+"""Which parameters a fine-tuning run trains; the others keep the values they start from.
+
+Fewer trained parameters means less noise in all (its norm grows with the root of their number) at the price of a less adaptable
+network. The choice must not depend on private data.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jaxtyping import PyTree
+
+from jaxcxr.errors import InputError
+
+Scope = Literal["all", "head", "head_and_norm", "last_stage"]
+"""`all`; `head` (the last layer); `head_and_norm` (also scales and biases of every norm); `last_stage` (stage 4 and the
+head)."""
+LAST_STAGE = "stage4"
+
+
+def is_trained(scope: Scope, path: Sequence[str]) -> bool:
+    """Whether the parameter at `path` (names below `params`, such as ("stage4_block1", "conv1", "kernel")) is trained."""
+    in_head = path[0] == "head"
+    match scope:
+        case "all":
+            return True
+        case "head":
+            return in_head
+        case "head_and_norm":
+            return in_head or path[-1] == "scale" or (path[-1] == "bias" and "norm" in path[-2])
+        case "last_stage":
+            return in_head or path[0].startswith(LAST_STAGE)
+
+
+def trained_mask(scope: Scope, params: PyTree) -> PyTree:
+    """A tree like `params` (`{"params": ...}`) with True at the leaves that are trained.
+
+    Raises:
+        InputError: the scope names no parameter of this network.
+    """
+    found = False
+
+    def walk(node: Any, path: tuple[str, ...]) -> Any:
+        nonlocal found
+        if isinstance(node, Mapping):
+            return {name: walk(child, (*path, name)) for name, child in node.items()}
+        trained = is_trained(scope, path)
+        found = found or trained
+        return trained
+
+    mask = {"params": walk(params["params"], ())}
+    if not found:
+        raise InputError(f"scope {scope!r}: names no parameter of this network, whose parts are {', '.join(params['params'])}")
+    return mask
+
+
+def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """(trained, frozen) parameters: two trees of the same nesting, without the leaves of the other."""
+
+    def take(node: Any, at: Any, wanted: bool) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        return {k: take(v, at[k], wanted) for k, v in node.items() if isinstance(v, Mapping) or at[k] is wanted}
+
+    return take(params, mask, True), take(params, mask, False)
+
+
+def join(trained: PyTree, frozen: PyTree) -> PyTree:
+    """Inverse of `split`."""
+
+    def merge(a: Any, b: Any) -> Any:
+        return {
+            k: merge(a.get(k, {}), b.get(k, {})) if isinstance(a.get(k, b.get(k)), Mapping) else a.get(k, b.get(k))
+            for k in {**a, **b}
+        }
+
+    return merge(trained, frozen)

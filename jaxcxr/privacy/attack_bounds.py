@@ -1,0 +1,65 @@
+"""How well any attacker could do against a private run, whatever they know besides: what epsilon and delta mean in practice.
+
+A test that says "this person was in the data" with false-positive rate a has a true-positive rate of at most
+min over epsilon of exp(epsilon) a + delta(epsilon) (Kairouz et al. 2015; the whole curve is used, not one point of it).
+An attacker who would guess a record right with probability a beforehand guesses it right with at most that probability from the
+model (Balle et al. 2022; Hayes et al. 2023), so that the same curve bounds reconstruction.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxcxr.privacy import loss_distribution
+from jaxcxr.privacy.accounting import Spending, releases_of
+from jaxcxr.privacy.loss_distribution import Release
+
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
+_POINTS = 120
+_COARSENESS = 3.0
+"""Rates need fewer digits than epsilon; the bounds hold at any coarseness."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackBounds:
+    """What no attack on one unit exceeds.
+
+    Attributes:
+        true_positive_rate: false-positive rate -> bound on the true-positive rate of membership inference; equally, prior
+            probability of guessing a record -> bound on the probability of reconstructing it.
+        advantage: bound on true-positive minus false-positive rate, at any threshold: the reconstruction and membership
+            advantage; delta at epsilon 0.
+    """
+
+    true_positive_rate: Mapping[float, float]
+    advantage: float
+
+
+def attack_bounds(spendings: Sequence[Spending], delta: float, films: int = 1) -> AttackBounds:
+    """Bounds against attacks on a unit of `films` films; everything is possible where a release has no noise.
+
+    Args:
+        spendings: everything that was released.
+        delta: of the claim; it sets the precision, not the bound.
+        films: how many films the attacked unit has.
+    """
+    return _bounds(releases_of(spendings, films), delta)
+
+
+@functools.lru_cache(maxsize=64)
+def _bounds(releases: tuple[Release, ...], delta: float) -> AttackBounds:
+    if not releases:
+        return AttackBounds({rate: rate for rate in FALSE_POSITIVE_RATES}, 0.0)
+    if any(r.noise_multiplier == 0 for r in releases):
+        return AttackBounds(dict.fromkeys(FALSE_POSITIVE_RATES, 1.0), 1.0)
+    near = loss_distribution.rough_epsilon(releases, delta)
+    sums = [loss_distribution.summed_loss(releases, delta, _COARSENESS * near, leaving) for leaving in (True, False)]
+    epsilons = np.linspace(0.0, min(near, loss_distribution.NO_GUARANTEE), _POINTS)
+    deltas = np.array([max(s.delta(e) for s in sums) for e in epsilons])
+    rates = {}
+    for rate in FALSE_POSITIVE_RATES:
+        likely, unlikely = np.exp(epsilons) * rate + deltas, 1 - np.exp(-epsilons) * (1 - deltas - rate)
+        rates[rate] = float(min(1.0, likely.min(), unlikely.min()))
+    return AttackBounds(rates, float(deltas[0]))

@@ -1,0 +1,83 @@
+"""Weights between torch and this package, both ways, and heads for other findings.
+
+python scripts/convert_weights.py pretraining_resnet9_512.pth --out weights/mimic-512
+python scripts/convert_weights.py weights/mimic-512 --to-torch --out mimic-512.pth
+python scripts/convert_weights.py weights/mimic-512 --head map --mapping configs/mimic_to_uka.yaml --out weights/mimic-512-mish
+
+Reads .pth and .pt (plain, of Opacus or DataParallel, or in a checkpoint), .safetensors, and run, weights and release folders.
+Writes a weights folder for `model.weights`, or with --to-torch a .pth, .pt or .safetensors file.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jaxcxr.config import load
+from jaxcxr.console import run
+from jaxcxr.data.findings import UKA_FINDINGS
+from jaxcxr.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to convert, and how.
+
+    Attributes:
+        weights: .pth, .pt, .safetensors, or a folder of this package.
+        out: folder (or file, with --to-torch) to write; it must not exist.
+        to_torch: write a file of torch weights.
+        head: keep the last layer, replace it by a fresh one, or map its rows by the names of the findings.
+        findings: to predict, in order; the weights' own unless given (the paper's eight for a file).
+        trained: of a file: the findings that its head predicts, in order; for --head map.
+        mapping: of --head map: YAML with `findings` to predict and `mapping`, wanted finding -> trained finding, or `new`.
+        activation: of a file: of the network it was trained with.
+        width: of a file: channels of its first layer.
+        size: of a file: side of the films it was trained on, in pixels.
+        key: of a checkpoint with several state dicts: the entry to read.
+        seed: of a fresh head.
+    """
+
+    weights: tyro.conf.Positional[Path]
+    out: Path
+    to_torch: bool = False
+    head: Literal["keep", "replace", "map"] = "keep"
+    findings: tuple[str, ...] | None = None
+    trained: tuple[str, ...] | None = None
+    mapping: Path | None = None
+    activation: Literal["mish", "relu"] = "mish"
+    width: int = 64
+    size: int = 512
+    key: str | None = None
+    seed: int = 0
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if arguments.out.exists():
+        raise InputError(f"{arguments.out}: exists already, expected a new {'file' if arguments.to_torch else 'folder'}")
+    if (arguments.mapping is not None) != (arguments.head == "map"):
+        raise InputError("--mapping goes with --head map, and only with it")
+    if arguments.mapping is not None and arguments.findings is not None:
+        raise InputError("--findings: the mapping names the findings already")
+    from jaxcxr.conversion import Weights, read_weights, with_head, write_weights
+    from jaxcxr.models.heads import HeadMapping
+
+    given = Weights({}, arguments.trained or UKA_FINDINGS, arguments.activation, arguments.width, arguments.size)
+    if arguments.head == "keep" and arguments.findings and not arguments.weights.is_dir():
+        given = dataclasses.replace(given, findings=arguments.findings)
+    weights = read_weights(arguments.weights, given, arguments.key)
+    if arguments.head == "map" and arguments.mapping is not None:
+        asked = load(HeadMapping, arguments.mapping)
+        weights = with_head(weights, asked.findings, asked.mapping, arguments.seed)
+    elif arguments.head == "replace":
+        weights = with_head(weights, arguments.findings or weights.findings, None, arguments.seed)
+    elif arguments.findings and arguments.findings != weights.findings:
+        raise InputError(f"--findings: the weights predict {', '.join(weights.findings)}; use --head map or --head replace")
+    write_weights(weights, arguments.out, arguments.to_torch, source=arguments.weights, head=arguments.head)
+    print(f"{arguments.out}: weights of {len(weights.findings)} findings: {', '.join(weights.findings)}")
+
+
+if __name__ == "__main__":
+    run(main)

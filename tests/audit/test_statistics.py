@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from jaxcxr.audit.mechanism import check_mechanism
+from jaxcxr.audit.statistics import epsilon_from_scores, membership_curve, one_run_epsilon, one_run_p_value
+
+
+def test_without_delta_the_bound_is_binomial() -> None:
+    assert one_run_p_value(100, 10, 10, 1.0, 0.0) == pytest.approx(expit(1.0) ** 10)
+    assert one_run_p_value(100, 10, 0, 1.0, 0.0) == 1.0
+    epsilon = one_run_epsilon(100, 50, 50, 0.0, 0.95)
+    assert expit(epsilon) ** 50 == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize(("canaries", "guesses", "correct"), [(100, 50, 45), (1000, 400, 390), (200, 200, 120), (60, 30, 10)])
+@pytest.mark.parametrize("delta", [0.0, 1e-5, 1e-2])
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_the_statistic_is_jax_privacys(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> None:
+    auditing = pytest.importorskip("jax_privacy.auditing")
+    theirs = auditing._epsilon_one_run(0.0, canaries, guesses, correct, 1 - confidence, delta)
+    assert one_run_epsilon(canaries, guesses, correct, delta, confidence) == pytest.approx(theirs, abs=1e-4)
+
+
+def test_delta_and_confidence_cost_power() -> None:
+    plain = one_run_epsilon(200, 100, 95, 0.0, 0.95)
+    assert one_run_epsilon(200, 100, 95, 1e-2, 0.95) < plain
+    assert one_run_epsilon(200, 100, 95, 0.0, 0.999) < plain
+    assert one_run_epsilon(200, 100, 50, 0.0, 0.95) == 0.0
+
+
+def test_scores_that_tell_nothing_prove_nothing_and_those_that_tell_all_prove_much() -> None:
+    rng = np.random.default_rng(0)
+    included = rng.random(400) < 0.5
+    assert max(epsilon_from_scores(rng.normal(size=400), included, 1e-5, 0.95) for _ in range(40)) < 0.6
+    assert epsilon_from_scores(included + rng.normal(size=400) / 9, included, 1e-5, 0.95) > 3.0
+    assert epsilon_from_scores(-included.astype(float), included, 1e-5, 0.95) == 0.0
+
+
+def test_membership_curve_by_hand() -> None:
+    curve = membership_curve(np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False]))
+    assert curve.auroc == 0.75
+    assert curve.at([0.0, 0.4, 0.5, 1.0]) == [0.5, 0.5, 1.0, 1.0]
+    tied = membership_curve(np.zeros(4), np.array([True, False, True, False]))
+    assert tied.auroc == 0.5
+    with pytest.raises(ValueError, match="both kinds"):
+        membership_curve(np.zeros(2), np.array([True, True]))
+
+
+def right(seed: int = 0, steps: int = 40, d: int = 300, films: int = 200) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "noise": rng.normal(size=(steps, d)),
+        "sums": rng.normal(size=(steps, d)) * 5,
+        "drawn": rng.random((steps, films)) < 0.1,
+    }
+
+
+def failed(parts: dict[str, np.ndarray]) -> set[str]:
+    return {check.name for check in check_mechanism(**parts, sample_rate=0.1) if check.failed}
+
+
+def test_a_right_mechanism_passes_and_p_values_are_uniform_enough() -> None:
+    checks = [check_mechanism(**right(seed), sample_rate=0.1) for seed in range(60)]
+    assert not any(check.failed for found in checks for check in found)
+    for column in (0, 1):
+        values = [found[column].p_value for found in checks]
+        assert 0.3 < np.mean(values) < 0.7
+    assert math.isfinite(max(check.p_value for found in checks for check in found))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda p: p | {"noise": p["noise"] * 0.9}, "noise has the claimed deviation in every step"),
+        (lambda p: p | {"noise": p["noise"] * np.linspace(0.8, 1.2, 40)[:, None]}, "noise has the claimed deviation in every step"),
+        (lambda p: p | {"noise": p["noise"] + 0.05 * p["sums"]}, "released sum is the clipped sum"),
+        (lambda p: p | {"noise": np.concatenate([p["noise"][:39], p["noise"][:1]])}, "noise of one step tells nothing of another's"),
+        (lambda p: p | {"drawn": np.concatenate([p["drawn"], np.ones((40, 1), bool)], axis=1)}, "every film is drawn with the claimed rate"),
+        (lambda p: p | {"drawn": np.random.default_rng(1).random((40, 200)) < 0.13}, "every film is drawn with the claimed rate"),
+    ],
+    ids=["too small", "varying", "shifted", "key used twice", "always drawn", "too often"],
+)  # fmt: skip
+def test_each_check_sees_its_fault(change: object, name: str) -> None:
+    assert name in failed(change(right()))  # type: ignore[operator]

@@ -1,0 +1,325 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from jaxcxr.data import journal
+from jaxcxr.data.build import build_store, read_listing
+from jaxcxr.data.images import Preprocessing, preprocess, read_image
+from jaxcxr.data.journal import make_shard
+from jaxcxr.data.store import open_store
+from jaxcxr.data.verify import verify
+from jaxcxr.errors import InputError
+
+COUNT = 40
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    """Forty films and their manifest; two cannot be read."""
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(COUNT):
+        Image.fromarray(rng.integers(0, 256, (40, 30), dtype=np.uint8)).save(images / f"{index}.png")
+    (images / "3.png").write_bytes(b"torn")
+    (images / "17.png").unlink()
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"film{i}" for i in range(COUNT)],
+            "patient_id": [f"p{i}" for i in range(COUNT)],
+            "path": [f"{i}.png" for i in range(COUNT)],
+            "split": [("train", "train", "valid", "test")[i % 4] for i in range(COUNT)],
+            "age": 50.0,
+            "sex": "F",
+            "congestion": [float(i % 2) for i in range(COUNT)],
+            "name": "DOE^JANE",
+        }
+    )
+    return tmp_path, frame
+
+
+def made(folder, frame, name="store", **changes):
+    options = {"size": 16, "findings": ["congestion"], "shards": 6, **changes}
+    return build_store(folder / name, frame, folder / "images", **options)
+
+
+def test_a_store_is_made_from_files(hospital):
+    folder, frame = hospital
+    counted = []
+    store = made(folder, frame, progress=counted.append)
+    assert sum(counted) == COUNT
+    listing = read_listing(store.path / "quarantine.csv")
+    assert listing["path"].tolist() == ["3.png", "17.png"]
+    assert listing["reason"][0].startswith("cannot be read as PNG")
+    assert str(folder) not in "".join(listing["reason"])
+    for name in ("train", "valid", "test"):
+        split = store.split(name)
+        for film, path in zip(split.read_all(), split.frame["path"], strict=True):
+            np.testing.assert_array_equal(film, preprocess(read_image(folder / "images" / path), 16))
+    assert sum(len(lengths) for lengths in store.shards.values()) > 3
+    assert verify(store) == COUNT - 2
+    assert sorted(p.name for p in folder.iterdir()) == ["images", "store"]
+    assert not [p for p in store.path.iterdir() if "shard-" in p.name or p.name in ("lock", "plan.json")]
+
+
+def test_only_declared_columns_enter_the_store(hospital):
+    folder, frame = hospital
+    assert "name" not in made(folder, frame).manifest.columns
+    assert made(folder, frame.assign(scanner="A"), "other", groups=["scanner"]).manifest["scanner"].eq("A").all()
+
+
+def test_processes_shards_and_interruptions_do_not_change_the_fingerprint(hospital):
+    folder, frame = hospital
+    one = made(folder, frame)
+    two = made(folder, frame, "two", shards=1, processes=2)
+    assert one.fingerprint == two.fingerprint
+
+    class Killed(BaseException):
+        pass
+
+    for after in (1, 7, 22, 39):
+        done = 0
+
+        def die(films, after=after):
+            nonlocal done
+            done += films
+            if done >= after:
+                raise Killed
+
+        with pytest.raises(Killed):
+            made(folder, frame, "three", progress=die)
+    decoded = []
+    real = journal.read_film
+    try:
+        journal.read_film = lambda path: (decoded.append(path), real(path))[1]
+        three = made(folder, frame, "three")
+    finally:
+        journal.read_film = real
+    assert three.fingerprint == one.fingerprint
+    assert len(decoded) <= 1  # all but the film under way were kept
+    np.testing.assert_array_equal(three.split("train").read_all(), one.split("train").read_all())
+
+
+@pytest.mark.parametrize("damage", ["journal_torn", "raw_torn", "raw_changed", "journal_lies"])
+def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, damage):
+    folder, frame = hospital
+    whole = made(folder, frame)
+
+    class Killed(BaseException):
+        pass
+
+    def die(films, done=[0]):  # noqa: B006
+        done[0] += films
+        if done[0] >= 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        made(folder, frame, "other", progress=die)
+    building = folder / ".other.partial"
+    raw, journal = building / "shard-00000.raw", building / "shard-00000.journal"
+    if damage == "journal_torn":
+        journal.write_bytes(journal.read_bytes()[:-9])
+    elif damage == "raw_torn":
+        raw.write_bytes(raw.read_bytes()[:-100])
+    elif damage == "raw_changed":
+        content = bytearray(raw.read_bytes())
+        content[300] ^= 1
+        raw.write_bytes(content)
+    else:
+        journal.write_bytes(journal.read_bytes() + b'{"row": 39, "sha256": "00"}\n[1]\n')
+    store = made(folder, frame, "other")
+    assert store.fingerprint == whole.fingerprint
+    assert verify(store) == COUNT - 2
+
+
+def test_killed_processes_at_random_and_resumed(hospital):
+    """SIGKILL to the whole run at random moments, workers left to themselves; the store is the same."""
+    folder, frame = hospital
+    whole = made(folder, frame)
+    frame.to_parquet(folder / "frame.parquet")
+    program = (
+        "import sys, time, pandas as pd\nfrom pathlib import Path\nfrom jaxcxr.data import build\n"
+        "if __name__ == '__main__':\n"
+        "    folder = Path(sys.argv[1])\n"
+        "    build.build_store(folder / 'killed', pd.read_parquet(folder / 'frame.parquet'), folder / 'images', size=16,"
+        " findings=['congestion'], shards=6, processes=2, progress=lambda n: print(n, flush=True))\n"
+    )
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, str(folder / "program.py"), str(folder)]
+    for films in (1, 9):
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        seen = 0
+        assert run.stdout is not None
+        for line in run.stdout:
+            seen += int(line)
+            if seen >= films:
+                break
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+    if not (folder / "killed").exists():
+        subprocess.run(command, check=True, capture_output=True)
+    store = open_store(folder / "killed")
+    assert store.fingerprint == whole.fingerprint
+    assert verify(store) == COUNT - 2
+
+
+def test_an_unfinished_store_of_another_kind_is_not_continued(hospital):
+    folder, frame = hospital
+
+    def die(films):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(folder, frame, progress=die)
+    for changes in ({"size": 32}, {"how": Preprocessing(normalisation="none")}, {"shards": 3}):
+        with pytest.raises(InputError, match=r"unfinished store of another kind lies in \.store\.partial"):
+            made(folder, frame, **changes)
+    with pytest.raises(InputError, match="manifest differ"):
+        made(folder, frame.assign(congestion=1.0))
+    made(folder, frame)
+
+
+def test_two_at_once_are_refused(hospital):
+    folder, frame = hospital
+    with journal.alone(folder / "lock", "x"), pytest.raises(InputError, match="busy"), journal.alone(folder / "lock", "busy"):
+        pass
+
+    def again(films):
+        with pytest.raises(InputError, match="another process is making"):
+            made(folder, frame)
+
+    made(folder, frame, progress=again)
+
+
+def test_a_file_that_ends_its_process_is_given_up_and_no_other(hospital, monkeypatch):
+    folder, frame = hospital
+    (folder / "sitecustomize.py").write_text(
+        "import sys, os\n"
+        "def hook(event, args):\n"
+        "    if event == 'open' and str(args[0]).endswith('images/21.png'): os._exit(139)\n"
+        "sys.addaudithook(hook)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    store = made(folder, frame, processes=2)
+    listing = read_listing(store.path / "quarantine.csv")
+    assert listing["path"].tolist() == ["3.png", "17.png", "21.png"]
+    assert "crashed" in listing["reason"][2]
+    assert len(store.manifest) == COUNT - 3
+
+
+def test_a_changed_byte_is_found(hospital):
+    folder, frame = hospital
+    store = made(folder, frame)
+    shard = store.path / "films-train.array_record-00000"
+    content = bytearray(shard.read_bytes())
+    place = content.find(store.split("train").read(np.array([2]))[0].tobytes()[:64])
+    assert place > 0
+    content[place + 10] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"film 'film\d+' of split 'train'|cannot be read"):
+        verify(open_store(store.path))
+
+
+def test_a_changed_manifest_is_found(hospital):
+    folder, frame = hospital
+    store = made(folder, frame)
+    manifest = store.manifest.copy()
+    manifest.loc[4, "congestion"] = 1 - manifest.loc[4, "congestion"]
+    manifest.to_parquet(store.path / "manifest.parquet")
+    with pytest.raises(InputError, match="not those of the fingerprint"):
+        verify(open_store(store.path))
+
+
+def test_flagged_films_are_named_or_refused(hospital, monkeypatch):
+    folder, frame = hospital
+    real = journal.read_film
+
+    def odd(path):
+        film = real(path)
+        return type(film)(film.pixels, ("secondary capture",)) if path.name == "5.png" else film
+
+    monkeypatch.setattr(journal, "read_film", odd)
+    store = made(folder, frame)
+    assert read_listing(store.path / "flagged.csv").to_numpy().tolist() == [["5.png", "secondary capture"]]
+    other = made(folder, frame, "other", refuse_flagged=True)
+    assert read_listing(other.path / "quarantine.csv")["path"].tolist() == ["3.png", "5.png", "17.png"]
+
+
+def test_sixteen_bits_are_stored(hospital):
+    folder, frame = hospital
+    how = Preprocessing(normalisation="percentile", dtype="uint16")
+    store = made(folder, frame, how=how)
+    films = store.split("train").read_all()
+    assert films.dtype == np.uint16
+    assert films.max() > 60000
+    assert store.dtype == "uint16"
+    assert verify(store) == COUNT - 2
+
+
+def test_a_shard_of_bad_files_only_leaves_no_hole(hospital):
+    folder, frame = hospital
+    for index in range(0, 40, 4):
+        (folder / "images" / f"{index}.png").write_bytes(b"torn")
+    frame = frame.sort_values("split", kind="stable").reset_index(drop=True)
+    bad = frame["path"].isin([f"{i}.png" for i in range(0, 40, 4)])
+    frame = pd.concat([frame[bad], frame[~bad]], ignore_index=True)
+    store = made(folder, frame, shards=10)
+    assert len(store.manifest) == 28
+    names = sorted(p.name for p in store.path.glob("films-train*"))
+    assert names == [f"films-train.array_record-{i:05d}" for i in range(len(names))]
+    assert verify(store) == 28
+
+
+def test_the_workers_die_with_their_parent(tmp_path):
+    program = (
+        "import os, sys, time, threading\nfrom jaxcxr.data import build\n"
+        "parent = os.getpid()\nchild = os.fork()\n"
+        "if child == 0:\n    threading.Thread(target=build._die_with, args=(parent,)).start()\n    time.sleep(60)\n    os._exit(0)\n"
+        "print(child, flush=True)\ntime.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    child = int(run.stdout.readline())
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 20
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(child)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_make_shard_may_be_called_again(hospital):
+    folder, frame = hospital
+
+    def die(films):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(folder, frame, progress=die)
+    work = journal.Work(
+        folder / ".store.partial", 7, (0, 1), ("0.png", "1.png"), ("film0", "film1"), folder / "images", 16, Preprocessing()
+    )
+    for _ in range(2):
+        counted = []
+        make_shard(work, counted.append)
+        assert sum(counted) == 2
+    assert json.loads(work.file("json").read_text())["count"] == 2

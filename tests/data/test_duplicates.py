@@ -1,0 +1,78 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from jaxcxr.data.build import build_store
+from jaxcxr.data.duplicates import across_splits, close_pairs, near_duplicates, perceptual_hash
+
+
+def film(seed: int, side: int = 64) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(coarse)
+
+
+def bits(a: str, b: str) -> int:
+    return (int(a, 16) ^ int(b, 16)).bit_count()
+
+
+def test_a_hash_outlives_noise_and_another_size_but_not_another_film():
+    one = perceptual_hash(film(0, 256))
+    noisy = np.clip(film(0, 256) + np.random.default_rng(1).normal(0, 3, (256, 256)), 0, 255).astype(np.uint8)
+    assert len(one) == 64
+    assert bits(one, perceptual_hash(noisy)) < 30
+    assert bits(one, perceptual_hash(film(1, 256))) > 60
+    assert bits(one, perceptual_hash(film(0, 256).astype(np.uint16) * 257)) == 0
+
+
+def test_close_pairs_are_all_found():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**63, (2500, 4), dtype=np.uint64)
+    hashes[2400] = hashes[7]
+    hashes[2400, 2] ^= np.uint64(0b1011)
+    hashes[1100] = hashes[1099]
+    assert close_pairs(hashes, 10).tolist() == [[1099, 1100, 0], [7, 2400, 3]] or sorted(close_pairs(hashes, 10).tolist()) == [
+        [7, 2400, 3],
+        [1099, 1100, 0],
+    ]
+    assert close_pairs(hashes, 2).tolist() == [[1099, 1100, 0]]
+
+
+@pytest.fixture
+def store(tmp_path):
+    films = [film(seed, 80) for seed in range(12)]
+    films[9] = np.clip(films[2].astype(int) + np.random.default_rng(0).integers(-3, 4, (80, 80)), 0, 255).astype(np.uint8)
+    films[5] = films[4]
+    for index, pixels in enumerate(films):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"f{i}" for i in range(12)],
+            "patient_id": [f"p{i if i != 5 else 4}" for i in range(12)],
+            "path": [f"{i}.png" for i in range(12)],
+            "split": ["train"] * 8 + ["test"] * 4,
+            "age": 1.0,
+            "sex": "F",
+            "a": 0.0,
+        }
+    )
+    return build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"])
+
+
+def test_one_person_under_two_ids_is_found_and_one_with_two_films_is_not(store):
+    pairs = near_duplicates(store)
+    assert pairs[["image_id_a", "image_id_b", "patient_id_a", "patient_id_b", "split_a", "split_b"]].to_numpy().tolist() == [
+        ["f2", "f9", "p2", "p9", "train", "test"]
+    ]
+    assert len(across_splits(pairs)) == 1
+    same_side = dataclasses.replace(store, manifest=store.manifest.assign(patient_id=store.manifest["image_id"]))
+    pairs = near_duplicates(same_side)
+    assert set(pairs["image_id_a"]) == {"f2", "f4"}
+    assert len(across_splits(pairs)) == 1
+
+
+def test_a_store_without_hashes_has_no_pairs(tiny_store):
+    assert near_duplicates(tiny_store).empty

@@ -1,0 +1,49 @@
+"""Norms from Gram matrices where their terms cancel: rounding must never make a contribution larger than the clip norm."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxcxr.models.taps import apply_tapped, find_taps
+from jaxcxr.privacy.gradients import clipped_sum_layerwise
+
+EXAMPLES, POSITIONS, CHANNELS = 48, 4, 32
+"""4 x (32 + 32) < 32 x 32: the norm is taken from Gram matrices."""
+
+
+def cancelling(spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and cotangents whose weight gradient, the sum over positions, is the small rest of large terms of both signs."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(EXAMPLES, 1, CHANNELS)), POSITIONS, axis=1)
+    dy = np.repeat(rng.normal(size=(EXAMPLES, 1, CHANNELS)), POSITIONS, axis=1) * np.asarray([1, -1, 1, -1])[:, None]
+    x, dy = (v + spread * rng.normal(size=v.shape) for v in (x, dy))
+    return x.astype(np.float32), dy.astype(np.float32)
+
+
+@pytest.mark.parametrize("spread", [0.003, 0.01, 1.0])
+def test_where_terms_cancel_no_norm_is_too_small_and_no_contribution_too_large(spread: float) -> None:
+    model = nn.Dense(CHANNELS)
+    x, dy = cancelling(spread)
+    params = model.init(jax.random.key(0), x[0])
+    taps = find_taps(model, x[0])
+    assert len(taps) == 1
+
+    def loss(params: Any, zeros: Any, example: Any) -> Any:
+        outputs, inputs = jax.vmap(lambda zero, x: apply_tapped(model, taps, params, zero, x))(zeros, example[0][None])
+        return jnp.sum(outputs[0] * example[1]), inputs
+
+    kernel = np.einsum("ntp,nto->npo", x.astype(np.float64), dy.astype(np.float64))
+    bias = dy.astype(np.float64).sum(axis=1)
+    true = np.sqrt((kernel**2).sum(axis=(1, 2)) + (bias**2).sum(axis=1))
+    clip = float(true.min()) / 2
+    clipped = jax.jit(lambda is_real: clipped_sum_layerwise(loss, taps, params, (x, dy), is_real, clip))
+    norms = np.asarray(clipped(np.ones(EXAMPLES, bool))[2], np.float64)
+    assert (norms >= true * (1 - 1e-6)).all()
+    assert (norms <= true * 1.1).all()  # nor clips much more than it must
+    for one in range(EXAMPLES):
+        leaves = jax.tree.leaves(clipped(np.arange(EXAMPLES) == one)[0])
+        assert np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in leaves)) <= clip

@@ -1,0 +1,80 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from dp_accounting import SelfComposedDpEvent
+from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent, RepeatAndSelectDpEvent
+from dp_accounting.rdp import RdpAccountant
+
+from jaxcxr.errors import InputError
+from jaxcxr.privacy import accounting
+from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.ledger import Entry, Ledger, Terms
+from jaxcxr.privacy.selection import choose_best, publish_all, sweep_cost
+
+CHEAP, DEAR = [Spending(0.05, 2.0, 50)], [Spending(0.05, 1.2, 50)]
+DELTA = 1e-5
+
+
+def test_publishing_all_is_composition() -> None:
+    together = publish_all([CHEAP, DEAR], DELTA)
+    assert together.upper == accounting.epsilon_pld([*CHEAP, *DEAR], DELTA)
+    assert together.lower > accounting.epsilon_pld(DEAR, DELTA)
+
+
+@pytest.mark.parametrize(("repetitions", "shape"), [("poisson", math.inf), ("geometric", 1.0)])
+@pytest.mark.parametrize("mean", [1.5, 7.0])
+def test_choosing_the_best_is_papernot_and_steinkes_bound(repetitions: str, shape: float, mean: float) -> None:
+    run = SelfComposedDpEvent(PoissonSampledDpEvent(0.05, GaussianDpEvent(1.2)), 50)
+    accountant = RdpAccountant()
+    accountant.compose(RepeatAndSelectDpEvent(run, mean, shape))
+    expected = accountant.get_epsilon(DELTA)
+    found = choose_best([DEAR], DELTA, mean, repetitions)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_the_dearest_candidate_decides_and_repeating_costs() -> None:
+    assert choose_best([CHEAP, DEAR], DELTA, 2.0) == choose_best([DEAR], DELTA, 2.0) > choose_best([CHEAP], DELTA, 2.0)
+    assert choose_best([DEAR], DELTA, 1.0) >= accounting.epsilon_rdp(DEAR, DELTA)
+    assert choose_best([DEAR], DELTA, 20.0) > choose_best([DEAR], DELTA, 2.0)
+    assert choose_best([[Spending(0.1, 0.0, 1)]], DELTA, 2.0) == math.inf
+    with pytest.raises(ValueError, match="mean_runs"):
+        choose_best([DEAR], DELTA, 0.5)
+
+
+def test_many_runs_cost_less_to_choose_from_than_to_publish() -> None:
+    runs = [CHEAP] * 40
+    assert choose_best(runs, DELTA) < publish_all(runs, DELTA).lower
+
+
+def sweep(folder: Path, name: str, sigma: float, delta: float = DELTA, fingerprint: str = "ab") -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "run.json").write_text(json.dumps({"delta": delta, "epsilon": 2.0}))
+    ledger = Ledger(folder / name / "ledger.jsonl", Terms("image", "add_remove", 100, fingerprint, seeded=False))
+    for step in range(50):
+        ledger.record(Entry(step, 0.05, sigma, 1.0))
+    ledger.close()
+
+
+def test_a_sweep_folder_is_read_from_its_ledgers(tmp_path: Path) -> None:
+    sweep(tmp_path, "epsilon_1", 2.0)
+    sweep(tmp_path, "epsilon_2", 1.2)
+    (tmp_path / "non_private").mkdir()
+    (tmp_path / "non_private" / "run.json").write_text("{}")
+    cost = sweep_cost(tmp_path)
+    assert [run.name for run in cost.runs] == ["epsilon_1", "epsilon_2"]
+    assert cost.unprotected == ("non_private",)
+    assert cost.publish_all == publish_all([CHEAP, DEAR], DELTA)
+    assert cost.runs[1].epsilon == accounting.epsilon_pld(DEAR, DELTA)
+    assert cost.choose_best == min(choose_best([CHEAP, DEAR], DELTA, repetitions=kind) for kind in ("poisson", "geometric"))
+
+
+@pytest.mark.parametrize(("change", "message"), [({"fingerprint": "cd"}, "data_fingerprint"), ({"delta": 1e-6}, "have delta")])
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    sweep(tmp_path, "a", 2.0)
+    sweep(tmp_path, "b", 2.0, **change)
+    with pytest.raises(InputError, match=message):
+        sweep_cost(tmp_path)
+    with pytest.raises(InputError, match="found none"):
+        sweep_cost(tmp_path / "a")

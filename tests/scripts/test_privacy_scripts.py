@@ -1,0 +1,100 @@
+"""account, release and audit as a user would call them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.release.run_folder import MANIFEST, make_run
+
+ROOT = Path(__file__).parents[2]
+PLAN = ["--n", "5000", "--batch", "100", "--delta", "6e-6"]
+
+
+def script(name: str, *arguments: str, cwd: Path, expect: int = 0) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def answer(*arguments: str, cwd: Path) -> dict:
+    return json.loads(script("account", *arguments, "--json", cwd=cwd))
+
+
+def test_noise_for_a_budget_and_epsilon_of_a_plan_are_inverse(tmp_path: Path) -> None:
+    noise = answer(*PLAN, "--steps", "150", "--eps", "2.04", cwd=tmp_path)
+    epsilon = answer(*PLAN, "--steps", "150", "--noise", str(noise["noise_multiplier"]), cwd=tmp_path)
+    assert epsilon["epsilon_pld"] == noise["epsilon_pld"] <= 2.04 < epsilon["epsilon_rdp"]
+    assert 2.02 < epsilon["epsilon_lower"] < epsilon["epsilon_pld"]
+
+
+def test_steps_that_a_budget_buys(tmp_path: Path) -> None:
+    found = answer(*PLAN, "--noise", "1.2", "--eps", "2.04", cwd=tmp_path)
+    assert answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"]), cwd=tmp_path)["epsilon_pld"] <= 2.04
+    assert answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"] + 1), cwd=tmp_path)["epsilon_pld"] > 2.04
+    assert found["epochs"] == found["steps"] / 50
+
+
+def test_patients_counts_and_replacing(tmp_path: Path) -> None:
+    plain = answer(*PLAN, "--steps", "50", "--noise", "1.5", "--films", "1", "3", "--replace-one", cwd=tmp_path)
+    assert plain["epsilon_of_1_films"] == plain["epsilon_pld"] < plain["epsilon_replace_one"] < plain["epsilon_of_3_films"]
+    counted = answer(*PLAN, "--steps", "50", "--eps", "1.5", "--counts-noise", "20", cwd=tmp_path)
+    free = answer(*PLAN, "--steps", "50", "--eps", "1.5", cwd=tmp_path)
+    assert counted["noise_multiplier"] > free["noise_multiplier"]
+    assert 1.49 < counted["epsilon_pld"] <= 1.5
+    refused = script("account", *PLAN, "--steps", "50", "--eps", "0.5", "--counts-noise", "2", cwd=tmp_path, expect=2)
+    assert "statistics alone cost" in refused
+
+
+def test_a_run_and_a_sweep_are_read_from_their_ledgers(tmp_path: Path) -> None:
+    make_run(tmp_path / "sweep" / "one", steps=3)
+    make_run(tmp_path / "sweep" / "two")
+    run = answer("--run", "sweep/one", "--films", "2", cwd=tmp_path)
+    assert (run["steps_done"], run["steps_left"], run["budget"]) == (3, 2, 3.0)
+    assert run["epsilon_pld"] < run["epsilon_of_2_films"]
+    table = script("account", "--sweep", "sweep", cwd=tmp_path)
+    for text in ("model one", "model two", "all of these models", "the best of them"):
+        assert text in table
+    rows = json.loads(script("account", "--sweep", "sweep", "--json", cwd=tmp_path))
+    assert rows[2]["epsilon"] > max(rows[0]["epsilon"], rows[1]["epsilon"])
+
+
+def test_an_edited_ledger_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    ledger = run / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"noise_multiplier": 1.0', '"noise_multiplier": 9.0', 1))
+    assert "line 3 was edited" in script("account", "--run", "run", cwd=tmp_path, expect=2)
+
+
+def test_release_is_built_checked_and_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    MANIFEST.to_csv(tmp_path / "manifest.csv", index=False)
+    assert "built and checked" in script("release", "run", "--manifest", "manifest.csv", cwd=tmp_path)
+    assert "nothing found" in script("release", "run/release", "--check", "--manifest", "manifest.csv", cwd=tmp_path)
+    (run / "release" / "IMG-0003.txt").write_text("")
+    refused = script("release", "run/release", "--check", "--manifest", "manifest.csv", cwd=tmp_path, expect=2)
+    assert "IMG-0003.txt" in refused
+    make_run(tmp_path / "seeded", seed=3)
+    assert "not for release" in script("release", "seeded", "--manifest", "manifest.csv", cwd=tmp_path, expect=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"), [(["--canaries", "3"], "at least 20"), (["--config", "none.yaml"], "no such")]
+)
+def test_audit_refuses(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    assert complaint in script("audit", *arguments, cwd=tmp_path, expect=2)
+
+
+def test_audit_writes_its_finding(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    text = (ROOT / "configs" / "demo.yaml").read_text().replace("size: 64", "size: 32")
+    (tmp_path / "demo.yaml").write_text(text.replace("n_train: 8000", "n_train: 300").replace("n_valid: 1000", "n_valid: 150").replace("n_test: 2000", "n_test: 150"))  # fmt: skip
+    said = script("audit", "--config", "demo.yaml", "--out", "out", "--canaries", "60", "--steps", "20", cwd=tmp_path)
+    assert "nothing found against the claim" in said
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["card"]["accused"] is False
