@@ -75,8 +75,8 @@ def _opacus(net: TorchResNet9, losses_of: Callable[[Any], torch.Tensor], mode: s
 
     ghost = mode == "ghost"
     options = {"max_grad_norm": case.l2_clip_norm, "use_ghost_clipping": True} if ghost else {}
-    module = wrap_model(net, grad_sample_mode=mode, batch_first=True, loss_reduction="sum", **options)
-    optimizer = (DPOptimizerFastGradientClipping if ghost else DPOptimizer)(
+    module: Any = wrap_model(net, grad_sample_mode=mode, batch_first=True, loss_reduction="sum", **options)
+    optimizer: Any = (DPOptimizerFastGradientClipping if ghost else DPOptimizer)(
         torch.optim.SGD(module.parameters(), lr=0.0),
         noise_multiplier=0.0,
         max_grad_norm=case.l2_clip_norm,

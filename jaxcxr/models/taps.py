@@ -79,7 +79,8 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
     def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
         return layers.kernel_gradient(lambda x, k: free.apply({"params": {"kernel": k}}, x.astype(rounded)), kernel, x, dy)
 
-    dimensions = len(module.kernel_size)
+    kernel_size = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
+    dimensions = len(kernel_size)
     if module.feature_group_count != 1 or (isinstance(module.padding, str) and module.padding not in ("SAME", "VALID")):
         return kernel_gradient, None
 
@@ -87,14 +88,14 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
         return (1 if value is None else value,) * dimensions if value is None or isinstance(value, int) else tuple(value)
 
     def unfold(x: Any) -> Any:
-        padding = module.padding
+        padding: Any = module.padding
         if not isinstance(padding, str):
             each = (padding,) * dimensions if isinstance(padding, int) else padding
             padding = [(side, side) if isinstance(side, int) else tuple(side) for side in each]
         letters = "DHW"[-dimensions:]
         columns = jax.lax.conv_general_dilated_patches(
             x.astype(rounded).astype(jnp.float32)[None],
-            tuple(module.kernel_size),
+            kernel_size,
             sides(module.strides),
             padding,
             sides(module.input_dilation),

@@ -17,8 +17,8 @@ def overlay(shares: Float[np.ndarray, "i j"], side: int) -> Float[np.ndarray, "{
     """Contributions of pixels or cells as a smooth map over the film, scaled to [-1, 1] by the largest magnitude (a map of
     zeros stays so).
     """
-    spread = resize(shares.astype(np.float64), (side, side), order=1, mode="edge", anti_aliasing=False)
-    smooth = gaussian_filter(spread, side * BLUR) if shares.shape[0] == side else spread
+    spread = np.asarray(resize(shares.astype(np.float64), (side, side), order=1, mode="edge", anti_aliasing=False))
+    smooth = np.asarray(gaussian_filter(spread, side * BLUR)) if shares.shape[0] == side else spread
     largest = np.abs(smooth).max()
     return smooth / largest if largest > 0 else smooth
 

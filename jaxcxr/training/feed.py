@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,7 +35,7 @@ class Waiting:
 
 def batches(
     plan: Plan, secret: bytes, step_functions: Step, first: int, last: int, waiting: Waiting, busy: Callable[[], bool]
-) -> Iterator[list[Microbatch]]:
+) -> Generator[list[Microbatch], None, None]:
     """The placed microbatches of steps `first` to `last` - 1, each made on a thread while the step before it runs.
 
     An empty batch is an empty list. With several processes each makes its own rows of every microbatch; all have the same
