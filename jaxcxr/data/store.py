@@ -38,7 +38,7 @@ STORE_FILE = "store.json"
 SHARD_BYTES = 128 << 20
 _FORMAT = 2
 _READABLE = (1, _FORMAT)
-_PIXEL_LIBRARIES = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm")
+_PIXEL_LIBRARIES = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg")
 _LIBRARIES = ("array_record", *_PIXEL_LIBRARIES, "tensorflow-datasets")
 
 
