@@ -71,7 +71,7 @@ def tiny_config(tiny_store: Store) -> Experiment:
             checkpoint_every=3,
             seed=7,
         ),
-        privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0, method="vmap"),
+        privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0),
         evaluation=EvaluationConfig(redraws=50),
     )
 
