@@ -23,6 +23,7 @@ PARTS = (
     "bench",
     "inference",
     "conversion",
+    "replacing",
 )
 
 
@@ -33,6 +34,7 @@ def parts(*names: str) -> tuple[str, ...]:
 ABOVE_ALL = ("scripts", "tests", "notebooks")
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "jaxcxr.errors": (*JAX, *parts(*(part for part in PARTS if part != "errors"))),
+    "jaxcxr.replacing": (*JAX, *parts(*(part for part in PARTS if part != "replacing"))),
     "jaxcxr.config": (*JAX, *parts(*(part for part in PARTS if part not in ("config", "errors")))),
     "jaxcxr.console": (*JAX, *parts(*(part for part in PARTS if part not in ("console", "config", "errors")))),
     "jaxcxr.data": (*JAX, *parts("privacy", "models", "training", "eval", "report", "experiment")),
@@ -51,7 +53,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "scripts": ("flax", "tests"),
 }
 """For a module or package (the longest name that fits counts), what it must not import."""
-NO_JAX_EVEN_INDIRECTLY = parts("errors", "config", "console", "data", "eval", "report")
+NO_JAX_EVEN_INDIRECTLY = parts("errors", "replacing", "config", "console", "data", "eval", "report")
 
 Sources = Mapping[str, str]
 

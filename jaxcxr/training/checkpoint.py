@@ -6,6 +6,7 @@ readable by its owner only, and never leaves that folder.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,11 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said: tensorstore puts it last in a long line, before the error's number in brackets."""
+    """What the system said: tensorstore puts it last in a long line, before details in brackets."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    return lines[0].split(" [os_error_code")[0].rpartition(": ")[2] if lines else type(error).__name__
+    return re.split(r" \[(?:os_error_code|tensorstore_spec)", lines[0])[0].rpartition(": ")[2] if lines else type(error).__name__
 
 
 def _on_host(leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,11 +14,11 @@ MODEL = ResNet9(2, width=32)
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return MODEL.init(jax.random.key(1), FILM)
+    return MODEL.init(jax.random.key(1), jnp.asarray(FILM))
 
 
 def logit(params: Any, film: np.ndarray, finding: int) -> float:
-    return float(MODEL.apply(params, film)[finding])  # type: ignore[index]
+    return float(MODEL.apply(params, jnp.asarray(film))[finding])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("finding", [0, 1])
@@ -26,7 +27,7 @@ def test_shares_add_up_to_the_rise_over_a_black_film(params: Any, finding: int) 
     shares = integrated_gradients(MODEL, params, FILM, finding, steps=512)
     rise = logit(params, FILM, finding) - logit(params, np.zeros_like(FILM), finding)
     assert shares.shape == FILM.shape
-    assert shares.sum() == pytest.approx(rise, abs=0.02 * np.abs(shares).sum() + 0.02)
+    assert shares.sum() == pytest.approx(rise, abs=float(0.02 * np.abs(shares).sum() + 0.02))
 
 
 def test_black_pixels_have_no_share(params: Any) -> None:
