@@ -17,6 +17,7 @@ from jaxcxr.models.export import run_stablehlo, to_stablehlo
 from jaxcxr.models.heads import map_head, replace_head
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
+from jaxcxr.replacing import replacing
 from jaxcxr.training.checkpoint import save_weights
 
 
@@ -94,9 +95,8 @@ def export_model(model: Model, out: Path) -> float:
     expected = model.predict_prepared(films)
     if out.suffix == ".stablehlo":
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_name(out.name + ".part")
-        part.write_bytes(to_stablehlo(model.network, model.params, model.size))
-        part.rename(out)
+        with replacing(out) as part:
+            part.write_bytes(to_stablehlo(model.network, model.params, model.size))
         return float(np.abs(run_stablehlo(out, films) - expected).max())
     write_state(out, to_torch(model.params))
     return float(np.abs(_probabilities(model, read_state(out), films) - expected).max())

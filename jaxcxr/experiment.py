@@ -20,6 +20,8 @@ from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import require_positives
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
+from jaxcxr.eval.evaluate import evaluate, read_evaluation
+from jaxcxr.replacing import replacing
 from jaxcxr.report.tables import Run
 
 Say = Callable[[str], None]
@@ -106,7 +108,7 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
 
     if (out / "evaluation.csv").exists():
         claim_run_folder(out, config, resume)
-        return pd.read_csv(out / "evaluation.csv")
+        return read_evaluation(out / "evaluation.csv")
     store = store_of(config, say)
     ensure_weights(config, say)
     plan = make_plan(config, store)
@@ -139,9 +141,10 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
         "evaluation": dataclasses.asdict(config.evaluation),
         "weights_sha256": weights_digest(params),
     }
+    as_written = json.loads(json.dumps(described))  # JSON has no tuples
     facts = out / "run.json"
-    if (out / "evaluation.csv").exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")) == described:
-        return pd.read_csv(out / "evaluation.csv")
+    if (out / "evaluation.csv").exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")) == as_written:
+        return read_evaluation(out / "evaluation.csv")
     out.mkdir(parents=True, exist_ok=True)
     evaluation = predict_and_evaluate(config, params, store, out)
     facts.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -150,15 +153,13 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
 
 def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Path) -> pd.DataFrame:
     """Write `predictions.parquet` and `evaluation.csv` into the run folder."""
-    from jaxcxr.eval.evaluate import evaluate
     from jaxcxr.eval.predict import predict_table, write_table
 
     table = predict_table(config, params, store)
     write_table(table, out / "predictions.parquet")
     evaluation = evaluate(table, list(config.data.findings), config.evaluation)
-    part = out / "evaluation.csv.part"
-    evaluation.to_csv(part, index=False)
-    part.rename(out / "evaluation.csv")
+    with replacing(out / "evaluation.csv") as part:
+        evaluation.to_csv(part, index=False)
     return evaluation
 
 
@@ -179,7 +180,7 @@ def _headline(plan: Any) -> str:
 def read_run(folder: Path) -> Run:
     """A finished run folder as a row source of `summary.csv`."""
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    evaluation = pd.read_csv(folder / "evaluation.csv")
+    evaluation = read_evaluation(folder / "evaluation.csv")
     if "epsilon" not in facts:
         return Run(evaluation, steps=facts["steps"])
     return Run(evaluation, facts["epsilon"], facts["delta"], facts["noise_multiplier"], facts["sample_rate"], facts["steps"])

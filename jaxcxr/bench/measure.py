@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxcxr.bench.case import Case, GradientSums
 from jaxcxr.bench.worker import serve
+from jaxcxr.replacing import replacing
 
 OURS = ("jaxcxr nonprivate", "jaxcxr vmap", "jaxcxr layerwise")
 PEERS: Mapping[str, tuple[str, ...]] = {
@@ -239,6 +240,5 @@ def write_results(details: Sequence[Details], out: Path) -> None:
         "details.json": {"machine": machine(), "rows": [dataclasses.asdict(d) for d in details]},
     }
     for name, content in contents.items():
-        part = out / f"{name}.part"
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.rename(out / name)
+        with replacing(out / name) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from jaxcxr.data.duplicates import perceptual_hash
 from jaxcxr.data.images import Preprocessing, preprocess, read_film
 from jaxcxr.data.shards import ShardWriter, encode
 from jaxcxr.errors import InputError
+from jaxcxr.replacing import replacing
 
 _CRASHED = "the decoder crashed on it, or it needs more memory than there is"
 
@@ -188,9 +189,7 @@ class alone:  # noqa: N801  used as a function
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    part.rename(path)

@@ -30,6 +30,7 @@ from jaxtyping import Float32, Int, UInt
 from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
 from jaxcxr.data.shards import FilmReader, ShardWriter, encode, shard_name, write_dataset_info
 from jaxcxr.errors import InputError
+from jaxcxr.replacing import replacing
 
 MANIFEST_FILE = "manifest.parquet"
 RECORDS_FILE = "records.parquet"
@@ -39,7 +40,8 @@ SHARD_BYTES = 128 << 20
 _FORMAT = 2
 _READABLE = (1, _FORMAT)
 _PIXEL_LIBRARIES = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg")
-_LIBRARIES = ("array_record", *_PIXEL_LIBRARIES, "tensorflow-datasets")
+_EXTRA_DECODERS = ("pylibjpeg-libjpeg", "python-gdcm")  # a user may add them for JPEG lossless
+_LIBRARIES = ("array_record", *_PIXEL_LIBRARIES, *_EXTRA_DECODERS, "tensorflow-datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +227,8 @@ def finish(
         "images_sha256": digest,
         "fingerprint": fingerprint_of(kept, size, findings, preprocessing, digest),
     }
-    part = building / f"{STORE_FILE}.part"
-    part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    part.rename(building / STORE_FILE)
+    with replacing(building / STORE_FILE) as part:
+        part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def publish(building: Path, path: Path) -> None:
@@ -273,14 +274,15 @@ def open_store(path: str | Path) -> Store:
     return store
 
 
-def versions_of(libraries: Sequence[str] = _PIXEL_LIBRARIES) -> dict[str, str]:
+def versions_of(libraries: Sequence[str] = (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS)) -> dict[str, str]:
     """Installed versions of the libraries that make the pixels (or of others)."""
     found = {}
     for name in libraries:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
+            if name not in _EXTRA_DECODERS:
+                found[name] = "absent"
     return found
 
 
@@ -376,7 +378,7 @@ def fingerprint_of(
         "size": size,
         "findings": list(findings),
         "preprocessing": dict(preprocessing),
-        "versions": {name: versions[name] for name in _PIXEL_LIBRARIES},
+        "versions": {name: versions[name] for name in (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS) if name in versions},
         "images": digest,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

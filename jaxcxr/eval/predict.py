@@ -10,6 +10,7 @@ from jaxtyping import Float, PyTree
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
+from jaxcxr.replacing import replacing
 from jaxcxr.training.plan import model_of
 
 GROUP_COLUMNS = ("age", "sex", "view", "comorbidities")
@@ -55,6 +56,5 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a parquet file that appears complete or not at all."""
-    part = path.with_suffix(".part")
-    table.to_parquet(part, index=False)
-    part.rename(path)
+    with replacing(path) as part:
+        table.to_parquet(part, index=False)

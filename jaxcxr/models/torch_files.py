@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcxr.errors import InputError
 from jaxcxr.models.torch_weights import State
+from jaxcxr.replacing import replacing
 
 PREFIXES = ("_module.", "module.", "_orig_mod.", "model.", "net.")
 """What wrappers put before every name: Opacus, DataParallel, torch.compile, Lightning and others."""
@@ -40,18 +41,17 @@ def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
     Raises:
         InputError: another ending, or torch is needed and missing.
     """
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
-
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, part)
-    elif path.suffix in (".pth", ".pt"):
-        torch = _torch(path)
-        torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, part)
-    else:
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise InputError(f"{path}: expected a name that ends in .safetensors, .pth or .pt")
-    part.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, part)
+        else:
+            torch = _torch(path)
+            torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, part)
 
 
 def _torch(path: Path) -> Any:

@@ -9,6 +9,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxcxr.privacy import accounting
+from jaxcxr.replacing import replacing
 from jaxcxr.training.plan import Plan
 
 EPSILON_MILESTONES = 40
@@ -20,13 +21,12 @@ class Log:
     """For the operator's eyes, computed from private data, never released."""
 
     def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
-        self._plan, self._steps, self._done = plan, total, done
+        self._plan, self._steps = plan, total
         path = out / "metrics.jsonl"
         kept = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
         kept = [line for line in kept if json.loads(line)["step"] <= done]
-        part = path.with_suffix(".part")
-        part.write_text("".join(kept))
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text("".join(kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(out), purge_step=done or None)
         self._bar = tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True, desc=out.name)

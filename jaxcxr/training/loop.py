@@ -17,6 +17,7 @@ from jaxcxr.config import Experiment, dump, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.ledger import Ledger, Terms
+from jaxcxr.replacing import replacing
 from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
 from jaxcxr.training.feed import Waiting, batches
 from jaxcxr.training.log import Log
@@ -52,12 +53,11 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
     """
     path = out / "config.yaml"
     if not path.exists():
-        if out.exists() and any(file.name not in ("config.part", LOCK_FILE) for file in out.iterdir()):
+        if out.exists() and any(file.name not in ("config.yaml.part", LOCK_FILE) for file in out.iterdir()):
             raise InputError(f"{out}: the folder holds files but no run; expected a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        dump(config, part)
-        part.rename(path)
+        with replacing(path) as part:
+            dump(config, part)
         return
     old, new = load(Experiment, path).digest_fields(), config.digest_fields()
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -107,9 +107,9 @@ def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome
     checkpoints = Checkpoints(out / "checkpoints")
     ledger = None
     try:
-        if plan.mechanism is not None and is_first():
-            ledger = Ledger(out / "ledger.jsonl", _terms(plan))
         if is_first():
+            if plan.mechanism is not None:
+                ledger = Ledger(out / "ledger.jsonl", _terms(plan))
             begun = checkpoints.latest() is not None or (ledger is not None and ledger.spendings() != [])
             load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
         barrier("secret")
@@ -146,7 +146,7 @@ def _run(
         params, optimizer_state = restored["params"], restored["optimizer"]
     params, optimizer_state = step_functions.replicate((params, optimizer_state))
     total_steps = the_first_says(_affordable(plan, ledger, done))
-    log = Log(out, plan, done, total_steps, progress and is_first()) if is_first() else None
+    log = Log(out, plan, done, total_steps, progress) if is_first() else None
     training, waiting = plan.config.training, Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]

@@ -24,6 +24,7 @@ from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
+from jaxcxr.replacing import replacing
 from jaxcxr.training import objective, optimizer
 from jaxcxr.training.checkpoint import load_weights, provenance
 from jaxcxr.training.step import Step, make_step
@@ -226,9 +227,8 @@ def begin_or_continue(plan: Plan, pretrained: PyTree | None, path: Path, write: 
         facts["initial_weights_sha256"] = weights_digest(pretrained)
     if not path.exists():
         if write:
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(facts | {"made_with": made_with()}, indent=2) + "\n", encoding="utf-8")
-            part.rename(path)
+            with replacing(path) as part:
+                part.write_text(json.dumps(facts | {"made_with": made_with()}, indent=2) + "\n", encoding="utf-8")
         return plan
     before = json.loads(path.read_text(encoding="utf-8"))
     before.pop("made_with", None)
