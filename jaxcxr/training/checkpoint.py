@@ -67,7 +67,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    return re.split(r" \[(?:os_error_code|tensorstore_spec)", lines[0])[0].rpartition(": ")[2] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return re.split(r" \[(?:os_error_code|tensorstore_spec)", lines[0])[0].rpartition(": ")[2]
 
 
 def _on_host(leaf: Any) -> Any:
