@@ -48,6 +48,8 @@ class DataConfig:
         size: side of the square images, in pixels; it must be the store's.
         findings: names of the findings to predict, in output order.
         synthetic: recipe of an embedded cohort, used if `store` does not exist; null for real films.
+        on_device: keep all training films on every device and send it indices only: `auto` where an accelerator has the memory
+            for it, `always` or `never`. It goes with training.augmentation 'none'; the result differs by rounding at most.
     """
 
     __pydantic_config__ = STRICT
@@ -55,6 +57,7 @@ class DataConfig:
     size: Annotated[int, Field(ge=16)]
     findings: tuple[str, ...]
     synthetic: SyntheticConfig | None = None
+    on_device: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,9 @@ class ModelConfig:
         dtype: precision of activations; parameters, norms and sums are always float32.
         weights: folder with the weights to start from; null starts at random.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
+        scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
+        remat: compute maps again in the backward pass instead of keeping them: less memory for more arithmetic, the same result
+            (`layerwise` and non-private steps).
     """
 
     __pydantic_config__ = STRICT
@@ -75,6 +81,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     weights: str | None = None
     pretraining: str | None = None
+    scale_norm: bool = False
+    remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +93,10 @@ class PrivacyConfig:
         epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
         delta: budget; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
         l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5).
+        clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or `automatic`,
+            which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to tune (Bu et al.
+            2023, arXiv 2206.07136).
+        stability: gamma of automatic clipping, in units of a gradient norm.
         unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a patient with many
             films less; `patient`, all films of one at once: at most `films_per_patient` of a drawn patient's films are used,
             their mean gradient is clipped; `patient_one_image`, the same with one film, drawn afresh each time.
@@ -92,6 +104,10 @@ class PrivacyConfig:
         method: how the clipped sum is computed, `vmap` (reference) or `layerwise` (faster, same result).
         dataset_size: the declared, public number of units; null declares the size of the training split to be public.
         noise_multiplier: noise standard deviation over the clip norm; null calibrates it to the budget.
+        noise: `gaussian`, or `discrete`: rounded to a grid and drawn exactly (`jaxcxr.privacy.rounded_noise`), so that the last
+            digits of the weights tell nothing either; it takes longer.
+        class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts' sensitivity; null
+            takes what would cost a tenth of the budget alone.
         allow_large_delta: accept delta >= 1 / N, at which the guarantee permits publishing somebody's record outright.
     """
 
@@ -99,11 +115,15 @@ class PrivacyConfig:
     epsilon: Positive
     delta: Rate
     l2_clip_norm: Positive
+    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
+    stability: Positive = 0.01
     unit: Literal["image", "patient_one_image", "patient"] = "image"
     films_per_patient: PositiveInt = 4
     method: Literal["layerwise", "vmap"] = "layerwise"
     dataset_size: PositiveInt | None = None
     noise_multiplier: Positive | None = None
+    noise: Literal["gaussian", "discrete"] = "gaussian"
+    class_counts_noise_multiplier: Positive | None = None
     allow_large_delta: bool = False
 
 
@@ -114,28 +134,48 @@ class TrainingConfig:
     Attributes:
         expected_batch_size: expected number of images a Poisson batch; the divisor of every gradient sum.
         steps, epochs: length of the run, exactly one of them; an epoch is N / expected_batch_size steps.
-        microbatch_size: images a device handles at once; changes memory and speed, and the result by rounding only.
-        learning_rate: of NAdam.
+        microbatch_size: images a device handles at once; changes memory and speed, and the result by rounding only. Null
+            chooses it by the device's memory (`jaxcxr.training.memory`).
+        learning_rate: of the optimiser.
+        optimizer: `nadam` (the paper's), `sgd` with `momentum`, or `adam_bc`, Adam that takes the noise's known part out of its
+            second moment (Tang et al. 2024, arXiv 2312.14334).
+        momentum: of `sgd`.
         decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear growth).
         class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p
-            from the training labels and is not covered by the privacy claim; `public` uses `positive_rates`; `none` weighs 1.
+            from the training labels and is not covered by the privacy claim; `noised` computes it from noised counts of them,
+            which the budget pays for; `public` uses `positive_rates`; `none` weighs 1.
         positive_rates: declared, public p of each finding, for `public`.
         augmentation: `flip_rotate` (the paper's non-private runs) or `none`.
+        views: augmented views of a film in a step; their mean gradient is the film's, and is clipped in a private run (De et
+            al. 2022, arXiv 2204.13650). More than one goes with an augmentation.
+        scope: which parameters are trained, as in `jaxcxr.models.scope`; the others are neither clipped, noised nor moved.
+        averaging: `ema` or `tail` predicts and releases an average of the weights over the steps, `none` the last ones; it is
+            free of privacy cost.
+        ema_decay: of `ema`, after a rise over the first steps.
+        tail_share: part of the run, up to its end, over which `tail` averages evenly (Shejwalkar et al. 2022, arXiv
+            2210.01864).
         log_every, checkpoint_every: steps between rows of metrics.jsonl, and between checkpoints.
         seed: null draws all randomness from the operating system; a number makes the run repeatable and unfit for release.
     """
 
     __pydantic_config__ = STRICT
     expected_batch_size: PositiveInt
-    microbatch_size: PositiveInt
     learning_rate: Positive
+    microbatch_size: PositiveInt | None = None
+    optimizer: Literal["nadam", "sgd", "adam_bc"] = "nadam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     steps: PositiveInt | None = None
     epochs: Positive | None = None
     decay: Literal["none", "cosine"] = "none"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    class_weights: Literal["paper", "public", "none"] = "none"
+    class_weights: Literal["paper", "noised", "public", "none"] = "none"
     positive_rates: tuple[Rate, ...] | None = None
     augmentation: Literal["none", "flip_rotate"] = "none"
+    views: PositiveInt = 1
+    scope: Literal["all", "head", "head_and_norm", "last_stage"] = "all"
+    averaging: Literal["none", "ema", "tail"] = "none"
+    ema_decay: Rate = 0.99
+    tail_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 100
     seed: int | None = None
@@ -194,12 +234,28 @@ class Experiment:
             raise InputError(f"training: set exactly one of steps ({training.steps}) and epochs ({training.epochs})")
         if (training.class_weights == "public") != (training.positive_rates is not None):
             raise InputError("training: positive_rates goes with class_weights 'public', and only with it")
+        if self.privacy is None and training.class_weights == "noised":
+            raise InputError("training.class_weights 'noised' is paid from a privacy budget, and privacy is null")
+        counts_noise = None if self.privacy is None else self.privacy.class_counts_noise_multiplier
+        if counts_noise is not None and training.class_weights != "noised":
+            raise InputError("privacy.class_counts_noise_multiplier: only training.class_weights 'noised' makes use of it")
         if training.positive_rates is not None and len(training.positive_rates) != len(findings):
             raise InputError(
                 f"training.positive_rates: expected {len(findings)} rates, one a finding; found {len(training.positive_rates)}"
             )
-        if self.privacy is not None and training.augmentation != "none":
-            raise InputError("training.augmentation: private runs take one view an image; expected 'none'")
+        if self.data.on_device == "always" and training.augmentation != "none":
+            raise InputError(
+                f"data.on_device: 'always' goes with training.augmentation 'none', found {training.augmentation!r}"
+            )
+        if training.views > 1 and training.augmentation == "none":
+            raise InputError(f"training.views: {training.views} equal views are one; expected an augmentation beside them")
+        if self.privacy is not None and training.augmentation != "none" and training.views == 1:
+            raise InputError(
+                "training.augmentation: private runs take a film as it is, or average several views; "
+                "expected 'none', or training.views of 2 or more"
+            )
+        if self.privacy is None and training.optimizer == "adam_bc":
+            raise InputError("training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null")
 
     def digest_fields(self) -> dict[str, Any]:
         """Flat `section.key -> value` view, for comparing two configurations field by field; a null section has no fields."""

@@ -4,6 +4,7 @@ by hand.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from jaxcxr.data.manifest import require_positives
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
+from jaxcxr.privacy.ledger import Entry, read_ledger
 from jaxcxr.replacing import replacing
+from jaxcxr.report.page import PAGE
+from jaxcxr.report.run import report_run
 from jaxcxr.report.tables import Run
 
 Say = Callable[[str], None]
+PATIENTS = "patients.json"
 
 
 def store_of(config: Experiment, say: Say = print) -> Store:
@@ -64,21 +69,36 @@ def _counted(images: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
     return iter(tqdm(images, total=total, unit="film", desc="drawing", dynamic_ncols=True))
 
 
+def number_of_units(config: Experiment, say: Say = print) -> int:
+    """Declared size of a private experiment's cohort; that of the training split where the configuration declares it public."""
+    from jaxcxr.training.plan import units_of
+
+    if config.privacy is not None and config.privacy.dataset_size is not None:
+        return config.privacy.dataset_size
+    return len(units_of(config, store_of(config, say).split("train", config.data.findings))[0])
+
+
 def ensure_weights(config: Experiment, say: Say = print) -> None:
     """Pretrain the weights that a configuration starts from, if they are not there and it says how."""
+    from jaxcxr.training.checkpoint import weights_folder
+
     weights, recipe = config.model.weights, config.model.pretraining
-    if weights is None or Path(weights).exists():
+    if weights is None or weights_folder(weights).exists():
         return
     if recipe is None:
         raise InputError(f"{weights}: no such weights, and model.pretraining names no configuration that makes them")
     pretrain(load(Experiment, recipe), Path(weights), say)
 
 
-def pretrain(config: Experiment, weights: Path, say: Say = print) -> None:
-    """Train non-privately on public films and write the weights with a record of where they come from."""
-    from jaxcxr.training.checkpoint import save_weights
+def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool = False) -> None:
+    """Train non-privately on public films and write the weights with a record of where they come from: the configuration, the
+    films' fingerprint, and what the weights, read back, are worth on the public test films, if there are any.
+
+    The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size (`training.checkpoint.save_weights`).
+    """
+    from jaxcxr.training.checkpoint import load_weights, save_weights
     from jaxcxr.training.loop import train
-    from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.plan import made_with, make_plan
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
@@ -91,14 +111,27 @@ def pretrain(config: Experiment, weights: Path, say: Say = print) -> None:
         raise KeyboardInterrupt
     provenance: dict[str, object] = {
         "made_by": f"jaxcxr {__version__}",
+        "made_with": made_with(),
         "store_fingerprint": store.fingerprint,
         "config": dataclasses.asdict(config),
     }
-    save_weights(weights, outcome.params, provenance)
+    save_weights(weights, outcome.params, provenance, bfloat16)
+    if len(store.split("test")):
+        evaluation = predict_and_evaluate(config, load_weights(weights, outcome.params), store, run)
+        _record_auroc(weights / "provenance.json", evaluation)
+
+
+def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
+    """Add the AUROC of each finding on all test films to the record at `path`."""
+    rows = evaluation.loc[(evaluation["group"] == "all") & (evaluation["metric"] == "auroc")]
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["test_auroc"] = {row["finding"]: round(row["value"], 4) for row in rows.to_dict("records")}
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say = print) -> pd.DataFrame | None:
-    """Train, predict and evaluate in the run folder `out`.
+    """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the report if it has none.
 
     Returns:
         The evaluation, or None if training was interrupted (a checkpoint was saved).
@@ -108,12 +141,18 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
 
     if (out / "evaluation.csv").exists():
         claim_run_folder(out, config, resume)
-        return read_evaluation(out / "evaluation.csv")
+        evaluation = read_evaluation(out / "evaluation.csv")
+        if (out / "predictions.parquet").exists() and not (out / PAGE).exists():
+            there = (Path(config.data.store) / "store.json").exists()
+            report_run(out, config.evaluation, open_store(Path(config.data.store)).manifest if there else None)
+        return evaluation
     store = store_of(config, say)
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
+    patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
+    _write_patients(patients, out / PATIENTS)
     if not outcome.finished:
         say(
             f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, "
@@ -122,7 +161,9 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
         return None
     if outcome.stopped_by == "budget":
         say(f"the budget is spent: stopped before step {outcome.steps_done + 1} of {plan.steps}")
-    return predict_and_evaluate(config, outcome.params, store, out)
+    evaluation = predict_and_evaluate(config, outcome.params, store, out)
+    report_run(out, config.evaluation, store.manifest)
+    return evaluation
 
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
@@ -169,12 +210,54 @@ def _headline(plan: Any) -> str:
         return f"training without privacy: {plan.steps} steps of {plan.config.training.expected_batch_size} expected films"
     from jaxcxr.privacy.accounting import plan as planned
 
-    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps)
+    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
+    counted = f", class counts noised by {plan.class_counts.noise_multiplier:.4g}" if plan.class_counts is not None else ""
     return (
-        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit}: "
-        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} steps "
-        f"(PLD {cost.epsilon_pld:.4g}, RDP {cost.epsilon_rdp:.4g})"
+        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or remove one): "
+        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} steps{counted} "
+        f"(at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP {cost.epsilon_rdp:.4g})"
     )
+
+
+def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
+    """What an image-level run costs the cohort's median, 95th-percentile and maximum patient, said and listed; nothing for
+    other runs. How many films the patients have is private: this is for the operator.
+    """
+    if plan.mechanism is None or plan.config.privacy.unit != "image":
+        return []
+    from jaxcxr.privacy.accounting import Spending
+    from jaxcxr.privacy.group_privacy import films_per_patient, patient_epsilons
+
+    m = plan.mechanism
+    try:
+        counts = films_per_patient(plan.split.frame["patient_id"].tolist(), plan.config.data.store)
+    except InputError as error:
+        say(f"no epsilon for patients: {error}")
+        return []
+    rows = patient_epsilons([*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts)
+    told = "; ".join(
+        f"{row.patient} ({row.films} film{'s' if row.films > 1 else ''}) "
+        + (f"at most {row.epsilon.upper:.4g}" if row.epsilon.upper < math.inf else "not protected")
+        for row in rows
+    )
+    say(f"epsilon of a patient, for the operator only, as the numbers of films are private: {told}")
+    return [
+        {
+            "patient": row.patient,
+            "films": row.films,
+            "epsilon_upper": row.epsilon.upper if row.epsilon.upper < math.inf else None,
+            "epsilon_lower": row.epsilon.lower,
+        }
+        for row in rows
+    ]
+
+
+def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
+    if not rows:
+        return
+    described = {"for": "the operator; not for release: how many films patients have is private", "patients": rows}
+    with replacing(path) as part:
+        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def read_run(folder: Path) -> Run:
@@ -183,4 +266,6 @@ def read_run(folder: Path) -> Run:
     evaluation = read_evaluation(folder / "evaluation.csv")
     if "epsilon" not in facts:
         return Run(evaluation, steps=facts["steps"])
-    return Run(evaluation, facts["epsilon"], facts["delta"], facts["noise_multiplier"], facts["sample_rate"], facts["steps"])
+    entries = read_ledger(folder / "ledger.jsonl")[1]
+    steps = sum(isinstance(entry, Entry) for entry in entries)  # fewer than planned after a budget stop
+    return Run(evaluation, facts["epsilon"], facts["delta"], facts["noise_multiplier"], facts["sample_rate"], steps)

@@ -17,9 +17,8 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig, load, validate
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
-from jaxcxr.models.torch_files import read_state
-from jaxcxr.models.torch_weights import from_torch
-from jaxcxr.training.checkpoint import Checkpoints, load_weights
+from jaxcxr.training.averaging import weights_to_use
+from jaxcxr.training.checkpoint import Checkpoints, load_weights, weights_folder
 
 BATCH = 32
 Film = str | Path | np.ndarray
@@ -94,19 +93,25 @@ def load_model(path: str | Path) -> Model:
     """The model in a folder that this package wrote.
 
     Args:
-        path: a run folder (config.yaml and checkpoints/; the newest checkpoint is taken), a weights folder (params/ and
-            provenance.json) or a release folder (config.yaml and params/ or a .safetensors file).
+        path: a run folder (config.yaml and checkpoints/; the newest checkpoint is taken), a weights folder (provenance.json and
+            params/ or a .safetensors file) or a release folder (config.yaml and a .safetensors file).
 
     Raises:
         InputError: there is no such folder, it holds no model, or weights and configuration do not fit.
     """
-    path = Path(path)
+    path = weights_folder(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected a run, weights or release folder")
     data, model = _described(path)
-    network = ResNet9(len(data.findings), activation=model.activation, width=model.width, dtype=DTYPES[model.dtype])
+    network = ResNet9(
+        len(data.findings),
+        activation=model.activation,
+        width=model.width,
+        dtype=DTYPES[model.dtype],
+        scale_norm=model.scale_norm,
+    )
     like = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((data.size, data.size), jnp.uint8))
-    return Model(data.findings, data.size, network, jax.tree.map(jnp.asarray, _read_params(path, like, data, model)))
+    return Model(data.findings, data.size, network, jax.tree.map(jnp.asarray, _read_params(path, like)))
 
 
 def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: object) -> dict[str, object]:
@@ -129,12 +134,9 @@ def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
     return validate(DataConfig, data, f"{record}: data"), validate(ModelConfig, model, f"{record}: model")
 
 
-def _read_params(path: Path, like: PyTree, data: DataConfig, model: ModelConfig) -> PyTree:
-    if (path / "params").is_dir():
+def _read_params(path: Path, like: PyTree) -> PyTree:
+    if (path / "params").is_dir() or len(list(path.glob("*.safetensors"))) == 1:
         return load_weights(path, like)
-    released = sorted(path.glob("*.safetensors"))
-    if len(released) == 1:
-        return from_torch(read_state(released[0]), len(data.findings), model.width, source=str(released[0]))
     if not (path / "checkpoints").is_dir():
         raise InputError(f"{path}: no weights there; expected checkpoints/, params/ or one .safetensors file")
     return _from_checkpoint(path / "checkpoints", like)
@@ -150,7 +152,7 @@ def _from_checkpoint(folder: Path, like: PyTree) -> PyTree:
         raise InputError(f"{folder}: no complete checkpoint there yet")
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore((folder / str(newest) / "default").resolve())
-    return _fitting(state["params"], like, folder)
+    return _fitting(weights_to_use(state), like, folder)
 
 
 def _fitting(params: PyTree, like: PyTree, source: Path) -> PyTree:

@@ -13,6 +13,7 @@ probability batch / n. Epsilon is an upper bound (epsilon_pld), with a lower bou
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,8 @@ import tyro
 
 from jaxcxr.console import run
 from jaxcxr.errors import InputError
+
+ADJACENCY = {"adjacency": "add_remove"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ def main() -> None:
     if any(films < 1 for films in arguments.films):
         raise InputError(f"--films: expected at least 1, found {list(arguments.films)}")
     if arguments.run is not None:
-        rows = [_of_run(arguments.run, arguments.films)]
+        rows = [_of_run(arguments.run, arguments)]
     elif arguments.sweep is not None:
         rows = _of_sweep(arguments.sweep)
     else:
@@ -92,12 +95,13 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
     if a.eps and a.noise:
         if a.epochs is not None or a.steps is not None:
             raise InputError("--eps with --noise asks for the steps: expected neither --epochs nor --steps")
-        return [
-            {"epsilon": eps, "noise_multiplier": sigma, "sample_rate": rate, "delta": delta}
-            | {"steps": (steps := _most_steps(already, rate, sigma, eps, delta)), "epochs": steps * batch / n}
-            for eps in a.eps
-            for sigma in a.noise
-        ]
+        rows = []
+        for eps, sigma in itertools.product(a.eps, a.noise):
+            steps = _most_steps(already, rate, sigma, eps, delta)
+            row = {"epsilon": eps, "noise_multiplier": sigma, "sample_rate": rate, "delta": delta}
+            row |= {"steps": steps, "epochs": steps * batch / n} | ADJACENCY
+            rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
+        return rows
     if (a.epochs is None) == (a.steps is None) or (a.epochs or a.steps or 0) <= 0:
         raise InputError(f"expected a positive --epochs or --steps, exactly one; found epochs {a.epochs}, steps {a.steps}")
     if not a.eps and not a.noise:
@@ -110,12 +114,8 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
             found = accounting.plan(sigma, delta, rate, steps, already)
         except ValueError as error:
             raise InputError(f"--eps {value:g}: {error}") from error
-        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found)
-        spent = [*already, accounting.Spending(rate, sigma, steps)]
-        if a.replace_one:
-            bounds = accounting.epsilon_bounds(spent, delta, "replace_one")
-            row |= {"epsilon_replace_one": bounds.upper, "epsilon_replace_one_lower": bounds.lower}
-        rows.append(row | _of_patients(spent, delta, a.films))
+        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found) | ADJACENCY
+        rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
     return rows
 
 
@@ -145,13 +145,19 @@ def _most_steps(already: list[Any], rate: float, sigma: float, epsilon: float, d
     return found
 
 
-def _of_patients(spendings: Any, delta: float, films: tuple[int, ...]) -> dict[str, float]:
+def _besides(spendings: Any, delta: float, a: Arguments) -> dict[str, float]:
+    """What was asked besides: the same under replace-one adjacency, and for patients."""
+    from jaxcxr.privacy import accounting
     from jaxcxr.privacy.group_privacy import patient_bounds
 
-    return {f"epsilon_of_{k}_films": patient_bounds(spendings, delta, k).upper for k in films}
+    row = {}
+    if a.replace_one:
+        bounds = accounting.epsilon_bounds(spendings, delta, "replace_one")
+        row = {"epsilon_replace_one": bounds.upper, "epsilon_replace_one_lower": bounds.lower}
+    return row | {f"epsilon_of_{k}_films": patient_bounds(spendings, delta, k).upper for k in a.films}
 
 
-def _of_run(folder: Path, films: tuple[int, ...]) -> dict[str, Any]:
+def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
     from jaxcxr.privacy import accounting
     from jaxcxr.privacy.ledger import Entry, read_ledger, spendings_of
 
@@ -162,7 +168,7 @@ def _of_run(folder: Path, films: tuple[int, ...]) -> dict[str, Any]:
         raise InputError(f"{folder}: trained without privacy: its epsilon is infinite")
     terms, entries = read_ledger(folder / "ledger.jsonl")
     spent, delta = spendings_of(entries), facts["delta"]
-    if films and terms.unit != "image":
+    if a.films and terms.unit != "image":
         raise InputError(f"--films: the unit of {folder} is the {terms.unit} already; its epsilon is the patient's")
     bounds = accounting.epsilon_bounds(spent, delta)
     done = sum(isinstance(entry, Entry) for entry in entries)
@@ -178,7 +184,8 @@ def _of_run(folder: Path, films: tuple[int, ...]) -> dict[str, Any]:
         "epsilon_rdp": accounting.epsilon_rdp(spent, delta),
         "steps_done": done,
         "steps_left": more,
-    } | _of_patients(spent, delta, films)
+        "adjacency": terms.adjacency,
+    } | _besides(spent, delta, a)
 
 
 def _of_sweep(folder: Path) -> list[dict[str, Any]]:

@@ -1,15 +1,19 @@
 """Attack the private training with inserted canaries, and check every step against what the accountant assumes.
 
-python scripts/audit.py --config configs/demo.yaml --out runs/demo      writes runs/demo/audit.json; the privacy card shows it
+python scripts/audit.py --out runs/demo       audits by the run's own configuration; its privacy card then shows the finding
+python scripts/audit.py --config configs/demo.yaml --out runs/audit
 
-A logistic regression is trained on the cohort's films with the package's own sampler, clipping, noise and accounting; about
-half of the canaries are in. Exit status 1 if the claim is refuted. What is written comes from private data: it stays in the
-house, but for the figures that the privacy card prints.
+A logistic regression is trained on the cohort's films with the package's own sampler, clipping, compiled step, noise and
+accounting; about half of the canaries are in. Writes audit.json (the finding), membership.csv and membership.png, .svg (what
+attacks that threshold a score, such as the loss, achieve). Exit status 1 if the claim is refuted. What is written comes from
+private data: it stays in the house, but for the figures that the privacy card prints.
 """
 
 import dataclasses
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,8 +29,8 @@ class Arguments:
     """What to audit, and how hard.
 
     Attributes:
-        config: experiment whose cohort, clip norm and delta are used.
-        out: folder for audit.json.
+        config: experiment whose cohort, clip norm and delta are used; that of the run in `out` unless given.
+        out: folder for what is written.
         canaries: films that are each inserted with a chance of one half.
         films: at most so many films of the training split.
         steps: length of the audited run.
@@ -35,7 +39,7 @@ class Arguments:
         seed: of the coins; the training's randomness comes from the operating system.
     """
 
-    config: Path = Path("configs/demo.yaml")
+    config: Path | None = None
     out: Path = Path("runs/audit")
     canaries: int = 500
     films: int = 2000
@@ -45,24 +49,64 @@ class Arguments:
     seed: int = 0
 
 
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    if arguments.canaries < 20 or arguments.steps < 2 or not 0 < arguments.sample_rate < 1:
-        raise InputError("expected at least 20 --canaries and 2 --steps, and a --sample-rate between 0 and 1")
+def _refuse_impossible(arguments: Arguments) -> None:
+    if arguments.canaries < 20 or arguments.steps < 2 or arguments.films < 1 or not 0 < arguments.sample_rate < 1:
+        raise InputError(
+            "expected at least 20 --canaries, 2 --steps and 1 of the --films, and a --sample-rate between 0 and 1; found "
+            f"{arguments.canaries}, {arguments.steps}, {arguments.films} and {arguments.sample_rate:g}"
+        )
+    if not (arguments.epsilon > 0 and math.isfinite(arguments.epsilon)):
+        raise InputError(f"--epsilon: expected a positive number, found {arguments.epsilon:g}")
+    if arguments.seed < 0:
+        raise InputError(f"--seed: expected a number of at least 0, found {arguments.seed}")
+
+
+def _config_of(arguments: Arguments) -> tuple[Path, Experiment]:
+    own = arguments.out / "config.yaml"
+    path = arguments.config or (own if own.is_file() else Path("configs/demo.yaml"))
+    config = load(Experiment, path)
+    if config.privacy is None:
+        raise InputError(f"{path}: trains without privacy; there is no claim to audit")
+    return path, config
+
+
+def _require_cohort_of(out: Path, fingerprint: str) -> None:
+    """A run's folder takes the audit of its own cohort only: the privacy card shows what lies there."""
+    facts = out / "run.json"
+    if not facts.is_file():
+        return
+    try:
+        there = json.loads(facts.read_text(encoding="utf-8")).get("store_fingerprint")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{facts}: not the facts of a run ({error})") from error
+    if there != fingerprint:
+        raise InputError(f"{out}: holds a run on another cohort than the configuration's; name another --out")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = tyro.cli(Arguments, description=__doc__, args=argv)
+    _refuse_impossible(arguments)
+    path, config = _config_of(arguments)
+    assert config.privacy is not None
     import numpy as np
 
     from jaxcxr.audit.run import Films, audit, canary_films, subject_of, tiny_model
     from jaxcxr.experiment import store_of
     from jaxcxr.privacy import accounting
+    from jaxcxr.privacy.attack_bounds import trade_off
     from jaxcxr.privacy.mechanism import Mechanism
     from jaxcxr.privacy.noise import new_secret
+    from jaxcxr.privacy.provenance import code_fingerprint
+    from jaxcxr.replacing import replacing
+    from jaxcxr.report.attacks import trade_off_figure
 
-    config = load(Experiment, arguments.config)
-    if config.privacy is None:
-        raise InputError(f"{arguments.config}: trains without privacy; there is no claim to audit")
-    split = store_of(config).split("train", config.data.findings)
-    chosen = np.arange(min(arguments.films, len(split)))
-    cohort = Films(split.read(chosen), split.labels[chosen])
+    store = store_of(config)
+    _require_cohort_of(arguments.out, store.fingerprint)
+    split = store.split("train", config.data.findings)
+    if len(split) == 0:
+        raise InputError(f"{store.path}: has no training films; there is nothing to audit")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    cohort = Films(split.read(np.arange(min(arguments.films, len(split)))), split.labels[: arguments.films])
     rng = np.random.default_rng(arguments.seed)
     n = len(cohort) + arguments.canaries
     batch = max(1, round(arguments.sample_rate * n))
@@ -71,21 +115,35 @@ def main() -> None:
         noise = accounting.calibrated_noise(arguments.epsilon, delta, batch / n, arguments.steps)
     except ValueError as error:
         raise InputError(f"--epsilon {arguments.epsilon:g}: {error}") from error
-    mechanism = Mechanism(n, batch, config.privacy.l2_clip_norm, noise, arguments.epsilon, delta)
     loss, params = tiny_model((split.size, split.size), len(config.data.findings))
+    coordinates = sum(leaf.size for leaf in params.values()) if config.privacy.noise == "discrete" else None
+    mechanism = Mechanism(n, batch, config.privacy.l2_clip_norm, noise, arguments.epsilon, delta, coordinates)
     subject = subject_of(mechanism, loss, params, new_secret(None))
     found = audit(subject, cohort, canary_films(arguments.canaries, cohort, rng), arguments.steps, rng)
-    described = found.describe()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "audit.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    described = found.describe(store.fingerprint, code_fingerprint())
+    with replacing(arguments.out / "audit.json") as part:
+        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    rates = np.concatenate([[0.0], np.geomspace(1 / n, 1, 100)])
+    spent = [accounting.Spending(mechanism.sample_rate, noise, arguments.steps)]
+    curves = {f"limit at epsilon {found.epsilon_claimed:.3g}": (rates, trade_off(spent, delta, rates))}
+    curves |= {name: (curve.false_positive_rate, curve.true_positive_rate) for name, curve in found.curves.items()}
+    rows = [
+        pd.DataFrame({"attack": name, "false_positive_rate": x, "true_positive_rate": y}) for name, (x, y) in curves.items()
+    ]
+    pd.concat(rows).to_csv(arguments.out / "membership.csv", index=False)
+    trade_off_figure(curves, arguments.out, "membership")
+
+    print(f"{path}: {len(cohort)} films, {found.canaries} canaries, {arguments.steps} steps, noise multiplier {noise:.4g}")
     print(pd.DataFrame(described["attacks"]).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     for check in found.checks:
         print(f"{'FAILED' if check.failed else 'passed'}: {check.name} (p = {check.p_value:.2g}; {check.found})")
     verdict = "THE CLAIM IS REFUTED" if found.accused else "nothing found against the claim"
     print(
         f"epsilon claimed {found.epsilon_claimed:.4g}, at least {found.epsilon_lower:.4g} with {found.confidence:.0%} "
-        f"confidence (delta {delta:g}, {found.canaries} canaries): {verdict}"
+        f"confidence (delta {delta:g}): {verdict}"
     )
+    print(f"{arguments.out}: audit.json, membership.csv, membership.png, membership.svg")
     if found.accused:
         sys.exit(1)
 

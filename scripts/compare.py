@@ -18,7 +18,7 @@ class Arguments:
 
     Attributes:
         run_a, run_b: run folders, or predictions files (.parquet or .csv) of any models.
-        out: folder for comparison.csv.
+        out: folder for comparison.csv and report.html.
         evaluation: how the predictions are judged.
     """
 
@@ -31,15 +31,19 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     from jaxcxr.eval.compare import compare, read_pair
+    from jaxcxr.report.facts import read_facts
+    from jaxcxr.report.page import comparison_page, write_page
     from jaxcxr.report.screen import comparison_text
 
     a, b, findings = read_pair(arguments.run_a, arguments.run_b)
     comparison = compare(a, b, findings, arguments.evaluation)
     arguments.out.mkdir(parents=True, exist_ok=True)
     comparison.to_csv(arguments.out / "comparison.csv", index=False)
+    facts = (read_facts(arguments.run_a), read_facts(arguments.run_b))
+    write_page(comparison_page(comparison, (str(arguments.run_a), str(arguments.run_b)), facts), arguments.out)
     print(f"A {arguments.run_a}\nB {arguments.run_b}\n")
     print(comparison_text(comparison))
-    print(f"\n{arguments.out / 'comparison.csv'}: {len(comparison)} rows")
+    print(f"\n{arguments.out}: comparison.csv ({len(comparison)} rows), report.html")
 
 
 if __name__ == "__main__":

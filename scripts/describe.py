@@ -6,11 +6,10 @@ python scripts/describe.py stores/example --out runs/cohort
 import dataclasses
 from pathlib import Path
 
-import pandas as pd
 import tyro
 
 from jaxcxr.console import run
-from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, read_listing
+from jaxcxr.data.build import DUPLICATES_FILE, FLAGGED_FILE, QUARANTINE_FILE, read_listing
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.report.cohort import comorbidity_table, data_card, figures_s, table_1
@@ -42,14 +41,14 @@ def main() -> None:
     comorbidities = comorbidity_table(store.manifest, store.findings)
     comorbidities.to_csv(out / "comorbidities.csv", index=False)
     figures_s(store.manifest, store.findings, out)
-    pairs = store.path / "duplicates.csv"
+    pairs = store.path / DUPLICATES_FILE
     card = data_card(
         store.manifest,
         store.findings,
         store.description(),
         read_listing(store.path / QUARANTINE_FILE),
         read_listing(store.path / FLAGGED_FILE),
-        pd.read_csv(pairs, dtype=str, keep_default_na=False) if pairs.is_file() else None,
+        read_listing(pairs) if pairs.is_file() else None,
     )
     (out / "data_card.md").write_text(card, encoding="utf-8")
     print(table.to_string(index=False))

@@ -15,11 +15,11 @@ from jaxcxr.console import run
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Evaluate a predictions file of any model: metrics with intervals, groups of patients and fairness, as evaluation.csv,
-    figures and on the screen.
+    figures, report.html and on the screen.
 
     Attributes:
         predictions: .parquet or .csv with image_id, patient_id, split, y_<finding> (1, 0, empty) and p_<finding> (probability).
-        out: folder for evaluation.csv and figures/.
+        out: folder for evaluation.csv, figures/ and report.html.
         evaluation: how the predictions are judged.
     """
 
@@ -31,19 +31,34 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     from jaxcxr.eval.evaluate import evaluate, read_predictions
-    from jaxcxr.report.curves import calibration_figure, roc_figure
+    from jaxcxr.report.facts import read_facts
+    from jaxcxr.report.page import run_page, write_page
+    from jaxcxr.report.run import against_non_private, draw_curves
     from jaxcxr.report.screen import groups_text, screen_table
 
     predictions, findings = read_predictions(arguments.predictions)
     evaluation = evaluate(predictions, findings, arguments.evaluation)
     arguments.out.mkdir(parents=True, exist_ok=True)
     evaluation.to_csv(arguments.out / "evaluation.csv", index=False)
-    resample = arguments.evaluation.resample
-    roc_figure(predictions, findings, arguments.out / "figures", resample=resample, seed=arguments.evaluation.seed)
-    calibration_figure(predictions, findings, arguments.out / "figures", resample=resample, seed=arguments.evaluation.seed)
+    draw_curves(predictions, findings, arguments.out / "figures", arguments.evaluation)
+    folder = arguments.predictions.parent
+    facts = read_facts(folder) if arguments.predictions.name == "predictions.parquet" else None
+    page = run_page(
+        arguments.predictions.name if facts is None else facts.name,
+        evaluation,
+        predictions,
+        findings,
+        facts=facts,
+        comparison=against_non_private(folder, facts, arguments.evaluation),
+        figures=arguments.out / "figures",
+    )
+    write_page(page, arguments.out)
     print(screen_table(evaluation))
     print(f"\n{groups_text(evaluation)}\n")
-    print(f"{arguments.out}: evaluation.csv ({len(evaluation)} rows), figures/roc.png, figures/calibration.png (and .svg)")
+    print(
+        f"{arguments.out}: evaluation.csv ({len(evaluation)} rows), report.html, figures/roc.png, figures/calibration.png "
+        "(and .svg)"
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from jaxcxr.config import load
 from jaxcxr.console import run
-from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, build_store, read_listing
-from jaxcxr.data.duplicates import across_splits, near_duplicates
+from jaxcxr.data.build import DUPLICATES_FILE, FLAGGED_FILE, QUARANTINE_FILE, build_store, read_listing
+from jaxcxr.data.duplicates import across_splits
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.manifest import SPLITS, read_table, require_positives
 from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, uka, vindr
@@ -29,8 +29,6 @@ from jaxcxr.data.sources.table import TableSource, to_manifest
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.data.verify import verify
 from jaxcxr.errors import InputError
-
-DUPLICATES_FILE = "duplicates.csv"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,16 +170,14 @@ def main() -> None:
             print(f"left out by choice: {count:,} ({reason})")
 
     started = time.monotonic()
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm(total=len(cohort.manifest), unit="images", mininterval=interval, dynamic_ncols=True) as bar:
+    with tqdm(total=len(cohort.manifest), unit="images", mininterval=_interval(), dynamic_ncols=True) as bar:
         store = build_store(
             command.out, cohort.manifest, images, size=command.size, findings=cohort.findings, how=how, groups=groups,
             refused=cohort.refused, sources=described, processes=processes, shards=command.shards, strict=command.strict,
-            refuse_flagged=command.refuse_flagged, progress=bar.update,
+            refuse_flagged=command.refuse_flagged, duplicates=command.duplicates, progress=bar.update,
         )  # fmt: skip
     _tell(store, cohort, time.monotonic() - started)
-    if command.duplicates:
-        _tell_duplicates(store)
+    _tell_duplicates(store)
     if command.verify:
         _verify(store)
 
@@ -197,7 +193,9 @@ def _cohort(command: Any, processes: int) -> tuple[Cohort, Path, tuple[str, ...]
     images = _folder(command.images)
     if isinstance(command, Dicom):
         config = load(dicom.DicomSource, command.source)
-        return dicom.read(images, command.table, config, processes), images, tuple(config.source.groups)
+        with tqdm(desc="headers", unit="files", mininterval=_interval(), dynamic_ncols=True) as bar:
+            cohort = dicom.read(images, command.table, config, processes, bar.update)
+        return cohort, images, tuple(config.source.groups)
     source = load(TableSource, command.source)
     table = read_table(command.table)
     manifest = to_manifest(table, source, str(command.table))
@@ -205,6 +203,11 @@ def _cohort(command: Any, processes: int) -> tuple[Cohort, Path, tuple[str, ...]
     provenance = Provenance("table and image files", "the user's own", "the user's own", "the user's own")
     excluded = {"rows left out by the column map": len(table) - len(manifest)}
     return Cohort(manifest, source.findings, provenance, excluded), images, tuple(source.groups)
+
+
+def _interval() -> float:
+    """Seconds between two updates of a bar; a log file needs fewer than a screen."""
+    return 0.5 if sys.stderr.isatty() else 30.0
 
 
 def _folder(images: Path) -> Path:
@@ -234,9 +237,8 @@ def _tell(store: Store, cohort: Cohort, seconds: float) -> None:
 
 
 def _tell_duplicates(store: Store) -> None:
-    pairs = near_duplicates(store)
+    pairs = read_listing(store.path / DUPLICATES_FILE)
     if len(pairs):
-        pairs.to_csv(store.path / DUPLICATES_FILE, index=False)
         print(
             f"{len(pairs):,} pairs of nearly equal films of different patients, {len(across_splits(pairs)):,} of them across "
             f"splits; see {store.path / DUPLICATES_FILE}"
@@ -244,7 +246,7 @@ def _tell_duplicates(store: Store) -> None:
 
 
 def _verify(store: Store) -> None:
-    with tqdm(total=len(store.manifest), unit="images", dynamic_ncols=True) as bar:
+    with tqdm(total=len(store.manifest), unit="images", mininterval=_interval(), dynamic_ncols=True) as bar:
         count = verify(store, bar.update)
     print(f"{store.path}: all {count:,} records are what was written")
 

@@ -1,6 +1,10 @@
 """Train non-privately on public films and write the weights that private runs start from.
 
-python scripts/pretrain.py --config configs/pretrain_synthetic.yaml --out weights/synthetic-64
+python scripts/pretrain.py --config configs/pretrain_mimic.yaml --out weights/mimic-512
+
+The weights that come with the package are made by (the folder must not exist):
+
+python scripts/pretrain.py --config configs/pretrain_synthetic.yaml --out jaxcxr/weights/synthetic-64 --bfloat16
 
 Every field of the configuration is a flag as well, such as --training.steps 1000.
 """
@@ -22,10 +26,12 @@ class Arguments:
     Attributes:
         out: folder of the weights; it must not exist.
         config: the experiment (YAML), with privacy null.
+        bfloat16: write one safetensors file of half the size, in numbers of 16 bits, instead of float32 by orbax.
     """
 
     out: Path
     config: Path = Path("configs/pretrain_synthetic.yaml")
+    bfloat16: bool = False
 
 
 def main() -> None:
@@ -35,9 +41,9 @@ def main() -> None:
         raise InputError(f"{arguments.out}: exists already, expected a new folder for the weights")
     from jaxcxr.experiment import pretrain
 
-    pretrain(config, arguments.out)
+    pretrain(config, arguments.out, bfloat16=arguments.bfloat16)
     print(f"{arguments.out}: weights and provenance.json")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, repeatable=True)

@@ -3,11 +3,12 @@
 python scripts/release.py runs/demo                       build runs/demo/release and check it
 python scripts/release.py --check FOLDER --manifest TABLE check a folder against a cohort's manifest
 
-A run that must not be released (seeded, or with class weights that the guarantee does not cover) is refused;
---watermark builds runs/demo/not-for-release from it, every file marked so.
+A run that must not be released (seeded, with class weights that the guarantee does not cover, or refuted by its audit) is
+refused; --watermark builds runs/demo/not-for-release from it, every file marked so.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -23,7 +24,7 @@ class Arguments:
     Attributes:
         folder: run folder; with check, the folder to be checked.
         check: only check the folder.
-        manifest: table with image_id, patient_id and path; that of the run's store unless given.
+        manifest: table with image_id, patient_id and path (.csv or .parquet); that of the run's store unless given.
         watermark: build a marked folder of a run that must not be released.
     """
 
@@ -33,23 +34,28 @@ class Arguments:
     watermark: bool = False
 
 
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = tyro.cli(Arguments, description=__doc__, args=argv)
+    from jaxcxr.data.manifest import read_table
     from jaxcxr.release.build import build_release, manifest_of
     from jaxcxr.release.check import check_release
 
     if arguments.check:
-        from jaxcxr.data.manifest import read_table
-
         manifest = None if arguments.manifest is None else read_table(arguments.manifest)
-        wrong = check_release(arguments.folder, manifest)
-        if wrong:
-            raise InputError(f"{arguments.folder}: must not leave the house: {'; '.join(wrong)}")
-        against = "" if manifest is not None else " (without --manifest no identifier was looked for)"
-        print(f"{arguments.folder}: nothing found{against}")
-        return
-    built = build_release(arguments.folder, manifest_of(arguments.folder, arguments.manifest), arguments.watermark)
-    print(f"{built}: built and checked" if built.name == "release" else f"{built}: built; NOT FOR RELEASE")
+        verdict = check_release(arguments.folder, manifest)
+        if verdict.wrong:
+            raise InputError(f"{arguments.folder}: must not leave the house: {'; '.join(verdict.wrong)}")
+        print(f"{arguments.folder}: nothing found")
+        unchecked = verdict.unchecked
+    else:
+        built = build_release(arguments.folder, manifest_of(arguments.folder, arguments.manifest), arguments.watermark)
+        print(f"{built.folder}: " + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked"))
+        unchecked = built.unchecked
+        secret = arguments.folder / "checkpoints" / "secret.key"
+        if secret.is_file():
+            print(f"{secret}: with it the noise can be removed; delete it now that the run is finished, or lock it away")
+    for sentence in unchecked:
+        print(f"not checked: {sentence}")
 
 
 if __name__ == "__main__":

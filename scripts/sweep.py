@@ -2,6 +2,7 @@
 
 python scripts/sweep.py               the paper's six budgets and the non-private model
 python scripts/sweep.py --eps 0.29    one budget (or several; inf is the non-private model)
+python scripts/sweep.py --recipe recommended    each budget by the rule of configs/recommended.yaml (docs/recipes.md)
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it stopped.
 Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for every budget.
@@ -10,6 +11,7 @@ Every field of the configuration is a flag as well, such as --training.steps 60;
 import dataclasses
 import math
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import tyro
@@ -17,6 +19,7 @@ import tyro
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.console import run
 from jaxcxr.errors import InputError
+from jaxcxr.recipes import Rule, recommended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +30,17 @@ class Arguments:
         eps: budgets; the paper's six and inf (no privacy) unless given.
         config: the private experiment; its privacy.epsilon is replaced by each budget.
         nonprivate_config: the non-private experiment.
-        out: sweep folder; runs/sweep-<name of the configuration> unless given.
+        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope and averaging for each
+            budget by the rule, for no more film passes.
+        rule: of the recommended recipe (YAML).
+        out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it is not the paper's.
     """
 
     eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
     config: Path = Path("configs/demo.yaml")
     nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
+    recipe: Literal["paper", "recommended"] = "paper"
+    rule: Path = Path("configs/recommended.yaml")
     out: Path | None = None
 
 
@@ -56,8 +64,14 @@ def main() -> None:
                 f"{arguments.nonprivate_config}: expected privacy null and the data of {arguments.config}; "
                 "name the matching --nonprivate-config, or leave inf out of --eps"
             )
-        experiments[epsilon] = override(config, overrides, prog="sweep.py --config FILE")
-    sweep(experiments, arguments.out or Path("runs") / f"sweep-{arguments.config.stem}")
+        config = override(config, overrides, prog="sweep.py --config FILE")
+        if arguments.recipe == "recommended" and config.privacy is not None:
+            from jaxcxr.experiment import number_of_units
+
+            config = recommended(config, number_of_units(config), load(Rule, arguments.rule))
+        experiments[epsilon] = config
+    name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
+    sweep(experiments, arguments.out or Path("runs") / name)
 
 
 def sweep(experiments: dict[float, Experiment], out: Path) -> None:
@@ -66,6 +80,7 @@ def sweep(experiments: dict[float, Experiment], out: Path) -> None:
     """
     from jaxcxr.data.store import open_store
     from jaxcxr.experiment import evaluate_untouched, run_experiment
+    from jaxcxr.privacy.selection import write_cost
     from jaxcxr.report.figures import figure_2
     from jaxcxr.report.sweep import write_sweep
     from jaxcxr.report.tables import summarise, write_tables
@@ -85,9 +100,11 @@ def sweep(experiments: dict[float, Experiment], out: Path) -> None:
     films = open_store(Path(first.data.store)).manifest
     write_sweep(out, runs, folders, first.evaluation, films, first.data.findings)
     print(f"\n{_screen(summary, untouched)}\n")
+    if any(math.isfinite(run.epsilon) for run in runs):
+        print(f"{write_cost(out)}\n")
     print(
-        f"{out}: summary.csv, evaluations.csv, comparisons.csv, correlations.csv, figure_2.png, figure_2.svg, tables/, "
-        "figures/, and a run folder for each budget"
+        f"{out}: report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, correlations.csv, figure_2.png, "
+        "figure_2.svg, tables/, figures/, and a run folder for each budget"
     )
 
 
@@ -128,4 +145,4 @@ def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, repeatable=True)

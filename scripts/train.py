@@ -22,11 +22,14 @@ class Arguments:
         config: the experiment (YAML).
         out: run folder; runs/<name of the configuration> unless given.
         resume: go on with the run in that folder from its newest checkpoint.
+        delete_secret: when the run is finished, delete the secret behind its noise: nobody can subtract the noise then, and
+            the run cannot go on. With resume also for a run that is finished already.
     """
 
     config: Path = Path("configs/demo.yaml")
     out: Path | None = None
     resume: bool = False
+    delete_secret: bool = False
 
 
 def main() -> None:
@@ -39,12 +42,17 @@ def main() -> None:
     evaluation = run_experiment(config, out, arguments.resume)
     if evaluation is None:
         raise SystemExit(130)
+    if arguments.delete_secret:
+        from jaxcxr.training.checkpoint import delete_secret
+
+        delete_secret(out / "checkpoints")
+        print(f"{out}: the secret is deleted; backups and snapshots of the folder may still have it\n")
     print(screen_table(evaluation))
     print(
         f"\n{out}: config.yaml, run.json, ledger.jsonl, metrics.jsonl, TensorBoard events, checkpoints, "
-        "predictions.parquet, evaluation.csv"
+        "predictions.parquet, evaluation.csv, figures/, report.html"
     )
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, repeatable=True)

@@ -17,10 +17,14 @@ from jaxcxr.data.sources.uka import UkaOptions
 from jaxcxr.data.sources.vindr import VindrOptions
 from jaxcxr.errors import InputError
 from jaxcxr.models.heads import HeadMapping
+from jaxcxr.recipes import Rule
+from jaxcxr.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 OTHER_KINDS: dict[str, type] = {
+    "ablations": Study,
+    "choices": Study,
     "mimic_to_uka": HeadMapping,
     "prepare_chexpert": Options,
     "prepare_dicom": DicomSource,
@@ -30,6 +34,7 @@ OTHER_KINDS: dict[str, type] = {
     "prepare_padchest": Options,
     "prepare_uka": UkaOptions,
     "prepare_vindr": VindrOptions,
+    "recommended": Rule,
 }
 """What the configurations are that are no experiments."""
 REMOVED = object()

@@ -24,6 +24,8 @@ PARTS = (
     "inference",
     "conversion",
     "replacing",
+    "recipes",
+    "study",
 )
 
 
@@ -37,6 +39,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "jaxcxr.replacing": (*JAX, *parts(*(part for part in PARTS if part != "replacing"))),
     "jaxcxr.config": (*JAX, *parts(*(part for part in PARTS if part not in ("config", "errors")))),
     "jaxcxr.console": (*JAX, *parts(*(part for part in PARTS if part not in ("console", "config", "errors")))),
+    "jaxcxr.recipes": (*JAX, *parts(*(part for part in PARTS if part not in ("recipes", "config", "errors")))),
+    "jaxcxr.study": (*JAX, *parts("data", "models", "privacy", "training", "report", "bench", "inference", "conversion")),
     "jaxcxr.data": (*JAX, *parts("privacy", "models", "training", "eval", "report", "experiment")),
     "jaxcxr.privacy": ("flax", *parts("data", "models", "training", "eval", "report", "experiment")),
     "jaxcxr.models": parts("data", "privacy", "training", "eval", "report", "experiment"),

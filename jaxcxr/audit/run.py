@@ -7,12 +7,14 @@ noise). Black-box, the attacker sees the final model: the score is by how much t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from jaxcxr.audit.mechanism import Check, check_mechanism
@@ -20,10 +22,11 @@ from jaxcxr.audit.statistics import MembershipCurve, epsilon_from_scores, member
 from jaxcxr.privacy import accounting, gradients
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.training.step import make_step
 
 CONFIDENCE = 0.95
 ATTACKS = ("white-box alignment", "white-box variation", "black-box loss")
-_BLOCK = 64
+_BLOCK, _MICROBATCH = 64, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Subject:
         learning_rate: of plain gradient descent on the released gradients.
         draw: (step, films present) -> indices of the batch.
         key: step -> noise key.
-        clipped_sum: (parameters, films, which are real) -> sum of clipped gradients.
+        clipped_sum: (parameters, (images, labels), which are real) -> sum of clipped gradients; real films come first.
         release: (sum, key, drawn) -> released gradient.
     """
 
@@ -100,17 +103,25 @@ class Audit:
         """Whether the claim is refuted."""
         return self.epsilon_lower > self.epsilon_claimed or any(check.failed for check in self.checks)
 
-    def describe(self) -> dict[str, Any]:
-        """As values that JSON can hold; `card` is what the privacy card shows."""
+    def describe(self, data: str, code: str) -> dict[str, Any]:
+        """As values that JSON can hold; `card` is what the privacy card shows.
+
+        Args:
+            data: fingerprint of the cohort's store.
+            code: fingerprint of the audited code.
+        """
         rates = (0.001, 0.01, 0.1)
         return {
             "card": {
                 "method": "one run; white-box gradient alignment and black-box loss; every step checked",
+                "model": "logistic regression",
                 "canaries": self.canaries,
                 "confidence": self.confidence,
                 "epsilon_lower": self.epsilon_lower,
                 "epsilon_claimed": self.epsilon_claimed,
                 "accused": self.accused,
+                "data": data,
+                "code": code,
             },
             "delta": self.delta,
             "attacks": [
@@ -128,23 +139,57 @@ class Audit:
 def subject_of(
     mechanism: Mechanism, loss: Callable[[PyTree, Any], Array], params: PyTree, secret: bytes, learning_rate: float = 0.1
 ) -> Subject:
-    """The package's own implementation: its sampler, keys, clipping and noise."""
+    """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real training, which cuts
+    the batch into microbatches, sums them over all devices, adds the noise and divides.
+    """
 
-    @jax.jit
+    def sum_of(params: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, Mapping[str, Array]]:
+        examples = (batch["image"], batch["label"])
+        return gradients.clipped_sum_vmap(loss, params, examples, batch["is_real"], mechanism.l2_clip_norm)[0], {}
+
+    step = make_step(sum_of, _RELEASED_ONLY, mechanism, mechanism.expected_batch_size, _MICROBATCH)
+    size = step.microbatch_size
+
     def clipped_sum(params: PyTree, examples: Any, is_real: Any) -> PyTree:
-        return gradients.clipped_sum_vmap(loss, params, examples, is_real, mechanism.l2_clip_norm)[0]
+        images, labels = examples
+        placed, total = step.replicate(params), step.start(step.replicate(params))
+        for first in range(0, int(np.sum(is_real)), size):
+            rows = slice(first, first + size)
+            total = step.accumulate(placed, total, step.place(_rows(images[rows], labels[rows], is_real[rows], size)))
+        return step.collect(total)[0]
 
-    release = jax.jit(mechanism.release)
+    def release(total: PyTree, key: Any, _: int) -> PyTree:
+        nothing = jax.tree.map(jnp.zeros_like, total)
+        at_zero, state = step.replicate(nothing), step.replicate(jax.tree.map(jnp.copy, nothing))
+        return step.finish(at_zero, state, total, mechanism.randomness(np.asarray(key), total))[1]
+
     return Subject(
         mechanism,
         loss,
         params,
         learning_rate,
         draw=lambda step, n: mechanism.draw(secret, step, n),
-        key=lambda step: jnp.asarray(mechanism.noise_key(secret, step)),
+        key=lambda step: mechanism.noise_key(secret, step),
         clipped_sum=clipped_sum,
-        release=lambda total, key, _: release(total, key),
+        release=release,
     )
+
+
+_RELEASED_ONLY = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),  # type: ignore[arg-type]
+    lambda released, *_: (jax.tree.map(jnp.zeros_like, released), released),  # type: ignore[arg-type]
+)
+"""An optimiser that moves nothing and keeps what it was given: the step's released gradient."""
+
+
+def _rows(images: np.ndarray, labels: np.ndarray, is_real: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """A microbatch of exactly `size` rows."""
+    missing = size - len(images)
+    return {
+        "image": np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]),
+        "label": np.concatenate([labels, np.full((missing, labels.shape[1]), np.nan, labels.dtype)]),
+        "is_real": np.concatenate([is_real, np.zeros(missing, bool)]),
+    }
 
 
 def canary_films(count: int, like: Films, rng: np.random.Generator) -> Films:
@@ -200,7 +245,7 @@ class _Record:
 def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarray, steps: int) -> _Record:
     m = subject.mechanism
     deviation = m.noise_multiplier * m.l2_clip_norm
-    gradients_of = jax.jit(jax.vmap(jax.grad(subject.loss), in_axes=(None, 0)))
+    gradients_of = _gradients_of(subject.loss)
     everyone, n = cohort.with_(canaries), len(cohort)
     present = np.concatenate([np.arange(n), n + np.flatnonzero(included)])
     # What the attacker expects without knowing the coins: everybody's share in a step, a canary's halved by its coin.
@@ -227,6 +272,12 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
     return _Record(params, np.stack(noise), np.stack(sums), drawn, np.stack(alignments), np.stack(fixed_alignments))
 
 
+@functools.lru_cache(maxsize=4)
+def _gradients_of(loss: Callable[[PyTree, Any], Array]) -> Any:
+    """Gradient of each film's loss, compiled once for several audits of one model."""
+    return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
+
+
 def _flat(tree: PyTree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
@@ -237,7 +288,7 @@ def _padded(batch: Films) -> tuple[Any, Any]:
     images = np.zeros((size, *batch.images.shape[1:]), np.uint8)
     labels = np.full((size, batch.labels.shape[1]), np.nan, np.float32)
     images[: len(batch)], labels[: len(batch)] = batch.images, batch.labels
-    return (jnp.asarray(images), jnp.asarray(labels)), jnp.arange(size) < len(batch)
+    return (images, labels), np.arange(size) < len(batch)
 
 
 def _each(gradients_of: Any, params: PyTree, films: Films) -> np.ndarray:

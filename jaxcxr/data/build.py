@@ -7,6 +7,7 @@ which becomes the store in one rename.
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -17,14 +18,16 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from jaxcxr.data.duplicates import near_duplicates
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.journal import Work, alone, make_shard, prepare, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
@@ -41,10 +44,15 @@ from jaxcxr.data.store import (
     versions_of,
 )  # fmt: skip
 from jaxcxr.errors import InputError
+from jaxcxr.replacing import replacing
 
 QUARANTINE_FILE = "quarantine.csv"
 FLAGGED_FILE = "flagged.csv"
+DUPLICATES_FILE = "duplicates.csv"
 _PLAN_FILE = "plan.json"
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR
+)  # fmt: skip
 
 
 def build_store(
@@ -62,6 +70,7 @@ def build_store(
     shards: int | None = None,
     strict: bool = False,
     refuse_flagged: bool = False,
+    duplicates: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Store:
     """Make a store from files, or go on with one that was interrupted.
@@ -80,11 +89,12 @@ def build_store(
         shards: how many to make in all, at least one a split; by default some of at most 128 MiB.
         strict: stop at the first file that cannot be used; otherwise it goes to quarantine.csv.
         refuse_flagged: quarantine films with burnt-in annotation and the like, instead of naming them in flagged.csv.
+        duplicates: look for nearly equal films of different patients and list them in duplicates.csv.
         progress: called with the number of films done since the last call, those of an earlier run first.
 
     Raises:
-        InputError: the store exists, another process is making it, what was begun has another manifest or preprocessing, no
-            file can be used, or (`strict`) one cannot.
+        InputError: the store exists, another process is making it, what was begun has another manifest or preprocessing, the
+            disk is full, no file can be used, or (`strict`) one cannot.
     """
     path, how = Path(path), how or Preprocessing()
     if path.exists():
@@ -93,25 +103,44 @@ def build_store(
     preprocessing = how.described()
     building = path.with_name(f".{path.name}.partial")
     works = _works(building, frame, images, size, how, shards, strict, refuse_flagged)
-    building.mkdir(parents=True, exist_ok=True)
-    with alone(building / "lock", f"{path}: another process is making this store"):
-        _same_plan(building, path, frame, size, findings, preprocessing, works)
-        if not (building / STORE_FILE).exists():
-            try:
-                _run(works, processes, progress)
-            except InputError:
-                if not any(work.file(suffix).exists() for work in works for suffix in ("json", "journal")):
-                    shutil.rmtree(building)
-                raise
-            _assemble(building, path, frame, works, list(refused), size, how, findings, preprocessing, sources or {})
-        for leftover in [*building.glob("shard-*"), building / _PLAN_FILE, building / "lock"]:
-            leftover.unlink(missing_ok=True)
-        publish(building, path)
+    with _on_disk(path, building):
+        building.mkdir(parents=True, exist_ok=True)
+        with alone(building / "lock", f"{path}: another process is making this store"):
+            _same_plan(building, path, frame, size, findings, preprocessing, works)
+            if not (building / STORE_FILE).exists():
+                try:
+                    _run(works, processes, progress)
+                except InputError:
+                    if not any(work.file(suffix).exists() for work in works for suffix in ("json", "journal")):
+                        shutil.rmtree(building)
+                    raise
+                _assemble(building, path, frame, works, list(refused), size, how, findings, preprocessing, sources or {})
+            if duplicates and not (building / DUPLICATES_FILE).exists():
+                with replacing(building / DUPLICATES_FILE) as part:
+                    near_duplicates(open_store(building)).to_csv(part, index=False)
+            for leftover in building.glob("shard-*"):
+                leftover.unlink()
+            publish(building, path)
+            # The plan goes last: without it, another manifest's run could take over what was killed just before.
+            for name in (_PLAN_FILE, "lock"):
+                (path / name).unlink(missing_ok=True)
     return open_store(path)
 
 
+@contextmanager
+def _on_disk(path: Path, building: Path) -> Iterator[None]:
+    """A disk that is full or may not be written is the user's to mend; any other failure of the system keeps its trace."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        kept = f"; what is done is kept in {building.name}, give the same command again" if building.is_dir() else ""
+        raise InputError(f"{path}: cannot be written ({error.strerror}){kept}") from error
+
+
 def read_listing(path: Path) -> pd.DataFrame:
-    """A store's quarantine.csv or flagged.csv; an empty table if there is none."""
+    """A store's quarantine.csv, flagged.csv or duplicates.csv, as text; an empty table if there is none."""
     return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame(columns=["path", "reason"])
 
 
@@ -161,8 +190,7 @@ def _same_plan(
     }
     file = building / _PLAN_FILE
     if not file.exists():
-        if not (building / STORE_FILE).exists():
-            write_whole(file, json.dumps(plan).encode())
+        write_whole(file, json.dumps(plan).encode())
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     differing = [key for key, value in plan.items() if before.get(key) != value]

@@ -47,6 +47,8 @@ _PIXEL_TAGS = (
     "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
     "PresentationLUTShape", "PatientOrientation",
 )  # fmt: skip
+_COLOURS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_QUOTED = re.compile(r"""(?<!\w)b?(?:'[^']*'|"[^"]*")""")
 _DAMAGE = (
     RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError, ArithmeticError,
     MemoryError, NotImplementedError, struct.error, zlib.error, BytesLengthException,
@@ -179,8 +181,8 @@ def _open(path: Path, keywords: tuple[str, ...], stop_before_pixels: bool = Fals
 def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
     modality = str(dataset.get("Modality") or "")
     if modality and modality not in RADIOGRAPHY_MODALITIES:
-        shown = modality if re.fullmatch(r"[A-Z0-9 _]{1,16}", modality) else "of another form"
-        raise InputError(f"{path}: DICOM modality {shown!r}, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}")
+        shown = repr(modality) if re.fullmatch(r"[A-Z]{2,8}", modality) else "of another form"
+        raise InputError(f"{path}: DICOM modality {shown}, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}")
     if "PixelData" not in dataset:
         raise InputError(f"{path}: DICOM without pixel data, expected a radiograph")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
@@ -207,7 +209,8 @@ def _film(dataset: pydicom.Dataset, path: Path) -> Film:
         return Film(np.asarray(Image.fromarray(stored).convert("L")), (*flags, "colour image made grey"))
     interpretation = str(dataset.PhotometricInterpretation)
     if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"{path}: DICOM photometric interpretation {interpretation!r}, expected MONOCHROME1 or MONOCHROME2")
+        shown = repr(interpretation) if interpretation in _COLOURS else "of another form"
+        raise InputError(f"{path}: DICOM photometric interpretation {shown}, expected MONOCHROME1 or MONOCHROME2")
     stored = _significant(stored, bits, high, dataset)
     padding = _padding(stored, dataset)
     values, remarks = _seen_through_window(apply_modality_lut(stored, dataset), dataset, padding)
@@ -324,4 +327,5 @@ def _date(text: str) -> datetime.date | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What a library says of a damaged file, without what it quotes: lengths that are wrong can move a name into any tag."""
+    return " ".join(_QUOTED.sub("...", str(error)).split()) or type(error).__name__

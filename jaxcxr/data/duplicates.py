@@ -15,10 +15,11 @@ from PIL import Image
 from scipy.fft import dctn
 
 from jaxcxr.data.manifest import SPLITS
-from jaxcxr.data.store import RECORDS_FILE, Split, Store
+from jaxcxr.data.store import RECORDS_FILE, Store
 
 _SIDE = 64
-_BLOCK = 1024
+_BLOCK = 256
+_FILMS = 256
 
 
 def perceptual_hash(film: UInt[np.ndarray, "size size"]) -> str:
@@ -41,8 +42,8 @@ def close_pairs(hashes: UInt[np.ndarray, "n 4"], most: int) -> Int[np.ndarray, "
 def _close_pairs(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
     for start in range(0, len(hashes), _BLOCK):
         block = hashes[start : start + _BLOCK]
-        for other in range(start, len(hashes), 16 * _BLOCK):
-            against = hashes[other : other + 16 * _BLOCK]
+        for other in range(start, len(hashes), 64 * _BLOCK):
+            against = hashes[other : other + 64 * _BLOCK]
             bits = np.zeros((len(block), len(against)), dtype=np.uint16)
             for word in range(hashes.shape[1]):
                 bits += np.bitwise_count(block[:, None, word] ^ against[None, :, word])
@@ -52,7 +53,7 @@ def _close_pairs(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 
 def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.DataFrame:
-    """Pairs of nearly equal films of different patients.
+    """Pairs of nearly equal films of different patients. A film of one grey value throughout resembles no other.
 
     Args:
         store: with hashes (`jaxcxr.data.build` writes them); without, there are no pairs.
@@ -62,26 +63,31 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
     Returns:
         `image_id_a`, `image_id_b`, `patient_id_a`, `patient_id_b`, `split_a`, `split_b`, `bits`, `correlation`, closest first.
     """
-    columns = ["image_id_a", "image_id_b", "patient_id_a", "patient_id_b", "split_a", "split_b", "bits", "correlation"]
+    named = ("image_id", "patient_id", "split")
+    columns = [*(f"{column}_{side}" for column in named for side in "ab"), "bits", "correlation"]
     file = store.path / RECORDS_FILE
     records = pd.read_parquet(file) if file.is_file() else pd.DataFrame()
     if "phash" not in records.columns:
         return pd.DataFrame(columns=columns)
     hashes = np.frombuffer(bytes.fromhex("".join(records["phash"])), dtype=np.uint64).reshape(-1, 4)
-    pairs = close_pairs(hashes, most)
-    patients = pd.factorize(store.manifest["patient_id"])[0]
-    pairs = pairs[patients[pairs[:, 0]] != patients[pairs[:, 1]]]
-    sides = store.manifest["split"].to_numpy()
-    splits = {name: store.split(name) for name in SPLITS}
-    places = store.manifest.groupby("split").cumcount().to_numpy()
-    rows = []
-    for first, second, bits in pairs.tolist():
-        one, other = (_thumbnail(splits[str(sides[row])], int(places[row])) for row in (first, second))
-        correlation = float(np.corrcoef(one, other)[0, 1])
-        if correlation >= at_least:
-            a, b = store.manifest.iloc[first], store.manifest.iloc[second]
-            rows.append((*(side[key] for key in ("image_id", "patient_id", "split") for side in (a, b)), bits, correlation))
-    found = pd.DataFrame(rows, columns=columns)
+    candidates = np.flatnonzero(hashes.any(axis=1))
+    patients = pd.factorize(store.manifest["patient_id"])[0][candidates]
+    pairs = np.concatenate(
+        [
+            np.zeros((0, 3), dtype=np.int64),
+            *(some[patients[some[:, 0]] != patients[some[:, 1]]] for some in _close_pairs(hashes[candidates], most)),
+        ]
+    )
+    pairs[:, :2] = candidates[pairs[:, :2]]
+    pairs, correlations = _alike(store, pairs, at_least)
+    sides = [store.manifest.iloc[pairs[:, place]].reset_index(drop=True) for place in (0, 1)]
+    found = pd.DataFrame(
+        {
+            **{f"{column}_{side}": rows[column] for column in named for side, rows in zip("ab", sides, strict=True)},
+            "bits": pairs[:, 2],
+            "correlation": correlations,
+        }
+    )
     return found.sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -90,7 +96,30 @@ def across_splits(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs.loc[pairs["split_a"] != pairs["split_b"]]
 
 
-def _thumbnail(split: Split, place: int) -> np.ndarray:
-    film = split.read(np.array([place]))[0].astype(np.float32)
-    small = Image.fromarray(film).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float64).ravel()
+def _alike(store: Store, pairs: np.ndarray, at_least: float) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs whose films also correlate, with their correlation; each film is read once, however many pairs it is in."""
+    rows, positions = np.unique(pairs[:, :2], return_inverse=True)
+    small = np.empty((len(rows), _SIDE**2), dtype=np.float32)
+    sides = store.manifest["split"].to_numpy()
+    places = store.manifest.groupby("split").cumcount().to_numpy()
+    for name in SPLITS:
+        split, mine = store.split(name), np.flatnonzero(sides[rows] == name)
+        for start in range(0, len(mine), _FILMS):
+            some = mine[start : start + _FILMS]
+            small[some] = _thumbnails(split.read(places[rows[some]]))
+    first, second = positions.reshape(-1, 2).T
+    correlations = np.empty(len(pairs))
+    for start in range(0, len(pairs), _FILMS):
+        some = slice(start, start + _FILMS)
+        correlations[some] = np.einsum("ij,ij->i", small[first[some]], small[second[some]])
+    alike = correlations >= at_least
+    return pairs[alike], correlations[alike]
+
+
+def _thumbnails(films: np.ndarray) -> np.ndarray:
+    """Films at low resolution, each with mean 0 and length 1, so that a product of two is their correlation."""
+    box = (_SIDE, _SIDE), Image.Resampling.BOX
+    small = np.array([np.asarray(Image.fromarray(film.astype(np.float32)).resize(*box)).ravel() for film in films])
+    small -= small.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(small, axis=1, keepdims=True)
+    return np.divide(small, length, out=np.zeros_like(small), where=length > 0)

@@ -3,9 +3,12 @@
 The manifest is the contract between a hospital's tables and everything after them; it is checked once, here, and trusted later.
 """
 
-from collections.abc import Mapping, Sequence
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +23,7 @@ REQUIRED: tuple[str, ...] = ("image_id", "patient_id", "path", "split", "age", "
 
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({"split": SPLITS, "sex": SEXES, "view": VIEWS})
 _IDENTIFIERS = ("image_id", "patient_id", "path")
+_BEYOND = "(beyond the header)"
 
 
 def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:
@@ -41,6 +45,8 @@ def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read a parquet or CSV table; every cell of a CSV stays text, so that an id such as 007 keeps its zeros.
 
+    A comma at the end of each row is no further column.
+
     Raises:
         InputError: the file is missing, neither parquet nor CSV, or unreadable.
     """
@@ -51,10 +57,49 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            return text_cells(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a {path.suffix[1:]} table ({' '.join(str(error).split())})") from error
     raise InputError(f"{path}: expected a .parquet or .csv file, found suffix {path.suffix!r}")
+
+
+def text_cells(path: Path) -> pd.DataFrame:
+    """Read a CSV table (also compressed) whose cells all stay text.
+
+    Raises:
+        ValueError: it cannot be parsed, or rows hold more cells than the header.
+        OSError: it cannot be read.
+    """
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    header = list(pd.read_csv(path, nrows=0, **how).columns)
+    with warnings.catch_warnings():
+        # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells may be cut.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, **how)
+        except pd.errors.ParserWarning:
+            pass
+        try:
+            table = pd.read_csv(path, names=[*header, _BEYOND], header=0, **how)
+        except pd.errors.ParserWarning as error:
+            raise ValueError(f"rows have more cells than the {len(header)} of the header") from error
+    if (table[_BEYOND].to_numpy() != "").any():
+        raise ValueError(f"rows have more cells than the {len(header)} of the header")
+    return table.drop(columns=_BEYOND)
+
+
+def missing_column(column: str, columns: Iterable[object]) -> str:
+    """What to say of a column that is not there.
+
+    Only names like the wanted one are shown: in a table without a header, a patient stands in the place of the names.
+    """
+    names = {str(name).casefold(): str(name) for name in columns}
+    alike = [names[name] for name in difflib.get_close_matches(column.casefold(), names, cutoff=0.7)]
+    if len(names) == 1:
+        hint = "are its cells separated by commas?"
+    else:
+        hint = f"did you mean {' or '.join(map(repr, alike))}?" if alike else "is its first row the header?"
+    return f"column {column!r} is missing among the {len(names)} of the table; {hint}"
 
 
 def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) -> pd.DataFrame:
@@ -75,7 +120,7 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
     """
     missing = [column for column in (*REQUIRED, *findings) if column not in frame.columns]
     if missing:
-        raise InputError(f"{source}: column {missing[0]!r} is missing; found {list(frame.columns)}")
+        raise InputError(f"{source}: {missing_column(missing[0], frame.columns)}")
     if frame.empty:
         raise InputError(f"{source}: expected at least one image, found no rows")
     checked = frame if "view" in frame.columns else frame.assign(view="unknown")

@@ -15,18 +15,21 @@ from jaxcxr.errors import InputError
 _AGE_EDGES = (30.0, 60.0, 70.0, 80.0)
 
 
-def split_stratified(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int, findings: Sequence[str]) -> pd.DataFrame:
+def split_stratified(
+    frame: pd.DataFrame, fractions: Mapping[str, float], seed: int, findings: Sequence[str], groups: Sequence[str] = ()
+) -> pd.DataFrame:
     """Give every patient, with all of their images, one split, so that the splits resemble one another.
 
-    Patients are put in order of their findings (the rarest first), sex, age and number of films, at random among equals, and
-    then dealt along that order, each to the split that lacks most. Of any run of alike patients each split gets its fraction
-    to within about one patient.
+    Patients are put in order of their findings (the rarest first), sex, age, further groups and number of films, at random
+    among equals, and then dealt along that order, each to the split that lacks most. Of any run of alike patients each split
+    gets its fraction to within about one patient.
 
     Args:
         frame: a manifest without `split`; labels are 1, 0 or empty.
         fractions: fraction of the patients in each split; they sum to 1.
         seed: of the order among equals; the same patients, fractions and seed give the same splits, whatever the row order.
         findings: label columns to balance.
+        groups: further columns to balance, such as an ethnic group or a scanner.
 
     Returns:
         A copy with a `split` column.
@@ -44,13 +47,15 @@ def split_stratified(frame: pd.DataFrame, fractions: Mapping[str, float], seed: 
             **positive,
             "sex": text_of(frame, "sex") if "sex" in frame else "",
             "age": np.digitize(np.nan_to_num(ages, nan=-1.0), _AGE_EDGES),
+            **{group: text_of(frame, group) for group in groups},
             "films": 1,
         }
     )
-    how = {**dict.fromkeys(rarest_first, "any"), "sex": "max", "age": "max", "films": "sum"}
+    described = ("sex", "age", *groups)
+    how = {**dict.fromkeys(rarest_first, "any"), **dict.fromkeys(described, "max"), "films": "sum"}
     table: pd.DataFrame = films.groupby(patients, sort=True).agg(how)  # type: ignore[arg-type]
     table["chance"] = np.random.default_rng(seed).permutation(len(table))
-    order = table.sort_values([*rarest_first, "sex", "age", "films", "chance"]).index
+    order = table.sort_values([*rarest_first, *described, "films", "chance"]).index
     names = [name for name, fraction in fractions.items() if fraction > 0]
     wanted = np.array([fractions[name] for name in names])
     given = np.zeros(len(names))

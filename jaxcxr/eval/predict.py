@@ -10,6 +10,7 @@ from jaxtyping import Float, PyTree
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
+from jaxcxr.eval.predictions import SCHEMA_VERSION
 from jaxcxr.replacing import replacing
 from jaxcxr.training.plan import model_of
 
@@ -51,7 +52,9 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
             frame[f"y_{finding}"] = split.labels[:, index]
             frame[f"p_{finding}"] = predicted[:, index]
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs["schema_version"] = SCHEMA_VERSION  # a parquet file keeps it, and `read_predictions` asks for it
+    return table
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

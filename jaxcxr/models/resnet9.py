@@ -20,6 +20,7 @@ class Block(nn.Module):
     stride: int
     activation: str
     dtype: Any
+    scale_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "i j o"]:
@@ -30,7 +31,8 @@ class Block(nn.Module):
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             x = GroupNorm(name="shortcut_norm")(x)
-        return GroupNorm(name="norm2")(y, residual=x, activation=self.activation)
+        y = GroupNorm(name="norm2")(y, residual=x, activation=self.activation)
+        return GroupNorm(name="scale_norm")(y) if self.scale_norm else y
 
 
 class ResNet9(nn.Module):
@@ -44,12 +46,16 @@ class ResNet9(nn.Module):
         activation: `mish` (private runs) or `relu` (non-private ones).
         width: channels of the first stage, doubled in each later one.
         dtype: of convolutions and activations; norms, pooling's mean, head and logits are float32.
+        remat: see `ModelConfig`; it is for whoever differentiates the network.
+        scale_norm: normalise each block's output, so that residual and shortcut add up to one scale (Klause et al. 2022).
     """
 
     n_findings: int
     activation: str = "mish"
     width: int = 64
     dtype: Any = jnp.float32
+    scale_norm: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "h w"] | Float[Array, "h w"]) -> Float[Array, "findings"]:
@@ -60,7 +66,12 @@ class ResNet9(nn.Module):
         x = max_pool(x)
         for stage in range(4):
             x = Block(
-                self.width * 2**stage, 1 if stage == 0 else 2, self.activation, self.dtype, name=f"stage{stage + 1}_block1"
+                self.width * 2**stage,
+                1 if stage == 0 else 2,
+                self.activation,
+                self.dtype,
+                self.scale_norm,
+                name=f"stage{stage + 1}_block1",
             )(x)
         x = x.astype(jnp.float32).mean(axis=(0, 1))
         return nn.Dense(self.n_findings, name="head")(x)

@@ -54,18 +54,19 @@ def trained_mask(scope: Scope, params: PyTree) -> PyTree:
 
 
 def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """(trained, frozen) parameters: two trees of the same nesting, without the leaves of the other."""
+    """(trained, frozen) parameters: two trees of the same nesting, each without the leaves and empty branches of the other."""
 
     def take(node: Any, at: Any, wanted: bool) -> Any:
         if not isinstance(node, Mapping):
             return node
-        return {k: take(v, at[k], wanted) for k, v in node.items() if isinstance(v, Mapping) or at[k] is wanted}
+        parts = {k: take(v, at[k], wanted) for k, v in node.items() if isinstance(v, Mapping) or at[k] is wanted}
+        return {k: v for k, v in parts.items() if not isinstance(v, Mapping) or v}
 
     return take(params, mask, True), take(params, mask, False)
 
 
 def join(trained: PyTree, frozen: PyTree) -> PyTree:
-    """Inverse of `split`."""
+    """Inverse of `split`; where both have a leaf, it is the first one's."""
 
     def merge(a: Any, b: Any) -> Any:
         return {

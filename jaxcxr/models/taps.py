@@ -4,20 +4,30 @@ A tapped forward pass adds a zero to the output of each convolution and dense la
 gradient with respect to a zero is the cotangent of that layer's output; with the input it determines the weight gradient of
 one example (Goodfellow 2015; Bu et al. 2022), which is what per-example clipping needs. Works on any Flax Linen module
 through `nn.intercept_methods`.
+
+A layer is tapped only where that determines the whole gradient of its kernel: not if it is called twice, if its kernel is used
+elsewhere too, or if the kernel it sees is not the parameter itself (under `nn.remat`, `nn.scan`, `nn.WeightNorm` and the like).
+Parameters that are not tapped are differentiated directly, example by example: right for any layer, dear for large ones.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float
 
 from jaxcxr.models import layers
 
 Path = tuple[str, ...]
+
+KEPT = "input of a tapped layer"
+"""Name, for `jax.checkpoint`, of what a weight gradient needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +49,10 @@ class Tap:
     output: jax.ShapeDtypeStruct
 
 
-def _tap(module: nn.Module, output: Any) -> Tap | None:
-    """The tap of one module, or None if it is none that can be tapped."""
+def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | None:
+    """The tap of a module in one call, or None if it is none that can be tapped."""
+    if len(arguments) != 1 or not isinstance(output, jax.Array):
+        return None
     struct = jax.ShapeDtypeStruct(output.shape, output.dtype)
     if isinstance(module, layers.Conv | layers.Stem):
         # A free copy in float32: input and cotangent are rounded to the layer's precision already, and products of rounded
@@ -59,15 +71,15 @@ def _tap(module: nn.Module, output: Any) -> Tap | None:
             return columns.reshape(-1, columns.shape[-1]).astype(jnp.float32)
 
         return Tap(module.path, kernel_gradient, unfold, struct)
-    if type(module) is nn.Conv and not module.mask:
+    if type(module) is nn.Conv and module.mask is None and not (module.conv_general_dilated or module.conv_general_dilated_cls):
         return Tap(module.path, *_of_flax_conv(module), struct)
-    if type(module) is nn.Dense:
-        return Tap(
-            module.path,
-            lambda kernel, x, dy: x.reshape(-1, kernel.shape[0]).T @ dy.reshape(-1, kernel.shape[1]),
-            lambda x: x.reshape(-1, x.shape[-1]),
-            struct,
-        )
+    if type(module) is nn.Dense and not (module.dot_general or module.dot_general_cls):
+        rounded = module.dtype or jnp.float32
+
+        def rows(x: Any) -> Any:
+            return x.astype(rounded).astype(jnp.float32).reshape(-1, x.shape[-1])
+
+        return Tap(module.path, lambda kernel, x, dy: rows(x).T @ dy.reshape(-1, kernel.shape[1]), rows, struct)
     return None
 
 
@@ -94,7 +106,7 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
             padding = [(side, side) if isinstance(side, int) else tuple(side) for side in each]
         letters = "DHW"[-dimensions:]
         columns = jax.lax.conv_general_dilated_patches(
-            x.astype(rounded).astype(jnp.float32)[None],
+            x.astype(rounded).astype(jnp.float32).reshape(-1, *x.shape[-dimensions - 1 :]),
             kernel_size,
             sides(module.strides),
             padding,
@@ -108,37 +120,71 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
 
 
 def find_taps(model: nn.Module, example: Any) -> tuple[Tap, ...]:
-    """The layers of `model` that can be tapped, in the order of the forward pass.
-
-    A layer that is called more than once is left out (its weight gradient is a sum over calls, whose norm the factors of one
-    call do not give), as is any module that is no convolution or dense layer: their parameters keep the direct path.
-    """
+    """The layers of `model` that can be tapped, in the order of the forward pass."""
     found: dict[Path, Tap] = {}
     repeated: set[Path] = set()
 
-    def interceptor(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        y = next_call(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(context.module, nn.Module):
+    def trace(params: Any, x: Any) -> Any:
+        def interceptor(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            y = next_call(*args, **kwargs)
+            if context.method_name != "__call__" or not isinstance(context.module, nn.Module):
+                return y
             path = context.module.path
-            tap = _tap(context.module, y) if isinstance(y, jax.Array) else None
-            if tap is not None and path in found:
+            if path in found:
                 repeated.add(path)
-            elif tap is not None:
-                found[path] = tap
-        return y
+                return y
+            tap = None if kwargs else _tap(context.module, args, y)
+            if tap is None or not _is_parameter(context.module, params):
+                return y
+            found[path] = tap
+            return jnp.zeros(y.shape, y.dtype)  # so that what depends on the kernel still does so elsewhere
 
-    def trace(x: Any) -> Any:
         with nn.intercept_methods(interceptor):
-            return model.init_with_output(jax.random.key(0), x)[0]
+            return model.apply(params, x)
 
-    jax.eval_shape(trace, example)
-    return tuple(tap for path, tap in found.items() if path not in repeated)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), example)
+    used = _used_inputs(jax.make_jaxpr(trace)(shapes, example))
+    names = [tuple(str(getattr(key, "key", key)) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    elsewhere = {name for name, is_used in zip(names, used, strict=False) if is_used}
+    return tuple(tap for path, tap in found.items() if path not in repeated and ("params", *path, "kernel") not in elsewhere)
+
+
+def _is_parameter(module: nn.Module, params: Any) -> bool:
+    """Whether the kernel that a module sees is the float32 parameter of that path itself, not something made of it."""
+    node = params["params"]
+    for name in (*module.path, "kernel"):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node is not None and node.dtype == jnp.float32 and module.get_variable("params", "kernel") is node
+
+
+def _used_inputs(program: ClosedJaxpr) -> list[bool]:
+    """Which inputs of a program its outputs may depend on; a call inside it is taken to need all that it is given."""
+    needed = {id(variable) for variable in program.jaxpr.outvars}
+    for equation in reversed(program.jaxpr.eqns):
+        if equation.effects or any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars if not isinstance(variable, Literal)}
+    return [id(variable) in needed for variable in program.jaxpr.invars]
+
+
+def warn_of_direct_layers(params: Any, taps: tuple[Tap, ...]) -> None:
+    """Name the layers, other than norms, whose parameters have no tap: an example's whole gradient of theirs is held."""
+    tapped = {("params", *tap.path, "kernel") for tap in taps}
+    paths = [
+        tuple(str(getattr(key, "key", key)) for key in path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if leaf.ndim > 1
+    ]
+    names = ["/".join(path[1:]) for path in paths if path not in tapped]
+    if names:
+        warnings.warn(f"no layer-by-layer gradient of {', '.join(names)}: computed whole for each example", stacklevel=2)
 
 
 def apply_tapped(
     model: nn.Module, taps: tuple[Tap, ...], params: Any, zeros: Mapping[Path, Any], x: Any
 ) -> tuple[Any, dict[Path, Any]]:
     """The forward pass with `zeros[path]` added to each tapped layer's output.
+
+    The inputs bear the name `KEPT`: `jax.checkpoint` may be told to keep them, since they are needed anyway, and no more.
 
     Returns:
         The model's output and the input of each tapped layer.
@@ -147,11 +193,10 @@ def apply_tapped(
     inputs: dict[Path, Any] = {}
 
     def interceptor(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        y = next_call(*args, **kwargs)
-        if context.method_name == "__call__" and context.module.path in tapped:
-            inputs[context.module.path] = args[0]
-            y = y + zeros[context.module.path]
-        return y
+        if context.method_name != "__call__" or context.module.path not in tapped:
+            return next_call(*args, **kwargs)
+        x = inputs[context.module.path] = checkpoint_name(args[0], KEPT)
+        return next_call(x) + zeros[context.module.path]
 
     with nn.intercept_methods(interceptor):
         output = model.apply(params, x)

@@ -9,16 +9,21 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import dp_accounting
 from dp_accounting import rdp
+from scipy.optimize import brentq
 
 from jaxcxr.privacy import loss_distribution
-from jaxcxr.privacy.loss_distribution import Adjacency, Bounds, Release, quiet
+from jaxcxr.privacy.loss_distribution import Bounds, quiet
+from jaxcxr.privacy.summed_loss import Adjacency, Release
 
 ACCOUNTANT = "privacy loss distribution (dp-accounting), lower bound by mean-preserving rounding (jaxcxr)"
 CALIBRATION_TOLERANCE = 2e-3
 """A calibrated run spends between 1 - this and all of its budget."""
+MOST_NOISE = 1e6
+"""A budget that asks for more noise than this is refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,41 +166,52 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
     def with_noise(sigma: float) -> list[Spending]:
         return [*already, Spending(sample_rate, sigma, steps)]
 
-    # RDP overstates epsilon, so its noise suffices. Any grid bounds from above, so the search runs on a coarse one, and only
-    # the noise that is returned is checked as the budget will be.
-    start = _rdp_noise(epsilon, delta, sample_rate, steps, already)
-    releases = releases_of(with_noise(start))
-    best = start
-    for grid_of in (loss_distribution.first_grid, loss_distribution.settled_grid):
-        best = _search(with_noise, start, epsilon, delta, grid_of(releases, delta))
-        while (spent := epsilon_pld(with_noise(best), delta)) > epsilon:
-            best *= 1 + CALIBRATION_TOLERANCE / 4
-        if spent >= epsilon * (1 - CALIBRATION_TOLERANCE):
-            break
-    return best
+    # The search runs on an estimate; the noise that is returned is checked against the upper bound, as the budget will be.
+    sigma = _estimated_noise(with_noise, epsilon, delta)
+    while (spent := epsilon_pld(with_noise(sigma), delta)) > epsilon:
+        sigma *= max(spent / epsilon, 1.0) * (1 + CALIBRATION_TOLERANCE / 8)
+    return sigma
 
 
-def _search(with_noise: Callable[[float], list[Spending]], start: float, epsilon: float, delta: float, grid: float) -> float:
-    """Newton steps on log epsilon against log noise, nearly a straight line, whose slope RDP gives cheaply though its values
-    are too high.
+def _estimated_noise(with_noise: Callable[[float], list[Spending]], epsilon: float, delta: float) -> float:
+    """A noise multiplier with which everything costs about the budget, or a little less.
+
+    Raises:
+        ValueError: no noise multiplier up to a million does.
     """
-    sigma = best = start
-    target = epsilon * (1 - CALIBRATION_TOLERANCE / 4)
-    for _ in range(20):
-        spent = loss_distribution.upper_on_grid(releases_of(with_noise(sigma)), delta, grid)
-        if spent <= epsilon:
-            best = min(best, sigma)
-            if spent >= epsilon * (1 - CALIBRATION_TOLERANCE / 2):
-                break
-        here, near = (_log_rdp(tuple(with_noise(s)), delta) for s in (sigma, sigma * 0.97))
-        slope = min((near - here) / math.log(0.97), -0.2)
-        sigma *= min(max((target / spent) ** (1 / slope), 0.7), 1.5) if spent > 0 else 0.7
-    return best
+    target = epsilon * (1 - CALIBRATION_TOLERANCE / 2)
+
+    @functools.lru_cache(maxsize=64)
+    def excess(log_sigma: float) -> float:
+        releases = releases_of(with_noise(math.exp(log_sigma)))
+        found = min(loss_distribution.estimate(releases, delta, epsilon), loss_distribution.NO_GUARANTEE)
+        return math.log(max(found, 1e-3 * target) / target)
+
+    def rough_excess(log_sigma: float) -> float:
+        return loss_distribution.rough_epsilon(releases_of(with_noise(math.exp(log_sigma))), delta) - target
+
+    # Log epsilon is nearly straight in log noise, so that a bracket about a rough answer needs few estimates.
+    least, most = math.log(0.05), math.log(MOST_NOISE)
+    low = high = _root(rough_excess, least, most, 1e-2)
+    while excess(high) > 0:
+        if high >= most:
+            raise ValueError(
+                f"no noise multiplier up to {MOST_NOISE:g} keeps everything within epsilon {epsilon:g} at delta {delta:g}"
+            )
+        low, high = high, min(most, high + max(0.02, 1.2 * excess(high)))
+    while excess(low) < 0 and low > least:
+        low, high = max(least, low - max(0.02, -1.2 * excess(low))), low
+    return math.exp(_root(excess, low, high, CALIBRATION_TOLERANCE / 16))
 
 
-@functools.lru_cache(maxsize=64)
-def _log_rdp(spendings: tuple[Spending, ...], delta: float) -> float:
-    return math.log(epsilon_rdp(spendings, delta))
+def _root(function: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
+    """Where a falling function crosses zero; an end, if it does not."""
+    if function(low) <= 0:
+        return low
+    if function(high) >= 0:
+        return high
+    root: Any = brentq(function, low, high, xtol=tolerance)
+    return float(root)
 
 
 def plan(noise_multiplier: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> Plan:
@@ -205,45 +221,14 @@ def plan(noise_multiplier: float, delta: float, sample_rate: float, steps: int, 
     return Plan(noise_multiplier, sample_rate, steps, delta, bounds.upper, epsilon_rdp(spending, delta), bounds.lower)
 
 
-def _rdp_noise(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending]) -> float:
-    """A noise multiplier, to 1 %, with which RDP stays within the budget (or PLD, where RDP cannot)."""
-
-    def cost(sigma: float) -> float:
-        return epsilon_rdp([*already, Spending(sample_rate, sigma, steps)], delta)
-
-    low, high = 0.0, 1.0
-    while cost(high) > epsilon:
-        low, high = high, 2 * high
-        if high > 1e6:
-            if already and epsilon_rdp(already, delta) > epsilon:  # RDP overstates what was spent already: PLD decides
-                return _pld_noise(epsilon, delta, sample_rate, steps, already)
-            raise ValueError(
-                f"no noise multiplier up to {1e6:g} keeps {steps} steps at sample rate {sample_rate:g} "
-                f"within epsilon {epsilon:g} at delta {delta:g}"
-            )
-    while high - low > 0.01 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) > epsilon else (low, middle)
-    return high
-
-
-def _pld_noise(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending]) -> float:
-    """A noise multiplier, to a factor of 2, with which PLD stays within the budget."""
-    sigma = 1.0
-    while epsilon_pld([*already, Spending(sample_rate, sigma, steps)], delta) > epsilon:
-        sigma *= 2
-        if sigma > 1e6:
-            raise ValueError(f"no noise multiplier up to {1e6:g} leaves room for {steps} steps beside the released statistics")
-    return sigma
-
-
 def affordable_steps(
     spent: Sequence[Spending], sample_rate: float, noise_multiplier: float, epsilon: float, delta: float, wanted: int
 ) -> int:
     """How many more steps, at most `wanted`, keep the whole composition within (epsilon, delta)."""
 
     def fits(steps: int) -> bool:
-        return epsilon_pld([*spent, Spending(sample_rate, noise_multiplier, steps)], delta) <= epsilon
+        releases = releases_of([*spent, Spending(sample_rate, noise_multiplier, steps)])
+        return loss_distribution.is_within(releases, delta, epsilon)
 
     if fits(wanted):
         return wanted

@@ -11,10 +11,11 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
-from jaxcxr.privacy import loss_distribution
+from jaxcxr.privacy import loss_distribution, summed_loss
 from jaxcxr.privacy.accounting import Spending, releases_of
-from jaxcxr.privacy.loss_distribution import Release
+from jaxcxr.privacy.summed_loss import Release
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 _POINTS = 120
@@ -48,18 +49,36 @@ def attack_bounds(spendings: Sequence[Spending], delta: float, films: int = 1) -
     return _bounds(releases_of(spendings, films), delta)
 
 
+def trade_off(
+    spendings: Sequence[Spending], delta: float, false_positive_rates: Float[np.ndarray, " points"], films: int = 1
+) -> Float[np.ndarray, " points"]:
+    """The ROC curve that no attack on a unit of `films` films exceeds: a bound on the true-positive rate at each false-positive
+    rate. Arguments are those of `attack_bounds`.
+    """
+    return _highest(releases_of(spendings, films), delta, false_positive_rates)
+
+
 @functools.lru_cache(maxsize=64)
 def _bounds(releases: tuple[Release, ...], delta: float) -> AttackBounds:
+    rates = _highest(releases, delta, np.array([*FALSE_POSITIVE_RATES]))
+    return AttackBounds(dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)), float(_curve(releases, delta)[1][0]))
+
+
+def _highest(releases: tuple[Release, ...], delta: float, rates: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    epsilons, deltas = _curve(releases, delta)
+    rates = rates[:, None]
+    likely, unlikely = np.exp(epsilons) * rates + deltas, 1 - np.exp(-epsilons) * (1 - deltas - rates)
+    return np.minimum(1.0, np.minimum(likely.min(axis=1), unlikely.min(axis=1)))
+
+
+@functools.lru_cache(maxsize=64)
+def _curve(releases: tuple[Release, ...], delta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points (epsilon, delta) that all hold of the releases together, from epsilon 0 to about that of `delta`."""
     if not releases:
-        return AttackBounds({rate: rate for rate in FALSE_POSITIVE_RATES}, 0.0)
+        return np.zeros(1), np.zeros(1)
     if any(r.noise_multiplier == 0 for r in releases):
-        return AttackBounds(dict.fromkeys(FALSE_POSITIVE_RATES, 1.0), 1.0)
+        return np.zeros(1), np.ones(1)
     near = loss_distribution.rough_epsilon(releases, delta)
-    sums = [loss_distribution.summed_loss(releases, delta, _COARSENESS * near, leaving) for leaving in (True, False)]
+    sums = [summed_loss.summed_loss(releases, delta, _COARSENESS * near, leaving) for leaving in (True, False)]
     epsilons = np.linspace(0.0, min(near, loss_distribution.NO_GUARANTEE), _POINTS)
-    deltas = np.array([max(s.delta(e) for s in sums) for e in epsilons])
-    rates = {}
-    for rate in FALSE_POSITIVE_RATES:
-        likely, unlikely = np.exp(epsilons) * rate + deltas, 1 - np.exp(-epsilons) * (1 - deltas - rate)
-        rates[rate] = float(min(1.0, likely.min(), unlikely.min()))
-    return AttackBounds(rates, float(deltas[0]))
+    return epsilons, np.array([max(s.delta(e) for s in sums) for e in epsilons])

@@ -4,6 +4,10 @@ Guarantee: for every example i the summed contribution is `is_real[i] * min(1, C
 that adding or removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum is exact: nothing
 is divided here. An example is whatever the claim protects: one film, or one patient with the mean loss of their films.
 
+Clipped layer by layer, the factor is one for each of the L layers that have parameters, min(1, C / (sqrt(L) |g_i,l|)) for the
+part g_i,l of the gradient: each part has norm at most C / sqrt(L), so that the whole has at most C again (McMahan et al. 2018,
+arXiv 1710.06963, 'per-layer clipping').
+
 A gradient that is not finite is not hidden: the sum, and with it the weights, become not finite and training stops. Films are
 bytes and labels 0, 1 or unknown, so that no single example can bring that about; only weights that have run away can.
 
@@ -15,6 +19,7 @@ definition and the reference. `layerwise` makes one backward pass, takes norms l
 network's gradient of one example.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -57,26 +62,64 @@ class LinearLayer(Protocol):
     def output(self) -> jax.ShapeDtypeStruct: ...  # noqa: D102
 
 
-def clip_factors(squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: Scalar) -> Float[Array, "n"]:
+def clip_factors(
+    squared_norms: Float[Array, "n"], is_real: Bool[Array, "n"], l2_clip_norm: Scalar, stability: Scalar | None = None
+) -> Float[Array, "n"]:
     """min(1, C / norm) for real examples, 0 for padding; a gradient that is not finite stays not finite, and is caught by
     the step.
+
+    With `stability` gamma the factor is C / (norm + gamma) instead (automatic clipping, Bu et al. 2023, arXiv 2206.07136): it
+    lengthens short gradients too, and the product is again shorter than C whatever the gradient.
     """
     norms = jnp.sqrt(squared_norms)
     bound = l2_clip_norm * (1.0 - CLIP_MARGIN)
+    if stability is not None:
+        return jnp.where(is_real, bound / (norms + stability), 0.0)
     return jnp.where(is_real, jnp.minimum(1.0, bound / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)), 0.0)
 
 
-def _squared_norms(gradients: PyTree) -> Float[Array, "n"]:
-    """Squared L2 norm over all leaves, one number an example (leaves have a leading example axis)."""
-    leaves = jax.tree.leaves(gradients)
-    return sum(
-        (jnp.sum(jnp.square(leaf.astype(jnp.float32)).reshape(leaf.shape[0], -1), axis=1) for leaf in leaves),
-        start=jnp.zeros(leaves[0].shape[0] if leaves else 0, jnp.float32),
-    )
+def _layer(path: Sequence[Any]) -> Path:
+    """The layer to which the parameter at `path` of a tree belongs: the node that holds it."""
+    return tuple(str(getattr(key, "key", key)) for key in path[:-1])
+
+
+def _squared_norms(gradients: PyTree) -> dict[Path, Float[Array, "n"]]:
+    """Squared L2 norms of each layer's gradient, one number an example (leaves have a leading example axis)."""
+    squared: dict[Path, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        own = jnp.sum(jnp.square(leaf.astype(jnp.float32)).reshape(leaf.shape[0], -1), axis=1)
+        squared[_layer(path)] = squared[_layer(path)] + own if _layer(path) in squared else own
+    return squared
+
+
+def _total(squared: Mapping[Path, Float[Array, "n"]]) -> Float[Array, "n"]:
+    first, *others = squared.values()
+    return sum(others, start=first)
+
+
+def _factors(
+    squared: Mapping[Path, Float[Array, "n"]],
+    is_real: Bool[Array, "n"],
+    l2_clip_norm: Scalar,
+    stability: Scalar | None,
+    per_layer: bool,
+) -> dict[Path, Float[Array, "n"]]:
+    """The factors of each layer's gradients: the same for all layers, or each layer's own."""
+    if not per_layer:
+        return dict.fromkeys(squared, clip_factors(_total(squared), is_real, l2_clip_norm, stability))
+    share = l2_clip_norm / math.sqrt(len(squared))
+    return {layer: clip_factors(own, is_real, share, stability) for layer, own in squared.items()}
 
 
 def clipped_sum_vmap(
-    loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"], l2_clip_norm: Scalar
+    loss: Loss,
+    params: PyTree,
+    examples: PyTree,
+    is_real: Bool[Array, "n"],
+    l2_clip_norm: Scalar,
+    *,
+    stability: Scalar | None = None,
+    per_layer: bool = False,
 ) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
     """The reference: `vmap(grad)`, every example's whole gradient, clipped and summed.
 
@@ -86,19 +129,24 @@ def clipped_sum_vmap(
         examples: leaves with a leading axis of n examples.
         is_real: False for padding, which contributes exactly zero.
         l2_clip_norm: C.
+        stability: gamma of automatic clipping (`clip_factors`); None clips without.
+        per_layer: clip each layer's gradient to its share of C instead of the whole gradient to C.
 
     Returns:
         The sum (same tree as `params`), and the n losses and gradient norms before clipping (private; for the operator's eyes).
     """
     losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
     squared = _squared_norms(gradients)
-    factors = clip_factors(squared, is_real, l2_clip_norm)
-    return _weighted_sum(factors, gradients), losses, jnp.sqrt(squared)
+    factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
+    return _weighted_sum(factors, gradients), losses, jnp.sqrt(_total(squared))
 
 
-def _weighted_sum(factors: Float[Array, "n"], gradients: PyTree) -> PyTree:
+def _weighted_sum(factors: Mapping[Path, Float[Array, "n"]], gradients: PyTree) -> PyTree:
+    def of_leaf(path: Any, gradient: Any) -> Any:
+        return jnp.tensordot(factors[_layer(path)], gradient.astype(jnp.float32), axes=(0, 0))
+
     with jax.default_matmul_precision("highest"):
-        return jax.tree.map(lambda g: jnp.tensordot(factors, g.astype(jnp.float32), axes=(0, 0)), gradients)
+        return jax.tree_util.tree_map_with_path(of_leaf, gradients)
 
 
 def clipped_sum_layerwise(
@@ -109,6 +157,9 @@ def clipped_sum_layerwise(
     is_real: Bool[Array, "n"],
     l2_clip_norm: Scalar,
     records: int = 1,
+    *,
+    stability: Scalar | None = None,
+    per_layer: bool = False,
 ) -> tuple[PyTree, Float[Array, "n"], Float[Array, "n"]]:
     """The same sum from one forward and one backward pass over the whole microbatch.
 
@@ -128,17 +179,28 @@ def clipped_sum_layerwise(
         for layer in layers:
             kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path].astype(jnp.float32)
             if layer.unfold is not None and _gram_is_cheaper(layer, kernel.shape, records):
-                squared = squared + jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
+                own = jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
             else:
                 # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
                 each = [layer.kernel_gradient(kernel, x[i], dy[i]) for i in range(x.shape[0])]
                 instantiated[layer.path] = each
-                squared = squared + jnp.stack([jnp.sum(jnp.square(g)) for g in each])
-        factors = clip_factors(squared, is_real, l2_clip_norm)
+                own = jnp.stack([jnp.sum(jnp.square(g)) for g in each])
+            name = _name(layer)
+            squared[name] = squared[name] + own if name in squared else own
+        factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
         sums = {
-            path: sum(factors[i] * gradient for i, gradient in enumerate(gradients)) for path, gradients in instantiated.items()
+            layer.path: sum(factors[_name(layer)][i] * gradient for i, gradient in enumerate(instantiated[layer.path]))
+            for layer in layers
+            if layer.path in instantiated
         }
-    return _weighted_sum_of_pass(one, layers, factors, sums), one.losses, jnp.sqrt(squared)
+        # Within the precision of the norms: what is summed must have the norm that was computed for it.
+        total = _weighted_sum_of_pass(one, layers, factors, sums)
+    return total, one.losses, jnp.sqrt(_total(squared))
+
+
+def _name(layer: LinearLayer) -> Path:
+    """The layer's name among those of all parameters."""
+    return ("params", *layer.path)
 
 
 def plain_sum_layerwise(
@@ -153,8 +215,10 @@ def plain_sum_layerwise(
     private step (`LinearLayer.kernel_gradient`). Returns the sum and the n losses.
     """
     one = _backward_pass(loss, layers, params, examples, records)
+    named = {_layer(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    factors = dict.fromkeys(named, is_real.astype(jnp.float32))
     with jax.default_matmul_precision(None):
-        return _weighted_sum_of_pass(one, layers, is_real.astype(jnp.float32), {}), one.losses
+        return _weighted_sum_of_pass(one, layers, factors, {}), one.losses
 
 
 class _Pass(NamedTuple):
@@ -181,14 +245,14 @@ def _backward_pass(loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTr
 
 
 def _weighted_sum_of_pass(
-    one: _Pass, layers: Sequence[LinearLayer], factors: Float[Array, "n"], known: Mapping[Path, Any]
+    one: _Pass, layers: Sequence[LinearLayer], factors: Mapping[Path, Float[Array, "n"]], known: Mapping[Path, Any]
 ) -> PyTree:
     """Sum of the examples' gradients times their factors; the kernels' sums that are `known` are taken as they are."""
     sums = dict(known)
     for layer in layers:
         if layer.path not in sums:
             dy = one.cotangents[layer.path].astype(jnp.float32)
-            scaled = dy * factors.reshape(-1, *[1] * (dy.ndim - 1))
+            scaled = dy * factors[_name(layer)].reshape(-1, *[1] * (dy.ndim - 1))
             x = one.inputs[layer.path]
             sums[layer.path] = layer.kernel_gradient(
                 one.kernels[layer.path], x.reshape(-1, *x.shape[2:]), scaled.reshape(-1, *scaled.shape[2:])

@@ -21,6 +21,7 @@ from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Terms, read_ledger, spendings_of
 from jaxcxr.privacy.loss_distribution import Bounds, quiet
+from jaxcxr.replacing import replacing
 
 Repetitions = Literal["poisson", "geometric"]
 
@@ -98,10 +99,11 @@ def choose_best(
 
 
 def sweep_cost(folder: Path) -> SweepCost:
-    """Read every run folder in a sweep folder and say what its models cost together.
+    """Read every run folder in a sweep folder and say what its models cost together, finished or not: the ledgers decide.
 
     Raises:
-        InputError: there is no private run, a ledger is damaged, or the runs differ in cohort, unit, adjacency or size.
+        InputError: there is no private run, a ledger is damaged, the runs differ in cohort, unit, adjacency or size, or they
+            were not drawn independently, so that their costs do not compose.
     """
     found = sorted(path.parent for path in folder.glob("*/run.json"))
     runs: list[SweepRun] = []
@@ -111,7 +113,8 @@ def sweep_cost(folder: Path) -> SweepCost:
     for path in found:
         facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if "delta" not in facts:
-            unprotected.append(path.name)
+            if "steps" in facts:  # else nothing was trained there: public weights as they came
+                unprotected.append(path.name)
             continue
         terms[path.name], entries = read_ledger(path / "ledger.jsonl")
         deltas[path.name] = float(facts["delta"])
@@ -120,6 +123,7 @@ def sweep_cost(folder: Path) -> SweepCost:
     if not runs:
         raise InputError(f"{folder}: expected run folders with a ledger.jsonl, found none")
     _require_one_cohort(folder, terms, deltas)
+    _require_independence(folder, terms)
     delta = next(iter(deltas.values()))
     spendings = [run.spendings for run in runs]
     kinds: tuple[Repetitions, ...] = ("poisson", "geometric")
@@ -127,6 +131,75 @@ def sweep_cost(folder: Path) -> SweepCost:
     kind = min(kinds, key=lambda k: costs[k])
     unit = next(iter(terms.values())).unit
     return SweepCost(tuple(runs), tuple(unprotected), unit, delta, publish_all(spendings, delta), costs[kind], kind)
+
+
+def _require_independence(folder: Path, terms: dict[str, Terms]) -> None:
+    seeded = [name for name, other in terms.items() if other.seeded]
+    if seeded:
+        raise InputError(
+            f"{folder}: no joint epsilon holds: {', '.join(seeded)} had a seed (training.seed), so that the runs share their "
+            "noise, which cancels between them, and anybody who knows the seed can compute it; run the sweep without a seed"
+        )
+    first: dict[str, str] = {}
+    for name, other in terms.items():
+        if other.run and other.run in first:
+            raise InputError(
+                f"{folder}: no joint epsilon holds: {first[other.run]} and {name} come from the same secret; "
+                "is one a copy of the other?"
+            )
+        first[other.run] = name
+
+
+def write_cost(folder: Path) -> str:
+    """Write `privacy.json`, what a sweep folder's models cost together, and say it in a sentence; where no joint claim holds,
+    both say why.
+    """
+    try:
+        cost = sweep_cost(folder)
+    except InputError as error:
+        said = str(error).removeprefix(f"{folder}: ")
+        described: dict[str, object] = {"claim": None, "why": said}
+    else:
+        described, said = _described(cost), _said(cost)
+    with replacing(folder / "privacy.json") as part:
+        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return said
+
+
+def _described(cost: SweepCost) -> dict[str, object]:
+    return {
+        "claim": {
+            "unit": cost.unit,
+            "delta": cost.delta,
+            "publish_all": {"epsilon_upper": _finite(cost.publish_all.upper), "epsilon_lower": cost.publish_all.lower},
+            "choose_best_of_a_fixed_list": {"epsilon_upper": _finite(cost.publish_all.upper)},
+            "choose_best_of_a_random_number": {
+                "epsilon_upper": _finite(cost.choose_best),
+                "number_of_runs": cost.repetitions,
+                "mean": len(cost.runs),
+            },
+        },
+        "models": [{"run": run.name, "epsilon_upper": _finite(run.epsilon)} for run in cost.runs],
+        "without_any_guarantee": list(cost.unprotected),
+    }
+
+
+def _said(cost: SweepCost) -> str:
+    bare = f" {', '.join(cost.unprotected)} has no guarantee: publishing it gives its films away." if cost.unprotected else ""
+    return (
+        f"privacy of the sweep, unit {cost.unit}, delta {cost.delta:g}: publishing {_models(len(cost.runs))} costs epsilon "
+        f"{cost.publish_all.upper:.4g} (at least {cost.publish_all.lower:.4g}), and so does publishing the best of this list; "
+        f"had their number been drawn beforehand ({cost.repetitions}, mean {len(cost.runs)}), the best one alone would cost "
+        f"{cost.choose_best:.4g}.{bare}"
+    )
+
+
+def _models(count: int) -> str:
+    return f"all {count} private models" if count > 1 else "the one private model"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _require_one_cohort(folder: Path, terms: dict[str, Terms], deltas: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxcxr.privacy import accounting, noise
+from jaxcxr.privacy import accounting, noise, rounded_noise
 from jaxcxr.privacy.ledger import Statistic
 
 CLASS_COUNTS = "class_counts"
@@ -62,6 +62,7 @@ def noised_class_counts(
     noise_multiplier: float,
     secret: bytes,
     patients: Int[np.ndarray, " films"] | None = None,
+    discrete: bool = False,
 ) -> NoisedCounts:
     """Count positive and negative labels of each finding, and add noise.
 
@@ -70,6 +71,7 @@ def noised_class_counts(
         noise_multiplier: noise standard deviation over the sensitivity sqrt(findings).
         secret: of the run; the same secret gives the same noise, so that a resumed run repeats the release and adds none.
         patients: number of each film's patient, if the unit is the patient; each then counts once.
+        discrete: round to a grid and add `rounded_noise`.
     """
     each = np.concatenate([labels == 1, labels == 0], axis=1).astype(np.float64)
     if patients is not None:
@@ -78,8 +80,12 @@ def noised_class_counts(
     exact = each.sum(axis=0)
     n_findings = labels.shape[1]
     entry = class_counts_entry(n_findings, noise_multiplier)
-    key = jnp.asarray(noise.derive_key(secret, CLASS_COUNTS, 0))
-    stddev = noise_multiplier * entry.l2_sensitivity
-    drawn = noise.gaussian_noise(key, jax.ShapeDtypeStruct(exact.shape, jnp.float32), stddev)
-    noised = exact + np.asarray(drawn, np.float64)
+    key = noise.derive_key(secret, CLASS_COUNTS, 0)
+    if discrete:
+        grid = rounded_noise.grid_for(entry.l2_sensitivity, noise_multiplier, len(exact))
+        noised = (np.rint(exact / grid.step) + rounded_noise.rounded_gaussian(key, grid.deviation, len(exact))) * grid.step
+    else:
+        like = jax.ShapeDtypeStruct(exact.shape, jnp.float32)
+        drawn = noise.gaussian_noise(jnp.asarray(key), like, noise_multiplier * entry.l2_sensitivity)
+        noised = exact + np.asarray(drawn, np.float64)
     return NoisedCounts(noised[:n_findings], noised[n_findings:], entry)

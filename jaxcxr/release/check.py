@@ -1,309 +1,256 @@
-"""Whether a folder may leave the house: only known files, in their exact form, and no identifier of the manifest anywhere.
+"""Whether a folder may leave the house: it must be, byte for byte, the release of its own weights, configuration and card.
 
-Two nets, each enough for most mistakes. The first lets only the files of a release pass, and each only in the form that the
-builder gives it: cards that validate and whose page is the one their JSON gives, a configuration with its private paths
-blanked, weights with nothing but weights. The second looks for every image id, patient id and file name of the manifest in the
-names of files and folders and in the text within any file, inside archives and compressed streams too. Where the first net
-leaves room for nothing but numbers of the training (a tensor's bytes, a learning rate), the second does not mistake them for
-ids.
+Two nets. The first lets only what the builder writes pass: weights with nothing but the parameters of the network that the
+configuration describes, a configuration with its private paths blanked, a card whose every figure and sentence follows from its
+ledger entries, and the other files as they follow from these three. The second looks for the identifiers of the manifest in the
+names of files and folders, in foreign files, and wherever the first net leaves room for a text (names of findings, fingerprints
+and versions, runs of letters in the bytes of the weights).
 """
 
-import gzip
-import io
+import dataclasses
 import json
-import re
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import jax
+import numpy as np
 import pandas as pd
-import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
-from jaxcxr.config import Experiment, validate
+from jaxcxr.config import Experiment
+from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
-from jaxcxr.report.card import NOT_FOR_RELEASE, card_html, card_json, foreign_texts, read_card
-
-WEIGHTS, CONFIG, CARD_JSON, CARD_HTML, ORBAX = (
-    "model.safetensors",
-    "config.yaml",
-    "privacy_card.json",
-    "privacy_card.html",
-    "orbax",
+from jaxcxr.release.identifiers import SHORT, Identifiers
+from jaxcxr.release.write import (
+    BLANK,
+    CARD_JSON,
+    CONFIG,
+    ORBAX,
+    SOURCES,
+    WEIGHTS,
+    is_packaged,
+    nested_weights,
+    public_config,
+    write_release,
 )
-BLANK = "not released"
-"""What stands in a released configuration where a private path was."""
-_ORBAX_FILES = re.compile(
-    r"orbax/params/(_METADATA|_CHECKPOINT_METADATA|_sharding|array_metadatas/process_0|manifest\.ocdbt|"
-    r"(ocdbt\.process_0/)?(manifest\.ocdbt|d/[0-9a-f]{32}))"
-)
-_PARAMETER = re.compile(r"params(/[A-Za-z0-9_]+)+")
-_SHORT = 4
-"""Identifiers shorter than this are looked for as whole words only."""
-_SHORTEST_IN_WEIGHTS = 6
-"""Shorter texts occur by chance in the bytes of a few million weights."""
-_DEEPEST = 4
-_PACKED_AT_MOST = 1 << 24
-_ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le")
+from jaxcxr.report.card import differing, recomputed
+from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
+from jaxcxr.training.plan import model_of
+
+_LEAST_IN_WEIGHTS = 6
+_DIGESTS = 5 * 64
+"""Letters of all fingerprints on a card."""
+_BY_CHANCE = 1e-3
+"""Accepted probability that an identifier stands in the bytes of the weights by chance."""
 
 
-def check_release(folder: Path, manifest: pd.DataFrame | None) -> list[str]:
-    """Everything that is wrong with a release folder, a sentence each; an empty list lets it pass.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        wrong: everything that forbids release, a sentence each; none lets the folder pass.
+        unchecked: what could not be looked for, a sentence each.
+    """
+
+    wrong: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+
+def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
+    """Check a release folder.
 
     Args:
         folder: to be checked.
-        manifest: of the cohort (`image_id`, `patient_id`, `path`); None checks the files' form only.
+        manifest: of the cohort (`image_id`, `patient_id`, `path`); None looks for no identifier.
+
+    Raises:
+        InputError: there is no such folder, or the manifest lacks a column.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    paths = sorted(folder.rglob("*"))
-    files = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file() and not path.is_symlink()}
-    wrong = [f"{path.relative_to(folder)}: is a link" for path in paths if path.is_symlink()]
-    wrong += [f"{name}: no part of a release" for name in files if not _is_known(name)]
-    wrong += [f"{name}: is missing" for name in (WEIGHTS, CONFIG, CARD_JSON, CARD_HTML) if name not in files]
-    wrong += _wrong_forms(files)
-    if manifest is not None:
-        identifiers = Identifiers(manifest)
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
-            wrong += [f"{name}: its name holds {found}" for found in identifiers.in_text(name)]
-        for name, path in files.items():
-            wrong += [f"{name}: holds {found}" for found in _identifiers_in(name, path.read_bytes(), identifiers)]
-    return wrong
+    identifiers = None if manifest is None else Identifiers(manifest)
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    files = {name: path for name, path in paths.items() if path.is_file() and not path.is_symlink()}
+    sources = _read_sources(folder)
+    expected = _expected(sources)
+    known = {*expected, *(parent.as_posix() for name in expected for parent in Path(name).parents)}
+    foreign = [name for name in paths if name not in known]
+    wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
+    wrong += [*sources.wrong]
+    wrong += [f"{name}: no part of a release" for name in foreign if expected or not name.startswith(ORBAX)]
+    wrong += [f"{name}: is missing" for name in expected if name not in files]
+    spoilt = [name for name, content in expected.items() if name in files and files[name].read_bytes() != content]
+    wrong += [f"{name}: is not the file that {', '.join(SOURCES)} give" for name in spoilt]
+    if identifiers is None:
+        return Verdict(tuple(wrong), ("no manifest was given, and no identifier looked for",))
+    wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
+    for name, path in files.items():
+        if name not in expected or name in spoilt:
+            wrong += [f"{name}: holds {it}" for it in identifiers.in_bytes(path.read_bytes())]
+    wrong += [f"{name}: holds {it}" for name, it in _in_sources(sources, identifiers)]
+    return Verdict(tuple(dict.fromkeys(wrong)), tuple(_unchecked(sources, identifiers)))
 
 
-def _is_known(name: str) -> bool:
-    return name in (WEIGHTS, CONFIG, CARD_JSON, CARD_HTML, f"{ORBAX}/provenance.json") or bool(_ORBAX_FILES.fullmatch(name))
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+    """What the other files follow from; None where it is not in order."""
+
+    config: Experiment | None
+    card: PrivacyCard | None
+    weights: dict[str, np.ndarray] | None
+    wrong: tuple[str, ...]
 
 
-def _identifiers_in(name: str, content: bytes, identifiers: "Identifiers") -> list[str]:
-    """What a file holds; in one whose form is checked, its numbers are not taken for ids."""
-    if name in (CARD_JSON, CARD_HTML):  # they say what every card says, and numbers, or they were refused
-        return []
-    if not _is_known(name):
-        return identifiers.in_bytes(content)
-    structured = _structure(name, content)
-    found: dict[str, None] = {}
-    if structured is None:
-        for text in _parameter_names(content) if name == WEIGHTS else ():
-            found |= dict.fromkeys(identifiers.in_text(text))
-        return list(found | dict.fromkeys(identifiers.in_bytes(content, shortest=_SHORTEST_IN_WEIGHTS)))
-    for text in _strings(structured, with_numbers=name != CONFIG):
-        found |= dict.fromkeys(identifiers.in_text(text, shortest=_SHORT if text.isdigit() else 1))
-    return list(found)
-
-
-def _parameter_names(content: bytes) -> list[str]:
+def _read_sources(folder: Path) -> _Sources:
+    wrong: list[str] = []
+    config = card = weights = None
     try:
-        return [str(name) for name in json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])]
-    except ValueError:  # no header, refused elsewhere
-        return []
-
-
-def _structure(name: str, content: bytes) -> Any:
-    """The values in a file of JSON or YAML; None for a binary file."""
+        config = _checked_config(folder / CONFIG)
+    except InputError as error:
+        wrong.append(str(error))
     try:
-        values = yaml.safe_load(content) if name == CONFIG else json.loads(content)
-    except (yaml.YAMLError, ValueError):
-        return None
-    if isinstance(values, dict) and re.fullmatch(r"jaxcxr [\d.]+", str(values.get("made_by"))):
-        del values["made_by"]  # a version is no id
-    return values
-
-
-def _strings(values: Any, with_numbers: bool) -> Iterator[str]:
-    """Keys and texts at any depth, and numbers if they are asked for."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            yield str(name)
-            yield from _strings(value, with_numbers)
-    elif isinstance(values, list):
-        for value in values:
-            yield from _strings(value, with_numbers)
-    elif isinstance(values, str):
-        try:
-            packed = json.loads(values)  # orbax packs JSON into JSON
-        except ValueError:
-            packed = None
-        if isinstance(packed, (dict, list)):
-            yield from _strings(packed, with_numbers)
-        else:
-            yield values
-    elif with_numbers:
-        yield str(values)
-
-
-def _wrong_forms(files: dict[str, Path]) -> Iterator[str]:
-    checks = {WEIGHTS: _check_weights, CONFIG: _check_config, CARD_JSON: _check_card_json}
-    for name, check in checks.items():
-        if name in files:
-            try:
-                check(files[name])
-            except InputError as error:
-                yield str(error).replace(str(files[name]), name)
-    if CARD_JSON in files and CARD_HTML in files:
-        try:
-            expected = card_html(read_card(files[CARD_JSON]))
-        except InputError:
-            return
-        if files[CARD_HTML].read_bytes() != expected.encode():
-            yield f"{CARD_HTML}: is not the page that {CARD_JSON} gives"
-
-
-def _check_card_json(path: Path) -> None:
-    card = read_card(path)
-    if not card.for_release:
-        raise InputError(f"{path}: {NOT_FOR_RELEASE}: {'; '.join(card.reasons_against_release)}")
-    if foreign := foreign_texts(card):
-        raise InputError(f"{path}: says what no card says: {foreign[0]!r}")
-    if path.read_text(encoding="utf-8") != card_json(card):
-        raise InputError(f"{path}: is not written as a card is")
-    if any(row.patient is not None for row in card.patients):
-        raise InputError(f"{path}: shows the cohort's films a patient, which are private")
-
-
-def _check_config(path: Path) -> None:
+        card = _checked_card(folder / CARD_JSON)
+    except InputError as error:
+        wrong.append(str(error))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if any(line.lstrip().startswith("#") for line in path.read_text(encoding="utf-8").splitlines()):
-        raise InputError(f"{path}: holds a comment; expected the bare configuration")
-    config = validate(Experiment, values, source=str(path))
-    if config.data.store != BLANK or config.model.weights not in (None, BLANK) or config.model.pretraining is not None:
+        weights = _checked_weights(folder / WEIGHTS, config)
+    except InputError as error:
+        wrong.append(str(error))
+    if config is not None and card is not None:
+        wrong += _at_odds(config, card)
+    return _Sources(config, card, weights, tuple(sentence.replace(f"{folder}/", "") for sentence in wrong))
+
+
+def _expected(sources: _Sources) -> dict[str, bytes]:
+    """The files that a folder must hold, by name; none if its sources are not in order."""
+    if sources.config is None or sources.card is None or sources.weights is None:
+        return {}
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch)
+        write_release(again, nested_weights(sources.weights), sources.config, sources.card)
+        return {path.relative_to(again).as_posix(): path.read_bytes() for path in sorted(again.rglob("*")) if path.is_file()}
+
+
+def _checked_config(path: Path) -> Experiment:
+    config = load_config(Experiment, path)
+    weights = config.model.weights
+    if config.data.store != BLANK or not (weights in (None, BLANK) or is_packaged(weights)) or config.model.pretraining:
         raise InputError(f"{path}: data.store, model.weights and model.pretraining are paths of the house; expected {BLANK!r}")
+    if config != public_config(config):
+        raise InputError(f"{path}: evaluation: how the model is judged is no part of a release; expected the defaults")
     if config.training.seed is not None:
         raise InputError(f"{path}: training.seed: a seeded run is {NOT_FOR_RELEASE}")
+    return config
 
 
-def _check_weights(path: Path) -> None:
-    """A safetensors file: header, tensors that fill the rest without a gap, no metadata but the watermark."""
+def _checked_card(path: Path) -> PrivacyCard:
+    card = read_card(path)
+    if not card.for_release or card.watermark or card.reasons_against_release:
+        raise InputError(f"{path}: {NOT_FOR_RELEASE}: {'; '.join(card.reasons_against_release)}")
+    if any(row.patient is not None for row in card.patients):
+        raise InputError(f"{path}: shows the cohort's films a patient, which are private")
+    changed = differing(card, recomputed(card))
+    if changed:
+        raise InputError(f"{path}: does not follow from its own mechanisms: {', '.join(changed)} (edited, or another version)")
+    return card
+
+
+def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndarray]:
+    """A safetensors file: header, parameters of the network that fill the rest without a gap, no metadata."""
+    if not path.is_file():
+        raise InputError(f"{path}: is missing")
     content = path.read_bytes()
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
         spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+        types = {entry["dtype"] for entry in header.values()}
         form = all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
     if metadata:
         raise InputError(f"{path}: holds metadata {metadata}; expected none")
-    unknown = [name for name in header if not _PARAMETER.fullmatch(name)]
-    if unknown or not form:
-        raise InputError(f"{path}: holds entries that are no parameters of the network: {unknown}")
     ends = [0, *(end for _, end in spans)]
-    if [start for start, _ in spans] != ends[:-1] or ends[-1] != len(content) - 8 - length:
-        raise InputError(f"{path}: holds bytes that belong to no parameter")
-
-
-class Identifiers:
-    """Every identifier of a manifest, to be found in texts and bytes, in any case."""
-
-    def __init__(self, manifest: pd.DataFrame) -> None:
-        names: dict[str, str] = {}
-        for column in ("path", "patient_id", "image_id"):
-            if column not in manifest.columns:
-                raise InputError(f"manifest: column {column!r} is missing")
-            for value in manifest[column].astype(str).unique():
-                path = PurePosixPath(value.replace("\\", "/"))
-                forms = {value, path.name, path.stem} if column == "path" else {value}
-                names |= {form.strip().lower(): column for form in forms if form.strip()}
-        self._columns = names
-        self._foreign = [name for name in names if not name.isascii()]
-        self._lengths = sorted({len(name) for name in names if len(name) >= _SHORT})
-
-    def in_text(self, text: str, shortest: int = 1) -> list[str]:
-        """What is found in a text, each with its column; identifiers shorter than `shortest` are left out."""
-        text = text.lower()
-        found = set()
-        for length in self._lengths:
-            for start in range(len(text) - length + 1):
-                word = text[start : start + length]
-                if word in self._columns and self._stands_alone(text, start, length):
-                    found.add(word)
-        if shortest < _SHORT:
-            words = {*re.split(r"[^a-z0-9]+", text), *re.split(r"[^\w.-]+", text)}
-            found |= {word for word in words if len(word) < _SHORT and word in self._columns}
-        return [f"the {self._columns[word]} {word!r}" for word in sorted(found) if len(word) >= shortest]
-
-    def in_bytes(self, content: bytes, shortest: int = 1) -> list[str]:
-        """What is found in a file's text, in UTF-8 or UTF-16, inside archives and compressed streams too."""
-        found: dict[str, None] = {}
-        for piece in _unpacked(content, _DEEPEST):
-            for text in _texts(piece, shortest):
-                found |= dict.fromkeys(self.in_text(text, shortest))
-            for name in self._foreign:
-                if any(_encoded(name, encoding) in piece.lower() for encoding in _ENCODINGS):
-                    found |= {f"the {self._columns[name]} {name!r}": None}
-        return list(found)
-
-    @staticmethod
-    def _stands_alone(text: str, start: int, length: int) -> bool:
-        """A bare number inside a longer number is not the id."""
-        word = text[start : start + length]
-        if not word.isdigit():
-            return True
-        before, after = text[start - 1 : start], text[start + length : start + length + 1]
-        return not before.isdigit() and not after.isdigit()
-
-
-def _encoded(name: str, encoding: str) -> bytes:
-    """As bytes; a letter that the encoding lacks becomes one that no text has."""
-    return name.encode(encoding, errors="replace").replace(b"?", b"\xff") if encoding == "latin-1" else name.encode(encoding)
-
-
-def _texts(content: bytes, shortest: int) -> Iterator[str]:
-    """The whole as UTF-8, or else every run of printable characters in it, of one, two or four bytes each."""
+    if not form or types != {"F32"} or [start for start, _ in spans] != ends[:-1] or ends[-1] != len(content) - 8 - length:
+        raise InputError(f"{path}: holds more than parameters in float32, or bytes that belong to none")
+    if config is not None:
+        wanted = network_shapes(config)
+        found = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if wrong:
+            raise InputError(f"{path}: does not hold the parameters of the network in {CONFIG}: {', '.join(wrong)}")
     try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        least = b"{%d,}" % max(2, shortest)
-        for character in (rb"[\x20-\x7e]", rb"(?:[\x20-\x7e]\x00)", rb"(?:\x00[\x20-\x7e])", rb"(?:[\x20-\x7e]\x00{3})"):
-            for run in re.findall(character + least, content):
-                yield run.replace(b"\x00", b"").decode("ascii")
+        return load(content)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
+
+
+def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter of the network that a configuration describes, by its path."""
+    film = jax.ShapeDtypeStruct((config.data.size, config.data.size), np.uint8)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model_of(config).init, jax.random.key(0), film))
+    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
+    """What the configuration and the card say differently."""
+    privacy, training, claim = config.privacy, config.training, card.claim
+    if privacy is None:
+        yield f"{CONFIG}: has no privacy section, {CARD_JSON} makes a promise"
         return
-    yield text
-    if "\x00" in text:
-        yield text.replace("\x00", "")
+    said = {
+        "privacy.unit": (privacy.unit, claim.unit),
+        "privacy.delta": (privacy.delta, claim.delta),
+        "privacy.epsilon": (privacy.epsilon, claim.budget),
+        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
+        "privacy.noise": (privacy.noise, card.noise),
+        "training.class_weights": (training.class_weights, card.class_weights),
+    }
+    for key, (there, here) in said.items():
+        if there != here:
+            yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
 
 
-def _unpacked(content: bytes, depth: int) -> Iterator[bytes]:
-    """The bytes themselves, and what lies packed in them."""
-    yield content
-    if depth:
-        for inner in _members(content):
-            yield from _unpacked(inner, depth - 1)
+def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:
+    """Identifiers where files that are in order leave room for a text; their numbers are those of a training and no ids."""
+    for finding in sources.config.data.findings if sources.config else ():
+        for it in identifiers.in_text(finding, bare_numbers=False):
+            yield CONFIG, it
+    if sources.card is not None:
+        shortest = _shortest(identifiers, _DIGESTS, 16)
+        for text in sources.card.fingerprints.model_dump().values():
+            for it in identifiers.in_text(text, shortest):
+                yield CARD_JSON, it
+    shortest = _shortest_in_weights(sources, identifiers)
+    for name, array in (sources.weights or {}).items():
+        for it in identifiers.in_bytes(array.tobytes(), shortest):
+            yield f"{WEIGHTS} ({name})", it
 
 
-def _members(content: bytes) -> Iterable[bytes]:
-    """What is packed in an archive or stream; nothing if it cannot be unpacked (such a file is no part of a release anyway)."""
-    try:
-        if zipfile.is_zipfile(io.BytesIO(content)):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                return [archive.comment, *(part for info in archive.infolist() for part in _zip_parts(archive, info))]
-        if content[:2] == b"\x1f\x8b":
-            return [gzip.decompress(content)]
-    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, zlib.error):
-        return []
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            members = [(info.name.encode(), archive.extractfile(info)) for info in archive]
-            return [part for name, file in members for part in (name, file.read() if file else b"")]
-    except (tarfile.TarError, OSError, EOFError):
-        return list(_deflated(content))
+def _shortest(identifiers: Identifiers, size: int, letters: int) -> int:
+    """Length from which on an identifier among so many random letters is no chance."""
+    return math.ceil(math.log(max(1, len(identifiers)) * max(1, size) / _BY_CHANCE) / math.log(letters))
 
 
-def _zip_parts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> list[bytes]:
-    return [info.filename.encode(), info.comment, archive.read(info)]
+def _shortest_in_weights(sources: _Sources, identifiers: Identifiers) -> int:
+    size = sum(array.nbytes for array in (sources.weights or {}).values())
+    return max(_LEAST_IN_WEIGHTS, _shortest(identifiers, size, 128))  # of 256 bytes two are the letter, in either case
 
 
-def _deflated(content: bytes) -> Iterator[bytes]:
-    """zlib streams anywhere in the bytes, such as the chunks of an HDF5 or PNG file."""
-    for match in re.finditer(rb"\x78[\x01\x5e\x9c\xda]", content):
-        try:
-            yield zlib.decompressobj().decompress(content[match.start() : match.start() + _PACKED_AT_MOST], _PACKED_AT_MOST)
-        except zlib.error:
-            continue
+def _unchecked(sources: _Sources, identifiers: Identifiers) -> Iterator[str]:
+    if bare := identifiers.bare_numbers():
+        yield (
+            f"{bare} of {len(identifiers)} identifiers are numbers of fewer than {SHORT} digits: any number might be one, "
+            "and they were looked for in the names and texts of foreign files only"
+        )
+    shortest = _shortest_in_weights(sources, identifiers)
+    if short := identifiers.shorter_than(shortest):
+        yield (
+            f"{short} of {len(identifiers)} identifiers have fewer than {shortest} characters: such texts stand by chance in "
+            f"the numbers of {WEIGHTS}, and were not looked for there"
+        )

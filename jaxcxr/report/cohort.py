@@ -80,6 +80,7 @@ def _statistics(rows: pd.DataFrame, findings: Sequence[str]) -> dict[str, str]:
             int((rows[finding].to_numpy() == 1).sum())
         )
     said["Patients"] = str(rows["patient_id"].nunique())
+    said[f"Aged {AGE_BANDS[-1][1]} and more"] = str(int((age >= AGE_BANDS[-1][1]).sum()))
     said["Missing: age"] = str(int(np.isnan(age).sum()))
     said["Missing: sex"] = str(int((sex == "unknown").sum()))
     said["Missing: view"] = str(rows["view"].tolist().count("unknown"))
@@ -137,7 +138,7 @@ def _figure_ages(manifest: pd.DataFrame, out: Path) -> list[Path]:
     for row, split in zip(panels, splits, strict=True):
         for panel, (sex, name) in zip(row, (("F", "female"), ("M", "male")), strict=True):
             ages = manifest.loc[(manifest["split"] == split) & (manifest["sex"] == sex), "age"].dropna().to_numpy()
-            panel.hist(ages, bins=np.arange(0, 105, 5), color=_BLUE)
+            panel.hist(ages, bins=np.arange(0, max(100.0, ages.max(initial=0)) + 5, 5), color=_BLUE)
             panel.set_title(f"{split}, {name}: n = {len(ages):,}, {_spread(ages)} years", fontsize=8)
             panel.set_ylabel("films", fontsize=8)
             panel.tick_params(labelsize=7)
@@ -243,7 +244,7 @@ def _reasons(listing: pd.DataFrame) -> list[tuple[str, int]]:
 
 def _duplicates_line(duplicates: pd.DataFrame | None) -> str:
     if duplicates is None:
-        return "- nearly equal films of different patients: not looked for, or none"
+        return "- nearly equal films of different patients: not looked for"
     across = sum(a != b for a, b in zip(duplicates["split_a"], duplicates["split_b"], strict=True))
     return f"- nearly equal films of different patients: {len(duplicates):,} pairs, {across:,} of them across splits"
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from jaxcxr.eval.bootstrap import holm
 from jaxcxr.report.tables import METRIC_NAMES
 from jaxcxr.report.tables import screen_table as screen_table
 
@@ -30,18 +31,21 @@ def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, o
         metric: `accuracy` (the paper's parity) or `auroc`.
 
     Returns:
-        `group`, `label`, `difference`, `ci_low`, `ci_high`, `p_value`, `n` and `clear` (the interval leaves out zero), or None
-        without groups. It is the worst of many, so that it looks worse than it is.
+        `group`, `label`, `difference`, `ci_low`, `ci_high`, `p_value`, `n` and `clear` (the interval leaves out zero);
+        `groups`, how many there are to be the worst of, `p_holm`, corrected for that number, and `p_least`, the smallest
+        `p_holm` that the redraws can show. None without groups. The worst of many looks worse than it is.
     """
     name = "statistical_parity_difference" if metric == "accuracy" else f"{metric}_vs_rest"
     rows = evaluation.loc[(evaluation["metric"] == name) & (evaluation["finding"] == "average")]
     rows = rows.loc[rows["value"].notna() & ~rows["attribute"].astype(str).str.contains("*", regex=False)]
     if rows.empty:
         return None
+    rows = rows.assign(p_holm=holm(rows["p_value"].to_numpy(np.float64)), groups=len(rows))
     worst = rows.loc[rows["value"].idxmin()]
-    columns = ["group", "label", "value", "ci_low", "ci_high", "p_value", "n"]
+    columns = ["group", "label", "value", "ci_low", "ci_high", "p_value", "p_holm", "n", "groups"]
     found = worst[columns].rename({"value": "difference"}).to_dict()
-    return found | {"clear": bool(worst["ci_high"] < 0)}
+    least = min(1.0, len(rows) * 2 / (worst["redraws"] + 1))
+    return found | {"clear": bool(worst["ci_high"] < 0), "p_least": least}
 
 
 def suppressed(evaluation: pd.DataFrame) -> list[str]:

@@ -10,10 +10,16 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.correlations import privacy_correlations
 from jaxcxr.eval.estimates import measure
+from jaxcxr.eval.evaluate import read_evaluation
+from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.report.cohort import figures_s
+from jaxcxr.report.facts import read_facts
 from jaxcxr.report.figures import figure_3, figure_4, heat_map
+from jaxcxr.report.page import write_page
 from jaxcxr.report.paper_tables import sample_sizes, write_paper_tables
-from jaxcxr.report.tables import Run, stack
+from jaxcxr.report.run import report_run
+from jaxcxr.report.sweep_page import sweep_page
+from jaxcxr.report.tables import Run, stack, summarise
 
 FEATURED = 7.89
 """The paper's budget in Table 2 and Figure 3; without it the largest one is taken."""
@@ -54,7 +60,7 @@ def write_sweep(
     """Write everything that follows from the runs of a sweep, as far as they allow it.
 
     `evaluations.csv` (all evaluations), `comparisons.csv`, `correlations.csv`, `tables/table_1`, `table_2` and `table_3`, and
-    `figures/` with the paper's Figures 3, 4 and S1 to S4 and a heat map.
+    `figures/` with the paper's Figures 3, 4 and S1 to S4 and a heat map; `report.html` here and in the private runs' folders.
 
     Args:
         out: sweep folder.
@@ -88,4 +94,40 @@ def write_sweep(
     if budgets:
         drawn.append(figure_3(evaluations, samples, featured, figures, comparisons))
     written += [path for pair in drawn if pair is not None for path in pair]
-    return written + figures_s(films, findings, figures)
+    written += figures_s(films, findings, figures)
+    return [*written, *_pages(out, runs, folders, config, films, evaluations, comparisons, tables["correlations"])]
+
+
+def _pages(
+    out: Path,
+    runs: Sequence[Run],
+    folders: Mapping[float, Path],
+    config: EvaluationConfig,
+    films: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    comparisons: pd.DataFrame | None,
+    correlations: pd.DataFrame,
+) -> list[Path]:
+    """The page of the sweep, and again those of its private runs, which the non-private one may not have been beside yet."""
+    facts = {epsilon: found for epsilon, folder in folders.items() if (found := read_facts(folder)) is not None}
+    predictions, findings = read_predictions(folders[max(folders)] / "predictions.parquet")
+    before = out / "untouched" / "evaluation.csv"
+    page = sweep_page(
+        out.resolve().name,
+        evaluations,
+        summarise(runs),
+        facts=facts,
+        findings=findings,
+        films=films,
+        comparisons=comparisons,
+        correlations=correlations,
+        untouched=read_evaluation(before) if before.is_file() else None,
+        predictions=predictions,
+        folder=out,
+    )
+    written = [write_page(page, out)]
+    if comparisons is not None:
+        for epsilon in sorted(facts.keys() & set(comparisons["epsilon"])):
+            paired = comparisons.loc[comparisons["epsilon"] == epsilon]
+            written.append(report_run(folders[epsilon], config, films, paired))
+    return written

@@ -4,6 +4,7 @@ The sampler and the noise have no state but (secret, step), so these are all. Th
 readable by its owner only, and never leaves that folder.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -16,9 +17,14 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from jaxcxr.errors import InputError
+from jaxcxr.models.torch_files import read_state, write_state
+from jaxcxr.models.torch_weights import from_torch
 from jaxcxr.privacy.noise import SECRET_BYTES, new_secret
 
 SECRET_FILE = "secret.key"
+DELETED_FILE = "secret.deleted"
+PACKAGED = ("jaxcxr", "weights")
+"""Beginning of the names of the weights that come with the package."""
 
 
 class Checkpoints:
@@ -90,6 +96,8 @@ def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> 
                 f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with another secret"
             )
         return secret
+    if (folder / DELETED_FILE).exists():
+        raise InputError(f"{path}: the secret was deleted when the run was finished (--delete-secret); the run cannot go on")
     if begun:
         raise InputError(
             f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a second time"
@@ -106,15 +114,58 @@ def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> 
     return secret
 
 
-def save_weights(folder: Path, params: PyTree, provenance: dict[str, object]) -> None:
+def delete_secret(folder: Path) -> None:
+    """Overwrite and delete a run's secret, for good: the noise cannot be computed any more, nor can the run go on.
+
+    What a backup, a snapshot or a journal of the file system has kept is not reached. A note stays behind, so that a later
+    resume can say what happened.
+    """
+    path, gone = folder / SECRET_FILE, folder / "secret.gone"
+    (folder / DELETED_FILE).write_text("The secret of this run was deleted when the run was finished.\n", encoding="utf-8")
+    if path.exists():
+        path.replace(gone)  # first: an overwritten secret must never be taken for one
+    if gone.exists():
+        with gone.open("r+b") as file:
+            file.write(bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        gone.unlink()
+
+
+def save_weights(folder: Path, params: PyTree, provenance: dict[str, object], bfloat16: bool = False) -> None:
     """Write parameters for others to start from, with a record of where they come from; `folder` must not exist and appears
     when it is complete.
+
+    Args:
+        folder: to write.
+        params: of the network.
+        provenance: the record.
+        bfloat16: write one safetensors file, as a release has it but rounded to 16 bits, and its checksum into the record,
+            instead of an orbax folder of float32: half the size, for weights that travel.
     """
     part = folder.with_name(folder.name + ".part")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
+    if bfloat16:
+        file = part / "weights.safetensors"
+        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+        names = ["/".join(str(key.key) for key in path) for path, _ in leaves]
+        write_state(file, {n: np.asarray(leaf).astype(jax.numpy.bfloat16) for n, (_, leaf) in zip(names, leaves, strict=True)})
+        provenance = provenance | {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    else:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
     (part / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     part.rename(folder)
+
+
+def weights_folder(named: str | Path) -> Path:
+    """The folder of weights that a configuration names.
+
+    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, if there is no such folder below the working one.
+    """
+    path = Path(named)
+    if path.parts[: len(PACKAGED)] == PACKAGED and not path.exists():
+        return Path(__file__).resolve().parents[1].joinpath(*path.parts[1:])
+    return path
 
 
 def provenance(folder: Path) -> dict[str, Any]:
@@ -124,15 +175,19 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(folder: Path, like: PyTree) -> PyTree:
-    """Read parameters written by `save_weights`, in the structure of `like`.
+    """Read parameters written by `save_weights` or a release, in the structure and types of `like`.
 
     Raises:
         InputError: there are none, or some are missing, surplus or of another shape; all of them are named.
     """
-    if not (folder / "params").is_dir():
-        raise InputError(f"{folder}: no weights there")
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore((folder / "params").resolve())
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / "params").is_dir():
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore((folder / "params").resolve())
+    elif len(files) == 1:
+        found = _from_safetensors(files[0], like)
+    else:
+        raise InputError(f"{folder}: no weights there; expected params/ or one .safetensors file")
     have, want = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
         for tree in (found, like)
@@ -148,3 +203,19 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
     if wrong:
         raise InputError(f"{folder}: the weights do not fit the network: {'; '.join(sorted(wrong))}")
     return jax.tree.map(lambda leaf, target: jax.numpy.asarray(leaf, target.dtype), found, like)
+
+
+def _from_safetensors(path: Path, like: PyTree) -> PyTree:
+    """Parameters from a file with our own paths as names, such as `params/conv1/kernel`, or with torch's names."""
+    state = read_state(path)
+    if not all(name.startswith("params/") for name in state):
+        layers = like["params"]
+        return from_torch(state, layers["head"]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path))
+    tree: dict[str, Any] = {}
+    for name, array in state.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree

@@ -13,12 +13,15 @@ from jaxtyping import Int
 from jaxcxr.data.augment import flip_rotate
 from jaxcxr.data.store import Split
 from jaxcxr.privacy import noise, sampling
-from jaxcxr.training.objective import Microbatch
+from jaxcxr.training.objective import FILMS, Microbatch
 from jaxcxr.training.plan import Plan
+from jaxcxr.training.processes import the_first_says
 from jaxcxr.training.step import Step
 
 IN_MEMORY_BYTES = 2 << 30
 """Training films up to this size are read once and kept in memory."""
+PIECE_BYTES = 256 << 20
+"""Films go to the devices, where they are kept there, in pieces of this size."""
 
 
 @dataclasses.dataclass
@@ -50,15 +53,16 @@ def batches(
         waiting: counts the time that the devices wait.
         busy: whether the devices are still at work.
     """
-    read = _reader(plan.split)
+    on_device = bool(the_first_says(plan.films_on_device()))
+    kept = {FILMS: films_on_devices(plan.split, step_functions.replicate)} if on_device else {}
+    read = None if on_device else _reader(plan.split)
 
     def prepare(step: int) -> list[Microbatch]:
         films, size = drawn_films(plan, secret, step), step_functions.microbatch_size
         own = size // jax.process_count()
         starts = range(jax.process_index() * own, len(films) + jax.process_index() * own, size)
-        return [
-            step_functions.place(microbatch(plan, secret, step, films, slice(start, start + own), read)) for start in starts
-        ]
+        rows = [microbatch(plan, secret, step, films, slice(start, start + own), read) for start in starts]
+        return [{**step_functions.place(piece), **kept} for piece in rows]
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(prepare, first) if first < last else None
@@ -87,9 +91,9 @@ def microbatch(
     step: int,
     films: Int[np.ndarray, "units films"],
     rows: slice,
-    read: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[np.ndarray], np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-    """Some rows of a batch: their films read, rows beyond its end masked padding.
+    """Some rows of a batch: their films read, each as often as there are views, rows beyond its end masked padding.
 
     Padding repeats nothing of the batch: it is black films with unknown labels.
 
@@ -99,26 +103,61 @@ def microbatch(
         step: which the batch belongs to.
         films: indices of the batch's films; -1 for none.
         rows: of the batch.
-        read: indices -> images.
+        read: indices -> images; None gives the indices instead, of films that are on the devices already.
     """
     size, side, findings = rows.stop - rows.start, plan.split.size, plan.split.labels.shape[1]
+    training = plan.config.training
     wanted = films[rows]
     padded = np.full((size, films.shape[1]), -1, np.int64)
     padded[: len(wanted)] = wanted
+    padded = np.repeat(padded, training.views, axis=1)
     is_film = padded >= 0
     indices = padded[is_film]
-    images, labels = read(indices), plan.split.labels[indices]
-    if plan.config.training.augmentation == "flip_rotate":
-        rng = np.random.default_rng(noise.derive_key(secret, f"augmentation from row {rows.start}", step).tolist())
-        images, labels = flip_rotate(images, labels, plan.config.data.findings, rng)
+    labels = plan.split.labels[indices]
     batch = {
-        "image": np.zeros((*padded.shape, side, side), np.uint8),
         "label": np.full((*padded.shape, findings), np.nan, np.float32),
         "is_film": is_film,
         "is_real": np.arange(size) < len(wanted),
     }
+    if read is None:
+        batch["label"][is_film] = labels
+        return {"index": np.maximum(padded, 0).astype(np.int32), **batch}
+    images = read(indices)
+    if training.augmentation == "flip_rotate" and plan.mechanism is not None:
+        images, labels = _views_of_their_own(plan, secret, step, indices, images, labels)
+    elif training.augmentation == "flip_rotate":
+        rng = np.random.default_rng(noise.derive_key(secret, f"augmentation from row {rows.start}", step).tolist())
+        images, labels = flip_rotate(images, labels, plan.config.data.findings, rng)
+    batch["image"] = np.zeros((*padded.shape, side, side), np.uint8)
     batch["image"][is_film], batch["label"][is_film] = images, labels
     return batch
+
+
+def _views_of_their_own(plan: Plan, secret: bytes, step: int, indices: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+    """Augment each film's views by a key of (secret, step, film).
+
+    What a unit gives then depends on itself alone: one unit more or less changes its own contribution and no other, wherever
+    it would stand in the batch.
+    """
+    key, views = noise.derive_key(secret, "views of a film", step).tolist(), plan.config.training.views
+    images, labels = images.copy(), labels.copy()
+    for first in range(0, len(indices), views):  # the views of a film stand side by side
+        rng, of_film = np.random.default_rng([*key, int(indices[first])]), slice(first, first + views)
+        images[of_film], labels[of_film] = flip_rotate(images[of_film], labels[of_film], plan.config.data.findings, rng)
+    return images, labels
+
+
+def films_on_devices(split: Split, replicate: Callable[[Any], Any]) -> Any:
+    """All films of a split, in their order, on every device; the host never holds more than a piece of them."""
+    shape = (len(split), split.size, split.size)
+    rows = max(1, PIECE_BYTES // split.size**2)
+    everywhere = replicate(np.zeros((), np.uint8)).sharding
+    films = jax.jit(lambda: jax.numpy.zeros(shape, np.uint8), out_shardings=everywhere)()
+    fill = jax.jit(lambda films, piece, at: jax.lax.dynamic_update_slice(films, piece, (at, 0, 0)), donate_argnums=0)
+    for first in range(0, len(split), rows):
+        piece = split.read(np.arange(first, min(first + rows, len(split)))).astype(np.uint8)
+        films = fill(films, replicate(piece), np.int32(first))
+    return films
 
 
 def _reader(split: Split) -> Callable[[Any], np.ndarray]:

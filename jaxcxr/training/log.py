@@ -37,18 +37,18 @@ class Log:
 
         Args:
             step: number of steps done.
-            totals: sums over their batches, on the device: `loss`, `count` (units), `films`, `norm`, `clipped`.
+            totals: sums over their batches, on the device: `loss`, `count` (units), `films` (a view is one), `norm`, `clipped`.
             waited: seconds in which the devices waited for their batches.
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
-        count = sums["count"]
-        row: dict[str, Any] = {"step": step, "loss": sums["loss"] / count if count else None, "images": int(sums["films"])}
+        count, films = sums["count"], sums["films"] / self._plan.config.training.views
+        row: dict[str, Any] = {"step": step, "loss": sums["loss"] / count if count else None, "images": round(films)}
         if self._plan.mechanism is not None:
             row["epsilon"] = self._epsilon(step)
             row["mean_gradient_norm"] = sums["norm"] / count if count else None
             row["clipped_fraction"] = sums["clipped"] / count if count else None
-        row["images_per_second"] = sums["films"] / (now - self._clock)
+        row["images_per_second"] = films / (now - self._clock)
         row["waiting_share"] = waited / (now - self._clock)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -68,7 +68,8 @@ class Log:
         assert m is not None
         stride = max(1, self._steps // EPSILON_MILESTONES)
         milestone = min(self._steps, -(-step // stride) * stride)
-        return accounting.epsilon_pld([accounting.Spending(m.sample_rate, m.noise_multiplier, milestone)], m.delta)
+        spent = [*self._plan.already(), accounting.Spending(m.sample_rate, m.noise_multiplier, milestone)]
+        return accounting.epsilon_pld(spent, m.delta)
 
     def close(self) -> None:
         """Close the files."""

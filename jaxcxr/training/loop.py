@@ -2,9 +2,11 @@
 
 import dataclasses
 import fcntl
+import functools
+import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from jaxtyping import PyTree
 from jaxcxr.config import Experiment, dump, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
-from jaxcxr.privacy.ledger import Ledger, Terms
+from jaxcxr.privacy.ledger import Entry, Ledger, Terms, has_entries, run_name
 from jaxcxr.replacing import replacing
+from jaxcxr.training import objective
+from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
+from jaxcxr.training.class_weights import draw_counts
 from jaxcxr.training.feed import Waiting, batches
 from jaxcxr.training.log import Log
 from jaxcxr.training.plan import Plan, begin_or_continue
-from jaxcxr.training.processes import any_process_says, barrier, is_first, the_first_says
+from jaxcxr.training.processes import any_process_says, first_then_all, in_all, in_the_first, is_first, the_first_says
 
 LOCK_FILE = ".lock"
 
@@ -32,7 +37,7 @@ class Outcome:
     """How a call of `train` ended.
 
     Attributes:
-        params: weights after `steps_done` steps.
+        params: weights after `steps_done` steps, or their average where the run averages.
         steps_done: updates made since the beginning of the run.
         finished: whether that is all: the planned steps, or as many as the budget affords.
         stopped_by: `steps`, `budget` or `interrupt`.
@@ -73,23 +78,20 @@ def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) ->
 
     A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only.
     With several processes (`jax.distributed`) all call this with the same folder, on a file system that they share; the first
-    one writes it, but for the checkpoints, which they write together.
+    one writes it, but for the checkpoints, which they write together. What one of them refuses ends all, with its sentence.
 
     Raises:
         InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training diverged.
     """
-    if not is_first():
-        barrier("locked")
-        return _train_alone(plan, out, resume, progress)
-    out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out):
-        barrier("locked")
+    with ExitStack() as held:
+        in_the_first(lambda: held.enter_context(_alone_in(out)))
         return _train_alone(plan, out, resume, progress)
 
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Hold the run folder: two processes in one would spend one ledger twice."""
+    out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,21 +101,18 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome:
-    pretrained = plan.pretrained_params()  # refused, if so, before a folder is claimed
-    if is_first():
-        claim_run_folder(out, plan.config, resume)
-    barrier("claimed")
-    plan = begin_or_continue(plan, pretrained, out / "run.json", write=is_first())
+    pretrained = in_all(plan.pretrained_params)  # refused, if so, before a folder is claimed
+    in_the_first(lambda: claim_run_folder(out, plan.config, resume))
+    plan = first_then_all(lambda: begin_or_continue(plan, pretrained, out / "run.json", write=is_first()))
     checkpoints = Checkpoints(out / "checkpoints")
     ledger = None
     try:
-        if is_first():
-            if plan.mechanism is not None:
-                ledger = Ledger(out / "ledger.jsonl", _terms(plan))
-            begun = checkpoints.latest() is not None or (ledger is not None and ledger.spendings() != [])
-            load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
-        barrier("secret")
-        secret = load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun=True)
+        path = out / "ledger.jsonl"
+        begun = in_all(lambda: not is_first() or checkpoints.latest() is not None or has_entries(path))
+        secret = first_then_all(lambda: load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun))
+        if plan.mechanism is not None:
+            ledger = in_the_first(lambda: Ledger(path, _terms(plan, secret)))
+        plan = first_then_all(lambda: _with_class_weights(plan, secret, ledger, out / "class_counts.json"))
         return _run(plan, pretrained, out, secret, checkpoints, ledger, progress)
     finally:
         checkpoints.close()
@@ -121,11 +120,35 @@ def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome
             ledger.close()
 
 
-def _terms(plan: Plan) -> Terms:
+def _terms(plan: Plan, secret: bytes) -> Terms:
     assert plan.config.privacy is not None
     assert plan.mechanism is not None
     seeded = plan.config.training.seed is not None
-    return Terms(plan.config.privacy.unit, "add_remove", plan.mechanism.n_units, plan.fingerprint, seeded)
+    return Terms(plan.config.privacy.unit, "add_remove", plan.mechanism.n_units, plan.fingerprint, seeded, run=run_name(secret))
+
+
+def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: Path) -> Plan:
+    """The plan with its class weights; noised counts are drawn here, after their line is on the disk, and written to `path`.
+
+    A resumed run draws the same counts again and finds their line.
+    """
+    if plan.class_counts is None:
+        return plan
+    if ledger is not None:
+        ledger.record(plan.class_counts)
+        ledger.sync()
+    counts = draw_counts(plan.config, plan.split, plan.class_counts, secret)
+    weights = objective.positive_weights(counts.rates())
+    if is_first():
+        described = {
+            **dataclasses.asdict(plan.class_counts),
+            "positives": counts.positives.tolist(),
+            "negatives": counts.negatives.tolist(),
+            "positive_weights": weights.tolist(),
+        }
+        with replacing(path) as part:
+            part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return dataclasses.replace(plan, weights=weights)
 
 
 def _run(
@@ -138,14 +161,14 @@ def _run(
     progress: bool,
 ) -> Outcome:
     params = plan.random_params(secret) if pretrained is None else pretrained
-    optimizer_state = plan.optimizer().init(params)
+    optimizer_state = plan.optimizer().init(plan.trained(params))
     step_functions = plan.step()
-    done = checkpoints.latest() or 0
+    done = the_first_says(checkpoints.latest() or 0)
     if done:
         restored = checkpoints.restore(done, {"params": params, "optimizer": optimizer_state})
         params, optimizer_state = restored["params"], restored["optimizer"]
     params, optimizer_state = step_functions.replicate((params, optimizer_state))
-    total_steps = the_first_says(_affordable(plan, ledger, done))
+    total_steps = the_first_says(in_all(lambda: _affordable(plan, ledger, done)))
     log = Log(out, plan, done, total_steps, progress) if is_first() else None
     training, waiting = plan.config.training, Waiting()
     totals: Any = None
@@ -153,16 +176,18 @@ def _run(
     with _interruptible() as interrupted:
         feed = batches(plan, secret, step_functions, done, total_steps, waiting, busy=lambda: not newest.is_ready())
         for batch in feed:
-            key = np.zeros(4, np.uint32)
+            randomness: Any = np.zeros(4, np.uint32)
             if plan.mechanism is not None:
-                if ledger is not None:
-                    ledger.record(plan.mechanism.entry(done))
-                key = plan.mechanism.noise_key(secret, done)
+                in_all(functools.partial(_write_down, ledger, plan.mechanism.entry(done)))
+                randomness = plan.mechanism.noise_key(secret, done)
             gradient, logged = step_functions.start(params)
             for piece in batch:
                 gradient, logged = step_functions.accumulate(params, (gradient, logged), piece)
+            gradient, logged = step_functions.collect((gradient, logged))
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
-            params, optimizer_state, newest = step_functions.finish(params, optimizer_state, gradient, key)
+            if plan.mechanism is not None:  # discrete noise is drawn here, on the processor, while the devices are at work
+                randomness = plan.mechanism.randomness(randomness, gradient)
+            params, optimizer_state, newest = step_functions.finish(params, optimizer_state, gradient, randomness)
             done += 1
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for it.
             stop = any_process_says(interrupted())
@@ -176,15 +201,24 @@ def _run(
                 _require_finite(newest, done)
                 if ledger is not None:
                     ledger.sync()
-                checkpoints.save(done, {"params": params, "optimizer": optimizer_state})
+                state = {"params": params, "optimizer": optimizer_state}
+                in_all(functools.partial(checkpoints.save, done, state))
             if stop:
                 break
         feed.close()
     if log is not None:
         log.close()
+    params = weights_to_use({"params": params, "optimizer": optimizer_state})
+    if jax.process_count() > 1:  # for use without the other processes
+        params = jax.tree.map(np.asarray, params)
     if done < total_steps:
         return Outcome(params, done, finished=False, stopped_by="interrupt")
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
+
+
+def _write_down(ledger: Ledger | None, entry: Entry) -> None:
+    if ledger is not None:
+        ledger.record(entry)
 
 
 def _require_finite(finite: Any, step: int) -> None:

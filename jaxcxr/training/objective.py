@@ -11,14 +11,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxcxr.models.resnet9 import ResNet9
-from jaxcxr.models.taps import Tap, apply_tapped, find_taps
+from jaxcxr.models.scope import Scope, is_trained, join, split, trained_mask
+from jaxcxr.models.taps import KEPT, Tap, apply_tapped, find_taps, warn_of_direct_layers
 from jaxcxr.privacy import gradients
 
 Microbatch = Mapping[str, Any]
 """n units of k films: `image` [n, k, h, w] uint8, `label` [n, k, findings] float32 with NaN for unknown, `is_film` [n, k] bool,
-False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where the image is the unit, k is 1."""
+False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where the image is the unit, k is 1.
+
+In place of `image` there may be `index` [n, k] int32 and `films` [m, h, w], all films there are (`with_images`)."""
+FILMS = "films"
 GradientSum = Callable[[PyTree, Microbatch], tuple[PyTree, Mapping[str, Array]]]
-"""(parameters, microbatch) -> sum of gradients over its real examples, and sums for the log."""
+"""(parameters, microbatch) -> sum over its real examples of the gradients of the trained parameters, and sums for the log."""
 
 
 def weighted_cross_entropy(
@@ -53,24 +57,37 @@ def positive_rates(labels: Float[np.ndarray, "n findings"], findings: tuple[str,
     return (positives / totals).astype(np.float32)
 
 
-def plain_sum(model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int]) -> GradientSum:
-    """The non-private gradient sum."""
-    tapped_loss, taps = _tapped(model, weights, image_shape)
+def plain_sum(
+    model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int], scope: Scope = "all"
+) -> GradientSum:
+    """The non-private gradient sum, of the parameters in `scope`."""
+    tapped_loss, taps = _tapped(model, weights, image_shape, scope)
 
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
         is_real, records = batch["is_real"], batch["image"].shape[1]
-        total, losses = gradients.plain_sum_layerwise(tapped_loss, taps, params, _examples(batch), is_real, records)
+        moving, fixed = _parts(params, scope)
+        loss = _beside(tapped_loss, fixed)
+        total, losses = gradients.plain_sum_layerwise(loss, taps, moving, _examples(batch), is_real, records)
         return total, _log_sums(batch, losses=losses)
 
     return sum_of
 
 
 def clipped_sum(
-    model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int], method: str, l2_clip_norm: float
+    model: ResNet9,
+    weights: Float[np.ndarray, "findings"],
+    image_shape: tuple[int, int],
+    method: str,
+    l2_clip_norm: float,
+    scope: Scope = "all",
+    stability: float | None = None,
+    per_layer: bool = False,
 ) -> GradientSum:
     """The private gradient sum: each unit's gradient clipped to `l2_clip_norm`, by `method` (`vmap` or `layerwise`).
 
-    A unit's loss is the mean over its films.
+    A unit's loss is the mean over its films, and over the views of a film. Its gradient has the parameters in `scope` only:
+    the others are constants, which take no part in its norm, and below the lowest of which nothing is differentiated.
+    `stability` is gamma of automatic clipping, and `per_layer` clips layer by layer; without them clipping is flat.
     """
 
     def loss(params: PyTree, unit: Any) -> Array:
@@ -81,19 +98,39 @@ def clipped_sum(
 
         return _mean_over_films(jax.vmap(one)(images, labels), is_film)
 
-    tapped_loss, taps = _tapped(model, weights, image_shape)
+    tapped_loss, taps = _tapped(model, weights, image_shape, scope)
 
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
         units, is_real, records = _examples(batch), batch["is_real"], batch["image"].shape[1]
+        moving, fixed = _parts(params, scope)
         if method == "vmap":
-            total, losses, norms = gradients.clipped_sum_vmap(loss, params, units, is_real, l2_clip_norm)
+            total, losses, norms = gradients.clipped_sum_vmap(
+                _beside(loss, fixed), moving, units, is_real, l2_clip_norm, stability=stability, per_layer=per_layer
+            )
         else:
+            warn_of_direct_layers(moving, taps)
             total, losses, norms = gradients.clipped_sum_layerwise(
-                tapped_loss, taps, params, units, is_real, l2_clip_norm, records
+                _beside(tapped_loss, fixed),
+                taps,
+                moving,
+                units,
+                is_real,
+                l2_clip_norm,
+                records,
+                stability=stability,
+                per_layer=per_layer,
             )
         return total, _log_sums(batch, losses=losses, norm=norms, clipped=norms > l2_clip_norm)
 
     return sum_of
+
+
+def with_images(batch: Microbatch) -> Microbatch:
+    """The microbatch with its images, gathered from all films if it has only their indices; black where there is no film."""
+    if FILMS not in batch:
+        return batch
+    images = jnp.where(batch["is_film"][..., None, None], batch[FILMS][batch["index"]], 0)
+    return {"image": images, **{key: batch[key] for key in ("label", "is_film", "is_real")}}
 
 
 def _examples(batch: Microbatch) -> tuple[Any, Any, Any]:
@@ -104,10 +141,22 @@ def _mean_over_films(losses: Float[Array, "k"], is_film: Bool[Array, "k"]) -> Fl
     return jnp.sum(jnp.where(is_film, losses, 0.0)) / jnp.maximum(jnp.sum(is_film), 1)
 
 
+def _parts(params: PyTree, scope: Scope) -> tuple[PyTree, PyTree]:
+    """(trained, fixed) parameters."""
+    return (params, {}) if scope == "all" else split(params, trained_mask(scope, params))
+
+
+def _beside(loss: Callable[..., Any], fixed: PyTree) -> Callable[..., Any]:
+    """The loss as a function of the trained parameters, beside the fixed ones."""
+    return (lambda moving, *others: loss(join(moving, fixed), *others)) if fixed else loss
+
+
 def _tapped(
-    model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int]
+    model: ResNet9, weights: Float[np.ndarray, "findings"], image_shape: tuple[int, int], scope: Scope
 ) -> tuple[gradients.TappedLoss, tuple[Tap, ...]]:
-    taps = find_taps(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
+    """The loss with taps on the layers whose kernels are trained."""
+    found = find_taps(model, jax.ShapeDtypeStruct(image_shape, jnp.uint8))
+    taps = tuple(tap for tap in found if is_trained(scope, (*tap.path, "kernel")))
 
     def tapped_loss(params: PyTree, zeros: Any, unit: Any) -> tuple[Array, Any]:
         images, labels, is_film = unit
@@ -116,6 +165,8 @@ def _tapped(
             logits, inputs = apply_tapped(model, taps, params, zeros, image)
             return weighted_cross_entropy(logits, label, jnp.asarray(weights)), inputs
 
+        if getattr(model, "remat", False):
+            one = jax.checkpoint(one, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         losses, inputs = jax.vmap(one)(zeros, images, labels)
         return _mean_over_films(losses, is_film), inputs
 

@@ -1,4 +1,4 @@
-"""NAdam as torch implements it, which is what the paper ran, and the learning-rate schedules."""
+"""NAdam as torch implements it, which is what the paper ran, its alternatives, and the learning-rate schedules."""
 
 from typing import Any, NamedTuple
 
@@ -47,6 +47,54 @@ def nadam(
             return -(from_gradient * g + from_momentum * m) / (jnp.sqrt(v / correction) + eps)
 
         return jax.tree.map(step, gradients, first, second), NAdamState(steps, product, first, second)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+class AdamState(NamedTuple):
+    """Step count and the two moments."""
+
+    steps: Int[Array, ""]
+    first: PyTree
+    second: PyTree
+
+
+def adam_bc(
+    learning_rate: float | optax.Schedule, noise_stddev: float, b1: float = 0.9, b2: float = 0.999, floor: float = 0.1
+) -> optax.GradientTransformation:
+    """Adam whose second moment is that of the gradient alone: the noise's known variance is taken out (DP-AdamBC; Tang et al.
+    2024, arXiv 2312.14334, Algorithm 1).
+
+    Step: -rate m_hat / sqrt(max(v_hat - noise_stddev^2, floor * noise_stddev^2)). Where the gradient is far below the noise,
+    Adam's denominator is the noise's deviation, whatever the gradient's; without it the ratio of coordinates is the
+    gradient's own. The paper's floor is absolute and tuned; here it is a part of the noise's variance, so that it keeps its
+    meaning from budget to budget: with 0.1 a step is at most sqrt(10) times one of Adam's.
+
+    Args:
+        learning_rate: or its schedule.
+        noise_stddev: of the noise in each coordinate of the released gradient.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        floor: least squared denominator, in units of the noise's variance.
+    """
+    variance = noise_stddev**2
+
+    def init(params: PyTree) -> AdamState:
+        return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradients: PyTree, state: AdamState, params: PyTree | None = None) -> tuple[PyTree, AdamState]:
+        del params
+        steps = state.steps + 1
+        t = steps.astype(jnp.float32)
+        first: Any = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, gradients)
+        second: Any = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.second, gradients)
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+
+        def step(m: Any, v: Any) -> Any:
+            own = jnp.maximum(v / (1 - b2**t) - variance, floor * variance)
+            return -rate * (m / (1 - b1**t)) / jnp.sqrt(own)
+
+        return jax.tree.map(step, first, second), AdamState(steps, first, second)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 

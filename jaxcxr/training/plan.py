@@ -5,6 +5,8 @@ refused here.
 import dataclasses
 import hashlib
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,18 @@ from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
+from jaxcxr.models.scope import split as split_params
+from jaxcxr.models.scope import trained_mask
 from jaxcxr.privacy import accounting
+from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.ledger import Statistic
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
+from jaxcxr.privacy.statistics import class_counts_entry
 from jaxcxr.replacing import replacing
-from jaxcxr.training import objective, optimizer
-from jaxcxr.training.checkpoint import load_weights, provenance
+from jaxcxr.training import averaging, memory, objective, optimizer
+from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
+from jaxcxr.training.class_weights import counts_entry, weights_at_once
 from jaxcxr.training.step import Step, make_step
 
 
@@ -43,7 +51,9 @@ class Plan:
         mechanism: of a private run, else None.
         sample_rate: probability of each film in each step.
         steps: length of the run.
-        weights: of positive labels, one a finding.
+        weights: of positive labels, one a finding; None until noised counts are drawn for them.
+        class_counts: what noised class counts cost, else None.
+        microbatch_size: films a device handles at once; None where neither the configuration nor `begin_or_continue` says.
     """
 
     config: Experiment
@@ -54,12 +64,18 @@ class Plan:
     mechanism: Mechanism | None
     sample_rate: float
     steps: int
-    weights: Float[np.ndarray, "findings"]
+    weights: Float[np.ndarray, "findings"] | None
+    class_counts: Statistic | None = None
+    microbatch_size: int | None = None
 
     def may_be_released(self) -> bool:
         """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered statistic."""
         training = self.config.training
         return self.mechanism is not None and training.seed is None and training.class_weights != "paper"
+
+    def already(self) -> list[Spending]:
+        """What the budget pays for besides the steps."""
+        return [] if self.class_counts is None else [self.class_counts.spending]
 
     def model(self) -> ResNet9:
         """The network."""
@@ -81,32 +97,105 @@ class Plan:
         Raises:
             InputError: they are missing, do not fit, or were trained on the very films that are to be protected.
         """
-        path = self.config.model.weights
-        if path is None:
+        if self.config.model.weights is None:
             return None
-        made_from = provenance(Path(path)).get("store_fingerprint")
+        path = weights_folder(self.config.model.weights)
+        made_from = provenance(path).get("store_fingerprint")
         if self.mechanism is not None and made_from == self.fingerprint:
             raise InputError(
                 f"{path}: these weights were trained without privacy on the films of {self.config.data.store}; "
                 "a run that starts from them would give those films away"
             )
-        return load_weights(Path(path), self.random_params(bytes(32)))
+        return load_weights(path, self.random_params(bytes(32)))
+
+    def trained(self, params: PyTree) -> PyTree:
+        """The parameters that the run trains, which are those that the optimiser sees."""
+        mask = self.mask()
+        return params if mask is None else split_params(params, mask)[0]
+
+    def mask(self) -> PyTree | None:
+        """Which parameters are trained (`models.scope`); None for all.
+
+        Raises:
+            InputError: the scope names none.
+        """
+        scope = self.config.training.scope
+        if scope == "all":
+            return None
+        shapes = jax.eval_shape(self.model().init, jax.random.key(0), jax.numpy.zeros((self.split.size,) * 2, jax.numpy.uint8))
+        return trained_mask(scope, shapes)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The paper's NAdam with the configured schedule."""
-        t = self.config.training
-        return optimizer.nadam(optimizer.schedule(t.learning_rate, t.decay, t.warmup_steps, self.steps))
+        """The configured optimiser (the paper's is NAdam) with its schedule, and the average of its weights."""
+        t, m = self.config.training, self.mechanism
+        rate = optimizer.schedule(t.learning_rate, t.decay, t.warmup_steps, self.steps)
+        match t.optimizer:
+            case "nadam":
+                chosen = optimizer.nadam(rate)
+            case "sgd":
+                chosen = optax.sgd(rate, momentum=t.momentum or None)
+            case "adam_bc":
+                assert m is not None  # Experiment.check
+                chosen = optimizer.adam_bc(rate, m.noise_multiplier * m.l2_clip_norm / m.expected_batch_size)
+        match t.averaging:
+            case "none":
+                return chosen
+            case "ema":
+                return averaging.with_ema(chosen, t.ema_decay)
+            case "tail":
+                return averaging.with_tail(chosen, t.tail_share, self.steps)
+
+    def films_on_device(self) -> bool:
+        """Whether the devices keep all training films."""
+        asked = self.config.data.on_device
+        if asked == "never" or self.config.training.augmentation != "none":
+            return False
+        available = memory.device_bytes(jax.local_devices()[0])
+        fits = available is not None and len(self.split) * self.split.size**2 <= memory.FILMS_SHARE * available
+        return asked == "always" or fits
+
+    def with_microbatch_size(self) -> "Plan":
+        """The plan with a microbatch chosen by the device's memory (`training.memory`), unless it has one."""
+        if self.microbatch_size is not None:
+            return self
+        device, t = jax.local_devices()[0], self.config.training
+        shapes = jax.eval_shape(self.random_params, bytes(32))
+        resident = 5 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        if self.films_on_device():
+            resident += len(self.split) * self.split.size**2
+        available = memory.device_bytes(device)
+        if available is not None:
+            available = int(memory.STEP_SHARE * available) - resident
+        films, ones = self.films_per_unit * t.views, np.ones(len(self.config.data.findings), np.float32)
+
+        def bytes_of(units: int) -> int:
+            functions = dataclasses.replace(self, microbatch_size=units * films, weights=ones).step([device])
+            return _bytes_of(functions, shapes, (units, films), self.split.size, len(self.config.data.findings))
+
+        needed = -(-t.expected_batch_size // jax.device_count())
+        units = memory.choose_microbatch(bytes_of, available, needed, films * self.split.size**2)
+        return dataclasses.replace(self, microbatch_size=units * films)
 
     def step(self, devices: list[Any] | None = None) -> Step:
         """The compiled functions of the run."""
         training, privacy = self.config.training, self.config.privacy
         shape = (self.split.size, self.split.size)
+        if self.weights is None:
+            raise ValueError("weights: noised class counts must be drawn before a step is made")
         if privacy is None:
-            gradient_sum = objective.plain_sum(self.model(), self.weights, shape)
+            gradient_sum = objective.plain_sum(self.model(), self.weights, shape, training.scope)
         else:
-            gradient_sum = objective.clipped_sum(self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm)
-        units = max(1, training.microbatch_size // self.films_per_unit)
-        return make_step(gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices)
+            stability = privacy.stability if privacy.clipping == "automatic" else None
+            per_layer = privacy.clipping == "per_layer"
+            gradient_sum = objective.clipped_sum(
+                self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm, training.scope, stability, per_layer
+            )
+        films = self.with_microbatch_size().microbatch_size
+        assert films is not None
+        units = max(1, films // (self.films_per_unit * training.views))
+        return make_step(
+            gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices, self.mask()
+        )
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says: the facts that are not in the configuration."""
@@ -115,19 +204,42 @@ class Plan:
             "store_fingerprint": self.fingerprint,
             "sample_rate": self.sample_rate,
             "steps": self.steps,
-            "positive_weights": [float(w) for w in self.weights],
+            "positive_weights": None if self.weights is None else [float(w) for w in self.weights],
             "class_weights_covered": self.config.training.class_weights != "paper",
             "release": self.may_be_released(),
         }
         if self.mechanism is not None:
             described |= dataclasses.asdict(self.mechanism)
+        if self.class_counts is not None:
+            described["class_counts_noise_multiplier"] = self.class_counts.noise_multiplier
         return described
+
+
+def _bytes_of(functions: Step, params: PyTree, units: tuple[int, int], side: int, findings: int) -> int:
+    """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((*units, side, side), np.uint8),
+        "label": jax.ShapeDtypeStruct((*units, findings), np.float32),
+        "is_film": jax.ShapeDtypeStruct(units, np.bool_),
+        "is_real": jax.ShapeDtypeStruct(units[:1], np.bool_),
+    }
+    total = jax.eval_shape(functions.start, params)
+    lower: Any = functions.accumulate
+    used = lower.lower(params, total, batch).compile().memory_analysis()
+    return used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
 
 
 def model_of(config: Experiment) -> ResNet9:
     """The network that a configuration asks for."""
     m = config.model
-    return ResNet9(len(config.data.findings), activation=m.activation, width=m.width, dtype=DTYPES[m.dtype])
+    return ResNet9(
+        len(config.data.findings),
+        activation=m.activation,
+        width=m.width,
+        dtype=DTYPES[m.dtype],
+        scale_norm=m.scale_norm,
+        remat=m.remat,
+    )
 
 
 def make_plan(config: Experiment, store: Store) -> Plan:
@@ -145,7 +257,7 @@ def make_plan(config: Experiment, store: Store) -> Plan:
             mirror_permutation(data.findings)
         except ValueError as error:
             raise InputError(f"training.augmentation 'flip_rotate': {error}") from error
-    units, films_per_unit = _units(config, split)
+    units, films_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
     called = "films" if privacy is None or privacy.unit == "image" else "patients"
     if training.expected_batch_size > n_units:
@@ -158,7 +270,7 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     if steps is None:
         assert training.epochs is not None  # Experiment.check
         steps = accounting.steps_of_epochs(training.epochs, n_units, training.expected_batch_size)
-    mechanism = None
+    mechanism = class_counts = None
     if privacy is not None:
         if privacy.delta >= 1 / n_units and not privacy.allow_large_delta:
             raise InputError(
@@ -166,19 +278,41 @@ def make_plan(config: Experiment, store: Store) -> Plan:
                 f"found {privacy.delta:g}; "
                 f"at that delta one of the {called} in N may be published outright (privacy.allow_large_delta accepts this)"
             )
-        sigma = privacy.noise_multiplier
+        sigma, class_counts = privacy.noise_multiplier, counts_entry(config)
         if sigma is None:
+            already = [] if class_counts is None else [class_counts.spending]
             try:
-                sigma = accounting.calibrate(privacy.epsilon, privacy.delta, sample_rate, steps).noise_multiplier
+                sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, sample_rate, steps, already)
             except ValueError as error:
                 raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
         mechanism = Mechanism(
             n_units, training.expected_batch_size, privacy.l2_clip_norm, sigma, privacy.epsilon, privacy.delta
         )
-    return Plan(config, split, store.fingerprint, units, films_per_unit, mechanism, sample_rate, steps, _weights(config, split))
+    weights = weights_at_once(config, split)
+    facts = (store.fingerprint, units, films_per_unit, mechanism, sample_rate, steps, weights, class_counts)
+    plan = Plan(config, split, *facts, microbatch_size=training.microbatch_size)
+    plan.mask()
+    return plan if privacy is None or privacy.noise == "gaussian" else _with_discrete_noise(plan)
 
 
-def _units(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray, " of_unit"]], int]:
+def _with_discrete_noise(plan: Plan) -> Plan:
+    """The plan with the number of trained parameters, on which the grid of discrete noise depends.
+
+    Raises:
+        InputError: the noise multiplier does not go with discrete noise.
+    """
+    assert plan.mechanism is not None
+    trained = plan.trained(jax.eval_shape(plan.random_params, bytes(32)))
+    coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
+    mechanism = dataclasses.replace(plan.mechanism, discrete_coordinates=coordinates)
+    try:
+        mechanism.grid  # noqa: B018
+    except ValueError as error:
+        raise InputError(f"privacy.noise: {error}") from error
+    return dataclasses.replace(plan, mechanism=mechanism)
+
+
+def units_of(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray, " of_unit"]], int]:
     """The films of each unit, and the bound on those used in one step.
 
     Raises:
@@ -199,25 +333,14 @@ def _units(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray, "
     return films, privacy.films_per_patient if privacy.unit == "patient" else 1
 
 
-def _weights(config: Experiment, split: Split) -> Float[np.ndarray, "findings"]:
-    training, findings = config.training, config.data.findings
-    if training.class_weights == "none":
-        return np.ones(len(findings), np.float32)
-    if training.class_weights == "public":
-        return objective.positive_weights(np.asarray(training.positive_rates))
-    try:
-        return objective.positive_weights(objective.positive_rates(split.labels, findings))
-    except ValueError as error:
-        raise InputError(f"training.class_weights 'paper', training split: {error}") from error
-
-
 def begin_or_continue(plan: Plan, pretrained: PyTree | None, path: Path, write: bool = True) -> Plan:
     """Write `run.json`, or check that the one there says the same (a resumed run must not change under way).
 
     The noise multiplier of a begun run is the one in `run.json`: another version of the accountant might calibrate another.
+    So is the size of its microbatches, if it was chosen by the device's memory.
 
     Returns:
-        The plan, with the noise multiplier of the run.
+        The plan, with noise multiplier and microbatch size of the run.
 
     Raises:
         InputError: names the facts that differ.
@@ -225,17 +348,28 @@ def begin_or_continue(plan: Plan, pretrained: PyTree | None, path: Path, write: 
     facts = plan.describe()
     if pretrained is not None:
         facts["initial_weights_sha256"] = weights_digest(pretrained)
+    chosen_here = plan.config.training.microbatch_size is None
     if not path.exists():
+        plan = plan.with_microbatch_size()
+        if chosen_here:
+            facts["microbatch_size"] = plan.microbatch_size
         if write:
             with replacing(path) as part:
                 part.write_text(json.dumps(facts | {"made_with": made_with()}, indent=2) + "\n", encoding="utf-8")
         return plan
     before = json.loads(path.read_text(encoding="utf-8"))
     before.pop("made_with", None)
+    if chosen_here and "microbatch_size" in before:
+        plan = dataclasses.replace(plan, microbatch_size=int(before.pop("microbatch_size")))
     if plan.mechanism is not None and plan.config.privacy is not None and plan.config.privacy.noise_multiplier is None:
         begun_with = float(before.get("noise_multiplier", plan.mechanism.noise_multiplier))
         plan = dataclasses.replace(plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=begun_with))
         facts["noise_multiplier"] = begun_with
+    privacy = plan.config.privacy
+    if plan.class_counts is not None and privacy is not None and privacy.class_counts_noise_multiplier is None:
+        sigma = float(before.get("class_counts_noise_multiplier", plan.class_counts.noise_multiplier))
+        plan = dataclasses.replace(plan, class_counts=class_counts_entry(len(plan.config.data.findings), sigma))
+        facts["class_counts_noise_multiplier"] = sigma
     differing = [key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key)]
     if differing:
         raise InputError(f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}")
@@ -252,4 +386,10 @@ def weights_digest(params: PyTree) -> str:
 
 def made_with() -> dict[str, str]:
     """Versions and machine on which the bits of a run depend."""
-    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "devices": str(jax.device_count())}
+    fixed_order = "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
+    return {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "devices": str(jax.device_count()),
+        "deterministic_gpu_ops": "yes" if fixed_order else "no",
+    }

@@ -1,8 +1,73 @@
-"""Several processes that train one model together (`jax.distributed`); with one process everything here is trivial."""
+"""Several processes that train one model together (`jax.distributed`); with one process everything here is trivial.
+
+Every function but `connect` and `is_first` is a meeting: all processes must call it, in the same order.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from jaxcxr.errors import InputError
+
+Value = TypeVar("Value")
+
+SENTENCE_BYTES = 4096
+"""Length to which a sentence is cut on its way to the other processes."""
+LAST_GOODBYE_SECONDS = 7 * 24 * 3600
+"""How long a process that is done waits for the others: the first one evaluates the model after training."""
+
+
+def connect(environment: Mapping[str, str] = os.environ) -> bool:
+    """Join the other processes of this job, if there are any; to be called before JAX touches a device.
+
+    JAX itself finds the others under SLURM (`srun`), Open MPI and, where the `kubernetes` package is installed, in an indexed
+    Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS` (host:port of the first process, the same in
+    all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). From here on only the first process prints to the screen.
+
+    Returns:
+        Whether there are others.
+
+    Raises:
+        InputError: the variables are incomplete, or the others were not found.
+    """
+    if not _has_company(environment):
+        return False
+    try:
+        jax.distributed.initialize(**_named(environment), shutdown_timeout_seconds=LAST_GOODBYE_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"the other processes of this job could not be joined: {reason}") from error
+    if not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for the rest of the process's life
+    return jax.process_count() > 1
+
+
+def _has_company(environment: Mapping[str, str]) -> bool:
+    """Whether this process is one of several, as far as the environment tells; the batch script of a SLURM job is alone, and
+    so is a Kubernetes job without the package that JAX asks.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        return True
+    if any(int(environment.get(size, "1")) > 1 for size in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")):
+        return True
+    indexed_job = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    return indexed_job and importlib.util.find_spec("kubernetes") is not None
+
+
+def _named(environment: Mapping[str, str]) -> dict[str, int]:
+    """Number of processes and own number, if the environment names them; else JAX detects them."""
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    named = {argument: environment[name] for argument, name in names.items() if name in environment}
+    for argument, value in named.items():
+        if not value.isdecimal():
+            raise InputError(f"environment variable {names[argument]}: expected a whole number, found {value!r}")
+    return {argument: int(value) for argument, value in named.items()}
 
 
 def is_first() -> bool:
@@ -10,21 +75,58 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Wait until every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def in_all(act: Callable[[], Value]) -> Value:
+    """What `act` gives, once it has succeeded in every process.
+
+    Raises:
+        InputError: `act` raised one, here or elsewhere; the sentence is the same in all processes, so that none is left waiting
+            for another that has given up.
+    """
+    if jax.process_count() == 1:
+        return act()
+    value, own = None, None
+    try:
+        value = act()
+    except InputError as error:
+        own = error
+    heard = _everyones_sentences("" if own is None else str(own))
+    if own is not None:
+        raise own
+    if heard:
+        raise InputError(heard[0])
+    return value  # type: ignore[return-value]
+
+
+def in_the_first(act: Callable[[], Value]) -> Value | None:
+    """What `act` gives in the first process; the others do nothing but wait, and get None."""
+    return in_all(lambda: act() if is_first() else None)
+
+
+def first_then_all(act: Callable[[], Value]) -> Value:
+    """`act` in the first process and, once it has succeeded there, in the others: what the first one makes, they find."""
+    made = in_the_first(act)
+    return in_all(lambda: made if is_first() else act())  # type: ignore[return-value]
 
 
 def the_first_says(value: int) -> int:
     """The first process's value, in every process."""
     if jax.process_count() == 1:
         return value
-    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def any_process_says(flag: bool) -> bool:
-    """Whether the flag is up in any process; all must ask together."""
+    """Whether the flag is up in any process."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _everyones_sentences(own: str) -> list[str]:
+    """The sentences of all processes that have one, in the order of the processes."""
+    encoded = own.encode()[:SENTENCE_BYTES]
+    mine = np.zeros(SENTENCE_BYTES, np.uint8)
+    mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(mine)).astype(np.uint8)
+    sentences = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gathered]
+    return [sentence for sentence in sentences if sentence]

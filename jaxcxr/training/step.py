@@ -2,7 +2,8 @@
 
 A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, the last one padded and
 masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`), those of
-all processes if there are several; sums meet in one `psum`, noise is drawn once, from the same key everywhere.
+all processes if there are several. A device adds up what it has; the sums of all meet once a step, and the noise is drawn once,
+from the same key everywhere.
 """
 
 import dataclasses
@@ -16,10 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, PyTree, UInt32
+from jaxtyping import Array, Bool, PyTree
 
+from jaxcxr.models.scope import join, split
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.training.objective import GradientSum, Microbatch
+from jaxcxr.training.objective import FILMS, GradientSum, Microbatch, with_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Step:
     """The compiled functions of a run.
 
     Attributes:
-        start: parameters -> the empty sum of a step.
-        accumulate: (parameters, sum, microbatch) -> sum including the microbatch.
-        finish: (parameters, optimiser state, sum, noise key) -> new parameters and optimiser state, and whether the
-            parameters are finite.
+        start: parameters -> the empty sums of a step: of gradients and for the log, with a leading axis of devices.
+        accumulate: (parameters, sums, microbatch) -> sums including the microbatch.
+        collect: sums of a step -> sums over all devices, the same on every one.
+        finish: (parameters, optimiser state, sum of gradients, the step's randomness) -> new parameters and optimiser state, and
+            whether the parameters are finite.
         microbatch_size: units in a microbatch, over all devices of all processes.
         place: this process's rows of a microbatch -> arrays spread over the devices.
         replicate: parameters or optimiser state -> the same on every device. Everything that enters the functions above
@@ -39,7 +42,8 @@ class Step:
 
     start: Callable[[PyTree], PyTree]
     accumulate: Callable[[PyTree, PyTree, Microbatch], PyTree]
-    finish: Callable[[PyTree, PyTree, PyTree, UInt32[np.ndarray, "4"]], tuple[PyTree, PyTree, Bool[Array, ""]]]
+    collect: Callable[[PyTree], PyTree]
+    finish: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, Bool[Array, ""]]]
     microbatch_size: int
     place: Callable[[Mapping[str, np.ndarray]], Microbatch]
     replicate: Callable[[PyTree], PyTree]
@@ -55,47 +59,62 @@ def make_step(
     expected_batch_size: int,
     microbatch_size: int,
     devices: list[Any] | None = None,
+    trained: PyTree | None = None,
 ) -> Step:
     """Compile-ready step; without a mechanism the sum is divided by the expected batch size and nothing else happens to it.
 
     Args:
-        gradient_sum: of one microbatch, on one device.
+        gradient_sum: of one microbatch, on one device; a tree of the trained parameters.
         optimizer: applied to the released gradient.
         mechanism: of a private run.
         expected_batch_size: divisor of a non-private run (a private one's is the mechanism's).
         microbatch_size: units a device handles at once.
         devices: those of all processes unless given.
+        trained: mask of the parameters that move (`models.scope`); all of them unless given. Sum, noise and optimiser state
+            have no leaf for the others.
     """
     mesh = Mesh(np.asarray(devices if devices is not None else jax.devices()), ("data",))
 
-    def sharded(params: PyTree, batch: Microbatch) -> Any:
-        return jax.lax.psum(gradient_sum(params, batch), "data")
+    def parts(params: PyTree) -> tuple[PyTree, PyTree]:
+        return (params, {}) if trained is None else split(params, trained)
 
-    over_devices = jax.shard_map(sharded, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    def over_devices(function: Callable[..., PyTree], in_specs: Any, out_specs: Any) -> Callable[..., PyTree]:
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def start(params: PyTree) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, params), {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
+        empty = parts(params)[0], {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
+        return jax.tree.map(lambda leaf: jnp.zeros((mesh.size, *leaf.shape), leaf.dtype), empty)
 
-    def accumulate(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
-        sums, log = over_devices(params, batch)
+    def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
+        sums, log = gradient_sum(params, with_images(batch))
         gradient, logged = total
         logged = {key: value + log.get(key, 0.0) for key, value in logged.items()}
-        return jax.tree.map(jnp.add, gradient, sums), logged
+        return jax.tree.map(jnp.add, gradient, jax.tree.map(lambda leaf: leaf[None], sums)), logged
 
-    def finish(params: PyTree, state: PyTree, gradient: PyTree, key: UInt32[Array, "4"]) -> Any:
+    def accumulate(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
+        specs = {key: P() if key == FILMS else P("data") for key in batch}
+        return over_devices(on_one, (P(), P("data"), specs), P("data"))(params, total, batch)
+
+    def collect(total: PyTree) -> PyTree:
+        return over_devices(lambda own: jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], own), "data"), P("data"), P())(total)
+
+    def finish(params: PyTree, state: PyTree, gradient: PyTree, randomness: PyTree) -> Any:
         if mechanism is None:
             mean = jax.tree.map(lambda g: g / expected_batch_size, gradient)
         else:
-            mean = mechanism.release(gradient, key)
-        updates, state = optimizer.update(mean, state, params)
-        params = optax.apply_updates(params, updates)
+            mean = mechanism.release(gradient, randomness)
+        moving, fixed = parts(params)
+        updates, state = optimizer.update(mean, state, moving)
+        moving = optax.apply_updates(moving, updates)
+        params = moving if trained is None else join(moving, fixed)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
         return params, state, finite
 
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     return Step(
-        start=jax.jit(start, out_shardings=replicated),
-        accumulate=jax.jit(accumulate, donate_argnums=1, out_shardings=replicated),
+        start=jax.jit(start, out_shardings=rows),
+        accumulate=jax.jit(accumulate, donate_argnums=1, out_shardings=rows),
+        collect=jax.jit(collect, out_shardings=replicated),
         finish=jax.jit(finish, donate_argnums=(0, 1), out_shardings=replicated),
         microbatch_size=microbatch_size * mesh.size,
         place=lambda batch: jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), dict(batch)),

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from jaxcxr.data import journal
+from jaxcxr.data import build, journal
 from jaxcxr.data.build import build_store, read_listing
 from jaxcxr.data.images import Preprocessing, preprocess, read_image
 from jaxcxr.data.journal import make_shard
@@ -186,6 +187,42 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital):
     with pytest.raises(InputError, match="manifest differ"):
         made(folder, frame.assign(congestion=1.0))
     made(folder, frame)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_said_and_what_is_done_is_kept(hospital, processes):
+    """RLIMIT_FSIZE stands for the disk: a write beyond it fails, in this process and in those it starts."""
+    folder, frame = hospital
+    whole = made(folder, frame)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"full: cannot be written \(.*File too large.*kept in \.full\.partial"):
+            made(folder, frame, "full", processes=processes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert made(folder, frame, "full").fingerprint == whole.fingerprint
+
+
+def test_a_folder_that_may_not_be_written_is_said(hospital):
+    folder, frame = hospital
+    with pytest.raises(InputError, match=r"store: cannot be written \(Not a directory\)"):
+        made(folder, frame, "images/3.png/store")
+
+
+def test_a_finished_store_that_was_not_yet_named_is_not_given_to_another_manifest(hospital, monkeypatch):
+    folder, frame = hospital
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(build, "publish", killed)
+        made(folder, frame)
+    with pytest.raises(InputError, match="manifest differ"):
+        made(folder, frame.assign(congestion=1.0))
+    assert len(made(folder, frame).manifest) == COUNT - 2
+    assert not [p for p in (folder / "store").iterdir() if p.name in ("lock", "plan.json")]
 
 
 def test_two_at_once_are_refused(hospital):

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from jaxcxr.data.build import build_store
+from jaxcxr.data.build import DUPLICATES_FILE, build_store, read_listing
 from jaxcxr.data.duplicates import across_splits, close_pairs, near_duplicates, perceptual_hash
+from jaxcxr.data.store import Split
 
 
 def film(seed: int, side: int = 64) -> np.ndarray:
@@ -59,7 +60,7 @@ def store(tmp_path):
             "a": 0.0,
         }
     )
-    return build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"])
+    return build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"], duplicates=True)
 
 
 def test_one_person_under_two_ids_is_found_and_one_with_two_films_is_not(store):
@@ -72,6 +73,47 @@ def test_one_person_under_two_ids_is_found_and_one_with_two_films_is_not(store):
     pairs = near_duplicates(same_side)
     assert set(pairs["image_id_a"]) == {"f2", "f4"}
     assert len(across_splits(pairs)) == 1
+
+
+def test_the_pairs_are_listed_in_the_store_from_the_start(store):
+    listing = read_listing(store.path / DUPLICATES_FILE)
+    assert listing[["image_id_a", "image_id_b"]].to_numpy().tolist() == [["f2", "f9"]]
+    assert listing.columns.tolist() == near_duplicates(store).columns.tolist()
+    assert float(listing["correlation"].iloc[0]) == pytest.approx(
+        np.corrcoef(*(box(store, name, place) for name, place in (("train", 2), ("test", 1))))[0, 1], abs=1e-4
+    )
+
+
+def box(store, split, place):
+    film = store.split(split).read(np.array([place]))[0]
+    return film.reshape(64, 1, 64, 1).mean(axis=(1, 3)).ravel()
+
+
+def test_black_films_resemble_nothing_and_each_film_is_read_once(tmp_path, monkeypatch):
+    """Fifty black films and twenty copies of one: without a limit, 1,225 and 190 pairs would each be read again."""
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"f{i}" for i in range(70)],
+            "patient_id": [f"p{i}" for i in range(70)],
+            "path": ["black.png"] * 50 + ["one.png"] * 20,
+            "split": ["train", "test"] * 35,
+            "age": 1.0,
+            "sex": "F",
+            "a": 0.0,
+        }
+    )
+    Image.fromarray(np.zeros((80, 80), np.uint8)).save(tmp_path / "black.png")
+    Image.fromarray(film(0, 80)).save(tmp_path / "one.png")
+    store = build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"])
+    read = []
+    real = Split.read
+    monkeypatch.setattr(Split, "read", lambda self, places: (read.extend(places), real(self, places))[1])
+    pairs = near_duplicates(store)
+    assert len(pairs) == 20 * 19 / 2
+    assert len(across_splits(pairs)) == 10 * 10
+    assert pairs["correlation"].to_numpy() == pytest.approx(1.0)
+    assert len(read) == 20
+    assert not (store.path / DUPLICATES_FILE).exists()
 
 
 def test_a_store_without_hashes_has_no_pairs(tiny_store):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcxr.data.manifest import check_manifest, read_manifest, require_positives, split_by_patient
+from jaxcxr.data.manifest import check_manifest, read_manifest, read_table, require_positives, split_by_patient
 from jaxcxr.errors import InputError
 
 FINDINGS = ("cardiomegaly", "congestion")
@@ -83,6 +83,33 @@ def test_a_bad_cell_is_refused_with_its_place(changes, words):
 def test_a_missing_column_is_named(column):
     with pytest.raises(InputError, match=f"'{column}' is missing"):
         check_manifest(table().drop(columns=column), FINDINGS, "films.csv")
+
+
+def test_a_missing_column_is_likened_to_those_there_but_no_patient_is_shown():
+    with pytest.raises(InputError, match=r"'patient_id' is missing among the 2 of the table; did you mean 'Patient ID'\?"):
+        check_manifest(pd.DataFrame(columns=["image_id", "Patient ID"]), FINDINGS, "films.csv")
+    headless = pd.DataFrame(columns=["DOE^JANE", "1950-01-02", "F", "1.png"])
+    with pytest.raises(InputError, match="is its first row the header") as refusal:
+        check_manifest(headless, FINDINGS, "films.csv")
+    assert not {"DOE", "1950"} & set(str(refusal.value).replace("^", " ").replace("-", " ").split())
+    with pytest.raises(InputError, match="separated by commas"):
+        check_manifest(pd.DataFrame(columns=["image_id;patient_id;path"]), FINDINGS, "films.csv")
+
+
+def test_a_comma_at_the_end_of_each_row_moves_no_column(tmp_path):
+    (tmp_path / "films.csv").write_text("path,patient,sex\n1.png,007,F,\n2.png,2,M,\n")
+    assert read_table(tmp_path / "films.csv").to_dict("list") == {
+        "path": ["1.png", "2.png"],
+        "patient": ["007", "2"],
+        "sex": ["F", "M"],
+    }
+
+
+@pytest.mark.parametrize("rows", ["1.png,7,F,x\n2.png,2,M,\n", "1.png,7,F\n2.png,2,M,x\n", "1.png,7,F,,\n2.png,2,M,,\n"])
+def test_cells_beyond_the_header_are_refused(tmp_path, rows):
+    (tmp_path / "films.csv").write_text("path,patient,sex\n" + rows)
+    with pytest.raises(InputError, match=r"more cells than the 3|Expected 3 fields in line 3, saw 4"):
+        read_table(tmp_path / "films.csv")
 
 
 def test_a_row_is_named_as_in_the_table_it_came_from():

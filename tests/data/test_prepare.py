@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from jaxcxr.data.build import read_listing
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
@@ -22,8 +26,8 @@ graded:
 """
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("prepare_script", SCRIPT)
+def load_script(name="prepare.py"):
+    spec = importlib.util.spec_from_file_location("prepared_script", REPOSITORY / "scripts" / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -178,6 +182,115 @@ def test_real_radiographs_of_every_kind(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert again.returncode == 2
     assert again.stderr == f"error: {tmp_path / 'store'}: exists already, expected a new folder for the store\n"
+
+
+SECRETS = ("DOE", "JANE", "SECRETSTREET", "19501231", "FREETEXT")
+
+
+def write_film(path, **tags):
+    """A DICOM film whose header says all there is to know about its patient; `tags` change it, None removes one."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    pixels = np.add.outer(np.arange(40), np.arange(30) * 2).astype(np.uint8)
+    told = {
+        "SOPClassUID": DigitalXRayImageStorageForPresentation, "Modality": "DX", "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1, "Rows": 40, "Columns": 30, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7,
+        "PixelRepresentation": 0, "PixelData": pixels.tobytes(), "ViewPosition": "AP", "PatientSex": "F",
+        "PatientBirthDate": "19501231", "StudyDate": "20100101", "PatientName": "DOE^JANE", "OtherPatientNames": "JANE",
+        "PatientAddress": "SECRETSTREET 1", "PatientComments": "FREETEXT", "ImageComments": "FREETEXT of JANE",
+        "StudyDescription": "DOE FREETEXT", "ReferringPhysicianName": "DOE^DOC", "DerivationDescription": "JANE",
+    }  # fmt: skip
+    with pydicom.config.disable_value_validation():
+        for name, value in {**told, **tags}.items():
+            if value is not None:
+                setattr(dataset, name, value)
+        block = dataset.private_block(0x0099, "DOE PRIVATE", create=True)
+        block.add_new(1, "LO", "JANE DOE")
+        dataset.save_as(path, enforce_file_format=True)
+
+
+def dicom_hospital(folder):
+    """Twelve good films and one of each kind of bad ones, and a table with columns that nobody declared."""
+    images = folder / "films"
+    images.mkdir()
+    for index in range(12):
+        flagged = {"BurnedInAnnotation": "YES", "ConversionType": "WSD"} if index == 5 else {}
+        window = {"WindowCenter": "-9000", "WindowWidth": "2"} if index == 6 else {}
+        write_film(images / f"{index}.dcm", PatientID=f"p{index}", SOPInstanceUID=f"1.{index}", **flagged, **window)
+    bad = {
+        "modality": {"Modality": "DOE^JANE"}, "rows": {"Rows": 4000}, "frames": {"NumberOfFrames": "3"}, "nameless": {"PatientID": ""},
+        "pixelless": {"PixelData": None}, "photometry": {"PhotometricInterpretation": "DOE JANE"}, "copy": {"SOPInstanceUID": "1.0"},
+        "window": {"WindowCenter": "DOE", "WindowWidth": "JANE"}, "bits": {"BitsStored": 77}, "slope": {"RescaleSlope": "JANE"},
+        "age": {"PatientAge": "DOE"}, "view": {"ViewPosition": "JANE"}, "rowless": {},
+    }  # fmt: skip
+    for place, (name, tags) in enumerate(bad.items()):
+        write_film(images / f"{name}.dcm", **{"PatientID": f"q{place}", "SOPInstanceUID": f"2.{place}", **tags})
+    whole = (images / "0.dcm").read_bytes()
+    (images / "torn.dcm").write_bytes(whole[: len(whole) // 3])
+    (images / "letter.txt").write_text("DOE^JANE, SECRETSTREET, born 19501231")
+    keys = [*(f"1.{index}" for index in range(12)), *(f"2.{place}" for place in range(len(bad) - 1)), "9.9"]
+    pd.DataFrame(
+        {
+            "sop_instance_uid": keys,
+            "cardiomegaly": [str(place % 2) for place in range(len(keys))],
+            "congestion": [str(place % 3 // 2) for place in range(len(keys))],
+            "patient": "DOE^JANE",
+            "address": "SECRETSTREET",
+            "report": "FREETEXT",
+            "born": "19501231",
+        }
+    ).to_csv(folder / "labels.csv", index=False)
+    return images
+
+
+def everything_in(folder):
+    """Names and bytes of all files, and the cells of its tables, which parquet compresses."""
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        parts.append(str(path.relative_to(folder)).encode())
+        if path.is_file():
+            parts.append(path.read_bytes())
+        if path.suffix == ".parquet":
+            parts.append(pd.read_parquet(path).to_csv().encode())
+    return b"\n".join(parts).upper()
+
+
+def test_nothing_undeclared_reaches_store_screen_or_reports(tmp_path, monkeypatch, capfd):
+    images = dicom_hospital(tmp_path)
+    arguments = ["--source", REPOSITORY / "configs/prepare_dicom.yaml", "--table", tmp_path / "labels.csv", "--images", images]
+    base = [str(a) for a in ("dicom", *arguments, "--size", 16, "--processes", 1, "--verify")]
+
+    def run_script(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        load_script(name).main()
+
+    run_script("prepare.py", *base, "--out", tmp_path / "out" / "store")
+    run_script("describe.py", tmp_path / "out" / "store")
+    for place, flags in enumerate((["--strict"], ["--refuse-flagged", "--strict"])):
+        with pytest.raises(InputError) as refusal:
+            run_script("prepare.py", *base, "--out", tmp_path / f"strict{place}", *flags)
+        print(refusal.value, refusal.getrepr(style="short"))
+    headless = (tmp_path / "labels.csv").read_text().split("\n", 1)[1]
+    (tmp_path / "labels.csv").write_text(headless)
+    with pytest.raises(InputError, match="is its first row the header") as refusal:
+        run_script("prepare.py", *base, "--out", tmp_path / "never")
+    print(refusal.value)
+
+    store = open_store(tmp_path / "out" / "store")
+    assert set(store.manifest.columns) == {
+        "image_id", "patient_id", "path", "split", "age", "sex", "view", "cardiomegaly", "congestion"
+    }  # fmt: skip
+    listing = read_listing(store.path / "quarantine.csv")
+    assert set(listing["path"]) == {
+        f"{name}.dcm" for name in ("modality", "rows", "frames", "nameless", "pixelless", "photometry", "copy", "bits", "rowless", "torn")
+    } | {"letter.txt"} | ({"window.dcm", "slope.dcm"} & set(listing["path"]))  # fmt: skip
+    assert set(read_listing(store.path / "flagged.csv")["path"]) == {"5.dcm", "6.dcm"}
+    assert str(tmp_path) not in "".join(listing["reason"])
+    said = capfd.readouterr()
+    for secret in SECRETS:
+        assert secret.encode() not in everything_in(tmp_path / "out"), secret
+        assert secret not in (said.out + said.err).upper(), secret
 
 
 def named(split):

@@ -16,10 +16,11 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 from jaxcxr.config import load
 from jaxcxr.data.findings import UKA_FINDINGS
-from jaxcxr.data.manifest import check_manifest
+from jaxcxr.data.manifest import check_manifest, read_table
 from jaxcxr.data.sources import chexpert, mimic, nih, padchest, uka, vindr
 from jaxcxr.data.sources import dicom as folder_of_dicom
-from jaxcxr.data.sources.published import Cohort, Options
+from jaxcxr.data.sources.published import Cohort, Options, Provenance
+from jaxcxr.data.sources.table import Columns, Listed, TableSource, to_manifest
 from jaxcxr.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,6 +47,15 @@ def nih_folder(folder, old: bool):
     (folder / name).write_text("\n".join([header, *(",".join(row) + rest for row in NIH_ROWS)]) + "\n")
     (folder / "train_val_list.txt").write_text("\n".join(row[0] for row in NIH_ROWS[:4]))
     (folder / "test_list.txt").write_text("\n".join(row[0] for row in NIH_ROWS[4:]) + "\n")
+
+
+def test_two_ids_of_one_patient_are_joined_and_may_not_stand_on_two_sides(tmp_path):
+    nih_folder(tmp_path, old=True)
+    one = nih.read(tmp_path, tmp_path, Options(split="drawn", same_patient={"5": "1"})).manifest
+    assert one["patient_id"].tolist() == ["1", "1", "2", "3", "4", "1"]
+    assert one.loc[one["patient_id"] == "1", "split"].nunique() == 1
+    with pytest.raises(InputError, match="patient '1' has images in splits 'train' and 'test'"):
+        nih.read(tmp_path, tmp_path, Options(valid_fraction=0.0, same_patient={"5": "1"}))
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -412,7 +422,7 @@ def test_a_folder_of_dicom_files_joins_its_table(tmp_path):
     np.testing.assert_array_equal(frame["congestion"], [1, 0, np.nan])
     reasons = dict(cohort.refused)
     assert set(reasons) == {"d.dcm", "e.dcm", "f.dcm", "h.dcm", "notes.txt"}
-    assert "second copy of the instance in a" in reasons["e.dcm"]
+    assert "second copy of an instance, the first is a" in reasons["e.dcm"]
     assert "without a PatientID" in reasons["f.dcm"]
     assert "no row of the table" in reasons["h.dcm"]
     assert "not a DICOM file" in reasons["notes.txt"]
@@ -456,6 +466,36 @@ def test_a_missing_table_or_column_is_named(tmp_path, read, options, columns, wr
             read(tmp_path, tmp_path, options)
 
 
+TABLE_MAP = TableSource(
+    Columns("path", "patient", age="age", sex="sex", view="view", split="split"),
+    listed=Listed("finding", {"mass": ("Mass",), "effusion": ("Effusion",)}, other=("No Finding",)),
+    groups={"scanner": "scanner"},
+)
+
+
+def table_folder(folder):
+    rows = [
+        (
+            f"{place}.png",
+            f"p{place}",
+            f"{place * 9:03d}Y",
+            "FM"[place % 2],
+            "PA",
+            ("train", "test")[place % 2],
+            "Mass|Effusion",
+            "A, b",
+        )
+        for place in range(6)
+    ]
+    columns = ["path", "patient", "age", "sex", "view", "split", "finding", "scanner"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "films.csv", index=False)
+
+
+def table_cohort(path):
+    manifest = to_manifest(read_table(path), TABLE_MAP, "films.csv")
+    return Cohort(manifest, TABLE_MAP.findings, Provenance("a", "b", "c", "d"))
+
+
 WRITERS = {
     "nih": (lambda f: nih_folder(f, old=True), lambda f: nih.read(f, f, DRAWN)),
     "chexpert": (chexpert_folder, lambda f: chexpert.read(f, f, DRAWN)),
@@ -463,6 +503,7 @@ WRITERS = {
     "padchest": (padchest_folder, lambda f: padchest.read(f, f, Options(labels="paper"))),
     "vindr": (vindr_folder, lambda f: vindr.read(f, f, vindr.VindrOptions(read_tags=False))),
     "uka": (uka_folder, lambda f: uka.read(f, f, uka.UkaOptions())),
+    "csv": (table_folder, lambda f: table_cohort(f / "films.csv")),
 }
 
 

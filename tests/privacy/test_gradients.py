@@ -262,3 +262,35 @@ def test_bfloat16_contributions_stay_within_the_clip_norm() -> None:
     contribution, _, norms = problem.sums([True, False], clip=0.05)[1]
     assert float(norms[0]) > 0.05
     assert norm_of(contribution) <= 0.05
+
+
+def automatic(problem: Problem, x: Any, is_real: Any, way: int, clip: float, stability: float) -> Any:
+    params, batch, real = problem.params, (x, problem.y), jnp.asarray(is_real)
+    if way == 0:
+        return clipped_sum_vmap(problem.loss, params, batch, real, clip, stability=stability)
+    return clipped_sum_layerwise(problem.tapped, problem.taps, params, batch, real, clip, stability=stability)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(1e-4, 1e4), st.sampled_from([1e-9, 1e-2, 1.0]), st.integers(0, 1)
+)
+def test_automatic_clipping_keeps_the_sensitivity(
+    small: Problem, seed: int, clip: float, scale: float, stability: float, way: int
+) -> None:
+    x = jnp.asarray(scale * np.random.default_rng(seed).normal(size=(6, 3)), jnp.float32)
+    one = seed % 6
+    alone, _, norms = automatic(small, x, [i == one for i in range(6)], way, clip, stability)
+    assert norm_of(alone) <= clip
+    norm = float(norms[one])
+    assert norm_of(alone) == pytest.approx(clip * norm / (norm + stability), rel=1e-4)
+    assert norm_of(automatic(small, x, [False] * 6, way, clip, stability)[0]) == 0.0
+
+
+def test_automatic_clipping_is_the_same_both_ways(small: Problem) -> None:
+    (reference, _, norms), (fast, _, _) = (
+        automatic(small, small.x, [False] * 4 + [True, False], way, CLIP, 0.01) for way in (0, 1)
+    )
+    assert_same(fast, reference)
+    raw = small.by_loop([4], clip=1e30)
+    assert_same(fast, jax.tree.map(lambda g: g * CLIP / (norms[4] + 0.01), raw))

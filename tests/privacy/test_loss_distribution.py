@@ -2,10 +2,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import ndtr
 
 from jaxcxr.privacy import accounting, loss_distribution
-from jaxcxr.privacy.loss_distribution import Release, epsilon_bounds, films_drawn, summed_loss
+from jaxcxr.privacy.loss_distribution import epsilon_bounds
+from jaxcxr.privacy.summed_loss import Release, SummedLoss, films_drawn, summed_loss
 
 
 def gaussian_delta(epsilon: float, sigma: float) -> float:
@@ -32,6 +34,45 @@ def test_bounds_hold_however_coarsely_losses_are_rounded(coarseness: float, leav
     assert gaussian_delta(summed.upper(1e-5), together) <= 1e-5 <= gaussian_delta(summed.lower(1e-5), together)
     for epsilon in (0.0, near / 2, near):
         assert summed.delta(epsilon) >= gaussian_delta(epsilon, together)
+
+
+def test_rounding_keeps_the_mean_even_where_every_loss_becomes_zero() -> None:
+    summed = summed_loss((Release(1.0, 50.0, 2000),), 1e-5, near=1e4)
+    assert summed.probabilities @ summed.losses == pytest.approx(2000 / (2 * 50.0**2), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "probabilities"),
+    [
+        (np.arange(-300, 900) * 0.01, stats.norm.pdf(np.arange(-300, 900) * 0.01, 2.0, 1.0) * 0.01),
+        (np.arange(0, 9000) * 1.0, stats.norm.pdf(np.arange(0, 9000), 4000, 400)),  # losses too far apart to weigh at once
+        (np.arange(5) * 1.0, np.array([0.2, 0.0, 0.3, 0.0, 0.5])),
+    ],
+)
+def test_epsilon_is_where_delta_falls_to_it(losses: np.ndarray, probabilities: np.ndarray) -> None:
+    summed = SummedLoss(losses, probabilities, 0.0, 0.0)
+    for delta in (0.45, 1e-2, 1e-5):
+        epsilon = summed.middle(delta)
+        above = losses > epsilon
+        assert probabilities[above] @ -np.expm1(epsilon - losses[above]) == pytest.approx(delta, rel=1e-6)
+    assert summed.middle(1.5) == 0
+    assert SummedLoss(losses, probabilities, 0.0, 0.1).upper(0.1) == math.inf
+
+
+@pytest.mark.parametrize("release", [Release(128 / 153502, 1.462, 179885), Release(0.05, 0.8, 30), Release(1.0, 20.0, 100)])
+def test_the_estimate_is_near_the_truth(release: Release) -> None:
+    bounds = epsilon_bounds((release,), 6e-6)
+    found = loss_distribution.estimate((release,), 6e-6, bounds.upper * 1.3)
+    assert bounds.lower * 0.9995 <= found <= bounds.upper * 1.0005
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999, 1.0, 1.001, 1.1, 2.0])
+def test_being_within_a_budget_is_what_the_bound_says(share: float) -> None:
+    releases = (Release(0.05, 1.2, 30), Release(1.0, 30.0, 1))
+    upper = loss_distribution.epsilon_upper(releases, 1e-5)
+    assert loss_distribution.is_within(releases, 1e-5, share * upper) == (share >= 1.0)
+    assert loss_distribution.is_within((), 1e-5, 1e-9)
+    assert not loss_distribution.is_within((Release(0.1, 0.0, 1),), 1e-5, 100.0)
 
 
 # Calibrated noise multipliers for the paper's run (153,502 films, 128 a batch, 150 epochs, delta 6e-6), found on a grid so fine

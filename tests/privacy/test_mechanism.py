@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,3 +46,44 @@ def test_what_is_drawn_is_what_is_accounted() -> None:
 def test_the_rate_follows_the_declared_size_not_the_records_present() -> None:
     sizes = [len(MECHANISM.draw(SECRET, step, 900)) for step in range(400)]
     assert stats.binomtest(sum(sizes), 400 * 900, 0.05).pvalue > 1e-4
+
+
+DISCRETE = dataclasses.replace(MECHANISM, expected_batch_size=64, discrete_coordinates=100_006)
+
+
+def released_on_the_grid(total: dict[str, jax.Array], step: int) -> dict[str, np.ndarray]:
+    randomness = DISCRETE.randomness(DISCRETE.noise_key(SECRET, step), total)
+    return jax.tree.map(np.asarray, jax.jit(DISCRETE.release)(total, randomness))
+
+
+def test_a_discrete_release_is_the_rounded_sum_plus_whole_steps() -> None:
+    grid = DISCRETE.grid
+    assert grid is not None
+    total = {"a": jnp.linspace(-5, 5, 100_000), "b": jnp.full((2, 3), 0.3)}
+    out = released_on_the_grid(total, 0)
+    zeros = released_on_the_grid(jax.tree.map(jnp.zeros_like, total), 0)
+    for name in total:
+        moved = (out[name].astype(float) - zeros[name]) * 64
+        np.testing.assert_allclose(moved, np.asarray(total[name], float), atol=2.5 * grid.step)
+    noise = zeros["a"].astype(float) * 64 / grid.step
+    np.testing.assert_array_equal(noise, np.rint(noise))
+    assert len(np.unique(noise % 16)) == 16
+    assert stats.kstest(noise / grid.deviation, "norm").pvalue > 1e-4
+    assert 2.0 * 1.5 <= grid.deviation * grid.step <= 2.0 * 1.5 * 1.001
+
+
+def test_discrete_noise_is_not_used_twice_and_goes_with_its_tree() -> None:
+    zeros = {"a": jnp.zeros(100_000), "b": jnp.zeros((2, 3))}
+    assert len({released_on_the_grid(zeros, step)["b"].tobytes() for step in range(5)}) == 5
+    with pytest.raises(ValueError, match="100006 coordinates, found 6"):
+        DISCRETE.randomness(DISCRETE.noise_key(SECRET, 0), {"b": zeros["b"]})
+
+
+def test_a_discrete_release_keeps_what_is_no_number_and_does_not_overflow() -> None:
+    total = {"a": jnp.zeros(100_000).at[:4].set(jnp.array([jnp.nan, 1e30, -1e30, jnp.inf])), "b": jnp.zeros((2, 3))}
+    out = released_on_the_grid(total, 0)["a"]
+    assert np.isnan(out[0])
+    assert out[1] > 5
+    assert out[2] < -5
+    assert out[3] > 5
+    assert np.isfinite(out[1:]).all()

@@ -11,7 +11,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms
-from jaxcxr.privacy.selection import choose_best, publish_all, sweep_cost
+from jaxcxr.privacy.selection import choose_best, publish_all, sweep_cost, write_cost
 
 CHEAP, DEAR = [Spending(0.05, 2.0, 50)], [Spending(0.05, 1.2, 50)]
 DELTA = 1e-5
@@ -48,10 +48,12 @@ def test_many_runs_cost_less_to_choose_from_than_to_publish() -> None:
     assert choose_best(runs, DELTA) < publish_all(runs, DELTA).lower
 
 
-def sweep(folder: Path, name: str, sigma: float, delta: float = DELTA, fingerprint: str = "ab") -> None:
+def sweep(
+    folder: Path, name: str, sigma: float, delta: float = DELTA, fingerprint: str = "ab", seeded: bool = False, run: str = ""
+) -> None:
     (folder / name).mkdir(parents=True)
     (folder / name / "run.json").write_text(json.dumps({"delta": delta, "epsilon": 2.0}))
-    ledger = Ledger(folder / name / "ledger.jsonl", Terms("image", "add_remove", 100, fingerprint, seeded=False))
+    ledger = Ledger(folder / name / "ledger.jsonl", Terms("image", "add_remove", 100, fingerprint, seeded, run or name))
     for step in range(50):
         ledger.record(Entry(step, 0.05, sigma, 1.0))
     ledger.close()
@@ -61,13 +63,48 @@ def test_a_sweep_folder_is_read_from_its_ledgers(tmp_path: Path) -> None:
     sweep(tmp_path, "epsilon_1", 2.0)
     sweep(tmp_path, "epsilon_2", 1.2)
     (tmp_path / "non_private").mkdir()
-    (tmp_path / "non_private" / "run.json").write_text("{}")
+    (tmp_path / "non_private" / "run.json").write_text('{"steps": 30}')
+    (tmp_path / "untouched").mkdir()  # public weights: nothing was trained on the films
+    (tmp_path / "untouched" / "run.json").write_text('{"weights_sha256": "00"}')
     cost = sweep_cost(tmp_path)
     assert [run.name for run in cost.runs] == ["epsilon_1", "epsilon_2"]
     assert cost.unprotected == ("non_private",)
     assert cost.publish_all == publish_all([CHEAP, DEAR], DELTA)
     assert cost.runs[1].epsilon == accounting.epsilon_pld(DEAR, DELTA)
     assert cost.choose_best == min(choose_best([CHEAP, DEAR], DELTA, repetitions=kind) for kind in ("poisson", "geometric"))
+
+
+def test_a_sweep_says_what_it_costs_on_the_screen_and_in_a_file(tmp_path: Path) -> None:
+    sweep(tmp_path, "epsilon_1", 2.0)
+    sweep(tmp_path, "epsilon_2", 1.2)
+    (tmp_path / "non_private").mkdir()
+    (tmp_path / "non_private" / "run.json").write_text('{"steps": 30}')
+    said = write_cost(tmp_path)
+    cost = sweep_cost(tmp_path)
+    assert f"publishing all 2 private models costs epsilon {cost.publish_all.upper:.4g}" in said
+    assert f"the best one alone would cost {cost.choose_best:.4g}" in said
+    assert "non_private has no guarantee" in said
+    found = json.loads((tmp_path / "privacy.json").read_text())
+    assert found["claim"]["publish_all"] == {"epsilon_upper": cost.publish_all.upper, "epsilon_lower": cost.publish_all.lower}
+    assert found["claim"]["choose_best_of_a_fixed_list"]["epsilon_upper"] == cost.publish_all.upper
+    assert found["claim"]["choose_best_of_a_random_number"]["mean"] == 2
+    assert found["without_any_guarantee"] == ["non_private"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"seeded": True}, "b had a seed .* run the sweep without a seed"), ({"run": "a"}, "a and b come from the same secret")],
+)
+def test_runs_that_share_their_noise_have_no_joint_claim(tmp_path: Path, change: dict, message: str) -> None:
+    """With one noise, scaled differently, two models give it away: their difference is free of it."""
+    sweep(tmp_path, "a", 2.0)
+    sweep(tmp_path, "b", 1.2, **change)
+    with pytest.raises(InputError, match=f"no joint epsilon holds: {message}"):
+        sweep_cost(tmp_path)
+    assert write_cost(tmp_path).startswith("no joint epsilon holds")
+    found = json.loads((tmp_path / "privacy.json").read_text())
+    assert found["claim"] is None
+    assert "no joint epsilon holds" in found["why"]
 
 
 @pytest.mark.parametrize(("change", "message"), [({"fingerprint": "cd"}, "data_fingerprint"), ({"delta": 1e-6}, "have delta")])

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig, dump
-from jaxcxr.privacy.ledger import Entry, Ledger, Statistic, Terms
+from jaxcxr.privacy.ledger import Entry, Ledger, Statistic, Terms, run_name
+from jaxcxr.release.check import network_shapes
+from jaxcxr.release.write import nested_weights
 from jaxcxr.training.checkpoint import Checkpoints
 
 CONFIG = Experiment(
@@ -18,10 +20,11 @@ CONFIG = Experiment(
     privacy=PrivacyConfig(epsilon=3.0, delta=1e-4, l2_clip_norm=1.5),
 )
 PARAMS = {"params": {"conv1": {"kernel": np.linspace(-1, 1, 720, dtype=np.float32).reshape(3, 3, 80)}, "head": {"bias": np.ones(2, np.float32)}}}  # fmt: skip
+DATA, CODE, SECRET = "ab12" * 16, "c0de" * 16, bytes(range(32))
 FACTS = {
     "jaxcxr": "0.1.0",
-    "code_fingerprint": "c0de",
-    "store_fingerprint": "ab12",
+    "code_fingerprint": CODE,
+    "store_fingerprint": DATA,
     "sample_rate": 0.05,
     "steps": 5,
     "positive_weights": [1.0, 1.0],
@@ -37,28 +40,57 @@ FACTS = {
 MANIFEST = pd.DataFrame(
     {
         "image_id": [f"IMG-{i:04d}" for i in range(8)] + ["88241907"],
-        "patient_id": ["Müller^Anna", "p-77", "1.2.840.113619.2", "483920", "x9", "0042", "Patient A", "QQ17", "R2D2"],
+        "patient_id": [
+            "Müller^Anna",
+            "p-77",
+            "1.2.840.113619.2",
+            "483920",
+            "x9",
+            "0042",
+            "Patient A",
+            "deadbeefcafe0123",
+            "R2D2",
+        ],
         "path": [f"films/ward3/scan{i:03d}.dcm" for i in range(9)],
     }
 )
 
 
+def network_params() -> dict:
+    """Parameters of the network that CONFIG describes, at random."""
+    rng = np.random.default_rng(0)
+    flat = {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in network_shapes(CONFIG).items()}
+    return nested_weights(flat)
+
+
 def make_run(
-    folder: Path, *, unit: str = "image", steps: int = 5, seed: int | None = None, class_weights: str = "none"
+    folder: Path,
+    *,
+    unit: str = "image",
+    steps: int = 5,
+    seed: int | None = None,
+    class_weights: str = "none",
+    params: dict | None = None,
+    secret: bytes = SECRET,
 ) -> Path:
     folder.mkdir(parents=True)
     training = dataclasses.replace(CONFIG.training, seed=seed, class_weights=class_weights)
-    dump(dataclasses.replace(CONFIG, training=training), folder / "config.yaml")
+    assert CONFIG.privacy is not None
+    privacy = dataclasses.replace(CONFIG.privacy, unit=unit)
+    dump(dataclasses.replace(CONFIG, training=training, privacy=privacy), folder / "config.yaml")
     released = seed is None and class_weights != "paper"
     (folder / "run.json").write_text(json.dumps(FACTS | {"release": released}))
     (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 0.69, "images": 11}\n')
-    ledger = Ledger(folder / "ledger.jsonl", Terms(unit, "add_remove", 200, "ab12", seeded=seed is not None, run="0f"))
+    ledger = Ledger(
+        folder / "ledger.jsonl", Terms(unit, "add_remove", 200, DATA, seeded=seed is not None, run=run_name(secret))
+    )
     ledger.record(Statistic("class_counts", 20.0, 2**0.5))
     for step in range(steps):
         ledger.record(Entry(step, 0.05, 1.0, 1.5))
     ledger.close()
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(steps, {"params": PARAMS, "optimizer": {"moment": np.ones(3, np.float32)}})
+    state = {"params": PARAMS if params is None else params, "optimizer": {"moment": np.ones(3, np.float32)}}
+    checkpoints.save(steps, state)
     checkpoints.close()
-    (folder / "checkpoints" / "secret.key").write_bytes(bytes(32))
+    (folder / "checkpoints" / "secret.key").write_bytes(secret)
     return folder

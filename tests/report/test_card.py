@@ -1,19 +1,32 @@
+import dataclasses
 import itertools
 import json
 import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
-from jaxcxr.report.card import PrivacyCard, card_html, card_json, card_schema, make_card, read_card, write_card
-from tests.release.run_folder import make_run
+from jaxcxr.privacy.ledger import Entry, Ledger, Terms, run_name
+from jaxcxr.report.card import card_html, card_of, differing, make_card, recomputed, write_card
+from jaxcxr.report.card_facts import facts_of_run
+from jaxcxr.report.card_schema import MechanismRow, PrivacyCard, card_json, card_schema, read_card
+from tests.release.run_folder import CODE, DATA, SECRET, make_run
 
 METHOD = "one run; white-box gradient alignment and black-box loss; every step checked"
 SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
+FINDING = {
+    "method": METHOD, "model": "logistic regression", "canaries": 200, "confidence": 0.95, "epsilon_lower": 0.4,
+    "epsilon_claimed": 2.0, "accused": False, "data": DATA, "code": CODE,
+}  # fmt: skip
+SCHEMA = Path(__file__).parents[2] / "docs" / "privacy_card.schema.json"
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +34,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("card") / "run")
 
 
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A run folder to be spoilt."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
 @pytest.fixture(scope="module")
 def card(run: Path) -> PrivacyCard:
     return make_card(run)
+
+
+def words(card: PrivacyCard) -> str:
+    """The page as it is read, without tags."""
+
+    class Text(HTMLParser):
+        said = ""
+        hidden = False
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002
+            self.hidden = tag == "style"
+
+        def handle_endtag(self, tag: str) -> None:  # noqa: ARG002
+            self.hidden = False
+
+        def handle_data(self, data: str) -> None:
+            self.said += "" if self.hidden else f" {data} "
+
+    reader = Text()
+    reader.feed(card_html(card))
+    return re.sub(r"\s+([.,:;])", r"\1", " ".join(reader.said.split()))
 
 
 def test_the_claim_is_what_the_ledger_spent_and_rounding_keeps_it_a_bound(card: PrivacyCard) -> None:
@@ -33,9 +73,18 @@ def test_the_claim_is_what_the_ledger_spent_and_rounding_keeps_it_a_bound(card: 
     assert bounds.upper <= card.claim.epsilon_upper <= bounds.upper * 1.0001
     assert bounds.lower * 0.9999 <= card.claim.epsilon_lower <= bounds.lower
     assert card.claim.epsilon_upper > accounting.epsilon_pld(SPENT[:1], 1e-4)  # the counts are in it
+    assert card.claim.budget == 3.0 > card.claim.epsilon_upper  # what was spent, not what was allowed
     assert {(row.name, row.steps) for row in card.mechanisms} == {("noised gradient", 5), ("noised class counts", 1)}
     assert card.for_release
     assert card.watermark is None
+
+
+def test_a_run_that_stopped_early_claims_what_it_spent(tmp_path: Path, card: PrivacyCard) -> None:
+    early = make_card(make_run(tmp_path / "run", steps=2))
+    assert early.claim.epsilon_upper is not None
+    assert card.claim.epsilon_upper is not None
+    assert early.claim.epsilon_upper < card.claim.epsilon_upper
+    assert "2 made, 5 planned" in words(early)
 
 
 def test_patients_with_more_films_are_told_more(card: PrivacyCard) -> None:
@@ -56,20 +105,22 @@ def test_attack_bounds_follow_from_the_claim(card: PrivacyCard) -> None:
 
 
 def test_same_run_same_bytes(run: Path, card: PrivacyCard, tmp_path: Path) -> None:
-    again = make_card(run)
-    assert card_json(again) == card_json(card)
-    assert card_html(again) == card_html(card)
+    elsewhere = make_card(Path(shutil.copytree(run, tmp_path / "elsewhere" / "under another name")))
+    assert card_json(elsewhere) == card_json(card)
+    assert card_html(elsewhere) == card_html(card)
     write_card(card, tmp_path)
     assert read_card(tmp_path / "privacy_card.json") == card
-    assert card.fingerprints.code == "c0de"  # the code that trained, not the code that writes the card
+    assert card.fingerprints.code == CODE  # the code that trained, not the code that writes the card
     assert str(run) not in card_json(card) + card_html(card)
 
 
 def test_json_follows_its_documented_schema(card: PrivacyCard, tmp_path: Path) -> None:
     values = json.loads(card_json(card))
     schema = card_schema()
+    assert json.loads(SCHEMA.read_text()) == schema, f"write {SCHEMA.name} anew"
     assert set(schema["required"]) == set(values)
     assert schema["additionalProperties"] is False
+    pytest.importorskip("jsonschema").validate(values, schema)
     for change, named in (({"surplus": 1}, "surplus"), ({"schema_version": 2}, "schema_version"), ({"attacks": 3}, "attacks")):
         (tmp_path / "card.json").write_text(json.dumps(values | change))
         with pytest.raises(InputError, match=named):
@@ -80,18 +131,59 @@ def test_json_follows_its_documented_schema(card: PrivacyCard, tmp_path: Path) -
         read_card(tmp_path / "card.json")
 
 
+def test_a_card_follows_from_its_own_facts_and_a_changed_one_does_not(card: PrivacyCard) -> None:
+    assert differing(card, recomputed(card)) == []
+    better = card.model_copy(update={"claim": card.claim.model_copy(update={"epsilon_upper": 0.1})})
+    assert differing(better, recomputed(better)) == ["claim.epsilon_upper"]
+    kinder = card.model_copy(update={"assumptions": card.assumptions[1:]})
+    assert differing(kinder, recomputed(kinder)) == ["assumptions"]
+
+
 def test_the_page_needs_no_network_and_says_the_main_things(card: PrivacyCard) -> None:
-    page = card_html(card)
-    assert not re.search(r"(src|href)=|https?://|<script", page)
+    page, said = card_html(card), words(card)
+    assert not re.search(r"(src|href)=|https?://|<script|@import|url\(", page)
+    assert 'name="viewport"' in page
+    assert "@media print" in page
+    claim, attack = card.claim, card.attacks[1]
     for text in (
-        "one film",
-        f"epsilon = {card.claim.epsilon_upper:.4g}",
-        "delta = 0.0001",
+        f"epsilon = {claim.epsilon_upper:.4g} at delta = 0.0001, for one film added or removed",
+        f"a factor of at most {np.exp(claim.epsilon_upper):.4g}, plus 0.0001",
+        f"lies between {claim.epsilon_lower:.4g} and {claim.epsilon_upper:.4g}",
+        "The training was allowed 3",
+        f"at most {1000 * attack.true_positive_rate:.4g} times with it",
+        f"adds at most {1000 * card.reconstruction_advantage:.4g} right guesses in 1,000",
         "No audit was made",
-        card.assumptions[0][:30],
+        "a patient with several films is protected less",
+        "unit image",
+        "adjacency add_remove",
+        "dp-accounting",
+        "5 made, 5 planned",
+        *card.assumptions,
+        *card.covered,
+        *card.not_covered,
+        *(value for value in (DATA, CODE, card.fingerprints.ledger, card.fingerprints.run)),
+        "weights at the start random",
     ):
-        assert text in page
-    assert "NOT FOR RELEASE" not in page
+        assert text in said, text
+    assert "NOT FOR RELEASE" not in said
+
+
+def test_a_weak_promise_is_called_weak_and_none_is_called_none(run: Path) -> None:
+    facts = facts_of_run(run)
+    loud, quiet = (
+        dataclasses.replace(facts, mechanisms=(MechanismRow(name="noised gradient", noise_multiplier=s, sample_rate=0.05, steps=5, l2_clip_norm=1.5),), budget=99.0)
+        for s in (0.25, 4.0)
+    )  # fmt: skip
+    assert "weak" in words(card_of(loud))
+    assert "weak" not in words(card_of(quiet))
+    nothing = dataclasses.replace(loud, mechanisms=(loud.mechanisms[0].model_copy(update={"noise_multiplier": 0.0}),))
+    card = card_of(nothing)
+    assert card.claim.epsilon_upper is None
+    assert not card.for_release
+    said = words(card)
+    assert "There is no promise" in said
+    assert "epsilon = without" not in said
+    json.loads(card_json(card))
 
 
 @pytest.mark.parametrize(
@@ -105,45 +197,145 @@ def test_a_run_that_must_stay_is_watermarked(tmp_path: Path, changes: dict[str, 
     assert '"watermark": "not for release"' in card_json(card)
 
 
+def test_more_spent_than_allowed_is_no_release(run: Path) -> None:
+    card = card_of(dataclasses.replace(facts_of_run(run), budget=0.5))
+    assert card.reasons_against_release == ["more was spent than the run was allowed"]
+
+
+def test_noised_weights_without_their_line_in_the_ledger_are_not_covered(copy: Path) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["training"]["class_weights"] = "noised"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert make_card(copy).for_release
+    (copy / "ledger.jsonl").unlink()
+    ledger = Ledger(copy / "ledger.jsonl", Terms("image", "add_remove", 200, DATA, seeded=False, run=run_name(SECRET)))
+    for step in range(5):
+        ledger.record(Entry(step, 0.05, 1.0, 1.5))
+    ledger.close()
+    assert "class weights not covered" in make_card(copy).reasons_against_release[0]
+
+
+def test_delta_beyond_one_unit_in_n_is_said(run: Path) -> None:
+    facts = facts_of_run(run)
+    assert "outright" not in words(card_of(facts))
+    assert "publishing somebody's record outright" in words(card_of(dataclasses.replace(facts, delta=1 / 200)))
+
+
+def test_assumptions_are_those_of_the_run(run: Path) -> None:
+    facts = facts_of_run(run)
+    said = words(card_of(dataclasses.replace(facts, class_weights="public", noise="discrete")))
+    assert "was known from elsewhere" in said
+    assert "the noise was drawn exactly" in said
+    assert "known from elsewhere" not in words(card_of(facts))
+
+
+def test_where_the_weights_came_from_is_said(copy: Path) -> None:
+    facts = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(facts | {"initial_weights_sha256": "5eed" * 16}))
+    said = words(make_card(copy))
+    assert f"weights at the start {'5eed' * 16}" in said
+    assert "made without the films of these patients" in said
+
+
 def test_the_house_card_shows_the_cohort_and_stays_in_the_house(run: Path) -> None:
     card = make_card(run, cohort_films=np.array([1] * 18 + [3, 9]))
     assert [(row.patient, row.films) for row in card.patients[-3:]] == [("median", 1), ("95th percentile", 3), ("maximum", 9)]
     assert not card.for_release
 
 
-def test_a_patient_run_needs_no_table_of_films(tmp_path: Path) -> None:
-    card = make_card(make_run(tmp_path / "run", unit="patient"))
+@pytest.mark.parametrize(("unit", "films"), [("patient", 4), ("patient_one_image", 1)])
+def test_a_patient_run_needs_no_table_of_films(tmp_path: Path, unit: str, films: int) -> None:
+    card = make_card(make_run(tmp_path / "run", unit=unit))
     assert card.patients == []
-    assert "one patient with all of their films" in card_html(card)
+    said = words(card)
+    assert "for one patient with all of their films added or removed" in said
+    assert "of 1,000 patients that were not used" in said
+    assert f"at most {films} films of each in a step" in said
+    assert "carry the same patient id" in said
 
 
-def test_an_audit_is_shown_and_a_wrong_one_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    finding = {
-        "method": METHOD,
-        "canaries": 200,
-        "confidence": 0.95,
-        "epsilon_lower": 0.4,
-        "epsilon_claimed": 2.0,
-        "accused": False,
-    }
-    (run / "audit.json").write_text(json.dumps({"card": finding}))
-    page = " ".join(card_html(make_card(run)).split())
-    assert "200 marked films" in page
-    assert "epsilon is at least 0.4, which does not contradict" in page
-    (run / "audit.json").write_text(json.dumps({"card": {**finding, "accused": "perhaps"}}))
-    with pytest.raises(InputError, match="not an audit's finding"):
-        make_card(run)
+def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
+    (copy / "audit.json").write_text(json.dumps({"card": FINDING}))
+    said = words(make_card(copy))
+    assert "by the same code. 200 marked films were offered" in said
+    assert "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2" in said
+    assert "does not contradict the claim; it does not prove it either" in said
+    assert make_card(copy).for_release
+    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "code": ""}}))
+    assert "another or an unrecorded version of the code" in words(make_card(copy))
+    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "accused": True}}))
+    accused = make_card(copy)
+    assert "contradicts the claim" in words(accused)
+    assert accused.reasons_against_release == ["the audit refutes the claim"]
+    for finding, message in (
+        ({"card": {**FINDING, "accused": "perhaps"}}, "not an audit's finding"),
+        ({"card": {**FINDING, "data": "cd34" * 16}}, "audit of another cohort"),
+        ([], "not an audit's finding"),
+    ):
+        (copy / "audit.json").write_text(json.dumps(finding))
+        with pytest.raises(InputError, match=message):
+            make_card(copy)
 
 
-def test_what_is_no_private_run_has_no_card(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"run.json is missing"):
-        make_card(tmp_path)
-    run = make_run(tmp_path / "run")
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"n_units": 20}))
-    with pytest.raises(InputError, match="different data"):
-        make_card(run)
-    (run / "run.json").write_text(json.dumps({"steps": 3}))
-    with pytest.raises(InputError, match="without privacy"):
-        make_card(run)
+def of_json(**changes: object) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        facts = json.loads((run / "run.json").read_text()) | changes
+        (run / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if v is not ...}))
+
+    return change
+
+
+def ledger_of(**terms: object) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        (run / "ledger.jsonl").unlink()
+        said = Terms("image", "add_remove", 200, DATA, seeded=False, run=run_name(SECRET))
+        ledger = Ledger(run / "ledger.jsonl", dataclasses.replace(said, **{k: v for k, v in terms.items() if k != "steps"}))
+        for step in terms.get("steps", range(5)):  # type: ignore[attr-defined]
+            ledger.record(Entry(step, 0.05, 1.0, 1.5))
+        ledger.close()
+
+    return change
+
+
+def cut(run: Path) -> None:
+    lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_text("".join(lines[:-1]))
+
+
+def without_privacy(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"privacy": None}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "run.json").unlink(), r"run\.json is missing"),
+        (lambda run: (run / "config.yaml").unlink(), r"config\.yaml is missing"),
+        (lambda run: (run / "ledger.jsonl").unlink(), "no such ledger"),
+        (lambda run: (run / "run.json").write_text("{"), "not valid JSON"),
+        (lambda run: (run / "run.json").write_text("[]"), "expected an object"),
+        (lambda run: (run / "config.yaml").write_text("data: 3"), "config.yaml"),
+        (of_json(n_units=20), "different data; they differ in n_units"),
+        (of_json(store_fingerprint="00" * 32), "store_fingerprint"),
+        (of_json(delta=...), "without privacy"),
+        (of_json(epsilon=...), "key 'epsilon' is missing"),
+        (of_json(epsilon="much"), "not the facts of a run"),
+        (of_json(jaxcxr="1.2.840.113619.2"), "jaxcxr"),
+        (of_json(noise_multiplier=9.0), "noise_multiplier of step 0 is 1.0 in ledger.jsonl, 9.0 in run.json"),
+        (of_json(sample_rate=0.01), "sample_rate of step 0"),
+        (of_json(steps=4), "5 steps, run.json planned 4"),
+        (without_privacy, "without privacy"),
+        (ledger_of(unit="patient"), "unit is 'patient', that of config.yaml 'image'"),
+        (ledger_of(run="0f" * 16), "another run than checkpoints/secret.key"),
+        (ledger_of(steps=[]), "nothing was trained yet"),
+        (ledger_of(steps=[0, 2, 3]), "step 2 where step 1 belongs"),
+        (cut, "a checkpoint is of step 5, but ledger.jsonl has 4 steps: lines were lost"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_no_private_run_or_at_odds_has_no_card(
+    copy: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(copy)
+    with pytest.raises(InputError, match=message):
+        make_card(copy)

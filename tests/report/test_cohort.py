@@ -42,6 +42,7 @@ def test_table_1_counts_like_the_paper(manifest):
     assert table.loc["Total female samples"].tolist()[:4] == ["2", "0", "2", "4"]
     assert table.loc["Samples with cardiomegaly"].tolist() == ["2", "0", "1", "3", "71732", "18616", "90348"]
     assert table.loc["Samples with pneumonic infiltration left", "paper_all"] == "15993"
+    assert table.loc["Aged 100 and more"].tolist()[:4] == ["0", "0", "1", "1"]
     assert table.loc["Missing: age"].tolist()[:4] == ["0", "0", "1", "1"]
     assert table.loc["Missing: congestion", "all"] == "2"
     assert table.loc["Patients"].tolist()[:4] == ["4", "0", "3", "7"]
@@ -88,7 +89,16 @@ def test_the_card_names_source_terms_and_losses(manifest):
         "sources": {"name": "PadChest", "licence": "research", "excluded": {"view lateral": 3, "none": 0}},
     }
     quarantine = pd.DataFrame(
-        {"path": ["a", "b", "c"], "reason": ["cannot be opened (x)", "cannot be opened (y)", "empty, 0 x 0"]}
+        {
+            "path": ["a", "b", "c", "d", "e"],
+            "reason": [
+                "cannot be opened (x)",
+                "cannot be opened (y)",
+                "empty, 0 x 0",
+                "second copy of an instance, the first is x",
+                "second copy of an instance, the first is y",
+            ],
+        }
     )
     flagged = pd.DataFrame({"path": ["d"], "reason": ["secondary capture"]})
     pairs = pd.DataFrame({"split_a": ["train", "train"], "split_b": ["train", "test"]})
@@ -98,6 +108,7 @@ def test_the_card_names_source_terms_and_losses(manifest):
         "8 of 7 patients",
         "by choice: 3 (view lateral)",
         "could not be used: 2 (cannot be opened)",
+        "could not be used: 2 (second copy of an instance)",
         "used, but odd: 1 (secondary capture)",
         "2 pairs, 1 of them across splits",
         "| Missing: age | 0 | 0 | 1 | 1 |",

@@ -99,7 +99,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_plan: Plan, tiny_nonpriv
         assert cohort is not None
         few = dataclasses.replace(cohort, n_train=200, n_valid=100 if cohort.n_valid else 0, n_test=100)
         config = changed(config, "data", size=32, synthetic=few, findings=FINDINGS)
-        config = changed(config, "model", width=32)
+        recipe = None if name == "pretrain_synthetic" else "configs/pretrain_synthetic.yaml"
+        config = changed(config, "model", width=32, weights=recipe and "weights/synthetic-64", pretraining=recipe)
         like = tiny if config.privacy else tiny_nonprivate_config
         if config.privacy:
             private = dataclasses.replace(tiny.privacy, epsilon=7.89, noise_multiplier=mechanism.noise_multiplier)

@@ -1,16 +1,21 @@
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
+from jaxcxr.training import objective
 from jaxcxr.training.feed import drawn_films, microbatch
 from jaxcxr.training.plan import Plan, make_plan
-from tests.conftest import changed
+from tests.conftest import changed, declared
+from tests.training.tiny import Tiny
 
 SECRET = bytes(range(32))
+VIEWS = 3
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +104,57 @@ def test_a_film_without_a_patient_is_refused(by_patient: Any, tiny_store: Store,
     monkeypatch.setattr(Store, "split", lambda *_: split)
     with pytest.raises(InputError, match=r"needs a patient_id; found none for 1 films, the first is image_id 'film003'"):
         by_patient(unit="patient")
+
+
+@pytest.fixture(scope="module")
+def viewed(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
+    fields = {"augmentation": "flip_rotate", "views": VIEWS, "scope": "head", "microbatch_size": 12}
+    config = changed(tiny_config, "training", **fields, **declared(tiny_plan))
+    return make_plan(changed(config, "privacy", noise_multiplier=1.0, l2_clip_norm=0.05), tiny_store)
+
+
+def batch_of(plan: Plan, films: list[int], step: int = 0) -> dict[str, np.ndarray]:
+    return microbatch(plan, SECRET, step, np.array(films)[:, None], slice(0, 4), plan.split.read)
+
+
+def test_a_film_gives_several_views_that_depend_on_it_and_the_step_alone(viewed: Plan) -> None:
+    batch = batch_of(viewed, [4, 0, 9])
+    assert batch["image"].shape == (4, VIEWS, 32, 32)
+    assert batch["is_film"].sum() == 3 * VIEWS
+    assert len({view.tobytes() for view in batch["image"][:3].reshape(-1, 32, 32)}) == 3 * VIEWS
+    without = batch_of(viewed, [4, 9])
+    np.testing.assert_array_equal(without["image"][[0, 1]], batch["image"][[0, 2]])
+    np.testing.assert_array_equal(without["label"][[0, 1]], batch["label"][[0, 2]])
+    assert not np.array_equal(batch_of(viewed, [4], step=1)["image"][0], batch["image"][0])
+    assert viewed.step().microbatch_size == 2 * (12 // VIEWS)  # two devices
+
+
+def test_a_flipped_view_has_its_sides_exchanged(viewed: Plan) -> None:
+    labels = viewed.split.labels
+    film = int(np.flatnonzero(labels[:, 1] != labels[:, 2])[0])  # atelectasis on one side
+    seen = {tuple(view) for step in range(8) for view in batch_of(viewed, [film], step)["label"][0]}
+    assert seen == {tuple(labels[film]), tuple(labels[film][[0, 2, 1]])}
+
+
+def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_than_the_clip_norm(viewed: Plan) -> None:
+    privacy = viewed.config.privacy
+    assert privacy is not None
+    clip = privacy.l2_clip_norm
+    gradient_sum = objective.clipped_sum(Tiny(3), viewed.weights, (32, 32), "layerwise", clip, "head")
+    sums = jax.jit(lambda p, b: jax.tree.leaves(gradient_sum(p, b)[0]))
+    params: Any = Tiny(3).init(jax.random.key(0), np.zeros((32, 32), np.uint8))
+    with_, without, alone = (sums(params, batch_of(viewed, films)) for films in ([4, 0, 9], [4, 9], [0]))
+    difference = np.concatenate([np.ravel(np.asarray(a, np.float64) - b) for a, b in zip(with_, without, strict=True)])
+    assert 0.99 * clip < np.linalg.norm(difference) <= clip * (1 + 1e-5)
+
+    def loss(params: Any, images: Any, labels: Any) -> Any:
+        logits = jax.vmap(lambda image: Tiny(3).apply(params, image))(images)
+        return jnp.mean(
+            jax.vmap(lambda z, y: objective.weighted_cross_entropy(z, y, jnp.asarray(viewed.weights)))(logits, labels)
+        )
+
+    batch = batch_of(viewed, [0])
+    head: Any = jax.jit(jax.grad(loss))(params, batch["image"][0], batch["label"][0])["params"]["head"]
+    mean = np.concatenate([np.ravel(head[name]) for name in ("bias", "kernel")])
+    clipped = mean * min(1, clip / np.linalg.norm(mean))
+    np.testing.assert_allclose(np.concatenate([np.ravel(leaf) for leaf in alone]), clipped, rtol=1e-3, atol=1e-7)

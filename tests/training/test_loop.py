@@ -226,6 +226,7 @@ def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) 
         images = rng.integers(0, 256, (drawn, 32, 32)).astype(np.uint8)
         for piece in microbatches(images, rng.integers(0, 2, (drawn, 3)).astype(np.float32), functions.microbatch_size):
             gradient, logged = functions.accumulate(params, (gradient, logged), functions.place(piece))
+        gradient, logged = functions.collect((gradient, logged))
         assert int(logged["count"]) == drawn
         before = bits(params)
         params, state, finite = functions.finish(params, state, gradient, plan.mechanism.noise_key(bytes(32), step))
@@ -261,6 +262,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
         total = functions.start(params)
         for piece in microbatches(images, labels, functions.microbatch_size):
             total = functions.accumulate(params, total, functions.place(piece))
+        total = functions.collect(total)
         assert int(total[1]["count"]) == 7
         state = functions.replicate(plan.optimizer().init(params))
         assert plan.mechanism is not None

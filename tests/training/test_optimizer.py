@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcxr.training.optimizer import nadam, schedule
+from jaxcxr.training.optimizer import adam_bc, nadam, schedule
 
 SETTINGS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum_decay": 4e-3}
 
@@ -107,3 +107,36 @@ def test_schedule(decay: str, warmup: int, values: dict[int, float]) -> None:
 def test_no_step_of_a_cosine_run_is_idle() -> None:
     rate = schedule(0.1, "cosine", 4, steps=24)
     assert all(float(np.asarray(rate(k))) > 0 for k in range(24))
+
+
+@pytest.mark.parametrize("floor", [0.1, 0.5])
+def test_adam_bc_is_numpys(floor: float) -> None:
+    """The first coordinate's gradient is far above the noise, the second's far below, where the floor holds."""
+    noise = 0.5
+    rng = np.random.default_rng(0)
+    gradients = (rng.normal(size=(40, 3)) * noise + [5.0, 0.01, 0.4]).astype(np.float32)
+    found = np.stack(run(adam_bc(0.1, noise, floor=floor), jnp.zeros(3), list(jnp.asarray(gradients))))
+    x, m, v, expected, held = np.zeros(3), np.zeros(3), np.zeros(3), [], []
+    for t, g in enumerate(gradients.astype(np.float64), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        own = v / (1 - 0.999**t) - noise**2
+        held.append(own < floor * noise**2)
+        x = x - 0.1 * (m / (1 - 0.9**t)) / np.sqrt(np.maximum(own, floor * noise**2))
+        expected.append(x)
+    assert np.any(held)
+    assert not np.all(held)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5)
+
+
+def test_adam_bc_steps_by_the_gradient_where_adam_steps_by_the_noise() -> None:
+    """Two coordinates with gradients 1 and 0.5 below noise 3: Adam's mean steps keep their ratio, AdamBC's are both the rate."""
+    rng = np.random.default_rng(1)
+    gradients = list(jnp.asarray((3 * rng.normal(size=(20_000, 2)) + [3.0, 1.5]).astype(np.float32)))
+    gradients = [jnp.mean(jnp.stack(gradients[i : i + 10]), axis=0) for i in range(0, 20_000, 10)]
+    deviation = 3 / np.sqrt(10)
+    steps = {}
+    for name, optimizer in (("adam", optax.adam(1e-3)), ("adam_bc", adam_bc(1e-3, deviation))):
+        path = np.stack(run(optimizer, jnp.zeros(2), gradients))
+        steps[name] = -(path[-1] - path[999]) / 1000
+    assert steps["adam_bc"][1] / steps["adam_bc"][0] == pytest.approx(1, abs=0.15)
+    assert steps["adam"][1] / steps["adam"][0] < 0.9

@@ -16,14 +16,14 @@ import dataclasses
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
-from jaxcxr.data.manifest import read_table, text_of
+from jaxcxr.data.manifest import missing_column, read_table, text_of
 from jaxcxr.data.sources.published import Cohort, Provenance
 from jaxcxr.data.sources.table import TableSource, to_manifest
 from jaxcxr.errors import InputError
@@ -63,8 +63,21 @@ class DicomSource:
     source: TableSource
 
 
-def read(images: Path, table: Path, config: DicomSource, processes: int = 1) -> Cohort:
+def read(
+    images: Path,
+    table: Path,
+    config: DicomSource,
+    processes: int = 1,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Cohort:
     """Walk `images`, join the table, and read the result by the column map.
+
+    Args:
+        images: folder to walk.
+        table: CSV or parquet table of labels.
+        config: what joins the two, and the column map.
+        processes: how many read headers.
+        progress: called with the number of headers read since the last call.
 
     Raises:
         InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, or the column map refuses.
@@ -73,7 +86,7 @@ def read(images: Path, table: Path, config: DicomSource, processes: int = 1) -> 
         raise InputError(f"join.tag: found {config.join.tag!r}, expected one of {', '.join(JOINS)}")
     rows = read_table(table)
     if config.join.column not in rows.columns:
-        raise InputError(f"{table}: column {config.join.column!r} of the join is missing; found {list(rows.columns)}")
+        raise InputError(f"{table}: {missing_column(config.join.column, rows.columns)} (it joins the table with the files)")
     keys = text_of(rows, config.join.column)
     repeated = pd.Index(keys).duplicated()
     if repeated.any():
@@ -81,7 +94,7 @@ def read(images: Path, table: Path, config: DicomSource, processes: int = 1) -> 
         raise InputError(
             f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, expected once"
         )
-    files, refused = scan(images, processes)
+    files, refused = scan(images, processes, progress)
     taken = [column for column in rows.columns if column not in files.columns]
     if config.join.column not in taken:
         taken.append(config.join.column)
@@ -100,7 +113,9 @@ def read(images: Path, table: Path, config: DicomSource, processes: int = 1) -> 
     return Cohort(manifest, config.source.findings, provenance, excluded, tuple(refused))
 
 
-def scan(images: Path, processes: int = 1) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+def scan(
+    images: Path, processes: int = 1, progress: Callable[[int], object] = lambda _: None
+) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """Read the headers of all files below a folder.
 
     Returns:
@@ -119,10 +134,11 @@ def scan(images: Path, processes: int = 1) -> tuple[pd.DataFrame, list[tuple[str
     )
     rows, refused, first = [], [], {}
     for path, found in zip(paths, _headers(images, paths, processes), strict=True):
+        progress(1)
         if isinstance(found, str):
             refused.append((path, found))
         elif found["image_id"] and found["image_id"] in first:
-            refused.append((path, f"a second copy of the instance in {first[found['image_id']]}"))
+            refused.append((path, f"second copy of an instance, the first is {first[found['image_id']]}"))
         else:
             first[found["image_id"]] = path
             rows.append(found)
@@ -131,12 +147,13 @@ def scan(images: Path, processes: int = 1) -> tuple[pd.DataFrame, list[tuple[str
     return pd.DataFrame(rows, columns=list(_COLUMNS)), refused
 
 
-def _headers(images: Path, paths: list[str], processes: int) -> Iterable[dict[str, str] | str]:
+def _headers(images: Path, paths: list[str], processes: int) -> Iterator[dict[str, str] | str]:
     read_one = functools.partial(header, images)
     if processes == 1 or len(paths) < 1000:
-        return map(read_one, paths)
+        yield from map(read_one, paths)
+        return
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(read_one, paths, chunksize=128))
+        yield from pool.map(read_one, paths, chunksize=128)
 
 
 def header(images: Path, path: str) -> dict[str, str] | str:

@@ -45,6 +45,7 @@ PROVENANCE = Provenance(
 )
 _SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 _SEXES = {"M": "M", "F": "F", "": "unknown"}
+_VIEWS = {"AP": "AP", "PA": "PA", "": "unknown", "LL": "lateral", "LATERAL": "lateral", "XTABLE LATERAL": "lateral"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _versioned(folder: Path, kind: str, columns: list[str]) -> tuple[pd.DataFram
 
 
 def _view(text: str) -> str:
-    return {"AP": "AP", "PA": "PA", "": "unknown"}.get(text.upper(), "lateral" if "L" in text.upper() else "other")
+    return _VIEWS.get(text.upper(), "other")
 
 
 def _people(folder: Path, patients: np.ndarray, dates: np.ndarray) -> tuple[list[str], list[float]]:

@@ -5,10 +5,9 @@ An adapter is a module with a `PROVENANCE` and a function `read(folder, options)
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -17,13 +16,12 @@ from pydantic import Field
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import plausible_age
 from jaxcxr.data.findings import UKA_FINDINGS
-from jaxcxr.data.manifest import check_manifest, text_of
+from jaxcxr.data.manifest import check_manifest, missing_column, text_cells, text_of
 from jaxcxr.data.sources.table import SplitDraw
 from jaxcxr.data.splits import split_stratified, valid_from_train
 from jaxcxr.errors import InputError
 
 Policy = Literal["unknown", "negative", "positive"]
-_BEYOND = "(beyond the header)"
 _MEANING: Mapping[str, float] = {"unknown": np.nan, "negative": 0.0, "positive": 1.0}
 
 
@@ -70,6 +68,7 @@ class Options:
         draw: fractions of the patients, for `drawn`, and the seed of both draws.
         views: frontal views to keep.
         max_age: years; an older age is unknown.
+        same_patient: other ids of a patient, such as near-duplicates betray: alias -> id.
     """
 
     __pydantic_config__ = STRICT
@@ -81,6 +80,7 @@ class Options:
     draw: SplitDraw = dataclasses.field(default_factory=lambda: SplitDraw(0.7, 0.1, 0.2, stratified=True))
     views: tuple[Literal["AP", "PA", "unknown"], ...] = ("AP", "PA")
     max_age: Annotated[float, Field(gt=0)] = 120.0
+    same_patient: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
@@ -103,32 +103,13 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         InputError: the table cannot be read, or a column is missing.
     """
     try:
-        table = _text_cells(path)
+        table = text_cells(path)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({' '.join(str(error).split())})") from error
     for column in columns:
         if column not in table.columns:
-            raise InputError(f"{path}: column {column!r} is missing; found {list(table.columns)}")
+            raise InputError(f"{path}: {missing_column(column, table.columns)}")
     return table
-
-
-def _text_cells(path: Path) -> pd.DataFrame:
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
-    header = list(pd.read_csv(path, nrows=0, **how).columns)
-    with warnings.catch_warnings():
-        # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells may be cut.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            return pd.read_csv(path, **how)
-        except pd.errors.ParserWarning:
-            pass
-        try:
-            table = pd.read_csv(path, names=[*header, _BEYOND], header=0, **how)
-        except pd.errors.ParserWarning as error:
-            raise ValueError(f"rows have more cells than the {len(header)} of the header") from error
-    if (table[_BEYOND].to_numpy() != "").any():
-        raise ValueError(f"rows have more cells than the {len(header)} of the header")
-    return table.drop(columns=_BEYOND)
 
 
 def optional_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> pd.DataFrame | None:
@@ -232,6 +213,7 @@ def cohort(
     """Give every row a split and check the manifest."""
     if frame.empty:
         raise InputError(f"{name}: none of its rows is a film to use ({dict(excluded)})")
+    frame = frame.assign(patient_id=[options.same_patient.get(patient, patient) for patient in frame["patient_id"]])
     if options.split == "drawn" or "split" not in frame.columns:
         draw = options.draw
         fractions = {"train": draw.train, "valid": draw.valid, "test": draw.test}

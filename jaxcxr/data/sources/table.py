@@ -15,7 +15,16 @@ from pydantic import Field
 
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import MAX_AGE, age_years
-from jaxcxr.data.manifest import REQUIRED, SEXES, SPLITS, VIEWS, check_manifest, split_by_patient, text_of
+from jaxcxr.data.manifest import (
+    REQUIRED,
+    SEXES,
+    SPLITS,
+    VIEWS,
+    check_manifest,
+    missing_column,
+    split_by_patient,
+    text_of,
+)  # fmt: skip
 from jaxcxr.data.splits import split_stratified
 from jaxcxr.errors import InputError
 
@@ -85,7 +94,7 @@ class Listed:
 class SplitDraw:
     """Patient-disjoint splits drawn at random: fraction of the patients in each, and the seed of the draw.
 
-    `stratified` deals patients so that findings, sex and age are spread evenly (`jaxcxr.data.splits`).
+    `stratified` deals patients so that findings, sex, age and declared groups are spread evenly (`jaxcxr.data.splits`).
     """
 
     __pydantic_config__ = STRICT
@@ -184,7 +193,7 @@ def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataF
     if source.draw is not None:
         fractions = {"train": source.draw.train, "valid": source.draw.valid, "test": source.draw.test}
         if source.draw.stratified:
-            manifest = split_stratified(manifest, fractions, source.draw.seed, source.findings)
+            manifest = split_stratified(manifest, fractions, source.draw.seed, source.findings, tuple(source.groups))
         else:
             manifest = split_by_patient(manifest, fractions, source.draw.seed)
     return check_manifest(manifest, source.findings, name)
@@ -202,7 +211,7 @@ def _require_columns(table: pd.DataFrame, source: TableSource, name: str) -> Non
             )
     for column in [*named, *source.groups.values(), *source.keep, *source.drop]:
         if column not in table.columns:
-            raise InputError(f"{name}: column {column!r} of the column map is missing; found {list(table.columns)}")
+            raise InputError(f"{name}: {missing_column(column, table.columns)}")
 
 
 def _kept(table: pd.DataFrame, source: TableSource) -> pd.DataFrame:

@@ -1,0 +1,240 @@
+"""Every identifier of a manifest, looked for in texts and bytes, however they are written or packed.
+
+Identifiers are the image and patient ids, the paths with those of their parts that belong to one patient only, and the texts of
+any other column that is named like an identifier or tells films apart (accession numbers, DICOM UIDs, names, dates of birth).
+"""
+
+import bz2
+import gzip
+import html
+import io
+import lzma
+import re
+import tarfile
+import unicodedata
+import urllib.parse
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from jaxcxr.data.manifest import REQUIRED, text_of
+from jaxcxr.errors import InputError
+
+SHORT = 4
+"""Identifiers shorter than this are looked for as whole words only."""
+_DEEPEST = 4
+_PACKED_AT_MOST = 1 << 24
+"""Bytes that are read of a packed file; a release holds none."""
+_STREAMS_AT_MOST = 2000
+_ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le")
+_KNOWN_COLUMNS = (*REQUIRED, "view", "comorbidities")
+_NAMED_LIKE_ONE = re.compile(r"(^|_|(?<=[a-z]))(id|ids|uid|name|mrn|accession|birth|birthdate|dob|date|datetime|time)$", re.I)
+
+
+class Identifiers:
+    """The identifiers of a manifest, to be found in texts and bytes, in any case.
+
+    Raises:
+        InputError: the manifest has no rows, or lacks `image_id`, `patient_id` or `path`.
+    """
+
+    def __init__(self, manifest: pd.DataFrame) -> None:
+        for column in ("path", "patient_id", "image_id"):
+            if column not in manifest.columns:
+                raise InputError(f"manifest: column {column!r} is missing; found {list(manifest.columns)}")
+        if manifest.empty:
+            raise InputError("manifest: holds no film, hence no identifier to look for")
+        columns: dict[str, str] = {}
+        for column in _other_columns(manifest):
+            columns |= dict.fromkeys(_texts_of(manifest, column), column)
+        columns |= dict.fromkeys(_of_paths(manifest), "path")
+        for column in ("patient_id", "image_id"):
+            columns |= dict.fromkeys(_texts_of(manifest, column), column)
+        names = {_normal(form): column for text, column in columns.items() for form in _forms(text)}
+        self._columns = {name: column for name, column in names.items() if name}
+        self._foreign = [name for name in self._columns if not name.isascii()]
+        self._beginnings: dict[str, set[int]] = {}
+        for name in self._columns:
+            if len(name) >= SHORT:
+                self._beginnings.setdefault(name[:SHORT], set()).add(len(name))
+
+    def __len__(self) -> int:
+        """Count the identifiers."""
+        return len(self._columns)
+
+    def shorter_than(self, length: int) -> int:
+        """How many have fewer characters."""
+        return sum(len(name) < length for name in self._columns)
+
+    def bare_numbers(self) -> int:
+        """How many are numbers of fewer than four digits, such as 1, 2, 3."""
+        return sum(len(name) < SHORT and name.isdigit() for name in self._columns)
+
+    def in_text(self, text: str, shortest: int = 1, bare_numbers: bool = True) -> list[str]:
+        """What is found in a text, each with its column.
+
+        Args:
+            text: plain, or with characters written as HTML, URL or JSON escapes.
+            shortest: identifiers with fewer characters are left out.
+            bare_numbers: whether a number of fewer than four digits counts.
+        """
+        found: set[str] = set()
+        for reading in {_normal(reading) for reading in _readings(text)}:
+            for start in range(len(reading) - SHORT + 1):
+                for length in self._beginnings.get(reading[start : start + SHORT], ()):
+                    word = reading[start : start + length]
+                    if word in self._columns and _stands_alone(reading, start, len(word)):
+                        found.add(word)
+            if shortest < SHORT:
+                words = {*re.split(r"[^a-z0-9]+", reading), *re.split(r"[^\w.-]+", reading)}
+                short = {word for word in words if 0 < len(word) < SHORT and word in self._columns}
+                found |= {word for word in short if bare_numbers or not word.isdigit()}
+        return [f"the {self._columns[word]} {word!r}" for word in sorted(found) if len(word) >= shortest]
+
+    def in_bytes(self, content: bytes, shortest: int = 1) -> list[str]:
+        """What is found in a file's text, in UTF-8, UTF-16 or UTF-32, inside archives and compressed streams too."""
+        found: dict[str, None] = {}
+        for piece in _unpacked(content[:_PACKED_AT_MOST], _DEEPEST):
+            for text in _runs(piece, shortest):
+                found |= dict.fromkeys(self.in_text(text, shortest))
+            lower = piece.lower()
+            for name in self._foreign:
+                if len(name) >= shortest and any(_encoded(name, encoding) in lower for encoding in _ENCODINGS):
+                    found |= {f"the {self._columns[name]} {name!r}": None}
+        return list(found)
+
+
+def _other_columns(manifest: pd.DataFrame) -> list[str]:
+    """Columns outside the contract that are named like an identifier, or whose texts tell most films apart."""
+    chosen = []
+    for column in manifest.columns:
+        if column in _KNOWN_COLUMNS:
+            continue
+        texts = [text for text in text_of(manifest, column) if text]
+        tells_apart = len(set(texts)) > len(texts) / 2 and any(re.search(r"[^\d.eE+-]", text) for text in texts)
+        if texts and (tells_apart or _NAMED_LIKE_ONE.search(str(column))):
+            chosen.append(str(column))
+    return chosen
+
+
+def _texts_of(manifest: pd.DataFrame, column: str) -> set[str]:
+    """The cells that are not empty."""
+    return {text for text in text_of(manifest, column) if text}
+
+
+def _of_paths(manifest: pd.DataFrame) -> set[str]:
+    """Paths, and those of their parts that belong to one patient: a folder of all films names nobody."""
+    owner: dict[str, str] = {}
+    shared: set[str] = set()
+    whole: set[str] = set()
+    for text, patient in zip(text_of(manifest, "path"), text_of(manifest, "patient_id"), strict=True):
+        if not text:
+            continue
+        whole.add(text)
+        path = PurePosixPath(text.replace("\\", "/"))
+        for part in {*path.parts, path.stem}:
+            if owner.setdefault(part, patient) != patient:
+                shared.add(part)
+    parts = {part.strip("/") for part in owner.keys() - shared}
+    return whole | (parts if len(set(owner.values())) > 1 else set())
+
+
+def _forms(text: str) -> set[str]:
+    """As it stands, as a whole number that a table turned into a fraction, and without leading zeros."""
+    forms = {text}
+    if re.fullmatch(r"\d+\.0", text):
+        forms.add(text[:-2])
+    if re.fullmatch(r"0+\d+", text) and len(text.lstrip("0")) >= SHORT:
+        forms.add(text.lstrip("0"))
+    return forms
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold().strip()
+
+
+def _readings(text: str) -> Iterator[str]:
+    """The text as it stands, and with escapes resolved."""
+    yield text
+    if "&" in text:
+        yield html.unescape(text)
+    if "%" in text or "+" in text:
+        yield urllib.parse.unquote_plus(text)
+    if "\\u" in text or "\\x" in text:
+        yield re.sub(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))", lambda m: chr(int(m[1] or m[2], 16)), text)
+
+
+def _stands_alone(text: str, start: int, length: int) -> bool:
+    """A bare number inside a longer number is not the id."""
+    if not text[start : start + length].isdigit():
+        return True
+    before, after = text[start - 1 : start] if start else "", text[start + length : start + length + 1]
+    return not before.isdigit() and not after.isdigit()
+
+
+def _encoded(name: str, encoding: str) -> bytes:
+    """As bytes; a letter that the encoding lacks becomes one that no text has."""
+    return name.encode(encoding, errors="replace").replace(b"?", b"\xff") if encoding == "latin-1" else name.encode(encoding)
+
+
+def _runs(content: bytes, shortest: int) -> Iterator[str]:
+    """The whole as UTF-8, or else every run of printable characters in it, of one, two or four bytes each."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        least = b"{%d,}" % max(2, shortest)
+        for character in (rb"[\x20-\x7e]", rb"(?:[\x20-\x7e]\x00)", rb"(?:\x00[\x20-\x7e])", rb"(?:[\x20-\x7e]\x00{3})"):
+            for run in re.findall(character + least, content):
+                yield run.replace(b"\x00", b"").decode("ascii")
+        return
+    yield text
+    if "\x00" in text:
+        yield text.replace("\x00", "")
+
+
+def _unpacked(content: bytes, depth: int) -> Iterator[bytes]:
+    """The bytes themselves, and what lies packed in them."""
+    yield content
+    if depth:
+        for inner in _members(content):
+            yield from _unpacked(inner, depth - 1)
+
+
+def _members(content: bytes) -> Iterable[bytes]:
+    """What is packed in an archive or stream; nothing if it cannot be unpacked (such a file is no part of a release anyway)."""
+    try:
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                return [archive.comment, *(part for info in archive.infolist() for part in _zip_parts(archive, info))]
+        for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
+            if content.startswith(magic):
+                with opened(io.BytesIO(content)) as stream:
+                    return [stream.read(_PACKED_AT_MOST)]  # type: ignore[list-item]
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            members = [(info.name.encode(), archive.extractfile(info)) for info in archive]
+            return [part for name, file in members for part in (name, file.read(_PACKED_AT_MOST) if file else b"")]
+    except (tarfile.TarError, OSError, EOFError):
+        return list(_deflated(content))
+
+
+def _zip_parts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> list[bytes]:
+    with archive.open(info) as file:
+        return [info.filename.encode(), info.comment, file.read(_PACKED_AT_MOST)]
+
+
+def _deflated(content: bytes) -> Iterator[bytes]:
+    """zlib streams anywhere in the bytes, such as the chunks of an HDF5 or PNG file."""
+    view = memoryview(content)
+    for count, match in enumerate(re.finditer(rb"\x78[\x01\x5e\x9c\xda]", content)):
+        if count == _STREAMS_AT_MOST:
+            return
+        try:
+            yield zlib.decompressobj().decompress(view[match.start() :], _PACKED_AT_MOST)
+        except zlib.error:
+            continue

@@ -1,0 +1,96 @@
+"""What a study found, as tables and a figure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jaxcxr.report.figures import MARKERS, PALETTE, save
+
+
+def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping[str, str], out: Path) -> None:
+    """Write `results.csv`, `comparisons.csv`, `ablations.md` and the figure into a folder.
+
+    Args:
+        results: of `jaxcxr.study.results`.
+        comparisons: of `jaxcxr.study.comparisons`.
+        asked: what each question asks, by its name.
+        out: folder, made if it does not exist.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    results.to_csv(out / "results.csv", index=False, float_format="%.6g")
+    comparisons.to_csv(out / "comparisons.csv", index=False, float_format="%.6g")
+    parts = [
+        f"## {name.replace('_', ' ')}\n\n{asked[name]}\n\n{_table(rows, results)}" for name, rows in _by_question(comparisons)
+    ]
+    (out / "ablations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    study_figure(comparisons, out)
+
+
+def _by_question(comparisons: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(name), rows) for name, rows in comparisons.groupby("question", sort=False)]
+
+
+def _table(rows: pd.DataFrame, results: pd.DataFrame) -> str:
+    lines = [
+        "| epsilon | arm | batch x steps | AUROC | difference [95 % CI] | age gap, difference | sex gap, difference | seeds |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for (epsilon, arm), of_arm in rows.groupby(["epsilon", "arm"], sort=False):
+        of = of_arm.set_index("estimate")
+        is_it = (results["question"] == of["question"].iloc[0]) & (results["arm"] == arm) & (results["epsilon"] == epsilon)
+        run = results.loc[is_it].iloc[0]
+        gaps = [f"{of.loc[g, 'value']:.3f}{_difference(of.loc[g], ', ')}" for g in ("auroc_gap_age", "auroc_gap_sex")]
+        shape = f"{run['expected_batch_size']} x {run['steps']}"
+        difference = _difference(of.loc["auroc"]) or "reference"
+        lines.append(
+            f"| {epsilon:g} | {arm} | {shape} | {of.loc['auroc', 'value']:.3f} | {difference} | {gaps[0]} | {gaps[1]} "
+            f"| {of.loc['auroc', 'seeds']} |"
+        )
+    return "\n".join(lines)
+
+
+def _difference(row: pd.Series, before: str = "") -> str:
+    if np.isnan(row.get("difference", np.nan)):
+        return ""
+    if np.isnan(row["ci_low"]):
+        return f"{before}{row['difference']:+.3f} (one seed)"
+    return f"{before}{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+
+
+def study_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "ablations") -> tuple[Path, Path]:
+    """Difference of average AUROC of each arm to its reference, a panel a question, a colour a budget, with 95 % intervals."""
+    auroc = comparisons.loc[(comparisons["estimate"] == "auroc") & comparisons["difference"].notna()]
+    questions = _by_question(auroc)
+    budgets = sorted(auroc["epsilon"].unique())
+    heights = [0.5 + rows["arm"].nunique() * 0.38 for _, rows in questions]
+    figure = Figure(figsize=(7.2, sum(heights) + 0.9 * len(questions)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(questions), 1, height_ratios=heights, sharex=True))
+    for panel, (name, rows) in zip(panels, questions, strict=True):
+        arms = list(dict.fromkeys(rows["arm"]))
+        for place, epsilon in enumerate(budgets):
+            of = rows.loc[rows["epsilon"] == epsilon]
+            at = [arms.index(arm) + 0.16 * (place - (len(budgets) - 1) / 2) for arm in of["arm"]]
+            reach = np.abs(of[["ci_low", "ci_high"]].to_numpy().T - of["difference"].to_numpy())
+            colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+            panel.errorbar(
+                of["difference"],
+                at,
+                xerr=np.nan_to_num(reach),
+                fmt=marker,
+                ms=4,
+                lw=1.2,
+                color=colour,
+                label=f"ε = {epsilon:g}",
+            )
+        panel.axvline(0, color="#8C8C8C", lw=0.8)
+        panel.set_yticks(range(len(arms)), arms)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.set_title(f"{name.replace('_', ' ')}: against {rows['reference'].iloc[0]}", fontsize=9, loc="left")
+        panel.grid(axis="x", lw=0.3)
+    panels[-1].set_xlabel("difference of average AUROC (95 % interval over patients and seeds)")
+    handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return save(figure, out_dir, stem)

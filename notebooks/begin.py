@@ -1,0 +1,70 @@
+"""How every notebook here begins: in the project's folder, without library chatter, in its full or its quick setting."""
+
+import dataclasses
+import io
+import math
+import os
+from pathlib import Path
+
+from IPython.display import Image
+from PIL import Image as Pictures
+
+from jaxcxr.config import PAPER_BUDGETS
+from jaxcxr.console import keep_compilations, quiet
+
+COLOURS = 96
+"""Colours of a shown picture: a figure keeps its look, and a notebook stays small enough to commit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a notebook works with.
+
+    Attributes:
+        quick: the reduced setting (environment variable JAXCXR_QUICK=1): everything runs, nothing is learned.
+        config: configuration of private training.
+        nonprivate: the same without privacy.
+        out: folder of the notebooks' own runs.
+        sweep: folder of a sweep; it is read if it is there.
+        budgets: of that sweep, as `scripts/sweep.py --eps` takes them.
+    """
+
+    quick: bool
+    config: Path
+    nonprivate: Path
+    out: Path
+    sweep: Path
+    budgets: str
+
+
+def begin() -> Setting:
+    """Go to the project's folder, quieten the libraries and choose the setting."""
+    os.chdir(Path(__file__).resolve().parents[1])
+    quiet()
+    keep_compilations()
+    quick = os.environ.get("JAXCXR_QUICK") == "1"
+    name, out = ("quick", Path("runs/notebooks-quick")) if quick else ("demo", Path("runs/notebooks"))
+    out.mkdir(parents=True, exist_ok=True)
+    return Setting(
+        quick,
+        Path(f"configs/{name}.yaml"),
+        Path(f"configs/{name}_nonprivate.yaml"),
+        out,
+        Path(f"runs/sweep-{name}"),
+        "7.89 0.29 inf" if quick else " ".join(f"{epsilon:g}" for epsilon in (*PAPER_BUDGETS, math.inf)),
+    )
+
+
+def show(path: str | Path, width: int = 900) -> Image:
+    """A picture file as output of a cell, at most `width` pixels wide.
+
+    Figures are written for print (300 dpi); here they are made small.
+    """
+    with Pictures.open(path) as picture:
+        plain = Pictures.new("RGB", picture.size, "white")
+        plain.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
+    if plain.width > width:
+        plain = plain.resize((width, round(plain.height * width / plain.width)), Pictures.Resampling.LANCZOS)
+    small = io.BytesIO()
+    plain.quantize(COLOURS, dither=Pictures.Dither.NONE).save(small, "PNG", optimize=True)
+    return Image(small.getvalue())

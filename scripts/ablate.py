@@ -1,0 +1,63 @@
+"""Run a study from one YAML grid, and say what each variation is worth.
+
+python scripts/ablate.py                          every question of configs/ablations.yaml
+python scripts/ablate.py --questions recipe       one of them
+python scripts/ablate.py --minutes 30             begin no run after half an hour; the same command goes on later
+
+Finished runs are not run again. Tables and figures over all that is finished go to --report: results.csv (a row a run),
+comparisons.csv (a row an arm, with intervals), ablations.md and ablations.png/.svg.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from jaxcxr.config import load
+from jaxcxr.console import run
+from jaxcxr.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to run, and where.
+
+    Attributes:
+        grid: the study (YAML).
+        out: folder of the runs.
+        report: folder of tables and figures.
+        questions: those to run and to report; all of the grid unless given.
+        minutes: begin no run after so many.
+    """
+
+    grid: Path = Path("configs/ablations.yaml")
+    out: Path = Path("runs/ablations")
+    report: Path = Path("docs/ablations")
+    questions: tuple[str, ...] = ()
+    minutes: float | None = None
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    from jaxcxr import study as studies
+    from jaxcxr.report.study import write_study
+
+    study = load(studies.Study, arguments.grid)
+    unknown = [name for name in arguments.questions if name not in study.questions]
+    if unknown:
+        raise InputError(f"--questions: expected some of {', '.join(study.questions)}; found {', '.join(unknown)}")
+    chosen = {name: q for name, q in study.questions.items() if not arguments.questions or name in arguments.questions}
+    study = dataclasses.replace(study, questions=chosen)
+    done = studies.run(study, arguments.out, arguments.minutes)
+    compared = studies.comparisons(study, arguments.out)
+    if compared.empty:
+        raise InputError(f"{arguments.out}: no finished run of {', '.join(chosen)} there yet; expected time for one")
+    asked = {name: question.asks for name, question in chosen.items()}
+    write_study(studies.results(study, arguments.out), compared, asked, arguments.report)
+    print(f"{arguments.report}: results.csv, comparisons.csv, ablations.md, ablations.png, ablations.svg")
+    if not done:
+        print("the study is not finished: the same command goes on")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""What scripts/audit.py refuses before it trains, and what its finding does to a run's card."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from jaxcxr.config import Experiment, dump
+from jaxcxr.data.store import Store
+from jaxcxr.errors import InputError
+from jaxcxr.privacy.ledger import Entry, Ledger, Terms
+from jaxcxr.privacy.provenance import code_fingerprint
+from jaxcxr.report.card import card_html, make_card
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "audit.py"
+QUICK = ["--canaries", "40", "--steps", "8", "--films", "50"]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("audit_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tiny_config: Experiment, tiny_store: Store, tmp_path: Path) -> Path:
+    """A run folder on the tiny store, as far as a card needs it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    training = dataclasses.replace(tiny_config.training, seed=None, class_weights="none")
+    dump(dataclasses.replace(tiny_config, training=training), folder / "config.yaml")
+    facts = {
+        "jaxcxr": "0.1.0", "store_fingerprint": tiny_store.fingerprint, "sample_rate": 0.12, "steps": 6, "n_units": 50, "release": True,
+        "expected_batch_size": 6, "l2_clip_norm": 1.0, "noise_multiplier": 1.0, "epsilon": 8.0, "delta": 1e-4,
+        "made_with": {"code_fingerprint": code_fingerprint()},
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(facts))
+    ledger = Ledger(folder / "ledger.jsonl", Terms("image", "add_remove", 50, tiny_store.fingerprint, seeded=False))
+    for step in range(6):
+        ledger.record(Entry(step, 0.12, 1.0, 1.0))
+    ledger.close()
+    return folder
+
+
+def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
+    script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_card(run).audit is None
+    script.main(["--out", str(run), *QUICK])
+    assert "nothing found against the claim" in capsys.readouterr().out
+    card = make_card(run)
+    assert card.audit is not None
+    assert card.audit.canaries == 40
+    assert not card.audit.accused
+    assert card.for_release
+    assert "by the same code" in card_html(card)
+
+
+def test_another_cohorts_run_folder_is_refused(script: ModuleType, run: Path) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"store_fingerprint": "00" * 32}))
+    with pytest.raises(InputError, match="another cohort"):
+        script.main(["--out", str(run), *QUICK])
+    (run / "run.json").write_text("[]")
+    with pytest.raises(InputError, match="not the facts of a run"):
+        script.main(["--out", str(run), *QUICK])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--canaries", "3"], "at least 20"),
+        (["--steps", "1"], "at least 20"),
+        (["--films", "0"], "at least 20"),
+        (["--sample-rate", "1.5"], "between 0 and 1"),
+        (["--epsilon", "0"], "--epsilon: expected a positive number"),
+        (["--epsilon", "inf"], "--epsilon: expected a positive number"),
+        (["--epsilon", "nan"], "--epsilon: expected a positive number"),
+        (["--epsilon", "1e-9"], "--epsilon 1e-09: no noise multiplier"),
+        (["--seed", "-1"], "--seed: expected a number of at least 0"),
+        (["--config", "none.yaml"], "no such configuration"),
+    ],
+)
+def test_impossible_audits_are_refused(script: ModuleType, run: Path, arguments: list[str], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        script.main(["--out", str(run), *arguments])
+    assert not (run / "audit.json").exists()
+
+
+def test_a_run_without_privacy_has_no_claim(script: ModuleType, tiny_nonprivate_config: Experiment, tmp_path: Path) -> None:
+    dump(tiny_nonprivate_config, tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="no claim to audit"):
+        script.main(["--out", str(tmp_path)])

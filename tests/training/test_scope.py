@@ -1,0 +1,139 @@
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxcxr.config import Experiment
+from jaxcxr.data.store import Store
+from jaxcxr.errors import InputError
+from jaxcxr.models.scope import split, trained_mask
+from jaxcxr.privacy import noise
+from jaxcxr.training import loop, objective
+from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.plan import Plan, make_plan
+from tests.conftest import changed, declared
+from tests.training.tiny import Tiny
+
+CLIP = 0.05
+
+
+HEAD = 32 * 3 + 3
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "model", lambda self: Tiny(len(self.config.data.findings)))
+
+
+@pytest.fixture(scope="module")
+def plan_of(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Any:
+    def make(scope: str, **fields: Any) -> Plan:
+        config = changed(tiny_config, "training", scope=scope, **declared(tiny_plan), **fields)
+        return make_plan(changed(config, "privacy", noise_multiplier=2.0, l2_clip_norm=CLIP), tiny_store)
+
+    return make
+
+
+def batch_of(plan: Plan, films: list[int]) -> dict[str, np.ndarray]:
+    images, labels = plan.split.read(np.asarray(films)), plan.split.labels[films]
+    n = len(films)
+    return {
+        "image": images[:, None],
+        "label": labels[:, None],
+        "is_film": np.ones((n, 1), bool),
+        "is_real": np.ones(n, bool),
+    }
+
+
+@pytest.mark.parametrize("scope", ["head", "head_and_norm", "last_stage"])
+@pytest.mark.parametrize("method", ["vmap", "layerwise"])
+def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(plan_of: Any, scope: Any, method: str) -> None:
+    plan: Plan = plan_of(scope)
+    params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8, 20])
+    total, _ = jax.jit(objective.clipped_sum(plan.model(), plan.weights, (32, 32), method, CLIP, scope))(params, batch)
+    mask = trained_mask(scope, params)
+    assert jax.tree.structure(total) == jax.tree.structure(split(params, mask)[0])
+    expected = _reference(plan, params, batch, mask)
+    for found, wanted in zip(jax.tree.leaves(total), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-6)
+
+
+_whole_gradients: dict[str, Any] = {}
+
+
+def _reference(plan: Plan, params: Any, batch: Any, mask: Any) -> list[np.ndarray]:
+    """Whole gradients of all parameters, cut to the trained ones, then clipped."""
+    if not _whole_gradients:
+
+        def loss(params: Any, image: Any, label: Any) -> Any:
+            logits: Any = plan.model().apply(params, image)
+            return objective.weighted_cross_entropy(logits, label, jnp.asarray(plan.weights))
+
+        _whole_gradients["of"] = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(
+            params, batch["image"][:, 0], batch["label"][:, 0]
+        )
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(split(_whole_gradients["of"], mask)[0])]
+    norms = np.sqrt(sum((leaf**2).reshape(len(leaf), -1).sum(axis=1) for leaf in leaves))
+    assert (norms > CLIP).any()
+    return [np.tensordot(np.minimum(1, CLIP / norms), leaf, axes=1) for leaf in leaves]
+
+
+def test_fixed_parameters_stay_bit_for_bit_and_cost_no_noise(
+    plan_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan: Plan = plan_of("head", steps=2, checkpoint_every=1)
+    noised: list[int] = []
+    original = noise.gaussian_noise
+
+    def counting(key: Any, like: Any, stddev: Any) -> Any:
+        noised.append(sum(leaf.size for leaf in jax.tree.leaves(like)))
+        return original(key, like, stddev)
+
+    monkeypatch.setattr(noise, "gaussian_noise", counting)
+    outcome = loop.train(plan, tmp_path / "run", progress=False)
+    secret = (tmp_path / "run" / "checkpoints" / "secret.key").read_bytes()
+    start, end = plan.random_params(secret)["params"], outcome.params["params"]
+    assert start.keys() == end.keys()
+    for name in start:
+        same = [
+            np.asarray(a).tobytes() == np.asarray(b).tobytes()
+            for a, b in zip(jax.tree.leaves(start[name]), jax.tree.leaves(end[name]), strict=True)
+        ]
+        assert all(same) if name != "head" else not any(same)
+    assert set(noised) == {HEAD}
+    like = plan.optimizer().init(plan.trained(outcome.params))
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    state = checkpoints.restore(2, {"params": outcome.params, "optimizer": like})
+    checkpoints.close()
+    assert sum(leaf.size for leaf in jax.tree.leaves(state["optimizer"].first)) == HEAD
+
+
+def test_the_head_alone_needs_no_backward_pass_through_the_trunk(plan_of: Any) -> None:
+    """Counted in convolutions of the traced program, which are all in the trunk."""
+    plan: Plan = plan_of("head")
+    params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8])
+
+    def convolutions(scope: Any) -> int:
+        gradient_sum = objective.clipped_sum(plan.model(), plan.weights, (32, 32), "layerwise", CLIP, scope)
+        return str(jax.make_jaxpr(gradient_sum)(params, batch)).count("conv_general_dilated[")
+
+    forward = str(jax.make_jaxpr(jax.vmap(plan.model().apply, in_axes=(None, 0)))(params, batch["image"][:, 0]))  # type: ignore[arg-type]
+    assert convolutions("head") == forward.count("conv_general_dilated[") == 1
+    assert convolutions("all") > 1
+
+
+def test_a_scope_that_names_nothing_is_refused(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Headless(Tiny):
+        """A network whose last layer goes by another name."""
+
+        @nn.compact
+        def __call__(self, image: Any) -> Any:
+            return nn.Dense(self.n_findings, name="classifier")(image.reshape(-1).astype(jnp.float32))
+
+    monkeypatch.setattr(Plan, "model", lambda _: Headless(3))
+    with pytest.raises(InputError, match="scope 'head': names no parameter of this network, whose parts are classifier"):
+        plan_of("head")

@@ -1,0 +1,23 @@
+"""A network that compiles quickly, in the place of the paper's."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxcxr.models.resnet9 import ResNet9
+
+
+class TinyNet(ResNet9):
+    """Two convolutions, a norm and a head."""
+
+    @nn.compact
+    def __call__(self, image: Any) -> Any:
+        x = nn.Conv(4, (3, 3), 4, name="conv1")(image.astype(jnp.float32)[..., None] / 255)
+        x = nn.Conv(4, (3, 3), 2, name="conv2")(jnp.tanh(nn.GroupNorm(2)(x)))
+        return nn.Dense(self.n_findings, name="head")(jnp.tanh(x).mean(axis=(0, 1)))
+
+
+def tiny_model(config: Any) -> TinyNet:
+    """In the place of `jaxcxr.training.plan.model_of`."""
+    return TinyNet(len(config.data.findings), remat=config.model.remat)
