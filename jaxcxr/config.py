@@ -93,9 +93,9 @@ class PrivacyConfig:
         epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
         delta: budget; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
         l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5).
-        clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or `automatic`,
-            which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to tune (Bu et al.
-            2023, arXiv 2206.07136).
+        clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
+            `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to
+            tune (Bu et al. 2023, arXiv 2206.07136).
         stability: gamma of automatic clipping, in units of a gradient norm.
         unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a patient with many
             films less; `patient`, all films of one at once: at most `films_per_patient` of a drawn patient's films are used,

@@ -118,7 +118,12 @@ def cells(study: Study) -> Iterator[Cell]:
 def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, source: str) -> Experiment:
     if base.privacy is None or base.data.synthetic is None:
         raise InputError("a study varies a private experiment on an embedded cohort")
-    config = dataclasses.replace(base, privacy=dataclasses.replace(base.privacy, epsilon=epsilon))
+    if arm.recipe != "untouched":  # which are the same whatever the budget and the seed
+        privacy, training = base.privacy, base.training
+        base = dataclasses.replace(
+            base, privacy=dataclasses.replace(privacy, epsilon=epsilon), training=dataclasses.replace(training, seed=seed)
+        )
+    config = base
     if arm.recipe == "recommended":
         config = recommended(config, base.data.synthetic.n_train, rule)
     values = dataclasses.asdict(config)
@@ -130,7 +135,6 @@ def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, s
             values[section][key] = value
         else:
             values[section] = value
-    values["training"]["seed"] = seed if arm.recipe != "untouched" else 0
     return validate(Experiment, values, source)
 
 
@@ -209,7 +213,7 @@ def comparisons(study: Study, out: Path) -> pd.DataFrame:
 
     `ci_low` and `ci_high` (95 %) cover both reasons why the difference might come out otherwise: other test patients (redraws
     that all runs share) and other training randomness (differences by seed). Their variances add up; the degrees of freedom
-    are Welch and Satterthwaite's, so that few seeds make a wide interval. `films_low` and `films_high` cover the patients alone.
+    are Welch and Satterthwaite's, so that few seeds make a wide interval. `films_low` to `films_high` covers patients alone.
     """
     by_key = {(cell.question, cell.arm, cell.epsilon, cell.seed): out / cell.digest for cell in cells(study)}
     rows = []

@@ -4,6 +4,9 @@ import dataclasses
 import io
 import math
 import os
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 from IPython.display import Image
@@ -12,8 +15,8 @@ from PIL import Image as Pictures
 from jaxcxr.config import PAPER_BUDGETS
 from jaxcxr.console import keep_compilations, quiet
 
-COLOURS = 96
-"""Colours of a shown picture: a figure keeps its look, and a notebook stays small enough to commit."""
+COLOURS = 64
+"""Of a shown picture: as many as keep its look."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +58,31 @@ def begin() -> Setting:
     )
 
 
-def show(path: str | Path, width: int = 900) -> Image:
-    """A picture file as output of a cell, at most `width` pixels wide.
+def command(line: str) -> None:
+    """What `python LINE` does in a terminal, in this process, which has its libraries loaded and compiled.
 
-    Figures are written for print (300 dpi); here they are made small.
+    Raises:
+        RuntimeError: the script refused, for the reason that it printed.
+    """
+    print(f"$ python {line}")
+    name, *arguments = shlex.split(line)
+    before, sys.argv = sys.argv, [name, *arguments]
+    try:
+        runpy.run_path(name, run_name="__main__")
+    except SystemExit as stop:
+        if stop.code:
+            raise RuntimeError(f"python {line}: ended with status {stop.code}") from None
+    finally:
+        sys.argv = before
+
+
+def show(path: str | Path, width: int = 800, photo: bool = False) -> Image:
+    """A picture file as output of a cell, small enough to commit.
+
+    Args:
+        path: a figure is written for print (300 dpi).
+        width: in pixels, at most.
+        photo: there are films in the picture: as JPEG.
     """
     with Pictures.open(path) as picture:
         plain = Pictures.new("RGB", picture.size, "white")
@@ -66,5 +90,8 @@ def show(path: str | Path, width: int = 900) -> Image:
     if plain.width > width:
         plain = plain.resize((width, round(plain.height * width / plain.width)), Pictures.Resampling.LANCZOS)
     small = io.BytesIO()
-    plain.quantize(COLOURS, dither=Pictures.Dither.NONE).save(small, "PNG", optimize=True)
+    if photo:
+        plain.save(small, "JPEG", quality=80, optimize=True)
+    else:
+        plain.quantize(COLOURS, dither=Pictures.Dither.NONE).save(small, "PNG", optimize=True)
     return Image(small.getvalue())

@@ -50,13 +50,26 @@ def executed(path: Path) -> nbformat.NotebookNode:
             said = output.get("text", "") if output.output_type == "stream" else ""
             if output.output_type == "error" or "error:" in said:
                 raise RuntimeError(f"{path.name}: {cell.source[:80]!r} failed: {said or output.get('evalue')}")
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        for output in cell.outputs:
-            if "text" in output:
-                output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)  # lines that were overwritten on the screen
+        cell.outputs = _kept(cell.outputs)
         cell.metadata = {}
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     return notebook
+
+
+def _kept(outputs: list[Any]) -> list[Any]:
+    """Outputs without what goes to stderr (progress), what was printed in pieces in one, lines as they last stood on screen."""
+    kept: list[Any] = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return kept
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ class Arguments:
         dtype: precisions, float32 or bfloat16 or both.
         peers: other libraries to time on the same network.
         rounds: turns that each contender takes.
+        peers_keep_memory: give the peers, too, the setting of the C library that this package's scripts make for themselves.
         activation: of the network; mish is the paper's private one.
         width: channels of the network's first stage; the paper's is 64.
         out: folder of the results.
@@ -36,6 +37,7 @@ class Arguments:
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     peers: tuple[Literal["opacus", "jax_privacy"], ...] = ("opacus", "jax_privacy")
     rounds: int = 5
+    peers_keep_memory: bool = False
     activation: Literal["mish", "relu"] = "mish"
     width: int = 64
     out: Path = Path("bench")
@@ -57,7 +59,9 @@ def main() -> None:
     details = []
     for dtype in arguments.dtype:
         for size, batch in zip(arguments.size, batches, strict=True):
-            case = Case(size, batch, dtype, arguments.activation, arguments.width)
+            case = Case(
+                size, batch, dtype, arguments.activation, arguments.width, peers_keep_memory=arguments.peers_keep_memory
+            )
             details += measure(case, names_of(arguments.peers), arguments.rounds, say=_say)
             write_results(details, arguments.out)
     _say("")

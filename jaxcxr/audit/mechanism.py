@@ -2,15 +2,15 @@
 
 An attack only sees faults that help it. The house can look inside: released gradient less the exact clipped sum is the noise,
 which must be normal with the claimed deviation whatever was drawn, and independent of the sum and of every other step's; and
-each film must be drawn as often as claimed. Each check has a p-value; a right implementation fails one with probability
-`SIGNIFICANCE`.
+each film must be drawn as often as claimed, independently of the others and of the other steps. Each check has a p-value; a
+right implementation fails one with probability `SIGNIFICANCE`.
 """
 
 import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binom, chi2, norm
+from scipy.stats import binom, chi2, gamma, norm
 
 SIGNIFICANCE = 1e-5
 _SMALLEST = 1e-300
@@ -51,7 +51,7 @@ def check_mechanism(
         drawn: which films were in which batch.
         sample_rate: claimed probability of each.
     """
-    return (_scale(noise), _signal(noise, sums), _independence(noise), _sampler(drawn, sample_rate))
+    return (_scale(noise), _signal(noise, sums), _independence(noise), _rates(drawn, sample_rate), _draws(drawn, sample_rate))
 
 
 def _fisher(p_values: np.ndarray) -> float:
@@ -92,7 +92,7 @@ def _independence(noise: np.ndarray) -> Check:
     return Check("noise of one step tells nothing of another's", p_value, f"largest correlation of two steps {largest:.3g}")
 
 
-def _sampler(drawn: np.ndarray, sample_rate: float) -> Check:
+def _rates(drawn: np.ndarray, sample_rate: float) -> Check:
     steps, films = drawn.shape
     counts = drawn.sum(axis=0)
     tails = 2 * np.minimum(binom.cdf(counts, steps, sample_rate), binom.sf(counts - 1, steps, sample_rate))
@@ -102,3 +102,24 @@ def _sampler(drawn: np.ndarray, sample_rate: float) -> Check:
     whole = 2 * min(binom.cdf(total, drawn.size, sample_rate), binom.sf(total - 1, drawn.size, sample_rate))
     found = f"one film was in {counts[worst]} of {steps} batches, {steps * sample_rate:.3g} expected; rate {drawn.mean():.4g}"
     return Check("every film is drawn with the claimed rate", min(p_value, 1.0, 2 * float(whole)), found)
+
+
+def _draws(drawn: np.ndarray, sample_rate: float) -> Check:
+    """Batches of a fixed size, or epochs in which every film comes once, vary less than independent draws."""
+    steps, films = drawn.shape
+    sizes, times = drawn.sum(axis=1), drawn.sum(axis=0)
+    p_value = min(1.0, 2 * min(_dispersion(sizes, films, sample_rate), _dispersion(times, steps, sample_rate)))
+    expected = np.sqrt(films * sample_rate * (1 - sample_rate))
+    return Check("films are drawn independently", p_value, f"batch sizes vary by {sizes.std():.3g}, {expected:.3g} expected")
+
+
+def _dispersion(counts: np.ndarray, n: int, q: float) -> float:
+    """Two-sided p-value of the squared deviations of independent binomial counts.
+
+    Their sum is gamma-distributed nearly enough: exactly chi-squared for normal counts, here with the binomial's kurtosis.
+    """
+    variance = n * q * (1 - q)
+    total = float(np.square(counts - n * q).sum()) / variance
+    spread = 2 + (1 - 6 * q * (1 - q)) / variance
+    fitted = gamma(len(counts) / spread, scale=spread)
+    return float(2 * min(fitted.cdf(total), fitted.sf(total)))

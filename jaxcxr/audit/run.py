@@ -8,7 +8,7 @@ noise). Black-box, the attacker sees the final model: the score is by how much t
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -120,9 +120,9 @@ class Audit:
                 "epsilon_lower": self.epsilon_lower,
                 "epsilon_claimed": self.epsilon_claimed,
                 "accused": self.accused,
-                "data": data,
                 "code": code,
             },
+            "data": data,
             "delta": self.delta,
             "attacks": [
                 {"attack": name, "epsilon_lower": bound, "auroc": self.curves[name].auroc}
@@ -254,18 +254,19 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
     noise, sums, alignments, fixed_alignments = [], [], [], []
     drawn = np.zeros((steps, len(present)), bool)
     for step in range(steps):
-        rows = _clipped(_each(gradients_of, params, everyone), m.l2_clip_norm)
-        directions = _own_directions(rows[n:])
-        fixed = directions if fixed is None else fixed
         indices = subject.draw(step, len(present))
         drawn[step, indices] = True
-        exact = rows[present[indices]].sum(axis=0, dtype=np.float64)
+        taken = np.bincount(present[indices], minlength=len(everyone)).astype(float)
+        contributions = _contributions(gradients_of, params, everyone, m.l2_clip_norm)
+        expected, exact, of_canaries = _summed(contributions, share, taken, n)
+        directions = _own_directions(of_canaries)
+        fixed = directions if fixed is None else fixed
         examples, is_real = _padded(everyone.at(present[indices]))
         released = subject.release(subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices))
         total = _flat(released) * m.expected_batch_size
         noise.append((total - exact) / deviation)
         sums.append(exact / deviation)
-        surprise = (total - share @ rows) / deviation
+        surprise = (total - expected) / deviation
         alignments.append(directions @ surprise)
         fixed_alignments.append(fixed @ surprise)
         params = jax.tree.map(lambda p, g: p - subject.learning_rate * g, params, released)
@@ -291,20 +292,27 @@ def _padded(batch: Films) -> tuple[Any, Any]:
     return (images, labels), np.arange(size) < len(batch)
 
 
-def _each(gradients_of: Any, params: PyTree, films: Films) -> np.ndarray:
-    """Gradient of each film, [n, d], block by block."""
-    blocks = []
+def _contributions(gradients_of: Any, params: PyTree, films: Films, l2_clip_norm: float) -> Iterator[np.ndarray]:
+    """Clipped gradient of each film, by its definition and apart from the code under audit: blocks [b, d]."""
     for first in range(0, len(films), _BLOCK):
-        examples, _ = _padded(films.at(np.arange(first, min(first + _BLOCK, len(films)))))
-        leaves = jax.tree.leaves(gradients_of(params, examples))
-        blocks.append(np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1))
-    return np.concatenate(blocks)[: len(films)]
+        block = films.at(np.arange(first, min(first + _BLOCK, len(films))))
+        leaves = jax.tree.leaves(gradients_of(params, _padded(block)[0]))
+        rows = np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)[: len(block)]
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        yield (rows * np.minimum(1.0, l2_clip_norm / np.maximum(norms, 1e-300))).astype(np.float32)
 
 
-def _clipped(rows: np.ndarray, l2_clip_norm: float) -> np.ndarray:
-    """Each film's contribution by its definition, apart from the code under audit."""
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return (rows * np.minimum(1.0, l2_clip_norm / np.maximum(norms, 1e-300))).astype(np.float32)
+def _summed(
+    contributions: Iterator[np.ndarray], share: np.ndarray, taken: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Contributions weighted by each film's share, the sum of those taken, and those of the canaries, which follow film n."""
+    expected, exact, of_canaries, first = 0.0, 0.0, [], 0
+    for rows in contributions:
+        here = slice(first, first + len(rows))
+        expected, exact = expected + share[here] @ rows, exact + taken[here] @ rows
+        of_canaries.append(rows[max(0, n - first) :])
+        first += len(rows)
+    return np.asarray(expected), np.asarray(exact), np.concatenate(of_canaries)
 
 
 def _own_directions(rows: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ def serve(pipe: Connection, name: str, case: Case) -> None:
     # The libraries talk; what they say would tear the table on the screen.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    keep_memory()  # as in the scripts; the peers gain by it too
+    if name.startswith("jaxcxr") or case.peers_keep_memory:
+        keep_memory()
     with contextlib.suppress(OSError):
         # A contender that asks for more memory than there is ends itself, not its neighbours.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

@@ -41,12 +41,15 @@ class Tap:
         unfold: input of one example -> matrix [positions, inputs a position]; the kernel's gradient is its transpose times the
             cotangent. None where there is no such matrix.
         output: shape and dtype of one example's output.
+        dtype: to which the layer rounds its inputs; None for no rounding. `apply_tapped` returns them rounded: the functions
+            above take them as they are, so that norm and sum are made of the same numbers.
     """
 
     path: Path
     kernel_gradient: Callable[[Any, Any, Any], Any]
     unfold: Callable[[Any], Any] | None
     output: jax.ShapeDtypeStruct
+    dtype: Any
 
 
 def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | None:
@@ -58,39 +61,61 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
         # A free copy in float32: input and cotangent are rounded to the layer's precision already, and products of rounded
         # numbers are to be summed without rounding again, or the clipped sum would not have the norm that was computed for it.
         free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32)
-        rounded = module.dtype
-
-        def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
-            return layers.kernel_gradient(lambda x, k: free.apply_kernel(x.astype(rounded), k), kernel, x, dy)
-
+        own = dataclasses.replace(module, parent=None, name=None)
+        kernel_gradient = _kernel_gradient(free.apply_kernel, own.apply_kernel)
         if isinstance(free, layers.Stem):
-            return Tap(module.path, kernel_gradient, None, struct)
+            return Tap(module.path, kernel_gradient, None, struct, module.dtype)
 
         def unfold(x: Float[Array, "h w c"]) -> Float[Array, "t p"]:
-            columns = layers.patches(x.astype(rounded), free.kernel_size, free.stride, free.padding)
-            return columns.reshape(-1, columns.shape[-1]).astype(jnp.float32)
+            columns = layers.patches(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
+            return columns.reshape(-1, columns.shape[-1])
 
-        return Tap(module.path, kernel_gradient, unfold, struct)
+        return Tap(module.path, kernel_gradient, unfold, struct, module.dtype)
     if type(module) is nn.Conv and module.mask is None and not (module.conv_general_dilated or module.conv_general_dilated_cls):
-        return Tap(module.path, *_of_flax_conv(module), struct)
+        return Tap(module.path, *_of_flax_conv(module), struct, module.dtype)
     if type(module) is nn.Dense and not (module.dot_general or module.dot_general_cls):
-        rounded = module.dtype or jnp.float32
 
         def rows(x: Any) -> Any:
-            return x.astype(rounded).astype(jnp.float32).reshape(-1, x.shape[-1])
+            return x.astype(jnp.float32).reshape(-1, x.shape[-1])
 
-        return Tap(module.path, lambda kernel, x, dy: rows(x).T @ dy.reshape(-1, kernel.shape[1]), rows, struct)
+        def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
+            return rows(x).T @ dy.astype(jnp.float32).reshape(-1, kernel.shape[1])
+
+        return Tap(module.path, kernel_gradient, rows, struct, module.dtype)
     return None
+
+
+def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """The kernel's gradient of a layer that computes in 32 bits (`exact`) or in its own precision (`rounded`).
+
+    On an accelerator the gradient of 16-bit cotangents is computed in 16 bits, as in any other training: input and cotangent
+    are read as they are, and not written once more in 32 bits. Norm and sum are then those of the rounded gradient.
+    """
+
+    def gradient(kernel: Any, x: Any, dy: Any) -> Any:
+        if dy.dtype == jnp.float32:
+            return layers.kernel_gradient(exact, kernel, x, dy)
+
+        def in_32_bits(kernel: Any, x: Any, dy: Any) -> Any:
+            return layers.kernel_gradient(exact, kernel, x, dy.astype(jnp.float32))
+
+        def in_16_bits(kernel: Any, x: Any, dy: Any) -> Any:
+            (transposed,) = jax.linear_transpose(lambda k: rounded(x, k), kernel)(dy)
+            return transposed
+
+        return jax.lax.platform_dependent(kernel, x, dy, cpu=in_32_bits, default=in_16_bits)
+
+    return gradient
 
 
 def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Callable[[Any], Any] | None]:
     """Kernel gradient and unfolding of Flax's own convolution, in any number of dimensions."""
     free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32, use_bias=False)
-    rounded = module.dtype or jnp.float32
-
-    def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
-        return layers.kernel_gradient(lambda x, k: free.apply({"params": {"kernel": k}}, x.astype(rounded)), kernel, x, dy)
-
+    own = dataclasses.replace(module, parent=None, name=None, use_bias=False)
+    kernel_gradient = _kernel_gradient(
+        lambda x, k: free.apply({"params": {"kernel": k}}, x),
+        lambda x, k: own.apply({"params": {"kernel": k}}, x),
+    )
     kernel_size = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
     dimensions = len(kernel_size)
     if module.feature_group_count != 1 or (isinstance(module.padding, str) and module.padding not in ("SAME", "VALID")):
@@ -106,7 +131,7 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
             padding = [(side, side) if isinstance(side, int) else tuple(side) for side in each]
         letters = "DHW"[-dimensions:]
         columns = jax.lax.conv_general_dilated_patches(
-            x.astype(rounded).astype(jnp.float32).reshape(-1, *x.shape[-dimensions - 1 :]),
+            x.astype(jnp.float32).reshape(-1, *x.shape[-dimensions - 1 :]),
             kernel_size,
             sides(module.strides),
             padding,
@@ -187,15 +212,16 @@ def apply_tapped(
     The inputs bear the name `KEPT`: `jax.checkpoint` may be told to keep them, since they are needed anyway, and no more.
 
     Returns:
-        The model's output and the input of each tapped layer.
+        The model's output and the input of each tapped layer, rounded as the layer rounds it.
     """
-    tapped = {tap.path for tap in taps}
+    tapped = {tap.path: tap.dtype for tap in taps}
     inputs: dict[Path, Any] = {}
 
     def interceptor(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name != "__call__" or context.module.path not in tapped:
             return next_call(*args, **kwargs)
-        x = inputs[context.module.path] = checkpoint_name(args[0], KEPT)
+        x, dtype = checkpoint_name(args[0], KEPT), tapped[context.module.path]
+        inputs[context.module.path] = x if dtype is None else x.astype(dtype)
         return next_call(x) + zeros[context.module.path]
 
     with nn.intercept_methods(interceptor):

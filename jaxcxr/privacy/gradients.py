@@ -49,7 +49,7 @@ class LinearLayer(Protocol):
     """A layer that is linear in its kernel; its kernel gradient for one example is unfold(x)^T dy if it has an `unfold`.
 
     `kernel_gradient(kernel, x, dy)` is the sum over a batch of the gradients of <dy, layer(x, kernel)> with respect to the
-    kernel, in float32.
+    kernel, in float32. Its accuracy is float32's where dy is float32, and else may be that of the layer.
     """
 
     @property
@@ -136,9 +136,25 @@ def clipped_sum_vmap(
         The sum (same tree as `params`), and the n losses and gradient norms before clipping (private; for the operator's eyes).
     """
     losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
+    gradients = _fixed(gradients)
     squared = _squared_norms(gradients)
     factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
     return _weighted_sum(factors, gradients), losses, jnp.sqrt(_total(squared))
+
+
+def _fixed(values: Any) -> Any:
+    """The same numbers for all that use them.
+
+    XLA leaves out a rounding to 16 bits where it computes in 32, and does so for each use of a value apart
+    (`xla_allow_excess_precision`): a norm may then be that of other numbers than those that are summed. Measured on a CPU: a
+    contribution 2e-5 longer than the clip norm.
+    """
+    return jax.lax.optimization_barrier(values)
+
+
+def _flat(x: Float[Array, "n records *shape"]) -> Float[Array, "films *shape"]:
+    """The records of all examples in a row."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _weighted_sum(factors: Mapping[Path, Float[Array, "n"]], gradients: PyTree) -> PyTree:
@@ -174,15 +190,20 @@ def clipped_sum_layerwise(
     """
     one = _backward_pass(loss, layers, params, examples, records)
     with jax.default_matmul_precision("highest"):
-        squared = _squared_norms(one.direct_grads)
+        in_32_bits = all(v.dtype == jnp.float32 for v in jax.tree.leaves((one.inputs, one.cotangents)))
+        fixed = (lambda values: values) if in_32_bits else _fixed
+        direct_grads = fixed(one.direct_grads)
+        squared = _squared_norms(direct_grads)
         instantiated: dict[Path, list[Any]] = {}
+        by_gram: dict[Path, tuple[Any, Any]] = {}
         for layer in layers:
-            kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path].astype(jnp.float32)
+            kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path]
             if layer.unfold is not None and _gram_is_cheaper(layer, kernel.shape, records):
+                x, dy = by_gram[layer.path] = fixed((x.astype(jnp.float32), dy.astype(jnp.float32)))
                 own = jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
             else:
                 # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
-                each = [layer.kernel_gradient(kernel, x[i], dy[i]) for i in range(x.shape[0])]
+                each = fixed([layer.kernel_gradient(kernel, x[i], dy[i]) for i in range(x.shape[0])])
                 instantiated[layer.path] = each
                 own = jnp.stack([jnp.sum(jnp.square(g)) for g in each])
             name = _name(layer)
@@ -194,7 +215,12 @@ def clipped_sum_layerwise(
             if layer.path in instantiated
         }
         # Within the precision of the norms: what is summed must have the norm that was computed for it.
-        total = _weighted_sum_of_pass(one, layers, factors, sums)
+        for layer in layers:
+            if layer.path in by_gram:
+                x, dy = by_gram[layer.path]
+                scaled = jax.vmap(jnp.multiply)(factors[_name(layer)], dy)
+                sums[layer.path] = layer.kernel_gradient(one.kernels[layer.path], _flat(x), _flat(scaled))
+        total = _with_kernels(_weighted_sum(factors, direct_grads), sums)
     return total, one.losses, jnp.sqrt(_total(squared))
 
 
@@ -212,13 +238,17 @@ def plain_sum_layerwise(
     records: int = 1,
 ) -> tuple[PyTree, Float[Array, "n"]]:
     """The sum without clipping, for training without privacy, in the same way: its weight gradients are the fast ones of the
-    private step (`LinearLayer.kernel_gradient`). Returns the sum and the n losses.
+    private step (`LinearLayer.kernel_gradient`). Returns the sum and the n losses, zero for padding.
     """
-    one = _backward_pass(loss, layers, params, examples, records)
-    named = {_layer(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-    factors = dict.fromkeys(named, is_real.astype(jnp.float32))
+    one = _backward_pass(loss, layers, params, examples, records, is_real.astype(jnp.float32))
     with jax.default_matmul_precision(None):
-        return _weighted_sum_of_pass(one, layers, factors, {}), one.losses
+        sums = {
+            layer.path: layer.kernel_gradient(
+                one.kernels[layer.path], _flat(one.inputs[layer.path]), _flat(one.cotangents[layer.path])
+            )
+            for layer in layers
+        }
+        return _with_kernels(jax.tree.map(lambda g: g.sum(axis=0), one.direct_grads), sums), one.losses
 
 
 class _Pass(NamedTuple):
@@ -231,33 +261,26 @@ class _Pass(NamedTuple):
     direct_grads: PyTree
 
 
-def _backward_pass(loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree, records: int) -> _Pass:
+def _backward_pass(
+    loss: TappedLoss,
+    layers: Sequence[LinearLayer],
+    params: PyTree,
+    examples: PyTree,
+    records: int,
+    weights: Float[Array, "n"] | None = None,
+) -> _Pass:
+    """The pass, of each example's loss or of the loss times its weight."""
     kernels = {layer.path: _get(params, layer.path)["kernel"] for layer in layers}
     direct = _without_kernels(params, set(kernels))
     zeros = {layer.path: jnp.zeros((records, *layer.output.shape), layer.output.dtype) for layer in layers}
 
-    def of_parts(direct: PyTree, zeros: PyTree, example: PyTree) -> Any:
-        return loss(_with_kernels(direct, kernels), zeros, example)
+    def of_parts(direct: PyTree, zeros: PyTree, example: PyTree, weight: Any) -> Any:
+        value, inputs = loss(_with_kernels(direct, kernels), zeros, example)
+        return (value if weight is None else weight * value), inputs
 
-    differentiate = jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True)
-    (losses, inputs), (direct_grads, cotangents) = jax.vmap(differentiate, in_axes=(None, None, 0))(direct, zeros, examples)
+    differentiate = jax.vmap(jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True), in_axes=(None, None, 0, 0))
+    (losses, inputs), (direct_grads, cotangents) = differentiate(direct, zeros, examples, weights)
     return _Pass(kernels, losses, inputs, cotangents, direct_grads)
-
-
-def _weighted_sum_of_pass(
-    one: _Pass, layers: Sequence[LinearLayer], factors: Mapping[Path, Float[Array, "n"]], known: Mapping[Path, Any]
-) -> PyTree:
-    """Sum of the examples' gradients times their factors; the kernels' sums that are `known` are taken as they are."""
-    sums = dict(known)
-    for layer in layers:
-        if layer.path not in sums:
-            dy = one.cotangents[layer.path].astype(jnp.float32)
-            scaled = dy * factors[_name(layer)].reshape(-1, *[1] * (dy.ndim - 1))
-            x = one.inputs[layer.path]
-            sums[layer.path] = layer.kernel_gradient(
-                one.kernels[layer.path], x.reshape(-1, *x.shape[2:]), scaled.reshape(-1, *scaled.shape[2:])
-            )
-    return _with_kernels(_weighted_sum(factors, one.direct_grads), sums)
 
 
 def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...], records: int) -> bool:

@@ -27,6 +27,8 @@ _FINER, _MOST_REFINEMENTS = 3.0, 6
 _NO_GAIN = 1e-3 * (_FINER**2 - 1)  # the error falls with the square of the grid: a thousandth is left
 _VARIANCE_SHARE = 1e-3
 _COARSER = 8.0
+_MANY_FILMS = 100
+"""With more than so many, a lower bound is not sought where the upper one is infinite: it takes long and says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,8 @@ def epsilon_bounds(releases: Sequence[Release], delta: float) -> Bounds:
     if any(r.noise_multiplier == 0 for r in releases):
         return Bounds(math.inf, math.inf)
     upper = epsilon_upper(releases, delta)
+    if math.isinf(upper) and any(r.films > _MANY_FILMS for r in releases):
+        return Bounds(0.0, upper)
     if any(r.films > 1 for r in releases) or math.isinf(upper):
         return Bounds(_rounded_bounds(releases, delta).lower, upper)
     return Bounds(min(_lower(releases, delta, upper), upper), upper)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.fft
 from jaxtyping import Float
-from scipy.special import logsumexp, ndtr
+from scipy.special import ndtr
 from scipy.stats import binom
 
 Adjacency = Literal["add_remove", "replace_one"]
@@ -108,8 +108,8 @@ def _interval(x: np.ndarray, mean: float, sigma: float) -> np.ndarray:
 
 def _log_density(x: np.ndarray, means: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
     """Of a mixture, up to a constant and the factor exp(-x^2 / 2 sigma^2), which P and Q share."""
-    terms = [math.log(w) + (2 * m * x - m * m) / (2 * sigma**2) for m, w in zip(means, weights, strict=True)]
-    return terms[0] if len(terms) == 1 else np.asarray(logsumexp(np.stack(terms), axis=0))
+    terms = (math.log(w) + (2 * m * x - m * m) / (2 * sigma**2) for m, w in zip(means, weights, strict=True))
+    return functools.reduce(np.logaddexp, terms)
 
 
 @functools.lru_cache(maxsize=512)

@@ -26,6 +26,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.release.identifiers import SHORT, Identifiers
 from jaxcxr.release.write import (
     BLANK,
+    CARD_HTML,
     CARD_JSON,
     CONFIG,
     ORBAX,
@@ -37,11 +38,13 @@ from jaxcxr.release.write import (
     write_release,
 )
 from jaxcxr.report.card import differing, recomputed
+from jaxcxr.report.card_facts import GRADIENT
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
 from jaxcxr.training.plan import model_of
 
 _LEAST_IN_WEIGHTS = 6
-_DIGESTS = 5 * 64
+_HEADER_AT_MOST = 1 << 20
+_DIGESTS = 4 * 64
 """Letters of all fingerprints on a card."""
 _BY_CHANCE = 1e-3
 """Accepted probability that an identifier stands in the bytes of the weights by chance."""
@@ -77,7 +80,7 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     files = {name: path for name, path in paths.items() if path.is_file() and not path.is_symlink()}
     sources = _read_sources(folder)
     expected = _expected(sources)
-    known = {*expected, *(parent.as_posix() for name in expected for parent in Path(name).parents)}
+    known = {*(expected or (*SOURCES, CARD_HTML)), *(parent.as_posix() for name in expected for parent in Path(name).parents)}
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
     wrong += [*sources.wrong]
@@ -90,7 +93,8 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
     for name, path in files.items():
         if name not in expected or name in spoilt:
-            wrong += [f"{name}: holds {it}" for it in identifiers.in_bytes(path.read_bytes())]
+            found = _in_file(path, identifiers, numbers=not expected and _is_numbers(name))
+            wrong += [f"{name}: holds {it}" for it in found]
     wrong += [f"{name}: holds {it}" for name, it in _in_sources(sources, identifiers)]
     return Verdict(tuple(dict.fromkeys(wrong)), tuple(_unchecked(sources, identifiers)))
 
@@ -211,9 +215,29 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         "privacy.noise": (privacy.noise, card.noise),
         "training.class_weights": (training.class_weights, card.class_weights),
     }
+    clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name == GRADIENT}
+    if clip_norms != {privacy.l2_clip_norm}:
+        yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
+    if privacy.dataset_size not in (None, card.dataset_size):
+        yield f"{CONFIG}: privacy.dataset_size is {privacy.dataset_size}, {CARD_JSON} says {card.dataset_size}"
     for key, (there, here) in said.items():
         if there != here:
             yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
+
+
+def _is_numbers(name: str) -> bool:
+    """Whether a file holds the bytes of weights, in which short texts stand by chance."""
+    return name == WEIGHTS or (name.startswith(f"{ORBAX}/params/") and name.rpartition("/")[2].replace(".", "").isdigit())
+
+
+def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
+    content = path.read_bytes()
+    if not numbers:
+        return identifiers.in_bytes(content)
+    length = int.from_bytes(content[:8], "little") if path.name == WEIGHTS else 0
+    header, body = content[8 : 8 + length], content[8 + length :] if length else content
+    shortest = max(_LEAST_IN_WEIGHTS, _shortest(identifiers, len(body), 128))
+    return identifiers.in_bytes(header[:_HEADER_AT_MOST]) + identifiers.in_bytes(body, shortest)
 
 
 def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:

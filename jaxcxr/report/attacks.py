@@ -57,7 +57,8 @@ def patients_figure(
 
     Args:
         bounds: by model, then by number of films, such as from `privacy.group_privacy.patient_bounds`. The upper bound is
-            drawn, with a bar down to the lower one; a dotted line shows epsilon times films, the simple rule.
+            drawn, with a bar down to the lower one; a dotted line shows epsilon times films, which holds
+            at a far larger delta only.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
 
@@ -75,7 +76,7 @@ def patients_figure(
         if 1 in of:
             panel.plot(films, [of[1].upper * k for k in films], color=colour, ls=":", lw=1)
         most = max(most, *films)
-    panel.plot([], [], color="0.4", ls=":", lw=1, label="films times epsilon, the simple rule")
+    panel.plot([], [], color="0.4", ls=":", lw=1, label="films times epsilon (true at a far larger delta)")
     ticks = sorted({k for of in bounds.values() for k in of if k <= most})
     panel.set(xscale="log", yscale="log")
     panel.set_xticks(ticks, [f"{k}" for k in ticks])

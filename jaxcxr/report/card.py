@@ -114,13 +114,15 @@ def _rate(value: float) -> float:
     return min(1.0, _up(value) or 0.0)
 
 
-def _rounded(value: float, towards: Any) -> float | None:
+def _rounded(value: float, towards: Any, digits: int = _DIGITS) -> float | None:
     if math.isinf(value):
         return None
     if value == 0:
         return 0.0
-    scale = 10.0 ** (_DIGITS - 1 - math.floor(math.log10(abs(value))))
-    return towards(value * scale) / scale
+    scale = 10.0 ** (digits - 1 - math.floor(math.log10(abs(value))))
+    exact = value * scale
+    near = round(exact)
+    return (near if math.isclose(exact, near, rel_tol=1e-12) else towards(exact)) / scale  # 0.3 is 0.3, not 0.300001
 
 
 def _patients(facts: CardFacts) -> list[PatientRow]:
@@ -208,9 +210,24 @@ def _assumptions(facts: CardFacts) -> list[str]:
 def card_html(card: PrivacyCard) -> str:
     """The card as one page that needs no network."""
     upper = card.claim.epsilon_upper
-    factor = None if upper is None else math.exp(min(upper, 700.0))
+    factor = None if upper is None else _factor(upper)
     weak = next(row.true_positive_rate for row in card.attacks if row.false_positive_rate == 0.01) >= WEAK
-    return render("card.html", card=card, factor=factor, weak=weak, steps=_steps(card))
+    return render("card.html", card=card, factor=factor, weak=weak, steps=_steps(card), up=_shown_up, down=_shown_down)
+
+
+def _factor(epsilon: float) -> str:
+    """e to the epsilon, rounded up, in words where it has too many digits to say anything."""
+    power = epsilon / math.log(10)
+    return f"10 to the power {math.ceil(power)}" if power >= 6 else f"{_rounded(math.exp(epsilon), math.ceil, 3):,.7g}"
+
+
+def _shown_up(value: float | None, digits: int = 4) -> str:
+    """As the page shows a bound from above: fewer digits must not make it smaller."""
+    return "without limit" if value is None else f"{_rounded(value, math.ceil, digits):.{digits}g}"
+
+
+def _shown_down(value: float | None, digits: int = 4) -> str:
+    return "without limit" if value is None else f"{_rounded(value, math.floor, digits):.{digits}g}"
 
 
 def _steps(card: PrivacyCard) -> int:

@@ -19,6 +19,7 @@ from jaxcxr.config import Experiment, PrivacyConfig, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Entry, Statistic, Terms, ledger_head, read_ledger, run_name
+from jaxcxr.privacy.provenance import sealed_fingerprint
 from jaxcxr.report.card_schema import AuditFinding, Fingerprints, MechanismRow, PrivacyCard
 
 GRADIENT, COUNTS = "noised gradient", "noised class counts"
@@ -105,10 +106,9 @@ def facts_of_run(run: Path) -> CardFacts:
     try:
         _require_agreement(run, facts, config, terms, steps)
         fingerprints = Fingerprints(
-            data=terms.data_fingerprint,
+            data=sealed_fingerprint(terms.data_fingerprint, terms.run),
             code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
-            ledger=ledger_head(run / "ledger.jsonl"),
-            run=terms.run,
+            ledger=ledger_head(run / "ledger.jsonl") if terms.run else "",
             initial_weights=facts.get("initial_weights_sha256", ""),
             jaxcxr=facts["jaxcxr"],
             dp_accounting=importlib.metadata.version("dp-accounting"),
@@ -245,9 +245,10 @@ def _audit(run: Path, data: str) -> AuditFinding | None:
     if not path.is_file():
         return None
     try:
-        finding = AuditFinding.model_validate(json.loads(path.read_text(encoding="utf-8"))["card"])
+        written = json.loads(path.read_text(encoding="utf-8"))
+        finding, audited = AuditFinding.model_validate(written["card"]), written["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not an audit's finding ({' '.join(str(error).split())})") from error
-    if finding.data != data:
+    if audited != data:
         raise InputError(f"{path}: is the audit of another cohort than the run's; delete it, or audit the run's cohort")
     return finding

@@ -77,17 +77,17 @@ class AuditFinding(_Strict):
     epsilon_lower: NonNegative = Field(description="epsilon that the attack proves")
     epsilon_claimed: NonNegative | None = Field(description="of the audited training")
     accused: bool = Field(description="whether the finding contradicts the claim")
-    data: Digest = Field(description="of the cohort")
     code: Digest
 
 
 class Fingerprints(_Strict):
-    """What the run was made from."""
+    """What the run was made from. Those of data and ledger are sealed by the run's name, which stays in the house: an exact
+    fingerprint of private data would let a guess at them be confirmed.
+    """
 
-    data: Digest = Field(description="films and labels (SHA-256); whoever has them all can recompute it")
+    data: Digest = Field(description="films and labels: SHA-256 of their store's fingerprint and the run's name")
     code: Digest = Field(description="source files of jaxcxr that trained (SHA-256)")
-    ledger: Digest = Field(description="last link of the ledger's chain")
-    run: Digest = Field(description="public name of the run")
+    ledger: Digest = Field(description="last link of the ledger's chain, which begins with the run's name")
     initial_weights: Digest = Field(description="weights that training started from (SHA-256); empty for random ones")
     jaxcxr: Version = Field(description="version that trained")
     dp_accounting: Version = Field(description="version of the accountant")

@@ -160,22 +160,24 @@ def _figure_comorbidities(part: pd.DataFrame, findings: Sequence[str], split: st
         ours = f"{known.mean():.1f} ± {known.std():.1f}" if known.size else "no films"
         panel.set_title(f"({letter}) {group}: {ours} (paper {paper[0]:.1f} ± {paper[1]:.1f})", fontsize=8)
         if known.size:
-            panel.axvline(known.mean(), color=_BLUE, linewidth=1)
+            panel.axvline(known.mean(), color="black", linewidth=1)
         panel.axvline(paper[0], color=_GREY, linewidth=1, linestyle="--")
         panel.set_xticks(range(_MOST + 1), [*map(str, range(_MOST)), f"{_MOST}+"])
         panel.tick_params(labelsize=7)
         panel.set_ylabel("films", fontsize=8)
-    for panel in panels[-2:]:
-        panel.set_xlabel("comorbidities (positive findings of a film); dashed: the paper's mean", fontsize=7)
+    figure.supxlabel("comorbidities (positive findings of a film); black: our mean, dashed: the paper's", fontsize=8)
     return _save(figure, out, name)
 
 
 def _save(figure: Figure, out: Path, stem: str) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{stem}.png", out / f"{stem}.svg"]
-    FigureCanvasAgg(figure).print_figure(files[0], dpi=200)
+    # `savefig` would arrange and draw each figure twice for each of its files.
+    figure.set_dpi(200)
+    FigureCanvasAgg(figure).print_png(files[0])
+    figure.set_layout_engine("none")
     with mpl.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-        FigureCanvasSVG(figure).print_figure(files[1], metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(files[1], metadata={"Date": None})
     return files
 
 

@@ -44,7 +44,7 @@ def leaves_out_zero(low: float, high: float) -> bool:
 
 def p_text(p: float, smallest: float = 0.0) -> str:
     """A p-value; `smallest` is the least one that the redraws can show, at which it is an upper bound only."""
-    if p <= smallest:
+    if p <= smallest * (1 + 1e-9):
         return f"p ≤ {max(smallest, 0.001):.3f}"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
@@ -127,7 +127,9 @@ def worst_off_sentence(evaluation: pd.DataFrame, metric: str) -> str:
     low, high = float(worst["ci_low"]), float(worst["ci_high"])  # type: ignore[arg-type]
     if value >= 0:
         return f"No group is below all others in average {name}."
-    first = f"Lowest in average {name} is the group {worst['label']} (n = {worst['n']:,}): {number(-value)} below all others"
+    over = f", {worst['note']}" if worst["note"] else ""
+    first = f"Lowest in average {name} is the group {worst['label']} (n = {worst['n']:,}{over})"
+    first += f": {number(-value)} below all others"
     if not leaves_out_zero(low, high):
         return f"{first} (interval of the difference {between(low, high)}), which is not distinguishable from zero."
     corrected, smallest = float(worst["p_holm"]), float(worst["p_least"])  # type: ignore[arg-type]

@@ -85,10 +85,11 @@ def promise(facts: Facts) -> str:
     if facts.spent is None:
         return "None: trained without privacy; epsilon is infinite."
     privacy = facts.config.get("privacy") or {}
-    whom = UNITS.get(str(privacy.get("unit", "image")), str(privacy.get("unit")))
+    unit = str(privacy.get("unit", "image"))
+    whom, less = UNITS.get(unit, unit), " A patient with several films is promised less." if unit == "image" else ""
     return (
         f"ε = {facts.spent.upper:.4g} at δ = {facts.run['delta']:g} (upper bound from the ledger; budget "
-        f"{facts.run['epsilon']:g}), for {whom} added or removed."
+        f"{facts.run['epsilon']:g}), for {whom} added or removed.{less}"
     )
 
 
@@ -122,7 +123,11 @@ def cohort(facts: Facts | None, films: pd.DataFrame | None, predictions: pd.Data
         parts.append("Trained on films that this file knows nothing about")
     parts.append(f"judged on {films_in_words(predictions.loc[predictions['split'] == 'test'], 'test')}")
     text = "; ".join(parts) + "."
-    return f"{text} The films are drawn by formulas: there are no patients." if facts is not None and facts.synthetic else text
+    return (
+        f"{text} Films and patients are drawn by formulas; nobody's data are in them."
+        if facts is not None and facts.synthetic
+        else text
+    )
 
 
 def settings(facts: Facts) -> list[tuple[str, str]]:

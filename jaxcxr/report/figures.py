@@ -101,11 +101,12 @@ def figure_3(
     panel.vlines(x, private["ci_low"], private["ci_high"], color="0.6", lw=1.2, zorder=1)
     dots = panel.scatter(x, private["value"], c=loss, cmap="cividis_r", s=130, edgecolor="black", lw=0.6, zorder=2)
     above.colorbar(dots, ax=panel, label="loss of AUROC (non-private - private)").ax.tick_params(labelsize=8)
-    said = dict(zip(findings, [f"{value:.2f}" for value in loss], strict=True))
+    said = dict(zip(findings, [f"{round(value, 2) + 0.0:.2f}" for value in loss], strict=True))
     if comparisons is not None:
         own = comparisons.loc[(comparisons["epsilon"] == epsilon) & (comparisons["group"] == "all")]
         for row in own.loc[own["metric"] == "auroc"].to_dict("records"):
-            said[row["finding"]] = f"{row['difference']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+            value, low, high = (round(row[key], 2) + 0.0 for key in ("difference", "ci_low", "ci_high"))  # no minus zero
+            said[row["finding"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
     for number, (at, value, lost) in enumerate(zip(x, private["value"], loss, strict=True), start=1):
         ink = _ink(dots.to_rgba(lost))
         panel.text(at, value, str(number), ha="center", va="center", fontsize=7, color=ink, zorder=3)

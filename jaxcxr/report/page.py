@@ -240,6 +240,7 @@ def _worst_fact(evaluation: pd.DataFrame, metric: str) -> Fact:
 def _behind(worst: Mapping[str, object]) -> str:
     value, low, high = (float(worst[key]) for key in ("difference", "ci_low", "ci_high"))  # type: ignore[arg-type]
     text = f"{signed(value)} against all others ({between(low, high)}), n = {worst['n']:,}"
+    text += f", {worst['note']}" if worst["note"] else ""
     if not leaves_out_zero(low, high):
         return f"{text}: not distinguishable from zero"
     return f"{text}; {p_text(float(worst['p_holm']), float(worst['p_least']))} for the worst of {worst['groups']} groups"  # type: ignore[arg-type]

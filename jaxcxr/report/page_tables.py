@@ -115,15 +115,20 @@ def finding_table(evaluation: pd.DataFrame) -> Table:
         cut = cells[finding, "accuracy"]["threshold"]
         shown = Cell("", key=np.nan) if pd.isna(cut) else Cell(f"{cut:.3f}", key=float(cut))  # type: ignore[arg-type]
         metrics = [estimated(cells.get((finding, m)), with_sign=_is_difference(m)) for m in METRICS]
-        lines.append((name, count(first["n"]), count(first["positives"]), *metrics, shown))
+        lines.append((name, count(first["n"]), count(first["positives"]), *metrics, _delong(first), shown))
     return Table(
         "Findings",
         "Each finding on the test films, with its 95 % interval. The average is the mean over the findings that are defined; "
-        "its interval is that of the mean.",
-        ("Finding", "Films", "Positives", *(metric_name(m) for m in METRICS), "Threshold"),
+        "its interval is that of the mean. DeLong's interval of the AUROC is a check that needs no redraws.",
+        ("Finding", "Films", "Positives", *(metric_name(m) for m in METRICS), "AUROC by DeLong", "Threshold"),
         tuple(lines[:-1]),
         tuple(lines[-1:]),
     )
+
+
+def _delong(row: Mapping[str, object]) -> Cell:
+    low, high = float(row["delong_low"]), float(row["delong_high"])  # type: ignore[arg-type]
+    return Cell("–", key=np.nan) if math.isnan(low) else Cell(f"[{number(low)}, {number(high)}]", key=low)
 
 
 def group_table(evaluation: pd.DataFrame, *, crossed: bool) -> Table | None:
@@ -209,7 +214,8 @@ def comparison_tables(comparison: pd.DataFrame, a: str, b: str) -> tuple[Table, 
     average = comparison.loc[(comparison["finding"] == "average") & (comparison["group"] != "all")]
     areas = average.loc[(average["metric"] == "auroc") & (average["reference"].astype(str) == "")]
     parity = average.loc[average["metric"] == "statistical_parity_difference"]
-    how = f"{a} minus {b}, on the same films and redraws, with the 95 % interval of the difference."
+    second = b if len(b) == 1 else b[0].lower() + b[1:]
+    how = f"{a} minus {second}, on the same films and redraws, with the 95 % interval of the difference."
     holm = "p after Holm's correction for the number of findings; DeLong's p is a check without redraws."
     tables = [
         _differences(

@@ -44,7 +44,7 @@ def saliency_figure(
     panels = len(findings) + 1
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    drawing = Figure(figsize=(3.4 * columns, 3.7 * rows + 0.4), layout="constrained")
+    drawing = Figure(figsize=(3.4 * columns, 3.6 * rows + 0.35), layout="constrained")
     axes = drawing.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()

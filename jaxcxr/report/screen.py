@@ -33,7 +33,8 @@ def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, o
     Returns:
         `group`, `label`, `difference`, `ci_low`, `ci_high`, `p_value`, `n` and `clear` (the interval leaves out zero);
         `groups`, how many there are to be the worst of, `p_holm`, corrected for that number, and `p_least`, the smallest
-        `p_holm` that the redraws can show. None without groups. The worst of many looks worse than it is.
+        `p_holm` that the redraws can show; `note`, over how many findings the average is, if not over all. None without
+        groups. The worst of many looks worse than it is.
     """
     name = "statistical_parity_difference" if metric == "accuracy" else f"{metric}_vs_rest"
     rows = evaluation.loc[(evaluation["metric"] == name) & (evaluation["finding"] == "average")]
@@ -42,7 +43,7 @@ def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, o
         return None
     rows = rows.assign(p_holm=holm(rows["p_value"].to_numpy(np.float64)), groups=len(rows))
     worst = rows.loc[rows["value"].idxmin()]
-    columns = ["group", "label", "value", "ci_low", "ci_high", "p_value", "p_holm", "n", "groups"]
+    columns = ["group", "label", "value", "ci_low", "ci_high", "p_value", "p_holm", "n", "groups", "note"]
     found = worst[columns].rename({"value": "difference"}).to_dict()
     least = min(1.0, len(rows) * 2 / (worst["redraws"] + 1))
     return found | {"clear": bool(worst["ci_high"] < 0), "p_least": least}

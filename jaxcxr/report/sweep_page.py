@@ -157,15 +157,16 @@ def _sweep_sections(
 ) -> list[Section]:
     drawn = drawings({folder / f"{stem}.svg": text for stem, text in SWEEP_FIGURES.items()}) if folder is not None else ()
     of_films = tuple(d for d in drawn if d.name.startswith("Figure S"))
-    by_group = table_3(evaluations)
+    # Groups have four columns each in the paper's layout: too wide for a screen, so that budgets are the columns here.
+    by_group = table_3(evaluations).T.rename_axis("Group and metric")
     sections = [
         Section("Figures", figures=tuple(d for d in drawn if d not in of_films)),
         Section("AUROC by finding", (text_table("Table 2", CAPTIONS["table_2"], table_2(evaluations, comparisons)),)),
-        Section("Groups of patients", (text_table("Table 3", CAPTIONS["table_3"], by_group),) if by_group.shape[1] else ()),
+        Section("Groups of patients", (text_table("Table 3", CAPTIONS["table_3"], by_group),) if len(by_group) else ()),
     ]
     if comparisons is not None:
         tables = [
-            dataclasses.replace(table, name=f"{budget(epsilon)}: {table.name.lower()}")
+            dataclasses.replace(table, name=f"{budget(epsilon)}: {table.name}")
             for epsilon in sorted(set(comparisons["epsilon"]), reverse=True)
             for table in comparison_tables(comparisons.loc[comparisons["epsilon"] == epsilon], "Non-private", "Private")
         ]

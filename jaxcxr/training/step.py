@@ -32,7 +32,7 @@ class Step:
         start: parameters -> the empty sums of a step: of gradients and for the log, with a leading axis of devices.
         accumulate: (parameters, sums, microbatch) -> sums including the microbatch.
         collect: sums of a step -> sums over all devices, the same on every one.
-        finish: (parameters, optimiser state, sum of gradients, the step's randomness) -> new parameters and optimiser state, and
+        finish: (parameters, optimiser state, gradient sum, the step's randomness) -> new parameters and optimiser state, and
             whether the parameters are finite.
         microbatch_size: units in a microbatch, over all devices of all processes.
         place: this process's rows of a microbatch -> arrays spread over the devices.

@@ -88,11 +88,21 @@ def canaries_always(subject: Subject) -> Subject:
     return dataclasses.replace(subject, draw=draw)
 
 
-SCALE, SUM, KEYS, RATE = (
+def fixed_size(subject: Subject) -> Subject:
+    """Batches of one size, as a shuffling loader makes them."""
+
+    def draw(step: int, n: int) -> np.ndarray:
+        return np.sort(np.random.default_rng(step).choice(n, round(MECHANISM.sample_rate * n), replace=False))
+
+    return dataclasses.replace(subject, draw=draw)
+
+
+SCALE, SUM, KEYS, RATE, DRAWS = (
     "noise has the claimed deviation in every step",
     "released sum is the clipped sum",
     "noise of one step tells nothing of another's",
     "every film is drawn with the claimed rate",
+    "films are drawn independently",
 )
 
 
@@ -106,8 +116,18 @@ SCALE, SUM, KEYS, RATE = (
         (one_key, KEYS),
         (one_film_always, RATE),
         (canaries_always, RATE),
+        (fixed_size, DRAWS),
     ],
-    ids=["no noise", "by drawn size", "clipped after averaging", "a tenth of the noise", "same key", "one always", "always in"],
+    ids=[
+        "no noise",
+        "by drawn size",
+        "clipped after averaging",
+        "a tenth of the noise",
+        "same key",
+        "one always",
+        "always in",
+        "fixed size",
+    ],
 )
 def test_a_planted_fault_is_caught(fault: Callable[[Subject], Subject], check: str) -> None:
     found = audited(1, fault)
@@ -145,4 +165,5 @@ def test_what_is_written_is_json_and_says_both_figures() -> None:
     assert again["card"]["canaries"] == CANARIES
     assert again["card"]["accused"] is False
     assert {row["attack"] for row in again["attacks"]} == {"white-box alignment", "white-box variation", "black-box loss"}
-    assert len(again["checks"]) == 4
+    assert len(again["checks"]) == 5
+    assert again["data"] == "ab12" * 16

@@ -80,8 +80,11 @@ def test_a_right_mechanism_passes_and_p_values_are_uniform_enough() -> None:
         (lambda p: p | {"noise": np.concatenate([p["noise"][:39], p["noise"][:1]])}, "noise of one step tells nothing of another's"),
         (lambda p: p | {"drawn": np.concatenate([p["drawn"], np.ones((40, 1), bool)], axis=1)}, "every film is drawn with the claimed rate"),
         (lambda p: p | {"drawn": np.random.default_rng(1).random((40, 200)) < 0.13}, "every film is drawn with the claimed rate"),
+        (lambda p: p | {"drawn": np.argsort(np.argsort(np.random.default_rng(1).random((40, 200)), axis=1), axis=1) < 20}, "films are drawn independently"),
+        (lambda p: p | {"drawn": np.arange(200) % 10 == np.arange(40)[:, None] % 10}, "films are drawn independently"),
+        (lambda p: p | {"drawn": np.repeat(np.random.default_rng(1).random((40, 20)) < 0.1, 10, axis=1)}, "films are drawn independently"),
     ],
-    ids=["too small", "varying", "shifted", "key used twice", "always drawn", "too often"],
+    ids=["too small", "varying", "shifted", "key used twice", "always drawn", "too often", "fixed size", "epochs", "in tens"],
 )  # fmt: skip
 def test_each_check_sees_its_fault(change: object, name: str) -> None:
     assert name in failed(change(right()))  # type: ignore[operator]

@@ -157,7 +157,7 @@ def test_real_radiographs_of_every_kind(tmp_path):
         pytest.skip("no development radiographs here")
     table = pd.read_csv(RADIOGRAPHS / "metadata.csv", dtype=str, keep_default_na=False)
     table = pd.concat(
-        [table[table["path"].str.startswith(("dicom", "png16"))], table.sample(500, random_state=0)]
+        [table[table["path"].str.startswith(("dicom", "png16"))], table.sample(150, random_state=0)]
     ).drop_duplicates("path")
     table.to_csv(tmp_path / "metadata.csv", index=False)
     flags = [
@@ -208,6 +208,8 @@ def write_film(path, **tags):
         block = dataset.private_block(0x0099, "DOE PRIVATE", create=True)
         block.add_new(1, "LO", "JANE DOE")
         dataset.save_as(path, enforce_file_format=True)
+    # pydicom does not write a text where a number belongs.
+    path.write_bytes(path.read_bytes().replace(b"97.53579", b"DOE^JANE"))
 
 
 def dicom_hospital(folder):
@@ -221,7 +223,7 @@ def dicom_hospital(folder):
     bad = {
         "modality": {"Modality": "DOE^JANE"}, "rows": {"Rows": 4000}, "frames": {"NumberOfFrames": "3"}, "nameless": {"PatientID": ""},
         "pixelless": {"PixelData": None}, "photometry": {"PhotometricInterpretation": "DOE JANE"}, "copy": {"SOPInstanceUID": "1.0"},
-        "window": {"WindowCenter": "DOE", "WindowWidth": "JANE"}, "bits": {"BitsStored": 77}, "slope": {"RescaleSlope": "JANE"},
+        "window": {"WindowCenter": "97.53579", "WindowWidth": "97.53579"}, "bits": {"BitsStored": 77}, "slope": {"RescaleSlope": "97.53579", "RescaleIntercept": "0"},
         "age": {"PatientAge": "DOE"}, "view": {"ViewPosition": "JANE"}, "rowless": {},
     }  # fmt: skip
     for place, (name, tags) in enumerate(bad.items()):
@@ -263,7 +265,9 @@ def test_nothing_undeclared_reaches_store_screen_or_reports(tmp_path, monkeypatc
 
     def run_script(name, *flags):
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-        load_script(name).main()
+        script = load_script(name)
+        script.figures_s = lambda *_: []  # they hold counts alone and take seconds
+        script.main()
 
     run_script("prepare.py", *base, "--out", tmp_path / "out" / "store")
     run_script("describe.py", tmp_path / "out" / "store")
@@ -283,8 +287,9 @@ def test_nothing_undeclared_reaches_store_screen_or_reports(tmp_path, monkeypatc
     }  # fmt: skip
     listing = read_listing(store.path / "quarantine.csv")
     assert set(listing["path"]) == {
-        f"{name}.dcm" for name in ("modality", "rows", "frames", "nameless", "pixelless", "photometry", "copy", "bits", "rowless", "torn")
-    } | {"letter.txt"} | ({"window.dcm", "slope.dcm"} & set(listing["path"]))  # fmt: skip
+        "modality.dcm", "rows.dcm", "frames.dcm", "nameless.dcm", "pixelless.dcm", "photometry.dcm", "copy.dcm", "window.dcm",
+        "bits.dcm", "slope.dcm", "rowless.dcm", "torn.dcm", "letter.txt",
+    }  # fmt: skip
     assert set(read_listing(store.path / "flagged.csv")["path"]) == {"5.dcm", "6.dcm"}
     assert str(tmp_path) not in "".join(listing["reason"])
     said = capfd.readouterr()

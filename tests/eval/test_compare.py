@@ -153,6 +153,7 @@ def test_script_writes_and_prints_the_comparison(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     written = pd.read_csv(tmp_path / "c" / "comparison.csv")
+    assert "A minus B is" in (tmp_path / "c" / "report.html").read_text()
     assert set(written["group"]) == {"all", "sex_F", "sex_M"}
     assert f"{row(written, 'all', 'average', 'auroc')['difference']:+.3f} [" in done.stdout
     missing = subprocess.run(

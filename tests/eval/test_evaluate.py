@@ -289,6 +289,7 @@ def test_script_writes_and_prints_the_evaluation(tmp_path):
     np.testing.assert_allclose(written["ci_low"], expected["ci_low"], rtol=1e-12)
     assert {path.name for path in (out / "figures").iterdir()} == {"roc.png", "roc.svg", "calibration.png", "calibration.svg"}
     assert "the paper's code" in done.stdout
+    assert "how it was trained is not known here" in (out / "report.html").read_text()
     average_line = next(line for line in done.stdout.splitlines() if line.strip().startswith("average"))
     assert f"{row(expected, 'average', 'auroc')['value']:.3f} [" in average_line
 

@@ -260,7 +260,7 @@ PLANTINGS: dict[str, Planting] = {
     "card: name of a mechanism": edited("privacy_card.json", lambda card, v: card["mechanisms"][0].update(name=f"of {v}")),
     "card: watermark": edited("privacy_card.json", lambda card, v: card.update(watermark=v)),
     "card: version": edited("privacy_card.json", lambda card, v: card["fingerprints"].update(jaxcxr=v)),
-    "card: fingerprint": edited("privacy_card.json", lambda card, v: card["fingerprints"].update(run=v)),
+    "card: fingerprint": edited("privacy_card.json", lambda card, v: card["fingerprints"].update(ledger=v)),
     "card: after the end": appended("privacy_card.json", lambda v: f"\n\n{v}".encode()),
     "page: comment": appended("privacy_card.html", lambda v: f"<!-- {v} -->".encode()),
     "configuration: finding": config(lambda c, v: c["data"]["findings"].__setitem__(0, f"seen in {v}")),

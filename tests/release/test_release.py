@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +16,31 @@ from safetensors.numpy import load_file, save_file
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
+from jaxcxr.privacy.ledger import run_name
 from jaxcxr.release import check
 from jaxcxr.release.build import build_release, manifest_of
 from jaxcxr.release.check import check_release
 from jaxcxr.release.write import flat_weights, public_config
 from jaxcxr.training.checkpoint import load_weights
 from tests.release.plantings import PLANTINGS
-from tests.release.run_folder import CONFIG, MANIFEST, PARAMS, make_run, network_params
+from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, make_run, network_params
 
 IDS = ("IMG-0003", "Müller^Anna", "p-77", "1.2.840.113619.2", "483920", "0042", "88241907", "scan004", "deadbeefcafe0123")
-BY_NUMBER = {"weights: bytes of a kernel": "IMG-0003", "weights: bytes of a kernel, UTF-16": "deadbeefcafe0123"}
-"""Where an identifier must be long enough to be told from chance."""
+SPECIAL = {
+    "weights: bytes of a kernel": "IMG-0003",
+    "weights: bytes of a kernel, UTF-16": "deadbeefcafe0123",
+    "weights: tensor of bytes": "IMG-0003",
+    "weights: after the end": "scan004",
+    "NPZ bytes": "IMG-0003",
+    "DICOM": "IMG-0003",
+    "UTF-16 big-endian": "scan004",
+    "Latin-1": "Müller^Anna",
+    "decomposed": "Müller^Anna",
+    "file name, upper case": "deadbeefcafe0123",
+    "card: version": "1.2.840.113619.2",
+    "card: fingerprint": "deadbeefcafe0123" * 2,
+}
+"""Plantings that make sense with some identifiers only, or that must be long enough to be told from chance."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,8 +92,9 @@ def test_nothing_of_the_house_comes_along(built: Path) -> None:
         b'"loss"',
         bytes(range(32)),
         str(built.parent).encode(),
-        b"moment",
         b"nsecs",
+        DATA.encode(),
+        run_name(SECRET).encode(),
     ):
         assert private not in content
     config = yaml.safe_load((built / "config.yaml").read_text())
@@ -101,22 +117,15 @@ def test_how_the_model_is_judged_stays_in_the_house_and_packaged_weights_keep_th
         assert public_config(dataclasses.replace(CONFIG, model=model)).model.weights == shown
 
 
-@pytest.mark.parametrize("number", range(len(PLANTINGS)), ids=list(PLANTINGS))
-def test_a_planted_identifier_is_refused(release: Path, number: int) -> None:
-    """The measure: no false negative. What makes each a planting and no other fault: the clean copy passes (see above)."""
-    place = list(PLANTINGS)[number]
-    value = BY_NUMBER.get(place, IDS[number % len(IDS)])
+@pytest.mark.parametrize("place", PLANTINGS)
+def test_a_planted_identifier_is_refused_and_named(release: Path, place: str) -> None:
+    """The measure: no false negative. That it is the planting and no other fault: the clean copy passes (see above)."""
+    value = SPECIAL.get(place, IDS[list(PLANTINGS).index(place) % len(IDS)])
     PLANTINGS[place](release, value)
-    assert check_release(release, MANIFEST).wrong
-
-
-@pytest.mark.parametrize("place", [place for place in PLANTINGS if place != "orbax: number"])
-def test_the_planted_identifier_is_named(release: Path, place: str) -> None:
-    value = {"configuration: finding": "Patient A", "card: version": "1.2.840.113619.2"}.get(place, "IMG-0003")
-    if place == "card: fingerprint":
-        value = "deadbeefcafe0123" * 2
-    PLANTINGS[place](release, value)
-    assert any(value[:16].lower() in sentence.lower() for sentence in check_release(release, MANIFEST).wrong)
+    wrong = check_release(release, MANIFEST).wrong
+    assert wrong
+    shown = "483920" if place == "orbax: number" else unicodedata.normalize("NFC", value)[:16].lower()
+    assert any(shown in sentence.split(": ", 1)[1].lower() for sentence in wrong if "no part" not in sentence), wrong
 
 
 def test_fifty_plantings_at_least() -> None:
@@ -165,7 +174,7 @@ def test_short_numbers_are_still_found_in_foreign_files_and_names(release: Path)
         (lambda card: card["attacks"][1].update(true_positive_rate=0.011), "attacks.1.true_positive_rate"),
         (lambda card: card["patients"].pop(), "patients"),
         (lambda card: card["not_covered"].pop(0), "not_covered"),
-        (lambda card: card["mechanisms"][0].update(steps=1), "claim.epsilon_upper"),
+        (lambda card: card["mechanisms"][1].update(steps=4), "claim.epsilon_upper"),
         (lambda card: card["claim"].update(delta=0.01), "claim.epsilon_upper"),
     ],
     ids=["epsilon", "attack bound", "a patient row", "a caveat", "fewer releases", "larger delta"],
@@ -197,7 +206,7 @@ def test_other_weights_than_the_orbax_ones_are_refused(release: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "privacy_card.json", "privacy_card.html", "orbax/provenance.json"])  # fmt: skip
-@pytest.mark.parametrize("content", [None, b"", b"\x00\xff", b"{}", b"[1]"], ids=["missing", "empty", "bytes", "{}", "[1]"])
+@pytest.mark.parametrize("content", [None, b"\x00\xff", b"[1]"], ids=["missing", "bytes", "[1]"])
 def test_a_missing_or_damaged_file_is_refused(release: Path, name: str, content: bytes | None) -> None:
     (release / name).unlink()
     if content is not None:
@@ -258,9 +267,9 @@ def test_a_run_that_an_audit_refutes_is_not_released(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     finding = {
         "method": "one run; white-box gradient alignment and black-box loss; every step checked", "model": "logistic regression",
-        "canaries": 200, "confidence": 0.95, "epsilon_lower": 4.0, "epsilon_claimed": 1.0, "accused": True, "data": "ab12" * 16, "code": "",
+        "canaries": 200, "confidence": 0.95, "epsilon_lower": 4.0, "epsilon_claimed": 1.0, "accused": True, "code": "",
     }  # fmt: skip
-    (run / "audit.json").write_text(json.dumps({"card": finding}))
+    (run / "audit.json").write_text(json.dumps({"card": finding, "data": DATA}))
     with pytest.raises(InputError, match="the audit refutes the claim"):
         build_release(run, MANIFEST)
 

@@ -23,6 +23,6 @@ def test_curves_are_labelled_and_equal_figures_are_equal_files(tmp_path: Path) -
 def test_patients_without_a_guarantee_are_left_out(tmp_path: Path) -> None:
     bounds = {"run": {1: Bounds(0.9, 1.0), 4: Bounds(3.0, 3.5), 20: Bounds(50.0, np.inf)}}
     text = patients_figure(bounds, tmp_path)[1].read_text()
-    for label in ("run", "films of a patient", ">4<", "simple rule"):
+    for label in ("run", "films of a patient", ">4<", "films times epsilon"):
         assert label in text
     assert ">20<" not in text

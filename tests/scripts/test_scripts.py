@@ -135,6 +135,13 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
     assert not (swept / "non_private" / "ledger.jsonl").exists()
     table = pd.read_parquet(swept / "epsilon_7.89" / "predictions.parquet")
     assert table["split"].value_counts().to_dict() == {"valid": 100, "test": 100}
+    assert table.attrs["schema_version"] == 1
+    for folder, said in (
+        ("", "ε = 7.89"),
+        ("epsilon_7.89", "non-private minus private"),
+        ("non_private", "epsilon is infinite"),
+    ):
+        assert said in (swept / folder / "report.html").read_text()
 
 
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +166,11 @@ def test_pretrain_writes_weights_once(swept: Path, home: Path) -> None:
 def test_train_and_evaluate(swept: Path, home: Path) -> None:
     assert "average" in call("train", "--out", "one", cwd=home).stdout
     assert "--resume" in call("train", "--out", "one", cwd=home, expect=2).stderr
+    (home / "one" / "report.html").unlink()
     call("train", "--out", "one", "--resume", cwd=home)
+    assert "Average AUROC" in (home / "one" / "report.html").read_text()  # a finished run without a page is given one
     call("evaluate", "one/predictions.parquet", "--out", "judged", "--redraws", "10", cwd=home)
+    assert "for one film added or removed" in (home / "judged" / "report.html").read_text()
     assert set(pd.read_csv(home / "judged" / "evaluation.csv")["finding"]) >= {"cardiomegaly", "average"}
 
 

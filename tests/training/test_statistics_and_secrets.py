@@ -17,6 +17,7 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending, epsilon_pld
 from jaxcxr.privacy.ledger import Entry, Ledger, Statistic, read_ledger, run_name
+from jaxcxr.privacy.statistics import NoisedCounts
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import DELETED_FILE, SECRET_FILE, delete_secret, load_or_make_secret
 from jaxcxr.training.class_weights import counts_entry, draw_counts
@@ -104,17 +105,17 @@ def test_counts_are_written_down_before_they_are_drawn_and_once(
 
     monkeypatch.setattr(loop, "draw_counts", watched)
     first = begin(plan, out, monkeypatch)
-    ledger, counts = (out / "ledger.jsonl").read_bytes(), (out / "class_counts.json").read_bytes()
+    ledger, written = (out / "ledger.jsonl").read_bytes(), (out / "class_counts.json").read_bytes()
     again = begin(plan, out, monkeypatch, resume=True)
     line = Statistic("class_counts", 20.0, 3**0.5)
     assert seen == [[line], [line]]
     assert (out / "ledger.jsonl").read_bytes() == ledger
-    assert (out / "class_counts.json").read_bytes() == counts
+    assert (out / "class_counts.json").read_bytes() == written
     np.testing.assert_array_equal(first.weights, again.weights)
-    described = json.loads(counts)
+    described = json.loads(written)
     assert described["positive_weights"] == first.weights.tolist()  # type: ignore[union-attr]
-    rates = np.array(described["positives"]) / (np.array(described["positives"]) + described["negatives"])
-    np.testing.assert_allclose(first.weights, objective.positive_weights(np.clip(rates, 0.01, 0.99)), rtol=1e-5)
+    counts = NoisedCounts(np.array(described["positives"]), np.array(described["negatives"]), line)
+    np.testing.assert_array_equal(first.weights, objective.positive_weights(counts.rates()))
     facts = json.loads((out / "run.json").read_text())
     assert (facts["release"], facts["class_weights_covered"], facts["positive_weights"]) == (True, True, None)
     assert facts["class_counts_noise_multiplier"] == 20.0

@@ -21,7 +21,6 @@ from tests.conftest import changed
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = "jaxcxr/weights/synthetic-64"
-there = pytest.mark.skipif(not (ROOT / SHIPPED).exists(), reason="not made yet")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,6 @@ def params(tiny_nonprivate_config: Experiment, tiny_store: Store) -> PyTree:
     return make_plan(tiny_nonprivate_config, tiny_store).random_params(bytes(32))
 
 
-@there
 def test_the_weights_that_are_shipped_are_the_recorded_ones() -> None:
     folder = ROOT / SHIPPED
     record = provenance(folder)
@@ -41,7 +39,6 @@ def test_the_weights_that_are_shipped_are_the_recorded_ones() -> None:
     assert validate(Experiment, record["config"], "record") == recipe, "made by another configuration: make them anew"
 
 
-@there
 def test_the_demo_starts_from_the_shipped_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # nothing of that name below the working folder: the package's own are taken
     for name in ("demo", "demo_nonprivate"):
@@ -91,11 +88,10 @@ def test_the_file_of_a_release_is_read_and_a_misfit_named(params: PyTree, tmp_pa
 
 
 def test_a_seeded_pretraining_gives_the_same_file_again(tiny_nonprivate_config: Experiment, tmp_path: Path) -> None:
-    config = changed(tiny_nonprivate_config, "training", steps=3)
-    records = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pretrain(changed(config, "training", seed=seed), tmp_path / name, say=lambda _: None, bfloat16=True)
-        records.append(provenance(tmp_path / name))
+    config = changed(tiny_nonprivate_config, "training", steps=2, seed=0)
+    for name in ("a", "b"):
+        pretrain(config, tmp_path / name, say=lambda _: None, bfloat16=True)
+    records = [provenance(tmp_path / name) for name in ("a", "b")]
     assert records[0] == records[1]
-    assert records[0]["sha256"] != records[2]["sha256"]
     assert set(records[0]["test_auroc"]) == {*config.data.findings, "average"}
+    assert (tmp_path / "a-run" / "metrics.jsonl").exists()
