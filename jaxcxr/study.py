@@ -98,9 +98,17 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Name of the run's folder."""
-        text = json.dumps([dataclasses.asdict(self.config), self.trains], sort_keys=True)
+        """Name of the run's folder; a field at its default does not count, so that a new field leaves old runs their names."""
+        sections = {name: _not_default(getattr(self.config, name)) for name in dataclasses.asdict(self.config)}
+        text = json.dumps([sections, self.trains], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _not_default(section: Any) -> dict[str, Any] | None:
+    if section is None:
+        return None
+    values = dataclasses.asdict(section)
+    return {f.name: values[f.name] for f in dataclasses.fields(section) if getattr(section, f.name) != f.default}
 
 
 def cells(study: Study) -> Iterator[Cell]:
@@ -116,7 +124,8 @@ def cells(study: Study) -> Iterator[Cell]:
 
 
 def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, source: str) -> Experiment:
-    if base.privacy is None or base.data.synthetic is None:
+    cohort = base.data.synthetic
+    if base.privacy is None or cohort is None:
         raise InputError("a study varies a private experiment on an embedded cohort")
     if arm.recipe != "untouched":  # which are the same whatever the budget and the seed
         privacy, training = base.privacy, base.training
@@ -125,7 +134,7 @@ def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, s
         )
     config = base
     if arm.recipe == "recommended":
-        config = recommended(config, base.data.synthetic.n_train, rule)
+        config = recommended(config, cohort.n_train, rule)
     values = dataclasses.asdict(config)
     for place, value in {**arm.set, **arm.by_budget.get(f"{epsilon:g}", {})}.items():
         section, _, key = place.partition(".")
@@ -199,7 +208,8 @@ def results(study: Study, out: Path) -> pd.DataFrame:
             continue
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         t = cell.config.training
-        described = {"scope": t.scope, "expected_batch_size": t.expected_batch_size, "steps": t.steps}
+        described = {"scope": t.scope, "expected_batch_size": t.expected_batch_size}
+        described["steps"] = t.steps if cell.trains else 0
         described |= {"learning_rate": t.learning_rate, "averaging": t.averaging}
         described["noise_multiplier"] = facts.get("noise_multiplier", np.nan)
         estimates = {name: float(draws[0]) for name, draws in draws_of(folder).items()}

@@ -24,7 +24,7 @@ from jaxcxr.data.duplicates import across_splits
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.manifest import SPLITS, read_table, require_positives
 from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, uka, vindr
-from jaxcxr.data.sources.published import Cohort, Options, Provenance
+from jaxcxr.data.sources.published import Cohort, Options
 from jaxcxr.data.sources.table import TableSource, to_manifest
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.data.verify import verify
@@ -200,9 +200,8 @@ def _cohort(command: Any, processes: int) -> tuple[Cohort, Path, tuple[str, ...]
     table = read_table(command.table)
     manifest = to_manifest(table, source, str(command.table))
     require_positives(manifest, source.findings, str(command.table))
-    provenance = Provenance("table and image files", "the user's own", "the user's own", "the user's own")
     excluded = {"rows left out by the column map": len(table) - len(manifest)}
-    return Cohort(manifest, source.findings, provenance, excluded), images, tuple(source.groups)
+    return Cohort(manifest, source.findings, source.provenance, excluded), images, tuple(source.groups)
 
 
 def _interval() -> float:

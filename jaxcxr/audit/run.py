@@ -169,7 +169,7 @@ def subject_of(
         params,
         learning_rate,
         draw=lambda step, n: mechanism.draw(secret, step, n),
-        key=lambda step: mechanism.noise_key(secret, step),
+        key=lambda step: jnp.asarray(mechanism.noise_key(secret, step)),
         clipped_sum=clipped_sum,
         release=release,
     )

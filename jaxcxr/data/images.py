@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Num, UInt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from jaxcxr.data.dicom import MAX_PIXELS, RADIOGRAPHY_MODALITIES, Film, is_dicom, read_dicom
 from jaxcxr.errors import InputError
@@ -163,7 +163,7 @@ def _levels(counts: np.ndarray) -> np.ndarray:
     darkest = share[np.flatnonzero(counts)[0]]
     if darkest == 1:
         return np.zeros(256, dtype=np.uint8)
-    return np.clip((share - darkest) / (1 - darkest) * 255, 0, 255).astype(np.uint8)
+    return np.maximum((share - darkest) / (1 - darkest) * 255, 0).astype(np.uint8)
 
 
 def _through(table: np.ndarray, film: np.ndarray) -> np.ndarray:
@@ -200,7 +200,8 @@ def _read_picture(path: Path) -> np.ndarray:
             if getattr(picture, "n_frames", 1) != 1:
                 raise InputError(f"{path}: found an image of {getattr(picture, 'n_frames', '?')} frames, expected one")
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(picture) if turned else picture
             if upright.mode.startswith(("I", "F")) or upright.mode == "L":
                 return np.asarray(upright)
             return np.asarray(upright.convert("L"))

@@ -7,6 +7,7 @@ is corrected for their number (Holm). Numbers are rounded to three decimals, and
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,10 +50,15 @@ def p_text(p: float, smallest: float = 0.0) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def estimate(rows: pd.DataFrame, metric: str, finding: str = "average", group: str = "all") -> pd.Series | None:
+def too_few_redraws(rows: pd.DataFrame) -> bool:
+    """True if the redraws cannot show any p-value below `LEVEL` once it is corrected for the number of rows."""
+    return len(rows) * 2 / (float(np.min(rows["redraws"])) + 1) >= LEVEL
+
+
+def estimate(rows: pd.DataFrame, metric: str, finding: str = "average", group: str = "all") -> dict[str, Any] | None:
     """The row of one estimate of a group itself, or None if it is not there."""
     chosen = rows.loc[(rows["group"] == group) & (rows["finding"] == finding) & (rows["metric"] == metric)]
-    return None if chosen.empty else chosen.iloc[0]
+    return None if chosen.empty else {str(key): value for key, value in chosen.iloc[0].items()}
 
 
 def auroc_sentence(evaluation: pd.DataFrame) -> str:
@@ -109,6 +115,8 @@ def findings_sentence(comparison: pd.DataFrame | None) -> str:
     lost = rows.loc[(rows["p_holm"] < LEVEL) & (rows["difference"] > 0), "finding"]
     won = rows.loc[(rows["p_holm"] < LEVEL) & (rows["difference"] < 0), "finding"]
     many = f"after correction for {len(rows)} findings"
+    if too_few_redraws(rows):
+        return f"The redraws are too few to tell, {many}, for which of them there is a difference to the non-private model."
     if lost.empty and won.empty:
         return f"Finding by finding, no difference in AUROC to the non-private model is distinguishable from zero {many}."
     parts = [f"a loss of AUROC is shown for {_listed(lost)}"] if len(lost) else []
@@ -123,8 +131,8 @@ def worst_off_sentence(evaluation: pd.DataFrame, metric: str) -> str:
     worst = worst_off(evaluation, metric)
     if worst is None:
         return ""
-    name, value = NAMES[metric], float(worst["difference"])  # type: ignore[arg-type]
-    low, high = float(worst["ci_low"]), float(worst["ci_high"])  # type: ignore[arg-type]
+    name, value = NAMES[metric], float(worst["difference"])
+    low, high = float(worst["ci_low"]), float(worst["ci_high"])
     if value >= 0:
         return f"No group is below all others in average {name}."
     over = f", {worst['note']}" if worst["note"] else ""
@@ -132,18 +140,20 @@ def worst_off_sentence(evaluation: pd.DataFrame, metric: str) -> str:
     first += f": {number(-value)} below all others"
     if not leaves_out_zero(low, high):
         return f"{first} (interval of the difference {between(low, high)}), which is not distinguishable from zero."
-    corrected, smallest = float(worst["p_holm"]), float(worst["p_least"])  # type: ignore[arg-type]
+    corrected, smallest = float(worst["p_holm"]), float(worst["p_least"])
     first = f"{first} (95 % interval {between(-high, -low)})"
     many = f"{p_text(corrected, smallest)} after correction for {worst['groups']} groups"
     if corrected < LEVEL:
         return f"{first}; {many}. It is the worst of many, which makes it look worse than it is."
+    if smallest >= LEVEL:
+        return f"{first}; {many}: the redraws are too few to tell whether it is chance."
     return f"{first}; but {many}: among so many groups such a difference may be chance."
 
 
 def widened_sentence(comparison: pd.DataFrame | None, evaluation: pd.DataFrame, metric: str) -> str:
     """Whether the worst-off group is further behind than without privacy; empty if it cannot be said."""
     worst = worst_off(evaluation, metric)
-    if comparison is None or worst is None or float(worst["difference"]) >= 0:  # type: ignore[arg-type]
+    if comparison is None or worst is None or float(worst["difference"]) >= 0:
         return ""
     row = estimate(comparison, OTHERS[metric], group=str(worst["group"]))
     if row is None or np.isnan(row["difference"]):
@@ -208,7 +218,9 @@ def comparison_conclusions(comparison: pd.DataFrame) -> tuple[str, ...]:
     rows = rows.loc[(rows["finding"] != "average") & rows["difference"].notna()]
     shown = rows.loc[rows["p_holm"] < LEVEL]
     many = f"after correction for {len(rows)} finding{'s' * (len(rows) != 1)}"
-    if shown.empty:
+    if len(rows) and too_few_redraws(rows):
+        sentences.append(f"The redraws are too few to tell, {many}, for which of them there is a difference.")
+    elif shown.empty:
         sentences.append(f"Finding by finding, no difference in AUROC is distinguishable from zero {many}.")
     else:
         better = [
@@ -220,16 +232,26 @@ def comparison_conclusions(comparison: pd.DataFrame) -> tuple[str, ...]:
         changed = distances.loc[distances["corrected"] < LEVEL]
         count = f"{len(distances)} distances of a group to all others (AUROC and accuracy)"
         names = ", ".join(dict.fromkeys(changed["label"].astype(str)))
-        text = f"Of {count}, {len(changed)} differ between A and B after correction for their number"
+        text = f"Of {count}, {len(changed)} differ between A and B after correction for the number of groups"
+        if distances["too_few"].any():
+            text, names = f"The redraws are too few to tell which of {count} differ between A and B", ""
         sentences.append(f"{text}: {names}." if names else f"{text}.")
     return tuple(sentences)
 
 
 def _distances(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Differences between two models in a group's distance to all others, with `corrected` p-values, one family for all."""
+    """Differences between two models in a group's distance to all others, with `corrected` p-values.
+
+    The family of a correction is the groups of one metric at one budget: the redraws could not show anything in a larger one.
+    """
     rows = comparison.loc[(comparison["finding"] == "average") & comparison["metric"].isin(list(OTHERS.values()))]
     rows = rows.loc[rows["difference"].notna() & ~rows["attribute"].astype(str).str.contains("*", regex=False)]
-    return rows.assign(corrected=holm(rows["p_value"].to_numpy(np.float64)))
+    rows = rows.reset_index(drop=True).assign(corrected=np.nan, too_few=False)
+    families = ["metric", "epsilon"] if "epsilon" in rows else ["metric"]
+    for _, family in rows.groupby(families, sort=False):
+        rows.loc[family.index, "corrected"] = holm(np.asarray(family["p_value"], np.float64))
+        rows.loc[family.index, "too_few"] = too_few_redraws(family)
+    return rows
 
 
 def _prices(comparisons: pd.DataFrame | None, budgets: Sequence[float]) -> str:
@@ -259,8 +281,8 @@ def _worst(evaluations: pd.DataFrame, budgets: Sequence[float], metric: str) -> 
     found: dict[str, list[tuple[float, bool]]] = {}
     for epsilon in models:
         worst = worst_off(evaluations.loc[evaluations["epsilon"] == epsilon], metric)
-        if worst is not None and float(worst["difference"]) < 0:  # type: ignore[arg-type]
-            shown = bool(worst["clear"]) and float(worst["p_holm"]) < LEVEL  # type: ignore[arg-type]
+        if worst is not None and float(worst["difference"]) < 0:
+            shown = bool(worst["clear"]) and float(worst["p_holm"]) < LEVEL
             found.setdefault(str(worst["label"]), []).append((epsilon, shown))
     if not found:
         return ""
@@ -271,26 +293,28 @@ def _worst(evaluations: pd.DataFrame, budgets: Sequence[float], metric: str) -> 
         verdict = "shown in each of them" if shown == len(where) else f"shown in {shown}" if shown else "in none of them shown"
         if len(where) == 1:
             verdict = "shown" if shown else "not shown"
-        parts.append(f"{label} in {len(where)} of {len(models)} models ({names}; {verdict} after correction for all groups)")
+        names = "" if len(where) == len(models) else f"{names}; "
+        parts.append(f"{label} in {len(where)} of {len(models)} models ({names}{verdict} after correction for all groups)")
     return f"Furthest below all others in average {NAMES[metric]}: {'; '.join(parts)}."
 
 
 def _widened(comparisons: pd.DataFrame | None, budgets: Sequence[float]) -> str:
-    """In how many comparisons of a group's distance with and without privacy a change is shown, one family for all of them."""
+    """In how many comparisons of a group's distance with and without privacy a change for the worse is shown."""
     if comparisons is None:
         return ""
     rows = _distances(comparisons)
     if rows.empty:
         return ""
     worse = rows.loc[(rows["corrected"] < LEVEL) & (rows["difference"] > 0)]
-    count = f"{len(rows)} comparisons of a group's distance to all others (AUROC and accuracy, {len(budgets)} budgets)"
+    over = f"AUROC and accuracy, {len(budgets)} budget{'s' * (len(budgets) != 1)}"
+    count = f"{len(rows)} comparisons of a group's distance to all others ({over})"
+    if rows["too_few"].any():
+        return f"The redraws are too few to tell which of {count} are more than chance."
+    after = "after correction for the number of groups at each budget"
     if worse.empty:
-        return f"In none of {count} is it shown, after correction for their number, that privacy puts the group further behind."
+        return f"In none of {count} is it shown, {after}, that privacy puts the group further behind."
     named = dict.fromkeys(f"{row['label']} at ε = {row['epsilon']:g}" for row in worse.to_dict("records"))
-    return (
-        f"In {len(worse)} of {count} it is shown, after correction for their number, that privacy puts the group further "
-        f"behind: {', '.join(named)}."
-    )
+    return f"In {len(worse)} of {count} it is shown, {after}, that privacy puts the group further behind: {', '.join(named)}."
 
 
 def _trend(correlations: pd.DataFrame | None) -> str:
@@ -299,7 +323,7 @@ def _trend(correlations: pd.DataFrame | None) -> str:
     rows = correlations.loc[correlations["analysis"] == "log epsilon and parity, all groups"]
     if rows.empty or np.isnan(rows.iloc[0]["r"]):
         return ""
-    row = rows.iloc[0]
+    row = rows.to_dict("records")[0]
     said = f"Parity against log ε over groups and budgets: Pearson's r = {number(row['r'], 2)}"
     if np.isnan(row["ci_low"]):
         return f"{said} over {row['n']} points, too few for an interval."

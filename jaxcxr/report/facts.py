@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -105,9 +106,9 @@ def films_in_words(films: pd.DataFrame, called: str) -> str:
     if "sex" in films:
         counts = films["sex"].astype(str).value_counts()
         about += [f"{counts.get(code, 0):,} {name}" for code, name in (("F", "female"), ("M", "male"))]
-    ages = pd.to_numeric(films["age"], errors="coerce").dropna() if "age" in films else pd.Series(dtype=float)
-    if len(ages):
-        about.append(f"median age {ages.median():.0f} years")
+    ages = np.asarray(pd.to_numeric(films["age"], errors="coerce"), np.float64) if "age" in films else np.array([])
+    if np.isfinite(ages).any():
+        about.append(f"median age {np.nanmedian(ages):.0f} years")
     return f"{said} ({', '.join(about)})" if about else said
 
 

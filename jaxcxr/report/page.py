@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -222,7 +223,7 @@ def _auroc_fact(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, pr
     return Fact("Average AUROC", value, f"non-private {number(paired['value_a'])}; {_paired(paired)}")
 
 
-def _paired(row: pd.Series) -> str:
+def _paired(row: Mapping[str, Any]) -> str:
     text = f"non-private minus private {signed(row['difference'])} ({between(row['ci_low'], row['ci_high'])})"
     return text if leaves_out_zero(row["ci_low"], row["ci_high"]) else f"{text}: not distinguishable from zero"
 
@@ -232,18 +233,18 @@ def _worst_fact(evaluation: pd.DataFrame, metric: str) -> Fact:
     worst = worst_off(evaluation, metric)
     if worst is None:
         return Fact(f"Worst-off group by {name}", "", "no groups were judged")
-    if float(worst["difference"]) >= 0:  # type: ignore[arg-type]
+    if float(worst["difference"]) >= 0:
         return Fact(f"Worst-off group by {name}", "none", "no group is below all others")
     return Fact(f"Worst-off group by {name}", str(worst["label"]), _behind(worst))
 
 
-def _behind(worst: Mapping[str, object]) -> str:
-    value, low, high = (float(worst[key]) for key in ("difference", "ci_low", "ci_high"))  # type: ignore[arg-type]
+def _behind(worst: Mapping[str, Any]) -> str:
+    value, low, high = (float(worst[key]) for key in ("difference", "ci_low", "ci_high"))
     text = f"{signed(value)} against all others ({between(low, high)}), n = {worst['n']:,}"
     text += f", {worst['note']}" if worst["note"] else ""
     if not leaves_out_zero(low, high):
         return f"{text}: not distinguishable from zero"
-    return f"{text}; {p_text(float(worst['p_holm']), float(worst['p_least']))} for the worst of {worst['groups']} groups"  # type: ignore[arg-type]
+    return f"{text}; {p_text(float(worst['p_holm']), float(worst['p_least']))} for the worst of {worst['groups']} groups"
 
 
 def comparison_page(comparison: pd.DataFrame, names: tuple[str, str], facts: tuple[Facts | None, Facts | None]) -> Page:

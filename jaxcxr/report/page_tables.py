@@ -84,6 +84,8 @@ def estimated(row: Mapping[str, object] | None, value: str = "value", with_sign:
     """A value over its 95 % interval; why there is none, if there is none."""
     if row is None:
         return Cell("–", key=np.nan)
+    if row.get("reference") and row["reference"] == row["group"]:
+        return Cell("the best", key=0.0)
     point, note = float(row[value]), str(row.get("note") or "")  # type: ignore[arg-type]
     if math.isnan(point):
         short = "too small" if "suppressed" in note else "not defined"
@@ -92,7 +94,7 @@ def estimated(row: Mapping[str, object] | None, value: str = "value", with_sign:
     low, high = float(row["ci_low"]), float(row["ci_high"])  # type: ignore[arg-type]
     detail = "" if math.isnan(low) else f"[{write(low)}, {write(high)}]"
     if note.startswith("over "):
-        detail += f" {note}"
+        detail += f"\n{note.removeprefix('over ')}"
     return Cell(write(point), detail, point)
 
 
@@ -254,14 +256,19 @@ def _differences(
     for row in rows.to_dict("records"):
         least = 2 / (float(row["redraws"]) + 1)
         cells = [Cell(number(row[v]) if not math.isnan(row[v]) else "–", key=float(row[v])) for v in ("value_a", "value_b")]
-        p = [Cell("" if math.isnan(row["p_value"]) else p_text(row["p_value"], least), key=float(row["p_value"]))]
+        p = [_p_cell(row["p_value"], least)]
         if corrected:
-            smallest = min(1.0, least * int(rows["p_value"].notna().sum()))
-            p.append(Cell("" if math.isnan(row["p_holm"]) else p_text(row["p_holm"], smallest), key=float(row["p_holm"])))
-            p.append(Cell("" if math.isnan(row["delong_p"]) else p_text(row["delong_p"]), key=float(row["delong_p"])))
+            smallest = min(1.0, least * float(np.isfinite(np.asarray(rows["p_value"], np.float64)).sum()))
+            p.append(_p_cell(row["p_holm"], smallest))
+            p.append(_p_cell(row["delong_p"]))
         lines.append((Cell(named(row)), count(row["n"]), *cells, estimated(row, "difference", with_sign=True), *p))
     heads = (first, "Films", a, b, "Difference", "p", *(("p (Holm)", "p (DeLong)") if corrected else ()))
     return Table(name, caption, heads, tuple(lines))
+
+
+def _p_cell(p: float, smallest: float = 0.0) -> Cell:
+    text = "" if math.isnan(p) else p_text(p, smallest).removeprefix("p ").removeprefix("= ")
+    return Cell(text, key=float(p))
 
 
 def correlation_table(correlations: pd.DataFrame) -> Table:
@@ -269,8 +276,8 @@ def correlation_table(correlations: pd.DataFrame) -> Table:
     lines = []
     for row in correlations.to_dict("records"):
         paper = Cell("", key=np.nan) if math.isnan(row["paper_r"]) else Cell(number(row["paper_r"], 2), key=row["paper_r"])
-        p = Cell("" if math.isnan(row["p_value"]) else p_text(row["p_value"]), key=row["p_value"])
-        lines.append((Cell(str(row["analysis"])), estimated(row, "r", with_sign=True), count(row["n"]), p, paper))
+        r = estimated(row, "r", with_sign=True)
+        lines.append((Cell(str(row["analysis"])), r, count(row["n"]), _p_cell(row["p_value"]), paper))
     return Table(
         "Correlations",
         "Pearson's r with its 95 % interval, as if the points were independent, and the number of points that it rests on.",
@@ -282,10 +289,14 @@ def correlation_table(correlations: pd.DataFrame) -> Table:
 def text_table(name: str, caption: str, frame: pd.DataFrame) -> Table:
     """A table of texts, sorted by the first number in a cell where it begins with one."""
     lines = [
-        (Cell(str(index)), *(Cell(str(text), key=_leading(str(text))) for text in row))
+        (Cell(str(index)), *(Cell(_with_minus(str(text)), key=_leading(str(text))) for text in row))
         for index, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)
     ]
     return Table(name, caption, (str(frame.index.name or ""), *(str(column) for column in frame.columns)), tuple(lines))
+
+
+def _with_minus(text: str) -> str:
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
 def _leading(text: str) -> float | None:

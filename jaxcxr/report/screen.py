@@ -1,5 +1,7 @@
 """Evaluations and comparisons as text for the screen, in sentences that follow from the numbers."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -23,7 +25,7 @@ def how(evaluation: pd.DataFrame) -> str:
     return f"{policy}; {RESAMPLE_TEXT.get(first['resample'], str(first['resample']))}"
 
 
-def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, object] | None:
+def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, Any] | None:
     """The group, of all single attributes, that is furthest below all others in the average of a metric.
 
     Args:
@@ -41,10 +43,10 @@ def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, o
     rows = rows.loc[rows["value"].notna() & ~rows["attribute"].astype(str).str.contains("*", regex=False)]
     if rows.empty:
         return None
-    rows = rows.assign(p_holm=holm(rows["p_value"].to_numpy(np.float64)), groups=len(rows))
+    rows = rows.assign(p_holm=holm(np.asarray(rows["p_value"], np.float64)), groups=len(rows))
     worst = rows.loc[rows["value"].idxmin()]
     columns = ["group", "label", "value", "ci_low", "ci_high", "p_value", "p_holm", "n", "groups", "note"]
-    found = worst[columns].rename({"value": "difference"}).to_dict()
+    found = {"difference" if column == "value" else column: worst[column] for column in columns}
     least = min(1.0, len(rows) * 2 / (worst["redraws"] + 1))
     return found | {"clear": bool(worst["ci_high"] < 0), "p_least": least}
 
@@ -62,7 +64,7 @@ def groups_text(evaluation: pd.DataFrame) -> str:
         worst = worst_off(evaluation, metric)
         if worst is not None:
             verdict = "" if worst["clear"] else ": no clear difference"
-            if float(worst["difference"]) < 0:  # type: ignore[arg-type]
+            if float(worst["difference"]) < 0:
                 lines.append(
                     f"lowest average {name} against all others: {worst['label']} (n = {worst['n']}), "
                     f"{worst['difference']:+.3f} [{worst['ci_low']:+.3f}, {worst['ci_high']:+.3f}]{verdict}"

@@ -38,7 +38,8 @@ def _table(rows: pd.DataFrame, results: pd.DataFrame) -> str:
         "| epsilon | arm | batch x steps | AUROC | difference [95 % CI] | age gap, difference | sex gap, difference | seeds |"
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
-    for (epsilon, arm), of_arm in rows.groupby(["epsilon", "arm"], sort=False):
+    for key, of_arm in rows.groupby(["epsilon", "arm"], sort=False):
+        epsilon, arm = key  # type: ignore[misc]
         of = of_arm.set_index("estimate")
         is_it = (results["question"] == of["question"].iloc[0]) & (results["arm"] == arm) & (results["epsilon"] == epsilon)
         run = results.loc[is_it].iloc[0]
@@ -53,7 +54,7 @@ def _table(rows: pd.DataFrame, results: pd.DataFrame) -> str:
 
 
 def _difference(row: pd.Series, before: str = "") -> str:
-    if np.isnan(row.get("difference", np.nan)):
+    if np.isnan(row.to_dict().get("difference", np.nan)):
         return ""
     if np.isnan(row["ci_low"]):
         return f"{before}{row['difference']:+.3f} (one seed)"
@@ -65,7 +66,7 @@ def study_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "ablation
     auroc = comparisons.loc[(comparisons["estimate"] == "auroc") & comparisons["difference"].notna()]
     questions = _by_question(auroc)
     budgets = sorted(auroc["epsilon"].unique())
-    heights = [0.5 + rows["arm"].nunique() * 0.38 for _, rows in questions]
+    heights = [0.5 + 0.38 * len(set(rows["arm"])) for _, rows in questions]
     figure = Figure(figsize=(7.2, sum(heights) + 0.9 * len(questions)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(questions), 1, height_ratios=heights, sharex=True))
     for panel, (name, rows) in zip(panels, questions, strict=True):

@@ -101,8 +101,8 @@ def _overview(
             (
                 Cell("without privacy" if math.isinf(epsilon) else f"ε = {epsilon:g}", key=epsilon),
                 Cell(f"{spent.upper:.4g}" if spent else "–", key=spent.upper if spent else np.nan),
-                _cell(estimate(own, "auroc")),
-                Cell("–", key=np.nan) if paired is None else estimated(paired.to_dict(), "difference", with_sign=True),
+                estimated(estimate(own, "auroc")),
+                Cell("–", key=np.nan) if paired is None else estimated(paired, "difference", with_sign=True),
                 *(_worst_cell(own, metric) for metric in ("auroc", "accuracy")),
                 Cell(number(paper[epsilon], 2), key=float(paper[epsilon])) if epsilon in paper.index else Cell("–", key=np.nan),
             )
@@ -110,7 +110,9 @@ def _overview(
     if untouched is not None:
         blank = Cell("–", key=np.nan)
         worst = tuple(_worst_cell(untouched, metric) for metric in ("auroc", "accuracy"))
-        lines.append((Cell("before training", key=np.nan), blank, _cell(estimate(untouched, "auroc")), blank, *worst, blank))
+        lines.append(
+            (Cell("before training", key=np.nan), blank, estimated(estimate(untouched, "auroc")), blank, *worst, blank)
+        )
     return Table(
         "Models",
         "Average AUROC with its 95 % interval; non-private minus private on the same films and redraws; and the group furthest "
@@ -121,15 +123,11 @@ def _overview(
     )
 
 
-def _cell(row: pd.Series | None) -> Cell:
-    return estimated(None if row is None else row.to_dict())  # type: ignore[arg-type]
-
-
 def _worst_cell(evaluation: pd.DataFrame, metric: str) -> Cell:
     worst = worst_off(evaluation, metric)
-    if worst is None or float(worst["difference"]) >= 0:  # type: ignore[arg-type]
+    if worst is None or float(worst["difference"]) >= 0:
         return Cell("–", key=np.nan)
-    value, low, high = (float(worst[key]) for key in ("difference", "ci_low", "ci_high"))  # type: ignore[arg-type]
+    value, low, high = (float(worst[key]) for key in ("difference", "ci_low", "ci_high"))
     return Cell(str(worst["label"]), f"{signed(value)} [{signed(low)}, {signed(high)}]", value)
 
 

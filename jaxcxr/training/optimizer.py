@@ -92,7 +92,7 @@ def adam_bc(
 
         def step(m: Any, v: Any) -> Any:
             own = jnp.maximum(v / (1 - b2**t) - variance, floor * variance)
-            return -rate * (m / (1 - b1**t)) / jnp.sqrt(own)
+            return -(rate * (m / (1 - b1**t))) / jnp.sqrt(own)
 
         return jax.tree.map(step, first, second), AdamState(steps, first, second)
 

@@ -159,7 +159,7 @@ class Plan:
         if self.microbatch_size is not None:
             return self
         device, t = jax.local_devices()[0], self.config.training
-        shapes = jax.eval_shape(self.random_params, bytes(32))
+        shapes = jax.eval_shape(lambda: self.random_params(bytes(32)))
         resident = 5 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         if self.films_on_device():
             resident += len(self.split) * self.split.size**2
@@ -302,7 +302,7 @@ def _with_discrete_noise(plan: Plan) -> Plan:
         InputError: the noise multiplier does not go with discrete noise.
     """
     assert plan.mechanism is not None
-    trained = plan.trained(jax.eval_shape(plan.random_params, bytes(32)))
+    trained = plan.trained(jax.eval_shape(lambda: plan.random_params(bytes(32))))
     coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
     mechanism = dataclasses.replace(plan.mechanism, discrete_coordinates=coordinates)
     try:

@@ -27,7 +27,9 @@ def audited(seed: int, fault: Callable[[Subject], Subject] = lambda subject: sub
     cohort = Films(np.clip(brightness, 0, 255).astype(np.uint8), labels)
     secret = seed.to_bytes(32, "little")
     subject = dataclasses.replace(
-        right(), draw=lambda step, n: MECHANISM.draw(secret, step, n), key=lambda step: MECHANISM.noise_key(secret, step)
+        right(),
+        draw=lambda step, n: MECHANISM.draw(secret, step, n),
+        key=lambda step: jnp.asarray(MECHANISM.noise_key(secret, step)),
     )
     return audit(fault(subject), cohort, canary_films(CANARIES, cohort, rng), STEPS, rng)
 

@@ -216,9 +216,10 @@ def test_a_finished_store_that_was_not_yet_named_is_not_given_to_another_manifes
     def killed(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(build, "publish", killed)
-        made(folder, frame)
+        with pytest.raises(KeyboardInterrupt):
+            made(folder, frame)
     with pytest.raises(InputError, match="manifest differ"):
         made(folder, frame.assign(congestion=1.0))
     assert len(made(folder, frame).manifest) == COUNT - 2

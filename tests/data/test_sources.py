@@ -19,7 +19,7 @@ from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import check_manifest, read_table
 from jaxcxr.data.sources import chexpert, mimic, nih, padchest, uka, vindr
 from jaxcxr.data.sources import dicom as folder_of_dicom
-from jaxcxr.data.sources.published import Cohort, Options, Provenance
+from jaxcxr.data.sources.published import Cohort, Options
 from jaxcxr.data.sources.table import Columns, Listed, TableSource, to_manifest
 from jaxcxr.errors import InputError
 
@@ -493,7 +493,7 @@ def table_folder(folder):
 
 def table_cohort(path):
     manifest = to_manifest(read_table(path), TABLE_MAP, "films.csv")
-    return Cohort(manifest, TABLE_MAP.findings, Provenance("a", "b", "c", "d"))
+    return Cohort(manifest, TABLE_MAP.findings, TABLE_MAP.provenance)
 
 
 WRITERS = {

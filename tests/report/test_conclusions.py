@@ -184,10 +184,24 @@ def test_a_sweep_sorts_its_budgets_by_what_is_shown():
     correlations = pd.DataFrame({"analysis": ["log epsilon and parity, all groups"], "r": [0.1], "ci_low": [-0.3], "ci_high": [0.5], "n": [12]})  # fmt: skip
     said = sweep_conclusions(evaluations, comparisons, correlations)
     assert "at ε = 1: +0.060 (0.040 to 0.080). Not distinguishable from zero is the difference at ε = 8: +0.005" in said[0]
-    assert "age [0, 30) in 3 of 3 models (ε = 8, ε = 1, without privacy; shown in each of them" in said[1]
+    assert "age [0, 30) in 3 of 3 models (shown in each of them" in said[1]
     assert "In 1 of 2 comparisons" in said[2]
     assert "privacy puts the group further behind: age [0, 30) at ε = 1." in said[2]
     assert "r = 0.10 (−0.30 to 0.50, n = 12), not distinguishable from zero" in said[3]
+
+
+def test_redraws_that_cannot_show_anything_are_said_to_be_too_few():
+    """With 60 redraws the smallest p-value is 2 / 61 = 0.033, which is above 0.05 for two findings or groups."""
+    clear = {"average": (0.05, 0.03, 0.07, 2 / 61), "heart": (0.05, 0.03, 0.07, 2 / 61), "lung": (0.05, 0.03, 0.07, 2 / 61)}
+    few = comparison(clear, {"age_0_30": (0.05, 0.03, 0.07, 2 / 61), "sex_M": (0.05, 0.03, 0.07, 2 / 61)}).assign(redraws=60)
+    assert "too few to tell, after correction for 2 findings" in findings_sentence(few)
+    assert [sentence.count("too few") for sentence in comparison_conclusions(few)] == [0, 1, 1]
+    parity = {"age_0_30": (-0.050, -0.090, -0.010, 2 / 61), "age_30_60": (0.050, 0.010, 0.090, 2 / 61)}
+    assert "p ≤ 0.066 after correction for 2 groups: the redraws are too few" in worst_off_sentence(
+        evaluation(parity, redraws=60), "accuracy"
+    )
+    evaluations = pd.concat([evaluation(parity, redraws=60).assign(epsilon=e) for e in (np.inf, 1.0)])
+    assert any("too few" in sentence for sentence in sweep_conclusions(evaluations, few.assign(epsilon=1.0), None))
 
 
 def test_any_two_models_are_compared_by_name():

@@ -15,10 +15,11 @@ from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.privacy.accounting import Spending, epsilon_bounds
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms
 from jaxcxr.report.facts import read_facts
+from jaxcxr.report.figures import figure_2
 from jaxcxr.report.page import PAGE, comparison_page, page_html, run_page, write_page
 from jaxcxr.report.run import non_private_beside, report_run
 from jaxcxr.report.sweep import write_sweep
-from jaxcxr.report.tables import Run, summarise, write_tables
+from jaxcxr.report.tables import Run, summarise
 from tests.report.chromium import Browser, find
 
 NASTY = "<script>alert(1)</script>"
@@ -79,9 +80,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Run(read_evaluation(folder / "evaluation.csv"), epsilon, 1e-4 if np.isfinite(epsilon) else None)
         for epsilon, folder in folders.items()
     ]
-    write_tables(summarise(runs), out / "tables")
     manifest = films(1.0).rename(columns={f"y_{f}": f for f in FINDINGS})
-    written = write_sweep(out, runs, folders, CONFIG, manifest, FINDINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxcxr.report.figures.DPI", 40)  # the page takes the SVG
+        figure_2(summarise(runs), out)
+        written = write_sweep(out, runs, folders, CONFIG, manifest, FINDINGS)
     assert {out / PAGE, folders[7.89] / PAGE} <= set(written)
     report_run(folders[np.inf], CONFIG, manifest)
     return out

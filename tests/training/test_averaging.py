@@ -16,7 +16,7 @@ from jaxcxr.training import loop
 from jaxcxr.training.averaging import weights_to_use, with_ema, with_tail
 from jaxcxr.training.plan import Plan, make_plan
 from tests.conftest import changed, declared
-from tests.training.tiny import Tiny
+from tests.training.parts import Tiny
 
 
 def path_of(optimizer: optax.GradientTransformation, steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.plan import Plan, make_plan
 from tests.conftest import changed, declared
-from tests.training.tiny import Tiny
+from tests.training.parts import Tiny
 
 CLIP = 0.05
 

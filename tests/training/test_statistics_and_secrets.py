@@ -211,7 +211,7 @@ def test_discrete_noise_counts_the_trained_parameters(tiny_config: Experiment, t
     head = make_plan(changed(config, "training", scope="head"), tiny_store)
     assert plan.mechanism is not None
     assert head.mechanism is not None
-    shapes = jax.eval_shape(plan.random_params, bytes(32))
+    shapes = jax.eval_shape(lambda: plan.random_params(bytes(32)))
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert head.mechanism.discrete_coordinates == 3 * 256 + 3  # 256 features of a network of width 32
     assert plan.describe()["discrete_coordinates"] == plan.mechanism.discrete_coordinates

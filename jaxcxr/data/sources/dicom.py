@@ -24,7 +24,7 @@ import pandas as pd
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
 from jaxcxr.data.manifest import missing_column, read_table, text_of
-from jaxcxr.data.sources.published import Cohort, Provenance
+from jaxcxr.data.sources.published import Cohort
 from jaxcxr.data.sources.table import TableSource, to_manifest
 from jaxcxr.errors import InputError
 
@@ -109,8 +109,7 @@ def read(
     kept = joined.loc[found].drop(columns=["_key", "_merge"]).reset_index(drop=True)
     manifest = to_manifest(kept, config.source, str(table))
     excluded = {"rows left out by the column map": len(kept) - len(manifest), "rows of the table without a file": absent}
-    provenance = Provenance("DICOM folder", "the hospital's own files", "the hospital's own", "the hospital's own")
-    return Cohort(manifest, config.source.findings, provenance, excluded, tuple(refused))
+    return Cohort(manifest, config.source.findings, config.source.provenance, excluded, tuple(refused))
 
 
 def scan(

@@ -17,22 +17,12 @@ from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import plausible_age
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import check_manifest, missing_column, text_cells, text_of
-from jaxcxr.data.sources.table import SplitDraw
+from jaxcxr.data.sources.table import Provenance, SplitDraw
 from jaxcxr.data.splits import split_stratified, valid_from_train
 from jaxcxr.errors import InputError
 
 Policy = Literal["unknown", "negative", "positive"]
 _MEANING: Mapping[str, float] = {"unknown": np.nan, "negative": 0.0, "positive": 1.0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Provenance:
-    """Where a data set comes from and on which terms it may be used."""
-
-    name: str
-    origin: str
-    access: str
-    licence: str
 
 
 @dataclasses.dataclass(frozen=True)

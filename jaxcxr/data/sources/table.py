@@ -35,6 +35,17 @@ _PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
 
 
 @dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Where a data set comes from and on which terms it may be used, for its data card."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    origin: str
+    access: str
+    licence: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Columns:
     """Names of the table's columns; null where the table has none.
 
@@ -121,6 +132,7 @@ class TableSource:
         drop: for a column, the values of the rows to leave out.
         same_patient: other ids of a patient: alias -> id.
         draw: how splits are drawn where `columns.split` is null.
+        provenance: where the films come from, for the data card.
     """
 
     __pydantic_config__ = STRICT
@@ -137,6 +149,7 @@ class TableSource:
     drop: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     same_patient: dict[str, str] = dataclasses.field(default_factory=dict)
     draw: SplitDraw | None = None
+    provenance: Provenance = Provenance("table and image files", "the user's own", "the user's own", "the user's own")
 
     @property
     def findings(self) -> tuple[str, ...]:
