@@ -53,8 +53,8 @@ def _report(unraisable: "sys.UnraisableHookArgs") -> None:
 def keep_memory() -> None:
     """Have the C library keep memory that was freed, for the next call; without effect where it is not glibc.
 
-    XLA on the CPU takes its working memory anew for each call, in one piece, and gives it back. glibc hands so large a piece back to
-    the kernel, which zeroes every page of the next one: 160 GB of pages and a quarter of the processor time of a demo run.
+    XLA on the CPU takes its working memory anew for each call, in one piece, and gives it back. glibc hands so large a piece
+    back to the kernel, which zeroes every page of the next one: 160 GB of pages in a demo run.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

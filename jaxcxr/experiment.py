@@ -80,6 +80,8 @@ def number_of_units(config: Experiment, say: Say = print) -> int:
 
 def ensure_weights(config: Experiment, say: Say = print) -> None:
     """Pretrain the weights that a configuration starts from, if they are not there and it says how."""
+    from jax import process_count
+
     from jaxcxr.training.checkpoint import weights_folder
 
     weights, recipe = config.model.weights, config.model.pretraining
@@ -87,6 +89,8 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
         return
     if recipe is None:
         raise InputError(f"{weights}: no such weights, and model.pretraining names no configuration that makes them")
+    if process_count() > 1:
+        raise InputError(f"{weights}: no such weights; make them first (scripts/pretrain.py), in one process")
     pretrain(load(Experiment, recipe), Path(weights), say)
 
 
@@ -133,11 +137,14 @@ def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
 def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say = print) -> pd.DataFrame | None:
     """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the report if it has none.
 
+    Of several processes, the first one predicts, evaluates and reports.
+
     Returns:
-        The evaluation, or None if training was interrupted (a checkpoint was saved).
+        The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but the first.
     """
     from jaxcxr.training.loop import claim_run_folder, train
     from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.processes import first_then_all, is_first
 
     if (out / "evaluation.csv").exists():
         claim_run_folder(out, config, resume)
@@ -146,12 +153,14 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
             there = (Path(config.data.store) / "store.json").exists()
             report_run(out, config.evaluation, open_store(Path(config.data.store)).manifest if there else None)
         return evaluation
-    store = store_of(config, say)
+    store = first_then_all(lambda: store_of(config, say))
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
     patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
+    if not is_first():
+        return None
     _write_patients(patients, out / PATIENTS)
     if not outcome.finished:
         say(

@@ -37,9 +37,13 @@ def main() -> None:
     config = override(load(Experiment, arguments.config), overrides, prog="train.py --config FILE")
     from jaxcxr.experiment import run_experiment
     from jaxcxr.report.tables import screen_table
+    from jaxcxr.training.processes import connect, is_first
 
+    connect()
     out = arguments.out or Path("runs") / arguments.config.stem
     evaluation = run_experiment(config, out, arguments.resume)
+    if not is_first():
+        return
     if evaluation is None:
         raise SystemExit(130)
     if arguments.delete_secret:

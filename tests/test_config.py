@@ -37,7 +37,7 @@ OTHER_KINDS: dict[str, type] = {
     "recommended": Rule,
 }
 """What the configurations are that are no experiments."""
-REMOVED = type("Removed", (), {"__repr__": lambda self: "removed"})()
+REMOVED = type("Removed", (), {"__repr__": lambda _: "removed"})()
 
 
 def values_of(name: str = "demo.yaml") -> dict[str, Any]:

@@ -297,8 +297,10 @@ def _sum(rounded: Sequence[_Rounded], grid: float, low: float, length: int) -> t
     spectrum = np.ones(length // 2 + 1, complex)
     for r in rounded:
         folded = np.bincount((r.first + np.arange(len(r.probabilities))) % length, r.probabilities, length)
-        spectrum *= _power(scipy.fft.rfft(folded), r.steps)
-    probabilities = np.maximum(scipy.fft.irfft(spectrum, length), 0.0)
+        transformed: Any = scipy.fft.rfft(folded)
+        spectrum *= _power(transformed, r.steps)
+    summed: Any = scipy.fft.irfft(spectrum, length)
+    probabilities = np.maximum(summed, 0.0)
     first = math.floor(low / grid)
     indices = first + np.arange(length)
     return indices * grid, probabilities[indices % length]
