@@ -208,18 +208,16 @@ class SummedLoss:
             return math.inf
         if above[0] <= delta:
             return -math.inf
-        last = min(int(np.count_nonzero(above > delta)), len(above) - 1)  # epsilon is no larger than this loss
-        while True:
-            top = float(self.losses[last])
-            first = int(np.searchsorted(self.losses, top - _STEEPEST))
-            falling = np.exp(top - self.losses[first:])
-            weighted = np.cumsum((self.probabilities[first:] * falling)[::-1])[::-1]
-            n = last - first
-            reached = above[first + 1 : last + 1] - weighted[1 : n + 1] / falling[:n]
-            index = int(np.count_nonzero(reached > delta))
-            if index > 0 or first == 0:
-                return top + math.log((above[first + index] - delta) / weighted[index])
-            last = first
+        # Epsilon is no larger than this loss, and smaller by less than 40: by then a difference of floats would be zero.
+        last = int(np.count_nonzero(above > delta)) - 1
+        top = float(self.losses[last])
+        first = int(np.searchsorted(self.losses, top - _STEEPEST))
+        falling = np.exp(top - self.losses[first:])
+        weighted = np.cumsum((self.probabilities[first:] * falling)[::-1])[::-1]
+        n = last - first
+        reached = above[first + 1 : last + 1] - weighted[1 : n + 1] / falling[:n]
+        index = int(np.count_nonzero(reached > delta))
+        return top + math.log((above[first + index] - delta) / weighted[index])
 
 
 def summed_loss(releases: Sequence[Release], delta: float, near: float, leaving: bool = True, count: int = CELLS) -> SummedLoss:

@@ -30,6 +30,7 @@ from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Statistic
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
+from jaxcxr.privacy.provenance import code_fingerprint
 from jaxcxr.privacy.statistics import class_counts_entry
 from jaxcxr.replacing import replacing
 from jaxcxr.training import averaging, memory, objective, optimizer
@@ -385,11 +386,12 @@ def weights_digest(params: PyTree) -> str:
 
 
 def made_with() -> dict[str, str]:
-    """Versions and machine on which the bits of a run depend."""
+    """Versions, code and machine on which the bits of a run depend."""
     fixed_order = "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
     return {
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "devices": str(jax.device_count()),
         "deterministic_gpu_ops": "yes" if fixed_order else "no",
+        "code_fingerprint": code_fingerprint(),
     }

@@ -153,7 +153,7 @@ def test_the_attack_alone_refutes_the_claim_where_a_fault_helps_it(fault: Callab
     assert found.curves[attack].auroc > 0.8
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_the_right_implementation_is_not_accused(seed: int) -> None:
     found = audited(seed)
     assert not found.accused

@@ -34,7 +34,8 @@ def random_state(width: int) -> State:
 
 
 def films(size: int) -> np.ndarray:
-    return np.random.default_rng(4).integers(0, 256, (2, size, size)).astype(np.uint8)
+    # A seed with which no ReLU's input is zero to within rounding: there torch in float32 and in float64 differ as well.
+    return np.random.default_rng(size).integers(0, 256, (2, size, size)).astype(np.uint8)
 
 
 def ours(activation: str, width: int) -> ResNet9:
