@@ -85,7 +85,7 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
     return None
 
 
-def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, Any], Any]) -> Any:
     """The kernel's gradient of a layer that computes in 32 bits (`exact`) or in its own precision (`rounded`).
 
     On an accelerator the gradient of 16-bit cotangents is computed in 16 bits, as in any other training: input and cotangent

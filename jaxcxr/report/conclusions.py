@@ -233,7 +233,7 @@ def comparison_conclusions(comparison: pd.DataFrame) -> tuple[str, ...]:
         count = f"{len(distances)} distances of a group to all others (AUROC and accuracy)"
         names = ", ".join(dict.fromkeys(changed["label"].astype(str)))
         text = f"Of {count}, {len(changed)} differ between A and B after correction for the number of groups"
-        if distances["too_few"].any():
+        if distances["too_few"].to_numpy().any():
             text, names = f"The redraws are too few to tell which of {count} differ between A and B", ""
         sentences.append(f"{text}: {names}." if names else f"{text}.")
     return tuple(sentences)
@@ -308,7 +308,7 @@ def _widened(comparisons: pd.DataFrame | None, budgets: Sequence[float]) -> str:
     worse = rows.loc[(rows["corrected"] < LEVEL) & (rows["difference"] > 0)]
     over = f"AUROC and accuracy, {len(budgets)} budget{'s' * (len(budgets) != 1)}"
     count = f"{len(rows)} comparisons of a group's distance to all others ({over})"
-    if rows["too_few"].any():
+    if rows["too_few"].to_numpy().any():
         return f"The redraws are too few to tell which of {count} are more than chance."
     after = "after correction for the number of groups at each budget"
     if worse.empty:

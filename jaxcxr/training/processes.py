@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def _has_company(environment: Mapping[str, str]) -> bool:
     return indexed_job and importlib.util.find_spec("kubernetes") is not None
 
 
-def _named(environment: Mapping[str, str]) -> dict[str, int]:
+def _named(environment: Mapping[str, str]) -> dict[str, Any]:
     """Number of processes and own number, if the environment names them; else JAX detects them."""
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     named = {argument: environment[name] for argument, name in names.items() if name in environment}
