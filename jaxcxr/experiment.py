@@ -23,7 +23,7 @@ from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.privacy.ledger import Entry, read_ledger
-from jaxcxr.replacing import replacing
+from jaxcxr.replacing import replacing, write_json
 from jaxcxr.report.page import PAGE
 from jaxcxr.report.run import report_run
 from jaxcxr.report.tables import Run
@@ -130,8 +130,7 @@ def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
     rows = evaluation.loc[(evaluation["group"] == "all") & (evaluation["metric"] == "auroc")]
     record = json.loads(path.read_text(encoding="utf-8"))
     record["test_auroc"] = {row["finding"]: round(row["value"], 4) for row in rows.to_dict("records")}
-    with replacing(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)
 
 
 def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say = print) -> pd.DataFrame | None:
@@ -197,7 +196,7 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
         return read_evaluation(out / "evaluation.csv")
     out.mkdir(parents=True, exist_ok=True)
     evaluation = predict_and_evaluate(config, params, store, out)
-    facts.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(facts, described)
     return evaluation
 
 
@@ -264,9 +263,7 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
 def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
     if not rows:
         return
-    described = {"for": "the operator; not for release: how many films patients have is private", "patients": rows}
-    with replacing(path) as part:
-        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {"for": "the operator; not for release: how many films patients have is private", "patients": rows})
 
 
 def read_run(folder: Path) -> Run:

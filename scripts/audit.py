@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr.privacy.mechanism import Mechanism
     from jaxcxr.privacy.noise import new_secret
     from jaxcxr.privacy.provenance import code_fingerprint
-    from jaxcxr.replacing import replacing
+    from jaxcxr.replacing import write_json
     from jaxcxr.report.attacks import trade_off_figure
 
     store = store_of(config)
@@ -122,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = audit(subject, cohort, canary_films(arguments.canaries, cohort, rng), arguments.steps, rng)
 
     described = found.describe(store.fingerprint, code_fingerprint())
-    with replacing(arguments.out / "audit.json") as part:
-        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.out / "audit.json", described)
     rates = np.concatenate([[0.0], np.geomspace(1 / n, 1, 100)])
     spent = [accounting.Spending(mechanism.sample_rate, noise, arguments.steps)]
     curves = {f"limit at epsilon {found.epsilon_claimed:.3g}": (rates, trade_off(spent, delta, rates))}

@@ -1,6 +1,7 @@
 """Two virtual CPU devices, runtime shape checks, one compilation a program, and the tiny things that many tests share."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ install_import_hook("jaxcxr", "beartype.beartype")
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -97,3 +99,15 @@ def declared(plan: Plan) -> dict[str, object]:
 def changed(config: Experiment, section: str, **fields: object) -> Experiment:
     """`config` with some fields of one section replaced."""
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **fields)})
+
+
+def load_script(name: str) -> ModuleType:
+    """A file of `scripts/` as a module, whose `main` is not run."""
+    spec = importlib.util.spec_from_file_location(
+        f"script_{name.removesuffix('.py')}", Path(__file__).parents[1] / "scripts" / name
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -5,7 +5,6 @@ interleaved, so that a machine that slows down slows all of them.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import platform
@@ -18,7 +17,7 @@ import numpy as np
 
 from jaxcxr.bench.case import Case, GradientSums
 from jaxcxr.bench.worker import serve
-from jaxcxr.replacing import replacing
+from jaxcxr.replacing import write_json
 
 OURS = ("jaxcxr nonprivate", "jaxcxr vmap", "jaxcxr layerwise")
 PEERS: Mapping[str, tuple[str, ...]] = {
@@ -240,5 +239,4 @@ def write_results(details: Sequence[Details], out: Path) -> None:
         "details.json": {"machine": machine(), "rows": [dataclasses.asdict(d) for d in details]},
     }
     for name, content in contents.items():
-        with replacing(out / name) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(out / name, content)

@@ -30,7 +30,7 @@ from jaxtyping import Float32, Int, UInt
 from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
 from jaxcxr.data.shards import FilmReader, ShardWriter, encode, shard_name, write_dataset_info
 from jaxcxr.errors import InputError
-from jaxcxr.replacing import replacing
+from jaxcxr.replacing import write_json
 
 MANIFEST_FILE = "manifest.parquet"
 RECORDS_FILE = "records.parquet"
@@ -227,8 +227,7 @@ def finish(
         "images_sha256": digest,
         "fingerprint": fingerprint_of(kept, size, findings, preprocessing, digest),
     }
-    with replacing(building / STORE_FILE) as part:
-        part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(building / STORE_FILE, description)
 
 
 def publish(building: Path, path: Path) -> None:

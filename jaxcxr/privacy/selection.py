@@ -21,7 +21,7 @@ from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Terms, read_ledger, spendings_of
 from jaxcxr.privacy.loss_distribution import Bounds, quiet
-from jaxcxr.replacing import replacing
+from jaxcxr.replacing import write_json
 
 Repetitions = Literal["poisson", "geometric"]
 
@@ -161,8 +161,7 @@ def write_cost(folder: Path) -> str:
         described: dict[str, object] = {"claim": None, "why": said}
     else:
         described, said = _described(cost), _said(cost)
-    with replacing(folder / "privacy.json") as part:
-        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "privacy.json", described)
     return said
 
 

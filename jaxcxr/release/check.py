@@ -33,13 +33,13 @@ from jaxcxr.release.write import (
     SOURCES,
     WEIGHTS,
     is_packaged,
-    nested_weights,
     public_config,
     write_release,
 )
 from jaxcxr.report.card import differing, recomputed
 from jaxcxr.report.card_facts import GRADIENT
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
+from jaxcxr.training.checkpoint import nested_weights
 from jaxcxr.training.plan import model_of
 
 _LEAST_IN_WEIGHTS = 6

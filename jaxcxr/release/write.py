@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from jaxcxr.config import EvaluationConfig, Experiment, dump
 from jaxcxr.report.card import write_card
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard
-from jaxcxr.training.checkpoint import PACKAGED, weights_folder
+from jaxcxr.training.checkpoint import PACKAGED, flat_weights, weights_folder
 
 WEIGHTS, CONFIG, CARD_JSON, CARD_HTML, ORBAX = (
     "model.safetensors",
@@ -66,24 +66,6 @@ def _write_orbax(folder: Path, params: PyTree) -> None:
     for path in folder.rglob("*"):
         if path.name in _DATED:
             path.unlink()
-
-
-def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
-    """Parameters by their path, such as `params/conv1/kernel`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {"/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32) for path, leaf in leaves}
-
-
-def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
-    """The inverse of `flat_weights`."""
-    tree: dict[str, PyTree] = {}
-    for name, array in flat.items():
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
 
 
 def public_config(config: Experiment) -> Experiment:

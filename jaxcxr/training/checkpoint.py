@@ -132,6 +132,24 @@ def delete_secret(folder: Path) -> None:
         gone.unlink()
 
 
+def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
+    """Parameters by their path, such as `params/conv1/kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32) for path, leaf in leaves}
+
+
+def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
+    """The inverse of `flat_weights`."""
+    tree: dict[str, PyTree] = {}
+    for name, array in flat.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
+
+
 def save_weights(folder: Path, params: PyTree, provenance: dict[str, object], bfloat16: bool = False) -> None:
     """Write parameters for others to start from, with a record of where they come from; `folder` must not exist and appears
     when it is complete.
@@ -146,9 +164,7 @@ def save_weights(folder: Path, params: PyTree, provenance: dict[str, object], bf
     part = folder.with_name(folder.name + ".part")
     if bfloat16:
         file = part / "weights.safetensors"
-        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-        names = ["/".join(str(key.key) for key in path) for path, _ in leaves]
-        write_state(file, {n: np.asarray(leaf).astype(jax.numpy.bfloat16) for n, (_, leaf) in zip(names, leaves, strict=True)})
+        write_state(file, {name: leaf.astype(jax.numpy.bfloat16) for name, leaf in flat_weights(params).items()})
         provenance = provenance | {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     else:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -211,11 +227,4 @@ def _from_safetensors(path: Path, like: PyTree) -> PyTree:
     if not all(name.startswith("params/") for name in state):
         layers = like["params"]
         return from_torch(state, layers["head"]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path))
-    tree: dict[str, Any] = {}
-    for name, array in state.items():
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
+    return nested_weights(state)

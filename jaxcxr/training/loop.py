@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import functools
-import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from jaxcxr.config import Experiment, dump, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, has_entries, run_name
-from jaxcxr.replacing import replacing
+from jaxcxr.replacing import replacing, write_json
 from jaxcxr.training import objective
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
@@ -146,8 +145,7 @@ def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: 
             "negatives": counts.negatives.tolist(),
             "positive_weights": weights.tolist(),
         }
-        with replacing(path) as part:
-            part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_json(path, described)
     return dataclasses.replace(plan, weights=weights)
 
 

@@ -32,7 +32,7 @@ from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
 from jaxcxr.privacy.provenance import code_fingerprint
 from jaxcxr.privacy.statistics import class_counts_entry
-from jaxcxr.replacing import replacing
+from jaxcxr.replacing import write_json
 from jaxcxr.training import averaging, memory, objective, optimizer
 from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
@@ -355,8 +355,7 @@ def begin_or_continue(plan: Plan, pretrained: PyTree | None, path: Path, write: 
         if chosen_here:
             facts["microbatch_size"] = plan.microbatch_size
         if write:
-            with replacing(path) as part:
-                part.write_text(json.dumps(facts | {"made_with": made_with()}, indent=2) + "\n", encoding="utf-8")
+            write_json(path, facts | {"made_with": made_with()})
         return plan
     before = json.loads(path.read_text(encoding="utf-8"))
     before.pop("made_with", None)

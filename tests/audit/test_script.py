@@ -1,7 +1,6 @@
 """What scripts/audit.py refuses before it trains, and what its finding does to a run's card."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,19 +13,14 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms
 from jaxcxr.privacy.provenance import code_fingerprint
 from jaxcxr.report.card import card_html, make_card
+from tests.conftest import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "audit.py"
 QUICK = ["--canaries", "40", "--steps", "8", "--films", "50"]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("audit_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("audit.py")
 
 
 @pytest.fixture

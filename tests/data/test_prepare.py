@@ -1,4 +1,3 @@
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxcxr.data.build import read_listing
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
+from tests.conftest import load_script
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "prepare.py"
@@ -24,15 +24,6 @@ columns: {path: path, patient_id: patient, split: split, age: age, sex: sex}
 graded:
   congestion: {column: congestion}
 """
-
-
-def load_script(name="prepare.py"):
-    spec = importlib.util.spec_from_file_location("prepared_script", REPOSITORY / "scripts" / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def prepare(monkeypatch, folder, *flags):
     paths = ["--source", folder / "source.yaml", "--table", folder / "films.csv", "--images", folder, "--out", folder / "store"]
     arguments = [str(argument) for argument in (*paths, "--size", 16, "--processes", 1, *flags)]
     monkeypatch.setattr(sys, "argv", ["prepare.py", "csv", *arguments])
-    load_script().main()
+    load_script("prepare.py").main()
     return open_store(folder / "store")
 
 

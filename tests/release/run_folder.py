@@ -10,8 +10,7 @@ import pandas as pd
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig, dump
 from jaxcxr.privacy.ledger import Entry, Ledger, Statistic, Terms, run_name
 from jaxcxr.release.check import network_shapes
-from jaxcxr.release.write import nested_weights
-from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.checkpoint import Checkpoints, nested_weights
 
 CONFIG = Experiment(
     data=DataConfig(store="/hospital/secret/store", size=32, findings=("cardiomegaly", "congestion")),

@@ -20,8 +20,8 @@ from jaxcxr.privacy.ledger import run_name
 from jaxcxr.release import check
 from jaxcxr.release.build import build_release, manifest_of
 from jaxcxr.release.check import check_release
-from jaxcxr.release.write import flat_weights, public_config
-from jaxcxr.training.checkpoint import load_weights
+from jaxcxr.release.write import public_config
+from jaxcxr.training.checkpoint import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, make_run, network_params
 

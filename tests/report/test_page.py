@@ -21,6 +21,7 @@ from jaxcxr.report.run import non_private_beside, report_run
 from jaxcxr.report.sweep import write_sweep
 from jaxcxr.report.tables import Run, summarise
 from tests.report.chromium import Browser, find
+from tests.report.films import predicted_films
 
 NASTY = "<script>alert(1)</script>"
 FINDINGS = ["congestion", NASTY]
@@ -28,26 +29,8 @@ CONFIG = EvaluationConfig(redraws=60, groups=("sex", "age:0,30,60,80"), min_grou
 SPENT = [Spending(0.05, 1.0, 3)]
 
 
-def films(signal: float, n: int = 400) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    patient = rng.integers(0, n // 2, n)
-    frame = pd.DataFrame(
-        {
-            "image_id": [f"i{i}" for i in range(n)],
-            "patient_id": patient.astype(str),
-            "split": np.select([patient % 5 == 0, patient % 5 == 1], ["train", "valid"], "test"),
-            "sex": np.where(patient % 2 == 0, "F", "<b>M</b>"),
-            "age": 40 + patient % 40,
-            "comorbidities": patient % 3,
-            "view": "AP",
-        }
-    )
-    for finding in FINDINGS:
-        y, noise = (rng.random(n) < 0.3).astype(float), rng.normal(size=n)
-        harder = np.where((frame["sex"] != "F") & (rng.random(n) < 0.9), -0.5, 1.0)
-        frame[f"y_{finding}"] = y
-        frame[f"p_{finding}"] = 1 / (1 + np.exp(-(signal * harder * y + noise - 0.5)))
-    return frame
+def films(signal: float) -> pd.DataFrame:
+    return predicted_films(signal, FINDINGS, male="<b>M</b>")
 
 
 def make_run(folder: Path, epsilon: float, signal: float) -> None:

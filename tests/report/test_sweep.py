@@ -7,31 +7,14 @@ from jaxcxr.eval.evaluate import evaluate
 from jaxcxr.report.screen import comparison_text, groups_text, suppressed, worst_off
 from jaxcxr.report.sweep import compare_with_non_private, write_sweep
 from jaxcxr.report.tables import Run
+from tests.report.films import predicted_films
 
 FINDINGS = ["congestion", "hernia"]
 CONFIG = EvaluationConfig(redraws=40, groups=("sex", "age:0,30,60,80"), min_group_images=20, min_group_positives=3)
 
 
-def model(signal, n=400):
-    rng = np.random.default_rng(0)
-    patient = rng.integers(0, n // 2, n)
-    frame = pd.DataFrame(
-        {
-            "image_id": [f"i{i}" for i in range(n)],
-            "patient_id": patient.astype(str),
-            "split": np.select([patient % 5 == 0, patient % 5 == 1], ["train", "valid"], "test"),
-            "sex": np.where(patient % 2 == 0, "F", "M"),
-            "age": 40 + patient % 40,
-            "comorbidities": patient % 3,
-            "view": "AP",
-        }
-    )
-    for finding in FINDINGS:
-        y, noise = (rng.random(n) < 0.3).astype(float), rng.normal(size=n)
-        harder = np.where((frame["sex"] == "M") & (rng.random(n) < 0.9), -0.5, 1.0)
-        frame[f"y_{finding}"] = y
-        frame[f"p_{finding}"] = 1 / (1 + np.exp(-(signal * harder * y + noise - 0.5)))
-    return frame
+def model(signal):
+    return predicted_films(signal, FINDINGS)
 
 
 @pytest.fixture(scope="module")
