@@ -133,10 +133,13 @@ def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
     write_json(path, record)
 
 
-def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say = print) -> pd.DataFrame | None:
+def run_experiment(
+    config: Experiment, out: Path, resume: bool = False, say: Say = print, *, beside: bool = True
+) -> pd.DataFrame | None:
     """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the report if it has none.
 
-    Of several processes, the first one predicts, evaluates and reports.
+    Of several processes, the first one predicts, evaluates and reports. The report compares a private run with the non-private
+    one beside it, unless `beside` is False (a sweep compares at its end, and writes the reports again).
 
     Returns:
         The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but the first.
@@ -150,7 +153,8 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
         evaluation = read_evaluation(out / "evaluation.csv")
         if (out / "predictions.parquet").exists() and not (out / PAGE).exists():
             there = (Path(config.data.store) / "store.json").exists()
-            report_run(out, config.evaluation, open_store(Path(config.data.store)).manifest if there else None)
+            films = open_store(Path(config.data.store)).manifest if there else None
+            report_run(out, config.evaluation, films, beside=beside)
         return evaluation
     store = first_then_all(lambda: store_of(config, say))
     ensure_weights(config, say)
@@ -170,7 +174,7 @@ def run_experiment(config: Experiment, out: Path, resume: bool = False, say: Say
     if outcome.stopped_by == "budget":
         say(f"the budget is spent: stopped before step {outcome.steps_done + 1} of {plan.steps}")
     evaluation = predict_and_evaluate(config, outcome.params, store, out)
-    report_run(out, config.evaluation, store.manifest)
+    report_run(out, config.evaluation, store.manifest, beside=beside)
     return evaluation
 
 

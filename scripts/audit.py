@@ -2,11 +2,12 @@
 
 python scripts/audit.py --out runs/demo       audits by the run's own configuration; its privacy card then shows the finding
 python scripts/audit.py --config configs/demo.yaml --out runs/audit
+python scripts/audit.py --model network --out runs/demo       the network itself, narrower; takes minutes
 
-A logistic regression is trained on the cohort's films with the package's own sampler, clipping, compiled step, noise and
-accounting; about half of the canaries are in. Writes audit.json (the finding), membership.csv and membership.png, .svg (what
-attacks that threshold a score, such as the loss, achieve). Exit status 1 if the claim is refuted. What is written comes from
-private data: it stays in the house, but for the figures that the privacy card prints.
+A logistic regression, or the network, is trained on the cohort's films with the package's own sampler, clipping, compiled step,
+noise and accounting; about half of the canaries are in. Writes audit.json (the finding), membership.csv and membership.png and
+.svg (what attacks that threshold a score, such as the loss, achieve). Exit status 1 if the claim is refuted. What is written
+comes from private data: it stays in the house, but for the figures that the privacy card prints.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import tyro
@@ -31,7 +33,10 @@ class Arguments:
     Attributes:
         config: experiment whose cohort, clip norm and delta are used; that of the run in `out` unless given.
         out: folder for what is written.
-        canaries: films that are each inserted with a chance of one half.
+        model: what is trained: `logistic` regression on the pixels, or the `network`.
+        width: of the network, a multiple of 32.
+        side: pixels to which films are shrunk for the network.
+        canaries: films that are each inserted with a chance of one half; 500, or 200 for the network, unless given.
         films: at most so many films of the training split.
         steps: length of the audited run.
         sample_rate: expected share of the films in a step.
@@ -41,22 +46,32 @@ class Arguments:
 
     config: Path | None = None
     out: Path = Path("runs/audit")
-    canaries: int = 500
+    model: Literal["logistic", "network"] = "logistic"
+    width: int = 32
+    side: int = 32
+    canaries: int | None = None
     films: int = 2000
     steps: int = 60
     sample_rate: float = 0.1
     epsilon: float = 1.0
     seed: int = 0
 
+    @property
+    def inserted(self) -> int:
+        """Number of canaries."""
+        return self.canaries if self.canaries is not None else 500 if self.model == "logistic" else 200
+
 
 def _refuse_impossible(arguments: Arguments) -> None:
-    if arguments.canaries < 20 or arguments.steps < 2 or arguments.films < 1 or not 0 < arguments.sample_rate < 1:
+    if arguments.inserted < 20 or arguments.steps < 2 or arguments.films < 1 or not 0 < arguments.sample_rate < 1:
         raise InputError(
             "expected at least 20 --canaries, 2 --steps and 1 of the --films, and a --sample-rate between 0 and 1; found "
-            f"{arguments.canaries}, {arguments.steps}, {arguments.films} and {arguments.sample_rate:g}"
+            f"{arguments.inserted}, {arguments.steps}, {arguments.films} and {arguments.sample_rate:g}"
         )
     if not (arguments.epsilon > 0 and math.isfinite(arguments.epsilon)):
         raise InputError(f"--epsilon: expected a positive number, found {arguments.epsilon:g}")
+    if arguments.side < 8:
+        raise InputError(f"--side: expected at least 8 pixels, found {arguments.side}")
     if arguments.seed < 0:
         raise InputError(f"--seed: expected a number of at least 0, found {arguments.seed}")
 
@@ -90,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert config.privacy is not None
     import numpy as np
 
-    from jaxcxr.audit.run import Films, audit, canary_films, subject_of, tiny_model
+    from jaxcxr.audit.models import logistic_regression, network
+    from jaxcxr.audit.run import Films, audit, canary_films, subject_of
     from jaxcxr.experiment import store_of
     from jaxcxr.privacy import accounting
     from jaxcxr.privacy.attack_bounds import trade_off
@@ -105,35 +121,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = store.split("train", config.data.findings)
     if len(split) == 0:
         raise InputError(f"{store.path}: has no training films; there is nothing to audit")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     cohort = Films(split.read(np.arange(min(arguments.films, len(split)))), split.labels[: arguments.films])
+    if arguments.model == "network":
+        cohort = cohort.shrunk(arguments.side)
+    shape = cohort.images.shape[1:]
+    if arguments.model == "network":
+        model = network(config, shape, arguments.width, arguments.seed)
+    else:
+        model = logistic_regression(shape, len(config.data.findings))
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(arguments.seed)
-    n = len(cohort) + arguments.canaries
+    n = len(cohort) + arguments.inserted
     batch = max(1, round(arguments.sample_rate * n))
     delta = min(config.privacy.delta, 0.5 / n)
     try:
         noise = accounting.calibrated_noise(arguments.epsilon, delta, batch / n, arguments.steps)
     except ValueError as error:
         raise InputError(f"--epsilon {arguments.epsilon:g}: {error}") from error
-    loss, params = tiny_model((split.size, split.size), len(config.data.findings))
-    coordinates = sum(leaf.size for leaf in params.values()) if config.privacy.noise == "discrete" else None
+    coordinates = model.coordinates if config.privacy.noise == "discrete" else None
     mechanism = Mechanism(n, batch, config.privacy.l2_clip_norm, noise, arguments.epsilon, delta, coordinates)
-    subject = subject_of(mechanism, loss, params, new_secret(None))
-    found = audit(subject, cohort, canary_films(arguments.canaries, cohort, rng), arguments.steps, rng)
+    subject = subject_of(mechanism, model, new_secret(None))
+    found = audit(subject, cohort, canary_films(arguments.inserted, cohort, rng), arguments.steps, rng)
 
-    described = found.describe(store.fingerprint, code_fingerprint())
+    described = found.describe(model.name, store.fingerprint, code_fingerprint())
     write_json(arguments.out / "audit.json", described)
     rates = np.concatenate([[0.0], np.geomspace(1 / n, 1, 100)])
     spent = [accounting.Spending(mechanism.sample_rate, noise, arguments.steps)]
-    curves = {f"limit at epsilon {found.epsilon_claimed:.3g}": (rates, trade_off(spent, delta, rates))}
+    limit = f"limit at epsilon {found.epsilon_claimed:.3g}"
+    curves = {limit: (rates, trade_off(spent, delta, rates))}
     curves |= {name: (curve.false_positive_rate, curve.true_positive_rate) for name, curve in found.curves.items()}
+    bands = {name: curve.band() for name, curve in found.curves.items()}
     rows = [
-        pd.DataFrame({"attack": name, "false_positive_rate": x, "true_positive_rate": y}) for name, (x, y) in curves.items()
+        pd.DataFrame({"attack": name, "false_positive_rate": x, "true_positive_rate": y}).assign(
+            **(dataclasses.asdict(bands[name]) if name in bands else {})
+        )
+        for name, (x, y) in curves.items()
     ]
     pd.concat(rows).to_csv(arguments.out / "membership.csv", index=False)
-    trade_off_figure(curves, arguments.out, "membership")
+    edges = {name: ((band.false_high, band.true_low), (band.false_low, band.true_high)) for name, band in bands.items()}
+    trade_off_figure(curves, arguments.out, "membership", bands=edges)
 
-    print(f"{path}: {len(cohort)} films, {found.canaries} canaries, {arguments.steps} steps, noise multiplier {noise:.4g}")
+    print(
+        f"{path}: {model.name} of {model.coordinates} parameters, {len(cohort)} films, {found.canaries} canaries, "
+        f"{arguments.steps} steps, noise multiplier {noise:.4g}"
+    )
     print(pd.DataFrame(described["attacks"]).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     for check in found.checks:
         print(f"{'FAILED' if check.failed else 'passed'}: {check.name} (p = {check.p_value:.2g}; {check.found})")

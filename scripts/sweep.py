@@ -89,7 +89,7 @@ def sweep(experiments: dict[float, Experiment], out: Path) -> None:
     untouched = None if first.model.weights is None else evaluate_untouched(first, out / "untouched")
     for epsilon, config in experiments.items():
         name = "non_private" if math.isinf(epsilon) else f"epsilon_{epsilon:g}"
-        if run_experiment(config, out / name, resume=(out / name / "config.yaml").exists()) is None:
+        if run_experiment(config, out / name, resume=(out / name / "config.yaml").exists(), beside=False) is None:
             raise SystemExit(130)
     runs = finished_runs(out)
     summary = summarise(runs)

@@ -60,7 +60,7 @@ def _fisher(p_values: np.ndarray) -> float:
 
 
 def _scale(noise: np.ndarray) -> Check:
-    energies = np.square(noise).sum(axis=1)
+    energies = np.einsum("td,td->t", noise, noise, dtype=np.float64)
     d = noise.shape[1]
     tails = 2 * np.minimum(chi2.cdf(energies, d), chi2.sf(energies, d))
     deviations = np.sqrt(energies / d)

@@ -8,6 +8,7 @@ noise). Black-box, the attacker sees the final model: the score is by how much t
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Float, Int, PyTree, UInt8
 
 from jaxcxr.audit.mechanism import Check, check_mechanism
+from jaxcxr.audit.models import Loss, Model
 from jaxcxr.audit.statistics import MembershipCurve, epsilon_from_scores, membership_curve
-from jaxcxr.privacy import accounting, gradients
+from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training.step import make_step
@@ -27,6 +29,8 @@ from jaxcxr.training.step import make_step
 CONFIDENCE = 0.95
 ATTACKS = ("white-box alignment", "white-box variation", "black-box loss")
 _BLOCK, _MICROBATCH = 64, 16
+_COORDINATES_AT_ONCE = 2**24
+"""Of the gradients of a block of films: 64 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,15 @@ class Films:
         """These, then the others."""
         return Films(np.concatenate([self.images, others.images]), np.concatenate([self.labels, others.labels]))
 
+    def shrunk(self, side: int) -> "Films":
+        """With images of at most `side` pixels a side: means of square blocks."""
+        factor = -(-self.images.shape[-1] // side)
+        if factor == 1:
+            return self
+        n, height, width = (size // f for size, f in zip(self.images.shape, (1, factor, factor), strict=True))
+        blocks = self.images[:, : height * factor, : width * factor].reshape(n, height, factor, width, factor)
+        return Films(np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8), self.labels)
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -65,7 +78,7 @@ class Subject:
     """
 
     mechanism: Mechanism
-    loss: Callable[[PyTree, Any], Array]
+    loss: Loss
     params: PyTree
     learning_rate: float
     draw: Callable[[int, int], Int[np.ndarray, " drawn"]]
@@ -103,10 +116,11 @@ class Audit:
         """Whether the claim is refuted."""
         return self.epsilon_lower > self.epsilon_claimed or any(check.failed for check in self.checks)
 
-    def describe(self, data: str, code: str) -> dict[str, Any]:
+    def describe(self, model: str, data: str, code: str) -> dict[str, Any]:
         """As values that JSON can hold; `card` is what the privacy card shows.
 
         Args:
+            model: what was trained (`models.Model.name`).
             data: fingerprint of the cohort's store.
             code: fingerprint of the audited code.
         """
@@ -114,7 +128,7 @@ class Audit:
         return {
             "card": {
                 "method": "one run; white-box gradient alignment and black-box loss; every step checked",
-                "model": "logistic regression",
+                "model": model,
                 "canaries": self.canaries,
                 "confidence": self.confidence,
                 "epsilon_lower": self.epsilon_lower,
@@ -136,17 +150,11 @@ class Audit:
         }
 
 
-def subject_of(
-    mechanism: Mechanism, loss: Callable[[PyTree, Any], Array], params: PyTree, secret: bytes, learning_rate: float = 0.1
-) -> Subject:
+def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate: float = 0.1) -> Subject:
     """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real training, which cuts
     the batch into microbatches, sums them over all devices, adds the noise and divides.
     """
-
-    def sum_of(params: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, Mapping[str, Array]]:
-        examples = (batch["image"], batch["label"])
-        return gradients.clipped_sum_vmap(loss, params, examples, batch["is_real"], mechanism.l2_clip_norm)[0], {}
-
+    sum_of = model.clipped_sum(mechanism.l2_clip_norm)
     step = make_step(sum_of, _RELEASED_ONLY, mechanism, mechanism.expected_batch_size, _MICROBATCH)
     size = step.microbatch_size
 
@@ -165,8 +173,8 @@ def subject_of(
 
     return Subject(
         mechanism,
-        loss,
-        params,
+        model.loss,
+        model.params,
         learning_rate,
         draw=lambda step, n: mechanism.draw(secret, step, n),
         key=lambda step: jnp.asarray(mechanism.noise_key(secret, step)),
@@ -183,12 +191,14 @@ _RELEASED_ONLY = optax.GradientTransformation(
 
 
 def _rows(images: np.ndarray, labels: np.ndarray, is_real: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """A microbatch of exactly `size` rows."""
+    """A microbatch of exactly `size` units of one film (`training.objective.Microbatch`)."""
     missing = size - len(images)
+    is_real = np.concatenate([is_real, np.zeros(missing, bool)])
     return {
-        "image": np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]),
-        "label": np.concatenate([labels, np.full((missing, labels.shape[1]), np.nan, labels.dtype)]),
-        "is_real": np.concatenate([is_real, np.zeros(missing, bool)]),
+        "image": np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])[:, None],
+        "label": np.concatenate([labels, np.full((missing, labels.shape[1]), np.nan, labels.dtype)])[:, None],
+        "is_film": is_real[:, None],
+        "is_real": is_real,
     }
 
 
@@ -243,39 +253,49 @@ class _Record:
 
 
 def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarray, steps: int) -> _Record:
-    m = subject.mechanism
-    deviation = m.noise_multiplier * m.l2_clip_norm
-    gradients_of = _gradients_of(subject.loss)
-    everyone, n = cohort.with_(canaries), len(cohort)
+    """Train, and follow every step.
+
+    The attacker knows which films of the cohort were in a batch: the guarantee for a canary holds whatever the others did. Of
+    the canaries they know the rates only: half of those drawn are not there.
+    """
+    m, n = subject.mechanism, len(cohort)
+    deviation = m.noise_multiplier * m.l2_clip_norm if m.grid is None else m.grid.step * m.grid.deviation
+    clipped = functools.partial(_clipped_gradients, _gradients_of(subject.loss), l2_clip_norm=m.l2_clip_norm)
     present = np.concatenate([np.arange(n), n + np.flatnonzero(included)])
-    # What the attacker expects without knowing the coins: everybody's share in a step, a canary's halved by its coin.
-    share = m.sample_rate * np.concatenate([np.ones(n), np.full(len(canaries), 0.5)])
     params, fixed = subject.params, None
-    noise, sums, alignments, fixed_alignments = [], [], [], []
+    coordinates = _flat(params).size
+    noise, sums = (np.empty((steps, coordinates), np.float32) for _ in range(2))
+    alignments, fixed_alignments = (np.empty((steps, len(canaries))) for _ in range(2))
     drawn = np.zeros((steps, len(present)), bool)
     for step in range(steps):
         indices = subject.draw(step, len(present))
         drawn[step, indices] = True
-        taken = np.bincount(present[indices], minlength=len(everyone)).astype(float)
-        contributions = _contributions(gradients_of, params, everyone, m.l2_clip_norm)
-        expected, exact, of_canaries = _summed(contributions, share, taken, n)
-        directions = _own_directions(of_canaries)
-        fixed = directions if fixed is None else fixed
-        examples, is_real = _padded(everyone.at(present[indices]))
+        batch = present[indices]
+        taken = np.bincount(batch[batch >= n] - n, minlength=len(canaries))
+        of_cohort = np.zeros(coordinates)
+        for rows in clipped(params, cohort.at(batch[batch < n])):
+            of_cohort += rows.sum(axis=0)
+        own = np.empty((len(canaries), coordinates), np.float32)
+        for first, rows in zip(range(0, len(own), _block(coordinates)), clipped(params, canaries), strict=True):
+            own[first : first + len(rows)] = rows
+        exact = of_cohort + taken.astype(np.float32) @ own
+        expected = of_cohort + 0.5 * m.sample_rate * own.sum(axis=0)
+        films = cohort.at(batch[batch < n]).with_(canaries.at(batch[batch >= n] - n))
+        examples, is_real = _padded(films, _BLOCK)
         released = subject.release(subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices))
         total = _flat(released) * m.expected_batch_size
-        noise.append((total - exact) / deviation)
-        sums.append(exact / deviation)
-        surprise = (total - expected) / deviation
-        alignments.append(directions @ surprise)
-        fixed_alignments.append(fixed @ surprise)
+        noise[step], sums[step] = (total - exact) / deviation, exact / deviation
+        surprise = ((total - expected) / deviation).astype(np.float32)
+        directions = _own_directions(own)
+        fixed = directions if fixed is None else fixed
+        alignments[step], fixed_alignments[step] = directions @ surprise, fixed @ surprise
         params = jax.tree.map(lambda p, g: p - subject.learning_rate * g, params, released)
-    return _Record(params, np.stack(noise), np.stack(sums), drawn, np.stack(alignments), np.stack(fixed_alignments))
+    return _Record(params, noise, sums, drawn, alignments, fixed_alignments)
 
 
 @functools.lru_cache(maxsize=4)
-def _gradients_of(loss: Callable[[PyTree, Any], Array]) -> Any:
-    """Gradient of each film's loss, compiled once for several audits of one model."""
+def _gradients_of(loss: Loss) -> Any:
+    """Compiled once a loss: a suite audits many times."""
     return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
 
 
@@ -283,60 +303,38 @@ def _flat(tree: PyTree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def _padded(batch: Films) -> tuple[Any, Any]:
+def _padded(batch: Films, block: int) -> tuple[Any, Any]:
     """To a multiple of the block, so that few sizes are compiled."""
-    size = _BLOCK * max(1, -(-len(batch) // _BLOCK))
+    size = block * max(1, -(-len(batch) // block))
     images = np.zeros((size, *batch.images.shape[1:]), np.uint8)
     labels = np.full((size, batch.labels.shape[1]), np.nan, np.float32)
     images[: len(batch)], labels[: len(batch)] = batch.images, batch.labels
     return (images, labels), np.arange(size) < len(batch)
 
 
-def _contributions(gradients_of: Any, params: PyTree, films: Films, l2_clip_norm: float) -> Iterator[np.ndarray]:
-    """Clipped gradient of each film, by its definition and apart from the code under audit: blocks [b, d]."""
-    for first in range(0, len(films), _BLOCK):
-        block = films.at(np.arange(first, min(first + _BLOCK, len(films))))
-        leaves = jax.tree.leaves(gradients_of(params, _padded(block)[0]))
-        rows = np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)[: len(block)]
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-        yield (rows * np.minimum(1.0, l2_clip_norm / np.maximum(norms, 1e-300))).astype(np.float32)
+def _block(coordinates: int) -> int:
+    """How many films' gradients are held at once."""
+    return max(1, min(_BLOCK, _COORDINATES_AT_ONCE // coordinates))
 
 
-def _summed(
-    contributions: Iterator[np.ndarray], share: np.ndarray, taken: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Contributions weighted by each film's share, the sum of those taken, and those of the canaries, which follow film n."""
-    expected, exact, of_canaries, first = 0.0, 0.0, [], 0
-    for rows in contributions:
-        here = slice(first, first + len(rows))
-        expected, exact = expected + share[here] @ rows, exact + taken[here] @ rows
-        of_canaries.append(rows[max(0, n - first) :])
-        first += len(rows)
-    return np.asarray(expected), np.asarray(exact), np.concatenate(of_canaries)
+def _clipped_gradients(gradients_of: Any, params: PyTree, films: Films, l2_clip_norm: float) -> Iterator[np.ndarray]:
+    """Clipped gradient of each film, by its definition and apart from the code under audit: blocks [b, d] in float32."""
+    block = _block(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)))
+    for first in range(0, len(films), block):
+        some = films.at(np.arange(first, min(first + block, len(films))))
+        leaves = jax.tree.leaves(gradients_of(params, _padded(some, block)[0]))
+        rows = np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)[: len(some)]
+        norms = np.sqrt(np.einsum("bd,bd->b", rows, rows, dtype=np.float64))[:, None]
+        yield rows * np.minimum(1.0, l2_clip_norm / np.maximum(norms, 1e-300)).astype(np.float32)
 
 
 def _own_directions(rows: np.ndarray) -> np.ndarray:
-    """What is a canary's own in its gradient: less the mean of all canaries' gradients, at length 1."""
-    rows = rows - rows.mean(axis=0)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    """What is a canary's own in its gradient: less the mean of all canaries' gradients, at length 1. The rows become it."""
+    rows -= rows.mean(axis=0)  # in place: a network's are large
+    rows /= np.maximum(np.sqrt(np.einsum("md,md->m", rows, rows))[:, None], 1e-30)
+    return rows
 
 
-def _losses(loss: Callable[[PyTree, Any], Array], params: PyTree, films: Films) -> np.ndarray:
-    examples, _ = _padded(films)
+def _losses(loss: Loss, params: PyTree, films: Films) -> np.ndarray:
+    examples, _ = _padded(films, _BLOCK)
     return np.asarray(jax.vmap(loss, in_axes=(None, 0))(params, examples), np.float64)[: len(films)]
-
-
-def tiny_model(image_shape: tuple[int, int], findings: int) -> tuple[Callable[[PyTree, Any], Array], PyTree]:
-    """A logistic regression on the pixels and its parameters at zero: quick enough to audit on a laptop."""
-
-    def loss(params: PyTree, example: Any) -> Array:
-        image, label = example
-        pixels = image.astype(jnp.float32).reshape(-1) / 127.5 - 1
-        logits = pixels @ params["kernel"] + params["bias"]
-        known: Bool[Array, " findings"] = ~jnp.isnan(label)
-        y = jnp.where(known, label, 0.0)
-        terms = y * jax.nn.softplus(-logits) + (1 - y) * jax.nn.softplus(logits)
-        return jnp.sum(jnp.where(known, terms, 0.0)) / findings
-
-    pixels = image_shape[0] * image_shape[1]
-    return loss, {"kernel": jnp.zeros((pixels, findings)), "bias": jnp.zeros(findings)}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import brentq
 from scipy.special import expit
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 GUESS_SHARES = (0.1, 0.25, 0.5, 1.0)
 """Shares of the canaries that are guessed, the surest first; the confidence is divided among them."""
@@ -77,16 +77,48 @@ class MembershipCurve:
         false_positive_rate: of each threshold, ascending from 0 to 1.
         true_positive_rate: of each threshold.
         auroc: area under the curve; 0.5 is guessing.
+        included, left_out: how many scores there are of each kind.
     """
 
     false_positive_rate: Float[np.ndarray, " thresholds"]
     true_positive_rate: Float[np.ndarray, " thresholds"]
     auroc: float
+    included: int
+    left_out: int
 
     def at(self, false_positive_rates: Sequence[float]) -> list[float]:
         """True-positive rate at the largest threshold that keeps each false-positive rate."""
         places = np.searchsorted(self.false_positive_rate, false_positive_rates, side="right") - 1
         return [float(self.true_positive_rate[place]) for place in places]
+
+    def band(self, confidence: float = 0.95) -> "Band":
+        """Where the rates of each threshold lie: both intervals (Clopper and Pearson 1934) together at this confidence, for one
+        threshold that was fixed beforehand.
+        """
+        each = (1 + confidence) / 2  # half of what may be missed for either rate
+        false, true = (
+            _clopper_pearson(np.rint(rate * count), count, each)
+            for rate, count in ((self.false_positive_rate, self.left_out), (self.true_positive_rate, self.included))
+        )
+        return Band(*false, *true)
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Ends of the intervals of a curve's rates, one a threshold."""
+
+    false_low: Float[np.ndarray, " thresholds"]
+    false_high: Float[np.ndarray, " thresholds"]
+    true_low: Float[np.ndarray, " thresholds"]
+    true_high: Float[np.ndarray, " thresholds"]
+
+
+def _clopper_pearson(found: np.ndarray, of: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Exact interval of a probability of which `found` of `of` are known."""
+    tail = (1 - confidence) / 2
+    low = np.where(found > 0, beta.ppf(tail, found, of - found + 1), 0.0)
+    high = np.where(found < of, beta.ppf(1 - tail, found + 1, of - found), 1.0)
+    return low, high
 
 
 def membership_curve(scores: Float[np.ndarray, " n"], included: Bool[np.ndarray, " n"]) -> MembershipCurve:
@@ -102,4 +134,4 @@ def membership_curve(scores: Float[np.ndarray, " n"], included: Bool[np.ndarray,
     true = 1 - np.searchsorted(ins, thresholds) / len(ins)
     false = 1 - np.searchsorted(outs, thresholds) / len(outs)
     true, false = np.concatenate([[0.0], true]), np.concatenate([[0.0], false])
-    return MembershipCurve(false, true, float(np.trapezoid(true, false)))
+    return MembershipCurve(false, true, float(np.trapezoid(true, false)), len(ins), len(outs))

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.errors import InputError
-from jaxcxr.eval.bootstrap import p_value, spread
+from jaxcxr.eval.bootstrap import p_value, spread_of
 from jaxcxr.eval.estimates import Estimates, measure
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.predictions import read_predictions as read_predictions
@@ -64,7 +64,8 @@ def evaluate(
         - The largest difference between any two groups of an attribute (`fairness.GAPS`): `group` is the attribute and
           `reference` the two groups, 'highest - lowest' ('between' for the average, in which findings may have different ones).
 
-        `value` is the point estimate on the test rows; `ci_low`, `ci_high` the 95 % percentile interval; `std` (ddof = 1) and
+        `value` is the point estimate on the test rows; `ci_low`, `ci_high` the 95 % percentile interval (of average precision:
+        normal on the logit scale; of the expected calibration error: moved around the estimate); `std` (ddof = 1) and
         `bootstrap_mean` over the redraws; `redraws` how many of them have the metric; `std_paper` the paper's '±', which
         differs from `std` for the average only (`bootstrap.std_paper`); `n` labelled films and `positives` among them (for the
         average: films, and empty); `threshold` the one `value` was computed at (empty for the average, for what needs none, and
@@ -81,10 +82,7 @@ def evaluate(
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
     """Estimates and their draws as rows of `evaluation.csv`."""
     metrics = estimates.rows["metric"]
-    spreads = [
-        spread(_around_estimate(row) if metric == "ece" else row[1:])
-        for row, metric in zip(estimates.draws, metrics, strict=True)
-    ]
+    spreads = [spread_of(metric, row) for row, metric in zip(estimates.draws, metrics, strict=True)]
     tested = (estimates.rows["reference"] != "") & ~metrics.isin(list(GAPS))
     frame = estimates.rows.assign(
         value=estimates.draws[:, 0],
@@ -100,11 +98,6 @@ def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
         resample=config.resample,
     )
     return frame.loc[:, list(EVALUATION_COLUMNS)]
-
-
-def _around_estimate(row: np.ndarray) -> np.ndarray:
-    """Redraws of a sum of absolute values, which noise makes larger, moved so that their mean is the estimate."""
-    return np.maximum(row[1:] - np.nanmean(row[1:]) + row[0], 0) if np.isfinite(row[1:]).any() else row[1:]
 
 
 def _with_itself(row: np.ndarray) -> bool:

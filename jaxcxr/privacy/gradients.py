@@ -250,7 +250,7 @@ def plain_sum_layerwise(
         }
         # As a product: XLA on the CPU would merge a sum with the one over a map's places, which the cotangents need apart, and
         # compute both (80 of 740 ms at 256 pixels).
-        direct = jax.tree.map(lambda g: jnp.tensordot(jnp.ones(len(g)), g, 1, "highest"), one.direct_grads)
+        direct = jax.tree.map(lambda g: jnp.tensordot(jnp.ones(len(g)), g, 1, precision="highest"), one.direct_grads)
         return _with_kernels(direct, sums), one.losses
 
 

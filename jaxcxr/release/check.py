@@ -220,6 +220,12 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
     if privacy.dataset_size not in (None, card.dataset_size):
         yield f"{CONFIG}: privacy.dataset_size is {privacy.dataset_size}, {CARD_JSON} says {card.dataset_size}"
+    if privacy.class_counts_noise_multiplier not in (None, card.class_counts_noise_multiplier):
+        found = card.class_counts_noise_multiplier
+        yield (
+            f"{CONFIG}: privacy.class_counts_noise_multiplier is {privacy.class_counts_noise_multiplier}, "
+            f"{CARD_JSON} says {found}"
+        )
     for key, (there, here) in said.items():
         if there != here:
             yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +14,19 @@ from jaxcxr.report.figures import MARKERS, PALETTE, save
 
 Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
 """False-positive rates and true-positive rates."""
+Edge = tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]
+"""The same along the edge of a band, of whatever length."""
+BAND = "Band: 95 % interval of both rates of one threshold (Clopper-Pearson); some of many thresholds lie outside by chance."
 
 
-def trade_off_figure(curves: Mapping[str, Curve], out_dir: str | Path, stem: str = "trade_off") -> tuple[Path, Path]:
+def trade_off_figure(
+    curves: Mapping[str, Curve],
+    out_dir: str | Path,
+    stem: str = "trade_off",
+    *,
+    unit: str = "films",
+    bands: Mapping[str, tuple[Edge, Edge]] = MappingProxyType({}),
+) -> tuple[Path, Path]:
     """Best true-positive rate of any test 'was this unit in the training data?' against its false-positive rate.
 
     On the left the whole curve, on the right the same on logarithmic axes, where an attacker who must not raise false alarms
@@ -25,11 +36,14 @@ def trade_off_figure(curves: Mapping[str, Curve], out_dir: str | Path, stem: str
         curves: by label, such as from `privacy.attack_bounds.trade_off`.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
+        unit: what is in the training data or not, in the plural.
+        bands: by the label of a measured curve, the lower right and the upper left edge of its 95 % band (such as from
+            `audit.statistics.MembershipCurve.band`), which the figure's last line explains.
 
     Returns:
         The PNG and the SVG file.
     """
-    figure = Figure(figsize=(7.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.2 if bands else 3.9), layout="constrained")
     whole, few = figure.subplots(1, 2)
     lowest = min(float(x[x > 0].min()) for x, _ in curves.values())
     chance = np.geomspace(lowest, 1, 200)
@@ -37,17 +51,29 @@ def trade_off_figure(curves: Mapping[str, Curve], out_dir: str | Path, stem: str
         panel.plot([0, *chance], [0, *chance], color="0.5", ls=":", lw=1, label="guessing")
         for (label, (x, y)), colour in zip(curves.items(), PALETTE, strict=False):
             panel.plot(x, y, color=colour, lw=1.5, label=label)
-        panel.set_xlabel("false-positive rate: people wrongly said to be in", fontsize=8)
+            if label in bands:
+                panel.fill(*_outline(*bands[label], lowest), color=colour, alpha=0.15, lw=0)
+        panel.set_xlabel(f"false-positive rate: {unit} wrongly said to be in", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    whole.set_ylabel("true-positive rate: people rightly said to be in (at most)", fontsize=8)
+    at_most = "" if bands else " (at most)"
+    whole.set_ylabel(f"true-positive rate: {unit} rightly said to be in{at_most}", fontsize=8)
     whole.set_title("(A) all tests", loc="left", fontsize=9, fontweight="bold")
     few.set_title("(B) tests with few false alarms", loc="left", fontsize=9, fontweight="bold")
     few.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.3))
     for axis in (few.xaxis, few.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    if bands:
+        figure.supxlabel(BAND, fontsize=7.5, color="0.3")
     return save(figure, Path(out_dir), stem)
+
+
+def _outline(lower: Edge, upper: Edge, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Along the lower edge and back along the upper one; kept on the paper where axes are logarithmic."""
+    x = np.concatenate([lower[0], upper[0][::-1]])
+    y = np.concatenate([lower[1], upper[1][::-1]])
+    return np.maximum(x, lowest / 10), np.maximum(y, lowest / 10)
 
 
 def patients_figure(

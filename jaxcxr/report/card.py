@@ -83,6 +83,7 @@ def card_of(facts: CardFacts) -> PrivacyCard:
         expected_batch_size=facts.expected_batch_size,
         steps_planned=facts.steps_planned,
         class_weights=facts.class_weights,  # type: ignore[arg-type]
+        class_counts_noise_multiplier=facts.class_counts_noise_multiplier,
         noise=facts.noise,  # type: ignore[arg-type]
         patients=_patients(facts),
         mechanisms=list(facts.mechanisms),

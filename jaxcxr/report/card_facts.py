@@ -64,6 +64,11 @@ class CardFacts:
     cohort_films: Int[np.ndarray, " patients"] | None = None
 
     @property
+    def class_counts_noise_multiplier(self) -> float | None:
+        """Of the noised class counts; None if there are none."""
+        return next((row.noise_multiplier for row in self.mechanisms if row.name == COUNTS), None)
+
+    @property
     def spent(self) -> list[Spending]:
         """For the accountant."""
         return [Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in self.mechanisms]

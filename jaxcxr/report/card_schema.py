@@ -71,7 +71,9 @@ class AuditFinding(_Strict):
     """What an attack on the mechanism itself found."""
 
     method: Literal["one run; white-box gradient alignment and black-box loss; every step checked"]
-    model: Literal["logistic regression"] = Field(description="what was trained for the audit, by the real training's code")
+    model: Literal["logistic regression", "network, narrower"] = Field(
+        description="what was trained for the audit, by the real training's code"
+    )
     canaries: Count
     confidence: Probability
     epsilon_lower: NonNegative = Field(description="epsilon that the attack proves")
@@ -105,6 +107,9 @@ class PrivacyCard(_Strict):
     expected_batch_size: Count
     steps_planned: Count
     class_weights: Literal["none", "public", "noised", "paper"]
+    class_counts_noise_multiplier: NonNegative | None = Field(
+        description="noise standard deviation over the L2 bound of the noised counts of the class weights; null without such"
+    )
     noise: Literal["gaussian", "discrete"] = Field(description="drawn in floating point, or exactly on a grid")
     patients: list[PatientRow]
     mechanisms: list[MechanismRow]

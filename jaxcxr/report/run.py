@@ -20,6 +20,8 @@ def report_run(
     config: EvaluationConfig,
     films: pd.DataFrame | None = None,
     comparison: pd.DataFrame | None = None,
+    *,
+    beside: bool = True,
 ) -> Path:
     """Write `figures/roc.*` and `figures/calibration.*`, unless they are there, and `report.html`.
 
@@ -28,6 +30,7 @@ def report_run(
         config: how models are judged.
         films: manifest of the store, for who was trained on.
         comparison: the non-private model minus this one; None makes it with the one beside this one (`non_private_beside`).
+        beside: False makes none: the caller will write the page again with a comparison.
 
     Returns:
         The page.
@@ -35,7 +38,7 @@ def report_run(
     predictions, findings = read_predictions(folder / "predictions.parquet")
     draw_curves(predictions, findings, folder / "figures", config, anew=False)
     facts = read_facts(folder)
-    if comparison is None:
+    if comparison is None and beside:
         comparison = against_non_private(folder, facts, config)
     page = run_page(
         folder.resolve().name,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcxr.audit.run import Audit, Films, Subject, audit, canary_films, subject_of, tiny_model
+from jaxcxr.audit.models import logistic_regression
+from jaxcxr.audit.run import Audit, Films, Subject, audit, canary_films, subject_of
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.mechanism import Mechanism
 
@@ -37,8 +38,7 @@ def audited(seed: int, fault: Callable[[Subject], Subject] = lambda subject: sub
 @functools.cache
 def right() -> Subject:
     """The package's own implementation, compiled once for all tests."""
-    loss, params = tiny_model((SIDE, SIDE), FINDINGS)
-    return subject_of(MECHANISM, loss, params, bytes(32))
+    return subject_of(MECHANISM, logistic_regression((SIDE, SIDE), FINDINGS), bytes(32))
 
 
 def scaled_noise(factor: float) -> Callable[[Subject], Subject]:
@@ -162,7 +162,7 @@ def test_the_right_implementation_is_not_accused(seed: int) -> None:
 
 
 def test_what_is_written_is_json_and_says_both_figures() -> None:
-    described = audited(0).describe("ab12" * 16, "c0de" * 16)
+    described = audited(0).describe("logistic regression", "ab12" * 16, "c0de" * 16)
     again = json.loads(json.dumps(described))
     assert again["card"]["canaries"] == CANARIES
     assert again["card"]["accused"] is False

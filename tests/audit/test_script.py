@@ -4,12 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
+from jaxcxr.privacy import gradients
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms
 from jaxcxr.privacy.provenance import code_fingerprint
 from jaxcxr.report.card import card_html, make_card
@@ -57,6 +59,30 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     assert "by the same code" in card_html(card)
 
 
+@pytest.mark.parametrize("fault", [False, True], ids=["right", "clipped too little"])
+def test_the_network_is_audited_through_the_layerwise_step(
+    script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: bool
+) -> None:
+    whole = gradients.clipped_sum_layerwise
+
+    def clipped_too_little(loss: Any, taps: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, *rest: Any, **more: Any) -> Any:  # fmt: skip
+        return whole(loss, taps, params, units, is_real, 4 * l2_clip_norm, *rest, **more)
+
+    if fault:
+        monkeypatch.setattr(gradients, "clipped_sum_layerwise", clipped_too_little)
+    arguments = ["--model", "network", "--out", str(run), "--canaries", "24", "--steps", "4", "--films", "20", "--epsilon", "8"]
+    if fault:
+        with pytest.raises(SystemExit, match="1"):
+            script.main(arguments)
+    else:
+        script.main(arguments)
+    said = capsys.readouterr().out
+    assert f"{'FAILED' if fault else 'passed'}: released sum is the clipped sum" in said
+    assert "passed: noise of one step" in said
+    assert make_card(run).audit is not None
+    assert json.loads((run / "audit.json").read_text())["card"]["model"] == "network, narrower"
+
+
 def test_another_cohorts_run_folder_is_refused(script: ModuleType, run: Path) -> None:
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"store_fingerprint": "00" * 32}))
@@ -77,6 +103,8 @@ def test_another_cohorts_run_folder_is_refused(script: ModuleType, run: Path) ->
         (["--epsilon", "0"], "--epsilon: expected a positive number"),
         (["--epsilon", "inf"], "--epsilon: expected a positive number"),
         (["--epsilon", "nan"], "--epsilon: expected a positive number"),
+        (["--side", "4"], "--side: expected at least 8 pixels"),
+        (["--model", "network", "--width", "48"], "--width: expected a multiple of 32"),
         (["--seed", "-1"], "--seed: expected a number of at least 0"),
         (["--config", "none.yaml"], "no such configuration"),
     ],

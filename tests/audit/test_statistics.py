@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import binomtest
 
 from jaxcxr.audit.mechanism import check_mechanism
 from jaxcxr.audit.statistics import epsilon_from_scores, membership_curve, one_run_epsilon, one_run_p_value
@@ -47,6 +48,27 @@ def test_membership_curve_by_hand() -> None:
     assert tied.auroc == 0.5
     with pytest.raises(ValueError, match="both kinds"):
         membership_curve(np.zeros(2), np.array([True, True]))
+
+
+def test_the_band_of_a_curve_is_clopper_and_pearsons_and_holds_the_truth() -> None:
+    curve = membership_curve(np.array([4.0, 3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False, False]))
+    band = curve.band(0.9)
+    for low, high, rates, of in (
+        (band.false_low, band.false_high, curve.false_positive_rate, 3),
+        (band.true_low, band.true_high, curve.true_positive_rate, 2),
+    ):
+        expected = [binomtest(round(rate * of), of).proportion_ci(0.95, "exact") for rate in rates]
+        np.testing.assert_allclose(low, [e.low for e in expected], atol=1e-12)
+        np.testing.assert_allclose(high, [e.high for e in expected], atol=1e-12)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):  # scores of both kinds alike: any threshold has the same rates
+        included = rng.random(200) < 0.5
+        scores = rng.random(200)
+        found = membership_curve(scores, included)
+        place = np.searchsorted(-np.unique(scores)[::-1], -0.8) - 0  # thresholds above 0.8
+        ends = found.band()
+        held += ends.false_low[place] <= 0.2 <= ends.false_high[place] and ends.true_low[place] <= 0.2 <= ends.true_high[place]
+    assert held >= 0.94 * 300
 
 
 def right(seed: int = 0, steps: int = 40, d: int = 300, films: int = 200) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pandas as pd
 
-from jaxcxr.eval.bootstrap import bootstrap, clusters, spread
+from jaxcxr.eval.bootstrap import bootstrap, clusters, spread, spread_of
 from jaxcxr.eval.delong import delong
 from jaxcxr.eval.metrics import METRICS, point_metrics
 
@@ -47,13 +47,13 @@ def main(data_sets: int = 500, patients: int = 250, redraws: int = 500) -> None:
         for resample in ("patient", "image"):
             masks = [np.ones(len(table), bool), group, ~group]
             how = {"thresholds": np.array([THRESHOLD]), "redraws": redraws, "resample": resample, "seed": seed}
-            draws = bootstrap(table, ["a"], masks, **how).metrics[:, 0, :, 1:]
+            draws = bootstrap(table, ["a"], masks, **how).metrics[:, 0]
             for metric in SHOWN:
-                s = spread(draws[0, METRICS.index(metric)])
+                s = spread_of(metric, draws[0, METRICS.index(metric)])
                 held[f"{resample} {metric}"] += s.ci_low <= truths[0][metric] <= s.ci_high
             if resample == "patient":
                 m = METRICS.index("accuracy")
-                s = spread(draws[1, m] - draws[2, m])
+                s = spread(draws[1, m, 1:] - draws[2, m, 1:])
                 truth = truths[1]["accuracy"] - truths[2]["accuracy"]
                 held["patient accuracy of a group minus the rest"] += s.ci_low <= truth <= s.ci_high
         cluster = clusters(table["patient_id"], "patient")

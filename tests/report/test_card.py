@@ -85,6 +85,19 @@ def test_the_claim_is_what_the_ledger_spent_and_rounding_keeps_it_a_bound(card: 
     assert card.watermark is None
 
 
+def test_noised_class_counts_say_their_noise(card: PrivacyCard, tmp_path: Path) -> None:
+    assert card.class_counts_noise_multiplier == 20.0  # of the counts' own line, not of the steps
+    assert json.loads(card_json(card))["class_counts_noise_multiplier"] == 20.0
+    assert "class counts noised with a noise multiplier of 20" in words(card)
+    louder = card.model_copy(update={"class_counts_noise_multiplier": 30.0})
+    assert differing(louder, recomputed(louder)) == ["class_counts_noise_multiplier"]
+    plain = make_run(tmp_path / "run", unit="patient")
+    ledger_of(unit="patient")(plain)
+    without = make_card(plain)
+    assert without.class_counts_noise_multiplier is None
+    assert "class counts noised" not in words(without)
+
+
 def test_a_run_that_stopped_early_claims_what_it_spent(tmp_path: Path, card: PrivacyCard) -> None:
     early = make_card(make_run(tmp_path / "run", steps=2, unit="patient"))
     assert early.claim.epsilon_upper is not None
@@ -284,6 +297,9 @@ def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
     assert "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2" in said
     assert "does not contradict the claim; it does not prove it either" in said
     assert make_card(copy).for_release
+    assert "a small model, on films" in said
+    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "model": "network, narrower"}, "data": DATA}))
+    assert "a narrower copy of the network, on films" in words(make_card(copy))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "code": ""}, "data": DATA}))
     assert "another or an unrecorded version of the code" in words(make_card(copy))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "accused": True}, "data": DATA}))

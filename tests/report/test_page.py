@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -222,6 +223,17 @@ def test_the_non_private_model_is_found_only_if_there_is_one(tmp_path: Path) -> 
     for file in ("run.json", "config.yaml", "evaluation.csv"):
         (tmp_path / "second" / file).write_text('{"store_fingerprint": "ab"}')
     assert non_private_beside(tmp_path / "private") is None
+
+
+def test_a_sweep_compares_once(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that a sweep will write again makes no comparison of its own, even with the non-private run beside it."""
+    made: list[object] = []
+    monkeypatch.setattr("jaxcxr.report.run.compare", lambda *given: made.append(given))
+    run = Path(shutil.copytree(sweep, tmp_path / "sweep")) / "epsilon_7.89"
+    report_run(run, CONFIG, beside=False)
+    assert not made
+    report_run(run, CONFIG)
+    assert len(made) == 1
 
 
 CONTRAST = """(() => {
