@@ -22,6 +22,7 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 """The privacy budgets (epsilon, at delta = 6e-6) of the paper's Figure 2."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Views = Literal["one", "mirrored", "mirrored_moved"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 ConfigT = TypeVar("ConfigT")
@@ -73,6 +74,8 @@ class ModelConfig:
         scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
         remat: compute maps again in the backward pass instead of keeping them: less memory for more arithmetic, the same result
             (`layerwise` and non-private steps).
+        prediction_views: what a prediction averages: `one` (the film as it is, as in the paper), `mirrored` (also flipped) or
+            `mirrored_moved` (both also moved a little in four directions). Costs no privacy.
     """
 
     __pydantic_config__ = STRICT
@@ -83,6 +86,7 @@ class ModelConfig:
     pretraining: str | None = None
     scale_norm: bool = False
     remat: bool = False
+    prediction_views: Views = "one"
 
 
 @dataclasses.dataclass(frozen=True)

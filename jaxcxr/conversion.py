@@ -86,20 +86,21 @@ def write_weights(weights: Weights, out: Path, torch_file: bool, source: Path, h
 def export_model(model: Model, out: Path) -> float:
     """Write `out` (.stablehlo, .pth, .pt or .safetensors), read it back and run it.
 
-    A state dict is run by the network in torch where torch is installed, else by this package's.
+    A state dict is the network alone, without the averaging of views; it is run by the network in torch where torch is
+    installed, else by this package's.
 
     Returns:
         Largest difference between its probabilities and the model's on four films of noise.
     """
     films = np.random.default_rng(0).integers(0, 256, (4, model.size, model.size)).astype(np.uint8)
-    expected = model.predict_prepared(films)
     if out.suffix == ".stablehlo":
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
-            part.write_bytes(to_stablehlo(model.network, model.params, model.size))
-        return float(np.abs(run_stablehlo(out, films) - expected).max())
+            part.write_bytes(to_stablehlo(model.predictor(), model.params, model.size))
+        return float(np.abs(run_stablehlo(out, films) - model.predict_prepared(films)).max())
+    model = dataclasses.replace(model, views="one")
     write_state(out, to_torch(model.params))
-    return float(np.abs(_probabilities(model, read_state(out), films) - expected).max())
+    return float(np.abs(_probabilities(model, read_state(out), films) - model.predict_prepared(films)).max())
 
 
 def _probabilities(model: Model, state: State, films: np.ndarray) -> np.ndarray:

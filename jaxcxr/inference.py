@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree, UInt8
 
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, load, validate
+from jaxcxr.config import DataConfig, Experiment, ModelConfig, Views, load, validate
+from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
+from jaxcxr.models.views import predictor
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import Checkpoints, load_weights, weights_folder
 
@@ -34,12 +36,14 @@ class Model:
         size: side of the films that the network reads, in pixels.
         network: the Flax module.
         params: its parameters.
+        views: what is averaged in a prediction (`models.views`).
     """
 
     findings: tuple[str, ...]
     size: int
     network: ResNet9
     params: PyTree
+    views: Views = "one"
 
     def predict(self, images: Film | Iterable[Film]) -> Float[np.ndarray, "n findings"]:
         """Probability of each finding on each film.
@@ -74,10 +78,13 @@ class Model:
             rows.append(np.asarray(self._probabilities(self.params, padded))[: len(piece)])
         return np.concatenate(rows) if rows else np.zeros((0, len(self.findings)), np.float32)
 
+    def predictor(self) -> Callable[[PyTree, UInt8[Array, "n size size"]], Float[Array, "n findings"]]:
+        """The function (parameters, prepared films) -> probabilities, not compiled."""
+        return predictor(self.network, self.views, None if self.views == "one" else mirror_permutation(self.findings))
+
     @functools.cached_property
     def _probabilities(self) -> Any:
-        apply = jax.vmap(self.network.apply, in_axes=(None, 0))
-        return jax.jit(lambda params, films: jax.nn.sigmoid(apply(params, films)))  # type: ignore[arg-type]
+        return jax.jit(self.predictor())
 
 
 def _grey(film: Any) -> np.ndarray:
@@ -111,7 +118,8 @@ def load_model(path: str | Path) -> Model:
         scale_norm=model.scale_norm,
     )
     like = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((data.size, data.size), jnp.uint8))
-    return Model(data.findings, data.size, network, jax.tree.map(jnp.asarray, _read_params(path, like)))
+    params = jax.tree.map(jnp.asarray, _read_params(path, like))
+    return Model(data.findings, data.size, network, params, model.prediction_views)
 
 
 def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: object) -> dict[str, object]:

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt
+from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Views
+from jaxcxr.data.findings import can_be_mirrored
 from jaxcxr.errors import InputError
 
 
@@ -43,17 +44,21 @@ class Rule:
     Attributes:
         bands: by rising `up_to`; the last one has no end.
         min_steps: a batch that would leave fewer steps is made smaller.
+        l2_clip_norm: of the clipped gradients; null leaves the configuration's.
         optimizer, decay, averaging, tail_share, ema_decay: as in the training configuration.
+        prediction_views: as in the model configuration; `one` where a sided finding is predicted without its other side.
     """
 
     __pydantic_config__ = STRICT
     bands: tuple[Band, ...]
     min_steps: PositiveInt
+    l2_clip_norm: Positive | None = None
     optimizer: Literal["nadam", "sgd", "adam_bc"] = "nadam"
     decay: Literal["none", "cosine"] = "none"
     averaging: Literal["none", "ema", "tail"] = "tail"
     tail_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    prediction_views: Views = "one"
 
     def band(self, n_units: int, epsilon: float) -> Band:
         """The band of a cohort and a budget.
@@ -69,7 +74,7 @@ class Rule:
 
 
 def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
-    """A private experiment with its training replaced by the rule's, for no more film passes than it would take itself.
+    """A private experiment with its recipe replaced by the rule's, for no more film passes than it would take itself.
 
     Args:
         config: the experiment; its expected batch times its steps are the film passes that may be computed.
@@ -102,4 +107,9 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         ema_decay=rule.ema_decay,
         warmup_steps=0,
     )
-    return dataclasses.replace(config, training=changed)
+    privacy, model = config.privacy, config.model
+    if rule.l2_clip_norm is not None:
+        privacy = dataclasses.replace(privacy, l2_clip_norm=rule.l2_clip_norm)
+    if can_be_mirrored(config.data.findings):
+        model = dataclasses.replace(model, prediction_views=rule.prediction_views)
+    return dataclasses.replace(config, training=changed, privacy=privacy, model=model)

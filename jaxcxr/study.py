@@ -30,6 +30,8 @@ ESTIMATES = {"auroc": ("all", "auroc"), "auroc_gap_age": ("age", "auroc_gap"), "
 """What is compared, each averaged over the findings, by group and metric of an evaluation; a gap is that between the groups
 furthest apart."""
 REDRAWS = 400
+DIFFERENCE = ("difference", "ci_low", "ci_high", "films_low", "films_high", "seeds_std")
+"""What is said of an arm beside its question's reference; empty where there is nothing but the reference yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +246,8 @@ def comparisons(study: Study, out: Path) -> pd.DataFrame:
                     if arm != question.reference:
                         row |= difference_of(own - reference)
                     rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame if frame.empty else frame.reindex(columns=[*frame.columns, *(c for c in DIFFERENCE if c not in frame.columns)])
 
 
 def difference_of(draws: Float[np.ndarray, "seeds draws"]) -> Mapping[str, float]:

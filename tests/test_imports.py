@@ -39,7 +39,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "jaxcxr.replacing": (*JAX, *parts(*(part for part in PARTS if part != "replacing"))),
     "jaxcxr.config": (*JAX, *parts(*(part for part in PARTS if part not in ("config", "errors")))),
     "jaxcxr.console": (*JAX, *parts(*(part for part in PARTS if part not in ("console", "config", "errors")))),
-    "jaxcxr.recipes": (*JAX, *parts(*(part for part in PARTS if part not in ("recipes", "config", "errors")))),
+    "jaxcxr.recipes": (*JAX, *parts(*(part for part in PARTS if part not in ("recipes", "config", "data", "errors")))),
     "jaxcxr.study": (*JAX, *parts("data", "models", "privacy", "training", "report", "bench", "inference", "conversion")),
     "jaxcxr.data": (*JAX, *parts("privacy", "models", "training", "eval", "report", "experiment")),
     "jaxcxr.privacy": ("flax", *parts("data", "models", "training", "eval", "report", "experiment")),

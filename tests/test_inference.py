@@ -170,6 +170,12 @@ def test_an_exported_model_runs_elsewhere(model: Model, tmp_path: Path, name: st
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
+def test_an_exported_model_averages_its_views(model: Model, tmp_path: Path) -> None:
+    one, averaging = model.predict_prepared(FILMS), dataclasses.replace(model, views="mirrored")
+    assert np.abs(averaging.predict_prepared(FILMS) - one).max() > 1e-4
+    assert export_model(averaging, tmp_path / "m.stablehlo") < 1e-5
+
+
 def test_stablehlo_takes_any_number_of_films(model: Model, tmp_path: Path) -> None:
     export_model(model, tmp_path / "m.stablehlo")
     code = (

@@ -48,6 +48,20 @@ def test_nothing_but_the_training_changes() -> None:
     config = private()
     found = recommended(config, 153_502, RULE)
     assert dataclasses.replace(found, training=config.training) == config
+
+
+def test_a_rule_may_set_the_clip_norm_and_average_views() -> None:
+    rule = dataclasses.replace(RULE, l2_clip_norm=5.0, prediction_views="mirrored")
+    found = recommended(private(), 153_502, rule)
+    assert found.privacy is not None
+    assert (found.privacy.l2_clip_norm, found.model.prediction_views) == (5.0, "mirrored")
+    one_sided = changed(private(), "data", findings=("atelectasis_left",))
+    assert recommended(one_sided, 153_502, rule).model.prediction_views == "one"
+
+
+def test_what_is_not_the_recipe_stays() -> None:
+    config = private()
+    found = recommended(config, 153_502, RULE)
     for field in ("class_weights", "positive_rates", "seed", "microbatch_size"):
         assert getattr(found.training, field) == getattr(config.training, field)
 

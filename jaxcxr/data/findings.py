@@ -43,6 +43,11 @@ def mirrored(finding: str) -> str:
     return f"{stem}_{_SIDES[side]}" if side in _SIDES and stem else finding
 
 
+def can_be_mirrored(findings: Sequence[str]) -> bool:
+    """Whether each sided finding is there with its other side, so that a flipped film has the same findings."""
+    return all(mirrored(finding) in findings for finding in findings)
+
+
 def mirror_permutation(findings: Sequence[str]) -> tuple[int, ...]:
     """Indices `p` such that `labels[..., p]` are the labels of the flipped film.
 

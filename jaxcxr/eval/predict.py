@@ -8,9 +8,11 @@ import pandas as pd
 from jaxtyping import Float, PyTree
 
 from jaxcxr.config import Experiment
+from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.predictions import SCHEMA_VERSION
+from jaxcxr.models.views import predictor
 from jaxcxr.replacing import replacing
 from jaxcxr.training.plan import model_of
 
@@ -20,8 +22,8 @@ BATCH = 64
 
 def probabilities(config: Experiment, params: PyTree, split: Split) -> Float[np.ndarray, "n findings"]:
     """Predicted probability of each finding on each film; batches are padded to one shape, so there is one compilation."""
-    model = model_of(config)
-    predict = jax.jit(lambda p, images: jax.nn.sigmoid(jax.vmap(model.apply, in_axes=(None, 0))(p, images)))  # type: ignore[arg-type]
+    views = config.model.prediction_views
+    predict = jax.jit(predictor(model_of(config), views, None if views == "one" else mirror_permutation(config.data.findings)))
     rows = []
     for first in range(0, len(split), BATCH):
         indices = np.arange(first, min(first + BATCH, len(split)))

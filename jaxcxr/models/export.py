@@ -1,27 +1,31 @@
 """A trained network as a file that runs without this package: StableHLO by `jax.export`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax import export
 from jaxtyping import Float, PyTree, UInt8
 
-from jaxcxr.models.resnet9 import ResNet9
-
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def to_stablehlo(model: ResNet9, params: PyTree, size: int) -> bytes:
+def to_stablehlo(predict: Callable[[Any, Any], Any], params: PyTree, size: int) -> bytes:
     """The function uint8 films [n, size, size] -> probabilities [n, findings], weights included, for any n.
 
     Read it back with `jax.export.deserialize(data).call(films)`, for which jax is enough. Later versions of jax read it for six
     months at least (the compatibility window of `jax.export`).
+
+    Args:
+        predict: (parameters, films) -> probabilities (`models.views.predictor`).
+        params: of the network.
+        size: side of the films in pixels.
     """
-    apply = jax.vmap(model.apply, in_axes=(None, 0))
 
     def probabilities(films: UInt8[jax.Array, "n h w"]) -> Float[jax.Array, "n findings"]:
-        return jax.nn.sigmoid(apply(params, films))  # type: ignore[arg-type]
+        return predict(params, films)
 
     (n,) = export.symbolic_shape("n")
     films = jax.ShapeDtypeStruct((n, size, size), np.uint8)

@@ -253,11 +253,15 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     if store.size != data.size:
         raise InputError(f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}")
     split = store.split("train", data.findings)
-    if training.augmentation == "flip_rotate":
+    flips = {
+        "training.augmentation 'flip_rotate'": training.augmentation == "flip_rotate",
+        f"model.prediction_views {config.model.prediction_views!r}": config.model.prediction_views != "one",
+    }
+    for field in [field for field, flips_films in flips.items() if flips_films]:
         try:
             mirror_permutation(data.findings)
         except ValueError as error:
-            raise InputError(f"training.augmentation 'flip_rotate': {error}") from error
+            raise InputError(f"{field}: {error}") from error
     units, films_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
     called = "films" if privacy is None or privacy.unit == "image" else "patients"
