@@ -191,6 +191,7 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     described = {
         "store_fingerprint": store.fingerprint,
         "findings": list(config.data.findings),
+        "prediction_views": config.model.prediction_views,
         "evaluation": dataclasses.asdict(config.evaluation),
         "weights_sha256": weights_digest(params),
     }

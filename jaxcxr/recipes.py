@@ -107,9 +107,16 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         ema_decay=rule.ema_decay,
         warmup_steps=0,
     )
-    privacy, model = config.privacy, config.model
+    privacy = config.privacy
     if rule.l2_clip_norm is not None:
         privacy = dataclasses.replace(privacy, l2_clip_norm=rule.l2_clip_norm)
-    if can_be_mirrored(config.data.findings):
-        model = dataclasses.replace(model, prediction_views=rule.prediction_views)
-    return dataclasses.replace(config, training=changed, privacy=privacy, model=model)
+    return with_views(dataclasses.replace(config, training=changed, privacy=privacy), rule)
+
+
+def with_views(config: Experiment, rule: Rule) -> Experiment:
+    """An experiment, private or not, that averages its predictions as the rule says; the rule's only word on one without
+    privacy, which private ones are compared with.
+    """
+    if not can_be_mirrored(config.data.findings):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, prediction_views=rule.prediction_views))

@@ -226,6 +226,7 @@ def comparisons(study: Study, out: Path) -> pd.DataFrame:
     `ci_low` and `ci_high` (95 %) cover both reasons why the difference might come out otherwise: other test patients (redraws
     that all runs share) and other training randomness (differences by seed). Their variances add up; the degrees of freedom
     are Welch and Satterthwaite's, so that few seeds make a wide interval. `films_low` to `films_high` covers patients alone.
+    `value_low` and `value_high` are the same for the arm's own estimate: wider, since nothing is paired.
     """
     by_key = {(cell.question, cell.arm, cell.epsilon, cell.seed): out / cell.digest for cell in cells(study)}
     rows = []
@@ -242,16 +243,20 @@ def comparisons(study: Study, out: Path) -> pd.DataFrame:
                 for estimate in ESTIMATES:
                     own, reference = (np.stack([draws_of(pair[i])[estimate] for pair in pairs]) for i in (0, 1))
                     row = {"question": name, "arm": arm, "reference": question.reference, "epsilon": epsilon}
-                    row |= {"estimate": estimate, "value": own[:, 0].mean(), "seeds": len(pairs)}
+                    spread = interval_of(own)
+                    row |= {"estimate": estimate, "value": spread["difference"], "seeds": len(pairs)}
+                    row |= {"value_low": spread["ci_low"], "value_high": spread["ci_high"]}
                     if arm != question.reference:
-                        row |= difference_of(own - reference)
+                        row |= interval_of(own - reference)
                     rows.append(row)
     frame = pd.DataFrame(rows)
     return frame if frame.empty else frame.reindex(columns=[*frame.columns, *(c for c in DIFFERENCE if c not in frame.columns)])
 
 
-def difference_of(draws: Float[np.ndarray, "seeds draws"]) -> Mapping[str, float]:
-    """Mean and intervals of differences by seed (rows), on the test films (column 0) and redraws of them."""
+def interval_of(draws: Float[np.ndarray, "seeds draws"]) -> Mapping[str, float]:
+    """Mean and intervals of estimates, or of their differences, by seed (rows), on the test films (column 0) and redraws of
+    them.
+    """
     seeds = len(draws)
     mean, redrawn = float(draws[:, 0].mean()), draws[:, 1:].mean(axis=0)
     films, training = float(redrawn.var(ddof=1)), float(draws[:, 0].var(ddof=1) / seeds) if seeds > 1 else np.nan

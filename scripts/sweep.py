@@ -19,7 +19,7 @@ import tyro
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.console import run
 from jaxcxr.errors import InputError
-from jaxcxr.recipes import Rule, recommended
+from jaxcxr.recipes import Rule, recommended, with_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Arguments:
         eps: budgets; the paper's six and inf (no privacy) unless given.
         config: the private experiment; its privacy.epsilon is replaced by each budget.
         nonprivate_config: the non-private experiment.
-        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope and averaging for each
-            budget by the rule, for no more film passes.
+        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope, clip norm and
+            averaging for each budget by the rule, for no more film passes, and averages all predictions over views of a film.
         rule: of the recommended recipe (YAML).
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it is not the paper's.
     """
@@ -65,10 +65,11 @@ def main() -> None:
                 "name the matching --nonprivate-config, or leave inf out of --eps"
             )
         config = override(config, overrides, prog="sweep.py --config FILE")
-        if arguments.recipe == "recommended" and config.privacy is not None:
+        if arguments.recipe == "recommended":
             from jaxcxr.experiment import number_of_units
 
-            config = recommended(config, number_of_units(config), load(Rule, arguments.rule))
+            rule = load(Rule, arguments.rule)
+            config = with_views(config, rule) if config.privacy is None else recommended(config, number_of_units(config), rule)
         experiments[epsilon] = config
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
     sweep(experiments, arguments.out or Path("runs") / name)

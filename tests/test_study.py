@@ -12,7 +12,7 @@ from jaxcxr import experiment, study
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.report.study import write_study
-from jaxcxr.study import Arm, Question, Study, cells, comparisons, difference_of, results
+from jaxcxr.study import Arm, Question, Study, cells, comparisons, interval_of, results
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -130,14 +130,14 @@ def test_intervals_cover_films_and_seeds() -> None:
     rng = np.random.default_rng(0)
     films = np.concatenate([[0.0], rng.normal(0, 0.01, 400)])  # equal for all seeds
     draws = np.asarray([0.02, 0.03, 0.07])[:, None] + films
-    found = difference_of(draws)
+    found = interval_of(draws)
     assert found["difference"] == pytest.approx(0.04)
     of_films, of_seeds = films[1:].var(ddof=1), np.var([0.02, 0.03, 0.07], ddof=1) / 3
     freedom = (of_films + of_seeds) ** 2 / (of_seeds**2 / 2)
     reach = stats.t.ppf(0.975, freedom) * np.sqrt(of_films + of_seeds)
     assert found["ci_high"] - found["difference"] == pytest.approx(reach)
     assert reach > stats.t.ppf(0.975, 2) * np.sqrt(of_seeds) * 0.5
-    assert np.isnan(difference_of(draws[:1])["ci_low"])
+    assert np.isnan(interval_of(draws[:1])["ci_low"])
 
 
 def test_the_study_that_we_ship_can_be_run() -> None:

@@ -11,7 +11,7 @@ from jaxcxr.report.figures import MARKERS, PALETTE, save
 
 
 def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping[str, str], out: Path) -> None:
-    """Write `results.csv`, `comparisons.csv`, `ablations.md` and the figure into a folder.
+    """Write `results.csv`, `comparisons.csv`, `ablations.md` and the figures into a folder.
 
     Args:
         results: of `jaxcxr.study.results`.
@@ -26,7 +26,9 @@ def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping
         f"## {name.replace('_', ' ')}\n\n{asked[name]}\n\n{_table(rows, results)}" for name, rows in _by_question(comparisons)
     ]
     (out / "ablations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    study_figure(comparisons, out)
+    if comparisons["difference"].notna().any():
+        study_figure(comparisons, out)
+    budgets_figure(comparisons, out)
 
 
 def _by_question(comparisons: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -94,4 +96,40 @@ def study_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "ablation
     panels[-1].set_xlabel("difference of average AUROC (95 % interval over patients and seeds)")
     handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return save(figure, out_dir, stem)
+
+
+def budgets_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "budgets") -> tuple[Path, Path] | None:
+    """Average AUROC against the budget, an arm a line with 95 % intervals, a panel a question of two budgets or more; None if
+    there is no such question.
+    """
+    auroc = comparisons.loc[comparisons["estimate"] == "auroc"]
+    questions = [(name, rows) for name, rows in _by_question(auroc) if rows["epsilon"].nunique() > 1]
+    if not questions:
+        return None
+    figure = Figure(figsize=(7.2, 2.7 * len(questions)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(questions), 1, sharex=True))
+    for panel, (name, rows) in zip(panels, questions, strict=True):
+        for place, (arm, of) in enumerate(rows.groupby("arm", sort=False)):
+            of = of.sort_values("epsilon")
+            reach = np.abs(of[["value_low", "value_high"]].to_numpy().T - of["value"].to_numpy())
+            panel.errorbar(
+                of["epsilon"] * 1.02**place,  # beside one another, or the intervals would hide each other
+                of["value"],
+                yerr=np.nan_to_num(reach),
+                marker=MARKERS[place % len(MARKERS)],
+                color=PALETTE[place % len(PALETTE)],
+                ms=4,
+                lw=1.2,
+                capsize=2,
+                label=str(arm).replace("_", " "),
+            )
+        panel.set_xscale("log")
+        panel.set_xticks(sorted(rows["epsilon"].unique()), [f"{e:g}" for e in sorted(rows["epsilon"].unique())])
+        panel.minorticks_off()
+        panel.set_title(name.replace("_", " "), fontsize=9, loc="left")
+        panel.set_ylabel("average AUROC")
+        panel.legend(frameon=False, fontsize=8)
+        panel.grid(lw=0.3)
+    panels[-1].set_xlabel("privacy budget ε (95 % interval over patients and seeds)")
     return save(figure, out_dir, stem)
