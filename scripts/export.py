@@ -4,6 +4,7 @@ python scripts/export.py runs/demo --out exported/demo.stablehlo
 python scripts/export.py runs/demo --out exported/demo.safetensors
 
 .stablehlo needs jax only (jax.export). A .pth, .pt or .safetensors file is a state dict for the same network in torch.
+Where the model averages its predictions over views of a film, so does .stablehlo; a state dict is the network alone.
 """
 
 import dataclasses
