@@ -260,10 +260,11 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
     """
     m, n = subject.mechanism, len(cohort)
     deviation = m.noise_multiplier * m.l2_clip_norm if m.grid is None else m.grid.step * m.grid.deviation
-    clipped = functools.partial(_clipped_gradients, _gradients_of(subject.loss), l2_clip_norm=m.l2_clip_norm)
     present = np.concatenate([np.arange(n), n + np.flatnonzero(included)])
     params, fixed = subject.params, None
     coordinates = _flat(params).size
+    gradients_of = _gradients_of(subject.loss, one_by_one=_block(coordinates) < _BLOCK)
+    clipped = functools.partial(_clipped_gradients, gradients_of, l2_clip_norm=m.l2_clip_norm)
     noise, sums = (np.empty((steps, coordinates), np.float32) for _ in range(2))
     alignments, fixed_alignments = (np.empty((steps, len(canaries))) for _ in range(2))
     drawn = np.zeros((steps, len(present)), bool)
@@ -294,8 +295,12 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
 
 
 @functools.lru_cache(maxsize=4)
-def _gradients_of(loss: Loss) -> Any:
-    """Compiled once a loss: a suite audits many times."""
+def _gradients_of(loss: Loss, one_by_one: bool) -> Any:
+    """Compiled once a loss: a suite audits many times. Weight gradients of a batch of films at once are grouped convolutions,
+    for which XLA has no fast kernel: large models take one film after the other.
+    """
+    if one_by_one:
+        return jax.jit(lambda params, films: jax.lax.map(lambda film: jax.grad(loss)(params, film), films))
     return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt16
 from scipy.sparse import csr_array
 from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.stats import t
 
 from jaxcxr.errors import InputError
 from jaxcxr.eval.metrics import CALIBRATION_BINS, METRICS, Levels, calibration_bin, levels
@@ -293,32 +293,41 @@ def around_estimate(estimate: float, draws: Float[np.ndarray, " redraws"]) -> Sp
     return spread(np.maximum(draws - np.nanmean(draws) + estimate, 0))
 
 
-def on_logit_scale(estimate: float, draws: Float[np.ndarray, " redraws"]) -> Spread:
-    """`spread` of an average precision, with another interval: normal on the logit scale, with the redraws' standard deviation.
+def on_logit_scale(estimate: float, draws: Float[np.ndarray, " redraws"], clusters: int) -> Spread:
+    """`spread` of an average precision, with another interval: Student's on the logit scale, from the redraws' standard
+    deviation.
 
-    An average precision of few positives is skewed and biased upwards, and its redraws, in which films come several times, are
-    biased upwards once more: a percentile interval, which takes both over, lies too high (docs/statistics.md). Where the
-    estimate is 0 or 1, and has no logit, it stays.
+    An average precision is skewed and, with few positives, biased upwards, and its redraws, in which films come several times,
+    are biased upwards once more: a percentile interval, which takes both over, lies too high, and is too short besides
+    (docs/statistics.md). Where there is no logit (0 or 1), or one cluster only, it stays.
 
-    Source: Boyd, Eng & Page, Area under the precision-recall curve: point estimates and confidence intervals, ECML 2013.
+    Args:
+        estimate: on the films themselves.
+        draws: its redraws.
+        clusters: that are drawn and have a positive: their number less one is the degrees of freedom, and the bootstrap's
+            variance lacks the factor number / (number - 1).
+
+    Source: the logit interval of Boyd, Eng & Page, Area under the precision-recall curve: point estimates and confidence
+        intervals, ECML 2013, here with a bootstrap by clusters and their number.
     """
     found = spread(draws)
-    if not (0 < estimate < 1 and found.std > 0):
+    if not (0 < estimate < 1 and found.std > 0 and clusters > 1):
         return found
-    reach = norm.ppf(0.975) * found.std / (estimate * (1 - estimate))
+    std = found.std * np.sqrt(clusters / (clusters - 1)) / (estimate * (1 - estimate))
+    reach = t.ppf(0.975, clusters - 1) * std
     low, high = expit(logit(estimate) + np.array([-reach, reach]))
     return dataclasses.replace(found, ci_low=float(low), ci_high=float(high))
 
 
-def spread_of(metric: str, row: Float[np.ndarray, " draws"]) -> Spread:
-    """What the redraws of a metric say about it, its estimate (draw 0) in front: percentiles, but for the two metrics whose
-    redraws lie to one side of it.
+def spread_of(metric: str, row: Float[np.ndarray, " draws"], clusters: int) -> Spread:
+    """What the redraws of a metric say about it, its estimate (draw 0) in front: percentiles, but for two metrics whose redraws
+    lie to one side of it; `clusters` is how many that are drawn have a positive.
     """
     match metric:
         case "ece":
             return around_estimate(float(row[0]), row[1:])
         case "average_precision":
-            return on_logit_scale(float(row[0]), row[1:])
+            return on_logit_scale(float(row[0]), row[1:], clusters)
         case _:
             return spread(row[1:])
 

@@ -35,7 +35,7 @@ class Estimates:
 
     Attributes:
         rows: `KEYS` and what describes the estimate: `label`, `attribute`, `n`, `positives`, `threshold`, `std_paper`,
-            `delong_low`, `delong_high` and `note`.
+            `delong_low`, `delong_high`, `note`, and `clusters`: what is redrawn and has a positive (patients, or films).
         draws: the estimate itself, and its redraws.
         policy: the threshold policy that was followed.
     """
@@ -134,6 +134,7 @@ def _judge(
         seed=config.seed,
     )
     labels = test[[f"y_{f}" for f in findings]].to_numpy(np.float64)
+    positive, cluster = labels == 1, clusters(pd.Series(test["patient_id"]), config.resample)
     judged = []
     for index, mask in enumerate(distinct):
         own = labels[mask]
@@ -149,7 +150,9 @@ def _judge(
                 notes[f] = "not defined: one class only"
         values = np.where(suppressed[:-1, None, None], np.nan, redrawn.metrics[index])
         missed = np.where(suppressed[-1], np.nan, redrawn.no_finding_among_ill[index])
-        judged.append(Judged(with_average(values), missed, n, positives, images, ill, tuple(notes)))
+        defined = np.array([not note for note in notes[:-1]])
+        having = [np.unique(cluster[mask & column]).size for column in (*positive.T, positive[:, defined].any(axis=1))]
+        judged.append(Judged(with_average(values), missed, n, positives, images, ill, np.array(having), tuple(notes)))
     return [judged[places[mask.tobytes()]] for mask in masks]
 
 
@@ -199,7 +202,7 @@ def _metric_rows(group: Group, findings: Sequence[str], own: Judged, cuts: Float
         counts = _counts(own, f)
         for m, metric in enumerate(METRICS):
             pooled = own.values[:-1, m, 1:] if finding == "average" else own.values[f : f + 1, m, 1:]
-            described = {"finding": finding, "metric": metric, "std_paper": std_paper(pooled)}
+            described = {"finding": finding, "metric": metric, "std_paper": std_paper(pooled), "clusters": int(own.clusters[f])}
             if metric in NEED_A_THRESHOLD and finding != "average":
                 described["threshold"] = cuts[f]
                 if np.isnan(own.values[f, m, 0]) and not counts["note"]:
@@ -257,4 +260,5 @@ def _frame(keys: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for column in ("threshold", "std_paper", "delong_low", "delong_high"):
         if column not in frame:
             frame[column] = np.nan
+    frame["clusters"] = frame["clusters"].fillna(0).astype(np.int64)  # differences have no use for it
     return frame.astype({"positives": "Int64", "threshold": np.float64})

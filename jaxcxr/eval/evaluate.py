@@ -65,7 +65,7 @@ def evaluate(
           `reference` the two groups, 'highest - lowest' ('between' for the average, in which findings may have different ones).
 
         `value` is the point estimate on the test rows; `ci_low`, `ci_high` the 95 % percentile interval (of average precision:
-        normal on the logit scale; of the expected calibration error: moved around the estimate); `std` (ddof = 1) and
+        Student's on the logit scale; of the expected calibration error: moved around the estimate); `std` (ddof = 1) and
         `bootstrap_mean` over the redraws; `redraws` how many of them have the metric; `std_paper` the paper's '±', which
         differs from `std` for the average only (`bootstrap.std_paper`); `n` labelled films and `positives` among them (for the
         average: films, and empty); `threshold` the one `value` was computed at (empty for the average, for what needs none, and
@@ -82,7 +82,10 @@ def evaluate(
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
     """Estimates and their draws as rows of `evaluation.csv`."""
     metrics = estimates.rows["metric"]
-    spreads = [spread_of(metric, row) for row, metric in zip(estimates.draws, metrics, strict=True)]
+    spreads = [
+        spread_of(metric, row, clusters)
+        for metric, row, clusters in zip(metrics, estimates.draws, estimates.rows["clusters"], strict=True)
+    ]
     tested = (estimates.rows["reference"] != "") & ~metrics.isin(list(GAPS))
     frame = estimates.rows.assign(
         value=estimates.draws[:, 0],

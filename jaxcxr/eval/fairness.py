@@ -50,6 +50,7 @@ class Judged:
         no_finding_among_ill: share of ill films on which no finding is called, in each draw.
         n, positives: labelled films of each finding, and positives among them.
         images, ill: films, and films with any positive label.
+        clusters: patients (films, where films are redrawn) with a positive of each finding, and (last) of any that is defined.
         notes: why a finding, or (last) no finding among the ill, is missing; empty where it is not.
     """
 
@@ -59,6 +60,7 @@ class Judged:
     positives: Int[np.ndarray, " findings"]
     images: int
     ill: int
+    clusters: Int[np.ndarray, " rows"]
     notes: tuple[str, ...]
 
 

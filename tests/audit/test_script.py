@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jaxcxr.config import Experiment, dump
+from jaxcxr.config import Experiment, dump, load
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import gradients
@@ -16,6 +16,7 @@ from jaxcxr.privacy.ledger import Entry, Ledger, Terms
 from jaxcxr.privacy.provenance import code_fingerprint
 from jaxcxr.report.card import card_html, make_card
 from tests.conftest import load_script
+from tests.training.tiny import tiny_model
 
 QUICK = ["--canaries", "40", "--steps", "8", "--films", "50"]
 
@@ -59,28 +60,39 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     assert "by the same code" in card_html(card)
 
 
-@pytest.mark.parametrize("fault", [False, True], ids=["right", "clipped too little"])
+@pytest.mark.parametrize("too_much", [1, 4], ids=["right", "clipped too little"])
 def test_the_network_is_audited_through_the_layerwise_step(
-    script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: bool
+    script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, too_much: int
 ) -> None:
-    whole = gradients.clipped_sum_layerwise
+    """With a network that compiles quickly, whose gradients the audit takes film by film as it does those of a large one."""
+    whole, traced = gradients.clipped_sum_layerwise, []
 
-    def clipped_too_little(loss: Any, taps: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, *rest: Any, **more: Any) -> Any:  # fmt: skip
-        return whole(loss, taps, params, units, is_real, 4 * l2_clip_norm, *rest, **more)
+    def clipped(
+        loss: Any, taps: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, *rest: Any, **more: Any
+    ) -> Any:
+        traced.append(l2_clip_norm)
+        return whole(loss, taps, params, units, is_real, too_much * l2_clip_norm, *rest, **more)
 
-    if fault:
-        monkeypatch.setattr(gradients, "clipped_sum_layerwise", clipped_too_little)
-    arguments = ["--model", "network", "--out", str(run), "--canaries", "24", "--steps", "4", "--films", "20", "--epsilon", "8"]
-    if fault:
+    monkeypatch.setattr(gradients, "clipped_sum_layerwise", clipped)
+    monkeypatch.setattr("jaxcxr.audit.models.model_of", tiny_model)
+    monkeypatch.setattr("jaxcxr.audit.run._COORDINATES_AT_ONCE", 3000)
+    config = load(Experiment, run / "config.yaml")
+    assert config.privacy is not None
+    dump(dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, l2_clip_norm=0.05)), run / "config.yaml")
+    size = ["--canaries", "40", "--films", "40", "--steps", "4", "--side", "16", "--epsilon", "50"]
+    arguments = ["--model", "network", "--out", str(run), *size]
+    if too_much > 1:
         with pytest.raises(SystemExit, match="1"):
             script.main(arguments)
     else:
         script.main(arguments)
+    assert traced == [0.05]  # one compilation for all microbatches
     said = capsys.readouterr().out
-    assert f"{'FAILED' if fault else 'passed'}: released sum is the clipped sum" in said
-    assert "passed: noise of one step" in said
-    assert make_card(run).audit is not None
-    assert json.loads((run / "audit.json").read_text())["card"]["model"] == "network, narrower"
+    verdict = "passed" if too_much == 1 else "FAILED"
+    assert f"{verdict}: released sum is the clipped sum" in said  # against each film's gradient by its definition
+    assert "passed: films are drawn independently" in said
+    finding = json.loads((run / "audit.json").read_text())["card"]
+    assert (finding["model"], finding["accused"]) == ("network, narrower", too_much > 1)
 
 
 def test_another_cohorts_run_folder_is_refused(script: ModuleType, run: Path) -> None:

@@ -44,12 +44,13 @@ def main(data_sets: int = 500, patients: int = 250, redraws: int = 500) -> None:
     for seed in range(data_sets):
         table = cohort(patients, np.random.default_rng([2, seed]))
         group = table["group"].to_numpy()
+        ill = {"patient": table.loc[table["y_a"] == 1, "patient_id"].nunique(), "image": int(table["y_a"].sum())}
         for resample in ("patient", "image"):
             masks = [np.ones(len(table), bool), group, ~group]
             how = {"thresholds": np.array([THRESHOLD]), "redraws": redraws, "resample": resample, "seed": seed}
             draws = bootstrap(table, ["a"], masks, **how).metrics[:, 0]
             for metric in SHOWN:
-                s = spread_of(metric, draws[0, METRICS.index(metric)])
+                s = spread_of(metric, draws[0, METRICS.index(metric)], ill[resample])
                 held[f"{resample} {metric}"] += s.ci_low <= truths[0][metric] <= s.ci_high
             if resample == "patient":
                 m = METRICS.index("accuracy")

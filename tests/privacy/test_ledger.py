@@ -79,6 +79,7 @@ def test_a_statistic_is_spent_once_and_never_left_out(tmp_path: Path) -> None:
     ledger.record(COUNTS)
     assert ledger.spendings() == [Spending(1.0, 3.0, 1), Spending(0.1, 1.5, 1)]
     assert ledger.spendings(before_step=0) == [Spending(1.0, 3.0, 1)]
+    assert not ledger.covers(2)  # a statistic's line is no step's
     ledger.close()
     assert read_ledger(path)[1] == [COUNTS, entry(0)]
     with pytest.raises(InputError, match="statistic 'class_counts' was already spent with other parameters"):
@@ -107,6 +108,23 @@ def test_a_line_cut_by_a_crash_is_dropped_and_written_again(tmp_path: Path) -> N
 
 def edited(text: str, /, **values: object) -> str:
     return json.dumps({**json.loads(text), **values})
+
+
+def test_no_field_of_any_line_can_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path, TERMS)
+    for it in (COUNTS, entry(0), entry(1)):
+        ledger.record(it)
+    ledger.close()
+    lines, tried = path.read_text().splitlines(), 0
+    for number, line in enumerate(lines):
+        for field, value in json.loads(line).items():
+            other = not value if isinstance(value, bool) else f"{value}0" if isinstance(value, str) else value + 1
+            path.write_text("\n".join([*lines[:number], edited(line, **{field: other}), *lines[number + 1 :]]) + "\n")
+            with pytest.raises(InputError, match="line"):
+                read_ledger(path)
+            tried += 1
+    assert tried == 8 + 5 + 6 + 6
 
 
 @pytest.mark.parametrize(
