@@ -29,7 +29,7 @@ import pandas as pd
 
 from jaxcxr.data.duplicates import near_duplicates
 from jaxcxr.data.images import Preprocessing
-from jaxcxr.data.journal import Work, alone, make_shard, prepare, write_whole
+from jaxcxr.data.journal import Work, alone, make_shard, prepare, settle, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
 from jaxcxr.data.shards import shard_name
 from jaxcxr.data.store import (
@@ -206,9 +206,10 @@ def _run(works: Sequence[Work], processes: int, progress: Callable[[int], object
     progress(sum(len(work.rows) for work in works) - sum(len(work.rows) for work in waiting))
     if processes == 1:
         for work in waiting:
-            make_shard(work, progress)
+            settle(work, make_shard(work, progress))
         return
-    waiting = [dataclasses.replace(work) for work in waiting]
+    # The largest first, so that no process has long to go when the others are done.
+    waiting.sort(key=lambda work: len(work.rows), reverse=True)
     while waiting:
         try:
             _run_in_pool(waiting, processes, progress)
@@ -226,17 +227,18 @@ def _run_in_pool(works: Sequence[Work], processes: int, progress: Callable[[int]
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_start_worker, initargs=initial
     ) as pool:
-        futures = {pool.submit(_make_shard_in_worker, work) for work in works}
+        works_of = {pool.submit(_make_shard_in_worker, work): work for work in works}
+        waiting = set(works_of)
         try:
-            while futures:
-                finished, futures = concurrent.futures.wait(
-                    futures, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
+            while waiting:
+                finished, waiting = concurrent.futures.wait(
+                    waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
                 )
                 now = done.value
                 progress(now - reported)
                 reported = now
                 for future in finished:
-                    future.result()
+                    settle(works_of[future], future.result())
         finally:
             stop.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
@@ -287,12 +289,12 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _make_shard_in_worker(work: Work) -> None:
+def _make_shard_in_worker(work: Work) -> str | None:
     def count(films: int) -> None:
         with _progress.get_lock():
             _progress.value += films
 
-    make_shard(work, count, lambda: bool(_stop.value))
+    return make_shard(work, count, lambda: bool(_stop.value))
 
 
 def _assemble(

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int, UInt
 from PIL import Image
-from scipy.fft import dct
 
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import RECORDS_FILE, Store
@@ -20,8 +19,9 @@ from jaxcxr.data.store import RECORDS_FILE, Store
 _SIDE = 64
 _BLOCK = 256
 _FILMS = 256
-# The first rows of the cosine transform: the whole of it would be thrown away but for them.
-_COSINES = np.asarray(dct(np.eye(_SIDE, dtype=np.float32), axis=0, norm="ortho"))[:17]
+# The first rows of the cosine transform (type II), not yet scaled: the rest of it would be thrown away.
+_COSINES = np.cos(np.pi / _SIDE * np.arange(17)[:, None] * (np.arange(_SIDE) + 0.5)).astype(np.float32)
+_COSINES[0] /= np.sqrt(2)
 
 
 def perceptual_hash(film: UInt[np.ndarray, "size size"]) -> str:

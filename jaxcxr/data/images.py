@@ -6,6 +6,7 @@ scaling makes 10 or 12 significant bits in a 16-bit file fill the range.
 """
 
 import dataclasses
+import io
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Num, UInt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxcxr.data.dicom import MAX_PIXELS, RADIOGRAPHY_MODALITIES, Film, is_dicom, read_dicom
 from jaxcxr.errors import InputError
@@ -22,6 +23,7 @@ from jaxcxr.errors import InputError
 __all__ = ["PREPROCESSING", "RADIOGRAPHY_MODALITIES", "Preprocessing", "preprocess", "read_film", "read_image"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
+_AT_ONCE = 16 << 20
 _FITS: Mapping[str, str] = MappingProxyType(
     {
         "squeeze": "square, bilinear with antialiasing, aspect ratio not kept",
@@ -81,12 +83,14 @@ def read_film(path: str | Path) -> Film:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(132)
+            start = file.read(_AT_ONCE)
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{str(path)!r}: no name of a file ({error})") from error
-    film = read_dicom(path) if is_dicom(path, head) else Film(_read_picture(path))
+    # Small files are decoded from memory: one read is cheaper than many.
+    source = io.BytesIO(start) if len(start) < _AT_ONCE else path
+    film = read_dicom(path) if is_dicom(path, start[:132]) else Film(_read_picture(path, source))
     pixels = film.pixels
     if pixels.size == 0:
         raise InputError(f"{path}: the image is empty, {pixels.shape[1]} x {pixels.shape[0]} pixels")
@@ -190,9 +194,9 @@ def _full_scale(image: np.ndarray, values: np.ndarray, top: int) -> np.ndarray:
     return np.clip((values - np.float32(low)) * np.float32(top / span), 0, top).astype(np.uint16 if top > 255 else np.uint8)
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
+        with Image.open(source, formats=_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(
                     f"{path}: an image of {picture.width} x {picture.height} pixels, expected at most {MAX_PIXELS}"
@@ -212,7 +216,9 @@ def _read_picture(path: Path) -> np.ndarray:
         OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, ArithmeticError,
         MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
-        raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM ({_one_line(error)})") from error
+        # Pillow would name the memory that it read from.
+        why = "the image cannot be identified" if isinstance(error, UnidentifiedImageError) else _one_line(error)
+        raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM ({why})") from error
 
 
 def _one_line(error: BaseException) -> str:

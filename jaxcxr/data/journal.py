@@ -1,7 +1,8 @@
 """One shard of a store, made so that a kill at any moment costs one film.
 
 While a shard is made, its films are appended to a plain file and each is noted in a journal with its checksum; whoever goes on
-believes the journal as far as the checksums hold. The complete shard is rewritten as ArrayRecord.
+believes the journal as far as the checksums hold. The complete shard is rewritten as ArrayRecord, and counts once it is on the
+disk; until then its films are kept.
 """
 
 import dataclasses
@@ -56,41 +57,49 @@ class Work:
     fatal: frozenset[int] = frozenset()
 
     def file(self, suffix: str) -> Path:
-        """One of the files of the shard: `raw`, `journal`, `trying`, `array_record` or `json` (there when it is complete)."""
+        """One of the files of the shard: `raw`, `journal`, `trying`, `array_record` or `json` (last, once on the disk)."""
         return self.building / f"shard-{self.number:05d}.{suffix}"
 
 
-def make_shard(work: Work, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False) -> None:
-    """Make one shard, or what is missing of it.
+def make_shard(work: Work, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False) -> str | None:
+    """Make one shard, or what is missing of it; return what `settle` is to note of it, or None if stopped before.
 
     Raises:
         InputError: a file cannot be used and `work.strict` is set.
     """
-    with alone(work.file("lock"), f"shard {work.number}: another process is making it", patience=30.0):
-        if work.file("json").exists():
-            progress(len(work.rows))
-            return
-        with (
-            work.file("raw").open("ab+") as raw,
-            work.file("journal").open("ab+") as journal,
-            work.file("trying").open("w") as trying,
-        ):
-            entries = _believed(work, raw, journal)
-            progress(len(entries))
-            for place in range(len(entries), len(work.rows)):
-                if stopped():
-                    return
-                os.pwrite(trying.fileno(), f"{work.rows[place]:012d}".encode(), 0)
-                entry, content = prepare(work, place)
-                raw.write(content)
-                raw.flush()
-                journal.write(json.dumps(entry).encode() + b"\n")
-                journal.flush()
-                entries.append(entry)
-                progress(1)
-            _seal(work, raw, entries)
-        for suffix in ("raw", "journal", "trying"):
-            work.file(suffix).unlink()
+    with (
+        alone(work.file("lock"), f"shard {work.number}: another process is making it", patience=30.0),
+        work.file("raw").open("ab+") as raw,
+        work.file("journal").open("ab+") as journal,
+        work.file("trying").open("w") as trying,
+    ):
+        entries = _believed(work, raw, journal)
+        progress(len(entries))
+        for place in range(len(entries), len(work.rows)):
+            if stopped():
+                return None
+            os.pwrite(trying.fileno(), f"{work.rows[place]:012d}".encode(), 0)
+            entry, content = prepare(work, place)
+            raw.write(content)
+            raw.flush()
+            journal.write(json.dumps(entry).encode() + b"\n")
+            journal.flush()
+            entries.append(entry)
+            progress(1)
+        return _sealed(work, raw, entries)
+
+
+def settle(work: Work, made: str | None) -> None:
+    """Wait until a shard of `make_shard` is on the disk, and let it count; not by a process that has films to decode."""
+    if made is None:
+        return
+    with work.file("array_record").open("rb") as file:
+        os.fsync(file.fileno())
+        # A cohort is larger than memory: its pages would push out the files that are yet to be read.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    write_whole(work.file("json"), made.encode())
+    for suffix in ("raw", "journal", "trying"):
+        work.file(suffix).unlink()
 
 
 def prepare(work: Work, place: int) -> tuple[dict[str, Any], bytes]:
@@ -148,19 +157,15 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and ("sha256" in entry or "reason" in entry) else None
 
 
-def _seal(work: Work, raw: BinaryIO, entries: Sequence[dict[str, Any]]) -> None:
-    part = work.file("array_record.part")
-    writer = ShardWriter(part)
+def _sealed(work: Work, raw: BinaryIO, entries: Sequence[dict[str, Any]]) -> str:
+    writer = ShardWriter(work.file("array_record"))
     raw.seek(0)
     for entry, image_id in zip(entries, work.image_ids, strict=True):
         if "sha256" in entry:
             content = raw.read(work.size**2 * np.dtype(work.how.dtype).itemsize)
             writer.write(encode(content, image_id))
     count, size = writer.close()
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.rename(work.file("array_record"))
-    write_whole(work.file("json"), json.dumps({"count": count, "bytes": size, "entries": entries}).encode())
+    return json.dumps({"count": count, "bytes": size, "entries": entries})
 
 
 class alone:  # noqa: N801  used as a function

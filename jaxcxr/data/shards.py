@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 from jaxtyping import Int, UInt
 
-_WRITER = "group_size:1,uncompressed"
+_WRITER = "group_size:1,uncompressed,max_parallelism:1"
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 _LENGTH_DELIMITED = 2
 _DATASET = "films"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import resource
@@ -14,7 +15,8 @@ from PIL import Image
 from jaxcxr.data import build, journal
 from jaxcxr.data.build import build_store, read_listing
 from jaxcxr.data.images import Preprocessing, preprocess, read_image
-from jaxcxr.data.journal import make_shard
+from jaxcxr.data.journal import make_shard, settle
+from jaxcxr.data.shards import ShardWriter, encode, shard_name
 from jaxcxr.data.store import open_store
 from jaxcxr.data.verify import verify
 from jaxcxr.errors import InputError
@@ -59,14 +61,15 @@ def test_a_store_is_made_from_files(hospital):
     assert sum(counted) == COUNT
     listing = read_listing(store.path / "quarantine.csv")
     assert listing["path"].tolist() == ["3.png", "17.png"]
-    assert listing["reason"][0].startswith("cannot be read as PNG")
+    assert listing["reason"][0] == "cannot be read as PNG, JPEG, TIFF or DICOM (the image cannot be identified)"
     assert str(folder) not in "".join(listing["reason"])
     for name in ("train", "valid", "test"):
         split = store.split(name)
         for film, path in zip(split.read_all(), split.frame["path"], strict=True):
             np.testing.assert_array_equal(film, preprocess(read_image(folder / "images" / path), 16))
     assert sum(len(lengths) for lengths in store.shards.values()) > 3
-    assert verify(store) == COUNT - 2
+    checked = []
+    assert verify(store, checked.append) == sum(checked) == COUNT - 2
     assert sorted(p.name for p in folder.iterdir()) == ["images", "store"]
     assert not [p for p in store.path.iterdir() if "shard-" in p.name or p.name in ("lock", "plan.json")]
 
@@ -135,7 +138,7 @@ def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, damage):
         content[300] ^= 1
         raw.write_bytes(content)
     else:
-        journal.write_bytes(journal.read_bytes() + b'{"row": 39, "sha256": "00"}\n[1]\n')
+        journal.write_bytes(journal.read_bytes() + b'{"row": 39, "reason": "of another film"}\n[1]\n')
     store = made(folder, frame, "other")
     assert store.fingerprint == whole.fingerprint
     assert verify(store) == COUNT - 2
@@ -181,7 +184,7 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital):
 
     with pytest.raises(KeyboardInterrupt):
         made(folder, frame, progress=die)
-    for changes in ({"size": 32}, {"how": Preprocessing(normalisation="none")}, {"shards": 3}):
+    for changes in ({"size": 32}, {"how": Preprocessing(normalisation="none")}, {"shards": 3}, {"refuse_flagged": True}):
         with pytest.raises(InputError, match=r"unfinished store of another kind lies in \.store\.partial"):
             made(folder, frame, **changes)
     with pytest.raises(InputError, match="manifest differ"):
@@ -264,6 +267,20 @@ def test_a_changed_byte_is_found(hospital):
     content[place + 10] ^= 4
     shard.write_bytes(content)
     with pytest.raises(InputError, match=r"film 'film\d+' of split 'train'|cannot be read"):
+        verify(open_store(store.path))
+
+
+def test_films_in_another_order_are_found(hospital):
+    """Whole records, so that only the checksum of the film can tell."""
+    folder, frame = hospital
+    store = made(folder, frame)
+    split, count = store.split("valid"), store.shards["valid"][0]
+    films = split.read(np.arange(count))
+    writer = ShardWriter(store.path / shard_name("valid", 0))
+    for row in reversed(range(count)):
+        writer.write(encode(films[row].tobytes(), split.frame["image_id"].iat[row]))
+    writer.close()
+    with pytest.raises(InputError, match="film 'film2' of split 'valid' is not what was written"):
         verify(open_store(store.path))
 
 
@@ -358,6 +375,9 @@ def test_make_shard_may_be_called_again(hospital):
     )
     for _ in range(2):
         counted = []
-        make_shard(work, counted.append)
+        shard = make_shard(work, counted.append)
         assert sum(counted) == 2
+        assert not work.file("json").exists()
+    settle(work, shard)
     assert json.loads(work.file("json").read_text())["count"] == 2
+    assert make_shard(dataclasses.replace(work, number=8), counted.append, lambda: True) is None

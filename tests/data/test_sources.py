@@ -221,7 +221,7 @@ PADCHEST = [
     ("AP_horizontal", "nan", "nan", "['pneumonia']", "[['pneumonia', 'loc basal bilateral']]"),
     ("L", "1950", "M", "['normal']", "[['normal']]"),
     ("PA", "1950", "M", "['unchanged']", "[['unchanged']]"),
-    ("PA", "1950", "O", "['exclude']", "[['exclude']]"),
+    ("PA", "1950", "O", "['normal', ' exclude']", "[['exclude']]"),
     ("AP", "", "", "[' laminar atelectasis ', '']", "[['laminar atelectasis', 'loc basal']]"),
     ("PA", "1950", "M", "nan", "nan"),
     ("PA", "1960", "M", "['infiltrates']", "[nan, ['infiltrates', 'loc left'], [], ['normal', 'loc right'], nan]"),

@@ -9,7 +9,8 @@ The table has one row a film. The age is the year of the examination less the ye
 16-bit PNGs of which fewer bits are used. Labels are lists in Python's notation; `LabelsLocalizationsBySentence` says on which
 side, so that the paper's sided findings can be had: a side is positive if a sentence names the finding and that side,
 negative if only the other side is named, and both are unknown if no side is named. A film whose only labels are `unchanged`,
-or none, is unknown throughout; one labelled `exclude` is left out.
+or none, is unknown throughout; one labelled `exclude` is left out. Some labels begin with a blank,
+`' exclude'` of 56 films too.
 """
 
 import ast
