@@ -38,7 +38,7 @@ def trade_off_figure(
         stem: name of the files without ending.
         unit: what is in the training data or not, in the plural.
         bands: by the label of a measured curve, the lower right and the upper left edge of its 95 % band (such as from
-            `audit.statistics.MembershipCurve.band`), which the figure's last line explains.
+            `audit.statistics.MembershipCurve.band`), which the figure's legend explains.
 
     Returns:
         The PNG and the SVG file.
@@ -63,9 +63,9 @@ def trade_off_figure(
     few.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.3))
     for axis in (few.xaxis, few.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend = figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     if bands:
-        figure.supxlabel(BAND, fontsize=7.5, color="0.3")
+        legend.set_title(BAND, prop={"size": 7.5})  # inside the legend, which the layout makes room for
     return save(figure, Path(out_dir), stem)
 
 
