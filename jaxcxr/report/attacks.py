@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from jaxcxr.privacy.loss_distribution import Bounds
@@ -65,7 +66,7 @@ def trade_off_figure(
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     legend = figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     if bands:
-        legend.set_title(BAND, prop={"size": 7.5})  # inside the legend, which the layout makes room for
+        legend.set_title(BAND, prop=FontProperties(size=7.5))  # inside the legend, which the layout makes room for
     return save(figure, Path(out_dir), stem)
 
 

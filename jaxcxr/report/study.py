@@ -26,7 +26,7 @@ def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping
         f"## {name.replace('_', ' ')}\n\n{asked[name]}\n\n{_table(rows, results)}" for name, rows in _by_question(comparisons)
     ]
     (out / "ablations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    if comparisons["difference"].notna().any():
+    if not comparisons["difference"].dropna().empty:
         study_figure(comparisons, out)
     budgets_figure(comparisons, out)
 
@@ -104,7 +104,7 @@ def budgets_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "budget
     there is no such question.
     """
     auroc = comparisons.loc[comparisons["estimate"] == "auroc"]
-    questions = [(name, rows) for name, rows in _by_question(auroc) if rows["epsilon"].nunique() > 1]
+    questions = [(name, rows) for name, rows in _by_question(auroc) if len(set(rows["epsilon"])) > 1]
     if not questions:
         return None
     figure = Figure(figsize=(7.2, 2.7 * len(questions)), layout="constrained")
