@@ -5,7 +5,7 @@ python scripts/ablate.py --questions recipe       one of them
 python scripts/ablate.py --minutes 30             begin no run after half an hour; the same command goes on later
 
 Finished runs are not run again. Tables and figures over all that is finished go to --report: results.csv (a row a run),
-comparisons.csv (a row an arm, with intervals), ablations.md and ablations.png/.svg.
+comparisons.csv (a row an arm, with intervals), ablations.md, ablations.png/.svg and budgets.png/.svg.
 """
 
 import dataclasses

@@ -107,6 +107,7 @@ def budgets_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "budget
     questions = [(name, rows) for name, rows in _by_question(auroc) if len(set(rows["epsilon"])) > 1]
     if not questions:
         return None
+    budgets = sorted({epsilon for _, rows in questions for epsilon in rows["epsilon"]})
     figure = Figure(figsize=(7.2, 2.7 * len(questions)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(questions), 1, sharex=True))
     for panel, (name, rows) in zip(panels, questions, strict=True):
@@ -125,7 +126,7 @@ def budgets_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "budget
                 label=str(arm).replace("_", " "),
             )
         panel.set_xscale("log")
-        panel.set_xticks(sorted(rows["epsilon"].unique()), [f"{e:g}" for e in sorted(rows["epsilon"].unique())])
+        panel.set_xticks(budgets, [f"{epsilon:g}" for epsilon in budgets])
         panel.minorticks_off()
         panel.set_title(name.replace("_", " "), fontsize=9, loc="left")
         panel.set_ylabel("average AUROC")
