@@ -31,7 +31,7 @@ ESTIMATES = {"auroc": ("all", "auroc"), "auroc_gap_age": ("age", "auroc_gap"), "
 furthest apart."""
 REDRAWS = 400
 DIFFERENCE = ("difference", "ci_low", "ci_high", "films_low", "films_high", "seeds_std")
-"""What is said of an arm beside its question's reference; empty where there is nothing but the reference yet."""
+"""What is said of an arm beside its question's reference; empty for the reference itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,14 +243,12 @@ def comparisons(study: Study, out: Path) -> pd.DataFrame:
                 for estimate in ESTIMATES:
                     own, reference = (np.stack([draws_of(pair[i])[estimate] for pair in pairs]) for i in (0, 1))
                     row = {"question": name, "arm": arm, "reference": question.reference, "epsilon": epsilon}
+                    row |= {"estimate": estimate, "value": own[:, 0].mean(), "seeds": len(pairs)}
                     spread = interval_of(own)
-                    row |= {"estimate": estimate, "value": spread["difference"], "seeds": len(pairs)}
                     row |= {"value_low": spread["ci_low"], "value_high": spread["ci_high"]}
-                    if arm != question.reference:
-                        row |= interval_of(own - reference)
+                    row |= dict.fromkeys(DIFFERENCE, np.nan) if arm == question.reference else interval_of(own - reference)
                     rows.append(row)
-    frame = pd.DataFrame(rows)
-    return frame if frame.empty else frame.reindex(columns=[*frame.columns, *(c for c in DIFFERENCE if c not in frame.columns)])
+    return pd.DataFrame(rows)
 
 
 def interval_of(draws: Float[np.ndarray, "seeds draws"]) -> Mapping[str, float]:

@@ -124,11 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cohort = Films(split.read(np.arange(min(arguments.films, len(split)))), split.labels[: arguments.films])
     if arguments.model == "network":
         cohort = cohort.shrunk(arguments.side)
-    shape = cohort.images.shape[1:]
-    if arguments.model == "network":
-        model = network(config, shape, arguments.width, arguments.seed)
+        model = network(config, cohort.images.shape[1:], arguments.width, arguments.seed)
     else:
-        model = logistic_regression(shape, len(config.data.findings))
+        model = logistic_regression(cohort.images.shape[1:], len(config.data.findings))
     arguments.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(arguments.seed)
     n = len(cohort) + arguments.inserted

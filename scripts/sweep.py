@@ -49,6 +49,7 @@ def main() -> None:
     private = load(Experiment, arguments.config)
     if private.privacy is None:
         raise InputError(f"{arguments.config}: privacy: expected a budget to sweep over, found null")
+    rule = load(Rule, arguments.rule) if arguments.recipe == "recommended" else None
     experiments: dict[float, Experiment] = {}
     for epsilon in arguments.eps:
         if not epsilon > 0:
@@ -65,10 +66,9 @@ def main() -> None:
                 "name the matching --nonprivate-config, or leave inf out of --eps"
             )
         config = override(config, overrides, prog="sweep.py --config FILE")
-        if arguments.recipe == "recommended":
+        if rule is not None:
             from jaxcxr.experiment import number_of_units
 
-            rule = load(Rule, arguments.rule)
             config = with_views(config, rule) if config.privacy is None else recommended(config, number_of_units(config), rule)
         experiments[epsilon] = config
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from jaxcxr.config import Experiment
 from jaxcxr.errors import InputError
@@ -49,10 +49,7 @@ def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
         image, label = example
         pixels = image.astype(jnp.float32).reshape(-1) / 127.5 - 1
         logits = pixels @ params["kernel"] + params["bias"]
-        known: Bool[Array, " findings"] = ~jnp.isnan(label)
-        y = jnp.where(known, label, 0.0)
-        terms = y * jax.nn.softplus(-logits) + (1 - y) * jax.nn.softplus(logits)
-        return jnp.sum(jnp.where(known, terms, 0.0)) / findings
+        return objective.weighted_cross_entropy(logits, label, jnp.ones(findings))
 
     def clipped_sum(l2_clip_norm: float) -> GradientSum:
         def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, dict[str, Array]]:

@@ -272,17 +272,17 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
         indices = subject.draw(step, len(present))
         drawn[step, indices] = True
         batch = present[indices]
-        taken = np.bincount(batch[batch >= n] - n, minlength=len(canaries))
+        others, drawn_canaries = cohort.at(batch[batch < n]), batch[batch >= n] - n
+        taken = np.bincount(drawn_canaries, minlength=len(canaries))
         of_cohort = np.zeros(coordinates)
-        for rows in clipped(params, cohort.at(batch[batch < n])):
+        for rows in clipped(params, others):
             of_cohort += rows.sum(axis=0)
         own = np.empty((len(canaries), coordinates), np.float32)
         for first, rows in zip(range(0, len(own), _block(coordinates)), clipped(params, canaries), strict=True):
             own[first : first + len(rows)] = rows
         exact = of_cohort + taken.astype(np.float32) @ own
         expected = of_cohort + 0.5 * m.sample_rate * own.sum(axis=0)
-        films = cohort.at(batch[batch < n]).with_(canaries.at(batch[batch >= n] - n))
-        examples, is_real = _padded(films, _BLOCK)
+        examples, is_real = _padded(others.with_(canaries.at(drawn_canaries)), _BLOCK)
         released = subject.release(subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices))
         total = _flat(released) * m.expected_batch_size
         noise[step], sums[step] = (total - exact) / deviation, exact / deviation

@@ -1,7 +1,7 @@
 """What is predicted for a film: the network's probabilities on it, or those of its mean logits over several views of it.
 
-Post-processing of released weights, hence free of privacy cost; a view doubles, mirrored and moved ones together make ten times
-the arithmetic of a prediction, and none of that of training.
+Post-processing of released weights, hence free of privacy cost. `mirrored` doubles the arithmetic of a prediction,
+`mirrored_moved` makes it ten times as much; training has none of it.
 """
 
 from collections.abc import Callable, Sequence

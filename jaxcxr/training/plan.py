@@ -253,14 +253,13 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     if store.size != data.size:
         raise InputError(f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}")
     split = store.split("train", data.findings)
-    flips = {
-        "training.augmentation 'flip_rotate'": training.augmentation == "flip_rotate",
-        f"model.prediction_views {config.model.prediction_views!r}": config.model.prediction_views != "one",
-    }
-    for field in [field for field, flips_films in flips.items() if flips_films]:
+    views = config.model.prediction_views
+    if training.augmentation == "flip_rotate" or views != "one":
         try:
             mirror_permutation(data.findings)
         except ValueError as error:
+            flips = training.augmentation == "flip_rotate"
+            field = "training.augmentation 'flip_rotate'" if flips else f"model.prediction_views {views!r}"
             raise InputError(f"{field}: {error}") from error
     units, films_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
