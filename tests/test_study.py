@@ -120,6 +120,7 @@ def test_a_study_runs_what_is_missing_once_and_reports(trained: list[str], tmp_p
     assert row["difference"] == pytest.approx((of["recommended"] - of["paper"]).mean())
     assert row["ci_low"] < row["difference"] < row["ci_high"]
     assert row["films_low"] < row["difference"] < row["films_high"]
+    assert row["value_low"] < row["value"] < row["value_high"]
     write_study(table, compared, {"recipe": "Which recipe?"}, tmp_path / "report")
     text = (tmp_path / "report" / "ablations.md").read_text()
     assert f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]" in text

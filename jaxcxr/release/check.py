@@ -218,14 +218,11 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name == GRADIENT}
     if clip_norms != {privacy.l2_clip_norm}:
         yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
-    if privacy.dataset_size not in (None, card.dataset_size):
-        yield f"{CONFIG}: privacy.dataset_size is {privacy.dataset_size}, {CARD_JSON} says {card.dataset_size}"
-    if privacy.class_counts_noise_multiplier not in (None, card.class_counts_noise_multiplier):
-        found = card.class_counts_noise_multiplier
-        yield (
-            f"{CONFIG}: privacy.class_counts_noise_multiplier is {privacy.class_counts_noise_multiplier}, "
-            f"{CARD_JSON} says {found}"
-        )
+    if_given = {
+        "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
+        "privacy.class_counts_noise_multiplier": (privacy.class_counts_noise_multiplier, card.class_counts_noise_multiplier),
+    }
+    said |= {key: (there, here) for key, (there, here) in if_given.items() if there is not None}
     for key, (there, here) in said.items():
         if there != here:
             yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"

@@ -190,11 +190,14 @@ def test_a_card_made_to_look_better_is_refused(release: Path, change: object, na
 
 def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     config = yaml.safe_load((release / "config.yaml").read_text())
-    config["privacy"]["unit"], config["privacy"]["delta"] = "patient", 1e-6
+    config["privacy"].update(unit="patient", delta=1e-6, dataset_size=7, class_counts_noise_multiplier=0.5)
+    config["training"]["class_weights"], config["training"]["positive_rates"] = "noised", None
     (release / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     wrong = check_release(release, None).wrong
     assert "config.yaml: privacy.unit is patient, privacy_card.json says image" in wrong
     assert "config.yaml: privacy.delta is 1e-06, privacy_card.json says 0.0001" in wrong
+    assert any(sentence.startswith("config.yaml: privacy.dataset_size is 7, privacy_card.json says ") for sentence in wrong)
+    assert "config.yaml: privacy.class_counts_noise_multiplier is 0.5, privacy_card.json says 20.0" in wrong
 
 
 def test_other_weights_than_the_orbax_ones_are_refused(release: Path) -> None:
