@@ -2,35 +2,21 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
 from jaxcxr.config import Experiment
-from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.predictions import SCHEMA_VERSION
-from jaxcxr.models.views import predictor
+from jaxcxr.inference import Model
 from jaxcxr.replacing import replacing
 from jaxcxr.training.plan import model_of
 
 GROUP_COLUMNS = ("age", "sex", "view", "comorbidities")
-BATCH = 64
-
-
-def probabilities(config: Experiment, params: PyTree, split: Split) -> Float[np.ndarray, "n findings"]:
-    """Predicted probability of each finding on each film; batches are padded to one shape, so there is one compilation."""
-    views = config.model.prediction_views
-    predict = jax.jit(predictor(model_of(config), views, None if views == "one" else mirror_permutation(config.data.findings)))
-    rows = []
-    for first in range(0, len(split), BATCH):
-        indices = np.arange(first, min(first + BATCH, len(split)))
-        images = np.zeros((BATCH, split.size, split.size), np.uint8)
-        images[: len(indices)] = split.read(indices)
-        rows.append(np.asarray(predict(params, images))[: len(indices)])
-    return np.concatenate(rows) if rows else np.zeros((0, len(config.data.findings)), np.float32)
+PIECE = 1024
+"""Films that are read at once."""
 
 
 def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
@@ -42,6 +28,7 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
     """
     if not len(store.split("test")):
         raise InputError(f"{store.path}: there are no test films to predict")
+    model = Model(config.data.findings, store.size, model_of(config), params, config.model.prediction_views)
     frames = []
     for name in ("valid", "test"):
         split = store.split(name, config.data.findings)
@@ -49,7 +36,7 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
             continue
         groups = [column for column in GROUP_COLUMNS if column in split.frame.columns]
         frame = split.frame[["image_id", "patient_id", "split", *groups]].copy()
-        predicted = probabilities(config, params, split)
+        predicted = _probabilities(model, split)
         for index, finding in enumerate(config.data.findings):
             frame[f"y_{finding}"] = split.labels[:, index]
             frame[f"p_{finding}"] = predicted[:, index]
@@ -57,6 +44,11 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
     table = pd.concat(frames, ignore_index=True)
     table.attrs["schema_version"] = SCHEMA_VERSION  # a parquet file keeps it, and `read_predictions` asks for it
     return table
+
+
+def _probabilities(model: Model, split: Split) -> Float[np.ndarray, "n findings"]:
+    pieces = [np.arange(first, min(first + PIECE, len(split))) for first in range(0, len(split), PIECE)]
+    return np.concatenate([model.predict_prepared(split.read(piece)) for piece in pieces])
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

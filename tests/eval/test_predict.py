@@ -16,8 +16,9 @@ from tests.conftest import changed
 
 @pytest.mark.parametrize("views", ["one", "mirrored"])
 def test_a_row_a_held_out_film_with_its_own_labels_and_views(
-    tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan, views: str
+    tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan, views: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("jaxcxr.eval.predict.PIECE", 3)  # the films are read in pieces, the last one smaller
     config = changed(tiny_config, "model", prediction_views=views)
     params = tiny_plan.random_params(bytes(32))
     table = predict_table(config, params, tiny_store)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         make_plan(changed(tiny_config, section, **fields), tiny_store)
+
+
+def test_pixels_that_are_no_bytes_are_refused(tiny_config: Experiment, tiny_store: Store) -> None:
+    with pytest.raises(InputError, match="pixels are uint16, expected uint8"):
+        make_plan(tiny_config, dataclasses.replace(tiny_store, dtype="uint16"))
 
 
 def test_a_large_delta_can_be_insisted_on(tiny_config: Experiment, tiny_store: Store) -> None:
