@@ -253,7 +253,9 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     if store.size != data.size:
         raise InputError(f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}")
     if store.dtype != "uint8":
-        raise InputError(f"{store.path}: the store's pixels are {store.dtype}, expected uint8 (scripts/prepare.py --dtype uint8)")
+        raise InputError(
+            f"{store.path}: the store's pixels are {store.dtype}, expected uint8 (scripts/prepare.py --dtype uint8)"
+        )
     split = store.split("train", data.findings)
     views = config.model.prediction_views
     if training.augmentation == "flip_rotate" or views != "one":
