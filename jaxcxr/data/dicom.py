@@ -27,6 +27,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import HTJ2K, JPEG2000, UID, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSNearLossless
 
 from jaxcxr.errors import InputError
 
@@ -48,6 +49,8 @@ _PIXEL_TAGS = (
     "PresentationLUTShape", "PatientOrientation",
 )  # fmt: skip
 _COLOURS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_OF_THE_EXTRA = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+_LOSSY = (JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _QUOTED = re.compile(r"""(?<!\w)b?(?:'[^']*'|"[^"]*")""")
 _DAMAGE = (
     RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError, ArithmeticError,
@@ -192,10 +195,20 @@ def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
         raise InputError(f"{path}: the image is empty, {columns} x {rows} pixels")
     if rows * columns > MAX_PIXELS:
         raise InputError(f"{path}: an image of {columns} x {rows} pixels, expected at most {MAX_PIXELS} pixels")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not get_decoder(syntax).is_available:
+    syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.BitsStored)
+    if syntax.is_compressed and not _can_decode(syntax, bits):
         needed = "; or ".join(" ".join(line.split()) for line in get_decoder(syntax).missing_dependencies)
-        raise InputError(f"{path}: DICOM compressed as {syntax.name!r}, which needs a library that is not installed: {needed}")
+        adds = "pip install 'jaxcxr[lossless]' adds it" if syntax in _OF_THE_EXTRA else needed
+        raise InputError(
+            f"{path}: DICOM of {bits} bits compressed as {syntax.name!r}, which needs a library that is not installed: {adds}"
+        )
+
+
+def _can_decode(syntax: UID, bits: int) -> bool:
+    decoder = get_decoder(syntax)
+    if syntax == JPEGExtended12Bit and bits > 8:
+        return "pylibjpeg" in decoder.available_plugins  # the others are named for it too, and read 8 bits alone
+    return decoder.is_available
 
 
 def _film(dataset: pydicom.Dataset, path: Path) -> Film:
@@ -245,8 +258,11 @@ def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Data
         raise ValueError(f"{bits} bits stored up to bit {high} in {width}")
     if bits == width:
         return stored
-    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
-    shift = 0 if compressed else high - bits + 1
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in _LOSSY and dataset.PixelRepresentation == 0:
+        # An error of the compression may lift white above the range: cut off, it would be black.
+        return np.minimum(stored, (1 << bits) - 1)
+    shift = 0 if syntax.is_compressed else high - bits + 1
     field = (stored.astype(np.int64) >> shift) & ((1 << bits) - 1)
     if dataset.PixelRepresentation == 1:
         field = np.where(field >> (bits - 1), field - (1 << bits), field)

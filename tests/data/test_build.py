@@ -176,7 +176,7 @@ def test_killed_processes_at_random_and_resumed(hospital):
     assert verify(store) == COUNT - 2
 
 
-def test_an_unfinished_store_of_another_kind_is_not_continued(hospital):
+def test_an_unfinished_store_of_another_kind_is_not_continued(hospital, monkeypatch):
     folder, frame = hospital
 
     def die(films):
@@ -187,8 +187,13 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital):
     for changes in ({"size": 32}, {"how": Preprocessing(normalisation="none")}, {"shards": 3}, {"refuse_flagged": True}):
         with pytest.raises(InputError, match=r"unfinished store of another kind lies in \.store\.partial"):
             made(folder, frame, **changes)
-    with pytest.raises(InputError, match="manifest differ"):
-        made(folder, frame.assign(congestion=1.0))
+    for other in (frame.assign(congestion=1.0), frame.assign(path=frame["path"].to_numpy()[::-1])):
+        with pytest.raises(InputError, match="manifest differ"):
+            made(folder, other)
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "versions_of", lambda: {"pillow": "1"})
+        with pytest.raises(InputError, match="its versions differ"):
+            made(folder, frame)
     made(folder, frame)
 
 
@@ -294,6 +299,16 @@ def test_a_changed_manifest_is_found(hospital):
         verify(open_store(store.path))
 
 
+def test_checksums_of_other_films_are_found(hospital):
+    """The fingerprint has the checksums in their order, not the films that they are said to be of."""
+    folder, frame = hospital
+    store = made(folder, frame)
+    records = pd.read_parquet(store.path / "records.parquet")
+    records.assign(image_id=records["image_id"].to_numpy()[::-1]).to_parquet(store.path / "records.parquet")
+    with pytest.raises(InputError, match=r"records\.parquet and manifest\.parquet do not name the same films"):
+        verify(store)
+
+
 def test_flagged_films_are_named_or_refused(hospital, monkeypatch):
     folder, frame = hospital
     real = journal.read_film
@@ -373,9 +388,16 @@ def test_make_shard_may_be_called_again(hospital):
     work = journal.Work(
         folder / ".store.partial", 7, (0, 1), ("0.png", "1.png"), ("film0", "film1"), folder / "images", 16, Preprocessing()
     )
+
+    def on_the_disk(films):
+        """What a kill would leave: a film counts once it is out of this process."""
+        counted.append(films)
+        assert work.file("raw").stat().st_size >= 16 * 16 * sum(counted)
+        assert work.file("journal").read_bytes().count(b"\n") == sum(counted)
+
     for _ in range(2):
         counted = []
-        shard = make_shard(work, counted.append)
+        shard = make_shard(work, on_the_disk)
         assert sum(counted) == 2
         assert not work.file("json").exists()
     settle(work, shard)

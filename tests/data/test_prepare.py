@@ -92,6 +92,7 @@ def test_strict_stops_at_the_first_bad_file(hospital, monkeypatch):
     with pytest.raises(InputError, match=r"3\.png"):
         prepare(monkeypatch, hospital, "--strict")
     assert not (hospital / "store").exists()
+    assert (hospital / ".store.partial").is_dir()  # what was done before is kept
 
 
 def test_all_films_missing_is_refused_with_a_reason(hospital, monkeypatch):

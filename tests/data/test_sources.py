@@ -146,6 +146,28 @@ def test_chexpert_unmentioned_may_be_negative_and_policies_must_name_findings(tm
         chexpert.read(tmp_path, tmp_path, Options(split="drawn", uncertain={"Oedema": "positive"}))
 
 
+def test_chexpert_as_the_papers_findings(tmp_path):
+    chexpert_folder(tmp_path, cells=("",) * 5)
+    table = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
+    for row, label in enumerate(("Cardiomegaly", "Edema", "Pneumonia", "Atelectasis")):
+        table[label] = np.where(np.arange(5) == row, "1.0", "0.0")
+    table["Pleural Effusion"] = "0.0"
+    table.to_csv(tmp_path / "train.csv", index=False)
+    frame = chexpert.read(tmp_path, tmp_path, Options(labels="paper", split="drawn")).manifest
+    expected = {"cardiomegaly": [1, 0, 0, 0], "congestion": [0, 1, 0, 0]}
+    for side in ("right", "left"):
+        expected |= {f"pneumonic_infiltrates_{side}": [0, 0, np.nan, 0], f"atelectasis_{side}": [0, 0, 0, np.nan]}
+        expected[f"pleural_effusion_{side}"] = [0, 0, 0, 0]
+    for finding, labels in expected.items():
+        np.testing.assert_array_equal(frame[finding], labels)
+
+
+def test_a_lower_highest_age_makes_more_ages_unknown(tmp_path):
+    chexpert_folder(tmp_path)
+    ages = chexpert.read(tmp_path, tmp_path, Options(split="drawn", max_age=61.0)).manifest["age"]
+    np.testing.assert_array_equal(ages, [60, 61, np.nan, np.nan])
+
+
 def test_chexpert_official_splits(tmp_path):
     chexpert_folder(tmp_path)
     table = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
@@ -169,7 +191,7 @@ def mimic_folder(folder, suffix=""):
     )
     splits = films[["dicom_id", "study_id", "subject_id"]].assign(split=["train", "train", "validate", "test", "test", "test"])
     studies = pd.DataFrame({"subject_id": ["10000001", "10000002", "10000003"], "study_id": ["51", "52", "53"]}).assign(
-        **{label: ["1.0", "-1.0", ""] for label in chexpert.LABELS}
+        **{label: ["1.0", "-1.0", "0.0"] for label in chexpert.LABELS}
     )
     people = pd.DataFrame(
         {

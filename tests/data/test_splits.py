@@ -41,6 +41,17 @@ def test_findings_and_groups_are_spread_evenly_even_rare_ones():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("findings", [("rare", "a", "b", "c"), ("a", "b", "c", "rare")])
+def test_the_rarest_finding_is_spread_most_evenly_wherever_it_is_named(seed, findings):
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({finding: (rng.uniform(size=600) < 0.5).astype(float) for finding in "abc"})
+    frame = frame.assign(patient_id=[f"p{i}" for i in range(600)], age=50.0, sex="F", rare=(np.arange(600) % 10 == 0) * 1.0)
+    drawn = split_stratified(frame, {"train": 0.5, "test": 0.5}, seed, findings)
+    counts = drawn.loc[drawn["rare"] == 1, "split"].value_counts()
+    assert abs(counts["train"] - counts["test"]) <= 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_declared_groups_are_spread_evenly_too(seed):
     rng = np.random.default_rng(seed)
     frame = pd.DataFrame({"patient_id": [f"p{i}" for i in range(400)], "age": 50.0, "sex": "F", "rare": 0.0})

@@ -1,4 +1,5 @@
 import concurrent.futures
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def test_the_fingerprint_follows_the_data_and_nothing_else(tmp_path):
     other_pixel[39, 15, 15] ^= 1
     other_label.loc[0, "congestion"] = 1 - other_label.loc[0, "congestion"]
     other_patient.loc[0, "patient_id"] = "someone"
+    unlabelled, negative = frame.copy(), frame.copy()
+    unlabelled.loc[0, "congestion"], negative.loc[0, "congestion"] = np.nan, 0
     same = fingerprint("a")
     assert same == fingerprint("b")
     assert same == fingerprint("c", frame.assign(path="elsewhere"))
@@ -175,6 +178,14 @@ def test_the_fingerprint_follows_the_data_and_nothing_else(tmp_path):
         fingerprint("i", images=images[::-1]),
     ]
     assert len({same, *different}) == 7
+    assert fingerprint("j", unlabelled) != fingerprint("k", negative)
+
+
+def test_the_fingerprint_follows_the_libraries_that_make_pixels(tmp_path, monkeypatch):
+    before = write(tmp_path / "a", *cohort()).fingerprint
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == "pillow" else installed(name))
+    assert write(tmp_path / "b", *cohort()).fingerprint != before
 
 
 def test_an_existing_store_is_refused_and_kept(tmp_path):
@@ -281,3 +292,13 @@ def test_writing_and_reading_say_nothing_and_need_no_tensorflow(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_shards_of_other_lengths_than_the_manifest_are_refused(tmp_path):
+    store = write(tmp_path / "store", *cohort())
+    file = store.path / "dataset_info.json"
+    info = json.loads(file.read_text())
+    info["splits"][0]["shardLengths"][0] = str(int(info["splits"][0]["shardLengths"][0]) + 1)
+    file.write_text(json.dumps(info))
+    with pytest.raises(InputError, match="the shards hold"):
+        open_store(store.path)

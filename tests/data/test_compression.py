@@ -1,0 +1,129 @@
+"""DICOM in the compressed forms that archives hand out; those that need `jaxcxr[lossless]` are refused or read."""
+
+import io
+
+import jpeg_ls
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from jaxcxr.data.images import read_image
+from jaxcxr.errors import InputError
+from tests.data.test_images import dicom
+
+BITS = (8, 10, 12, 16)
+
+
+def film(bits: int) -> np.ndarray:
+    """Grey values over the whole range of their bits, with noise."""
+    across = np.add.outer(np.arange(40.0), np.arange(35.0) * 2) / 107 + np.random.default_rng(bits).normal(0, 0.02, (40, 35))
+    return (np.clip(across * 1.2, 0, 1) * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def jpeg_lossless(pixels: np.ndarray, bits: int, predictor: int) -> bytes:
+    """ITU T.81, process 14: differences from a neighbour, their number of bits in a Huffman code of five bits each."""
+    values = pixels.astype(int)
+    left, above = np.roll(values, 1, axis=1), np.roll(values, 1, axis=0)
+    corner = np.roll(above, 1, axis=1)
+    expected = {1: left, 2: above, 4: left + above - corner, 6: above + (left - corner) // 2, 7: (left + above) // 2}[predictor]
+    expected[0], expected[1:, 0] = left[0], above[1:, 0]
+    expected[0, 0] = 2 ** (bits - 1)
+    stream = ""
+    for difference in ((values - expected + 2**15) % 2**16 - 2**15).ravel():
+        size = 16 if difference == -(2**15) else int(abs(difference)).bit_length()
+        stream += f"{size:05b}"
+        if 0 < size < 16:
+            stream += f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}"
+    stream += "1" * (-len(stream) % 8)
+    coded = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\x00")
+    rows, columns = pixels.shape
+    frame = b"\xff\xc3\x00\x0b" + bytes([bits]) + rows.to_bytes(2, "big") + columns.to_bytes(2, "big") + b"\x01\x01\x11\x00"
+    table = b"\xff\xc4\x00\x24\x00" + bytes([0, 0, 0, 0, 17, *[0] * 11]) + bytes(range(17))
+    scan = b"\xff\xda\x00\x08\x01\x01\x00" + bytes([predictor, 0, 0])
+    return b"\xff\xd8" + frame + table + scan + coded + b"\xff\xd9"
+
+
+def written(path, pixels: np.ndarray, bits: int, syntax: UID, content: bytes):
+    return dicom(path, pixels, BitsStored=bits, HighBit=bits - 1, PixelData=content, syntax=syntax)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless])
+def test_lossless_compression_gives_back_the_same_film(tmp_path, syntax, bits):
+    dataset = pydicom.dcmread(dicom(tmp_path / "film.dcm", film(bits), BitsStored=bits, HighBit=bits - 1))
+    dataset.compress(syntax, encoding_plugin="pydicom" if syntax == RLELossless else "", generate_instance_uid=False)
+    dataset.save_as(tmp_path / "small.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "small.dcm"), film(bits))
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
+def test_jpeg_of_8_bits_is_read(tmp_path, syntax):
+    content = io.BytesIO()
+    Image.fromarray(film(8)).save(content, "JPEG", quality=95)
+    path = written(tmp_path / "film.dcm", film(8), 8, syntax, content.getvalue())
+    np.testing.assert_allclose(read_image(path), np.asarray(Image.open(content)), atol=1)
+
+
+@pytest.mark.parametrize(("syntax", "bits"), [(JPEGLSNearLossless, 8), (JPEGLSNearLossless, 12), (JPEG2000, 8), (JPEG2000, 12)])
+def test_lossy_compression_gives_back_nearly_the_same_film(tmp_path, syntax, bits):
+    dataset = pydicom.dcmread(dicom(tmp_path / "film.dcm", film(bits), BitsStored=bits, HighBit=bits - 1))
+    how = {"jls_error": 3} if syntax == JPEGLSNearLossless else {"j2k_psnr": [60]}
+    dataset.compress(syntax, generate_instance_uid=False, **how)
+    dataset.save_as(tmp_path / "small.dcm")
+    np.testing.assert_allclose(read_image(tmp_path / "small.dcm").astype(int), film(bits), atol=3 if bits == 8 else 24)
+
+
+def test_white_that_an_error_of_the_compression_lifts_above_the_range_stays_white(tmp_path):
+    """Coded as of 16 bits, 1023 of 10 bits becomes 1024 or 1025; without its high bit that would be black."""
+    values = film(10)
+    described = {"rows": 40, "columns": 35, "samples_per_pixel": 1, "bits_stored": 16, "bits_allocated": 16}
+    content = jpeg_ls.encode_pixel_data(values.tobytes(), lossy_error=2, photometric_interpretation="MONOCHROME2", **described)
+    assert jpeg_ls.decode(np.frombuffer(content, np.uint8)).max() > 1023
+    path = written(tmp_path / "film.dcm", values, 10, JPEGLSNearLossless, bytes(content))
+    np.testing.assert_allclose(read_image(path).astype(int), values, atol=2)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("syntax", "predictor"), [(JPEGLosslessSV1, 1), (JPEGLossless, 1), (JPEGLossless, 4), (JPEGLossless, 6), (JPEGLossless, 7)]
+)
+def test_lossless_jpeg_is_read_with_the_extra(tmp_path, syntax, predictor, bits):
+    pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
+    path = written(tmp_path / "film.dcm", film(bits), bits, syntax, jpeg_lossless(film(bits), bits, predictor))
+    np.testing.assert_array_equal(read_image(path), film(bits))
+
+
+def test_jpeg_of_12_bits_is_read_with_the_extra(tmp_path):
+    """A film of pydicom's own; mean and extremes are what libjpeg-turbo 3 decodes."""
+    pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
+    dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm", download=False))
+    dataset.Modality = "DX"
+    dataset.save_as(tmp_path / "film.dcm")
+    pixels = read_image(tmp_path / "film.dcm")
+    assert pixels.shape == (1024, 256)
+    assert (pixels.min(), pixels.max()) == (0, 264)
+    assert pixels.mean() == pytest.approx(14.37, abs=0.02)
+
+
+@pytest.mark.parametrize(("syntax", "bits"), [(JPEGLosslessSV1, 8), (JPEGLossless, 16), (JPEGExtended12Bit, 12)])
+def test_a_compression_that_needs_the_extra_says_so(tmp_path, syntax, bits, monkeypatch):
+    """As where neither pylibjpeg-libjpeg nor python-gdcm is installed; Pillow takes JPEG of 8 bits alone."""
+    decoder = pydicom.pixels.decoders.base.get_decoder(syntax)
+    monkeypatch.setattr(decoder, "_available", {name: how for name, how in decoder._available.items() if name == "pillow"})
+    path = written(tmp_path / "film.dcm", film(bits), bits, syntax, b"never decoded")
+    with pytest.raises(InputError, match=r"film\.dcm: DICOM of \d+ bits compressed as 'JPEG .*jaxcxr\[lossless\]' adds it$"):
+        read_image(path)
