@@ -197,10 +197,12 @@ def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
         raise InputError(f"{path}: an image of {columns} x {rows} pixels, expected at most {MAX_PIXELS} pixels")
     syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.BitsStored)
     if syntax.is_compressed and not _can_decode(syntax, bits):
-        needed = "; or ".join(" ".join(line.split()) for line in get_decoder(syntax).missing_dependencies)
-        adds = "pip install 'jaxcxr[lossless]' adds it" if syntax in _OF_THE_EXTRA else needed
+        if syntax in _OF_THE_EXTRA:
+            needed = "pip install 'jaxcxr[lossless]' adds it"
+        else:
+            needed = "; or ".join(" ".join(line.split()) for line in get_decoder(syntax).missing_dependencies)
         raise InputError(
-            f"{path}: DICOM of {bits} bits compressed as {syntax.name!r}, which needs a library that is not installed: {adds}"
+            f"{path}: DICOM of {bits} bits compressed as {syntax.name!r}, which needs a library that is not installed: {needed}"
         )
 
 

@@ -25,9 +25,14 @@ def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
     XLA on the CPU writes out a map that ends in a division, and computes one that ends in a product anew for each of its
     readers, of which pooling has many: a tenth of the step. On a GPU the writing costs more than the computing.
     """
-    e = jnp.exp(jnp.minimum(x, 15.0))
-    n = e * (e + 2.0)
+    _, n = _powers(x, 15.0)
     return jax.lax.platform_dependent(x, n, cpu=lambda x, n: x * n / (n + 2.0), default=lambda x, n: x * (n / (n + 2.0)))
+
+
+def _powers(x: Any, held_at: float) -> tuple[Any, Any]:
+    """e = e^x and n = e (e + 2), as they are at `held_at` beyond it."""
+    e = jnp.exp(jnp.minimum(x, held_at))
+    return e, e * (e + 2.0)
 
 
 def _mish_transposed(x: Any, dy: Any) -> Any:
@@ -35,13 +40,11 @@ def _mish_transposed(x: Any, dy: Any) -> Any:
 
     def on_cpu(x: Any, dy: Any) -> Any:
         # Held at another place than in `mish`: were it the same exponential, XLA would keep the forward pass's, a whole map.
-        e = jnp.exp(jnp.minimum(x, 14.0))
-        n = e * (e + 2.0)
+        e, n = _powers(x, 14.0)
         return dy * (n * (n + 2.0) + 4.0 * x * e * (e + 1.0)) / jnp.square(n + 2.0)
 
     def elsewhere(x: Any, dy: Any) -> Any:
-        e = jnp.exp(jnp.minimum(x, 15.0))
-        n = e * (e + 2.0)
+        e, n = _powers(x, 15.0)
         r = 1.0 / (n + 2.0)
         return dy * ((n + 4.0 * x * e * (e + 1.0) * r) * r)
 
@@ -243,7 +246,7 @@ def _group_norm_backward(activation: str, groups: int, epsilon: float, saved: An
     x, scale, bias, residual, mean, rstd = saved
     *places, _ = range(x.ndim)
     gain = scale * rstd
-    if residual is None:
+    if residual is None:  # after a residual dy is a sum, which is quick to compute within the loop
         gain = _once_written(gain, dy)
     z = _before_activation(x, gain, bias - mean * gain, residual)
     dz = ACTIVATIONS[activation][1](z, dy.astype(jnp.float32))

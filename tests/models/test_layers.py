@@ -171,17 +171,16 @@ def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("formulation")
 def test_norm_residual_and_activation_are_what_they_say(activation: str, with_residual: bool) -> None:
     # biases of some -20 to 20: also where the exponentials are held
-    x, scale, bias, residual = normal(0, 5, 4, 8), 1 + normal(1, 8), 12 * normal(2, 8), normal(3, 5, 4, 8)
+    arguments = normal(0, 5, 4, 8), 1 + normal(1, 8), 12 * normal(2, 8), *([normal(3, 5, 4, 8)] if with_residual else [])
     function = {"mish": lambda z: z * jnp.tanh(jax.nn.softplus(z)), "relu": jax.nn.relu}[activation]
-    if with_residual:
-        found = output_and_gradients(
-            lambda x, s, b, r: layers.group_norm(x, s, b, r, activation, 2, 1e-5), x, scale, bias, residual
-        )
-        expected = output_and_gradients(lambda x, s, b, r: function(flax_group_norm(2)(x, s, b) + r), x, scale, bias, residual)
-    else:
-        found = output_and_gradients(lambda x, s, b: layers.group_norm(x, s, b, None, activation, 2, 1e-5), x, scale, bias)
-        expected = output_and_gradients(lambda x, s, b: function(flax_group_norm(2)(x, s, b)), x, scale, bias)
-    assert_all_close(found, expected, rtol=1e-4, atol=4e-5)
+
+    def found(x: Any, scale: Any, bias: Any, residual: Any = None) -> Any:
+        return layers.group_norm(x, scale, bias, residual, activation, 2, 1e-5)
+
+    def expected(x: Any, scale: Any, bias: Any, residual: Any = 0.0) -> Any:
+        return function(flax_group_norm(2)(x, scale, bias) + residual)
+
+    assert_all_close(output_and_gradients(found, *arguments), output_and_gradients(expected, *arguments), rtol=1e-4, atol=2e-5)
 
 
 def test_group_norm_of_a_constant_map_is_its_bias() -> None:
