@@ -37,9 +37,9 @@ class Tap:
     Attributes:
         path: where its parameters lie in the `params` collection.
         kernel_gradient: (kernel, inputs, cotangents of the outputs), both with a batch axis -> sum over the batch of the
-            kernel's gradients, float32.
-        unfold: input of one example -> matrix [positions, inputs a position]; the kernel's gradient is its transpose times the
-            cotangent. None where there is no such matrix.
+            kernel's gradients, in the precision of the cotangents.
+        input_gram: inputs of one example's records -> inner products [positions, positions] of the rows of a matrix, float32;
+            the kernel's gradient is that matrix, transposed, times the cotangents. None where there is no such matrix.
         output: shape and dtype of one example's output.
         dtype: to which the layer rounds its inputs; None for no rounding. `apply_tapped` returns them rounded: the functions
             above take them as they are, so that norm and sum are made of the same numbers.
@@ -47,7 +47,7 @@ class Tap:
 
     path: Path
     kernel_gradient: Callable[[Any, Any, Any], Any]
-    unfold: Callable[[Any], Any] | None
+    input_gram: Callable[[Any], Any] | None
     output: jax.ShapeDtypeStruct
     dtype: Any
 
@@ -66,11 +66,10 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
         if isinstance(free, layers.Stem):
             return Tap(module.path, kernel_gradient, None, struct, module.dtype)
 
-        def unfold(x: Float[Array, "h w c"]) -> Float[Array, "t p"]:
-            columns = layers.patches(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
-            return columns.reshape(-1, columns.shape[-1])
+        def input_gram(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
+            return layers.patch_gram(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
 
-        return Tap(module.path, kernel_gradient, unfold, struct, module.dtype)
+        return Tap(module.path, kernel_gradient, input_gram, struct, module.dtype)
     if type(module) is nn.Conv and module.mask is None and not (module.conv_general_dilated or module.conv_general_dilated_cls):
         return Tap(module.path, *_of_flax_conv(module), struct, module.dtype)
     if type(module) is nn.Dense and not (module.dot_general or module.dot_general_cls):
@@ -79,9 +78,12 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
             return x.astype(jnp.float32).reshape(-1, x.shape[-1])
 
         def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
-            return rows(x).T @ dy.astype(jnp.float32).reshape(-1, kernel.shape[1])
+            return (rows(x).T @ dy.astype(jnp.float32).reshape(-1, kernel.shape[1])).astype(dy.dtype)
 
-        return Tap(module.path, kernel_gradient, rows, struct, module.dtype)
+        def input_gram(x: Any) -> Any:
+            return rows(x) @ rows(x).T
+
+        return Tap(module.path, kernel_gradient, input_gram, struct, module.dtype)
     return None
 
 
@@ -89,7 +91,7 @@ def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, A
     """The kernel's gradient of a layer that computes in 32 bits (`exact`) or in its own precision (`rounded`).
 
     On an accelerator the gradient of 16-bit cotangents is computed in 16 bits, as in any other training: input and cotangent
-    are read as they are, and not written once more in 32 bits. Norm and sum are then those of the rounded gradient.
+    are read as they are, and nothing is written once more in 32 bits. Norm and sum are those of the rounded gradient.
     """
 
     def gradient(kernel: Any, x: Any, dy: Any) -> Any:
@@ -97,10 +99,10 @@ def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, A
             return layers.kernel_gradient(exact, kernel, x, dy)
 
         def in_32_bits(kernel: Any, x: Any, dy: Any) -> Any:
-            return layers.kernel_gradient(exact, kernel, x, dy.astype(jnp.float32))
+            return layers.kernel_gradient(exact, kernel, x, dy.astype(jnp.float32)).astype(dy.dtype)
 
         def in_16_bits(kernel: Any, x: Any, dy: Any) -> Any:
-            (transposed,) = jax.linear_transpose(lambda k: rounded(x, k), kernel)(dy)
+            (transposed,) = jax.linear_transpose(lambda k: rounded(x, k), kernel.astype(dy.dtype))(dy)
             return transposed
 
         return jax.lax.platform_dependent(kernel, x, dy, cpu=in_32_bits, default=in_16_bits)
@@ -124,7 +126,7 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
     def sides(value: Any) -> tuple[int, ...]:
         return (1 if value is None else value,) * dimensions if value is None or isinstance(value, int) else tuple(value)
 
-    def unfold(x: Any) -> Any:
+    def input_gram(x: Any) -> Any:
         padding: Any = module.padding
         if not isinstance(padding, str):
             each = (padding,) * dimensions if isinstance(padding, int) else padding
@@ -139,9 +141,10 @@ def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Call
             sides(module.kernel_dilation),
             (f"N{letters}C", f"{letters}IO", f"N{letters}C"),
         )
-        return columns.reshape(-1, columns.shape[-1])
+        columns = columns.reshape(-1, columns.shape[-1])
+        return columns @ columns.T
 
-    return kernel_gradient, unfold
+    return kernel_gradient, input_gram
 
 
 def find_taps(model: nn.Module, example: Any) -> tuple[Tap, ...]:

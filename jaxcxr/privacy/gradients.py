@@ -21,6 +21,7 @@ network's gradient of one example.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -46,10 +47,13 @@ their rounding is many times the result's, and a norm that came out too small wo
 
 @runtime_checkable
 class LinearLayer(Protocol):
-    """A layer that is linear in its kernel; its kernel gradient for one example is unfold(x)^T dy if it has an `unfold`.
+    """A layer that is linear in its kernel.
+
+    `input_gram(x)` holds the inner products of the rows of a matrix U(x) such that the kernel's gradient for one example is
+    U(x)^T dy, with a row for each position of each of its records; None if there is no such matrix.
 
     `kernel_gradient(kernel, x, dy)` is the sum over a batch of the gradients of <dy, layer(x, kernel)> with respect to the
-    kernel, in float32. Its accuracy is float32's where dy is float32, and else may be that of the layer.
+    kernel, in the precision of dy.
     """
 
     @property
@@ -57,7 +61,7 @@ class LinearLayer(Protocol):
     @property
     def kernel_gradient(self) -> Callable[[Any, Any, Any], Any]: ...  # noqa: D102
     @property
-    def unfold(self) -> Callable[[Any], Any] | None: ...  # noqa: D102
+    def input_gram(self) -> Callable[[Any], Any] | None: ...  # noqa: D102
     @property
     def output(self) -> jax.ShapeDtypeStruct: ...  # noqa: D102
 
@@ -198,19 +202,21 @@ def clipped_sum_layerwise(
         by_gram: dict[Path, tuple[Any, Any]] = {}
         for layer in layers:
             kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path]
-            if layer.unfold is not None and _gram_is_cheaper(layer, kernel.shape, records):
+            if layer.input_gram is not None and _gram_is_cheaper(layer, kernel.shape, records):
                 x, dy = by_gram[layer.path] = fixed((x.astype(jnp.float32), dy.astype(jnp.float32)))
-                own = jax.vmap(_gram_squared_norm, in_axes=(None, 0, 0))(layer.unfold, x, dy)
+                own = jax.vmap(partial(_gram_squared_norm, layer.input_gram))(x, dy)
             else:
                 # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
                 each = fixed([layer.kernel_gradient(kernel, x[i], dy[i]) for i in range(x.shape[0])])
                 instantiated[layer.path] = each
-                own = jnp.stack([jnp.sum(jnp.square(g)) for g in each])
+                own = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in each])
             name = _name(layer)
             squared[name] = squared[name] + own if name in squared else own
         factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
         sums = {
-            layer.path: sum(factors[_name(layer)][i] * gradient for i, gradient in enumerate(instantiated[layer.path]))
+            layer.path: sum(
+                factors[_name(layer)][i] * gradient.astype(jnp.float32) for i, gradient in enumerate(instantiated[layer.path])
+            )
             for layer in layers
             if layer.path in instantiated
         }
@@ -245,7 +251,7 @@ def plain_sum_layerwise(
         sums = {
             layer.path: layer.kernel_gradient(
                 one.kernels[layer.path], _flat(one.inputs[layer.path]), _flat(one.cotangents[layer.path])
-            )
+            ).astype(jnp.float32)
             for layer in layers
         }
         # As a product: XLA on the CPU would merge a sum with the one over a map's places, which the cotangents need apart, and
@@ -295,11 +301,10 @@ def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...], records:
     return positions * (inputs + outputs) < inputs * outputs
 
 
-def _gram_squared_norm(unfold: Callable[[Any], Any], x: Any, dy: Any) -> Float[Array, ""]:
-    """|sum over records of unfold(x)^T dy|^2 of one example, as the inner product of two T x T Gram matrices."""
-    a, b = jax.vmap(unfold)(x), dy.reshape(-1, dy.shape[-1])
-    a = a.reshape(-1, a.shape[-1])
-    products = (a @ a.T) * (b @ b.T)
+def _gram_squared_norm(input_gram: Callable[[Any], Any], x: Any, dy: Any) -> Float[Array, ""]:
+    """|U(x)^T dy|^2 of one example, all its records together, as the inner product of two T x T Gram matrices."""
+    b = dy.reshape(-1, dy.shape[-1])
+    products = input_gram(x) * (b @ b.T)
     return jnp.sum(products) + GRAM_ALLOWANCE * jnp.sum(jnp.abs(products))
 
 

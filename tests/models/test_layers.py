@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,6 +63,25 @@ def test_convolve_is_the_plain_convolution(height: int, width: int, k: int, stri
     found = output_and_gradients(lambda x, w: layers.convolve(x, w, stride, padding), x, kernel)
     expected = output_and_gradients(lambda x, w: plain_convolution(x, w, stride, padding), x, kernel)
     assert_all_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("records", "height", "width", "k", "stride", "padding"),
+    [
+        (1, 4, 4, 3, 1, 1),
+        (2, 7, 5, 3, 2, 1),
+        (1, 8, 8, 1, 2, 0),
+        (2, 6, 7, 5, 2, 2),
+        (1, 9, 8, 3, 3, 0),  # no place of the window outside, and a row that no window meets
+        (1, 1, 2, 7, 2, 3),  # a window larger than the map
+        (3, 6, 6, 2, 3, 0),  # rows and columns that no window meets
+    ],
+)
+def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
+    x = normal(0, records, height, width, 3)
+    rows = np.asarray(layers.patches(x, k, stride, padding)).reshape(-1, k * k * 3)
+    found = np.asarray(jax.jit(partial(layers.patch_gram, k=k, stride=stride, padding=padding))(x))
+    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("side", [2, 6])

@@ -149,7 +149,7 @@ def test_layerwise_equals_vmap_on_every_leaf(residual: Problem) -> None:
 def test_every_convolution_of_the_network_is_tapped() -> None:
     taps = find_taps(ResNet9(3, width=32), jax.ShapeDtypeStruct((32, 32), jnp.uint8))
     assert len(taps) == 13
-    assert {(tap.unfold is None) for tap in taps[1:]} == {False}
+    assert {(tap.input_gram is None) for tap in taps[1:]} == {False}
 
 
 def test_vmap_equals_jax_privacy(residual: Problem) -> None:
