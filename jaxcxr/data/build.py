@@ -94,7 +94,7 @@ def build_store(
 
     Raises:
         InputError: the store exists, another process is making it, what was begun has another manifest or preprocessing, the
-            disk is full, no file can be used, or (`strict`) one cannot.
+            disk is full, processes keep ending, no file can be used, or (`strict`) one cannot.
     """
     path, how = Path(path), how or Preprocessing()
     if path.exists():
@@ -210,12 +210,25 @@ def _run(works: Sequence[Work], processes: int, progress: Callable[[int], object
         return
     # The largest first, so that no process has long to go when the others are done.
     waiting.sort(key=lambda work: len(work.rows), reverse=True)
+    before: list[tuple[Work, int]] | None = None
     while waiting:
         try:
             _run_in_pool(waiting, processes, progress)
             return
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
             waiting = _without_fatal_files([work for work in waiting if not work.file("json").exists()])
+            now = [(work, _journaled(work)) for work in waiting]
+            if now == before:
+                raise InputError(
+                    f"{works[0].building}: its processes end twice before any of them has done a film; expected memory for "
+                    f"{processes} films at once, and a program that starts under `if __name__ == '__main__'`"
+                ) from error
+            before = now
+
+
+def _journaled(work: Work) -> int:
+    journal = work.file("journal")
+    return journal.stat().st_size if journal.exists() else 0
 
 
 def _run_in_pool(works: Sequence[Work], processes: int, progress: Callable[[int], object]) -> None:
@@ -316,6 +329,8 @@ def _assemble(
     entries.sort(key=lambda entry: entry["row"])
     names = frame["path"].tolist()
     bad = [(names[entry["row"]], entry["reason"]) for entry in entries if "reason" in entry]
+    if bad and works[0].strict:  # given up because of a crash, or by an earlier run that was not strict
+        raise InputError(f"{works[0].images / bad[0][0]}: {bad[0][1]}")
     if len(bad) == len(names):
         shutil.rmtree(building)
         raise InputError(f"{path}: none of the {len(names)} images could be used; the first: {bad[0][0]}: {bad[0][1]}")

@@ -27,7 +27,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import HTJ2K, JPEG2000, UID, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSNearLossless
+from pydicom.uid import HTJ2K, JPEG2000, UID, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSNearLossless, RLELossless
 
 from jaxcxr.errors import InputError
 
@@ -96,7 +96,7 @@ def read_dicom(path: Path) -> Film:
         except InputError:
             raise
         except _DAMAGE as error:
-            raise InputError(f"{path}: DICOM that cannot be decoded ({_one_line(error)})") from error
+            raise InputError(f"{path}: DICOM that cannot be decoded ({message_of(error)})") from error
 
 
 def read_tags(path: Path, keywords: tuple[str, ...]) -> dict[str, str]:
@@ -216,10 +216,8 @@ def _can_decode(syntax: UID, bits: int) -> bool:
 def _film(dataset: pydicom.Dataset, path: Path) -> Film:
     flags = _flags(dataset)
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
-    if high != bits - 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
-        # pydicom would cut off the high bits, where such a film has its values.
-        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
-    stored = pixel_array(dataset)
+    # pydicom would cut off the high bits, where some films have their values and lossy ones their errors.
+    stored = pixel_array(dataset, correct_unused_bits=False)
     if stored.ndim == 3:
         return Film(np.asarray(Image.fromarray(stored).convert("L")), (*flags, "colour image made grey"))
     interpretation = str(dataset.PhotometricInterpretation)
@@ -260,13 +258,16 @@ def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Data
         raise ValueError(f"{bits} bits stored up to bit {high} in {width}")
     if bits == width:
         return stored
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in _LOSSY and dataset.PixelRepresentation == 0:
+    syntax, signed = dataset.file_meta.TransferSyntaxUID, dataset.PixelRepresentation == 1
+    # Signed values whose sign was left out before they were compressed have -1 at the top of the unsigned range.
+    if syntax in _LOSSY and not (signed and stored.max() >= 3 << (bits - 2)):
         # An error of the compression may lift white above the range: cut off, it would be black.
-        return np.minimum(stored, (1 << bits) - 1)
-    shift = 0 if syntax.is_compressed else high - bits + 1
+        lowest = -(1 << (bits - 1)) if signed else 0
+        return np.clip(stored, lowest, lowest + (1 << bits) - 1)
+    # RLE holds the bits as they lay in memory, the other compressions a number.
+    shift = high - bits + 1 if syntax == RLELossless or not syntax.is_compressed else 0
     field = (stored.astype(np.int64) >> shift) & ((1 << bits) - 1)
-    if dataset.PixelRepresentation == 1:
+    if signed:
         field = np.where(field >> (bits - 1), field - (1 << bits), field)
     return field.astype(stored.dtype)
 
@@ -344,6 +345,6 @@ def _date(text: str) -> datetime.date | None:
         return None
 
 
-def _one_line(error: BaseException) -> str:
-    """What a library says of a damaged file, without what it quotes: lengths that are wrong can move a name into any tag."""
+def message_of(error: BaseException) -> str:
+    """What a library says of a damaged file, in one line without what it quotes: damage can move a name into any tag."""
     return " ".join(_QUOTED.sub("...", str(error)).split()) or type(error).__name__

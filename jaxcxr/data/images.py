@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Num, UInt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jaxcxr.data.dicom import MAX_PIXELS, RADIOGRAPHY_MODALITIES, Film, is_dicom, read_dicom
+from jaxcxr.data.dicom import MAX_PIXELS, RADIOGRAPHY_MODALITIES, Film, is_dicom, message_of, read_dicom
 from jaxcxr.errors import InputError
 
 __all__ = ["PREPROCESSING", "RADIOGRAPHY_MODALITIES", "Preprocessing", "preprocess", "read_film", "read_image"]
@@ -217,9 +217,5 @@ def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
         MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
         # Pillow would name the memory that it read from.
-        why = "the image cannot be identified" if isinstance(error, UnidentifiedImageError) else _one_line(error)
+        why = "the image cannot be identified" if isinstance(error, UnidentifiedImageError) else message_of(error)
         raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM ({why})") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

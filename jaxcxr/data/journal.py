@@ -115,9 +115,7 @@ def prepare(work: Work, place: int) -> tuple[dict[str, Any], bytes]:
     except InputError as error:
         if work.strict:
             raise
-        # Pillow quotes the whole path again; reports name files relative to the images.
-        reason = str(error).removeprefix(f"{path}: ").replace(str(path), work.names[place])
-        return {"row": row, "reason": reason}, b""
+        return {"row": row, "reason": str(error).removeprefix(f"{path}: ")}, b""
     content = prepared.tobytes()
     entry = {"row": row, "sha256": hashlib.sha256(content).hexdigest(), "phash": perceptual_hash(prepared)}
     return (entry | {"flags": list(film.flags)} if film.flags else entry), content
@@ -141,8 +139,7 @@ def _believed(work: Work, raw: BinaryIO, journal: BinaryIO) -> list[dict[str, An
         kept_journal += len(line)
         entries.append(entry)
     for file, length in ((raw, kept_raw), (journal, kept_journal)):
-        file.truncate(length)
-        file.seek(length)
+        file.truncate(length)  # what is written goes to the end of a file that was opened to append
     return entries
 
 

@@ -134,7 +134,9 @@ class Store:
 def declared(manifest: pd.DataFrame, findings: Sequence[str], groups: Sequence[str] = ()) -> pd.DataFrame:
     """The columns that may enter a store: the contract's, the findings and declared groups; nothing else of a table does."""
     wanted = [*REQUIRED, "view", "comorbidities", *groups, *findings]
-    return manifest.loc[:, [column for column in dict.fromkeys(wanted) if column in manifest.columns]]
+    kept = manifest.loc[:, [column for column in dict.fromkeys(wanted) if column in manifest.columns]]
+    kept.attrs = {}  # parquet files carry these notes from table to table
+    return kept
 
 
 def write_store(

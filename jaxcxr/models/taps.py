@@ -66,10 +66,10 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
         if isinstance(free, layers.Stem):
             return Tap(module.path, kernel_gradient, None, struct, module.dtype)
 
-        def input_gram(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
+        def gram_of_patches(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
             return layers.patch_gram(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
 
-        return Tap(module.path, kernel_gradient, input_gram, struct, module.dtype)
+        return Tap(module.path, kernel_gradient, gram_of_patches, struct, module.dtype)
     if type(module) is nn.Conv and module.mask is None and not (module.conv_general_dilated or module.conv_general_dilated_cls):
         return Tap(module.path, *_of_flax_conv(module), struct, module.dtype)
     if type(module) is nn.Dense and not (module.dot_general or module.dot_general_cls):
@@ -80,10 +80,10 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
         def kernel_gradient(kernel: Any, x: Any, dy: Any) -> Any:
             return (rows(x).T @ dy.astype(jnp.float32).reshape(-1, kernel.shape[1])).astype(dy.dtype)
 
-        def input_gram(x: Any) -> Any:
+        def gram_of_rows(x: Any) -> Any:
             return rows(x) @ rows(x).T
 
-        return Tap(module.path, kernel_gradient, input_gram, struct, module.dtype)
+        return Tap(module.path, kernel_gradient, gram_of_rows, struct, module.dtype)
     return None
 
 

@@ -113,24 +113,29 @@ def test_processes_shards_and_interruptions_do_not_change_the_fingerprint(hospit
 
 
 @pytest.mark.parametrize("damage", ["journal_torn", "raw_torn", "raw_changed", "journal_lies"])
-def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, damage):
+def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, monkeypatch, damage):
+    """And what is done after the damage is kept through another kill."""
     folder, frame = hospital
     whole = made(folder, frame)
 
     class Killed(BaseException):
         pass
 
-    def die(films, done=[0]):  # noqa: B006
-        done[0] += films
-        if done[0] >= 5:
-            raise Killed
+    def make_until(films):
+        def die(done):
+            nonlocal films
+            films -= done
+            if films <= 0:
+                raise Killed
 
-    with pytest.raises(Killed):
-        made(folder, frame, "other", progress=die)
+        with pytest.raises(Killed):
+            made(folder, frame, "other", progress=die)
+
+    make_until(5)
     building = folder / ".other.partial"
-    raw, journal = building / "shard-00000.raw", building / "shard-00000.journal"
+    raw, notes = building / "shard-00000.raw", building / "shard-00000.journal"
     if damage == "journal_torn":
-        journal.write_bytes(journal.read_bytes()[:-9])
+        notes.write_bytes(notes.read_bytes()[:-9])
     elif damage == "raw_torn":
         raw.write_bytes(raw.read_bytes()[:-100])
     elif damage == "raw_changed":
@@ -138,8 +143,12 @@ def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, damage):
         content[300] ^= 1
         raw.write_bytes(content)
     else:
-        journal.write_bytes(journal.read_bytes() + b'{"row": 39, "reason": "of another film"}\n[1]\n')
+        notes.write_bytes(notes.read_bytes() + b'{"row": 39, "reason": "of another film"}\n[1]\n')
+    make_until(6)
+    decoded, real = [], journal.read_film
+    monkeypatch.setattr(journal, "read_film", lambda path: (decoded.append(path), real(path))[1])
     store = made(folder, frame, "other")
+    assert len(decoded) == COUNT - 6
     assert store.fingerprint == whole.fingerprint
     assert verify(store) == COUNT - 2
 
@@ -197,13 +206,15 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital, monkeypa
     made(folder, frame)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_is_said_and_what_is_done_is_kept(hospital, processes):
-    """RLIMIT_FSIZE stands for the disk: a write beyond it fails, in this process and in those it starts."""
+@pytest.mark.parametrize(("processes", "limit"), [(1, 1000), (1, 3000), (2, 3000)])
+def test_a_full_disk_is_said_and_what_is_done_is_kept(hospital, processes, limit):
+    """RLIMIT_FSIZE stands for the disk: a write beyond it fails, of a film or of a whole shard, in this process and in those
+    it starts.
+    """
     folder, frame = hospital
     whole = made(folder, frame)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(InputError, match=r"full: cannot be written \(.*File too large.*kept in \.full\.partial"):
             made(folder, frame, "full", processes=processes)
@@ -234,6 +245,40 @@ def test_a_finished_store_that_was_not_yet_named_is_not_given_to_another_manifes
     assert not [p for p in (folder / "store").iterdir() if p.name in ("lock", "plan.json")]
 
 
+@pytest.mark.parametrize("step", ["finish", "publish"])
+def test_a_kill_after_the_last_film_costs_no_film(hospital, monkeypatch, step):
+    """Between the first shard's new name and the store's: what was named stays, and no file is read again."""
+    folder, frame = hospital
+    whole = made(folder, frame)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(folder, frame, "other")
+    monkeypatch.setattr(journal, "read_film", killed)
+    store = made(folder, frame, "other")
+    assert store.fingerprint == whole.fingerprint
+    assert verify(store) == COUNT - 2
+
+
+def test_a_run_that_goes_on_strictly_does_not_pass_over_what_was_given_up(hospital, monkeypatch):
+    folder, frame = hospital
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(folder, frame)
+    with pytest.raises(InputError, match=r"images/3\.png: cannot be"):
+        made(folder, frame, strict=True)
+    assert len(made(folder, frame).manifest) == COUNT - 2
+
+
 def test_two_at_once_are_refused(hospital):
     folder, frame = hospital
     with journal.alone(folder / "lock", "x"), pytest.raises(InputError, match="busy"), journal.alone(folder / "lock", "busy"):
@@ -246,20 +291,54 @@ def test_two_at_once_are_refused(hospital):
     made(folder, frame, progress=again)
 
 
-def test_a_file_that_ends_its_process_is_given_up_and_no_other(hospital, monkeypatch):
-    folder, frame = hospital
+def crashing(folder, monkeypatch, when):
+    """Worker processes end when a condition holds, of an `event` and its `args`, or of the films that each has `opened`."""
     (folder / "sitecustomize.py").write_text(
-        "import sys, os\n"
+        "import sys, os\nopened = []\n"
         "def hook(event, args):\n"
-        "    if event == 'open' and str(args[0]).endswith('images/21.png'): os._exit(139)\n"
+        "    if event == 'open' and str(args[0]).endswith('.png'): opened.append(os.path.basename(args[0]))\n"
+        f"    if {when}: os._exit(139)\n"
         "sys.addaudithook(hook)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_files_that_end_their_process_are_given_up_and_no_others(hospital, monkeypatch):
+    """Two of them in one shard."""
+    folder, frame = hospital
+    crashing(folder, monkeypatch, "'20.png' in opened or '21.png' in opened")
     store = made(folder, frame, processes=2)
     listing = read_listing(store.path / "quarantine.csv")
-    assert listing["path"].tolist() == ["3.png", "17.png", "21.png"]
+    assert listing["path"].tolist() == ["3.png", "17.png", "20.png", "21.png"]
     assert "crashed" in listing["reason"][2]
-    assert len(store.manifest) == COUNT - 3
+    assert "crashed" in listing["reason"][3]
+    assert len(store.manifest) == COUNT - 4
+
+
+def test_a_file_that_ends_its_process_stops_a_strict_run(hospital, monkeypatch):
+    folder, frame = hospital
+    crashing(folder, monkeypatch, "'21.png' in opened")
+    sound = frame[~frame["path"].isin(["3.png", "17.png"])].reset_index(drop=True)
+    with pytest.raises(InputError, match=r"images/21\.png: the decoder crashed on it"):
+        made(folder, sound, processes=2, strict=True)
+    assert not (folder / "store").exists()
+
+
+def test_processes_that_cannot_even_start_are_not_started_for_ever(hospital, monkeypatch):
+    folder, frame = hospital
+    crashing(folder, monkeypatch, "event == 'import' and args[0] == 'jaxcxr.data.build'")
+    with pytest.raises(InputError, match="its processes end twice before any of them has done a film"):
+        made(folder, frame, processes=2)
+    monkeypatch.delenv("PYTHONPATH")
+    assert len(made(folder, frame, processes=2).manifest) == COUNT - 2
+
+
+def test_processes_that_end_again_and_again_go_on_as_long_as_they_do_films(hospital, monkeypatch):
+    """As where each takes more and more memory: no film is to blame, and each process does three."""
+    folder, frame = hospital
+    crashing(folder, monkeypatch, "len(opened) > 3")
+    nine = frame.iloc[20:29].assign(split="train").reset_index(drop=True)
+    assert len(made(folder, nine, shards=1, processes=2).manifest) == 9
 
 
 def test_a_changed_byte_is_found(hospital):

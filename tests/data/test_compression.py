@@ -6,6 +6,7 @@ import jpeg_ls
 import numpy as np
 import pydicom
 import pytest
+from openjpeg.utils import encode_array
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
@@ -96,6 +97,86 @@ def test_white_that_an_error_of_the_compression_lifts_above_the_range_stays_whit
     path = written(tmp_path / "film.dcm", values, 10, JPEGLSNearLossless, bytes(content))
     found = read_image(path)
     np.testing.assert_allclose(found.astype(int), values, atol=2)
+    assert found.max() == 1023
+
+
+def near_lossless(values: np.ndarray, error: int) -> bytes:
+    """JPEG-LS of 16 bits, which knows no sign."""
+    described = {"rows": 40, "columns": 35, "samples_per_pixel": 1, "bits_stored": 16, "bits_allocated": 16}
+    return bytes(jpeg_ls.encode_pixel_data(values.tobytes(), error, photometric_interpretation="MONOCHROME2", **described))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_signed_values_that_an_error_of_the_compression_lifts_out_of_the_range_do_not_wrap(tmp_path, bits):
+    """Coded as of 16 bits, the brightest value would become the darkest, and the reverse."""
+    half = 2 ** (bits - 1)
+    signed = (film(bits).astype(np.int16) - half).astype(np.int16)
+    wavelets = encode_array(signed, bits_stored=16, compression_ratios=[4], photometric_interpretation=2)
+    for syntax, content in ((JPEG2000, bytes(wavelets)), (JPEGLSNearLossless, near_lossless(signed, 3))):
+        described = {"BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 1}
+        path = dicom(tmp_path / "film.dcm", signed, PixelData=content, syntax=syntax, **described)
+        found = read_image(path).astype(int)
+        np.testing.assert_allclose(found, signed, atol=2**bits // 16)
+        assert -half <= found.min() <= found.max() < half
+        values = pydicom.dcmread(path)
+        values.BitsStored, values.HighBit = 16, 15
+        assert not -half <= values.pixel_array.min() <= values.pixel_array.max() < half  # the errors were there
+
+
+def test_signed_values_that_lost_their_sign_before_a_lossy_compression_get_it_back(tmp_path):
+    signed = film(10).astype(np.int16) - 512
+    content = near_lossless(signed & 1023, 1)
+    path = dicom(
+        tmp_path / "film.dcm", signed, PixelData=content, syntax=JPEGLSNearLossless, BitsStored=10, HighBit=9,
+        PixelRepresentation=1,
+    )  # fmt: skip
+    away_from_the_ends = np.abs(signed + 0.5) < 510  # there the code itself runs from 511 to -512
+    np.testing.assert_allclose(read_image(path)[away_from_the_ends].astype(int), signed[away_from_the_ends], atol=1)
+
+
+def test_run_lengths_hold_bits_and_the_other_compressions_numbers(tmp_path):
+    """A header may say that values lie in the upper bits; true of memory, and of RLE, which copies it."""
+    values = film(12)
+    described = {"BitsStored": 12, "HighBit": 15}
+    run_lengths = dicom(tmp_path / "rle.dcm", values << 4, syntax=RLELossless, **described)
+    np.testing.assert_array_equal(read_image(run_lengths), values)
+    dataset = pydicom.dcmread(dicom(tmp_path / "film.dcm", values, BitsStored=12, HighBit=11))
+    for syntax in (JPEGLSLossless, JPEG2000Lossless):
+        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.HighBit = 15
+        dataset.save_as(tmp_path / "small.dcm")
+        np.testing.assert_array_equal(read_image(tmp_path / "small.dcm"), values)
+        dataset.decompress(generate_instance_uid=False)
+        dataset.HighBit = 11
+
+
+def jpeg_of_even_blocks(blocks: np.ndarray, step: int) -> bytes:
+    """ITU T.81, process 4, 12 bits: blocks of 8 x 8 pixels of one grey value, rounded to multiples of step / 8."""
+    stream, before = "", 0
+    for value in np.rint((blocks.ravel() - 2048.0) * 8 / step).astype(int).tolist():
+        difference, before = value - before, value
+        size = abs(difference).bit_length()
+        stream += f"{size:04b}"
+        stream += f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}" if size else ""
+        stream += "0"  # no other frequencies
+    stream += "1" * (-len(stream) % 8)
+    coded = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\x00")
+    rows, columns = (8 * side for side in blocks.shape)
+    steps = b"\xff\xdb\x00\x43\x00" + bytes([step]) * 64
+    frame = b"\xff\xc1\x00\x0b\x0c" + rows.to_bytes(2, "big") + columns.to_bytes(2, "big") + b"\x01\x01\x11\x00"
+    first = b"\xff\xc4\x00\x1f\x00" + bytes([0, 0, 0, 12, *[0] * 12]) + bytes(range(12))
+    others = b"\xff\xc4\x00\x14\x10" + bytes([1, *[0] * 15]) + b"\x00"
+    return b"\xff\xd8" + steps + frame + first + others + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + coded + b"\xff\xd9"
+
+
+def test_white_of_a_12_bit_jpeg_of_fewer_bits_stays_white(tmp_path):
+    """1023 of 10 bits comes back as 1028."""
+    pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
+    blocks = np.linspace(0, 1023, 20).reshape(4, 5).astype(np.uint16)
+    values = np.kron(blocks, np.ones((8, 8), np.uint16))
+    path = written(tmp_path / "film.dcm", values, 10, JPEGExtended12Bit, jpeg_of_even_blocks(blocks, 255))
+    found = read_image(path)
+    np.testing.assert_allclose(found.astype(int), values, atol=16)
     assert found.max() == 1023
 
 

@@ -90,6 +90,15 @@ def test_a_rotated_photograph_is_put_upright(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "film.png"), RAMP[::-1, ::-1])
 
 
+def test_a_damaged_picture_says_why_and_quotes_nothing_of_it(tmp_path):
+    path = tmp_path / "film.png"
+    Image.fromarray(RAMP).save(path, exif=b"Exif\0\0DOE^JANE19501231")
+    with pytest.raises(InputError) as refusal:
+        read_image(path)
+    why = "not a TIFF file (header ... not valid)"
+    assert str(refusal.value) == f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM ({why})"
+
+
 def test_dicom_pixels_are_read(tmp_path):
     np.testing.assert_array_equal(read_image(dicom(tmp_path / "film.dcm")), RAMP)
     np.testing.assert_array_equal(read_image(dicom(tmp_path / "no_suffix")), RAMP)

@@ -1,6 +1,7 @@
 """Adapters of published sets, on small tables made up with the quirks of the real ones."""
 
 import contextlib
+import dataclasses
 import gzip
 import os
 from pathlib import Path
@@ -450,6 +451,65 @@ def test_a_folder_of_dicom_files_joins_its_table(tmp_path):
     assert "not a DICOM file" in reasons["notes.txt"]
     assert "DOE" not in str(reasons) + str(cohort.manifest.to_dict())
     assert cohort.excluded == {"rows left out by the column map": 1, "rows of the table without a file": 1}
+
+
+def test_what_a_folder_hides_or_cannot_show_is_named_not_lost(tmp_path):
+    images = dicom_folder(tmp_path)
+    odd = (images / os.fsdecode(b"M\xfcller.dcm"), images / ".store.partial" / "x.dcm", tmp_path / "z" / "y.dcm")
+    for place, path in enumerate(odd):
+        path.parent.mkdir(exist_ok=True)
+        write_dicom(path, PatientID=f"9{place}", SOPInstanceUID=f"7.{place}")
+    (images / "linked").symlink_to(tmp_path / "z")
+    frame, refused = folder_of_dicom.scan(images)
+    assert frame["path"].tolist() == ["a", "deep/b.dcm", "deep/er/c.dcm", "g.dcm", "h.dcm"]
+    reasons = dict(refused)
+    assert set(reasons) == {"d.dcm", "e.dcm", "f.dcm", "notes.txt", "linked", "M\ufffdller.dcm"}
+    assert "not followed" in reasons["linked"]
+    assert "not UTF-8" in reasons["M\ufffdller.dcm"]
+
+
+def test_a_folder_whose_name_no_table_can_hold_is_passed_over(tmp_path):
+    nih_folder(tmp_path, old=False)
+    for folder, row in ((os.fsdecode(b"f\xfcr"), NIH_ROWS[0]), ("elsewhere", NIH_ROWS[1])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / row[0]).write_bytes(b"")
+    paths = nih.read(tmp_path, tmp_path, Options(valid_fraction=0.0)).manifest["path"].tolist()
+    assert paths[:2] == ["images/00000001_000.png", "elsewhere/00000001_001.png"]
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    images = dicom_folder(tmp_path)
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "er":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    reasons = dict(folder_of_dicom.scan(images)[1])
+    assert reasons["deep/er"] == "folder that cannot be listed (Permission denied)"
+
+
+def test_a_file_without_the_tag_does_not_belong_to_a_row_without_a_key(tmp_path):
+    images = dicom_folder(tmp_path)
+    config = load(folder_of_dicom.DicomSource, REPOSITORY / "configs/prepare_dicom.yaml")
+    config = dataclasses.replace(config, join=folder_of_dicom.Join("AccessionNumber", "accession"))
+    write_dicom(images / "i.dcm", PatientID="9", SOPInstanceUID="1.9", ViewPosition="AP", AccessionNumber="A1")
+    frame = pd.DataFrame({"accession": ["", "A1"], "cardiomegaly": ["1", "0"], "congestion": ["1", "0"]})
+    frame.to_csv(tmp_path / "labels.csv", index=False)
+    cohort = folder_of_dicom.read(images, tmp_path / "labels.csv", config)
+    assert cohort.manifest["path"].tolist() == ["i.dcm"]
+    assert dict(cohort.refused)["a"] == "no row of the table belongs to it"
+
+
+def test_a_pseudonym_of_the_table_is_not_replaced_by_the_files_patient_id(tmp_path):
+    images = dicom_folder(tmp_path)
+    config = load(folder_of_dicom.DicomSource, REPOSITORY / "configs/prepare_dicom.yaml")
+    table = pd.read_csv(tmp_path / "labels.csv", dtype=str, keep_default_na=False)
+    table.assign(patient_id=[f"pseudonym{i}" for i in range(5)]).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(InputError, match="column 'patient_id' comes from the files"):
+        folder_of_dicom.read(images, tmp_path / "labels.csv", config)
 
 
 def test_a_key_that_stands_twice_or_joins_nothing_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxcxr.data.store import open_store, write_store
+from jaxcxr.data.store import declared, open_store, write_store
 from jaxcxr.errors import InputError
 
 SIZE = 16
@@ -45,6 +45,15 @@ def write(path, frame, images, **changes):
 def written(tmp_path_factory):
     frame, images = cohort()
     return write(tmp_path_factory.mktemp("stores") / "a", frame, iter(images)), frame, images
+
+
+def test_notes_that_a_table_carries_do_not_enter_a_store(tmp_path):
+    """Pandas writes them into parquet files and reads them back."""
+    frame, images = cohort(4)
+    frame.attrs = {"who": "DOE^JANE"}
+    store = write(tmp_path / "store", frame, images)
+    assert declared(frame, FINDINGS).attrs == store.manifest.attrs == {}
+    assert frame.attrs
 
 
 @pytest.mark.parametrize("name", ["train", "valid", "test"])

@@ -8,7 +8,8 @@ columns come from the files:
     dates of birth and study), sex (F, M or empty), view (AP, PA, lateral, other or empty), laterality (L, R, B or
     empty), modality
 
-Files that are no DICOM, no radiograph by their modality, or a second copy of an instance go to the quarantine.
+Files that are no DICOM, no radiograph by their modality, or a second copy of an instance go to the quarantine, and so do links
+to folders, which are not followed, and what cannot be listed. Hidden files and folders are passed over.
 """
 
 import concurrent.futures
@@ -24,7 +25,7 @@ import pandas as pd
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
 from jaxcxr.data.manifest import missing_column, read_table, text_of
-from jaxcxr.data.sources.published import Cohort
+from jaxcxr.data.sources.published import Cohort, is_utf8
 from jaxcxr.data.sources.table import TableSource, to_manifest
 from jaxcxr.errors import InputError
 
@@ -80,7 +81,8 @@ def read(
         progress: called with the number of headers read since the last call.
 
     Raises:
-        InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, or the column map refuses.
+        InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, the table has a `patient_id`
+            of its own, or the column map refuses.
     """
     if config.join.tag not in JOINS:
         raise InputError(f"join.tag: found {config.join.tag!r}, expected one of {', '.join(JOINS)}")
@@ -94,6 +96,11 @@ def read(
         raise InputError(
             f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, expected once"
         )
+    if "patient_id" in rows.columns and config.join.column != "patient_id":
+        raise InputError(
+            f"{table}: column 'patient_id' comes from the files; expected another name for the table's, which the column map "
+            "can then name"
+        )
     files, refused = scan(images, processes, progress)
     taken = [column for column in rows.columns if column not in files.columns]
     if config.join.column not in taken:
@@ -101,7 +108,8 @@ def read(
     joined = files.assign(_key=text_of(files, JOINS[config.join.tag])).merge(
         rows[taken].assign(_key=keys), on="_key", how="left", indicator=True, suffixes=("", "_table")
     )
-    found = (joined["_merge"] == "both").to_numpy()
+    # A file without the tag does not belong to a row without a key.
+    found = ((joined["_merge"] == "both") & (joined["_key"] != "")).to_numpy()
     refused += [(path, "no row of the table belongs to it") for path in joined.loc[~found, "path"]]
     absent = len(set(keys) - set(joined["_key"]))
     if not found.any():
@@ -125,13 +133,8 @@ def scan(
     """
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
-    paths = sorted(
-        os.path.relpath(Path(folder) / name, images)
-        for folder, _, names in os.walk(images)
-        for name in names
-        if name != "DICOMDIR" and not name.startswith(".")
-    )
-    rows, refused, first = [], [], {}
+    paths, refused = _files(images)
+    rows, first = [], {}
     for path, found in zip(paths, _headers(images, paths, processes), strict=True):
         progress(1)
         if isinstance(found, str):
@@ -144,6 +147,33 @@ def scan(
     if not rows:
         raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")
     return pd.DataFrame(rows, columns=list(_COLUMNS)), refused
+
+
+def _files(images: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Paths of the files below a folder, in order; and what cannot be read of it, with reasons."""
+    paths: list[str] = []
+    refused: list[tuple[str, str]] = []
+
+    def refuse(path: str, reason: str) -> None:
+        refused.append((os.fsencode(path).decode(errors="replace"), reason))
+
+    def unreadable(error: OSError) -> None:
+        refuse(os.path.relpath(error.filename, images), f"folder that cannot be listed ({error.strerror})")
+
+    for folder, folders, names in os.walk(images, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if (Path(folder) / name).is_symlink():
+                refuse(os.path.relpath(Path(folder) / name, images), "link to a folder, which is not followed")
+        for name in names:
+            path = os.path.relpath(Path(folder) / name, images)
+            if name == "DICOMDIR" or name.startswith("."):
+                continue
+            if is_utf8(path):
+                paths.append(path)
+            else:
+                refuse(path, "its name is not UTF-8, which no table can hold")
+    return sorted(paths), refused
 
 
 def _headers(images: Path, paths: list[str], processes: int) -> Iterator[dict[str, str] | str]:

@@ -184,8 +184,19 @@ def located(images: Path, expected: Sequence[str]) -> list[str]:
     by_name: dict[str, str] = {}
     for folder, _, files in os.walk(images):
         for file in files:
-            by_name.setdefault(file, os.path.relpath(Path(folder) / file, images))
+            path = os.path.relpath(Path(folder) / file, images)
+            if is_utf8(path):
+                by_name.setdefault(file, path)
     return [name if (images / name).is_file() else by_name.get(Path(name).name, name) for name in expected]
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a table can hold the name of a file, which may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def keep_views(frame: pd.DataFrame, options: Options, excluded: dict[str, int]) -> pd.DataFrame:
