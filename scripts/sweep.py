@@ -3,6 +3,7 @@
 python scripts/sweep.py               the paper's six budgets and the non-private model
 python scripts/sweep.py --eps 0.29    one budget (or several; inf is the non-private model)
 python scripts/sweep.py --recipe recommended    each budget by the rule of configs/recommended.yaml (docs/recipes.md)
+python scripts/sweep.py --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it stopped.
 Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for every budget.
@@ -33,6 +34,7 @@ class Arguments:
         recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope, clip norm and
             averaging for each budget by the rule, for no more film passes, and averages all predictions over views of a film.
         rule: of the recommended recipe (YAML).
+        beside: a finished sweep folder, drawn in the same figure.
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it is not the paper's.
     """
 
@@ -41,6 +43,7 @@ class Arguments:
     nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
     recipe: Literal["paper", "recommended"] = "paper"
     rule: Path = Path("configs/recommended.yaml")
+    beside: Path | None = None
     out: Path | None = None
 
 
@@ -49,6 +52,8 @@ def main() -> None:
     private = load(Experiment, arguments.config)
     if private.privacy is None:
         raise InputError(f"{arguments.config}: privacy: expected a budget to sweep over, found null")
+    if arguments.beside is not None and not (arguments.beside / "summary.csv").is_file():
+        raise InputError(f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there")
     rule = load(Rule, arguments.rule) if arguments.recipe == "recommended" else None
     experiments: dict[float, Experiment] = {}
     for epsilon in arguments.eps:
@@ -72,10 +77,10 @@ def main() -> None:
             config = with_views(config, rule) if config.privacy is None else recommended(config, number_of_units(config), rule)
         experiments[epsilon] = config
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
-    sweep(experiments, arguments.out or Path("runs") / name)
+    sweep(experiments, arguments.out or Path("runs") / name, arguments.beside)
 
 
-def sweep(experiments: dict[float, Experiment], out: Path) -> None:
+def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None = None) -> None:
     """Run the experiments, one folder a budget, and write the summary, tables and figures over all that the sweep folder
     holds.
     """
@@ -96,7 +101,8 @@ def sweep(experiments: dict[float, Experiment], out: Path) -> None:
     summary = summarise(runs)
     summary.to_csv(out / "summary.csv", index=False)
     write_tables(summary, out / "tables")
-    figure_2(summary, out)
+    other = None if beside is None else (beside.resolve().name, pd.read_csv(beside / "summary.csv"))
+    figure_2(summary, out, beside=other)
     folders = {r.epsilon: out / ("non_private" if math.isinf(r.epsilon) else f"epsilon_{r.epsilon:g}") for r in runs}
     films = open_store(Path(first.data.store)).manifest
     write_sweep(out, runs, folders, first.evaluation, films, first.data.findings)

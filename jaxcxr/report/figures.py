@@ -22,8 +22,9 @@ from jaxcxr.report.tables import METRIC_NAMES, paper_results, same_findings_as_p
 
 PRIVATE = "#0072B2"
 NON_PRIVATE = "#D55E00"
+BESIDE = "#009E73"
 PAPER = "#8C8C8C"
-"""Blue and vermilion of the palette of Okabe and Ito; the paper's results in grey."""
+"""Blue, vermilion and green of the palette of Okabe and Ito; the paper's results in grey."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, in an order in which neighbours differ in lightness too."""
@@ -36,7 +37,9 @@ LEAST_SPAN = 0.05
 DPI = 300
 
 
-def figure_2(summary: pd.DataFrame, out_dir: str | Path, stem: str = "figure_2") -> tuple[Path, Path]:
+def figure_2(
+    summary: pd.DataFrame, out_dir: str | Path, stem: str = "figure_2", beside: tuple[str, pd.DataFrame] | None = None
+) -> tuple[Path, Path]:
     """Average AUROC, accuracy, specificity and sensitivity against the privacy budget (the paper's Figure 2).
 
     The intervals are those of the average over findings. The non-private model is a line across with a band. The paper's
@@ -47,20 +50,24 @@ def figure_2(summary: pd.DataFrame, out_dir: str | Path, stem: str = "figure_2")
         summary: table in the form of `summary.csv`; one budget, or the non-private model alone, is enough.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
+        beside: name and summary of another sweep, drawn in the same panels, its non-private model broken and without a band.
 
     Returns:
         The PNG and the SVG file.
     """
     paper = paper_results() if same_findings_as_paper(summary) else paper_results().iloc[:0]
     ours, paper = (table.loc[table["finding"] == "average"] for table in (summary, paper))
-    budgets = _apart([*ours["epsilon"], *paper["epsilon"]])
+    name, other = ("", summary.iloc[:0]) if beside is None else beside
+    other = other.loc[other["finding"] == "average"]
+    budgets = _apart([*ours["epsilon"], *other["epsilon"], *paper["epsilon"]])
 
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
-    for letter, panel, (metric, name) in zip("ABCD", panels, METRIC_NAMES.items(), strict=True):
+    for letter, panel, (metric, called) in zip("ABCD", panels, METRIC_NAMES.items(), strict=True):
         _draw_ours(panel, ours.loc[ours["metric"] == metric])
+        _draw_beside(panel, other.loc[other["metric"] == metric], name)
         _draw_paper(panel, paper.loc[paper["metric"] == metric])
-        _dress(panel, f"({letter}) {name}", name, budgets)
+        _dress(panel, f"({letter}) {called}", called, budgets)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return save(figure, Path(out_dir), stem)
@@ -256,6 +263,17 @@ def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
         panel.axhline(row["mean"], color=NON_PRIVATE, lw=1.5, label="non-private (95 % interval)", zorder=3)
         if np.isfinite([row.get("ci_low", np.nan), row.get("ci_high", np.nan)]).all():
             panel.axhspan(row["ci_low"], row["ci_high"], color=NON_PRIVATE, alpha=0.2, lw=0, zorder=2)
+
+
+def _draw_beside(panel: Axes, rows: pd.DataFrame, name: str) -> None:
+    private = rows.loc[np.isfinite(rows["epsilon"])].sort_values(by="epsilon")
+    if not private.empty:
+        at = private["epsilon"] * 1.05  # next to ours, so that both intervals are seen
+        panel.plot(at, private["mean"], "^-", color=BESIDE, lw=1.2, ms=4.5, label=f"{name}, private", zorder=3)
+        if {"ci_low", "ci_high"} <= set(private):
+            panel.vlines(at, private["ci_low"], private["ci_high"], color=BESIDE, lw=1.2, zorder=3)
+    for mean in rows.loc[np.isinf(rows["epsilon"]), "mean"]:
+        panel.axhline(mean, color=NON_PRIVATE, lw=1, ls="--", label=f"{name}, non-private", zorder=2)
 
 
 def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxcxr.data.findings import UKA_FINDINGS
-from jaxcxr.report.figures import NON_PRIVATE, PAPER, PRIVATE, figure_2
+from jaxcxr.report.figures import BESIDE, NON_PRIVATE, PAPER, PRIVATE, figure_2
 
 
 def summary(budgets, findings=UKA_FINDINGS):
@@ -76,6 +76,21 @@ def test_intervals_are_drawn_where_there_are_any(tmp_path):
         return len(re.findall(rf'id="{kind}', svg.read_text()))
 
     assert count(with_intervals, "LineCollection") - count(without, "LineCollection") == 4
+
+
+def test_another_sweep_is_drawn_beside(tmp_path):
+    table, other = summary([np.inf, 1.06], findings=("hernia",)), summary([np.inf, 3.0], findings=("hernia",))
+    _, alone = figure_2(table, tmp_path, stem="alone")
+    _, both = figure_2(table, tmp_path, stem="both", beside=("first", other))
+    assert {"first, private", "first, non-private"} == set(texts(both)) - set(texts(alone)) - {"3"} - numbers(both)
+    assert texts(both).count("3") == 4  # its budgets are on the axes too
+    assert BESIDE.lower() in both.read_text().lower()
+    assert BESIDE.lower() not in alone.read_text().lower()
+
+
+def numbers(svg):
+    """The labels of the upright axes."""
+    return {text for text in texts(svg) if re.fullmatch(r"0\.\d+", text)}
 
 
 def test_budgets_too_close_to_be_read_share_a_tick(tmp_path):

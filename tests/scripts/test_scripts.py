@@ -147,11 +147,16 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # figures are drawn by the test above
     before = {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")}
-    call("sweep", "--eps", "7.89", "--out", "sweep", cwd=home)
+    alone = (swept / "figure_2.svg").read_bytes()
+    call("sweep", "--eps", "7.89", "--out", "sweep", "--beside", "sweep", cwd=home)
+    assert b"sweep, private" in (swept / "figure_2.svg").read_bytes()
+    assert b"sweep, private" not in alone
     assert {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")} == before
     assert set(pd.read_csv(swept / "summary.csv")["epsilon"]) == {7.89, float("inf")}
     refused = call("sweep", "--eps", "7.89", "--out", "sweep", "--training.learning-rate", "0.1", cwd=home, expect=2)
     assert "training.learning_rate: 0.001 there, 0.1 now" in refused.stderr
+    refused = call("sweep", "--eps", "7.89", "--beside", "nowhere", cwd=home, expect=2)
+    assert "--beside nowhere: expected a finished sweep folder" in refused.stderr
 
 
 def test_pretrain_writes_weights_once(swept: Path, home: Path) -> None:
