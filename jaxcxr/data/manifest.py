@@ -67,11 +67,17 @@ def text_cells(path: Path) -> pd.DataFrame:
     """Read a CSV table (also compressed) whose cells all stay text.
 
     Raises:
-        ValueError: it cannot be parsed, or rows hold more cells than the header.
+        ValueError: it cannot be parsed, two columns have one name, or rows hold more cells than the header.
         OSError: it cannot be read.
     """
     how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
     header = list(pd.read_csv(path, nrows=0, **how).columns)
+    named = [name.strip() for name in pd.read_csv(path, nrows=1, header=None, **how).iloc[0]]
+    for place, name in enumerate(named):
+        if name and name in named[:place]:  # pandas would call it by another name, and nobody would miss it
+            raise ValueError(
+                f"columns {named.index(name) + 1} and {place + 1} of the header have the same name; is its first row the header?"
+            )
     with warnings.catch_warnings():
         # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells may be cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -115,8 +121,8 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
         `sex` and `view` with `unknown` filled in, labels as float32 in {0, 1, NaN}; other columns are kept as they are.
 
     Raises:
-        InputError: a column is missing, the table is empty, a cell is outside its range, an `image_id` repeats, or a patient is
-            on two sides of a split. A row is named by its index label plus 1: counted from 1, without the header.
+        InputError: a column is missing, the table is empty, a cell is outside its range, an `image_id` or `path` repeats, or a
+            patient is on two sides of a split. A row is named by its index label plus 1: counted from 1, without the header.
     """
     missing = [column for column in (*REQUIRED, *findings) if column not in frame.columns]
     if missing:
@@ -146,7 +152,9 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
         wrong |= (counts < 0) | (np.nan_to_num(counts) % 1 != 0)
         _refuse(wrong, checked, "comorbidities", source, "a whole number, at least 0, or empty")
         checked = checked.assign(comorbidities=pd.array(counts, dtype="Int64"))
-    _refuse_repeated_images(checked, source)
+    _refuse_repeated(checked, "image_id", "unique ids", source)
+    # A film under two ids would count twice in a step, and the claim for one image would not hold for it.
+    _refuse_repeated(checked, "path", "one row a film", source)
     _refuse_shared_patients(checked, source)
     return checked.reset_index(drop=True)
 
@@ -220,14 +228,12 @@ def _refuse(wrong: np.ndarray, frame: pd.DataFrame, column: str, source: str, ex
         raise InputError(f"{source}: row {first.index[0] + 1}, column {column!r}: found {found!r}, expected {expected}")
 
 
-def _refuse_repeated_images(frame: pd.DataFrame, source: str) -> None:
+def _refuse_repeated(frame: pd.DataFrame, column: str, expected: str, source: str) -> None:
     first_row: dict[str, int] = {}
-    for row, image in zip(frame.index + 1, frame["image_id"], strict=True):
-        first = first_row.setdefault(image, row)
+    for row, cell in zip(frame.index + 1, frame[column], strict=True):
+        first = first_row.setdefault(cell, row)
         if first != row:
-            raise InputError(
-                f"{source}: rows {first} and {row}, column 'image_id': {image!r} stands twice, expected unique ids"
-            )
+            raise InputError(f"{source}: rows {first} and {row}, column {column!r}: {cell!r} stands twice, expected {expected}")
 
 
 def _refuse_shared_patients(frame: pd.DataFrame, source: str) -> None:

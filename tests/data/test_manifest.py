@@ -66,6 +66,7 @@ def test_comorbidities_are_whole_numbers():
         ({"sex": ["F", "F", "m", ""]}, ["row 3", "'sex'", "'m'"]),
         ({"view": ["PA", "LATERAL", "", ""]}, ["row 2", "'view'", "'LATERAL'"]),
         ({"image_id": ["1", "2", "3", "2"]}, ["rows 2 and 4", "'image_id'", "'2'"]),
+        ({"path": ["1.png", "2.png", "1.png", "4.png"]}, ["rows 1 and 3", "'path'", "'1.png'", "one row a film"]),
         ({"patient_id": ["p1", "p1", "", "p3"]}, ["row 3", "'patient_id'"]),
         ({"patient_id": ["p1", "p1", "p1", "p3"]}, ["'p1'", "'train'", "'valid'"]),
         ({"comorbidities": ["1", "1.5", "", "0"]}, ["row 2", "'comorbidities'", "'1.5'"]),
@@ -109,6 +110,12 @@ def test_a_comma_at_the_end_of_each_row_moves_no_column(tmp_path):
 def test_cells_beyond_the_header_are_refused(tmp_path, rows):
     (tmp_path / "films.csv").write_text("path,patient,sex\n" + rows)
     with pytest.raises(InputError, match=r"more cells than the 3|Expected 3 fields in line 3, saw 4"):
+        read_table(tmp_path / "films.csv")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "films.csv").write_text("path,edema, edema,,\n1.png,0,1,,\n")
+    with pytest.raises(InputError, match="columns 2 and 3 of the header have the same name"):
         read_table(tmp_path / "films.csv")
 
 

@@ -177,7 +177,7 @@ def test_the_fingerprint_follows_the_data_and_nothing_else(tmp_path):
     unlabelled.loc[0, "congestion"], negative.loc[0, "congestion"] = np.nan, 0
     same = fingerprint("a")
     assert same == fingerprint("b")
-    assert same == fingerprint("c", frame.assign(path="elsewhere"))
+    assert same == fingerprint("c", frame.assign(path="elsewhere/" + frame["path"]))
     different = [
         fingerprint("d", images=other_pixel),
         fingerprint("e", other_label),
