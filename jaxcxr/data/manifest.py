@@ -75,9 +75,8 @@ def text_cells(path: Path) -> pd.DataFrame:
     named = [name.strip() for name in pd.read_csv(path, nrows=1, header=None, **how).iloc[0]]
     for place, name in enumerate(named):
         if name and name in named[:place]:  # pandas would call it by another name, and nobody would miss it
-            raise ValueError(
-                f"columns {named.index(name) + 1} and {place + 1} of the header have the same name; is its first row the header?"
-            )
+            pair = f"{named.index(name) + 1} and {place + 1}"
+            raise ValueError(f"columns {pair} of the header have the same name; is its first row the header?")
     with warnings.catch_warnings():
         # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells may be cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
