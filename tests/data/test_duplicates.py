@@ -105,15 +105,15 @@ def test_black_films_resemble_nothing_and_each_film_is_read_once(tmp_path, monke
         {
             "image_id": [f"f{i}" for i in range(70)],
             "patient_id": [f"p{i}" for i in range(70)],
-            "path": ["black.png"] * 50 + ["one.png"] * 20,
+            "path": [f"{i}.png" for i in range(70)],
             "split": ["train", "test"] * 35,
             "age": 1.0,
             "sex": "F",
             "a": 0.0,
         }
     )
-    Image.fromarray(np.zeros((80, 80), np.uint8)).save(tmp_path / "black.png")
-    Image.fromarray(film(0, 80)).save(tmp_path / "one.png")
+    for i in range(70):
+        Image.fromarray(film(0, 80) if i >= 50 else np.zeros((80, 80), np.uint8)).save(tmp_path / f"{i}.png")
     store = build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"])
     read = []
     real = Split.read
