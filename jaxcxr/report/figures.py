@@ -251,14 +251,19 @@ def _apart(budgets: list[float]) -> list[float]:
     return sorted(kept)
 
 
-def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
+def _draw_private(panel: Axes, rows: pd.DataFrame, *, moved: float = 1.0, **style: Any) -> None:
+    """Mean and interval of each budget of one sweep, moved to the right by a factor."""
     private = rows.loc[np.isfinite(rows["epsilon"])].sort_values(by="epsilon")
-    if not private.empty:
-        panel.plot(
-            private["epsilon"], private["mean"], "o-", color=PRIVATE, lw=1.5, ms=5, label="private (95 % interval)", zorder=4
-        )
-        if {"ci_low", "ci_high"} <= set(private):
-            panel.vlines(private["epsilon"], private["ci_low"], private["ci_high"], color=PRIVATE, lw=1.5, zorder=4)
+    if private.empty:
+        return
+    at = private["epsilon"] * moved
+    panel.plot(at, private["mean"], **style)
+    if {"ci_low", "ci_high"} <= set(private):
+        panel.vlines(at, private["ci_low"], private["ci_high"], color=style["color"], lw=style["lw"], zorder=style["zorder"])
+
+
+def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
+    _draw_private(panel, rows, marker="o", color=PRIVATE, lw=1.5, ms=5, label="private (95 % interval)", zorder=4)
     for row in rows.loc[np.isinf(rows["epsilon"])].to_dict("records"):
         panel.axhline(row["mean"], color=NON_PRIVATE, lw=1.5, label="non-private (95 % interval)", zorder=3)
         if np.isfinite([row.get("ci_low", np.nan), row.get("ci_high", np.nan)]).all():
@@ -266,12 +271,8 @@ def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_beside(panel: Axes, rows: pd.DataFrame, name: str) -> None:
-    private = rows.loc[np.isfinite(rows["epsilon"])].sort_values(by="epsilon")
-    if not private.empty:
-        at = private["epsilon"] * 1.05  # next to ours, so that both intervals are seen
-        panel.plot(at, private["mean"], "^-", color=BESIDE, lw=1.2, ms=4.5, label=f"{name}, private", zorder=3)
-        if {"ci_low", "ci_high"} <= set(private):
-            panel.vlines(at, private["ci_low"], private["ci_high"], color=BESIDE, lw=1.2, zorder=3)
+    style = {"marker": "^", "color": BESIDE, "lw": 1.2, "ms": 4.5, "label": f"{name}, private", "zorder": 3}
+    _draw_private(panel, rows, moved=1.05, **style)  # next to ours, so that both intervals are seen
     for mean in rows.loc[np.isinf(rows["epsilon"]), "mean"]:
         panel.axhline(mean, color=NON_PRIVATE, lw=1, ls="--", label=f"{name}, non-private", zorder=2)
 
