@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float
 
-from jaxcxr.models import layers
+from jaxcxr.models import convolution, layers, same_convolution
 
 Path = tuple[str, ...]
 
@@ -40,9 +40,13 @@ class Tap:
             kernel's gradients, in the precision of the cotangents.
         input_gram: inputs of one example's records -> inner products [positions, positions] of the rows of a matrix, float32;
             the kernel's gradient is that matrix, transposed, times the cotangents. None where there is no such matrix.
+        own_gradients: (inputs, cotangents) -> the kernel's gradient for each example, quicker on the CPU than one by one; None
+            if there is nothing quicker.
         output: shape and dtype of one example's output.
         dtype: to which the layer rounds its inputs; None for no rounding. `apply_tapped` returns them rounded: the functions
             above take them as they are, so that norm and sum are made of the same numbers.
+        apply: (input, kernel) -> output, as the layer does but quicker where only the input is differentiated; None if there is
+            nothing quicker than the layer.
     """
 
     path: Path
@@ -50,6 +54,23 @@ class Tap:
     input_gram: Callable[[Any], Any] | None
     output: jax.ShapeDtypeStruct
     dtype: Any
+    apply: Callable[[Any, Any], Any] | None = None
+    own_gradients: Callable[[Any, Any], Any] | None = None
+
+    def kernel_gradients(self, kernel: Any, x: Any, dy: Any) -> list[Any]:
+        """The kernel's gradient for each example, whose records are the second axis of inputs and cotangents."""
+
+        def one_by_one(kernel: Any, x: Any, dy: Any) -> list[Any]:
+            # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
+            return [self.kernel_gradient(kernel, x[i], dy[i]) for i in range(len(x))]
+
+        def together(_: Any, x: Any, dy: Any) -> list[Any]:
+            assert self.own_gradients is not None
+            return list(self.own_gradients(x[:, 0], dy[:, 0]))
+
+        if self.own_gradients is None or x.shape[1] > 1:
+            return one_by_one(kernel, x, dy)
+        return jax.lax.platform_dependent(kernel, x, dy, cpu=together, default=one_by_one)
 
 
 def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | None:
@@ -64,12 +85,23 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
         own = dataclasses.replace(module, parent=None, name=None)
         kernel_gradient = _kernel_gradient(free.apply_kernel, own.apply_kernel)
         if isinstance(free, layers.Stem):
-            return Tap(module.path, kernel_gradient, None, struct, module.dtype)
+            if module.dtype != jnp.float32:
+                return Tap(module.path, kernel_gradient, None, struct, module.dtype)
+            kernel_gradient = _on_the_cpu(lambda x, dy: sum(free.kernel_gradients(x, dy)), kernel_gradient)
+            return Tap(module.path, kernel_gradient, None, struct, module.dtype, own_gradients=free.kernel_gradients)
 
         def gram_of_patches(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
-            return layers.patch_gram(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
+            return convolution.patch_gram(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
 
-        return Tap(module.path, kernel_gradient, gram_of_patches, struct, module.dtype)
+        shapes = arguments[0].shape, (module.kernel_size, module.kernel_size, arguments[0].shape[-1], module.features)
+        if module.dtype != jnp.float32 or not same_convolution.serves(*shapes, module.stride, module.padding):
+            return Tap(module.path, kernel_gradient, gram_of_patches, struct, module.dtype)
+        own_gradients = None
+        if same_convolution.is_wide(*shapes):
+            kernel_gradient = _on_the_cpu(same_convolution.kernel_gradient, kernel_gradient)
+            own_gradients = same_convolution.kernel_gradients
+        apply = same_convolution.convolve
+        return Tap(module.path, kernel_gradient, gram_of_patches, struct, module.dtype, apply, own_gradients)
     if type(module) is nn.Conv and module.mask is None and not (module.conv_general_dilated or module.conv_general_dilated_cls):
         return Tap(module.path, *_of_flax_conv(module), struct, module.dtype)
     if type(module) is nn.Dense and not (module.dot_general or module.dot_general_cls):
@@ -96,16 +128,25 @@ def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, A
 
     def gradient(kernel: Any, x: Any, dy: Any) -> Any:
         if dy.dtype == jnp.float32:
-            return layers.kernel_gradient(exact, kernel, x, dy)
+            return convolution.kernel_gradient(exact, kernel, x, dy)
 
         def in_32_bits(kernel: Any, x: Any, dy: Any) -> Any:
-            return layers.kernel_gradient(exact, kernel, x, dy.astype(jnp.float32)).astype(dy.dtype)
+            return convolution.kernel_gradient(exact, kernel, x, dy.astype(jnp.float32)).astype(dy.dtype)
 
         def in_16_bits(kernel: Any, x: Any, dy: Any) -> Any:
             (transposed,) = jax.linear_transpose(lambda k: rounded(x, k), kernel.astype(dy.dtype))(dy)
             return transposed
 
         return jax.lax.platform_dependent(kernel, x, dy, cpu=in_32_bits, default=in_16_bits)
+
+    return gradient
+
+
+def _on_the_cpu(quicker: Callable[[Any, Any], Any], kernel_gradient: Callable[[Any, Any, Any], Any]) -> Any:
+    """The kernel's gradient as a function of inputs and cotangents on the CPU, and the other one elsewhere."""
+
+    def gradient(kernel: Any, x: Any, dy: Any) -> Any:
+        return jax.lax.platform_dependent(kernel, x, dy, cpu=lambda _, x, dy: quicker(x, dy), default=kernel_gradient)
 
     return gradient
 
@@ -217,15 +258,17 @@ def apply_tapped(
     Returns:
         The model's output and the input of each tapped layer, rounded as the layer rounds it.
     """
-    tapped = {tap.path: tap.dtype for tap in taps}
+    tapped = {tap.path: tap for tap in taps}
     inputs: dict[Path, Any] = {}
 
     def interceptor(next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if context.method_name != "__call__" or context.module.path not in tapped:
+        path = context.module.path
+        if context.method_name != "__call__" or path not in tapped:
             return next_call(*args, **kwargs)
-        x, dtype = checkpoint_name(args[0], KEPT), tapped[context.module.path]
-        inputs[context.module.path] = x if dtype is None else x.astype(dtype)
-        return next_call(x) + zeros[context.module.path]
+        x, tap = checkpoint_name(args[0], KEPT), tapped[path]
+        inputs[path] = x if tap.dtype is None else x.astype(tap.dtype)
+        y = next_call(x) if tap.apply is None else tap.apply(inputs[path], context.module.get_variable("params", "kernel"))
+        return y + zeros[path]
 
     with nn.intercept_methods(interceptor):
         output = model.apply(params, x)

@@ -53,13 +53,15 @@ class LinearLayer(Protocol):
     U(x)^T dy, with a row for each position of each of its records; None if there is no such matrix.
 
     `kernel_gradient(kernel, x, dy)` is the sum over a batch of the gradients of <dy, layer(x, kernel)> with respect to the
-    kernel, in the precision of dy.
+    kernel, in the precision of dy. `kernel_gradients` has those gradients example by example, from inputs and cotangents with a
+    second axis of an example's records.
     """
 
     @property
     def path(self) -> Path: ...  # noqa: D102
     @property
     def kernel_gradient(self) -> Callable[[Any, Any, Any], Any]: ...  # noqa: D102
+    def kernel_gradients(self, kernel: Any, x: Any, dy: Any) -> list[Any]: ...  # noqa: D102
     @property
     def input_gram(self) -> Callable[[Any], Any] | None: ...  # noqa: D102
     @property
@@ -206,8 +208,7 @@ def clipped_sum_layerwise(
                 x, dy = by_gram[layer.path] = fixed((x.astype(jnp.float32), dy.astype(jnp.float32)))
                 own = jax.vmap(partial(_gram_squared_norm, layer.input_gram))(x, dy)
             else:
-                # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
-                each = fixed([layer.kernel_gradient(kernel, x[i], dy[i]) for i in range(x.shape[0])])
+                each = fixed(layer.kernel_gradients(kernel, x, dy))
                 instantiated[layer.path] = each
                 own = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in each])
             name = _name(layer)

@@ -1,4 +1,3 @@
-from functools import partial
 from typing import Any
 
 import jax
@@ -8,89 +7,7 @@ import pytest
 from flax import linen as nn
 
 from jaxcxr.models import layers
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def plain_convolution(x: Any, kernel: Any, stride: int, padding: int) -> Any:
-    """One map through XLA's convolution, which knows nothing of small maps or copies."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x[None], kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions, precision="highest"
-    )[0]
-
-
-def output_and_gradients(function: Any, *arguments: Any, cotangent: Any = None) -> tuple[np.ndarray, ...]:
-    """Output, and the gradients of its inner product with `cotangent` (or fixed random numbers) with respect to all arguments."""
-
-    def both(*arguments: Any) -> tuple[Any, ...]:
-        y, pull = jax.vjp(function, *arguments)
-        return y, *pull(normal(99, *y.shape) if cotangent is None else cotangent)
-
-    return tuple(np.asarray(a) for a in jax.jit(both)(*arguments))
-
-
-def assert_all_close(
-    found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...], rtol: float = 1e-5, atol: float = 1e-5
-) -> None:
-    assert len(found) == len(expected)
-    for f, e in zip(found, expected, strict=True):
-        assert f.dtype == e.dtype
-        np.testing.assert_allclose(f, e, rtol=rtol, atol=atol)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "k", "stride", "padding"),
-    [
-        (1, 1, 3, 1, 1),
-        (2, 2, 3, 1, 1),
-        (2, 2, 3, 2, 1),
-        (4, 4, 3, 1, 1),
-        (4, 4, 3, 2, 1),
-        (3, 4, 3, 2, 1),
-        (4, 2, 3, 1, 1),
-        (4, 4, 3, 1, 0),  # no padding: the patches start inside the map
-        (5, 5, 3, 1, 1),  # one more than SMALL_MAP
-        (4, 6, 3, 2, 1),  # one side small, the other not
-        (2, 2, 1, 2, 0),  # the shortcut's
-        (9, 8, 7, 2, 3),  # the first layer's
-    ],
-)
-def test_convolve_is_the_plain_convolution(height: int, width: int, k: int, stride: int, padding: int) -> None:
-    x, kernel = normal(0, height, width, 3), normal(1, k, k, 3, 5)
-    found = output_and_gradients(lambda x, w: layers.convolve(x, w, stride, padding), x, kernel)
-    expected = output_and_gradients(lambda x, w: plain_convolution(x, w, stride, padding), x, kernel)
-    assert_all_close(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("records", "height", "width", "k", "stride", "padding"),
-    [
-        (1, 4, 4, 3, 1, 1),
-        (2, 7, 5, 3, 2, 1),
-        (1, 8, 8, 1, 2, 0),
-        (2, 6, 7, 5, 2, 2),
-        (1, 9, 8, 3, 3, 0),  # no place of the window outside, and a row that no window meets
-        (1, 1, 2, 7, 2, 3),  # a window larger than the map
-        (3, 6, 6, 2, 3, 0),  # rows and columns that no window meets
-    ],
-)
-def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
-    x = normal(0, records, height, width, 3)
-    rows = np.asarray(layers.patches(x, k, stride, padding)).reshape(-1, k * k * 3)
-    found = np.asarray(jax.jit(partial(layers.patch_gram, k=k, stride=stride, padding=padding))(x))
-    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("side", [2, 6])
-def test_convolve_serves_a_batch(side: int) -> None:
-    x, kernel = normal(0, 2, 3, side, side, 2), normal(1, 3, 3, 2, 4)
-    found = np.asarray(layers.convolve(x, kernel, 1, 1))
-    assert found.shape == (2, 3, side, side, 4)
-    for i, j in np.ndindex(2, 3):
-        np.testing.assert_allclose(found[i, j], plain_convolution(x[i, j], kernel, 1, 1), rtol=1e-5, atol=1e-5)
+from tests.models.arrays import assert_all_close, normal, output_and_gradients, plain_convolution
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 8])
@@ -119,6 +36,15 @@ def test_stem_is_the_convolution_of_three_copies_sorted_by_parity(sides: tuple[i
 
     found = output_and_gradients(lambda x, w: layer.apply({"params": {"kernel": w}}, x), x, kernel)
     assert_all_close(found, output_and_gradients(plain, x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_the_stems_gradient_for_each_film() -> None:
+    layer = layers.Stem(features=5)
+    x, dy, kernel = normal(0, 3, 8, 12), normal(1, 3, 4, 2, 3, 5), normal(2, 7, 7, 3, 5)
+    found = jax.jit(layer.kernel_gradients)(x, dy)
+    for i in range(3):
+        (expected,) = jax.vjp(lambda w, i=i: layer.apply_kernel(x[i], w), kernel)[1](dy[i])
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_stem_takes_sides_that_are_multiples_of_four() -> None:

@@ -1,0 +1,193 @@
+"""3 x 3 convolutions with stride 1 and padding 1, most of the network's arithmetic, quick on a CPU in float32.
+
+Wide ones take Winograd's F(2 x 2, 3 x 3) (Winograd 1980; Lavin & Gray 2016, arXiv 1509.09308): four neighbouring outputs
+need 36 products a pair of channels, but only 16 of sums and differences of their 16 inputs and of the 9 kernel entries. The
+result is that of the plain convolution to float32 rounding; no factor but 1/2 occurs.
+
+Narrow ones are computed with one row more than is wanted. XLA gives convolutions to YNNPACK, which runs those with 64
+output channels on one thread, but leaves to Eigen, which uses all threads, those whose output is larger than their input:
+3.7 ms instead of 6.0 for 32 maps of 16 x 16 x 64, 15 instead of 24 for 8 of 64 x 64 x 64 (two cores).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Line = Callable[..., Sequence[Any]]
+"""A transform along one axis: so many arrays in, so many out."""
+WIDE, NARROW = 128, 16
+"""Convolutions of at least so many channels are wide; those between (YNNPACK refuses narrower ones) are narrow."""
+BACKWARDS = (3, 1, 2, 0)
+"""Order in which `_of_kernel` gives the results of a kernel that is read backwards."""
+
+
+def _of_kernel(a: Any, b: Any, c: Any) -> Sequence[Any]:
+    outer, inner = 0.5 * (a + c), 0.5 * b
+    return a, outer + inner, outer - inner, c
+
+
+def _of_kernel_transposed(p: Any, q: Any, r: Any, s: Any) -> Sequence[Any]:
+    inner = 0.5 * (q + r)
+    return p + inner, 0.5 * (q - r), inner + s
+
+
+def _of_inputs(a: Any, b: Any, c: Any, d: Any) -> Sequence[Any]:
+    return a - c, b + c, c - b, b - d
+
+
+def _of_products(p: Any, q: Any, r: Any, s: Any) -> Sequence[Any]:
+    return p + q + r, q - r - s
+
+
+def _of_products_transposed(a: Any, b: Any) -> Sequence[Any]:
+    return a, a + b, a - b, -b
+
+
+def _on_both_axes(line: Line, square: Any) -> list[list[Any]]:
+    """The transform of each column of a square of arrays, `square[row][column]`, then of each row of what comes out."""
+    columns = [line(*[row[j] for row in square]) for j in range(len(square[0]))]
+    return [list(line(*row)) for row in zip(*columns, strict=True)]
+
+
+def _stacked(square: Sequence[Sequence[Any]], order: Sequence[int] = range(4)) -> Any:
+    return jnp.stack([square[i][j] for i in order for j in order])
+
+
+def _square(stacked: Any) -> list[list[Any]]:
+    return [[stacked[4 * i + j] for j in range(4)] for i in range(4)]
+
+
+def _tiles(x: Float[Array, "n h w c"]) -> Float[Array, "16 tiles c"]:
+    """The transformed 4 x 4 inputs of each 2 x 2 outputs."""
+    _, h, w, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    square = [[padded[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
+    return _stacked(_on_both_axes(_of_inputs, square)).reshape(16, -1, c)
+
+
+def _kernels(kernel: Float[Array, "3 3 c o"], order: Sequence[int] = range(4)) -> Float[Array, "16 c o"]:
+    return _stacked(_on_both_axes(_of_kernel, kernel), order)
+
+
+def _outputs(products: Float[Array, "16 tiles o"], n: int, h: int, w: int) -> Float[Array, "n h w o"]:
+    square = _on_both_axes(_of_products, _square(products.reshape(16, n, h // 2, w // 2, -1)))
+    return jnp.stack([jnp.stack(row, axis=3) for row in square], axis=2).reshape(n, h, w, -1)
+
+
+def _products_transposed(dy: Float[Array, "n h w o"]) -> Float[Array, "16 tiles o"]:
+    square = [[dy[:, i::2, j::2] for j in range(2)] for i in range(2)]
+    return _stacked(_on_both_axes(_of_products_transposed, square)).reshape(16, -1, dy.shape[-1])
+
+
+def _forward(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
+    n, h, w, _ = x.shape
+    return _outputs(jnp.einsum("ptc,pco->pto", _tiles(x), _kernels(kernel)), n, h, w)
+
+
+def _input_gradient(dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w c"]:
+    """The convolution of dy with the kernel read backwards, its inputs and outputs exchanged."""
+    n, h, w, _ = dy.shape
+    return _outputs(jnp.einsum("pto,pco->ptc", _tiles(dy), _kernels(kernel, BACKWARDS)), n, h, w)
+
+
+def _plain(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"], more: int = 0) -> Float[Array, "n h+{more} w o"]:
+    padding = [(1, 1 + more), (1, 1)]
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _plain_input_gradient(dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w c"]:
+    like = jax.ShapeDtypeStruct((*dy.shape[:3], kernel.shape[2]), dy.dtype)
+    return jax.linear_transpose(lambda x: _plain(x, kernel), like)(dy)[0]
+
+
+def _backwards(kernel: Float[Array, "3 3 c o"]) -> Float[Array, "3 3 o c"]:
+    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+
+
+def _one_row_more(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
+    return _plain(x, kernel, more=1)[:, :-1]
+
+
+def _one_row_more_back(dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w c"]:
+    return _one_row_more(dy, _backwards(kernel))
+
+
+def _of_all_maps(fast: Callable[[Any, Any], Any], plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`fast` on the CPU and `plain` elsewhere; mapped over maps that share a kernel, one call for all of them: a product for
+    each map would be many small ones.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(maps: Any, kernel: Any) -> Any:
+        return jax.lax.platform_dependent(maps, kernel, cpu=fast, default=plain)
+
+    @run.def_vmap
+    def mapped(size: int, is_mapped: Any, maps: Any, kernel: Any) -> Any:
+        if is_mapped[1]:
+            return jax.vmap(plain, [0 if axis else None for axis in is_mapped])(maps, kernel), True
+        flat = run(maps.reshape(-1, *maps.shape[2:]), kernel)
+        return flat.reshape(size, -1, *flat.shape[1:]), True
+
+    return run
+
+
+_winograd, _winograd_back = _of_all_maps(_forward, _plain), _of_all_maps(_input_gradient, _plain_input_gradient)
+_narrow, _narrow_back = _of_all_maps(_one_row_more, _plain), _of_all_maps(_one_row_more_back, _plain_input_gradient)
+
+
+@jax.custom_vjp
+def convolve(x: Float[Array, "*batch h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "*batch h w o"]:
+    """The convolution of maps that it `serves` with a kernel that is not differentiated; `kernel_gradient` has its gradient.
+
+    Raises:
+        ValueError: it is differentiated with respect to the kernel: such a gradient would be computed map by map first.
+    """
+    run = _winograd if is_wide(x.shape, kernel.shape) else _narrow
+    return run(x.reshape(-1, *x.shape[-3:]), kernel).reshape(*x.shape[:-1], -1)
+
+
+def _convolve_forward(x: Any, kernel: Any) -> Any:
+    if kernel.perturbed:
+        raise ValueError("kernel: same_convolution.convolve takes it for a constant; expected the plain convolution here")
+    return convolve(x.value, kernel.value), kernel.value
+
+
+def _convolve_backward(kernel: Any, dy: Any) -> Any:
+    run = _winograd_back if is_wide(dy.shape, kernel.shape) else _narrow_back
+    dx = run(dy.reshape(-1, *dy.shape[-3:]), kernel)
+    return dx.reshape(*dy.shape[:-1], -1), None
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward, symbolic_zeros=True)
+
+
+def kernel_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]) -> Float[Array, "3 3 c o"]:
+    """The kernel's gradient of wide convolutions, summed over the maps; on the CPU."""
+    return _of_kernel_products(jnp.einsum("ptc,pto->pco", _tiles(x), _products_transposed(dy)))
+
+
+def kernel_gradients(x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]) -> Float[Array, "n 3 3 c o"]:
+    """The kernel's gradient of wide convolutions for each map; on the CPU."""
+    tiles, products = (v.reshape(16, len(x), -1, v.shape[-1]) for v in (_tiles(x), _products_transposed(dy)))
+    return jnp.moveaxis(_of_kernel_products(jnp.einsum("pntc,pnto->pnco", tiles, products)), 2, 0)
+
+
+def _of_kernel_products(products: Float[Array, "16 *any"]) -> Float[Array, "3 3 *any"]:
+    square = _on_both_axes(_of_kernel_transposed, _square(products))
+    return jnp.stack([jnp.stack(row) for row in square])
+
+
+def is_wide(x: Sequence[int], kernel: Sequence[int]) -> bool:
+    """Whether Winograd's products save more than the sums cost: shapes of maps, with even sides, and of a 3 x 3 kernel."""
+    return min(kernel[-2:]) >= WIDE and min(x[-3:-1]) >= 4 and x[-3] % 2 == x[-2] % 2 == 0
+
+
+def serves(x: Sequence[int], kernel: Sequence[int], stride: int, padding: int) -> bool:
+    """Whether `convolve` can compute a float32 convolution of these shapes, and is faster on the CPU than XLA's."""
+    if (*kernel[:2], stride, padding) != (3, 3, 1, 1):
+        return False
+    is_narrow = min(kernel[-2:]) > NARROW and max(kernel[-2:]) < WIDE and min(x[-3:-1]) > 4
+    return is_narrow or is_wide(x, kernel)
