@@ -47,8 +47,8 @@ from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, wei
 
 CENTRE_FILMS = 8
 FEATURE_SCALE, CONSTANT = 2.0, 0.2
-"""Length of the centre in the scaled features, and the constant feature in whose place the bias stands. Like `RIDGE` chosen on
-the study's other cohort; half and twice of each did about as well."""
+"""Length of the centre in the scaled features, and the constant feature in whose place the bias stands. Chosen, like `RIDGE`,
+on the study's other cohort, where half or twice the scale with half or twice the ridge did as well."""
 RIDGE = 0.3
 _ROUNDING = 1e-6
 """Least ridge, in parts of the trace of A: without noise, features that are all alike would give eigenvalues of rounding."""
