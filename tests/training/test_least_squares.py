@@ -97,11 +97,13 @@ def as_rows(params: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("per_unit", [1, 2])
-@pytest.mark.parametrize("clip", [0.6, None])
-def test_the_sum_is_that_of_features_and_weighted_residuals(cohort: Any, start: Any, per_unit: int, clip: float | None) -> None:
+@pytest.mark.parametrize(("clip", "gamma"), [(0.6, None), (0.6, 0.5), (None, None)])
+def test_the_sum_is_that_of_features_and_weighted_residuals(
+    cohort: Any, start: Any, per_unit: int, clip: float | None, gamma: float | None
+) -> None:
     films, labels = cohort[0][:8], cohort[1][:8]
     assert np.isnan(labels).any()
-    squares = LeastSquares(MODEL, WEIGHTS, SHAPE, None if clip is None else private(clip))
+    squares = LeastSquares(MODEL, WEIGHTS, SHAPE, None if clip is None else private(clip), gamma)
     total, log = jax.jit(squares.moment_sum)(start, batch_of(films, labels, per_unit))
     x, r = scaled(films), residuals(start, films, labels, WEIGHTS)
     a, b, norms = np.zeros((FEATURES + 1,) * 2), np.zeros((FEATURES + 1, FINDINGS)), []
@@ -109,7 +111,7 @@ def test_the_sum_is_that_of_features_and_weighted_residuals(cohort: Any, start: 
         own = slice(first, first + per_unit)
         own_a, own_b = x[own].T @ x[own] / per_unit, x[own].T @ r[own] / per_unit
         norms.append(np.sqrt(np.sum(own_a**2) + np.sum(own_b**2)))
-        factor = 1 if clip is None else min(1, clip / norms[-1])
+        factor = 1 if clip is None else min(1, clip / norms[-1]) if gamma is None else clip / (norms[-1] + gamma)
         a, b = a + factor * own_a, b + factor * own_b
     assert min(norms) < 0.6 < max(norms)
     np.testing.assert_allclose(symmetric(total.features, FEATURES + 1), a, rtol=1e-3, atol=1e-4)

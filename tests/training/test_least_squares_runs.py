@@ -68,6 +68,43 @@ def test_one_release_of_everybody_is_what_is_spent(
         assert not any(same) if name == "head" else all(same)
 
 
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
+    config: Experiment, tiny_store: Store, clipping: str
+) -> None:
+    privacy = {"clipping": clipping, "stability": 0.5, "l2_clip_norm": 0.05}
+    plan = make_plan(changed(config, "privacy", **privacy), tiny_store)
+    functions, mechanism = plan.step(), plan.mechanism
+    assert mechanism is not None
+    assert plan.weights is not None
+    start = plan.random_params(bytes(32))
+    rows = np.arange(functions.microbatch_size)
+    batch = {
+        "image": plan.split.read(rows)[:, None],
+        "label": plan.split.labels[rows][:, None].astype(np.float32),
+        "is_film": np.ones((len(rows), 1), bool),
+        "is_real": np.ones(len(rows), bool),
+    }
+    squares = LeastSquares(plan.model(), plan.weights, (32, 32), mechanism, 0.5 if clipping == "automatic" else None)
+    expected, log = jax.jit(squares.moment_sum)(start, batch)
+    assert float(log["clipped"]) > len(rows) / 2
+    params = functions.replicate(start)
+    total, _ = functions.collect(functions.accumulate(params, functions.start(params), functions.place(batch)))
+    for found, wanted in zip(total, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert np.sqrt(sum(float(np.sum(np.square(part))) for part in total)) <= 0.05 * len(rows)
+    key = mechanism.noise_key(bytes(32), 0)
+    direction = jax.jit(squares.direction)(start, jax.jit(mechanism.release)(expected, key))["params"]["head"]
+    head = {name: np.asarray(leaf) for name, leaf in start["params"]["head"].items()}
+    state = functions.replicate(plan.optimizer().init(plan.trained(start)))
+    moved, _, finite = functions.finish(functions.replicate(jax.tree.map(np.asarray, start)), state, total, key)
+    assert bool(finite)
+    for name, before in head.items():
+        after = np.asarray(moved["params"]["head"][name])
+        scale = np.abs(direction[name]).max()
+        np.testing.assert_allclose(before - after, direction[name], rtol=1e-2, atol=1e-2 * scale)
+
+
 def test_a_resumed_run_ends_in_the_same_bits(
     config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
