@@ -96,7 +96,8 @@ class PrivacyConfig:
     Attributes:
         epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
         delta: budget; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
-        l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5).
+        l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the summed moments of
+            `training.optimizer` least_squares.
         clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
             `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to
             tune (Bu et al. 2023, arXiv 2206.07136).
@@ -141,8 +142,11 @@ class TrainingConfig:
         microbatch_size: images a device handles at once; changes memory and speed, and the result by rounding only. Null
             chooses it by the device's memory (`jaxcxr.training.memory`).
         learning_rate: of the optimiser.
-        optimizer: `nadam` (the paper's), `sgd` with `momentum`, or `adam_bc`, Adam that takes the noise's known part out of its
-            second moment (Tang et al. 2024, arXiv 2312.14334).
+        optimizer: `nadam` (the paper's), `sgd` with `momentum`, `adam_bc`, Adam that takes the noise's known part out of its
+            second moment (Tang et al. 2024, arXiv 2312.14334), or `least_squares`: a step releases moments of features and
+            residuals instead of a gradient, and solves for the head with them (`jaxcxr.training.least_squares`; after Mehta et
+            al. 2022, arXiv 2211.13403). It goes with scope `head` and is meant for one step of the whole cohort
+            (expected_batch_size N); a `learning_rate` of 1 makes the step as computed.
         momentum: of `sgd`.
         decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear growth).
         class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p
@@ -166,7 +170,7 @@ class TrainingConfig:
     expected_batch_size: PositiveInt
     learning_rate: Positive
     microbatch_size: PositiveInt | None = None
-    optimizer: Literal["nadam", "sgd", "adam_bc"] = "nadam"
+    optimizer: Literal["nadam", "sgd", "adam_bc", "least_squares"] = "nadam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     steps: PositiveInt | None = None
     epochs: Positive | None = None
@@ -260,6 +264,17 @@ class Experiment:
             )
         if self.privacy is None and training.optimizer == "adam_bc":
             raise InputError("training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null")
+        if training.optimizer == "least_squares":
+            self._check_least_squares()
+
+    def _check_least_squares(self) -> None:
+        training = self.training
+        wanted = {"scope": "head", "averaging": "none", "decay": "none", "warmup_steps": 0}
+        for name, value in wanted.items():
+            if (found := getattr(training, name)) != value:
+                raise InputError(f"training.{name}: optimizer 'least_squares' goes with {value!r}, found {found!r}")
+        if self.privacy is not None and self.privacy.clipping == "per_layer":
+            raise InputError("privacy.clipping: optimizer 'least_squares' clips no layers; expected 'flat' or 'automatic'")
 
     def digest_fields(self) -> dict[str, Any]:
         """Flat `section.key -> value` view, for comparing two configurations field by field; a null section has no fields."""

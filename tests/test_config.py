@@ -45,6 +45,7 @@ def values_of(name: str = "demo.yaml") -> dict[str, Any]:
 
 
 STEPS = values_of()["training"]["steps"]
+SQUARES = {"training.optimizer": "least_squares", "training.scope": "head", "training.decay": "none"}
 
 
 def write(tmp_path: Path, values: Any) -> Path:
@@ -233,6 +234,11 @@ def test_every_wrong_field_is_named(tmp_path: Path) -> None:
         ({"training.augmentation": "flip_rotate"}, ("training.augmentation:", "private", "'none'")),
         ({"training.views": 2}, ("training.views:", "2 equal views", "augmentation")),
         ({"privacy": None, "training.optimizer": "adam_bc"}, ("training.optimizer:", "adam_bc", "privacy is null")),
+        ({"training.optimizer": "least_squares"}, ("training.scope:", "'least_squares'", "'head'", "'all'")),
+        (SQUARES | {"training.averaging": "tail"}, ("training.averaging:", "'least_squares'", "'tail'")),
+        (SQUARES | {"training.decay": "cosine"}, ("training.decay:", "'least_squares'", "'cosine'")),
+        (SQUARES | {"training.warmup_steps": 3}, ("training.warmup_steps:", "'least_squares'", "found 3")),
+        (SQUARES | {"privacy.clipping": "per_layer"}, ("privacy.clipping:", "'least_squares'", "'flat' or 'automatic'")),
         ({"data.findings": []}, ("data.findings:", "at least one", "[]")),
         ({"data.findings": ["a"] * 8}, ("data.findings:", "distinct")),
     ],
@@ -254,6 +260,8 @@ def test_fields_at_odds_are_named(tmp_path: Path, changes: dict[str, Any], words
         {"training.augmentation": "flip_rotate", "training.views": 4},
         {"privacy.epsilon": 8},
         {"data.synthetic": None},
+        SQUARES,
+        SQUARES | {"privacy": None},
     ],
     ids=str,
 )

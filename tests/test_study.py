@@ -11,7 +11,7 @@ from scipy import stats
 from jaxcxr import experiment, study
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
-from jaxcxr.report.study import write_study
+from jaxcxr.report.study import with_other_questions, write_study
 from jaxcxr.study import Arm, Question, Study, cells, comparisons, interval_of, results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +125,27 @@ def test_a_study_runs_what_is_missing_once_and_reports(trained: list[str], tmp_p
     text = (tmp_path / "report" / "ablations.md").read_text()
     assert f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]" in text
     assert (tmp_path / "report" / "ablations.png").exists()
+    _assert_other_questions_stay(table, compared, tmp_path / "report")
+
+
+def _assert_other_questions_stay(table: pd.DataFrame, compared: pd.DataFrame, report: Path) -> None:
+    """A second question, whose arms are named by numbers, goes before the first, whose rows stay as they are; twice over."""
+    before = (report / "results.csv").read_text().splitlines()
+    names = {"recipe": "1.5", "paper": "1.5", "recommended": "3", "before": "none"}
+    questions = ["other", "recipe"]
+    for _ in range(2):
+        tables = []
+        for name, found in (("results.csv", table), ("comparisons.csv", compared)):
+            renamed = found.assign(question="other", arm=found["arm"].map(names))
+            tables.append(with_other_questions(renamed, report / name, questions))
+        write_study(*tables, {"other": "Another?", "recipe": "Which recipe?"}, report)
+    after = (report / "results.csv").read_text().splitlines()
+    assert after[0] == before[0]
+    assert after[len(before) :] == before[1:]
+    assert [line.split(",")[0] for line in after[1 : len(before)]] == ["other"] * (len(before) - 1)
+    text = (report / "ablations.md").read_text()
+    assert text.index("Another?") < text.index("Which recipe?")
+    assert not with_other_questions(table, report / "results.csv", ["recipe"])["question"].eq("other").any()
 
 
 def test_intervals_cover_films_and_seeds() -> None:

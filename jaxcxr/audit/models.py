@@ -74,12 +74,15 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
         seed: of the weights.
 
     Raises:
-        InputError: the width is none, or the configuration clips otherwise than the whole gradient to the clip norm.
+        InputError: the width is none, or the configuration clips otherwise than the whole gradient to the clip norm, or
+            releases no gradients.
     """
     privacy = config.privacy
     if privacy is None or privacy.clipping != "flat":
         found = None if privacy is None else privacy.clipping
         raise InputError(f"privacy.clipping: an audit of the network expects 'flat', found {found!r}")
+    if config.training.optimizer == "least_squares":
+        raise InputError("training.optimizer: an audit of the network is of gradients; 'least_squares' releases moments")
     if width < 1 or width % 32:
         raise InputError(f"--width: expected a multiple of 32 (groups of normalisation), found {width}")
     model = model_of(dataclasses.replace(config, model=dataclasses.replace(config.model, width=width, dtype="float32")))

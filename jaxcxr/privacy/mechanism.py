@@ -1,13 +1,14 @@
 """The private step: the one place where sampling, clipping, noise and accounting are bound together.
 
-One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size.
+One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size,
+or the same of clipped moments.
 
-Guarantee: with the batch drawn by `sampling.poisson_batch`, the sum formed by `gradients` (sensitivity `l2_clip_norm` under
-add/remove of one unit) and one noise draw a step, T steps are the T-fold composition of the Poisson-subsampled Gaussian
-mechanism with `sample_rate` and `noise_multiplier`, which `accounting` converts to (epsilon, delta). With discrete noise a step
-is post-processing of that mechanism at a slightly larger sensitivity and as much more noise (`rounded_noise`). Everything after
-the release (optimiser, averaging) is post-processing. The divisor is the declared expected batch size, never the drawn one,
-which is private.
+Guarantee: with the batch drawn by `sampling.poisson_batch`, the sum formed by `gradients` or `moments` (sensitivity
+`l2_clip_norm` under add/remove of one unit) and one noise draw a step, T steps are the T-fold composition of the
+Poisson-subsampled Gaussian mechanism with `sample_rate` and `noise_multiplier`, which `accounting` converts to
+(epsilon, delta). With discrete noise a step is post-processing of that mechanism at a slightly larger sensitivity and as much
+more noise (`rounded_noise`). Everything after the release (solving, optimiser, averaging) is post-processing. The divisor is
+the declared expected batch size, never the drawn one, which is private.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.release.check import check_release
 from jaxcxr.release.write import write_release
 from jaxcxr.report.card import make_card
-from jaxcxr.report.card_facts import GRADIENT, newest_checkpoint
+from jaxcxr.report.card_facts import COUNTS, newest_checkpoint
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard
 from jaxcxr.training.averaging import weights_to_use
 
@@ -86,7 +86,7 @@ def _final_params(run: Path, card: PrivacyCard) -> PyTree:
     folder, done = run / "checkpoints", newest_checkpoint(run)
     if done is None:
         raise InputError(f"{folder}: no checkpoint there; expected a finished run")
-    spent = sum(row.steps for row in card.mechanisms if row.name == GRADIENT)
+    spent = sum(row.steps for row in card.mechanisms if row.name != COUNTS)
     if done != spent:
         raise InputError(f"{run}: the newest checkpoint is of step {done}, the ledger has {spent} steps: finish the run first")
     if not (run / "evaluation.csv").exists() and done < card.steps_planned:

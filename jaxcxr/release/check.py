@@ -37,7 +37,7 @@ from jaxcxr.release.write import (
     write_release,
 )
 from jaxcxr.report.card import differing, recomputed
-from jaxcxr.report.card_facts import GRADIENT
+from jaxcxr.report.card_facts import COUNTS, released_by
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
 from jaxcxr.training.checkpoint import nested_weights
 from jaxcxr.training.plan import model_of
@@ -215,7 +215,10 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         "privacy.noise": (privacy.noise, card.noise),
         "training.class_weights": (training.class_weights, card.class_weights),
     }
-    clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name == GRADIENT}
+    steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
+    if steps != {wanted}:
+        yield f"{CONFIG}: training.optimizer {training.optimizer!r} goes with {wanted!r}, {CARD_JSON} says {sorted(steps)}"
+    clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name != COUNTS}
     if clip_norms != {privacy.l2_clip_norm}:
         yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
     if_given = {

@@ -22,7 +22,7 @@ from jaxcxr.privacy.ledger import Entry, Statistic, Terms, ledger_head, read_led
 from jaxcxr.privacy.provenance import sealed_fingerprint
 from jaxcxr.report.card_schema import AuditFinding, Fingerprints, MechanismRow, PrivacyCard
 
-GRADIENT, COUNTS = "noised gradient", "noised class counts"
+GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
 SEEDED = "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
 UNCOVERED_WEIGHTS = "class weights not covered: they were computed from the private labels without noise"
 REFUTED = "the audit refutes the claim"
@@ -120,7 +120,7 @@ def facts_of_run(run: Path) -> CardFacts:
         )
         numbers = {name: int(facts[name]) for name in ("expected_batch_size", "steps")}
         delta, budget = float(facts["delta"]), float(facts["epsilon"])
-        mechanisms = mechanism_rows(entries)
+        mechanisms = mechanism_rows(entries, released_by(config))
     except KeyError as error:
         raise InputError(f"{run / 'run.json'}: key {error} is missing") from None
     except ValidationError as error:
@@ -151,12 +151,17 @@ def facts_of_run(run: Path) -> CardFacts:
     )
 
 
-def mechanism_rows(entries: Sequence[Entry | Statistic]) -> tuple[MechanismRow, ...]:
-    """Like releases of a ledger counted together."""
+def released_by(config: Experiment) -> str:
+    """What a step of a private run releases, in the words of a card."""
+    return MOMENTS if config.training.optimizer == "least_squares" else GRADIENT
+
+
+def mechanism_rows(entries: Sequence[Entry | Statistic], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
+    """Like releases of a ledger counted together; `released` is what the steps are called."""
     counts: dict[tuple[str, float, float, float], int] = {}
     for entry in entries:
         if isinstance(entry, Entry):
-            key = (GRADIENT, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm)
+            key = (released, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm)
         else:
             key = (f"noised {entry.statistic.replace('_', ' ')}", entry.noise_multiplier, 1.0, entry.l2_sensitivity)
         counts[key] = counts.get(key, 0) + 1

@@ -1,6 +1,6 @@
 """What a study found, as tables and a figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jaxcxr.report.figures import MARKERS, PALETTE, save
+
+
+def with_other_questions(found: pd.DataFrame, path: Path, questions: Sequence[str]) -> pd.DataFrame:
+    """Rows found for some questions, among those that a table at `path` has of the others already.
+
+    Args:
+        found: of `jaxcxr.study.results` or `comparisons`.
+        path: table that `write_study` wrote before; it need not exist.
+        questions: all of the study, in their order; rows of no others are kept.
+    """
+    if not path.exists():
+        return found
+    before = pd.read_csv(path, dtype={"question": str, "arm": str, "reference": str})
+    kept = before.loc[before["question"].isin(questions) & ~before["question"].isin(found["question"])]
+    return pd.concat([kept, found]).sort_values("question", key=lambda names: names.map(list(questions).index), kind="stable")
 
 
 def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping[str, str], out: Path) -> None:

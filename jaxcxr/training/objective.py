@@ -68,7 +68,7 @@ def plain_sum(
         moving, fixed = _parts(params, scope)
         loss = _beside(tapped_loss, fixed)
         total, losses = gradients.plain_sum_layerwise(loss, taps, moving, _examples(batch), is_real, records)
-        return total, _log_sums(batch, losses=losses)
+        return total, log_sums(batch, losses=losses)
 
     return sum_of
 
@@ -96,7 +96,7 @@ def clipped_sum(
         def one(image: Array, label: Array) -> Array:
             return weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
 
-        return _mean_over_films(jax.vmap(one)(images, labels), is_film)
+        return mean_over_films(jax.vmap(one)(images, labels), is_film)
 
     tapped_loss, taps = _tapped(model, weights, image_shape, scope)
 
@@ -120,7 +120,7 @@ def clipped_sum(
                 stability=stability,
                 per_layer=per_layer,
             )
-        return total, _log_sums(batch, losses=losses, norm=norms, clipped=norms > l2_clip_norm)
+        return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > l2_clip_norm)
 
     return sum_of
 
@@ -137,7 +137,8 @@ def _examples(batch: Microbatch) -> tuple[Any, Any, Any]:
     return batch["image"], batch["label"], batch["is_film"]
 
 
-def _mean_over_films(losses: Float[Array, "k"], is_film: Bool[Array, "k"]) -> Float[Array, ""]:
+def mean_over_films(losses: Float[Array, "k"], is_film: Bool[Array, "k"]) -> Float[Array, ""]:
+    """The loss of a unit."""
     return jnp.sum(jnp.where(is_film, losses, 0.0)) / jnp.maximum(jnp.sum(is_film), 1)
 
 
@@ -168,12 +169,12 @@ def _tapped(
         if getattr(model, "remat", False):
             one = jax.checkpoint(one, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         losses, inputs = jax.vmap(one)(zeros, images, labels)
-        return _mean_over_films(losses, is_film), inputs
+        return mean_over_films(losses, is_film), inputs
 
     return tapped_loss, taps
 
 
-def _log_sums(batch: Microbatch, losses: Array, **of_units: Array) -> Mapping[str, Array]:
+def log_sums(batch: Microbatch, losses: Array, **of_units: Array) -> Mapping[str, Array]:
     """Sums over the real units for the operator's log."""
     is_real = batch["is_real"]
     sums = {key: jnp.sum(jnp.where(is_real, values, 0.0)) for key, values in (("loss", losses), *of_units.items())}

@@ -36,6 +36,7 @@ from jaxcxr.replacing import write_json
 from jaxcxr.training import averaging, memory, objective, optimizer
 from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
+from jaxcxr.training.least_squares import LeastSquares, empty_moments
 from jaxcxr.training.step import Step, make_step
 
 
@@ -114,6 +115,12 @@ class Plan:
         mask = self.mask()
         return params if mask is None else split_params(params, mask)[0]
 
+    def released(self, params: PyTree) -> PyTree:
+        """A tree with the shapes of what a step releases: the gradient of the trained parameters, or moments."""
+        if self.config.training.optimizer != "least_squares":
+            return self.trained(params)
+        return jax.eval_shape(lambda: empty_moments(params))
+
     def mask(self) -> PyTree | None:
         """Which parameters are trained (`models.scope`); None for all.
 
@@ -135,6 +142,8 @@ class Plan:
                 chosen = optimizer.nadam(rate)
             case "sgd":
                 chosen = optax.sgd(rate, momentum=t.momentum or None)
+            case "least_squares":
+                chosen = optax.sgd(rate)  # of a direction that is the step itself (`step`)
             case "adam_bc":
                 assert m is not None  # Experiment.check
                 chosen = optimizer.adam_bc(rate, m.noise_multiplier * m.l2_clip_norm / m.expected_batch_size)
@@ -183,20 +192,20 @@ class Plan:
         shape = (self.split.size, self.split.size)
         if self.weights is None:
             raise ValueError("weights: noised class counts must be drawn before a step is made")
-        if privacy is None:
-            gradient_sum = objective.plain_sum(self.model(), self.weights, shape, training.scope)
+        stability = privacy.stability if privacy is not None and privacy.clipping == "automatic" else None
+        if training.optimizer == "least_squares":
+            summed = LeastSquares(self.model(), self.weights, shape, self.mechanism, stability)
+        elif privacy is None:
+            summed = objective.plain_sum(self.model(), self.weights, shape, training.scope)
         else:
-            stability = privacy.stability if privacy.clipping == "automatic" else None
             per_layer = privacy.clipping == "per_layer"
-            gradient_sum = objective.clipped_sum(
+            summed = objective.clipped_sum(
                 self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm, training.scope, stability, per_layer
             )
         films = self.with_microbatch_size().microbatch_size
         assert films is not None
         units = max(1, films // (self.films_per_unit * training.views))
-        return make_step(
-            gradient_sum, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices, self.mask()
-        )
+        return make_step(summed, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices, self.mask())
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says: the facts that are not in the configuration."""
@@ -304,14 +313,14 @@ def make_plan(config: Experiment, store: Store) -> Plan:
 
 
 def _with_discrete_noise(plan: Plan) -> Plan:
-    """The plan with the number of trained parameters, on which the grid of discrete noise depends.
+    """The plan with the number of coordinates that a step releases, on which the grid of discrete noise depends.
 
     Raises:
         InputError: the noise multiplier does not go with discrete noise.
     """
     assert plan.mechanism is not None
-    trained = plan.trained(jax.eval_shape(lambda: plan.random_params(bytes(32))))
-    coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
+    released = plan.released(jax.eval_shape(lambda: plan.random_params(bytes(32))))
+    coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(released))
     mechanism = dataclasses.replace(plan.mechanism, discrete_coordinates=coordinates)
     try:
         mechanism.grid  # noqa: B018

@@ -1,4 +1,4 @@
-"""The compiled pieces of a step: gradient sums of fixed-size microbatches on all devices, and one update.
+"""The compiled pieces of a step: sums of fixed-size microbatches on all devices, and one update.
 
 A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, the last one padded and
 masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`), those of
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxcxr.models.scope import join, split
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.training.least_squares import LeastSquares, empty_moments
 from jaxcxr.training.objective import FILMS, GradientSum, Microbatch, with_images
 
 
@@ -29,10 +30,11 @@ class Step:
     """The compiled functions of a run.
 
     Attributes:
-        start: parameters -> the empty sums of a step: of gradients and for the log, with a leading axis of devices.
+        start: parameters -> the empty sums of a step: of gradients (or moments) and for the log, with a leading axis of
+            devices.
         accumulate: (parameters, sums, microbatch) -> sums including the microbatch.
         collect: sums of a step -> sums over all devices, the same on every one.
-        finish: (parameters, optimiser state, gradient sum, the step's randomness) -> new parameters and optimiser state, and
+        finish: (parameters, optimiser state, sum, the step's randomness) -> new parameters and optimiser state, and
             whether the parameters are finite.
         microbatch_size: units in a microbatch, over all devices of all processes.
         place: this process's rows of a microbatch -> arrays spread over the devices.
@@ -53,7 +55,7 @@ LOG_KEYS = ("loss", "count", "films", "norm", "clipped")
 
 
 def make_step(
-    gradient_sum: GradientSum,
+    summed: GradientSum | LeastSquares,
     optimizer: optax.GradientTransformation,
     mechanism: Mechanism | None,
     expected_batch_size: int,
@@ -64,8 +66,9 @@ def make_step(
     """Compile-ready step; without a mechanism the sum is divided by the expected batch size and nothing else happens to it.
 
     Args:
-        gradient_sum: of one microbatch, on one device; a tree of the trained parameters.
-        optimizer: applied to the released gradient.
+        summed: what is summed over one microbatch, on one device, and released: gradients, a tree of the trained parameters;
+            or moments, of which a direction for the trained parameters is made.
+        optimizer: applied to the released gradient or that direction.
         mechanism: of a private run.
         expected_batch_size: divisor of a non-private run (a private one's is the mechanism's).
         microbatch_size: units a device handles at once.
@@ -74,6 +77,8 @@ def make_step(
             have no leaf for the others.
     """
     mesh = Mesh(np.asarray(devices if devices is not None else jax.devices()), ("data",))
+    least_squares = summed if isinstance(summed, LeastSquares) else None
+    sum_of = summed if not isinstance(summed, LeastSquares) else summed.moment_sum
 
     def parts(params: PyTree) -> tuple[PyTree, PyTree]:
         return (params, {}) if trained is None else split(params, trained)
@@ -82,11 +87,12 @@ def make_step(
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def start(params: PyTree) -> PyTree:
-        empty = parts(params)[0], {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
+        like = parts(params)[0] if least_squares is None else empty_moments(params)
+        empty = like, {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
         return jax.tree.map(lambda leaf: jnp.zeros((mesh.size, *leaf.shape), leaf.dtype), empty)
 
     def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
-        sums, log = gradient_sum(params, with_images(batch))
+        sums, log = sum_of(params, with_images(batch))
         gradient, logged = total
         logged = {key: value + log.get(key, 0.0) for key, value in logged.items()}
         return jax.tree.map(jnp.add, gradient, jax.tree.map(lambda leaf: leaf[None], sums)), logged
@@ -103,6 +109,8 @@ def make_step(
             mean = jax.tree.map(lambda g: g / expected_batch_size, gradient)
         else:
             mean = mechanism.release(gradient, randomness)
+        if least_squares is not None:
+            mean = least_squares.direction(params, mean)
         moving, fixed = parts(params)
         updates, state = optimizer.update(mean, state, moving)
         moving = optax.apply_updates(moving, updates)

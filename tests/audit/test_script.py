@@ -127,6 +127,15 @@ def test_impossible_audits_are_refused(script: ModuleType, run: Path, arguments:
     assert not (run / "audit.json").exists()
 
 
+def test_the_network_is_not_audited_for_a_run_that_releases_moments(script: ModuleType, run: Path) -> None:
+    config = load(Experiment, run / "config.yaml")
+    training = dataclasses.replace(config.training, optimizer="least_squares", scope="head")
+    dump(dataclasses.replace(config, training=training), run / "config.yaml")
+    with pytest.raises(InputError, match=r"training\.optimizer: an audit of the network is of gradients"):
+        script.main(["--out", str(run), "--model", "network", *QUICK])
+    assert not (run / "audit.json").exists()
+
+
 def test_a_run_without_privacy_has_no_claim(script: ModuleType, tiny_nonprivate_config: Experiment, tmp_path: Path) -> None:
     dump(tiny_nonprivate_config, tmp_path / "config.yaml")
     with pytest.raises(InputError, match="no claim to audit"):

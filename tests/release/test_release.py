@@ -200,6 +200,25 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     assert "config.yaml: privacy.class_counts_noise_multiplier is 0.5, privacy_card.json says 20.0" in wrong
 
 
+def test_a_release_of_moments_says_so_and_of_gradients_does_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["training"].update(optimizer="least_squares", scope="head")
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    folder = build_release(run, MANIFEST).folder
+    card = json.loads((folder / "privacy_card.json").read_text())
+    assert {row["name"]: row["steps"] for row in card["mechanisms"]} == {"noised moments": 5, "noised class counts": 1}
+    assert check_release(folder, MANIFEST).wrong == ()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["training"].update(optimizer="nadam")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    wrong = check_release(folder, None).wrong
+    assert (
+        "config.yaml: training.optimizer 'nadam' goes with 'noised gradient', privacy_card.json says ['noised moments']"
+        in wrong
+    )
+
+
 def test_other_weights_than_the_orbax_ones_are_refused(release: Path) -> None:
     weights = load_file(release / "model.safetensors")
     save_file({name: array + 1 for name, array in weights.items()}, release / "model.safetensors")
