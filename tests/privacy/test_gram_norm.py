@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxcxr.models.layers import Conv
 from jaxcxr.models.taps import apply_tapped, find_taps
 from jaxcxr.privacy.gradients import clipped_sum_layerwise
 
@@ -47,3 +48,33 @@ def test_where_terms_cancel_no_norm_is_too_small_and_no_contribution_too_large(s
     for one in range(EXAMPLES):
         leaves = jax.tree.leaves(clipped(np.arange(EXAMPLES) == one)[0])
         assert np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in leaves)) <= clip
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.003, 0.03, 1.0])
+def test_the_same_where_the_sum_is_made_of_winograds_products(spread: float) -> None:
+    channels, side, examples = 128, 4, 6
+    model = Conv(channels, 3, padding=1)
+    rng = np.random.default_rng(0)
+    # Alike at all places, beside cotangents that sum to zero over the places that each entry of the kernel meets.
+    signs = np.multiply.outer([0, 1, -1, 0], [0, 1, -1, 0])[..., None]
+    x = np.ones((side, side, 1)) * rng.normal(size=(examples, 1, 1, channels))
+    dy = signs * rng.normal(size=(examples, 1, 1, channels))
+    x, dy = (jnp.asarray(v + spread * rng.normal(size=v.shape), jnp.float32) for v in (x, dy))
+    params = model.init(jax.random.key(0), x[0])
+    taps = find_taps(model, x[0])
+    assert taps[0].apply is not None
+
+    def loss(params: Any, zeros: Any, example: Any) -> Any:
+        outputs, inputs = jax.vmap(lambda zero, x: apply_tapped(model, taps, params, zero, x))(zeros, example[0][None])
+        return jnp.sum(outputs[0] * example[1]), inputs
+
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    met = [padded[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]
+    true = np.sqrt(sum((np.einsum("nhwc,nhwo->nco", m, np.asarray(dy, np.float64)) ** 2).sum(axis=(1, 2)) for m in met))
+    clip = float(true.min()) / 2
+    clipped = jax.jit(lambda is_real: clipped_sum_layerwise(loss, taps, params, (x, dy), is_real, clip))
+    norms = np.asarray(clipped(np.ones(examples, bool))[2], np.float64)
+    assert (norms >= true * (1 - 1e-6)).all()
+    for one in range(examples):
+        (leaf,) = jax.tree.leaves(clipped(np.arange(examples) == one)[0])
+        assert np.linalg.norm(np.asarray(leaf, np.float64)) <= clip
