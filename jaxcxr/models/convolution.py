@@ -56,12 +56,11 @@ def _by_places(
     outputs = [(side + 2 * padding - k) // stride + 1 for side in sides]
     total = jnp.zeros((*x.shape[:-3], *outputs, kernel.shape[-1]), x.dtype)
     for place in itertools.product(range(k), repeat=2):
-        met = [_met(*lengths, at - padding, stride) for *lengths, at in zip(sides, outputs, place, strict=True)]
-        if all(met):
-            rows, columns = met
-            begin = [r[0] * stride + at - padding for r, at in zip(met, place, strict=True)]
-            pixels = x[..., begin[0] :: stride, begin[1] :: stride, :][..., : len(rows), : len(columns), :]
-            edges = [(r[0], n - r[-1] - 1) for r, n in zip(met, outputs, strict=True)]
+        rows, columns = (_met(sides[i], outputs[i], place[i] - padding, stride) for i in (0, 1))
+        if rows and columns:
+            top, left = (met[0] * stride + at - padding for met, at in zip((rows, columns), place, strict=True))
+            pixels = x[..., top::stride, left::stride, :][..., : len(rows), : len(columns), :]
+            edges = [(met[0], n - met[-1] - 1) for met, n in zip((rows, columns), outputs, strict=True)]
             total += jnp.pad(pixels @ kernel[place], [*[(0, 0)] * (x.ndim - 3), *edges, (0, 0)])
     return total
 
