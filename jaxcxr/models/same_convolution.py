@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxcxr.models.convolution import SMALL_MAP
+
 Line = Callable[..., Sequence[Any]]
 """A transform along one axis: so many arrays in, so many out."""
 WIDE, NARROW = 128, 16
@@ -189,5 +191,5 @@ def serves(x: Sequence[int], kernel: Sequence[int], stride: int, padding: int) -
     """Whether `convolve` can compute a float32 convolution of these shapes, and is faster on the CPU than XLA's."""
     if (*kernel[:2], stride, padding) != (3, 3, 1, 1):
         return False
-    is_narrow = min(kernel[-2:]) > NARROW and max(kernel[-2:]) < WIDE and min(x[-3:-1]) > 4
+    is_narrow = min(kernel[-2:]) > NARROW and max(kernel[-2:]) < WIDE and min(x[-3:-1]) > SMALL_MAP
     return is_narrow or is_wide(x, kernel)
