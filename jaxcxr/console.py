@@ -6,7 +6,6 @@ same bits. The folder is its owner's only, since compiled code holds constants o
 deleted at any time. `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
 """
 
-import ctypes
 import hashlib
 import logging
 import os
@@ -16,9 +15,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-"""Parameters of glibc's `mallopt` (malloc.h)."""
 
 
 def quiet() -> None:
@@ -48,18 +44,6 @@ def _report(unraisable: "sys.UnraisableHookArgs") -> None:
     elsewhere = threading.current_thread() is not threading.main_thread()
     if not (elsewhere and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
-
-
-def keep_memory() -> None:
-    """Have the C library keep memory that was freed, for the next call; without effect where it is not glibc.
-
-    XLA on the CPU takes its working memory anew for each call, in one piece, and gives it back. glibc hands so large a piece
-    back to the kernel, which zeroes every page of the next one: 160 GB of pages in a demo run.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            mallopt(parameter, value)
 
 
 def keep_compilations() -> None:
@@ -108,7 +92,6 @@ def run(main: Callable[[], None], repeatable: bool = False) -> None:
     keep_compilations()
     if repeatable:
         repeat_on_gpus()
-    keep_memory()
     try:
         main()
     except InputError as error:

@@ -42,7 +42,9 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     from jaxcxr import study as studies
     from jaxcxr.report.study import with_other_questions, write_study
+    from jaxcxr.training.processor import keep_memory
 
+    keep_memory()
     study = load(studies.Study, arguments.grid)
     unknown = [name for name in arguments.questions if name not in study.questions]
     if unknown:

@@ -115,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr.privacy.provenance import code_fingerprint
     from jaxcxr.replacing import write_json
     from jaxcxr.report.attacks import trade_off_figure
+    from jaxcxr.training.processor import keep_memory
 
+    keep_memory()
     store = store_of(config)
     _require_cohort_of(arguments.out, store.fingerprint)
     split = store.split("train", config.data.findings)

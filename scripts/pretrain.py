@@ -40,7 +40,9 @@ def main() -> None:
     if arguments.out.exists():
         raise InputError(f"{arguments.out}: exists already, expected a new folder for the weights")
     from jaxcxr.experiment import pretrain
+    from jaxcxr.training.processor import keep_memory
 
+    keep_memory()
     pretrain(config, arguments.out, bfloat16=arguments.bfloat16)
     print(f"{arguments.out}: weights and provenance.json")
 

@@ -90,7 +90,9 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     from jaxcxr.report.figures import figure_2
     from jaxcxr.report.sweep import write_sweep
     from jaxcxr.report.tables import summarise, write_tables
+    from jaxcxr.training.processor import keep_memory
 
+    keep_memory()
     first = next(iter(experiments.values()))
     untouched = None if first.model.weights is None else evaluate_untouched(first, out / "untouched")
     for epsilon, config in experiments.items():

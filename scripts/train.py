@@ -38,7 +38,9 @@ def main() -> None:
     from jaxcxr.experiment import run_experiment
     from jaxcxr.report.tables import screen_table
     from jaxcxr.training.processes import connect, is_first
+    from jaxcxr.training.processor import keep_memory
 
+    keep_memory()
     connect()
     out = arguments.out or Path("runs") / arguments.config.stem
     evaluation = run_experiment(config, out, arguments.resume)

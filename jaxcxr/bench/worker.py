@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcxr.bench.case import Case, Contender
-from jaxcxr.console import keep_memory
+from jaxcxr.training.processor import keep_memory
 
 
 def build(name: str, case: Case) -> Contender:
