@@ -27,7 +27,7 @@ class Case:
         n_findings: outputs.
         l2_clip_norm: bound on each film's gradient; with these weights it clips some films and leaves others, at any size.
         peers_keep_memory: whether the other libraries, too, run with the setting of the C library that this package's scripts
-            make (`console.keep_memory`); without it they run as their users get them.
+            make (`training.processor.keep_memory`); without it they run as their users get them.
     """
 
     size: int
