@@ -1,4 +1,4 @@
-"""How XLA comes by its working memory on a processor: a third of a step's time otherwise."""
+"""How XLA comes by its working memory on a processor: a sixth of a step's time."""
 
 import ctypes
 import sys
