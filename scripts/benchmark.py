@@ -36,7 +36,7 @@ class Arguments:
     batch: tuple[int, ...] = (16,)
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     peers: tuple[Literal["opacus", "jax_privacy"], ...] = ("opacus", "jax_privacy")
-    rounds: int = 5
+    rounds: int = 10
     peers_keep_memory: bool = False
     activation: Literal["mish", "relu"] = "mish"
     width: int = 64

@@ -57,7 +57,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[Details]:
 
 def test_rows_have_the_names_and_keys_of_the_contract(results: list[Details]) -> None:
     assert [d.row.name for d in results] == [
-        *("jaxcxr nonprivate", "jaxcxr vmap", "jaxcxr layerwise"),
+        *("jaxcxr vmap", "jaxcxr nonprivate", "jaxcxr layerwise"),
         *("torch nonprivate", "opacus hooks", "opacus functorch", "opacus ew", "opacus ghost"),
     ]
     assert names_of(["jax_privacy"])[3:] == ("jax_privacy clipped_grad",)
