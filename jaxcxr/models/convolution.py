@@ -4,7 +4,8 @@ Measured on two CPU cores, float32, inside a whole training step, where nothing 
 """
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -100,8 +101,38 @@ def pad_map(x: Float[Array, "*batch h w c"], padding: int, value: float = 0.0) -
     return jnp.pad(x, widths, constant_values=value) if padding else x
 
 
+PATCH_BYTES = 4 << 20
+"""Memory traffic by which the patches of a film may exceed what a convolution of its own needs (see `patches_are_small`)."""
+
+
+def patches(x: Float[Array, "n h w c"], k: int, stride: int, padding: int) -> Float[Array, "n i j kkc"]:
+    """The k * k * c inputs of each output position."""
+    rows, columns = ((side + 2 * padding - k) // stride + 1 for side in x.shape[1:3])
+    padded = pad_map(x, padding)
+    met = [padded[:, i::stride, j::stride][:, :rows, :columns] for i, j in itertools.product(range(k), repeat=2)]
+    return jnp.concatenate(met, axis=-1)
+
+
+def patches_are_small(x: Sequence[int], kernel: Sequence[int], output: jax.ShapeDtypeStruct) -> bool:
+    """Whether a GPU should compute the kernel's gradient of each film from patches, one product for all films.
+
+    Patches are written and read. A convolution for each film has its input and cotangents copied out of the batch, and is
+    three launches, whose time the patches' additional traffic should not exceed: 4 MiB are 1.3 microseconds of an H100's
+    bandwidth. (Compiled for one, not measured: docs/performance.md.)
+
+    Args:
+        x: shape of one film's input.
+        kernel: shape of the kernel.
+        output: of one film.
+    """
+    positions, inputs = output.size // output.shape[-1], math.prod(kernel[:-1])
+    by_products = 2 * positions * inputs + output.size
+    one_by_one = 3 * (math.prod(x) + output.size)
+    return (by_products - one_by_one) * output.dtype.itemsize <= PATCH_BYTES
+
+
 def patch_gram(x: Float[Array, "r h w c"], k: int, stride: int, padding: int) -> Float[Array, "t t"]:
-    """Inner products of the patches of some maps, each with each: the k * k * c inputs of each output position.
+    """Inner products of the patches of some maps, each with each, float32: the k * k * c inputs of each output position.
 
     Two patches' product is the sum of the products of their pixels, and a product of two pixels serves up to (k / stride)^2
     pairs of patches. So the pixels' products are computed once and added up, place by place of the window: 0.8 ms instead of
@@ -115,7 +146,7 @@ def patch_gram(x: Float[Array, "r h w c"], k: int, stride: int, padding: int) ->
         pixels = x[:, a::stride, b::stride]  # those that meet in any window: the others of their kind
         _, i, j, _ = pixels.shape
         flat = pixels.reshape(-1, channels)
-        products = (flat @ flat.T).reshape(records, i, j, records, i, j)
+        products = jnp.matmul(flat, flat.T, preferred_element_type=jnp.float32).reshape(records, i, j, records, i, j)
         down, right = ([moved for moved, rest in places if rest == own] for own in (a, b))
         edges = [_edges(down, i, rows), _edges(right, j, columns)]
         products = jnp.pad(products, [(0, 0), *edges, (0, 0), *edges])

@@ -118,15 +118,18 @@ class Stem(nn.Module):
         grey = kernel.sum(axis=2, keepdims=True).astype(self.dtype)
         return convolve(self._moved(x)[..., None], grey, stride=4, padding=0)
 
-    def kernel_gradients(self, x: Float[Array, "n h w"], dy: Float[Array, "n 4 i j o"]) -> Float[Array, "n 7 7 copies o"]:
-        """The kernel's gradient for each film, float32: a matrix of the pixels that each place of the window meets, times the
-        cotangents. XLA's takes 8.5 ms instead of 5.3 for 16 films of 128 x 128, 20 instead of 12.5 for 8 of 256 x 256.
+    def kernel_gradients(
+        self, x: Float[Array, "n films h w"], dy: Float[Array, "n films 4 i j o"]
+    ) -> Float[Array, "n 7 7 copies o"]:
+        """The kernel's gradient of each example, all its films together: a matrix of the pixels that each place of the window
+        meets, times the cotangents. XLA's takes 8.5 ms instead of 5.3 for 16 films of 128 x 128, 20 instead of 12.5 for 8 of
+        256 x 256.
         """
-        moved = self._moved(x)
-        h, w = (side // 4 for side in x.shape[1:])
+        moved = jax.vmap(jax.vmap(self._moved))(x)  # as the forward pass has it: the compiler sees that it is the same
+        h, w = (side // 4 for side in x.shape[2:])
         met = [moved[..., i : i + 4 * h - 3 : 4, j : j + 4 * w - 3 : 4] for i in range(7) for j in range(7)]
-        pixels = jnp.stack(met, axis=1).reshape(len(x), 49, -1)
-        products = jnp.einsum("npt,nto->npo", pixels, dy.reshape(len(x), -1, dy.shape[-1]))
+        pixels = jnp.stack(met, axis=2).reshape(*x.shape[:2], 49, -1)
+        products = jnp.einsum("nfpt,nfto->npo", pixels, dy.reshape(*x.shape[:2], -1, dy.shape[-1]))
         gradients = products.reshape(len(x), 7, 7, 1, -1)
         return jnp.broadcast_to(gradients, (len(x), 7, 7, self.input_copies, gradients.shape[-1]))
 

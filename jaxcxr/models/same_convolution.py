@@ -171,9 +171,10 @@ def kernel_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]) -> 
     return _of_kernel_products(jnp.einsum("ptc,pto->pco", _tiles(x), _products_transposed(dy)))
 
 
-def kernel_gradients(x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]) -> Float[Array, "n 3 3 c o"]:
-    """The kernel's gradient of wide convolutions for each map; on the CPU."""
-    tiles, products = (v.reshape(16, len(x), -1, v.shape[-1]) for v in (_tiles(x), _products_transposed(dy)))
+def kernel_gradients(x: Float[Array, "n maps h w c"], dy: Float[Array, "n maps h w o"]) -> Float[Array, "n 3 3 c o"]:
+    """The kernel's gradient of wide convolutions summed over each example's maps; on the CPU."""
+    tiles, products = _tiles(x.reshape(-1, *x.shape[2:])), _products_transposed(dy.reshape(-1, *dy.shape[2:]))
+    tiles, products = (v.reshape(16, len(x), -1, v.shape[-1]) for v in (tiles, products))
     return jnp.moveaxis(_of_kernel_products(jnp.einsum("pntc,pnto->pnco", tiles, products)), 2, 0)
 
 

@@ -40,8 +40,8 @@ class Tap:
             kernel's gradients, in the precision of the cotangents.
         input_gram: inputs of one example's records -> inner products [positions, positions] of the rows of a matrix, float32;
             the kernel's gradient is that matrix, transposed, times the cotangents. None where there is no such matrix.
-        own_gradients: (inputs, cotangents) -> the kernel's gradient for each example, quicker on the CPU than one by one; None
-            if there is nothing quicker.
+        kernel_gradients: (kernel, inputs, cotangents), with a second axis of an example's records -> the kernel's gradient of
+            each example, in the precision of the cotangents.
         output: shape and dtype of one example's output.
         dtype: to which the layer rounds its inputs; None for no rounding. `apply_tapped` returns them rounded: the functions
             above take them as they are, so that norm and sum are made of the same numbers.
@@ -51,26 +51,11 @@ class Tap:
 
     path: Path
     kernel_gradient: Callable[[Any, Any, Any], Any]
+    kernel_gradients: Callable[[Any, Any, Any], Any]
     input_gram: Callable[[Any], Any] | None
     output: jax.ShapeDtypeStruct
     dtype: Any
     apply: Callable[[Any, Any], Any] | None = None
-    own_gradients: Callable[[Any, Any], Any] | None = None
-
-    def kernel_gradients(self, kernel: Any, x: Any, dy: Any) -> list[Any]:
-        """The kernel's gradient for each example, whose records are the second axis of inputs and cotangents."""
-
-        def one_by_one(kernel: Any, x: Any, dy: Any) -> list[Any]:
-            # Unrolled: a batched weight gradient is a grouped convolution, for which XLA has no fast kernel.
-            return [self.kernel_gradient(kernel, x[i], dy[i]) for i in range(len(x))]
-
-        def together(_: Any, x: Any, dy: Any) -> list[Any]:
-            assert self.own_gradients is not None
-            return list(self.own_gradients(x[:, 0], dy[:, 0]))
-
-        if self.own_gradients is None or x.shape[1] > 1:
-            return one_by_one(kernel, x, dy)
-        return jax.lax.platform_dependent(kernel, x, dy, cpu=together, default=one_by_one)
 
 
 def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | None:
@@ -83,27 +68,13 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
         # numbers are to be summed without rounding again, or the clipped sum would not have the norm that was computed for it.
         free = dataclasses.replace(module, parent=None, name=None, dtype=jnp.float32)
         own = dataclasses.replace(module, parent=None, name=None)
-        kernel_gradient = _kernel_gradient(free.apply_kernel, own.apply_kernel)
-        if isinstance(free, layers.Stem):
-            if module.dtype != jnp.float32:
-                return Tap(module.path, kernel_gradient, None, struct, module.dtype)
-            kernel_gradient = _on_the_cpu(lambda x, dy: sum(free.kernel_gradients(x, dy)), kernel_gradient)
-            return Tap(module.path, kernel_gradient, None, struct, module.dtype, own_gradients=free.kernel_gradients)
-
-        def gram_of_patches(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
-            return convolution.patch_gram(x.astype(jnp.float32), free.kernel_size, free.stride, free.padding)
-
-        shapes = arguments[0].shape, (module.kernel_size, module.kernel_size, arguments[0].shape[-1], module.features)
-        if module.dtype != jnp.float32 or not same_convolution.serves(*shapes, module.stride, module.padding):
-            return Tap(module.path, kernel_gradient, gram_of_patches, struct, module.dtype)
-        own_gradients = None
-        if same_convolution.is_wide(*shapes):
-            kernel_gradient = _on_the_cpu(same_convolution.kernel_gradient, kernel_gradient)
-            own_gradients = same_convolution.kernel_gradients
-        apply = same_convolution.convolve
-        return Tap(module.path, kernel_gradient, gram_of_patches, struct, module.dtype, apply, own_gradients)
+        of_all = _kernel_gradient(free.apply_kernel, own.apply_kernel)
+        if isinstance(own, layers.Stem):
+            return _tap_of_stem(own, module.path, of_all, struct)
+        return _tap_of_conv(own, module.path, of_all, struct, arguments[0].shape)
     if type(module) is nn.Conv and module.mask is None and not (module.conv_general_dilated or module.conv_general_dilated_cls):
-        return Tap(module.path, *_of_flax_conv(module), struct, module.dtype)
+        of_all, gram_of_patches = _of_flax_conv(module)
+        return Tap(module.path, of_all, _one_by_one(of_all), gram_of_patches, struct, module.dtype)
     if type(module) is nn.Dense and not (module.dot_general or module.dot_general_cls):
 
         def rows(x: Any) -> Any:
@@ -113,10 +84,74 @@ def _tap(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tap | No
             return (rows(x).T @ dy.astype(jnp.float32).reshape(-1, kernel.shape[1])).astype(dy.dtype)
 
         def gram_of_rows(x: Any) -> Any:
-            return rows(x) @ rows(x).T
+            flat = x.reshape(-1, x.shape[-1])
+            return jnp.matmul(flat, flat.T, preferred_element_type=jnp.float32)
 
-        return Tap(module.path, kernel_gradient, gram_of_rows, struct, module.dtype)
+        return Tap(module.path, kernel_gradient, _of_matrices(lambda x: x), gram_of_rows, struct, module.dtype)
     return None
+
+
+def _tap_of_stem(module: layers.Stem, path: Path, kernel_gradient: Callable[..., Any], output: jax.ShapeDtypeStruct) -> Tap:
+    from_pixels = _of_arrays(module.kernel_gradients)
+    if module.dtype != jnp.float32:
+        of_each = _by_platform(cpu=_one_by_one(kernel_gradient), default=from_pixels)
+        return Tap(path, kernel_gradient, of_each, None, output, module.dtype)
+
+    def summed(x: Any, dy: Any) -> Any:
+        return module.kernel_gradients(x[:, None], dy[:, None]).sum(axis=0)
+
+    return Tap(path, _by_platform(cpu=_of_arrays(summed), default=kernel_gradient), from_pixels, None, output, module.dtype)
+
+
+def _tap_of_conv(
+    module: layers.Conv,
+    path: Path,
+    kernel_gradient: Callable[..., Any],
+    output: jax.ShapeDtypeStruct,
+    shape: tuple[int, ...],
+) -> Tap:
+    kernel_shape = (module.kernel_size, module.kernel_size, shape[-1], module.features)
+    window = (module.kernel_size, module.stride, module.padding)
+    on_cpu = elsewhere = _one_by_one(kernel_gradient)
+    if convolution.patches_are_small(shape, kernel_shape, output):
+        elsewhere = _of_matrices(lambda x: convolution.patches(x, *window))
+    apply = None
+    if module.dtype == jnp.float32 and same_convolution.serves(shape, kernel_shape, module.stride, module.padding):
+        apply = same_convolution.convolve
+        if same_convolution.is_wide(shape, kernel_shape):
+            kernel_gradient = _by_platform(_of_arrays(same_convolution.kernel_gradient), kernel_gradient)
+            on_cpu = _of_arrays(same_convolution.kernel_gradients)
+
+    def gram_of_patches(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
+        return convolution.patch_gram(x, *window)
+
+    return Tap(path, kernel_gradient, _by_platform(on_cpu, elsewhere), gram_of_patches, output, module.dtype, apply)
+
+
+def _of_arrays(gradient: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """A gradient as a function of kernel, inputs and cotangents that does not need the kernel."""
+    return lambda _, x, dy: gradient(x, dy)
+
+
+def _one_by_one(kernel_gradient: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel's gradient of each example, unrolled: batched, it is a grouped convolution, and XLA has no fast one."""
+
+    def gradients(kernel: Any, x: Any, dy: Any) -> Any:
+        return jnp.stack([kernel_gradient(kernel, x[i], dy[i]) for i in range(len(x))])
+
+    return gradients
+
+
+def _of_matrices(rows: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The kernel's gradient of each example as a product of its rows, one for each position, and the cotangents."""
+
+    def gradients(kernel: Any, x: Any, dy: Any) -> Any:
+        matrices = rows(x.reshape(-1, *x.shape[2:]))
+        matrices = matrices.reshape(len(x), -1, matrices.shape[-1])
+        each = jnp.einsum("ntp,nto->npo", matrices, dy.reshape(len(x), -1, dy.shape[-1]))
+        return each.reshape(len(x), *kernel.shape)
+
+    return gradients
 
 
 def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, Any], Any]) -> Any:
@@ -142,13 +177,9 @@ def _kernel_gradient(exact: Callable[[Any, Any], Any], rounded: Callable[[Any, A
     return gradient
 
 
-def _on_the_cpu(quicker: Callable[[Any, Any], Any], kernel_gradient: Callable[[Any, Any, Any], Any]) -> Any:
-    """The kernel's gradient as a function of inputs and cotangents on the CPU, and the other one elsewhere."""
-
-    def gradient(kernel: Any, x: Any, dy: Any) -> Any:
-        return jax.lax.platform_dependent(kernel, x, dy, cpu=lambda _, x, dy: quicker(x, dy), default=kernel_gradient)
-
-    return gradient
+def _by_platform(cpu: Callable[..., Any], default: Callable[..., Any]) -> Callable[..., Any]:
+    """One function on the CPU, and another elsewhere."""
+    return cpu if cpu is default else lambda *arguments: jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
 def _of_flax_conv(module: nn.Conv) -> tuple[Callable[[Any, Any, Any], Any], Callable[[Any], Any] | None]:

@@ -61,7 +61,8 @@ class LinearLayer(Protocol):
     def path(self) -> Path: ...  # noqa: D102
     @property
     def kernel_gradient(self) -> Callable[[Any, Any, Any], Any]: ...  # noqa: D102
-    def kernel_gradients(self, kernel: Any, x: Any, dy: Any) -> list[Any]: ...  # noqa: D102
+    @property
+    def kernel_gradients(self) -> Callable[[Any, Any, Any], Any]: ...  # noqa: D102
     @property
     def input_gram(self) -> Callable[[Any], Any] | None: ...  # noqa: D102
     @property
@@ -198,36 +199,29 @@ def clipped_sum_layerwise(
     with jax.default_matmul_precision("highest"):
         in_32_bits = all(v.dtype == jnp.float32 for v in jax.tree.leaves((one.inputs, one.cotangents)))
         fixed = (lambda values: values) if in_32_bits else _fixed
-        direct_grads = fixed(one.direct_grads)
-        squared = _squared_norms(direct_grads)
-        instantiated: dict[Path, list[Any]] = {}
+        instantiated: dict[Path, Any] = {}
         by_gram: dict[Path, tuple[Any, Any]] = {}
+        gram_norms: dict[Path, Any] = {}
         for layer in layers:
             kernel, x, dy = one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path]
             if layer.input_gram is not None and _gram_is_cheaper(layer, kernel.shape, records):
-                x, dy = by_gram[layer.path] = fixed((x.astype(jnp.float32), dy.astype(jnp.float32)))
-                own = jax.vmap(partial(_gram_squared_norm, layer.input_gram))(x, dy)
+                x, dy = by_gram[layer.path] = fixed((x, dy))
+                gram_norms[_name(layer)] = jax.vmap(partial(_gram_squared_norm, layer.input_gram))(x, dy)
             else:
-                each = fixed(layer.kernel_gradients(kernel, x, dy))
-                instantiated[layer.path] = each
-                own = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in each])
-            name = _name(layer)
+                instantiated[layer.path] = layer.kernel_gradients(kernel, x, dy)
+        gradients = fixed(_with_kernels(one.direct_grads, instantiated))
+        squared = _squared_norms(gradients)
+        for name, own in gram_norms.items():
             squared[name] = squared[name] + own if name in squared else own
         factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
-        sums = {
-            layer.path: sum(
-                factors[_name(layer)][i] * gradient.astype(jnp.float32) for i, gradient in enumerate(instantiated[layer.path])
-            )
-            for layer in layers
-            if layer.path in instantiated
-        }
         # Within the precision of the norms: what is summed must have the norm that was computed for it.
+        sums = {}
         for layer in layers:
             if layer.path in by_gram:
                 x, dy = by_gram[layer.path]
-                scaled = jax.vmap(jnp.multiply)(factors[_name(layer)], dy)
-                sums[layer.path] = layer.kernel_gradient(one.kernels[layer.path], _flat(x), _flat(scaled))
-        total = _with_kernels(_weighted_sum(factors, direct_grads), sums)
+                scaled = jax.vmap(jnp.multiply)(factors[_name(layer)], dy.astype(jnp.float32))
+                sums[layer.path] = layer.kernel_gradient(one.kernels[layer.path], _flat(x.astype(jnp.float32)), _flat(scaled))
+        total = _with_kernels(_weighted_sum(factors, gradients), sums)
     return total, one.losses, jnp.sqrt(_total(squared))
 
 
@@ -305,7 +299,7 @@ def _gram_is_cheaper(layer: LinearLayer, kernel_shape: tuple[int, ...], records:
 def _gram_squared_norm(input_gram: Callable[[Any], Any], x: Any, dy: Any) -> Float[Array, ""]:
     """|U(x)^T dy|^2 of one example, all its records together, as the inner product of two T x T Gram matrices."""
     b = dy.reshape(-1, dy.shape[-1])
-    products = input_gram(x) * (b @ b.T)
+    products = input_gram(x) * jnp.matmul(b, b.T, preferred_element_type=jnp.float32)
     return jnp.sum(products) + GRAM_ALLOWANCE * jnp.sum(jnp.abs(products))
 
 

@@ -2,6 +2,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +34,7 @@ def test_convolve_is_the_plain_convolution(height: int, width: int, k: int, stri
     assert_all_close(found, expected)
 
 
-@pytest.mark.parametrize(
+PATCHES = pytest.mark.parametrize(
     ("records", "height", "width", "k", "stride", "padding"),
     [
         (1, 4, 4, 3, 1, 1),
@@ -45,16 +46,49 @@ def test_convolve_is_the_plain_convolution(height: int, width: int, k: int, stri
         (3, 6, 6, 2, 3, 0),  # rows and columns that no window meets
     ],
 )
-def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
-    x = normal(0, records, height, width, 3)
-    padded = convolution.pad_map(x, padding)
+
+
+def patches(x: Any, k: int, stride: int, padding: int) -> Any:
+    """The inputs of each output position, by the indices of what each place of the window meets."""
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     down, right = ((side - k) // stride + 1 for side in padded.shape[1:3])
     met = [
         padded[:, i : i + stride * (down - 1) + 1 : stride, j : j + stride * (right - 1) + 1 : stride]
         for i in range(k)
         for j in range(k)
     ]
-    rows = np.concatenate(met, axis=-1).reshape(-1, k * k * 3)
+    return np.concatenate(met, axis=-1)
+
+
+@PATCHES
+def test_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
+    x = normal(0, records, height, width, 3)
+    np.testing.assert_array_equal(convolution.patches(x, k, stride, padding), patches(x, k, stride, padding))
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "k", "stride", "features", "small"),
+    [  # layers of the paper's network at 512 pixels, from the first stage to the third, and the first stage at 128
+        (128, 64, 3, 1, 64, False),
+        (128, 64, 3, 2, 128, True),
+        (128, 64, 1, 2, 128, True),
+        (64, 128, 3, 1, 128, False),
+        (64, 128, 3, 2, 256, True),
+        (32, 256, 3, 1, 256, False),
+        (32, 64, 3, 1, 64, True),
+    ],
+)
+def test_patches_are_for_small_maps_and_windows_that_overlap_little(
+    side: int, channels: int, k: int, stride: int, features: int, small: bool
+) -> None:
+    output = jax.ShapeDtypeStruct((side // stride, side // stride, features), jnp.bfloat16)
+    assert convolution.patches_are_small((side, side, channels), (k, k, channels, features), output) == small
+
+
+@PATCHES
+def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
+    x = normal(0, records, height, width, 3)
+    rows = patches(x, k, stride, padding).reshape(-1, k * k * 3)
     found = np.asarray(jax.jit(partial(convolution.patch_gram, k=k, stride=stride, padding=padding))(x))
     np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=2e-5)
 

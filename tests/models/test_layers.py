@@ -38,13 +38,13 @@ def test_stem_is_the_convolution_of_three_copies_sorted_by_parity(sides: tuple[i
     assert_all_close(found, output_and_gradients(plain, x, kernel), rtol=1e-4, atol=1e-4)
 
 
-def test_the_stems_gradient_for_each_film() -> None:
+def test_the_stems_gradient_for_each_example() -> None:
     layer = layers.Stem(features=5)
-    x, dy, kernel = normal(0, 3, 8, 12), normal(1, 3, 4, 2, 3, 5), normal(2, 7, 7, 3, 5)
+    x, dy, kernel = normal(0, 3, 2, 8, 12), normal(1, 3, 2, 4, 2, 3, 5), normal(2, 7, 7, 3, 5)
     found = jax.jit(layer.kernel_gradients)(x, dy)
     for i in range(3):
         (expected,) = jax.vjp(lambda w, i=i: layer.apply_kernel(x[i], w), kernel)[1](dy[i])
-        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=2e-5)
 
 
 def test_stem_takes_sides_that_are_multiples_of_four() -> None:

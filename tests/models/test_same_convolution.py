@@ -42,7 +42,8 @@ def test_it_is_the_plain_convolution_and_its_gradients(h: int, w: int, channels:
         assert_near(found, expected)
     if channels == WIDE:
         assert_near(jax.jit(same_convolution.kernel_gradient)(x, dy), dk)
-        each = jax.jit(same_convolution.kernel_gradients)(x, dy)
+        assert_near(jax.jit(same_convolution.kernel_gradients)(x[None], dy[None])[0], dk)
+        each = jax.jit(same_convolution.kernel_gradients)(x[:, None], dy[:, None])
         for i in range(3):
             assert_near(each[i], jax.vjp(lambda k, i=i: maps(x[i : i + 1], k), kernel)[1](dy[i : i + 1])[0])
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jaxcxr.models import convolution
 from jaxcxr.models.layers import Conv, GroupNorm, Stem, max_pool
 from jaxcxr.models.resnet9 import Block, ResNet9
 from jaxcxr.models.taps import apply_tapped, find_taps, warn_of_direct_layers
@@ -146,6 +147,39 @@ def test_layerwise_equals_vmap_on_every_leaf(residual: Problem) -> None:
     residual.assert_both_ways_agree(is_real=REAL)
 
 
+@pytest.fixture(params=["by patches", "one by one"])
+def accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is written for accelerators, on this processor: gradients of single films from patches wherever that can be, or
+    nowhere.
+    """
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments))  # noqa: ARG005
+    monkeypatch.setattr(convolution, "PATCH_BYTES", 2**40 if request.param == "by patches" else -(2**40))
+    return request.param
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_what_accelerators_compute_equals_vmap() -> None:
+    Problem(Residual(), (16, 16), 4, image=True).assert_both_ways_agree(is_real=REAL)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.usefixtures("accelerator")
+def test_each_patients_gradient_is_that_of_all_its_films(dtype: Any) -> None:
+    problem = Problem(Residual(dtype), (16, 16), 4, image=True)
+    zeros = {tap.path: jnp.zeros(tap.output.shape, tap.output.dtype) for tap in problem.taps}
+    inputs = jax.vmap(lambda x: apply_tapped(problem.model, problem.taps, problem.params, zeros, x)[1])(problem.x)
+    for tap in problem.taps:
+        kernel, x = problem.params["params"], inputs[tap.path].reshape(2, 2, *inputs[tap.path].shape[1:])
+        for name in (*tap.path, "kernel"):
+            kernel = kernel[name]
+        dy = jax.random.normal(jax.random.key(0), (2, 2, *tap.output.shape), tap.output.dtype)
+        found = problem.compiled(tap.kernel_gradients)(kernel, x, dy)
+        assert found.dtype == tap.output.dtype
+        expected = jnp.stack([tap.kernel_gradient(kernel, x[i], dy[i]) for i in range(2)])
+        distance = jnp.linalg.norm((found - expected).astype(jnp.float32))
+        assert distance <= (1e-6 if dtype == jnp.float32 else 1e-2) * jnp.linalg.norm(found.astype(jnp.float32)), tap.path
+
+
 def test_every_convolution_of_the_network_is_tapped() -> None:
     taps = find_taps(ResNet9(3, width=32), jax.ShapeDtypeStruct((32, 32), jnp.uint8))
     assert len(taps) == 13
@@ -254,6 +288,10 @@ class Rounded(nn.Module):
 
 @pytest.fixture(scope="module")
 def rounded() -> Problem:
+    return rounded_problem()
+
+
+def rounded_problem() -> Problem:
     problem = Problem(Rounded(), (8, 8, 4), 16)
     problem.options = {}  # with all that the compiler makes of the roundings
     kernels = problem.params["params"]
@@ -265,6 +303,15 @@ def rounded() -> Problem:
 
 @pytest.mark.parametrize(("way", "clipping"), [(0, "flat"), (1, "flat"), (1, "per_layer")])
 def test_whatever_is_rounded_the_clip_norm_bounds_what_is_summed(rounded: Problem, way: int, clipping: str) -> None:
+    assert_clipped_to_the_bound(rounded, way, clipping)
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_whatever_accelerators_round_the_clip_norm_bounds_what_is_summed() -> None:
+    assert_clipped_to_the_bound(rounded_problem(), 1, "flat")
+
+
+def assert_clipped_to_the_bound(rounded: Problem, way: int, clipping: str) -> None:
     """Each example's share of the sum is measured anew in 64 bits; all are clipped, and none is clipped much more than it must."""
     clip = 0.05
     for one in range(16):

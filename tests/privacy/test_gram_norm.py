@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxcxr.models.layers import Conv
 from jaxcxr.models.taps import apply_tapped, find_taps
-from jaxcxr.privacy.gradients import clipped_sum_layerwise
+from jaxcxr.privacy.gradients import _gram_squared_norm, clipped_sum_layerwise
 
 EXAMPLES, POSITIONS, CHANNELS = 48, 4, 32
 """4 x (32 + 32) < 32 x 32: the norm is taken from Gram matrices."""
@@ -78,3 +78,21 @@ def test_the_same_where_the_sum_is_made_of_winograds_products(spread: float) -> 
     for one in range(examples):
         (leaf,) = jax.tree.leaves(clipped(np.arange(examples) == one)[0])
         assert np.linalg.norm(np.asarray(leaf, np.float64)) <= clip
+
+
+@pytest.mark.parametrize("model", [Conv(16, 3, 2, 1, jnp.bfloat16), nn.Conv(16, (3, 3), 2, 1, dtype=jnp.bfloat16)])
+def test_norms_of_16_bit_numbers_are_not_rounded_to_16_bits(model: nn.Module) -> None:
+    """Operation by operation: within one program the compiler leaves such roundings out, where it likes."""
+    x, dy = (
+        jnp.asarray(np.random.default_rng(s).normal(size=size), jnp.bfloat16)
+        for s, size in ((0, (1, 8, 8, 8)), (1, (1, 4, 4, 16)))
+    )
+    (tap,) = find_taps(model, x[0])
+    assert tap.input_gram is not None
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = [
+        np.einsum("nhwc,nhwo->co", padded[:, i : i + 7 : 2, j : j + 7 : 2], np.asarray(dy, np.float64))
+        for i in range(3)
+        for j in range(3)
+    ]
+    np.testing.assert_allclose(_gram_squared_norm(tap.input_gram, x, dy), np.sum(np.square(kernel)), rtol=1e-5)
