@@ -68,7 +68,7 @@ def main() -> None:
     rows = [d.row for d in details]
     figure(rows, arguments.out / "benchmark.png")
     print(screen_table(details))
-    print("\n" + "\n".join(speedups(rows)))
+    print("\n" + "\n".join(speedups(details)))
     print(f"\n{arguments.out / 'results.json'}: {len(rows)} rows; details.json and benchmark.png lie beside it")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from jaxcxr.bench.measure import Details, Row, nonprivate_of
+from jaxcxr.bench.measure import Details, Row, nonprivate_of, ratio
 
 COLOURS = {"jaxcxr": "#0b6e4f", "jax_privacy": "#8fb8de", "torch": "#b0413e", "opacus": "#e4a89f"}
 
@@ -36,21 +36,31 @@ def _line(details: Details) -> str:
     )
 
 
-def speedups(rows: Sequence[Row]) -> list[str]:
-    """One sentence a case: the private step against its own non-private one and against the fastest of each peer."""
+def speedups(details: Sequence[Details]) -> list[str]:
+    """One sentence a case: the private step against its own non-private one and against the fastest of each peer, by the median
+    over rounds of the ratio within a round.
+    """
     sentences = []
-    for case, group in itertools.groupby(rows, key=lambda r: (r.size, r.batch, r.dtype)):
-        times = {row.name: row.median_s for row in group if row.median_s is not None}
-        ours = times.get("jaxcxr layerwise")
+    for case, group in itertools.groupby(details, key=lambda d: (d.row.size, d.row.batch, d.row.dtype)):
+        timed = {d.row.name: d for d in group if d.row.median_s is not None}
+        ours = timed.get("jaxcxr layerwise")
         if ours is None:
             continue
-        against = [("its own non-private step", times.get("jaxcxr nonprivate"))]
+        others = [timed.get("jaxcxr nonprivate")]
         for peer in ("opacus", "jax_privacy"):
-            fastest = min((name for name in times if name.startswith(peer)), key=lambda name: times[name], default=None)
-            against.append((fastest or peer, times.get(fastest or "")))
-        parts = [f"{other / ours:.2f} times the speed of {name}" for name, other in against if other is not None]
+            others.append(min((d for d in timed.values() if d.row.name.startswith(peer)), key=_median, default=None))
+        parts = []
+        for other in others:
+            times = None if other is None else ratio(other.seconds, ours.seconds)
+            if other is not None and times is not None:
+                name = "its own non-private step" if other.row.name == "jaxcxr nonprivate" else other.row.name
+                parts.append(f"{times:.2f} times the speed of {name}")
         sentences.append(f"{case[0]} px x {case[1]}, {case[2]}: jaxcxr layerwise has {', '.join(parts)}")
     return sentences
+
+
+def _median(details: Details) -> float:
+    return details.row.median_s or 0.0
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:

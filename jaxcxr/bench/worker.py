@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxcxr.bench.case import Case, Contender
 from jaxcxr.training.processor import keep_memory
 
@@ -31,6 +33,7 @@ def serve(pipe: Connection, name: str, case: Case) -> None:
     # The libraries talk; what they say would tear the table on the screen.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    jax.config.update("jax_enable_compilation_cache", False)  # or a first step would be one without compilation the next time
     if name.startswith("jaxcxr") or case.peers_keep_memory:
         keep_memory()
     with contextlib.suppress(OSError):

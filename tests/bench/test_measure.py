@@ -150,6 +150,16 @@ def test_a_worker_that_dies_is_an_error_and_not_a_wait(monkeypatch: pytest.Monke
     worker.close()
 
 
+def test_a_worker_compiles_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    worker = measuring.Worker("jaxcxr vmap", CASE)
+    assert worker.ask("rate", "float32") > 0
+    worker.close()
+    assert not list(tmp_path.iterdir())
+
+
 def _exit(pipe: Any, name: str, case: Case) -> None:
     sys.exit(3)
 
@@ -169,6 +179,17 @@ def test_shown(tmp_path: Path, results: list[Details]) -> None:
     assert len(lines) == 2 + 8
     assert lines[9].split()[:5] == ["opacus", "ghost", "1200", "1800", "3.3"]
     assert "RuntimeError: no" in lines[8]
-    assert "3.00 times the speed of opacus ghost" in speedups([d.row for d in results if d.row.name != "opacus functorch"])[0]
+    assert "3.00 times the speed of opacus ghost" in speedups([d for d in results if d.row.name != "opacus functorch"])[0]
     figure([d.row for d in results], tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_speeds_are_compared_within_rounds() -> None:
+    def timed(name: str, *turns: float) -> Details:
+        return Details(
+            Row(name, 32, 4, "float32", median_s=float(np.median(turns))), seconds=tuple((float(t), float(t)) for t in turns)
+        )
+
+    # A machine that slows down, and one round in which it slowed down between the two turns; their medians have the ratio 2.
+    (sentence,) = speedups([timed("jaxcxr layerwise", 1, 2, 4), timed("opacus ew", 3, 6, 4), timed("opacus ghost", 30, 60, 40)])
+    assert sentence == "32 px x 4, float32: jaxcxr layerwise has 3.00 times the speed of opacus ew"
