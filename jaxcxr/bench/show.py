@@ -46,21 +46,16 @@ def speedups(details: Sequence[Details]) -> list[str]:
         ours = timed.get("jaxcxr layerwise")
         if ours is None:
             continue
-        others = [timed.get("jaxcxr nonprivate")]
-        for peer in ("opacus", "jax_privacy"):
-            others.append(min((d for d in timed.values() if d.row.name.startswith(peer)), key=_median, default=None))
+        of_peers = ([d for d in timed.values() if d.row.name.startswith(peer)] for peer in ("opacus", "jax_privacy"))
+        fastest = (min(own, key=lambda d: d.row.median_s or 0.0, default=None) for own in of_peers)
         parts = []
-        for other in others:
-            times = None if other is None else ratio(other.seconds, ours.seconds)
-            if other is not None and times is not None:
+        for other in (timed.get("jaxcxr nonprivate"), *fastest):
+            times = ratio(other.seconds, ours.seconds) if other else None
+            if other and times:
                 name = "its own non-private step" if other.row.name == "jaxcxr nonprivate" else other.row.name
                 parts.append(f"{times:.2f} times the speed of {name}")
         sentences.append(f"{case[0]} px x {case[1]}, {case[2]}: jaxcxr layerwise has {', '.join(parts)}")
     return sentences
-
-
-def _median(details: Details) -> float:
-    return details.row.median_s or 0.0
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
