@@ -44,7 +44,7 @@ def test_the_stems_gradient_for_each_example() -> None:
     found = jax.jit(layer.kernel_gradients)(x, dy)
     for i in range(3):
         (expected,) = jax.vjp(lambda w, i=i: layer.apply_kernel(x[i], w), kernel)[1](dy[i])
-        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_stem_takes_sides_that_are_multiples_of_four() -> None:
