@@ -11,7 +11,8 @@ from jaxtyping import Array, PyTree
 
 from jaxcxr.config import Experiment
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import gradients
+from jaxcxr.privacy import gradients, hardened_sum
+from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training import objective
 from jaxcxr.training.objective import GradientSum, Microbatch
 from jaxcxr.training.plan import model_of
@@ -28,13 +29,14 @@ class Model:
         name: as the privacy card says it.
         loss: of one film.
         params: to start from.
-        clipped_sum: clip norm -> clipped gradient sum of a microbatch, each unit of which is one film.
+        clipped_sum: mechanism -> clipped gradient sum of a microbatch, each unit of which is one film, as the mechanism has it
+            summed.
     """
 
     name: str
     loss: Loss
     params: PyTree
-    clipped_sum: Callable[[float], GradientSum]
+    clipped_sum: Callable[[Mechanism], GradientSum]
 
     @property
     def coordinates(self) -> int:
@@ -51,10 +53,15 @@ def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
         logits = pixels @ params["kernel"] + params["bias"]
         return objective.weighted_cross_entropy(logits, label, jnp.ones(findings))
 
-    def clipped_sum(l2_clip_norm: float) -> GradientSum:
+    def clipped_sum(mechanism: Mechanism) -> GradientSum:
         def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, dict[str, Array]]:
-            films = (batch["image"][:, 0], batch["label"][:, 0])
-            return gradients.clipped_sum_vmap(loss, params, films, batch["is_real"], l2_clip_norm)[0], {}
+            films, is_real = (batch["image"][:, 0], batch["label"][:, 0]), batch["is_real"]
+            if mechanism.grid is None:
+                total, _, norms = gradients.clipped_sum_vmap(loss, params, films, is_real, mechanism.clip_to)
+            else:
+                each = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, films)
+                total, norms = hardened_sum.rounded_sum(each, is_real, mechanism.clip_to, mechanism.grid.step)
+            return total, {"norm": jnp.sum(jnp.where(is_real, norms, 0.0))}
 
         return sum_of
 
@@ -101,5 +108,12 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
         "network, narrower",
         loss,
         params,
-        lambda l2_clip_norm: objective.clipped_sum(model, weights, image_shape, privacy.method, l2_clip_norm),
+        lambda mechanism: objective.clipped_sum(
+            model,
+            weights,
+            image_shape,
+            privacy.method,
+            mechanism.clip_to,
+            step=None if mechanism.grid is None else mechanism.grid.step,
+        ),
     )

@@ -23,6 +23,7 @@ from jaxcxr.audit.models import Loss, Model
 from jaxcxr.audit.statistics import MembershipCurve, epsilon_from_scores, membership_curve
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training.step import make_step
 
@@ -73,7 +74,7 @@ class Subject:
         learning_rate: of plain gradient descent on the released gradients.
         draw: (step, films present) -> indices of the batch.
         key: step -> noise key.
-        clipped_sum: (parameters, (images, labels), which are real) -> sum of clipped gradients; real films come first.
+        clipped_sum: (parameters, (images, labels), which are real) -> exact sum of clipped gradients; real films come first.
         release: (sum, key, drawn) -> released gradient.
     """
 
@@ -83,8 +84,8 @@ class Subject:
     learning_rate: float
     draw: Callable[[int, int], Int[np.ndarray, " drawn"]]
     key: Callable[[int], Any]
-    clipped_sum: Callable[[PyTree, Any, Any], PyTree]
-    release: Callable[[PyTree, Any, int], PyTree]
+    clipped_sum: Callable[[PyTree, Any, Any], ExactSum]
+    release: Callable[[ExactSum, Any, int], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +155,11 @@ def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate:
     """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real training, which cuts
     the batch into microbatches, sums them over all devices, adds the noise and divides.
     """
-    sum_of = model.clipped_sum(mechanism.l2_clip_norm)
+    sum_of = model.clipped_sum(mechanism)
     step = make_step(sum_of, _RELEASED_ONLY, mechanism, mechanism.expected_batch_size, _MICROBATCH)
     size = step.microbatch_size
 
-    def clipped_sum(params: PyTree, examples: Any, is_real: Any) -> PyTree:
+    def clipped_sum(params: PyTree, examples: Any, is_real: Any) -> ExactSum:
         images, labels = examples
         placed, total = step.replicate(params), step.start(step.replicate(params))
         for first in range(0, int(np.sum(is_real)), size):
@@ -166,10 +167,10 @@ def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate:
             total = step.accumulate(placed, total, step.place(_rows(images[rows], labels[rows], is_real[rows], size)))
         return step.collect(total)[0]
 
-    def release(total: PyTree, key: Any, _: int) -> PyTree:
-        nothing = jax.tree.map(jnp.zeros_like, total)
+    def release(total: ExactSum, key: Any, _: int) -> PyTree:
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), total.high)
         at_zero, state = step.replicate(nothing), step.replicate(jax.tree.map(jnp.copy, nothing))
-        return step.finish(at_zero, state, total, mechanism.randomness(np.asarray(key), total))[1]
+        return step.finish(at_zero, state, total, mechanism.randomness(np.asarray(key), total.high))[1]
 
     return Subject(
         mechanism,
@@ -264,7 +265,7 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
     params, fixed = subject.params, None
     coordinates = _flat(params).size
     gradients_of = _gradients_of(subject.loss, one_by_one=_block(coordinates) < _BLOCK)
-    clipped = functools.partial(_clipped_gradients, gradients_of, l2_clip_norm=m.l2_clip_norm)
+    clipped = functools.partial(_clipped_gradients, gradients_of, l2_clip_norm=m.clip_to)
     noise, sums = (np.empty((steps, coordinates), np.float32) for _ in range(2))
     alignments, fixed_alignments = (np.empty((steps, len(canaries))) for _ in range(2))
     drawn = np.zeros((steps, len(present)), bool)

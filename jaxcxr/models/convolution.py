@@ -56,13 +56,15 @@ def _by_places(
     sides = x.shape[-3:-1]
     outputs = [(side + 2 * padding - k) // stride + 1 for side in sides]
     total = jnp.zeros((*x.shape[:-3], *outputs, kernel.shape[-1]), x.dtype)
-    for place in itertools.product(range(k), repeat=2):
+    # Cut by `split`, whose transpose puts the places' gradients side by side; that of indexing adds k * k padded kernels up.
+    matrices = jax.lax.split(kernel.reshape(-1, kernel.shape[-1]), [kernel.shape[2]] * k**2)
+    for matrix, place in zip(matrices, itertools.product(range(k), repeat=2), strict=True):
         rows, columns = (_met(sides[i], outputs[i], place[i] - padding, stride) for i in (0, 1))
         if rows and columns:
             top, left = (met[0] * stride + at - padding for met, at in zip((rows, columns), place, strict=True))
             pixels = x[..., top::stride, left::stride, :][..., : len(rows), : len(columns), :]
             edges = [(met[0], n - met[-1] - 1) for met, n in zip((rows, columns), outputs, strict=True)]
-            total += jnp.pad(pixels @ kernel[place], [*[(0, 0)] * (x.ndim - 3), *edges, (0, 0)])
+            total += jnp.pad(pixels @ matrix, [*[(0, 0)] * (x.ndim - 3), *edges, (0, 0)])
     return total
 
 
@@ -129,6 +131,14 @@ def patches_are_small(x: Sequence[int], kernel: Sequence[int], output: jax.Shape
     by_products = 2 * positions * inputs + output.size
     one_by_one = 3 * (math.prod(x) + output.size)
     return (by_products - one_by_one) * output.dtype.itemsize <= PATCH_BYTES
+
+
+def positions_are_few(kernel: Sequence[int], output: jax.ShapeDtypeStruct) -> bool:
+    """Whether the kernel's gradient of one film is larger than its patches and cotangents together, so that a CPU should compute it
+    as one product: 1.3 ms instead of 5.1 for 3 x 3 x 512 x 512 on a map of 2 x 2, 3.4 instead of 6.6 on 8 x 8.
+    """
+    positions, inputs, outputs = output.size // output.shape[-1], math.prod(kernel[:-1]), kernel[-1]
+    return positions * (inputs + outputs) < inputs * outputs
 
 
 def patch_gram(x: Float[Array, "r h w c"], k: int, stride: int, padding: int) -> Float[Array, "t t"]:

@@ -113,14 +113,17 @@ def _tap_of_conv(
     kernel_shape = (module.kernel_size, module.kernel_size, shape[-1], module.features)
     window = (module.kernel_size, module.stride, module.padding)
     on_cpu = elsewhere = _one_by_one(kernel_gradient)
+    from_patches = _of_matrices(lambda x: convolution.patches(x, *window))
     if convolution.patches_are_small(shape, kernel_shape, output):
-        elsewhere = _of_matrices(lambda x: convolution.patches(x, *window))
+        elsewhere = from_patches
+    if convolution.positions_are_few(kernel_shape, output):
+        on_cpu = from_patches
     apply = None
     if module.dtype == jnp.float32 and same_convolution.serves(shape, kernel_shape, module.stride, module.padding):
         apply = same_convolution.convolve
         if same_convolution.is_wide(shape, kernel_shape):
             kernel_gradient = _by_platform(_of_arrays(same_convolution.kernel_gradient), kernel_gradient)
-            on_cpu = _of_arrays(same_convolution.kernel_gradients)
+            on_cpu = _of_arrays(same_convolution.kernel_gradients) if on_cpu is not from_patches else on_cpu
 
     def gram_of_patches(x: Float[Array, "r h w c"]) -> Float[Array, "t t"]:
         return convolution.patch_gram(x, *window)

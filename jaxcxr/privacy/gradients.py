@@ -85,7 +85,7 @@ def clip_factors(
     return jnp.where(is_real, jnp.minimum(1.0, bound / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)), 0.0)
 
 
-def _layer(path: Sequence[Any]) -> Path:
+def layer_of(path: Sequence[Any]) -> Path:
     """The layer to which the parameter at `path` of a tree belongs: the node that holds it."""
     return tuple(str(getattr(key, "key", key)) for key in path[:-1])
 
@@ -95,16 +95,16 @@ def _squared_norms(gradients: PyTree) -> dict[Path, Float[Array, "n"]]:
     squared: dict[Path, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         own = jnp.sum(jnp.square(leaf.astype(jnp.float32)).reshape(leaf.shape[0], -1), axis=1)
-        squared[_layer(path)] = squared[_layer(path)] + own if _layer(path) in squared else own
+        squared[layer_of(path)] = squared[layer_of(path)] + own if layer_of(path) in squared else own
     return squared
 
 
-def _total(squared: Mapping[Path, Float[Array, "n"]]) -> Float[Array, "n"]:
+def total_of_layers(squared: Mapping[Path, Float[Array, "n"]]) -> Float[Array, "n"]:
     first, *others = squared.values()
     return sum(others, start=first)
 
 
-def _factors(
+def clip_factors_of_layers(
     squared: Mapping[Path, Float[Array, "n"]],
     is_real: Bool[Array, "n"],
     l2_clip_norm: Scalar,
@@ -113,7 +113,7 @@ def _factors(
 ) -> dict[Path, Float[Array, "n"]]:
     """The factors of each layer's gradients: the same for all layers, or each layer's own."""
     if not per_layer:
-        return dict.fromkeys(squared, clip_factors(_total(squared), is_real, l2_clip_norm, stability))
+        return dict.fromkeys(squared, clip_factors(total_of_layers(squared), is_real, l2_clip_norm, stability))
     share = l2_clip_norm / math.sqrt(len(squared))
     return {layer: clip_factors(own, is_real, share, stability) for layer, own in squared.items()}
 
@@ -145,8 +145,8 @@ def clipped_sum_vmap(
     losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
     gradients = _fixed(gradients)
     squared = _squared_norms(gradients)
-    factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
-    return _weighted_sum(factors, gradients), losses, jnp.sqrt(_total(squared))
+    factors = clip_factors_of_layers(squared, is_real, l2_clip_norm, stability, per_layer)
+    return _weighted_sum(factors, gradients), losses, jnp.sqrt(total_of_layers(squared))
 
 
 def _fixed(values: Any) -> Any:
@@ -166,7 +166,7 @@ def _flat(x: Float[Array, "n records *shape"]) -> Float[Array, "films *shape"]:
 
 def _weighted_sum(factors: Mapping[Path, Float[Array, "n"]], gradients: PyTree) -> PyTree:
     def of_leaf(path: Any, gradient: Any) -> Any:
-        return jnp.tensordot(factors[_layer(path)], gradient.astype(jnp.float32), axes=(0, 0))
+        return jnp.tensordot(factors[layer_of(path)], gradient.astype(jnp.float32), axes=(0, 0))
 
     with jax.default_matmul_precision("highest"):
         return jax.tree_util.tree_map_with_path(of_leaf, gradients)
@@ -213,7 +213,7 @@ def clipped_sum_layerwise(
         squared = _squared_norms(gradients)
         for name, own in gram_norms.items():
             squared[name] = squared[name] + own if name in squared else own
-        factors = _factors(squared, is_real, l2_clip_norm, stability, per_layer)
+        factors = clip_factors_of_layers(squared, is_real, l2_clip_norm, stability, per_layer)
         # Within the precision of the norms: what is summed must have the norm that was computed for it.
         sums = {}
         for layer in layers:
@@ -222,12 +222,28 @@ def clipped_sum_layerwise(
                 scaled = jax.vmap(jnp.multiply)(factors[_name(layer)], dy.astype(jnp.float32))
                 sums[layer.path] = layer.kernel_gradient(one.kernels[layer.path], _flat(x.astype(jnp.float32)), _flat(scaled))
         total = _with_kernels(_weighted_sum(factors, gradients), sums)
-    return total, one.losses, jnp.sqrt(_total(squared))
+    return total, one.losses, jnp.sqrt(total_of_layers(squared))
 
 
 def _name(layer: LinearLayer) -> Path:
     """The layer's name among those of all parameters."""
     return ("params", *layer.path)
+
+
+def instantiated_gradients(
+    loss: TappedLoss, layers: Sequence[LinearLayer], params: PyTree, examples: PyTree, records: int = 1
+) -> tuple[PyTree, Float[Array, "n"]]:
+    """Every example's whole gradient, with a leading axis of n, and the n losses: from one backward pass over the microbatch.
+
+    Arguments as in `clipped_sum_layerwise`.
+    """
+    one = _backward_pass(loss, layers, params, examples, records)
+    with jax.default_matmul_precision("highest"):
+        each = {
+            layer.path: layer.kernel_gradients(one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path])
+            for layer in layers
+        }
+    return _fixed(_with_kernels(one.direct_grads, each)), one.losses
 
 
 def plain_sum_layerwise(

@@ -3,12 +3,22 @@
 One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size,
 or the same of clipped moments.
 
-Guarantee: with the batch drawn by `sampling.poisson_batch`, the sum formed by `gradients` or `moments` (sensitivity
-`l2_clip_norm` under add/remove of one unit) and one noise draw a step, T steps are the T-fold composition of the
-Poisson-subsampled Gaussian mechanism with `sample_rate` and `noise_multiplier`, which `accounting` converts to
-(epsilon, delta). With discrete noise a step is post-processing of that mechanism at a slightly larger sensitivity and as much
-more noise (`rounded_noise`). Everything after the release (solving, optimiser, averaging) is post-processing. The divisor is
-the declared expected batch size, never the drawn one, which is private.
+Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under add/remove of one unit and
+one noise draw per step, T steps are the T-fold composition of the Poisson-subsampled Gaussian mechanism with `sample_rate` and
+`noise_multiplier`, which `accounting` converts to (epsilon, delta). Everything after the release (solving, optimiser, averaging)
+is post-processing. The divisor is the declared expected batch size, never the drawn one, which is private.
+
+That the sum has this sensitivity on a computer, too, has two grades:
+
+- Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers (`hardened_sum`,
+  `exact_sum`), and the noise is drawn in whole numbers (`rounded_noise`), for the sensitivity that the rounding leaves.
+- Gaussian noise: sums across microbatches, devices and processes are exact (`exact_sum`), so that their number and order add
+  nothing. Within a microbatch a matrix product sums over units in float32, and one unit more, which moves others to another
+  place or another microbatch, changes how that is rounded. This is no theorem. Contributions are clipped to
+  `clip_to` = l2_clip_norm x (1 - `rounding_allowance`) to leave room for it; the allowance is `ROUNDING_FACTOR` times what one
+  rounding of a sum of that many aligned contributions comes to, and more than ten times the most that a search over data made
+  for the purpose found (docs/privacy.md, 'Rounding'; `tests/privacy/rounding.py`).
+- Moments (`moments`) are whole numbers from the start: a theorem with either noise, but for the noise's own rounding.
 """
 
 import dataclasses
@@ -18,10 +28,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, PyTree, UInt32
+from jaxtyping import Int, PyTree, UInt32
 
-from jaxcxr.privacy import accounting, noise, rounded_noise, sampling
+from jaxcxr.privacy import accounting, exact_sum, moments, noise, rounded_noise, sampling
+from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.ledger import Entry
+from jaxcxr.privacy.moments import Moments
+
+
+ROUNDING_FACTOR = 8.0
+"""Allowance for the rounding of sums within microbatches, in units of 2^-24 x (units in the batch) x clip norm."""
+_SPARE_UNITS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +68,24 @@ class Mechanism:
         """Probability with which each unit joins a step."""
         return accounting.sample_rate_of(self.expected_batch_size, self.n_units)
 
+    @property
+    def most_units(self) -> int:
+        """Declared maximum of units in a batch, for which no sum overflows; a larger batch is refused (`training.feed`).
+
+        A Poisson batch is larger with probability below 1e-50, unless N is declared at a third of what is there, or less.
+        """
+        return 4 * self.expected_batch_size + _SPARE_UNITS
+
+    @property
+    def rounding_allowance(self) -> float:
+        """Part of the clip norm that is kept free for the rounding of sums within microbatches; 0 where there is none."""
+        return 0.0 if self.grid is not None else ROUNDING_FACTOR * 2.0**-24 * self.expected_batch_size
+
+    @property
+    def clip_to(self) -> float:
+        """L2 norm to which contributions are clipped before they are summed."""
+        return self.l2_clip_norm * (1.0 - self.rounding_allowance)
+
     def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
         """Indices, among the units present in the data set, of those in the batch of one step."""
         return sampling.poisson_batch(secret, step, n_present, self.sample_rate)
@@ -61,7 +96,7 @@ class Mechanism:
 
     @property
     def grid(self) -> rounded_noise.Grid | None:
-        """Of discrete noise, else None.
+        """The grid of discrete noise, on which contributions are rounded; None for Gaussian noise.
 
         Raises:
             ValueError: the noise multiplier does not go with discrete noise.
@@ -69,6 +104,22 @@ class Mechanism:
         if self.discrete_coordinates is None:
             return None
         return rounded_noise.grid_for(self.l2_clip_norm, self.noise_multiplier, self.discrete_coordinates)
+
+    def step_size(self, contribution: PyTree) -> float:
+        """Size of the steps in which the sum of such contributions is counted.
+
+        Args:
+            contribution: a tree of moments, which have a grid of their own, or of gradients.
+        """
+        if isinstance(contribution, Moments):
+            return moments.step_for(self.l2_clip_norm, None if self.grid is None else self.noise_multiplier)
+        return exact_sum.step_for(self.l2_clip_norm, self.most_units) if self.grid is None else self.grid.step
+
+    def counted(self, part: PyTree, is_finite: Any) -> ExactSum:
+        """The sum of one microbatch, in floating point or in whole steps, as a term of an exact sum."""
+        if jax.tree.leaves(part)[0].dtype == jnp.int32:
+            return exact_sum.of_steps(part, is_finite)
+        return exact_sum.of_floats(part, self.step_size(part), is_finite)
 
     def randomness(self, key: UInt32[np.ndarray, "4"], like: PyTree) -> PyTree:
         """What `release` needs besides the sum: the key of the noise, or discrete noise itself, drawn here in whole steps.
@@ -84,30 +135,29 @@ class Mechanism:
         sizes = [math.prod(leaf.shape) for leaf in leaves]
         if sum(sizes) != self.discrete_coordinates:
             raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {sum(sizes)}")
+        if isinstance(like, Moments):
+            return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
         drawn = np.split(rounded_noise.rounded_gaussian(key, grid.deviation, sum(sizes)), np.cumsum(sizes)[:-1])
         return jax.tree.unflatten(structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)])
 
-    def release(self, clipped_sum: PyTree, randomness: PyTree) -> PyTree:
+    def release(self, total: ExactSum, randomness: PyTree) -> PyTree:
         """The noised mean gradient of one step; a pure function, to be called inside jit.
 
         Args:
-            clipped_sum: of the batch.
+            total: exact sum of the batch.
             randomness: of this step and no other, as `randomness` gives it.
         """
-        grid = self.grid
-        if grid is None:
-            stddev = self.noise_multiplier * self.l2_clip_norm
-            noised: Any = jax.tree.map(jnp.add, clipped_sum, noise.gaussian_noise(randomness, clipped_sum, stddev))
+        step = self.step_size(total.high)
+        if self.grid is not None:
+            noised: Any = exact_sum.plus_steps(total, randomness, step)
         else:
-            noised = jax.tree.map(lambda g, z: _on_grid(g, z, grid.step), clipped_sum, randomness)
+            drawn: Any = noise.gaussian_noise(randomness, total.high, self.noise_multiplier * self.l2_clip_norm)
+            if isinstance(drawn, Moments):
+                drawn = moments.halved_off_diagonal(drawn)
+            noised = exact_sum.plus_floats(total, drawn, step)
         return jax.tree.map(lambda g: g / self.expected_batch_size, noised)
 
     def entry(self, step: int) -> Entry:
         """The ledger line of one step."""
         return Entry(step, self.sample_rate, self.noise_multiplier, self.l2_clip_norm)
 
-
-def _on_grid(total: Float[Array, "*shape"], noise: Int32[Array, "*shape"], step: float) -> Float[Array, "*shape"]:
-    """A sum rounded to the grid plus noise in steps, all in whole numbers; not-a-number stays what it is, to be noticed."""
-    steps = jnp.clip(jnp.rint(total / step), -rounded_noise.SUM_LIMIT, rounded_noise.SUM_LIMIT).astype(jnp.int32)
-    return jnp.where(jnp.isnan(total), jnp.nan, (steps + noise).astype(jnp.float32) * step)

@@ -1,17 +1,20 @@
 """Second moments of features and residuals, clipped unit by unit and summed: what one step of noisy least squares releases.
 
-A unit whose films have features x (d numbers) and residuals r (one a finding) contributes one vector v, the upper triangle of
-the mean of x x^T over its films, off-diagonals times sqrt(2), followed by the mean of x r^T. The triangle so scaled is as long
-as the whole symmetric matrix, and the matrix that is put together from it again has half the noise variance off its diagonal.
+A unit whose images have features x (d numbers) and residuals r (one per finding) contributes one vector v: the mean over its
+images of x x^T (its upper triangle, off-diagonals times sqrt(2), so that it is as long as the whole symmetric matrix) and of
+x r^T. It is scaled to length C at most. Sums are kept without the factor sqrt(2); the noise of off-diagonals is divided by it
+instead, which is the same release, and makes every sum a sum of whole numbers.
 
-Guarantee: the summed contribution is `is_real * min(1, C / |v|) * v`, of L2 norm at most C, so that adding or removing one
-unit moves the sum by at most C, whatever its films. The features must be those of a network that is fixed: public weights, or
-released ones. Nothing is divided here.
+Guarantee (a theorem, on any hardware): the features must be those of a network that is fixed, and each image's features and
+residuals a function of that image alone. `clipped_steps` scales and rounds them to whole numbers y and z, at most 2^11, unit by
+unit: v is then a vector of whole numbers. Its length is computed from them; a unit for which rounding carried it above C / step
+contributes nothing. One unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else: y and z
+are split into halves of at most 2^6 so that every partial sum of every matrix product is a whole number below 2^24, exact in
+float32 in any order, and halves are joined, and microbatches added, as integers (`exact_sum`).
 
 The two parts share one factor. What is solved for with them is therefore an ordinary least-squares problem in which a clipped
-unit counts less, and not one in which features and residuals belong to different films.
-
-A contribution that is not finite is not hidden (`gradients`). Norms and sums are float32 at full precision.
+unit counts less, and not one in which features and residuals belong to different images. Rounding a unit's features changes its
+own part by some thousandths, at random; beside the noise, and over many units, that is nothing.
 """
 
 import math
@@ -20,80 +23,196 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt32
 
+from jaxcxr.privacy import noise, rounded_noise
 from jaxcxr.privacy.gradients import GRAM_ALLOWANCE, Scalar, clip_factors
+
+MOST_BITS = 21
+"""The clip norm is between 2^21 and 2^22 steps, fewer where the noise would not fit into 32 bits."""
+MOST_UNITS, MOST_IMAGES = 256, 8192
+"""In a microbatch: beyond, 32-bit integers or float32's 24 bits might not hold the products."""
+_HALF_BITS = 6
+_LARGEST = 1 << 11
+MOST_FINDINGS = 500
 
 
 class Moments(NamedTuple):
     """Of one unit, or summed, or released.
 
     Attributes:
-        features: scaled upper triangle of the second moments of the features (`upper_triangle`).
-        residuals: features times residuals, a column a finding.
+        features: upper triangle of the second moments of the features, row by row.
+        residuals: features times residuals, one column per finding.
     """
 
-    features: Float[Array, "triangle"]
-    residuals: Float[Array, "d findings"]
+    features: Array
+    residuals: Array
 
 
-def upper_triangle(matrix: Float[Array, "d d"]) -> Float[Array, "triangle"]:
-    """The upper triangle of a symmetric matrix, row by row, off-diagonals times sqrt(2): as long as the matrix."""
-    rows, columns = np.triu_indices(matrix.shape[0])
-    return matrix[rows, columns] * _scale(rows, columns)
+def upper_triangle(matrix: Array) -> Array:
+    """The upper triangle of a symmetric matrix [d, d], row by row."""
+    return matrix[np.triu_indices(matrix.shape[0])]
 
 
 def symmetric(triangle: Float[Array, "triangle"], d: int) -> Float[Array, "d d"]:
     """Inverse of `upper_triangle`."""
-    rows, columns = np.triu_indices(d)
-    half = jnp.zeros((d, d), triangle.dtype).at[rows, columns].set(triangle / _scale(rows, columns))
+    half = jnp.zeros((d, d), triangle.dtype).at[np.triu_indices(d)].set(triangle)
     return half + jnp.triu(half, 1).T
 
 
-def _scale(rows: np.ndarray, columns: np.ndarray) -> Float[np.ndarray, "triangle"]:
-    return np.where(rows == columns, 1.0, math.sqrt(2.0)).astype(np.float32)
+def step_for(l2_clip_norm: float, noise_multiplier: float | None) -> float:
+    """Size of the steps in which moments are counted, a power of two; `noise_multiplier` of discrete noise, else None."""
+    if noise_multiplier is not None:
+        return rounded_noise.grid_for(l2_clip_norm, noise_multiplier, 0, MOST_BITS).step
+    return 2.0 ** (math.floor(math.log2(l2_clip_norm)) - MOST_BITS)
 
 
-def clipped_moment_sum(
-    features: Float[Array, "n films d"],
-    residuals: Float[Array, "n films findings"],
-    is_film: Bool[Array, "n films"],
+def moment_sum(
+    features: Float[Array, "n images d"],
+    residuals: Float[Array, "n images findings"],
+    is_film: Bool[Array, "n images"],
     is_real: Bool[Array, "n"],
-    l2_clip_norm: Scalar | None,
+) -> tuple[Moments, Float[Array, "n"]]:
+    """The sum over a microbatch without clipping or rounding, for training without privacy, and the n norms."""
+    x, r, images = _counted(features, residuals, is_film, is_real)
+    with jax.default_matmul_precision("highest"):
+        scaled = (x / images[:, None, None]).reshape(-1, x.shape[-1])
+        total = Moments(upper_triangle(scaled.T @ x.reshape(scaled.shape)), scaled.T @ r.reshape(-1, r.shape[-1]))
+        return total, jnp.sqrt(_squared_norms(x, r)) / images
+
+
+def clipped_steps(
+    features: Float[Array, "n images d"],
+    residuals: Float[Array, "n images findings"],
+    is_film: Bool[Array, "n images"],
+    is_real: Bool[Array, "n"],
+    l2_clip_norm: float,
+    step: float,
     *,
     stability: Scalar | None = None,
 ) -> tuple[Moments, Float[Array, "n"]]:
-    """The sum over a microbatch of n units.
+    """The clipped sum over a microbatch of n units, in whole steps.
 
     Args:
-        features: of each film; whatever stands where there is none counts for nothing.
-        residuals: of each film and finding.
-        is_film: False where a unit has fewer films than the others.
+        features: of each image; whatever stands where there is none counts for nothing.
+        residuals: of each image and finding.
+        is_film: False where a unit has fewer images than the others.
         is_real: False for padding, which contributes exactly zero.
-        l2_clip_norm: C; None sums without clipping, for training without privacy.
+        l2_clip_norm: C.
+        step: of the sum (`step_for`).
         stability: gamma of automatic clipping (`gradients.clip_factors`); None clips without.
 
     Returns:
-        The sum, and the n norms before clipping (private; for the operator's eyes).
+        The sum in steps (int32), and the n norms before clipping and rounding (private; for the operator's eyes); a unit whose
+        norm is not finite contributes nothing, and the caller stops the run.
+
+    Raises:
+        ValueError: there are more units, images or findings than the theorem allows.
     """
+    if len(is_real) > MOST_UNITS or is_film.size > MOST_IMAGES or residuals.shape[-1] > MOST_FINDINGS:
+        raise ValueError(
+            f"moments: expected at most {MOST_UNITS} units, {MOST_IMAGES} images and {MOST_FINDINGS} findings, "
+            f"found {(*is_film.shape, residuals.shape[-1])}"
+        )
+    x, r, images = _counted(features, residuals, is_film, is_real)
+    largest = l2_clip_norm / step
+    with jax.default_matmul_precision("highest"):
+        norms = jnp.sqrt(_squared_norms(x, r)) / images
+        # Rounding moves a unit's norm by about largest^(-1/2) / 2 of it; seven times that are kept free.
+        factors = clip_factors(jnp.square(norms), is_real, l2_clip_norm * (1 - 4 / math.sqrt(largest)), stability)
+        usable = jnp.isfinite(norms) & is_real
+        scale = jnp.where(usable, jnp.sqrt(factors / (images * step)), 0.0)[:, None, None]
+        y, z = (jnp.clip(jnp.rint(jnp.where(usable[:, None, None], v, 0.0) * scale), -_LARGEST, _LARGEST) for v in (x, r))
+        kept = _is_at_most(largest, y, z)[:, None, None]
+        y, z = (jnp.where(kept, v, 0.0).reshape(-1, v.shape[-1]) for v in (y, z))
+        return Moments(upper_triangle(_product(y, y)), _product(y, z)), norms
+
+
+def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "n images findings"]) -> Bool[Array, "n"]:
+    """Whether a unit's v is no longer than `largest` (at most 2^22), as a theorem.
+
+    Inner products are exact: those of y are at most 2^23 where no image's own is larger, which is asked first, with an error
+    of far less than one half; those of z are below 2^31. What is left are the roundings of images^2 terms: each is converted,
+    added to, multiplied and summed with relative errors of 2^-24.
+    """
+    fits = jnp.max(jnp.sum(jnp.square(y), axis=2), axis=1) <= 2.0**23
+    of_features, of_residuals = (_inner_products(v).astype(jnp.float32) for v in (y, z))
+    products = of_features * (of_features + of_residuals)
+    absolute = jnp.abs(of_features) * (jnp.abs(of_features) + jnp.abs(of_residuals))
+    allowance = (y.shape[1] ** 2 + 8) * 2.0**-24
+    return fits & (jnp.sum(products, axis=(1, 2)) + allowance * jnp.sum(absolute, axis=(1, 2)) <= largest**2)
+
+
+def _inner_products(v: Float[Array, "n images d"]) -> Int32[Array, "n images images"]:
+    """Of each unit's images, exact as `_product`."""
+    high, low = _halves(v)
+    pairs = (high, high, 2 * _HALF_BITS), (high, low, _HALF_BITS), (low, high, _HALF_BITS), (low, low, 0)
+    terms = (jnp.einsum("nid,njd->nij", a, b).astype(jnp.int32) << bits for a, b, bits in pairs)
+    return sum(terms, start=jnp.zeros((), jnp.int32))
+
+
+def _product(a: Float[Array, "n d"], b: Float[Array, "n e"]) -> Int32[Array, "d e"]:
+    """a^T b of whole numbers, exact: by halves of at most 2^6, whose products and their sums stay below 2^24."""
+    (high_a, low_a), (high_b, low_b) = _halves(a), _halves(b)
+    terms = (high_a, high_b, 2 * _HALF_BITS), (high_a, low_b, _HALF_BITS), (low_a, high_b, _HALF_BITS), (low_a, low_b, 0)
+    return sum(((u.T @ v).astype(jnp.int32) << bits for u, v, bits in terms), start=jnp.zeros((), jnp.int32))
+
+
+def _halves(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    high = jnp.rint(v * 2.0**-_HALF_BITS)
+    return high, v - high * 2.0**_HALF_BITS
+
+
+def _counted(
+    features: Float[Array, "n images d"],
+    residuals: Float[Array, "n images findings"],
+    is_film: Bool[Array, "n images"],
+    is_real: Bool[Array, "n"],
+) -> tuple[Array, Array, Float[Array, "n"]]:
+    """Features and residuals, zero where there is no image, and how many images each unit has (at least 1)."""
     counted = is_film & is_real[:, None]
     # One rounding for norm and sum alike, as in `gradients`.
     x, r = jax.lax.optimization_barrier(tuple(jnp.where(counted[..., None], v, 0.0) for v in (features, residuals)))
-    films = jnp.maximum(jnp.sum(counted, axis=1), 1).astype(jnp.float32)
-    with jax.default_matmul_precision("highest"):
-        squared = _squared_norms(x, r) / jnp.square(films)
-        if l2_clip_norm is None:
-            factors = is_real.astype(jnp.float32)
-        else:
-            factors = clip_factors(squared, is_real, l2_clip_norm, stability)
-        flat, scaled = x.reshape(-1, x.shape[-1]), (x * (factors / films)[:, None, None]).reshape(-1, x.shape[-1])
-        return Moments(upper_triangle(scaled.T @ flat), scaled.T @ r.reshape(-1, r.shape[-1])), jnp.sqrt(squared)
+    return x, r, jnp.maximum(jnp.sum(counted, axis=1), 1).astype(jnp.float32)
 
 
-def _squared_norms(x: Float[Array, "n films d"], r: Float[Array, "n films findings"]) -> Float[Array, "n"]:
-    """Of the unit's sums over films, |sum x x^T|^2 + |sum x r^T|^2, by inner products of its films: no matrix of a unit is
+def _squared_norms(x: Float[Array, "n images d"], r: Float[Array, "n images findings"]) -> Float[Array, "n"]:
+    """Of the unit's sums over images, |sum x x^T|^2 + |sum x r^T|^2, by inner products of its images: no matrix of a unit is
     held. The allowance is for products of both signs that cancel, as in `gradients`.
     """
     of_features = jnp.einsum("nid,njd->nij", x, x)
     products = of_features * (of_features + jnp.einsum("nif,njf->nij", r, r))
     return jnp.sum(products + GRAM_ALLOWANCE * jnp.abs(products), axis=(1, 2))
+
+
+def halved_off_diagonal(drawn: Moments) -> Moments:
+    """Independent noise of one deviation, with that of the off-diagonals divided by sqrt(2): the triangle's has half the
+    variance where an entry stands for two.
+    """
+    off = _off_diagonal(drawn)
+    return Moments(jnp.where(off, drawn.features * math.sqrt(0.5), drawn.features), drawn.residuals)
+
+
+def discrete_noise(key: UInt32[np.ndarray, "4"], like: PyTree, l2_clip_norm: float, noise_multiplier: float) -> Moments:
+    """Noise in whole steps for moments in the shapes of `like`; to be drawn once from a key."""
+    grid = rounded_noise.grid_for(l2_clip_norm, noise_multiplier, 0, MOST_BITS)
+    off = _off_diagonal(like)
+    draws = [
+        rounded_noise.rounded_gaussian(noise.derive_key(key.tobytes(), "part of moments", part), deviation, count)
+        for part, (deviation, count) in enumerate(
+            [
+                (grid.deviation, like.residuals.size),
+                (grid.deviation, int((~off).sum())),
+                (math.ceil(grid.deviation * math.sqrt(0.5)), int(off.sum())),
+            ]
+        )
+    ]
+    features = np.empty(off.shape, np.int32)
+    features[~off], features[off] = draws[1], draws[2]
+    return Moments(features, draws[0].reshape(like.residuals.shape))
+
+
+def _off_diagonal(like: Moments) -> Bool[np.ndarray, "triangle"]:
+    """Which entries of the triangle stand for two of the matrix."""
+    rows, columns = np.triu_indices(like.residuals.shape[0])
+    return rows != columns

@@ -5,11 +5,10 @@ integer arithmetic and comparisons that floating point can delay but not decide.
 as round(whole number + N(0, deviation^2)): post-processing of the Gaussian mechanism, so that every bound for that mechanism
 holds of it, subsampled, composed and for groups, and its low-order digits tell no more than the sum of reals would.
 
-Before noise is added, sums are rounded to the grid (`Grid`), which moves each coordinate by at most half a step: two sums that
-differ by C differ by at most C / step + sqrt(coordinates) afterwards, and the deviation is `noise_multiplier` times that.
-
-What it does not cover: the sum itself is added up in float32, as with continuous noise, and its rounding depends on the whole
-batch. Magnitudes stop at `_REACH` deviations, beyond which a draw lies with probability 4e-37.
+Each unit's contribution is rounded to the grid (`Grid`) once, before it is added, which moves each coordinate by at most half a
+step: its length is then at most C / step + sqrt(coordinates) / 2 steps. The deviation is `noise_multiplier` times C / step +
+sqrt(coordinates). Sums of whole numbers are exact (`hardened_sum`, `exact_sum`). Magnitudes stop at `_REACH` deviations, beyond
+which a draw lies with probability 4e-37.
 """
 
 import dataclasses
@@ -28,9 +27,8 @@ _REACH = 13
 _UNIT_BITS = 20
 """A clip norm is between 2^20 and 2^21 steps, fewer where the noise would not fit into 32 bits."""
 _NOISE_BITS = 25
-SUM_LIMIT = 2**30
-"""A sum is cut off at so many steps either side, which moves no two sums apart and leaves the noise room in 32 bits."""
-_LEAST, _MOST = 2**16, SUM_LIMIT // _REACH
+_LEAST, _MOST = 2**16, 2**30 // _REACH
+"""Of a deviation: magnitudes then fit into 31 bits."""
 _CHUNK = 1 << 18
 _CHANCE_BITS = 40
 _UNSURE = 2.0**-42
@@ -50,13 +48,19 @@ class Grid:
     deviation: int
 
 
-def grid_for(l2_sensitivity: float, noise_multiplier: float, coordinates: int) -> Grid:
+def grid_for(l2_sensitivity: float, noise_multiplier: float, coordinates: int, most_bits: int = _UNIT_BITS) -> Grid:
     """The grid for sums of so many coordinates of which one unit moves the exact value by `l2_sensitivity`.
+
+    Args:
+        l2_sensitivity: before rounding.
+        noise_multiplier: noise standard deviation over the sensitivity.
+        coordinates: that are rounded; 0 for sums that are whole numbers of steps already.
+        most_bits: the sensitivity is at most 2^(most_bits + 1) steps.
 
     Raises:
         ValueError: noise so small or so large does not fit; neither is of use.
     """
-    bits = min(_UNIT_BITS, math.floor(_NOISE_BITS - math.log2(noise_multiplier)) - 1)
+    bits = min(most_bits, math.floor(_NOISE_BITS - math.log2(noise_multiplier)) - 1)
     step = 2.0 ** (math.floor(math.log2(l2_sensitivity)) - bits)
     deviation = math.ceil(noise_multiplier * (l2_sensitivity / step + math.sqrt(coordinates)))
     if not _LEAST <= deviation <= _MOST:

@@ -52,3 +52,36 @@ def records_of_units(
             kept = np.random.default_rng([*key.tolist(), int(unit)]).choice(kept, most, replace=False)
         chosen[row, : len(kept)] = kept
     return chosen
+
+
+def in_random_order(secret: bytes, step: int, n_units: int, units: Int[np.ndarray, " drawn"]) -> Int[np.ndarray, " drawn"]:
+    """Positions of the drawn units in an order drawn from the secret.
+
+    In which microbatch a unit is summed, and beside whom, then depends on no order of the data: nobody can arrange a data set so
+    that the rounding of sums adds up.
+    """
+    return np.argsort(_words(secret, step, n_units)[units], kind="stable")
+
+
+def in_places(
+    secret: bytes, step: int, n_units: int, units: Int[np.ndarray, " drawn"], places: int
+) -> Int[np.ndarray, "rows places"]:
+    """Positions of the drawn units, each in its own place of some row, -1 where there is none.
+
+    Guarantee: the place of a unit (the column) is drawn for it alone, whatever other units are there. One unit more lengthens its
+    own column; the others stay in theirs, be it in another row (`hardened_sum`).
+    """
+    words = _words(secret, step, n_units)[units]
+    place = ((words >> np.uint64(32)) * np.uint64(places) >> np.uint64(32)).astype(np.int64)
+    columns = [np.flatnonzero(place == column) for column in range(places)]
+    rows = np.full((max((len(column) for column in columns), default=0), places), -1, np.int64)
+    for index, column in enumerate(columns):
+        rows[: len(column), index] = column[np.argsort(words[column], kind="stable")]
+    return rows
+
+
+def _words(secret: bytes, step: int, n_units: int) -> np.ndarray:
+    """One random 64-bit word for each unit, for its place in a step."""
+    return np.frombuffer(
+        hashlib.shake_256(b"jaxcxr places" + secret + step.to_bytes(8, "little")).digest(8 * n_units), dtype="<u8"
+    )

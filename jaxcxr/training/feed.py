@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from jaxcxr.data.augment import flip_rotate
 from jaxcxr.data.store import Split
+from jaxcxr.errors import InputError
 from jaxcxr.privacy import noise, sampling
 from jaxcxr.training.objective import FILMS, Microbatch
 from jaxcxr.training.plan import Plan
@@ -58,7 +59,8 @@ def batches(
     read = None if on_device else _reader(plan.split)
 
     def prepare(step: int) -> list[Microbatch]:
-        films, size = drawn_films(plan, secret, step), step_functions.microbatch_size
+        size = step_functions.microbatch_size
+        films = drawn_films(plan, secret, step, places=size // step_functions.devices)
         own = size // jax.process_count()
         starts = range(jax.process_index() * own, len(films) + jax.process_index() * own, size)
         rows = [microbatch(plan, secret, step, films, slice(start, start + own), read) for start in starts]
@@ -76,13 +78,33 @@ def batches(
             yield batch
 
 
-def drawn_films(plan: Plan, secret: bytes, step: int) -> Int[np.ndarray, "units films"]:
-    """The films of each unit in the batch of one step, -1 where a unit has fewer than the others."""
+def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units films"]:
+    """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit has fewer than the
+    others, and in all of a row that is padding.
+
+    The order is drawn from the secret. With discrete noise each unit also has a place of its own in the microbatch of a device
+    (`privacy.hardened_sum`), so that some places stay empty: `places` units are handled at once.
+
+    Raises:
+        InputError: the batch is larger than sums have room for (`Mechanism.most_units`).
+    """
     if plan.mechanism is None:
         return sampling.poisson_batch(secret, step, len(plan.split), plan.sample_rate)[:, None]
-    units = plan.mechanism.draw(secret, step, len(plan.units))
-    key = noise.derive_key(secret, "films of a unit", step)
-    return sampling.records_of_units(units, plan.units, plan.films_per_unit, key)
+    present = len(plan.units)
+    units = plan.mechanism.draw(secret, step, present)
+    if len(units) > plan.mechanism.most_units:
+        raise InputError(
+            f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew {len(units)} units where about "
+            f"{plan.mechanism.expected_batch_size} are expected, and sums have room for {plan.mechanism.most_units}; "
+            "declare a number nearer to the units that are there"
+        )
+    films = sampling.records_of_units(
+        units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
+    )
+    if not plan.in_places():
+        return films[sampling.in_random_order(secret, step, present, units)]
+    films = np.concatenate([films, np.full((1, films.shape[1]), -1, np.int64)])  # which -1 points to
+    return films[sampling.in_places(secret, step, present, units, places).ravel()]
 
 
 def microbatch(
@@ -117,7 +139,7 @@ def microbatch(
     batch = {
         "label": np.full((*padded.shape, findings), np.nan, np.float32),
         "is_film": is_film,
-        "is_real": np.arange(size) < len(wanted),
+        "is_real": is_film.any(axis=1),
     }
     if read is None:
         batch["label"][is_film] = labels

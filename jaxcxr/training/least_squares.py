@@ -42,7 +42,7 @@ from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.scope import is_trained
 from jaxcxr.models.taps import Tap, apply_tapped, find_taps
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.privacy.moments import Moments, clipped_moment_sum, symmetric
+from jaxcxr.privacy.moments import Moments, clipped_steps, moment_sum, symmetric
 from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, weighted_cross_entropy
 
 CENTRE_FILMS = 8
@@ -73,7 +73,7 @@ class LeastSquares:
     stability: float | None = None
 
     def moment_sum(self, params: PyTree, batch: Microbatch) -> tuple[Moments, Mapping[str, Array]]:
-        """The sum of a microbatch's clipped moments, and sums for the log (a `GradientSum`)."""
+        """The sum of a microbatch's moments, clipped and in whole steps in a private run, and sums for the log (a `GradientSum`)."""
         head, weights = self._head(), jnp.asarray(self.weights)
         centre = self._centre(params)
 
@@ -85,12 +85,12 @@ class LeastSquares:
 
         features, residuals, losses = jax.vmap(jax.vmap(of_film))(batch["image"], batch["label"])
         is_film, is_real = batch["is_film"], batch["is_real"]
-        clip_norm = None if self.mechanism is None else self.mechanism.l2_clip_norm
-        total, norms = clipped_moment_sum(features, residuals, is_film, is_real, clip_norm, stability=self.stability)
-        logged = {"losses": jax.vmap(mean_over_films)(losses, is_film)}
-        if clip_norm is not None:
-            logged |= {"norm": norms, "clipped": norms > clip_norm}
-        return total, log_sums(batch, **logged)
+        losses = jax.vmap(mean_over_films)(losses, is_film)
+        if self.mechanism is None:
+            return moment_sum(features, residuals, is_film, is_real)[0], log_sums(batch, losses=losses)
+        clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(empty_moments(params))
+        total, norms = clipped_steps(features, residuals, is_film, is_real, clip_norm, step, stability=self.stability)
+        return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > clip_norm)
 
     def direction(self, params: PyTree, released: Moments) -> PyTree:
         """Minus the step, as a tree of the head's parameters: an optimiser takes it like a gradient, and a rate of 1 makes the

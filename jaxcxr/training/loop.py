@@ -184,7 +184,7 @@ def _run(
             gradient, logged = step_functions.collect((gradient, logged))
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
             if plan.mechanism is not None:  # discrete noise is drawn here, on the processor, while the devices are at work
-                randomness = plan.mechanism.randomness(randomness, gradient)
+                randomness = plan.mechanism.randomness(randomness, gradient.high)
             params, optimizer_state, newest = step_functions.finish(params, optimizer_state, gradient, randomness)
             done += 1
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for it.

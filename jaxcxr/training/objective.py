@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.scope import Scope, is_trained, join, split, trained_mask
 from jaxcxr.models.taps import KEPT, Tap, apply_tapped, find_taps, warn_of_direct_layers
-from jaxcxr.privacy import gradients
+from jaxcxr.privacy import gradients, hardened_sum
 
 Microbatch = Mapping[str, Any]
 """n units of k films: `image` [n, k, h, w] uint8, `label` [n, k, findings] float32 with NaN for unknown, `is_film` [n, k] bool,
@@ -22,7 +22,8 @@ False where a unit has fewer films, and `is_real` [n] bool, False for padding. W
 In place of `image` there may be `index` [n, k] int32 and `films` [m, h, w], all films there are (`with_images`)."""
 FILMS = "films"
 GradientSum = Callable[[PyTree, Microbatch], tuple[PyTree, Mapping[str, Array]]]
-"""(parameters, microbatch) -> sum over its real examples of the gradients of the trained parameters, and sums for the log."""
+"""(parameters, microbatch) -> sum over its real examples of the gradients of the trained parameters, and sums for the log. The log of
+a private sum has the sum of the norms, `norm`, which is finite if and only if every contribution is."""
 
 
 def weighted_cross_entropy(
@@ -82,12 +83,14 @@ def clipped_sum(
     scope: Scope = "all",
     stability: float | None = None,
     per_layer: bool = False,
+    step: float | None = None,
 ) -> GradientSum:
     """The private gradient sum: each unit's gradient clipped to `l2_clip_norm`, by `method` (`vmap` or `layerwise`).
 
     A unit's loss is the mean over its films, and over the views of a film. Its gradient has the parameters in `scope` only:
     the others are constants, which take no part in its norm, and below the lowest of which nothing is differentiated.
-    `stability` is gamma of automatic clipping, and `per_layer` clips layer by layer; without them clipping is flat.
+    `stability` is gamma of automatic clipping, and `per_layer` clips layer by layer; without them clipping is flat. With a
+    `step` each unit's contribution is rounded to whole steps by itself, and the sum is in steps (`privacy.hardened_sum`).
     """
 
     def loss(params: PyTree, unit: Any) -> Array:
@@ -103,22 +106,21 @@ def clipped_sum(
     def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
         units, is_real, records = _examples(batch), batch["is_real"], batch["image"].shape[1]
         moving, fixed = _parts(params, scope)
-        if method == "vmap":
-            total, losses, norms = gradients.clipped_sum_vmap(
-                _beside(loss, fixed), moving, units, is_real, l2_clip_norm, stability=stability, per_layer=per_layer
-            )
-        else:
+        whole, tapped = _beside(loss, fixed), _beside(tapped_loss, fixed)
+        how: Any = {"stability": stability, "per_layer": per_layer}
+        if method == "layerwise":
             warn_of_direct_layers(moving, taps)
+        if step is not None:
+            if method == "vmap":
+                losses, each = jax.vmap(jax.value_and_grad(whole), in_axes=(None, 0))(moving, units)
+            else:
+                each, losses = gradients.instantiated_gradients(tapped, taps, moving, units, records)
+            total, norms = hardened_sum.rounded_sum(each, is_real, l2_clip_norm, step, **how)
+        elif method == "vmap":
+            total, losses, norms = gradients.clipped_sum_vmap(whole, moving, units, is_real, l2_clip_norm, **how)
+        else:
             total, losses, norms = gradients.clipped_sum_layerwise(
-                _beside(tapped_loss, fixed),
-                taps,
-                moving,
-                units,
-                is_real,
-                l2_clip_norm,
-                records,
-                stability=stability,
-                per_layer=per_layer,
+                tapped, taps, moving, units, is_real, l2_clip_norm, records, **how
             )
         return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > l2_clip_norm)
 

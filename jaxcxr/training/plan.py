@@ -25,7 +25,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.scope import split as split_params
 from jaxcxr.models.scope import trained_mask
-from jaxcxr.privacy import accounting
+from jaxcxr.privacy import accounting, exact_sum, moments
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Statistic
 from jaxcxr.privacy.mechanism import Mechanism
@@ -38,6 +38,9 @@ from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
 from jaxcxr.training.least_squares import LeastSquares, empty_moments
 from jaxcxr.training.step import Step, make_step
+
+UNITS_PER_PLACE = 64
+"""Expected units of a batch for each place of a microbatch, at least, where units have places of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,13 +202,44 @@ class Plan:
             summed = objective.plain_sum(self.model(), self.weights, shape, training.scope)
         else:
             per_layer = privacy.clipping == "per_layer"
+            assert self.mechanism is not None  # make_plan
+            clip_to, grid = self.mechanism.clip_to, self.mechanism.grid
+            step = None if grid is None else grid.step
             summed = objective.clipped_sum(
-                self.model(), self.weights, shape, privacy.method, privacy.l2_clip_norm, training.scope, stability, per_layer
+                self.model(), self.weights, shape, privacy.method, clip_to, training.scope, stability, per_layer, step
             )
-        films = self.with_microbatch_size().microbatch_size
-        assert films is not None
-        units = max(1, films // (self.films_per_unit * training.views))
+        units = self.units_at_once()
         return make_step(summed, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices, self.mask())
+
+    def in_places(self) -> bool:
+        """Whether each unit has a place of its own in a microbatch (`privacy.hardened_sum`): gradients with discrete noise."""
+        discrete = self.mechanism is not None and self.mechanism.discrete_coordinates is not None
+        return discrete and self.config.training.optimizer != "least_squares"
+
+    def units_at_once(self) -> int:
+        """Units in a microbatch of one device.
+
+        Where each has a place of its own, places fill unevenly, the less so the fewer there are: with a 64th of the expected batch
+        about a sixth of them stays empty.
+
+        Raises:
+            InputError: a batch would have more microbatches than exact sums have room for.
+        """
+        images = self.with_microbatch_size().microbatch_size
+        assert images is not None
+        units = max(1, images // (self.films_per_unit * self.config.training.views))
+        if self.mechanism is None:
+            return units
+        if self.in_places():
+            units = min(units, max(2, self.mechanism.expected_batch_size // UNITS_PER_PLACE))
+        if self.config.training.optimizer == "least_squares":
+            units = min(units, moments.MOST_UNITS)
+        if self.mechanism.most_units > units * exact_sum.MOST_PARTS:
+            raise InputError(
+                f"training.microbatch_size: with {units} units at a time a batch of {self.mechanism.expected_batch_size} has more than "
+                f"the {exact_sum.MOST_PARTS} parts that are summed exactly; expected a larger one"
+            )
+        return units
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says: the facts that are not in the configuration."""

@@ -1,9 +1,9 @@
 """The compiled pieces of a step: sums of fixed-size microbatches on all devices, and one update.
 
-A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, the last one padded and
-masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`), those of
-all processes if there are several. A device adds up what it has; the sums of all meet once a step, and the noise is drawn once,
-from the same key everywhere.
+A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, padded and masked: one
+compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`), those of all processes if
+there are several. A device adds up what it has, in whole numbers if the step is private (`privacy.exact_sum`); the sums of all
+meet once per step, and the noise is drawn once, from the same key everywhere.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 
 from jaxcxr.models.scope import join, split
+from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training.least_squares import LeastSquares, empty_moments
 from jaxcxr.training.objective import FILMS, GradientSum, Microbatch, with_images
@@ -30,13 +31,14 @@ class Step:
     """The compiled functions of a run.
 
     Attributes:
-        start: parameters -> the empty sums of a step: of gradients (or moments) and for the log, with a leading axis of
-            devices.
+        start: parameters -> the empty sums of a step: of gradients (or moments), exact ones in a private run
+            (`privacy.exact_sum.ExactSum`), and for the log, with a leading axis of devices.
         accumulate: (parameters, sums, microbatch) -> sums including the microbatch.
         collect: sums of a step -> sums over all devices, the same on every one.
         finish: (parameters, optimiser state, sum, the step's randomness) -> new parameters and optimiser state, and
             whether the parameters are finite.
         microbatch_size: units in a microbatch, over all devices of all processes.
+        devices: how many these are.
         place: this process's rows of a microbatch -> arrays spread over the devices.
         replicate: parameters or optimiser state -> the same on every device. Everything that enters the functions above
             comes from here or from them, so that each compiles once.
@@ -47,6 +49,7 @@ class Step:
     collect: Callable[[PyTree], PyTree]
     finish: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, Bool[Array, ""]]]
     microbatch_size: int
+    devices: int
     place: Callable[[Mapping[str, np.ndarray]], Microbatch]
     replicate: Callable[[PyTree], PyTree]
 
@@ -88,11 +91,13 @@ def make_step(
 
     def start(params: PyTree) -> PyTree:
         like = parts(params)[0] if least_squares is None else empty_moments(params)
-        empty = like, {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
+        empty = like if mechanism is None else exact_sum.empty(like), {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
         return jax.tree.map(lambda leaf: jnp.zeros((mesh.size, *leaf.shape), leaf.dtype), empty)
 
     def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
         sums, log = sum_of(params, with_images(batch))
+        if mechanism is not None:
+            sums = mechanism.counted(sums, jnp.isfinite(log["norm"]))
         gradient, logged = total
         logged = {key: value + log.get(key, 0.0) for key, value in logged.items()}
         return jax.tree.map(jnp.add, gradient, jax.tree.map(lambda leaf: leaf[None], sums)), logged
@@ -125,6 +130,7 @@ def make_step(
         collect=jax.jit(collect, out_shardings=replicated),
         finish=jax.jit(finish, donate_argnums=(0, 1), out_shardings=replicated),
         microbatch_size=microbatch_size * mesh.size,
+        devices=mesh.size,
         place=lambda batch: jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), dict(batch)),
         replicate=lambda tree: jax.device_put(tree, replicated),
     )

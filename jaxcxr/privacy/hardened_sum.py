@@ -1,0 +1,91 @@
+"""Clipped gradient sums of known sensitivity: each unit's contribution is rounded by itself and added in whole numbers.
+
+Theorem. Let S(B) be the sum, in steps, that `rounded_sum` and `exact_sum` give for a batch B, for fixed parameters. For every unit
+u that is not in B, S(B + u) - S(B) = c(u), where c(u) depends on u and on nothing else, and |c(u)|_2 <= C / step + sqrt(d) / 2
+for d coordinates.
+
+Proof. (1) A compiled program of fixed shapes performs a fixed sequence of roundings. Under `vmap`, what is computed for one place
+of the microbatch depends on what stands in that place and on the parameters alone: the values of other places take part, if at
+all, multiplied by an exact zero. So the gradient of a unit is a function g(u, place). The place is drawn for each unit by itself
+(`sampling.places`), whatever other units are there, so that the unit has one gradient g(u), in whichever microbatch and on
+whichever device of the same kind it is computed. (On a GPU kernels must not add atomically: XLA_FLAGS=
+--xla_gpu_deterministic_ops=true, which `training.plan` asks for.)
+(2) c(u) = rint(f g(u) / step), with f from |g(u)| alone: a function of u. A unit whose gradient is not finite contributes 0, and the
+run stops. Whole numbers are added exactly, in any order (below 2^31 within a microbatch of `MOST_UNITS`, then by `exact_sum`).
+(3) Let s be the computed squared norm of g(u). It is a sum of d squares in four stages of at most 128 terms each, kept apart by
+barriers, and of at most 256 leaves: with u = 2^-24, a sum of m terms of one sign is off by at most (m - 1) u / (1 - (m - 1) u) of
+itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 - (4 * 127 + 255 + 8) u) >= |g|^2 (1 - 1e-4 / 2). Hence f |g| <= C (1 - `MARGIN`)
+(1 + 3e-5) in exact arithmetic, the roundings of the square root, the quotient and the product included, and fl(f g / step) has length
+at most C / step, since MARGIN is 1e-4. Rounding to whole numbers moves each coordinate by at most one half. QED.
+
+The noise of `rounded_noise.grid_for` is for C / step + sqrt(d). Clipped layer by layer, the norm of each layer's part is bounded so.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+from jaxcxr.privacy.gradients import Path, Scalar, clip_factors_of_layers, layer_of, total_of_layers
+
+MARGIN = 1e-4
+MOST_UNITS = 512
+_TERMS = 128
+
+
+def rounded_sum(
+    gradients: PyTree,
+    is_real: Bool[Array, "n"],
+    l2_clip_norm: float,
+    step: float,
+    *,
+    stability: Scalar | None = None,
+    per_layer: bool = False,
+) -> tuple[PyTree, Float[Array, "n"]]:
+    """The clipped sum of a microbatch in whole steps (int32), and the n norms before clipping (private; for the operator's eyes).
+
+    Args:
+        gradients: of each unit, with a leading axis of n (`gradients.instantiated_gradients`, or `vmap(grad)`).
+        is_real: False for padding, which contributes exactly zero.
+        l2_clip_norm: C.
+        step: size of a step (`rounded_noise.grid_for`).
+        stability: gamma of automatic clipping (`gradients.clip_factors`); None clips without.
+        per_layer: clip each layer's gradient to its share of C instead of the whole gradient to C.
+
+    Raises:
+        ValueError: more than `MOST_UNITS` units might not fit into 32 bits.
+    """
+    if len(is_real) > MOST_UNITS:
+        raise ValueError(f"hardened sum: expected at most {MOST_UNITS} units in a microbatch, found {len(is_real)}")
+    gradients = jax.lax.optimization_barrier(gradients)  # one rounding for norm and sum alike
+    squared = _squared_norms(gradients)
+    factors = clip_factors_of_layers(squared, is_real, l2_clip_norm * (1.0 - MARGIN), stability, per_layer)
+    norms = jnp.sqrt(total_of_layers(squared))
+    usable = is_real & jnp.isfinite(norms)
+
+    def of_leaf(path: Any, gradient: Float[Array, "n ..."]) -> Int32[Array, "..."]:
+        scaled = factors[layer_of(path)] / step
+        total = jnp.zeros(gradient.shape[1:], jnp.int32)
+        for place in range(len(gradient)):  # one pass over memory: XLA fuses what is unrolled
+            own = jnp.rint(gradient[place].astype(jnp.float32) * scaled[place]).astype(jnp.int32)
+            total += jnp.where(usable[place], own, 0)
+        return total
+
+    return jax.tree_util.tree_map_with_path(of_leaf, gradients), norms
+
+
+def _squared_norms(gradients: PyTree) -> Mapping[Path, Float[Array, "n"]]:
+    """Squared norms of each layer's gradient, in the stages that the theorem counts."""
+    squared: dict[Path, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        terms = jnp.square(leaf.astype(jnp.float32)).reshape(len(leaf), -1)
+        while terms.shape[1] > 1:
+            columns = -(-terms.shape[1] // _TERMS)
+            padded = jnp.pad(terms, ((0, 0), (0, columns * _TERMS - terms.shape[1])))
+            # Rows of neighbours are added: a sum down the columns, which XLA makes wide additions of.
+            terms = jax.lax.optimization_barrier(padded.reshape(len(leaf), _TERMS, columns).sum(axis=1))
+        layer = layer_of(path)
+        squared[layer] = squared[layer] + terms[:, 0] if layer in squared else terms[:, 0]
+    return squared
