@@ -14,7 +14,8 @@ MECHANISM = Mechanism(n_units=1000, expected_batch_size=50, l2_clip_norm=1.5, no
 
 
 def released(total: dict[str, jax.Array], step: int, mechanism: Mechanism = MECHANISM) -> dict[str, np.ndarray]:
-    out = jax.jit(mechanism.release)(total, jnp.asarray(mechanism.noise_key(SECRET, step)))
+    exact = mechanism.counted(total, True)
+    out = jax.jit(mechanism.release)(exact, jnp.asarray(mechanism.noise_key(SECRET, step)))
     return jax.tree.map(np.asarray, out)
 
 
@@ -51,20 +52,22 @@ def test_the_rate_follows_the_declared_size_not_the_records_present() -> None:
 DISCRETE = dataclasses.replace(MECHANISM, expected_batch_size=64, discrete_coordinates=100_006)
 
 
-def released_on_the_grid(total: dict[str, jax.Array], step: int) -> dict[str, np.ndarray]:
+def released_on_the_grid(total: dict[str, jax.Array], step: int, is_finite: bool = True) -> dict[str, np.ndarray]:
+    """Of a sum in whole steps."""
     randomness = DISCRETE.randomness(DISCRETE.noise_key(SECRET, step), total)
-    return jax.tree.map(np.asarray, jax.jit(DISCRETE.release)(total, randomness))
+    return jax.tree.map(np.asarray, jax.jit(DISCRETE.release)(DISCRETE.counted(total, is_finite), randomness))
 
 
 def test_a_discrete_release_is_the_rounded_sum_plus_whole_steps() -> None:
     grid = DISCRETE.grid
     assert grid is not None
-    total = {"a": jnp.linspace(-5, 5, 100_000), "b": jnp.full((2, 3), 0.3)}
+    exact = {"a": jnp.linspace(-5, 5, 100_000), "b": jnp.full((2, 3), 0.3)}
+    total = jax.tree.map(lambda leaf: jnp.rint(leaf / grid.step).astype(jnp.int32), exact)
     out = released_on_the_grid(total, 0)
     zeros = released_on_the_grid(jax.tree.map(jnp.zeros_like, total), 0)
     for name in total:
         moved = (out[name].astype(float) - zeros[name]) * 64
-        np.testing.assert_allclose(moved, np.asarray(total[name], float), atol=2.5 * grid.step)
+        np.testing.assert_allclose(moved, np.asarray(exact[name], float), atol=2.5 * grid.step)
     noise = zeros["a"].astype(float) * 64 / grid.step
     np.testing.assert_array_equal(noise, np.rint(noise))
     assert len(np.unique(noise % 16)) == 16
@@ -73,17 +76,20 @@ def test_a_discrete_release_is_the_rounded_sum_plus_whole_steps() -> None:
 
 
 def test_discrete_noise_is_not_used_twice_and_goes_with_its_tree() -> None:
-    zeros = {"a": jnp.zeros(100_000), "b": jnp.zeros((2, 3))}
+    zeros = {"a": jnp.zeros(100_000, jnp.int32), "b": jnp.zeros((2, 3), jnp.int32)}
     assert len({released_on_the_grid(zeros, step)["b"].tobytes() for step in range(5)}) == 5
     with pytest.raises(ValueError, match="100006 coordinates, found 6"):
         DISCRETE.randomness(DISCRETE.noise_key(SECRET, 0), {"b": zeros["b"]})
 
 
-def test_a_discrete_release_keeps_what_is_no_number_and_does_not_overflow() -> None:
-    total = {"a": jnp.zeros(100_000).at[:4].set(jnp.array([jnp.nan, 1e30, -1e30, jnp.inf])), "b": jnp.zeros((2, 3))}
-    out = released_on_the_grid(total, 0)["a"]
-    assert np.isnan(out[0])
-    assert out[1] > 5
-    assert out[2] < -5
-    assert out[3] > 5
-    assert np.isfinite(out[1:]).all()
+def test_a_discrete_release_of_what_is_not_finite_is_no_number() -> None:
+    zeros = {"a": jnp.zeros(100_000, jnp.int32), "b": jnp.zeros((2, 3), jnp.int32)}
+    assert np.isnan(released_on_the_grid(zeros, 0, is_finite=False)["a"]).all()
+
+
+def test_contributions_leave_room_for_the_rounding_of_as_many_as_are_expected() -> None:
+    assert MECHANISM.clip_to == pytest.approx(1.5 * (1 - 8 * 2.0**-24 * 50), rel=1e-12)
+    larger = dataclasses.replace(MECHANISM, n_units=10**6, expected_batch_size=16384)
+    assert larger.rounding_allowance == pytest.approx(2**-7)
+    assert DISCRETE.clip_to == 1.5  # whole numbers: nothing to leave room for
+    assert MECHANISM.most_units == 264
