@@ -19,6 +19,7 @@ from jaxcxr.data import synthetic
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import require_positives
+from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
@@ -51,7 +52,9 @@ def store_of(config: Experiment, say: Say = print) -> Store:
         raw = synthetic.render_all(films, config.data.size)
         images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
         described = {"synthetic": dataclasses.asdict(recipe), "jaxcxr": __version__, "chain": "min-max, equalise (paper)"}
-        store = write_store(path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described)
+        store = write_store(
+            path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described, split=GIVEN
+        )
     require_positives(store.manifest, config.data.findings, source=str(path))
     return store
 
