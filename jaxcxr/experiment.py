@@ -99,13 +99,15 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
 
 def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool = False) -> None:
     """Train non-privately on public films and write the weights with a record of where they come from: the configuration, the
-    films' fingerprint, and what the weights, read back, are worth on the public test films, if there are any.
+    films' fingerprint, hashes of the films and patients (`training.trained_on`), and what the weights, read back, are worth on
+    the public test films, if there are any.
 
     The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size (`training.checkpoint.save_weights`).
     """
-    from jaxcxr.training.checkpoint import load_weights, save_weights
+    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import made_with, make_plan
+    from jaxcxr.training.trained_on import films_of, with_training
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
@@ -122,7 +124,10 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
         "store_fingerprint": store.fingerprint,
         "config": dataclasses.asdict(config),
     }
-    save_weights(weights, outcome.params, provenance, bfloat16)
+    start = config.model.weights
+    before = None if start is None else units_of_weights(start)
+    units = with_training(films_of(store, "train"), before, from_random=start is None)
+    save_weights(weights, outcome.params, provenance, bfloat16, units)
     if len(store.split("test")):
         evaluation = predict_and_evaluate(config, load_weights(weights, outcome.params), store, run)
         _record_auroc(weights / "provenance.json", evaluation)
@@ -163,6 +168,8 @@ def run_experiment(
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
+    if plan.start is not None and plan.start.held_out is not None:
+        say(plan.start.held_out)
     patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
     if not is_first():

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from jaxcxr.config import load
 from jaxcxr.console import run
-from jaxcxr.data.build import DUPLICATES_FILE, FLAGGED_FILE, QUARANTINE_FILE, begun_split_key, build_store, read_listing
-from jaxcxr.data.duplicates import across_splits
+from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, begun_split_key, build_store, read_listing
+from jaxcxr.data.duplicates import DUPLICATES_FILE, across_splits
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.manifest import SPLITS, require_positives
 from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, table, uka, vindr

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxcxr.data.duplicates import near_duplicates
+from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.journal import Work, alone, make_shard, prepare, settle, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
@@ -48,7 +48,6 @@ from jaxcxr.replacing import replacing
 
 QUARANTINE_FILE = "quarantine.csv"
 FLAGGED_FILE = "flagged.csv"
-DUPLICATES_FILE = "duplicates.csv"
 _PLAN_FILE = "plan.json"
 _DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR
