@@ -69,8 +69,8 @@ class Training:
 
     salt: bytes
     cost: tuple[int, int, int]
-    pixels: UInt64[np.ndarray, " images"]
-    image_ids: UInt64[np.ndarray, " images"]
+    pixels: UInt64[np.ndarray, " films"]
+    image_ids: UInt64[np.ndarray, " ids"]
     patient_ids: UInt64[np.ndarray, " patients"]
 
 

@@ -183,7 +183,7 @@ def write_mimic(folder: Path, patients: list[int]) -> None:
     rows = [(f"d{p}_{f}", str(10_000_000 + p), f"{p}{f}", "AP", "2180") for p, f in two_each(patients)]
     images = pd.DataFrame(rows, columns=["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"])
     sides = [("train", "validate", "test")[p % 7 % 3] for p, _ in two_each(patients)]
-    labels = {label: "1.0" for label in chexpert.LABELS}
+    labels = dict.fromkeys(chexpert.LABELS, "1.0")
     for kind, frame in (("metadata", images), ("split", images.assign(split=sides)), ("chexpert", images.assign(**labels))):
         frame.to_csv(folder / f"mimic-cxr-2.0.0-{kind}.csv", index=False)
 
@@ -225,7 +225,10 @@ SOURCES: dict[str, tuple[Write, Callable[[Path, SplitDraw], Cohort]]] = {
     "mimic, drawn": (write_mimic, lambda f, draw: mimic.read(f, f, mimic.MimicOptions(split="drawn", draw=draw))),
     "padchest": (write_padchest, lambda f, draw: padchest.read(f, f, Options(draw=draw))),
     "vindr, drawn": (write_vindr, lambda f, draw: vindr.read(f, f, vindr.VindrOptions(split="drawn", draw=draw))),
-    "vindr, valid from train": (write_vindr, lambda f, draw: vindr.read(f, f, vindr.VindrOptions(valid_fraction=0.4, draw=draw))),
+    "vindr, valid from train": (
+        write_vindr,
+        lambda f, draw: vindr.read(f, f, vindr.VindrOptions(valid_fraction=0.4, draw=draw)),
+    ),
     "uka": (write_uka, lambda f, draw: uka.read(f, f, uka.UkaOptions(draw=draw))),
     "uka, drawn": (write_uka, lambda f, draw: uka.read(f, f, uka.UkaOptions(split="drawn", draw=draw))),
 }
@@ -272,7 +275,7 @@ def test_every_source_says_how_its_splits_came_about(tmp_path, name):
 def test_a_published_list_that_names_valid_patients_keeps_them(tmp_path):
     write_uka(tmp_path, list(range(8)))
     assert (uka.read(tmp_path, tmp_path, uka.UkaOptions()).manifest["split"] == "valid").sum() == 2
-    with pytest.raises(InputError, match="valid_fraction: found 0.1, but the list names validation patients"):
+    with pytest.raises(InputError, match=r"valid_fraction: found 0\.1, but the list names validation patients"):
         uka.read(tmp_path, tmp_path, uka.UkaOptions(valid_fraction=0.1))
     write_uka(tmp_path, [1, 2, 4, *range(5, 60)])
     cohort = uka.read(tmp_path, tmp_path, uka.UkaOptions(valid_fraction=0.3, draw=DRAW))
