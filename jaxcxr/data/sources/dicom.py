@@ -138,6 +138,7 @@ def scan(
     paths, refused = _files(images)
     rows: list[dict[str, str]] = []
     first: dict[str, dict[str, str]] = {}
+    shared: list[tuple[str, str]] = []
     for path, found in zip(paths, _headers(images, paths, processes), strict=True):
         progress(1)
         if isinstance(found, str):
@@ -147,11 +148,13 @@ def scan(
             rows.append(found)
         elif earlier["patient_id"] == found["patient_id"]:
             refused.append((path, f"second copy of an instance, the first is {earlier['path']}"))
-        else:  # to keep the first would let one patient's film depend on another patient
-            raise InputError(
-                f"{images}: {earlier['path']} and {path} are of two patients and have one SOPInstanceUID; expected an "
-                "instance of one patient: correct the export, or take one of the files away"
-            )
+        else:
+            shared.append((earlier["path"], path))
+    if shared:  # to keep the first of two would let one patient's film depend on another patient
+        raise InputError(
+            f"{images}: {shared[0][0]} and {shared[0][1]} are of two patients and have one SOPInstanceUID ({len(shared)} such "
+            "pairs in all); expected an instance of one patient: correct the export, or take one file of each pair away"
+        )
     if not rows:
         raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")
     return pd.DataFrame(rows, columns=list(_COLUMNS)), refused
