@@ -344,11 +344,11 @@ def _assemble(
         made = json.loads(work.file("json").read_text(encoding="utf-8"))
         entries += made["entries"]
         if made["count"]:
-            split = frame["split"].iat[work.rows[0]]
-            final = building / shard_name(split, len(shards[split]))
+            side = frame["split"].iat[work.rows[0]]
+            final = building / shard_name(side, len(shards[side]))
             if work.file("array_record").exists():
                 work.file("array_record").rename(final)
-            shards[split].append((made["count"], made["bytes"]))
+            shards[side].append((made["count"], made["bytes"]))
     entries.sort(key=lambda entry: entry["row"])
     names = frame["path"].tolist()
     bad = [(names[entry["row"]], entry["reason"]) for entry in entries if "reason" in entry]
