@@ -6,9 +6,9 @@ of `records.parquet`), image ids and patient ids. A private run hashes its own f
 finds again (`checked_start`).
 
 Pixels have too much entropy to be guessed, so they get one HMAC-SHA256; they match where two stores were prepared in the same
-way. Ids match however the films were prepared, but are short: each gets scrypt (RFC 7914), about 0.3 ms and 64 KiB, so that
-150,000 take 40 s on one core. That makes guessing dear and not impossible: whoever can list every possible id can also test
-them all, one salt at a time, so a record stays with its weights and never enters a release.
+way. Ids match however the films were prepared, but are short: each gets scrypt (RFC 7914), about 0.2 ms and 64 KiB, so that
+150,000 take half a minute on one core. That makes guessing dear and not impossible: whoever can list every possible id can
+also test them all, one salt at a time, so a record stays with its weights and never enters a release.
 
 Hashes are cut to 8 bytes. N hashes against M others agree by chance with probability N M / 2^64 at most: 2.2e-9 for 200,000
 against 200,000, 6.5e-9 over the three kinds.
