@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import hmac
 import secrets
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -127,10 +128,10 @@ def _by_hash(patients: Sequence[str] | np.ndarray, fractions: Mapping[str, float
         raise ValueError("a draw without its key; expected SplitDraw.keyed() before")
     names = [name for name in SPLITS if fractions.get(name, 0) > 0]
     # Of a number below 2^64; the last split takes the rest, whatever the rounding of the sum.
-    ends = np.cumsum([fractions[name] for name in names])[:-1] * 2.0**64
+    ends = (np.cumsum([fractions[name] for name in names])[:-1] * 2.0**64).tolist()
     key = hmac.digest(bytes.fromhex(draw.key), purpose.encode(), "sha256")
     side = {
-        patient: names[sum(int.from_bytes(hmac.digest(key, patient.encode(), "sha256")[:8]) >= end for end in ends.tolist())]
+        patient: names[bisect_right(ends, int.from_bytes(hmac.digest(key, patient.encode(), "sha256")[:8]))]
         for patient in set(patients)
     }
     return [side[patient] for patient in patients]

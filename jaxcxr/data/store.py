@@ -137,8 +137,8 @@ class Store:
         Returns:
             `keyed_hash`: from each patient's id and a key alone (`jaxcxr.data.splits`), on top of published splits perhaps.
             `given`: they stood in the source's own table or list, or in the recipe of an embedded cohort; how the source
-            came by them is not known here. `unknown`: nothing says; the store was made by an earlier version, which dealt
-            patients so that each one's split could depend on all others, or by a program that did not say.
+            came by them is not known here. `unknown`: nothing says; the store was made by an earlier version, which could
+            deal patients so that each one's split depended on all others, or by a program that did not say.
         """
         match self.description().get("split"):
             case {"method": "keyed hash"}:

@@ -117,8 +117,10 @@ class Plan:
             InputError: they were trained on films or patients that are to be protected.
         """
         model = self.config.model
-        if self.mechanism is None or model.weights is None or self.store is None:
+        if self.mechanism is None or model.weights is None:
             return None
+        if self.store is None:
+            raise ValueError("a private plan without its store: nobody could tell whether its weights know its films")
         path = weights_folder(model.weights)
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
 

@@ -283,6 +283,23 @@ def test_a_published_list_that_names_valid_patients_keeps_them(tmp_path):
     assert cohort.split["method"] == "keyed hash"
 
 
+def test_one_patient_in_valid_does_not_decide_for_the_others(tmp_path):
+    """Nor does one whose only film is a lateral: a published split may be empty."""
+    options = mimic.MimicOptions(valid_fraction=0.4, draw=DRAW)
+    manifests = []
+    for place, patients in enumerate(([0, 3, 6, 7, 10, 13, 2, 1], [0, 3, 6, 7, 10, 13, 2])):
+        (tmp_path / str(place)).mkdir()
+        write_mimic(tmp_path / str(place), patients)
+        manifests.append(mimic.read(tmp_path / str(place), tmp_path, options).manifest)
+    assert side_of(manifests[0]) == side_of(manifests[1]) | {"10000001": "valid"}
+    write_chexpert(tmp_path, [1, 2, 3, 5, 6, 7, 8, 9])
+    table = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)[:1]
+    table.assign(**{"Path": "CheXpert-v1.0/valid/patient9/study1/view1.jpg", "Frontal/Lateral": "Lateral"}).to_csv(
+        tmp_path / "valid.csv", index=False
+    )
+    assert set(chexpert.read(tmp_path, tmp_path, Options(valid_fraction=0.4, draw=DRAW)).manifest["split"]) == {"train"}
+
+
 def test_a_file_is_found_elsewhere_whether_or_not_the_others_lie_in_their_place(tmp_path):
     """Among many, one of which lies elsewhere: what is looked up for it must not hang on a sample of the others."""
     write_nih(tmp_path, list(range(1, 60)))
