@@ -295,6 +295,6 @@ def _words(hashes: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
-def _texts(column: "pd.Series[Any]") -> list[str]:
+def _texts(column: pd.Series) -> list[str]:
     """Ids as text; one that is not known, as of a store that names no patients, is left out."""
     return [text for text in column.dropna().astype(str).str.strip() if text]

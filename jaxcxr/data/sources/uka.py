@@ -97,7 +97,7 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
         **labels,
     )
     # Not decided by the rows: one patient in `valid` would otherwise keep all others in `train`.
-    if options.split == "official" and options.valid_fraction > 0 and (frame["split"] == "valid").any():
+    if options.split == "official" and options.valid_fraction > 0 and "valid" in set(frame["split"]):
         raise InputError(
             f"{name}: valid_fraction: found {options.valid_fraction}, but the list names validation patients; expected 0, "
             "which keeps them, or 'split: drawn'"
