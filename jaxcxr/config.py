@@ -69,7 +69,10 @@ class ModelConfig:
         activation: `mish` (the paper's private runs) or `relu` (its non-private ones).
         width: channels of the first layer; the paper's network has 64.
         dtype: precision of activations; parameters, norms and sums are always float32.
-        weights: folder with the weights to start from; null starts at random.
+        weights: folder with the weights to start from; null starts at random. A private run refuses weights that were trained
+            on its own films or patients, as far as they are recorded (`jaxcxr.training.trained_on`).
+        weights_ids_unrelated: declares that image and patient ids which the weights' training films share with the store are
+            of different images and people, such as '1' in two hospitals. Equal pixels are refused all the same.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
         scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
         remat: compute maps again in the backward pass instead of keeping them: less memory for more arithmetic, the same result
@@ -87,6 +90,7 @@ class ModelConfig:
     scale_norm: bool = False
     remat: bool = False
     prediction_views: Views = "one"
+    weights_ids_unrelated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

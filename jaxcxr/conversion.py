@@ -5,20 +5,23 @@
 import dataclasses
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxcxr import __version__
-from jaxcxr.config import DataConfig, ModelConfig
+from jaxcxr.config import DataConfig, Experiment, ModelConfig, load
+from jaxcxr.data.store import open_store
 from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.export import run_stablehlo, to_stablehlo
 from jaxcxr.models.heads import map_head, replace_head
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
 from jaxcxr.replacing import replacing
-from jaxcxr.training.checkpoint import save_weights
+from jaxcxr.training.checkpoint import save_weights, units_of_weights
+from jaxcxr.training.trained_on import TrainedOn, films_of, with_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,25 @@ def write_weights(weights: Weights, out: Path, torch_file: bool, source: Path, h
     data = DataConfig(store="", size=weights.size, findings=weights.findings)
     model = ModelConfig(activation=weights.activation, width=weights.width)  # type: ignore[arg-type]
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(out, params, weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts))
+    record = weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts)
+    save_weights(out, params, record, units=_units_of(source))
+
+
+def _units_of(source: Path) -> TrainedOn | None:
+    """What converted weights were trained on, where their source is a weights folder with a record, or a run whose store is
+    still there; None otherwise, so that a private run names it as an assumption.
+    """
+    if not (source / "config.yaml").is_file():
+        return units_of_weights(source) if source.is_dir() else None
+    if not (source / "run.json").is_file():
+        return None
+    config, facts = load(Experiment, source / "config.yaml"), json.loads((source / "run.json").read_text(encoding="utf-8"))
+    if not Path(config.data.store).is_dir():
+        return None
+    store, start = open_store(config.data.store), config.model.weights
+    if store.fingerprint != facts.get("store_fingerprint"):
+        return None
+    return with_training(films_of(store, "train"), None if start is None else units_of_weights(start), start is None)
 
 
 def export_model(model: Model, out: Path) -> float:

@@ -19,6 +19,7 @@ from jaxcxr.data import synthetic
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import require_positives
+from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
@@ -51,7 +52,9 @@ def store_of(config: Experiment, say: Say = print) -> Store:
         raw = synthetic.render_all(films, config.data.size)
         images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
         described = {"synthetic": dataclasses.asdict(recipe), "jaxcxr": __version__, "chain": "min-max, equalise (paper)"}
-        store = write_store(path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described)
+        store = write_store(
+            path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described, split=GIVEN
+        )
     require_positives(store.manifest, config.data.findings, source=str(path))
     return store
 
@@ -96,13 +99,15 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
 
 def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool = False) -> None:
     """Train non-privately on public films and write the weights with a record of where they come from: the configuration, the
-    films' fingerprint, and what the weights, read back, are worth on the public test films, if there are any.
+    films' fingerprint, hashes of the films and patients (`training.trained_on`), and what the weights, read back, are worth on
+    the public test films, if there are any.
 
     The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size (`training.checkpoint.save_weights`).
     """
-    from jaxcxr.training.checkpoint import load_weights, save_weights
+    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import made_with, make_plan
+    from jaxcxr.training.trained_on import films_of, with_training
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
@@ -119,7 +124,10 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
         "store_fingerprint": store.fingerprint,
         "config": dataclasses.asdict(config),
     }
-    save_weights(weights, outcome.params, provenance, bfloat16)
+    start = config.model.weights
+    before = None if start is None else units_of_weights(start)
+    units = with_training(films_of(store, "train"), before, from_random=start is None)
+    save_weights(weights, outcome.params, provenance, bfloat16, units)
     if len(store.split("test")):
         evaluation = predict_and_evaluate(config, load_weights(weights, outcome.params), store, run)
         _record_auroc(weights / "provenance.json", evaluation)
@@ -160,6 +168,8 @@ def run_experiment(
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
+    if plan.start is not None and plan.start.held_out is not None:
+        say(plan.start.held_out)
     patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
     if not is_first():

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from jaxcxr.config import load
 from jaxcxr.console import run
-from jaxcxr.data.build import DUPLICATES_FILE, FLAGGED_FILE, QUARANTINE_FILE, build_store, read_listing
-from jaxcxr.data.duplicates import across_splits
+from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, begun_split_key, build_store, read_listing
+from jaxcxr.data.duplicates import DUPLICATES_FILE, across_splits
 from jaxcxr.data.images import Preprocessing
-from jaxcxr.data.manifest import SPLITS, read_table, require_positives
-from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, uka, vindr
-from jaxcxr.data.sources.published import Cohort, Options
-from jaxcxr.data.sources.table import TableSource, to_manifest
+from jaxcxr.data.manifest import SPLITS, require_positives
+from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, table, uka, vindr
+from jaxcxr.data.sources.cohort import Cohort
+from jaxcxr.data.sources.published import Options
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.data.verify import verify
 from jaxcxr.errors import InputError
@@ -173,8 +173,9 @@ def main() -> None:
     with tqdm(total=len(cohort.manifest), unit="images", mininterval=_interval(), dynamic_ncols=True) as bar:
         store = build_store(
             command.out, cohort.manifest, images, size=command.size, findings=cohort.findings, how=how, groups=groups,
-            refused=cohort.refused, sources=described, processes=processes, shards=command.shards, strict=command.strict,
-            refuse_flagged=command.refuse_flagged, duplicates=command.duplicates, progress=bar.update,
+            refused=cohort.refused, sources=described, split=cohort.split, processes=processes,
+            shards=command.shards, strict=command.strict, refuse_flagged=command.refuse_flagged,
+            duplicates=command.duplicates, progress=bar.update,
         )  # fmt: skip
     _tell(store, cohort, time.monotonic() - started)
     _tell_duplicates(store)
@@ -183,25 +184,29 @@ def main() -> None:
 
 
 def _cohort(command: Any, processes: int) -> tuple[Cohort, Path, tuple[str, ...]]:
-    """The cohort, the folder of its images, and the further columns to keep."""
+    """The cohort, the folder of its images, and the further columns to keep.
+
+    A preparation that is gone on with draws its splits with the key that it was begun with.
+    """
+    begun = begun_split_key(command.out)
     if isinstance(command, Published):
-        read, options = ADAPTERS[type(command)]
+        read, kind = ADAPTERS[type(command)]
         images = _folder(command.images or command.folder)
         if not command.folder.is_dir():
             raise InputError(f"{command.folder}: no such folder")
-        return read(command.folder, images, load(options, command.config) if command.config else options()), images, ()
+        options = load(kind, command.config) if command.config else kind()
+        return read(command.folder, images, dataclasses.replace(options, draw=options.draw.keyed(begun))), images, ()
     images = _folder(command.images)
     if isinstance(command, Dicom):
         config = load(dicom.DicomSource, command.source)
+        config = dataclasses.replace(config, source=table.keyed(config.source, begun))
         with tqdm(desc="headers", unit="files", mininterval=_interval(), dynamic_ncols=True) as bar:
             cohort = dicom.read(images, command.table, config, processes, bar.update)
         return cohort, images, tuple(config.source.groups)
-    source = load(TableSource, command.source)
-    table = read_table(command.table)
-    manifest = to_manifest(table, source, str(command.table))
-    require_positives(manifest, source.findings, str(command.table))
-    excluded = {"rows left out by the column map": len(table) - len(manifest)}
-    return Cohort(manifest, source.findings, source.provenance, excluded), images, tuple(source.groups)
+    source = table.keyed(load(table.TableSource, command.source), begun)
+    cohort = table.read(command.table, source)
+    require_positives(cohort.manifest, cohort.findings, str(command.table))
+    return cohort, images, tuple(source.groups)
 
 
 def _interval() -> float:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxcxr.data.duplicates import near_duplicates
+from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.journal import Work, alone, make_shard, prepare, settle, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
@@ -48,7 +48,6 @@ from jaxcxr.replacing import replacing
 
 QUARANTINE_FILE = "quarantine.csv"
 FLAGGED_FILE = "flagged.csv"
-DUPLICATES_FILE = "duplicates.csv"
 _PLAN_FILE = "plan.json"
 _DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR
@@ -66,6 +65,7 @@ def build_store(
     groups: Sequence[str] = (),
     refused: Sequence[tuple[str, str]] = (),
     sources: Mapping[str, object] | None = None,
+    split: Mapping[str, object] | None = None,
     processes: int = 1,
     shards: int | None = None,
     strict: bool = False,
@@ -85,6 +85,7 @@ def build_store(
         groups: further columns to keep.
         refused: files that were given up before, with reasons, for quarantine.csv.
         sources: where the data come from, for the data card.
+        split: how the splits came about (`jaxcxr.data.splits`); None where that is not known.
         processes: how many to use; 1 stays in this one.
         shards: how many to make in all, at least one a split; by default some of at most 128 MiB.
         strict: stop at the first file that cannot be used; otherwise it goes to quarantine.csv.
@@ -101,12 +102,12 @@ def build_store(
         raise InputError(f"{path}: exists already, expected a new folder for the store")
     frame = check_manifest(declared(manifest, findings, groups), findings, f"manifest of {path}")
     preprocessing = how.described()
-    building = path.with_name(f".{path.name}.partial")
+    building = _building(path)
     works = _works(building, frame, images, size, how, shards, strict, refuse_flagged)
     with _on_disk(path, building):
         building.mkdir(parents=True, exist_ok=True)
         with alone(building / "lock", f"{path}: another process is making this store"):
-            _same_plan(building, path, frame, size, findings, preprocessing, works)
+            _same_plan(building, path, frame, size, findings, preprocessing, works, split)
             if not (building / STORE_FILE).exists():
                 try:
                     _run(works, processes, progress)
@@ -114,7 +115,9 @@ def build_store(
                     if not any(work.file(suffix).exists() for work in works for suffix in ("json", "journal")):
                         shutil.rmtree(building)
                     raise
-                _assemble(building, path, frame, works, list(refused), size, how, findings, preprocessing, sources or {})
+                _assemble(
+                    building, path, frame, works, list(refused), size, how, findings, preprocessing, sources or {}, split
+                )  # fmt: skip
             if duplicates and not (building / DUPLICATES_FILE).exists():
                 with replacing(building / DUPLICATES_FILE) as part:
                     near_duplicates(open_store(building)).to_csv(part, index=False)
@@ -127,6 +130,10 @@ def build_store(
     return open_store(path)
 
 
+def _building(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
 def _on_disk(path: Path, building: Path) -> Iterator[None]:
     """A disk that is full or may not be written is the user's to mend; any other failure of the system keeps its trace."""
@@ -137,6 +144,18 @@ def _on_disk(path: Path, building: Path) -> Iterator[None]:
             raise
         kept = f"; what is done is kept in {building.name}, give the same command again" if building.is_dir() else ""
         raise InputError(f"{path}: cannot be written ({error.strerror}){kept}") from error
+
+
+def begun_split_key(path: str | Path) -> str | None:
+    """Key of the splits of an unfinished store that is to become `path`; None if there is none, or its splits are not drawn."""
+    file = _building(Path(path)) / _PLAN_FILE
+    try:
+        split = json.loads(file.read_text(encoding="utf-8")).get("split")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: expected the plan of an unfinished store; delete that folder to begin anew") from error
+    return split.get("key") if isinstance(split, dict) else None
 
 
 def read_listing(path: Path) -> pd.DataFrame:
@@ -173,9 +192,12 @@ def _works(
 
 def _same_plan(
     building: Path, path: Path, frame: pd.DataFrame, size: int, findings: Sequence[str], preprocessing: Mapping[str, str],
-    works: Sequence[Work],
+    works: Sequence[Work], split: Mapping[str, object] | None,
 ) -> None:  # fmt: skip
-    """Note what the unfinished store is to become, or refuse to go on with another one."""
+    """Note what the unfinished store is to become, or refuse to go on with another one.
+
+    The key of drawn splits is noted with it, so that whoever goes on draws the same ones (`begun_split_key`).
+    """
     content = {
         "rows": {**rows_of(frame, findings), "path": frame["path"].tolist()},
         "cuts": [len(work.rows) for work in works],
@@ -190,7 +212,7 @@ def _same_plan(
     }
     file = building / _PLAN_FILE
     if not file.exists():
-        write_whole(file, json.dumps(plan).encode())
+        write_whole(file, json.dumps(plan | {"split": None if split is None else dict(split)}).encode())
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     differing = [key for key, value in plan.items() if before.get(key) != value]
@@ -313,6 +335,7 @@ def _make_shard_in_worker(work: Work) -> str | None:
 def _assemble(
     building: Path, path: Path, frame: pd.DataFrame, works: Sequence[Work], refused: list[tuple[str, str]], size: int,
     how: Preprocessing, findings: Sequence[str], preprocessing: Mapping[str, str], sources: Mapping[str, object],
+    split: Mapping[str, object] | None,
 ) -> None:  # fmt: skip
     """Name the shards as TFDS does, passing over empty ones, and write the tables; may be repeated after a kill."""
     shards: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
@@ -321,11 +344,11 @@ def _assemble(
         made = json.loads(work.file("json").read_text(encoding="utf-8"))
         entries += made["entries"]
         if made["count"]:
-            split = frame["split"].iat[work.rows[0]]
-            final = building / shard_name(split, len(shards[split]))
+            side = frame["split"].iat[work.rows[0]]
+            final = building / shard_name(side, len(shards[side]))
             if work.file("array_record").exists():
                 work.file("array_record").rename(final)
-            shards[split].append((made["count"], made["bytes"]))
+            shards[side].append((made["count"], made["bytes"]))
     entries.sort(key=lambda entry: entry["row"])
     names = frame["path"].tolist()
     bad = [(names[entry["row"]], entry["reason"]) for entry in entries if "reason" in entry]
@@ -342,5 +365,5 @@ def _assemble(
     records = pd.DataFrame({key: [entry[key] for entry in kept] for key in ("row", "sha256", "phash")})
     finish(
         building, frame, records, shards, size=size, dtype=how.dtype, findings=findings, preprocessing=preprocessing,
-        sources=sources,
+        sources=sources, split=split,
     )  # fmt: skip

@@ -15,6 +15,10 @@ from PIL import Image
 
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import RECORDS_FILE, Store
+from jaxcxr.errors import InputError
+
+DUPLICATES_FILE = "duplicates.csv"
+"""Listing of `near_duplicates` in a store; without it, nobody has looked."""
 
 _SIDE = 64
 _BLOCK = 256
@@ -99,6 +103,30 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
 def across_splits(pairs: pd.DataFrame) -> pd.DataFrame:
     """The pairs that leak: one film on each of two sides."""
     return pairs.loc[pairs["split_a"] != pairs["split_b"]]
+
+
+def listed_duplicates(store: Store) -> dict[str, bool] | None:
+    """Whether a store's listing of nearly equal films of different patients touches its training split.
+
+    A pair within the training split is one person or film under two units of the claim, perhaps: what such a person is promised
+    is the guarantee for two units. A pair across the splits makes the evaluation too good. Counts are private and not told.
+
+    Returns:
+        `within`: two training films are nearly equal; `across`: a training film and one of another split are. None if nobody
+        has looked (`prepare.py --no-duplicates`, or a store without perceptual hashes).
+
+    Raises:
+        InputError: the listing is damaged.
+    """
+    path = store.path / DUPLICATES_FILE
+    if not path.is_file():
+        return None
+    try:
+        pairs = pd.read_csv(path, dtype=str, keep_default_na=False)
+        first, second = pairs["split_a"] == "train", pairs["split_b"] == "train"
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected the listing of nearly equal films, with columns split_a and split_b") from error
+    return {"within": bool((first & second).any()), "across": bool((first ^ second).any())}
 
 
 def _alike(store: Store, pairs: np.ndarray, at_least: float) -> tuple[np.ndarray, np.ndarray]:

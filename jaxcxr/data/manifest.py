@@ -173,33 +173,6 @@ def require_positives(frame: pd.DataFrame, findings: Sequence[str], source: str 
                     )
 
 
-def split_by_patient(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
-    """Give every patient, with all of their images, one split at random.
-
-    Args:
-        frame: has a `patient_id` column.
-        fractions: fraction of the patients in each split; they sum to 1.
-        seed: of the draw; the same patients, fractions and seed give the same splits, whatever the row order.
-
-    Returns:
-        A copy with a `split` column.
-
-    Raises:
-        InputError: a split is unknown, or the fractions do not lie in [0, 1] and sum to 1.
-    """
-    if any(split not in SPLITS for split in fractions):
-        raise InputError(f"split fractions: expected splits among {list(SPLITS)}, found {list(fractions)}")
-    parts = np.array(list(fractions.values()), dtype=np.float64)
-    if not np.all((parts >= 0) & (parts <= 1)) or not np.isclose(parts.sum(), 1):
-        raise InputError(f"split fractions: expected numbers in [0, 1] that sum to 1, found {dict(fractions)}")
-    patients = sorted(set(text_of(frame, "patient_id")))
-    shuffled = np.random.default_rng(seed).permutation(len(patients))
-    ends = np.round(np.cumsum(parts) * len(patients))
-    names = list(fractions)
-    split = {patients[i]: names[int(np.searchsorted(ends, place, side="right"))] for place, i in enumerate(shuffled)}
-    return frame.assign(split=[split[patient] for patient in text_of(frame, "patient_id")])
-
-
 def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Cells of a column as stripped text, an empty text where there is none."""
     cells = frame.loc[:, column]

@@ -1,88 +1,150 @@
-"""Who is trained on and who is held out: patients are dealt to the splits so that each gets its share of every finding and
-group.
+"""Patient-level train/valid/test splits, in which each patient's side follows from the patient's own id and a key.
 
-Source: the paper, Patient Cohort: patients, not films, are allocated to training and test.
+A patient's place is HMAC-SHA256(key, purpose and patient id), read as a 64-bit number, against the cumulative fractions. So no
+other patient, label, number of images or order of rows has a say: a patient added or removed changes nobody else's split, and
+the training split of two neighbouring cohorts differs by that patient alone, which is what a claim of differential privacy
+under add/remove of one unit supposes of the population that it speaks of. The price is that shares of findings and groups are
+balanced in expectation only: of n patients with a rare finding, a split of fraction f gets f n, give or take sqrt(n f (1 - f)).
+
+Source: the paper (Patient Cohort) allocates patients, not films, to training and test; HMAC as a keyed pseudo-random function:
+RFC 2104, FIPS 198-1.
 """
 
+import dataclasses
+import hashlib
+import hmac
+import secrets
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from jaxcxr.data.manifest import SPLITS, numbers_of, text_of
+from jaxcxr.config import STRICT
+from jaxcxr.data.manifest import SPLITS, text_of
 from jaxcxr.errors import InputError
 
-_AGE_EDGES = (30.0, 60.0, 70.0, 80.0)
+KEY_BYTES = 16
+GIVEN: Mapping[str, object] = {"method": "given"}
+"""How a split came about that stands in the source: a column of the table, a published list, a recipe."""
+_SIDES, _VALID = "train, valid or test", "valid, from train"
+"""Purposes, so that one key draws independently for each."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def split_stratified(
-    frame: pd.DataFrame, fractions: Mapping[str, float], seed: int, findings: Sequence[str], groups: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Give every patient, with all of their images, one split, so that the splits resemble one another.
+@dataclasses.dataclass(frozen=True)
+class SplitDraw:
+    """Splits drawn by patient: the fraction of the patients in each, and the key of the draw.
 
-    Patients are put in order of their findings (the rarest first), sex, age, further groups and number of films, at random
-    among equals, and then dealt along that order, each to the split that lacks most. Of any run of alike patients each split
-    gets its fraction to within about one patient.
+    Attributes:
+        train, valid, test: fractions; they sum to 1, and hold in expectation.
+        key: at least 32 hexadecimal digits (128 bits). The same key, fractions and patient ids give the same splits, so two
+            stores of one cohort share them. Null takes a new one from the operating system for each store, which `store.json`
+            then keeps.
+        seed: instead of `key`, a number that a key is derived from: repeatable, and public to whoever knows the number.
+        stratified: true is refused. Dealing patients by their findings made each one's split depend on all the others.
+    """
+
+    __pydantic_config__ = STRICT
+    train: Fraction
+    valid: Fraction
+    test: Fraction
+    seed: int | None = None
+    key: str | None = dataclasses.field(default=None, repr=False)
+    stratified: bool = False
+
+    def keyed(self, begun: str | None = None) -> "SplitDraw":
+        """The draw with its key: its own, that of its seed, the one that a preparation was `begun` with, or a new one.
+
+        Raises:
+            InputError: the fractions do not lie in [0, 1] and sum to 1, the key is too short or not hexadecimal, there are both
+                key and seed, or stratified splits are asked for.
+        """
+        check_fractions(self.fractions())
+        if self.stratified:
+            raise InputError(
+                "draw.stratified: dealing patients by their findings made a patient's split depend on other patients and is no "
+                "longer done; remove the line (a keyed hash of the patient id balances the splits in expectation)"
+            )
+        if self.key is not None and self.seed is not None:
+            raise InputError("draw: expected key or seed, found both")
+        if self.key is not None:
+            return dataclasses.replace(self, key=_checked(self.key))
+        if self.seed is not None:
+            return dataclasses.replace(self, key=key_of_seed(self.seed), seed=None)
+        return dataclasses.replace(self, key=begun or secrets.token_hex(KEY_BYTES))
+
+    def fractions(self) -> dict[str, float]:
+        """Fraction of the patients in each split."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def key_of_seed(seed: int) -> str:
+    """The key that a seed stands for; anyone who knows the seed knows it."""
+    return hashlib.sha256(f"jaxcxr split key of seed {seed}".encode()).hexdigest()[: 2 * KEY_BYTES]
+
+
+def split_by_patient(frame: pd.DataFrame, draw: SplitDraw) -> pd.DataFrame:
+    """Give every patient, with all of their images, one split.
 
     Args:
-        frame: a manifest without `split`; labels are 1, 0 or empty.
-        fractions: fraction of the patients in each split; they sum to 1.
-        seed: of the order among equals; the same patients, fractions and seed give the same splits, whatever the row order.
-        findings: label columns to balance.
-        groups: further columns to balance, such as an ethnic group or a scanner.
+        frame: has a `patient_id` column; no other column is read.
+        draw: with its key (`SplitDraw.keyed`).
 
     Returns:
         A copy with a `split` column.
-
-    Raises:
-        InputError: a split is unknown, or the fractions do not lie in [0, 1] and sum to 1.
     """
-    check_fractions(fractions)
-    patients = text_of(frame, "patient_id")
-    positive = {finding: numbers_of(frame, finding) == 1 for finding in findings}
-    ages = numbers_of(frame, "age") if "age" in frame else np.full(len(frame), np.nan)
-    rarest_first = sorted(findings, key=lambda finding: int(positive[finding].sum()))
-    films = pd.DataFrame(
-        {
-            **positive,
-            "sex": text_of(frame, "sex") if "sex" in frame else "",
-            "age": np.digitize(np.nan_to_num(ages, nan=-1.0), _AGE_EDGES),
-            **{group: text_of(frame, group) for group in groups},
-            "films": 1,
-        }
-    )
-    described = ("sex", "age", *groups)
-    how = {**dict.fromkeys(rarest_first, "any"), **dict.fromkeys(described, "max"), "films": "sum"}
-    table: pd.DataFrame = films.groupby(patients, sort=True).agg(how)  # type: ignore[arg-type]
-    table["chance"] = np.random.default_rng(seed).permutation(len(table))
-    order = table.sort_values([*rarest_first, *described, "films", "chance"]).index
-    names = [name for name, fraction in fractions.items() if fraction > 0]
-    wanted = np.array([fractions[name] for name in names])
-    given = np.zeros(len(names))
-    split: dict[str, str] = {}
-    for place, patient in enumerate(order, 1):
-        chosen = int(np.argmax(wanted * place - given))
-        given[chosen] += 1
-        split[patient] = names[chosen]
-    return frame.assign(split=[split[patient] for patient in patients])
+    return frame.assign(split=_by_hash(text_of(frame, "patient_id"), draw.fractions(), draw, _SIDES))
 
 
-def valid_from_train(frame: pd.DataFrame, fraction: float, seed: int, findings: Sequence[str]) -> pd.DataFrame:
-    """Move a fraction of the training patients to `valid`, for sources that publish no validation split."""
-    there = set(frame["split"])
-    if fraction == 0 or "valid" in there or "train" not in there:
-        return frame
-    train = frame.loc[frame["split"] == "train"].drop(columns="split")
-    drawn = split_stratified(train, {"train": 1 - fraction, "valid": fraction}, seed, findings)
-    sides = frame["split"].copy()
-    sides.loc[drawn.index] = drawn["split"]
+def valid_from_train(frame: pd.DataFrame, fraction: float, draw: SplitDraw) -> pd.DataFrame:
+    """Move about a fraction of the training patients to `valid`, for sources that publish no validation split.
+
+    Whether a source publishes one is for the caller to know from the source, not from the rows: otherwise one patient in
+    `valid` would decide for all patients in `train`.
+    """
+    drawn = _by_hash(text_of(frame, "patient_id"), {"train": 1 - fraction, "valid": fraction}, draw, _VALID)
+    sides = [new if old == "train" else old for old, new in zip(frame["split"], drawn, strict=True)]
     return frame.assign(split=sides)
 
 
+def described(draw: SplitDraw, fractions: Mapping[str, float]) -> dict[str, Any]:
+    """How a keyed split came about, as `store.json` keeps it."""
+    return {"method": "keyed hash", "key": draw.key, "fractions": dict(fractions)}
+
+
 def check_fractions(fractions: Mapping[str, float]) -> None:
-    """Refuse fractions of unknown splits, or that do not lie in [0, 1] and sum to 1."""
-    if any(split not in SPLITS for split in fractions):
-        raise InputError(f"split fractions: expected splits among {list(SPLITS)}, found {list(fractions)}")
+    """Refuse fractions that do not lie in [0, 1] and sum to 1."""
     parts = np.array(list(fractions.values()), dtype=np.float64)
     if not np.all((parts >= 0) & (parts <= 1)) or not np.isclose(parts.sum(), 1):
         raise InputError(f"split fractions: expected numbers in [0, 1] that sum to 1, found {dict(fractions)}")
+
+
+def _by_hash(patients: Sequence[str] | np.ndarray, fractions: Mapping[str, float], draw: SplitDraw, purpose: str) -> list[str]:
+    if draw.key is None:
+        raise ValueError("a draw without its key; expected SplitDraw.keyed() before")
+    names = [name for name in SPLITS if fractions.get(name, 0) > 0]
+    # Of a number below 2^64; the last split takes the rest, whatever the rounding of the sum.
+    ends = (np.cumsum([fractions[name] for name in names])[:-1] * 2.0**64).tolist()
+    key = hmac.digest(bytes.fromhex(draw.key), purpose.encode(), "sha256")
+    side = {
+        patient: names[bisect_right(ends, int.from_bytes(hmac.digest(key, patient.encode(), "sha256")[:8]))]
+        for patient in set(patients)
+    }
+    return [side[patient] for patient in patients]
+
+
+def _checked(key: str) -> str:
+    try:
+        size = len(bytes.fromhex(key))
+    except ValueError:
+        size = 0
+    if size < KEY_BYTES or len(key) != 2 * size:
+        raise InputError(
+            f"draw.key: expected at least {2 * KEY_BYTES} hexadecimal digits ({8 * KEY_BYTES} bits, as `openssl rand -hex "
+            f"{KEY_BYTES}` prints them, in quotes), found a text of {len(key)} characters that is none"
+        )
+    return key.lower()

@@ -4,7 +4,8 @@ A store is a folder:
 
     manifest.parquet           the checked manifest, one row an image, in the order the images were given
     records.parquet            SHA-256 of each film's pixels (and its perceptual hash), in the order of the manifest
-    store.json                 size, findings, counts, preprocessing, versions, digests; written last
+    store.json                 size, findings, counts, preprocessing, versions, digests, how the splits came about and the key
+                               of drawn ones (never released); written last
     quarantine.csv             files that could not be used, and why; flagged.csv: films that were used but are odd
     dataset_info.json, features.json, films-<split>.array_record-<shard>
                                the TFDS dataset `films`; `tfds.builder_from_directory(folder)` reads it too
@@ -21,7 +22,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,22 @@ class Store:
         """What `store.json` says."""
         return json.loads((self.path / STORE_FILE).read_text(encoding="utf-8"))
 
+    def split_origin(self) -> Literal["keyed_hash", "given", "unknown"]:
+        """How the splits came about.
+
+        Returns:
+            `keyed_hash`: from each patient's id and a key alone (`jaxcxr.data.splits`), on top of published splits perhaps.
+            `given`: they stood in the source's own table or list, or in the recipe of an embedded cohort; how the source
+            came by them is not known here. `unknown`: nothing says; the store was made by an earlier version, which could
+            deal patients so that each one's split depended on all others, or by a program that did not say.
+        """
+        match self.description().get("split"):
+            case {"method": "keyed hash"}:
+                return "keyed_hash"
+            case {"method": "given"}:
+                return "given"
+        return "unknown"
+
 
 def declared(manifest: pd.DataFrame, findings: Sequence[str], groups: Sequence[str] = ()) -> pd.DataFrame:
     """The columns that may enter a store: the contract's, the findings and declared groups; nothing else of a table does."""
@@ -147,6 +164,7 @@ def write_store(
     size: int,
     findings: Sequence[str],
     preprocessing: Mapping[str, object],
+    split: Mapping[str, object] | None = None,
 ) -> Store:
     """Write a store from images in memory, all of it or nothing (`jaxcxr.data.build` makes one from files).
 
@@ -160,6 +178,7 @@ def write_store(
         size: side of the images, in pixels.
         findings: label columns of the manifest.
         preprocessing: what was done to the images, as values JSON can hold; part of the fingerprint.
+        split: how the splits came about (`jaxcxr.data.splits`); None where that is not known.
 
     Raises:
         InputError: `path` exists, the manifest breaks its contract, or there are more or fewer images than rows.
@@ -177,7 +196,10 @@ def write_store(
         records, shards = _write_in_order(building, frame, images, size)
         if not any(shards.values()):
             raise InputError(f"{path}: none of the {len(frame)} images could be used, so there is no store to write")
-        finish(building, frame, records, shards, size=size, dtype="uint8", findings=findings, preprocessing=preprocessing)
+        finish(
+            building, frame, records, shards, size=size, dtype="uint8", findings=findings, preprocessing=preprocessing,
+            split=split,
+        )  # fmt: skip
         publish(building, path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -196,6 +218,7 @@ def finish(
     findings: Sequence[str],
     preprocessing: Mapping[str, object],
     sources: Mapping[str, object] | None = None,
+    split: Mapping[str, object] | None = None,
 ) -> None:
     """Write everything of a store but its shards, which are there; `store.json` comes last.
 
@@ -209,6 +232,7 @@ def finish(
         findings: label columns.
         preprocessing: what was done to the films.
         sources: where the data come from, for the data card; not part of the fingerprint.
+        split: how the splits came about; not part of the fingerprint, which covers the splits themselves.
     """
     kept = frame.iloc[records["row"].to_numpy()].reset_index(drop=True)
     kept.to_parquet(building / MANIFEST_FILE, index=False)
@@ -226,6 +250,7 @@ def finish(
         "preprocessing": dict(preprocessing),
         "versions": versions,
         "sources": dict(sources or {}),
+        **({} if split is None else {"split": dict(split)}),
         "images_sha256": digest,
         "fingerprint": fingerprint_of(kept, size, findings, preprocessing, digest),
     }

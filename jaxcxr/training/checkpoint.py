@@ -20,6 +20,8 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import from_torch
 from jaxcxr.privacy.noise import SECRET_BYTES, new_secret
+from jaxcxr.training import trained_on
+from jaxcxr.training.trained_on import TrainedOn
 
 SECRET_FILE = "secret.key"
 DELETED_FILE = "secret.deleted"
@@ -150,7 +152,9 @@ def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
     return tree
 
 
-def save_weights(folder: Path, params: PyTree, provenance: dict[str, object], bfloat16: bool = False) -> None:
+def save_weights(
+    folder: Path, params: PyTree, provenance: dict[str, object], bfloat16: bool = False, units: TrainedOn | None = None
+) -> None:
     """Write parameters for others to start from, with a record of where they come from; `folder` must not exist and appears
     when it is complete.
 
@@ -160,6 +164,7 @@ def save_weights(folder: Path, params: PyTree, provenance: dict[str, object], bf
         provenance: the record.
         bfloat16: write one safetensors file, as a release has it but rounded to 16 bits, and its checksum into the record,
             instead of an orbax folder of float32: half the size, for weights that travel.
+        units: what they were trained on, hashed (`jaxcxr.training.trained_on`), or None where that is not known.
     """
     part = folder.with_name(folder.name + ".part")
     if bfloat16:
@@ -169,6 +174,8 @@ def save_weights(folder: Path, params: PyTree, provenance: dict[str, object], bf
     else:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
+    if units is not None:
+        provenance = provenance | {"trained_on": trained_on.write(part, units)}
     (part / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     part.rename(folder)
 
@@ -188,6 +195,12 @@ def provenance(folder: Path) -> dict[str, Any]:
     """The record of where weights come from; empty if they have none."""
     path = folder / "provenance.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def units_of_weights(named: str | Path) -> TrainedOn | None:
+    """What the weights that a configuration names were trained on, hashed; None if that is not recorded."""
+    folder = weights_folder(named)
+    return trained_on.read(folder, provenance(folder))
 
 
 def load_weights(folder: Path, like: PyTree) -> PyTree:

@@ -3,6 +3,7 @@ refused here.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int, PyTree
 
 from jaxcxr import __version__
 from jaxcxr.config import Experiment
+from jaxcxr.data.duplicates import listed_duplicates
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
@@ -38,6 +40,7 @@ from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
 from jaxcxr.training.least_squares import LeastSquares, empty_moments
 from jaxcxr.training.step import Step, make_step
+from jaxcxr.training.trained_on import Start, checked_start
 
 UNITS_PER_PLACE = 64
 """Expected units of a batch for each place of a microbatch, at least, where units have places of their own."""
@@ -59,6 +62,7 @@ class Plan:
         weights: of positive labels, one a finding; None until noised counts are drawn for them.
         class_counts: what noised class counts cost, else None.
         microbatch_size: films a device handles at once; None where neither the configuration nor `begin_or_continue` says.
+        store: that the films come from.
     """
 
     config: Experiment
@@ -72,6 +76,7 @@ class Plan:
     weights: Float[np.ndarray, "findings"] | None
     class_counts: Statistic | None = None
     microbatch_size: int | None = None
+    store: Store | None = None
 
     def may_be_released(self) -> bool:
         """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered statistic."""
@@ -100,18 +105,27 @@ class Plan:
         """Weights that the configuration names, or None.
 
         Raises:
-            InputError: they are missing, do not fit, or were trained on the very films that are to be protected.
+            InputError: they are missing, do not fit, or were trained on films or patients that are to be protected.
         """
         if self.config.model.weights is None:
             return None
-        path = weights_folder(self.config.model.weights)
-        made_from = provenance(path).get("store_fingerprint")
-        if self.mechanism is not None and made_from == self.fingerprint:
-            raise InputError(
-                f"{path}: these weights were trained without privacy on the films of {self.config.data.store}; "
-                "a run that starts from them would give those films away"
-            )
-        return load_weights(path, self.random_params(bytes(32)))
+        _ = self.start  # refuses
+        return load_weights(weights_folder(self.config.model.weights), self.random_params(bytes(32)))
+
+    @functools.cached_property
+    def start(self) -> Start | None:
+        """What is known of the weights that a private run starts from; None if it starts at random.
+
+        Raises:
+            InputError: they were trained on films or patients that are to be protected.
+        """
+        model = self.config.model
+        if self.mechanism is None or model.weights is None:
+            return None
+        if self.store is None:
+            raise ValueError("a private plan without its store: nobody could tell whether its weights know its films")
+        path = weights_folder(model.weights)
+        return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
 
     def trained(self, params: PyTree) -> PyTree:
         """The parameters that the run trains, which are those that the optimiser sees."""
@@ -254,6 +268,10 @@ class Plan:
         }
         if self.mechanism is not None:
             described |= dataclasses.asdict(self.mechanism)
+            described["initial_weights_record"] = None if self.start is None else self.start.known
+        if self.store is not None:
+            described["split_origin"] = self.store.split_origin()
+            described["near_duplicates"] = listed_duplicates(self.store)
         if self.class_counts is not None:
             described["class_counts_noise_multiplier"] = self.class_counts.noise_multiplier
         return described
@@ -341,7 +359,7 @@ def make_plan(config: Experiment, store: Store) -> Plan:
         )
     weights = weights_at_once(config, split)
     facts = (store.fingerprint, units, films_per_unit, mechanism, sample_rate, steps, weights, class_counts)
-    plan = Plan(config, split, *facts, microbatch_size=training.microbatch_size)
+    plan = Plan(config, split, *facts, microbatch_size=training.microbatch_size, store=store)
     plan.mask()
     return plan if privacy is None or privacy.noise == "gaussian" else _with_discrete_noise(plan)
 

@@ -26,7 +26,7 @@ from jaxcxr.data.synthetic.render import render
 SIZE = 512
 MAP = """columns: {path: path, patient_id: patient_id, age: age, sex: sex}
 graded: {a: {column: a}, b: {column: b}}
-draw: {train: 0.7, valid: 0.1, test: 0.2, stratified: true}
+draw: {train: 0.7, valid: 0.1, test: 0.2}
 """
 
 

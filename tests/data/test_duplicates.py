@@ -6,9 +6,17 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from jaxcxr.data.build import DUPLICATES_FILE, build_store, read_listing
-from jaxcxr.data.duplicates import across_splits, close_pairs, near_duplicates, perceptual_hash
+from jaxcxr.data.build import build_store, read_listing
+from jaxcxr.data.duplicates import (
+    DUPLICATES_FILE,
+    across_splits,
+    close_pairs,
+    listed_duplicates,
+    near_duplicates,
+    perceptual_hash,
+)  # fmt: skip
 from jaxcxr.data.store import Split
+from jaxcxr.errors import InputError
 
 
 def film(seed: int, side: int = 64) -> np.ndarray:
@@ -128,3 +136,34 @@ def test_black_films_resemble_nothing_and_each_film_is_read_once(tmp_path, monke
 
 def test_a_store_without_hashes_has_no_pairs(tiny_store):
     assert near_duplicates(tiny_store).empty
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ([], {"within": False, "across": False}),
+        ([("train", "train")], {"within": True, "across": False}),
+        ([("test", "train")], {"within": False, "across": True}),
+        ([("train", "valid"), ("train", "train")], {"within": True, "across": True}),
+        ([("valid", "test"), ("test", "test")], {"within": False, "across": False}),
+    ],
+)
+def test_what_a_listing_says_of_the_training_split(tiny_store, tmp_path, splits, expected):
+    store = dataclasses.replace(tiny_store, path=tmp_path)
+    assert listed_duplicates(store) is None  # nobody has looked, which is not the same as nothing found
+    pairs = near_duplicates(tiny_store)
+    for place, (a, b) in enumerate(splits):
+        pairs.loc[place] = [f"f{place}", f"g{place}", "p", "q", a, b, 3, 0.99]
+    pairs.to_csv(tmp_path / DUPLICATES_FILE, index=False)
+    assert listed_duplicates(store) == expected
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "split_a,split_b\n1,2,3\n4,5,6,7\n"])
+def test_a_damaged_listing_is_refused(tiny_store, tmp_path, content):
+    (tmp_path / DUPLICATES_FILE).write_text(content)
+    with pytest.raises(InputError, match=r"duplicates\.csv: expected the listing"):
+        listed_duplicates(dataclasses.replace(tiny_store, path=tmp_path))
+
+
+def test_a_prepared_store_says_what_its_own_listing_says(store):
+    assert listed_duplicates(store) == {"within": False, "across": True}

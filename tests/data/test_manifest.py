@@ -1,10 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from jaxcxr.data.manifest import check_manifest, read_manifest, read_table, require_positives, split_by_patient
+from jaxcxr.data.manifest import check_manifest, read_manifest, read_table, require_positives
 from jaxcxr.errors import InputError
 
 FINDINGS = ("cardiomegaly", "congestion")
@@ -159,35 +157,3 @@ def test_a_split_without_positives_or_negatives_is_refused(labels, kind):
         require_positives(check_manifest(frame, FINDINGS, "m"), FINDINGS)
     frame = frame.assign(cardiomegaly=["1", "0", "1", "0"])
     require_positives(check_manifest(frame, FINDINGS, "m"), FINDINGS)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    patients=st.lists(st.integers(0, 40).map(str), min_size=1, max_size=200),
-    cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
-    seed=st.integers(0, 2**31),
-)
-def test_splits_never_share_a_patient_and_have_their_share(patients, cuts, seed):
-    fractions = {"train": cuts[0], "valid": cuts[1] - cuts[0], "test": 1 - cuts[1]}
-    frame = split_by_patient(pd.DataFrame({"patient_id": patients}), fractions, seed)
-    assert frame.groupby("patient_id")["split"].nunique().max() == 1
-    count = frame["patient_id"].nunique()
-    for split, fraction in fractions.items():
-        found = frame.loc[frame["split"] == split, "patient_id"].nunique()
-        assert abs(found - fraction * count) <= 1
-    backwards = split_by_patient(pd.DataFrame({"patient_id": patients[::-1]}), fractions, seed)
-    assert backwards["split"].tolist()[::-1] == frame["split"].tolist()
-
-
-def test_another_seed_draws_other_splits():
-    frame = pd.DataFrame({"patient_id": [str(i) for i in range(100)]})
-    draws = [split_by_patient(frame, {"train": 0.5, "test": 0.5}, seed)["split"].tolist() for seed in (0, 1)]
-    assert draws[0] != draws[1]
-
-
-@pytest.mark.parametrize(
-    "fractions", [{"train": 0.5, "test": 0.4}, {"train": 1.5, "test": -0.5}, {"dev": 1.0}, {"train": np.nan}]
-)
-def test_impossible_fractions_are_refused(fractions):
-    with pytest.raises(InputError, match="split fractions"):
-        split_by_patient(pd.DataFrame({"patient_id": ["a"]}), fractions, 0)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from jaxcxr.data import journal
 from jaxcxr.data.build import read_listing
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.store import open_store
+from jaxcxr.data.verify import verify
 from jaxcxr.errors import InputError
 from tests.conftest import load_script
 
@@ -121,6 +124,74 @@ def test_a_bad_table_is_refused_before_any_work(hospital, monkeypatch, row, colu
     assert not (hospital / "store").exists()
 
 
+def drawn(hospital, **draw):
+    """The column map with splits drawn by patient."""
+    given = ", ".join(f"{name}: {value}" for name, value in {"train": 0.4, "valid": 0.3, "test": 0.3, **draw}.items())
+    text = SOURCE.replace(", split: split", "") + f"draw: {{{given}}}\n"
+    (hospital / "source.yaml").write_text(text)
+
+
+def prepare_drawn(monkeypatch, folder, *flags):
+    """As small splits seldom have a positive of everything, that is not asked for here."""
+    monkeypatch.setattr("jaxcxr.data.manifest.require_positives", lambda *_: None)
+    return prepare(monkeypatch, folder, *flags)
+
+
+def test_an_interrupted_preparation_goes_on_with_the_splits_that_it_drew(hospital, monkeypatch):
+    """The key is in the folder of what is done, then in store.json; with it, the uninterrupted store is the same one."""
+    drawn(hospital)
+    done = 0
+
+    def killed(path):
+        nonlocal done
+        done += 1
+        if done == 6:
+            raise KeyboardInterrupt
+        return real(path)
+
+    real = journal.read_film
+    monkeypatch.setattr(journal, "read_film", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_drawn(monkeypatch, hospital)
+    key = json.loads((hospital / ".store.partial" / "plan.json").read_text())["split"]["key"]
+    store = prepare_drawn(monkeypatch, hospital)
+    assert done == 6 + 12 - 5  # the films that were done are not done again, so that the plan was found to be the same
+    assert store.description()["split"] == {
+        "method": "keyed hash",
+        "key": key,
+        "fractions": {"train": 0.4, "valid": 0.3, "test": 0.3},
+    }
+    assert store.split_origin() == "keyed_hash"
+    store.path.rename(hospital / "first")
+    drawn(hospital, key=f"'{key}'")
+    assert prepare_drawn(monkeypatch, hospital).fingerprint == store.fingerprint
+    (hospital / "store").rename(hospital / "second")
+    drawn(hospital)
+    other = prepare_drawn(monkeypatch, hospital)
+    assert other.description()["split"]["key"] != key
+
+
+def test_a_store_from_a_table_with_splits_says_so_and_one_made_before_says_nothing(hospital, monkeypatch):
+    store = prepare(monkeypatch, hospital)
+    assert store.split_origin() == "given"
+    description = store.description()
+    assert description.pop("split") == {"method": "given"}
+    (store.path / "store.json").write_text(json.dumps(description))
+    again = open_store(store.path)
+    assert again.split_origin() == "unknown"
+    assert again.fingerprint == store.fingerprint
+    assert verify(again) == 12
+
+
+def test_a_plan_that_cannot_be_read_is_said(hospital, monkeypatch):
+    drawn(hospital)
+    (hospital / ".store.partial").mkdir()
+    for content in ("{", "[]"):
+        (hospital / ".store.partial" / "plan.json").write_text(content)
+        with pytest.raises(InputError, match=r"plan\.json: expected the plan of an unfinished store"):
+            prepare_drawn(monkeypatch, hospital)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -152,9 +223,12 @@ def test_real_radiographs_of_every_kind(tmp_path):
         [table[table["path"].str.startswith(("dicom", "png16"))], table.sample(150, random_state=0)]
     ).drop_duplicates("path")
     table.to_csv(tmp_path / "metadata.csv", index=False)
+    # 155 films: four keys of ten leave a split without some finding, which is refused.
+    example = (REPOSITORY / "configs" / "prepare_example.yaml").read_text()
+    (tmp_path / "source.yaml").write_text(example.replace("  # key: '...' ", f"  key: '{1:032x}' "))
     flags = [
         "--source",
-        "configs/prepare_example.yaml",
+        str(tmp_path / "source.yaml"),
         "--table",
         str(tmp_path / "metadata.csv"),
         "--images",
@@ -214,7 +288,7 @@ def dicom_hospital(folder):
         write_film(images / f"{index}.dcm", PatientID=f"p{index}", SOPInstanceUID=f"1.{index}", **flagged, **window)
     bad = {
         "modality": {"Modality": "DOE^JANE"}, "rows": {"Rows": 4000}, "frames": {"NumberOfFrames": "3"}, "nameless": {"PatientID": ""},
-        "pixelless": {"PixelData": None}, "photometry": {"PhotometricInterpretation": "DOE JANE"}, "copy": {"SOPInstanceUID": "1.0"},
+        "pixelless": {"PixelData": None}, "photometry": {"PhotometricInterpretation": "DOE JANE"}, "copy": {"SOPInstanceUID": "1.0", "PatientID": "p0"},
         "window": {"WindowCenter": "97.53579", "WindowWidth": "97.53579"}, "bits": {"BitsStored": 77}, "slope": {"RescaleSlope": "97.53579", "RescaleIntercept": "0"},
         "age": {"PatientAge": "DOE"}, "view": {"ViewPosition": "JANE"}, "rowless": {},
     }  # fmt: skip

@@ -61,16 +61,16 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:  # noqa: ARG00
     """
     require_known(options, LABELS, str(folder))
     train, name = read_csv(folder, ["train.csv", "chexpert_train.csv"], _COLUMNS)
-    parts = [_rows(train, "train", name, options)]
+    parts = {"train": _rows(train, "train", name, options)}
     for split in ("valid", "test"):
         table = optional_csv(folder, [f"{split}.csv"], _COLUMNS)
         if table is not None:
-            parts.append(_rows(table, split, f"{folder / split}.csv", options))
-    frame = pd.concat(parts, ignore_index=True)
+            parts[split] = _rows(table, split, f"{folder / split}.csv", options)
+    frame = pd.concat(parts.values(), ignore_index=True)
     excluded: dict[str, int] = {}
     frame = keep_views(frame, options, excluded)
     findings = tuple(map(snake, LABELS)) if options.labels == "native" else UKA_FINDINGS
-    return cohort(frame, findings, options, PROVENANCE, str(folder), excluded)
+    return cohort(frame, findings, options, PROVENANCE, str(folder), excluded, publishes_valid="valid" in parts)
 
 
 def from_labeller(table: pd.DataFrame, name: str, options: Options) -> dict[str, np.ndarray]:

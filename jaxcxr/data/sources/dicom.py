@@ -25,8 +25,9 @@ import pandas as pd
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
 from jaxcxr.data.manifest import missing_column, read_table, text_of
-from jaxcxr.data.sources.published import Cohort, is_utf8
-from jaxcxr.data.sources.table import TableSource, to_manifest
+from jaxcxr.data.sources.cohort import Cohort
+from jaxcxr.data.sources.published import is_utf8
+from jaxcxr.data.sources.table import TableSource, keyed, split_of, to_manifest
 from jaxcxr.errors import InputError
 
 _TAGS = (
@@ -84,6 +85,7 @@ def read(
         InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, the table has a `patient_id`
             of its own, or the column map refuses.
     """
+    source = keyed(config.source)
     if config.join.tag not in JOINS:
         raise InputError(f"join.tag: found {config.join.tag!r}, expected one of {', '.join(JOINS)}")
     rows = read_table(table)
@@ -115,9 +117,9 @@ def read(
     if not found.any():
         raise InputError(f"{table}: no row belongs to any of the {len(files)} radiographs in {images} by {config.join.tag}")
     kept = joined.loc[found].drop(columns=["_key", "_merge"]).reset_index(drop=True)
-    manifest = to_manifest(kept, config.source, str(table))
+    manifest = to_manifest(kept, source, str(table))
     excluded = {"rows left out by the column map": len(kept) - len(manifest), "rows of the table without a file": absent}
-    return Cohort(manifest, config.source.findings, config.source.provenance, excluded, tuple(refused))
+    return Cohort(manifest, source.findings, source.provenance, excluded, tuple(refused), split_of(source))
 
 
 def scan(
@@ -129,21 +131,30 @@ def scan(
         One row a radiograph (see above), by path; and the files that are none, with reasons.
 
     Raises:
-        InputError: no file below the folder is a radiograph.
+        InputError: no file below the folder is a radiograph, or two patients share an instance.
     """
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
     paths, refused = _files(images)
-    rows, first = [], {}
+    rows: list[dict[str, str]] = []
+    first: dict[str, dict[str, str]] = {}
+    shared: list[tuple[str, str]] = []
     for path, found in zip(paths, _headers(images, paths, processes), strict=True):
         progress(1)
         if isinstance(found, str):
             refused.append((path, found))
-        elif found["image_id"] and found["image_id"] in first:
-            refused.append((path, f"second copy of an instance, the first is {first[found['image_id']]}"))
-        else:
-            first[found["image_id"]] = path
+        elif (earlier := first.get(found["image_id"])) is None:
+            first[found["image_id"]] = found
             rows.append(found)
+        elif earlier["patient_id"] == found["patient_id"]:
+            refused.append((path, f"second copy of an instance, the first is {earlier['path']}"))
+        else:
+            shared.append((earlier["path"], path))
+    if shared:  # to keep the first of two would let one patient's film depend on another patient
+        raise InputError(
+            f"{images}: {shared[0][0]} and {shared[0][1]} are of two patients and have one SOPInstanceUID ({len(shared)} such "
+            "pairs in all); expected an instance of one patient: correct the export, or take one file of each pair away"
+        )
     if not rows:
         raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")
     return pd.DataFrame(rows, columns=list(_COLUMNS)), refused

@@ -94,7 +94,7 @@ def read(folder: Path, images: Path, options: MimicOptions) -> Cohort:
     excluded: dict[str, int] = {}
     frame = keep_views(frame, options, excluded)
     findings = tuple(map(snake, LABELS)) if options.labels == "native" else UKA_FINDINGS
-    return cohort(frame, findings, options, PROVENANCE, name, excluded)
+    return cohort(frame, findings, options, PROVENANCE, name, excluded, publishes_valid=True)
 
 
 def _versioned(folder: Path, kind: str, columns: list[str]) -> tuple[pd.DataFrame, str]:

@@ -92,9 +92,8 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
         frame = frame.assign(split=_official(folder, files, name))
     excluded: dict[str, int] = {}
     frame = keep_views(frame, options, excluded)
-    return cohort(
-        frame, tuple(map(snake, LABELS)) if options.labels == "native" else UKA_FINDINGS, options, PROVENANCE, name, excluded
-    )
+    findings = tuple(map(snake, LABELS)) if options.labels == "native" else UKA_FINDINGS
+    return cohort(frame, findings, options, PROVENANCE, name, excluded, publishes_valid=False)
 
 
 def _official(folder: Path, files: np.ndarray, name: str) -> list[str]:

@@ -118,7 +118,8 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
     usable = np.array(["exclude" not in found for found in labels])
     excluded = {"labelled 'exclude'": int((~usable).sum())}
     frame = keep_views(frame.loc[usable], options, excluded)
-    return cohort(frame, tuple(TERMS) if options.labels == "native" else UKA_FINDINGS, options, PROVENANCE, name, excluded)
+    findings = tuple(TERMS) if options.labels == "native" else UKA_FINDINGS
+    return cohort(frame, findings, options, PROVENANCE, name, excluded, publishes_valid=False)
 
 
 def _paper(native: Mapping[str, np.ndarray], sentences: list[list[list[str]]]) -> dict[str, np.ndarray]:

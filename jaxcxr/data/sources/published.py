@@ -1,6 +1,6 @@
 """What the adapters of published data sets share: their options, how their tables are read, and how labels become findings.
 
-An adapter is a module with a `PROVENANCE` and a function `read(folder, options)` that returns a `Cohort`.
+An adapter is a module with a `PROVENANCE` and a function `read(folder, images, options)` that returns a `Cohort`.
 """
 
 import dataclasses
@@ -17,31 +17,12 @@ from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import plausible_age
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import check_manifest, missing_column, text_cells, text_of
-from jaxcxr.data.sources.table import Provenance, SplitDraw
-from jaxcxr.data.splits import split_stratified, valid_from_train
+from jaxcxr.data.sources.cohort import Cohort, Provenance, with_one_id
+from jaxcxr.data.splits import GIVEN, SplitDraw, described, split_by_patient, valid_from_train
 from jaxcxr.errors import InputError
 
 Policy = Literal["unknown", "negative", "positive"]
 _MEANING: Mapping[str, float] = {"unknown": np.nan, "negative": 0.0, "positive": 1.0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Cohort:
-    """What a source gives to be prepared.
-
-    Attributes:
-        manifest: the checked manifest.
-        findings: its label columns.
-        provenance: of the data.
-        excluded: rows of the tables that are no frontal film to be used, by reason.
-        refused: files that cannot be used, with reasons, for quarantine.csv.
-    """
-
-    manifest: pd.DataFrame
-    findings: tuple[str, ...]
-    provenance: Provenance
-    excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +34,12 @@ class Options:
             that both sides are free of a finding; a positive one leaves both sides unknown.
         uncertain: meaning of an uncertain label, by the set's own name of the finding; `default` for the others.
         unmentioned: meaning of an empty label in sets made from reports.
-        split: the set's own (`official`), or `drawn` by patient, stratified by findings, sex and age.
-        valid_fraction: of the training patients that become `valid` if the set has no validation split.
-        draw: fractions of the patients, for `drawn`, and the seed of both draws.
+        split: the set's own (`official`), or `drawn` by patient (`jaxcxr.data.splits`).
+        valid_fraction: of the training patients that become `valid`, in sets that publish no validation split.
+        draw: fractions of the patients, for `drawn`, and the key of both draws.
         views: frontal views to keep.
         max_age: years; an older age is unknown.
-        same_patient: other ids of a patient, such as near-duplicates betray: alias -> id.
+        same_patient: other ids of a patient, such as near-duplicates betray: alias -> id; an id may be an alias again.
     """
 
     __pydantic_config__ = STRICT
@@ -67,7 +48,7 @@ class Options:
     unmentioned: Policy = "unknown"
     split: Literal["official", "drawn"] = "official"
     valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    draw: SplitDraw = dataclasses.field(default_factory=lambda: SplitDraw(0.7, 0.1, 0.2, stratified=True))
+    draw: SplitDraw = dataclasses.field(default_factory=lambda: SplitDraw(0.7, 0.1, 0.2))
     views: tuple[Literal["AP", "PA", "unknown"], ...] = ("AP", "PA")
     max_age: Annotated[float, Field(gt=0)] = 120.0
     same_patient: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -176,18 +157,21 @@ def ages_or_unknown(ages: Iterable[float], options: Options) -> list[float]:
 
 
 def located(images: Path, expected: Sequence[str]) -> list[str]:
-    """Paths of files relative to `images`: where they are expected, else wherever a file of that name lies below."""
+    """Paths of files relative to `images`: where they are expected, else wherever a file of that name lies below (the first
+    in alphabetical order). What is found for one name does not depend on the others.
+    """
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
-    if all((images / name).is_file() for name in expected[:: max(1, len(expected) // 20)]):
+    there = [(images / name).is_file() for name in expected]
+    if all(there):
         return list(expected)
     by_name: dict[str, str] = {}
     for folder, _, files in os.walk(images):
         for file in files:
             path = os.path.relpath(Path(folder) / file, images)
             if is_utf8(path):
-                by_name.setdefault(file, path)
-    return [name if (images / name).is_file() else by_name.get(Path(name).name, name) for name in expected]
+                by_name[file] = min(path, by_name.get(file, path))
+    return [name if found else by_name.get(Path(name).name, name) for name, found in zip(expected, there, strict=True)]
 
 
 def is_utf8(path: str) -> bool:
@@ -209,19 +193,24 @@ def keep_views(frame: pd.DataFrame, options: Options, excluded: dict[str, int]) 
 
 def cohort(
     frame: pd.DataFrame, findings: Sequence[str], options: Options, provenance: Provenance, name: str,
-    excluded: Mapping[str, int], refused: Sequence[tuple[str, str]] = (),
+    excluded: Mapping[str, int], *, publishes_valid: bool,
 ) -> Cohort:  # fmt: skip
-    """Give every row a split and check the manifest."""
+    """Give every row a split and check the manifest.
+
+    `publishes_valid` says whether the set has a validation split of its own, which is known from its tables and not from the
+    rows that are left: no row may decide for the others.
+    """
     if frame.empty:
         raise InputError(f"{name}: none of its rows is a film to use ({dict(excluded)})")
-    frame = frame.assign(patient_id=[options.same_patient.get(patient, patient) for patient in frame["patient_id"]])
+    frame = frame.assign(patient_id=with_one_id(frame["patient_id"], options.same_patient))
+    draw, split = options.draw.keyed(), dict(GIVEN)
     if options.split == "drawn" or "split" not in frame.columns:
-        draw = options.draw
-        fractions = {"train": draw.train, "valid": draw.valid, "test": draw.test}
-        frame = split_stratified(frame.drop(columns="split", errors="ignore"), fractions, draw.seed, findings)
-    else:
-        frame = valid_from_train(frame, options.valid_fraction, options.draw.seed, findings)
-    return Cohort(check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), tuple(refused))
+        frame, split = split_by_patient(frame, draw), described(draw, draw.fractions())
+    elif options.valid_fraction > 0 and not publishes_valid:
+        frame = valid_from_train(frame, options.valid_fraction, draw)
+        fractions = {"train": 1 - options.valid_fraction, "valid": options.valid_fraction}
+        split = described(draw, fractions) | {"of": "the published training patients"}
+    return Cohort(check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), split=split)
 
 
 def _short(text: str) -> str:

@@ -7,6 +7,7 @@ labels.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -15,34 +16,15 @@ from pydantic import Field
 
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import MAX_AGE, age_years
-from jaxcxr.data.manifest import (
-    REQUIRED,
-    SEXES,
-    SPLITS,
-    VIEWS,
-    check_manifest,
-    missing_column,
-    split_by_patient,
-    text_of,
-)  # fmt: skip
-from jaxcxr.data.splits import split_stratified
+from jaxcxr.data.manifest import REQUIRED, SEXES, SPLITS, VIEWS, check_manifest, missing_column, read_table, text_of
+from jaxcxr.data.sources.cohort import Cohort, Provenance, with_one_id
+from jaxcxr.data.splits import GIVEN, SplitDraw, described, split_by_patient
 from jaxcxr.errors import InputError
 
 Label = Literal[0, 1] | None
 Value = TypeVar("Value")
-Fraction = Annotated[float, Field(ge=0, le=1)]
+_OWN = Provenance("table and image files", "the user's own", "the user's own", "the user's own")
 _PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
-
-
-@dataclasses.dataclass(frozen=True)
-class Provenance:
-    """Where a data set comes from and on which terms it may be used, for its data card."""
-
-    __pydantic_config__ = STRICT
-    name: str
-    origin: str
-    access: str
-    licence: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +35,7 @@ class Columns:
         path: image file, relative to the images folder.
         patient_id: who the film is of; the same text is the same person.
         image_id: unique; null uses `path`.
-        split: null draws the splits by patient (`SplitDraw`).
+        split: null draws the splits by patient (`TableSource.draw`).
     """
 
     __pydantic_config__ = STRICT
@@ -102,21 +84,6 @@ class Listed:
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitDraw:
-    """Patient-disjoint splits drawn at random: fraction of the patients in each, and the seed of the draw.
-
-    `stratified` deals patients so that findings, sex, age and declared groups are spread evenly (`jaxcxr.data.splits`).
-    """
-
-    __pydantic_config__ = STRICT
-    train: Fraction
-    valid: Fraction
-    test: Fraction
-    seed: int = 0
-    stratified: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class TableSource:
     """How one table is read.
 
@@ -130,8 +97,8 @@ class TableSource:
         groups: further columns for the store, such as an ethnic group or a scanner: manifest column -> column of the table.
         keep: for a column, the values of the rows to keep.
         drop: for a column, the values of the rows to leave out.
-        same_patient: other ids of a patient: alias -> id.
-        draw: how splits are drawn where `columns.split` is null.
+        same_patient: other ids of a patient: alias -> id; an id may be an alias again.
+        draw: how splits are drawn where `columns.split` is null (`jaxcxr.data.splits`).
         provenance: where the films come from, for the data card.
     """
 
@@ -149,12 +116,35 @@ class TableSource:
     drop: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     same_patient: dict[str, str] = dataclasses.field(default_factory=dict)
     draw: SplitDraw | None = None
-    provenance: Provenance = Provenance("table and image files", "the user's own", "the user's own", "the user's own")
+    provenance: Provenance = _OWN
 
     @property
     def findings(self) -> tuple[str, ...]:
         """Names of the findings, in output order."""
         return tuple(self.graded or (self.listed.findings if self.listed else ()))
+
+
+def read(table: Path, source: TableSource) -> Cohort:
+    """Read a CSV or parquet table, one row per image, by its column map.
+
+    Raises:
+        InputError: the table cannot be read, or `to_manifest` refuses.
+    """
+    source = keyed(source)
+    rows = read_table(table)
+    manifest = to_manifest(rows, source, str(table))
+    excluded = {"rows left out by the column map": len(rows) - len(manifest)}
+    return Cohort(manifest, source.findings, source.provenance, excluded, split=split_of(source))
+
+
+def keyed(source: TableSource, begun: str | None = None) -> TableSource:
+    """The map with the key of its draw, if it has one (`SplitDraw.keyed`)."""
+    return source if source.draw is None else dataclasses.replace(source, draw=source.draw.keyed(begun))
+
+
+def split_of(source: TableSource) -> Mapping[str, object]:
+    """How the splits of a `keyed` map come about."""
+    return dict(GIVEN) if source.draw is None else described(source.draw, source.draw.fractions())
 
 
 def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataFrame:
@@ -182,7 +172,7 @@ def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataF
     if rows.empty:
         raise InputError(f"{name}: none of its {len(table)} rows is left to use after 'keep' and 'drop'")
     columns = source.columns
-    patients = [source.same_patient.get(patient, patient) for patient in text_of(rows, columns.patient_id)]
+    patients = with_one_id(text_of(rows, columns.patient_id), source.same_patient)
     manifest = pd.DataFrame(
         {
             "image_id": text_of(rows, columns.image_id or columns.path),
@@ -204,11 +194,7 @@ def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataF
         manifest = manifest.assign(**_listed(rows, source.listed, name))
     manifest = manifest.assign(**{group: text_of(rows, column) for group, column in source.groups.items()})
     if source.draw is not None:
-        fractions = {"train": source.draw.train, "valid": source.draw.valid, "test": source.draw.test}
-        if source.draw.stratified:
-            manifest = split_stratified(manifest, fractions, source.draw.seed, source.findings, tuple(source.groups))
-        else:
-            manifest = split_by_patient(manifest, fractions, source.draw.seed)
+        manifest = split_by_patient(manifest, source.draw.keyed())
     return check_manifest(manifest, source.findings, name)
 
 

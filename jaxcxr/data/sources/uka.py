@@ -13,16 +13,18 @@ borderline and above for the heart, as positive).
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import age_years, years_between
 from jaxcxr.data.findings import PAPER_GRADES, UKA_FINDINGS
 from jaxcxr.data.manifest import text_of
 from jaxcxr.data.sources.published import Cohort, Options, Provenance, ages_or_unknown, cohort, graded, read_csv, translated
+from jaxcxr.errors import InputError
 
 PROVENANCE = Provenance(
     "UKA-CXR",
@@ -51,9 +53,11 @@ class UkaOptions(Options):
         suffix: ending of the image files.
         age: column of ages in years, or null to compute them.
         birth, examination: columns of the dates, used where `age` is null or empty.
+        valid_fraction: 0 keeps the list's own validation patients, if it names any; more is for lists that name none.
     """
 
     __pydantic_config__ = STRICT
+    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     table: str = "master_list.csv"
     grades: dict[str, Literal[0, 1] | None] = dataclasses.field(default_factory=_paper_grades)
     suffix: str = ".jpg"
@@ -66,7 +70,8 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
     """Read the master list; the eight findings are the paper's, and `comorbidities` counts those that are positive.
 
     Raises:
-        InputError: a column is missing, or a cell holds a value without a meaning.
+        InputError: a column is missing, a cell holds a value without a meaning, or a list with validation patients is to get
+            others.
     """
     table, name = read_csv(
         folder,
@@ -91,7 +96,13 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
         comorbidities=np.where(known, positives, np.nan),
         **labels,
     )
-    return cohort(frame, UKA_FINDINGS, options, PROVENANCE, name, {})
+    # Not decided by the rows: one patient in `valid` would otherwise keep all others in `train`.
+    if options.split == "official" and options.valid_fraction > 0 and "valid" in set(frame["split"]):
+        raise InputError(
+            f"{name}: valid_fraction: found {options.valid_fraction}, but the list names validation patients; expected 0, "
+            "which keeps them, or 'split: drawn'"
+        )
+    return cohort(frame, UKA_FINDINGS, options, PROVENANCE, name, {}, publishes_valid=False)
 
 
 def _ages(table: pd.DataFrame, options: UkaOptions) -> list[float]:

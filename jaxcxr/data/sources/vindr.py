@@ -107,7 +107,7 @@ def read(folder: Path, images: Path, options: VindrOptions) -> Cohort:
         image_id=ids, patient_id=ids, path=paths, age=ages_or_unknown(ages, options), sex=sexes, view="PA", **labels
     )
     findings = tuple(native) if options.labels == "native" else UKA_FINDINGS
-    return cohort(described, findings, options, PROVENANCE, str(tables), {})
+    return cohort(described, findings, options, PROVENANCE, str(tables), {}, publishes_valid=False)
 
 
 def _voted(table: pd.DataFrame, name: str, agreement: str) -> pd.DataFrame:
