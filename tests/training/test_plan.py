@@ -10,7 +10,8 @@ from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.training.checkpoint import load_or_make_secret, load_weights, save_weights
-from jaxcxr.training.plan import begin_or_continue, make_plan
+from jaxcxr.training.plan import make_plan
+from jaxcxr.training.resume import begin_or_continue
 from tests.conftest import changed
 
 
@@ -28,9 +29,9 @@ def test_the_noise_is_calibrated_to_the_budget(tiny_config: Experiment, tiny_sto
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
-        ("privacy", {"delta": 0.02}, "privacy.delta: expected less than 1/N = 0.02 for N = 50"),
+        ("privacy", {"delta": 0.02}, "privacy.delta: expected less than 1/N = 0.02 for N = 50 images"),
         ("privacy", {"epsilon": 1e-9, "delta": 1e-12}, "no noise multiplier"),
-        ("training", {"expected_batch_size": 51}, "expected_batch_size: expected at most the 50 films"),
+        ("training", {"expected_batch_size": 51}, "expected_batch_size: expected at most the 50 images"),
         ("data", {"size": 64}, "the store's films are 32 pixels wide"),
         ("data", {"findings": ("cardiomegaly", "rib_fracture")}, "rib_fracture"),
     ],
