@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 COUNTED_SIZE = "dataset_size_counted"
 COUNTED_RATES = "positive_rates_counted"
@@ -32,6 +32,9 @@ FAR = 2.0
 """A declared N this many times too large or too small is worth a word to the operator."""
 CHANCE = 1e-3
 """Chance with which rates that were fixed beforehand are refused; it is smaller the more the truth differs from them."""
+_TELLING = 4
+_SINGULAR = 1e-6
+"""Eigenvalue of a correlation matrix below which findings say the same."""
 
 
 def proposed_size(units: int) -> int:
@@ -84,40 +87,45 @@ def rates_were_counted(declared: Sequence[float], labels: Float[np.ndarray, "n f
 
     A rate r of n labels scatters about its expectation by s = sqrt(r (1 - r) / n) at least, so that a constant c, whatever it is,
     lies within z s of r with a probability of at most that of |N(0, 1)| < z: for all findings together, the quadratic form of
-    c - r in the inverse covariance of the rates is at least chi-squared. A number written with d decimals says no more than that
-    the rate is within half a unit of the last one; that is the least distance it is taken at. Of every size, the subset of the
-    findings nearest to their rates is tested, with Bonferroni's correction for all subsets of that size and for all sizes.
+    (c - r) / s in the inverse correlation of the rates is at least chi-squared. Rates written with d decimals say no more than that
+    the truth is within half a unit of the last one; that is the least distance they are taken at. Of every size, the subset of the
+    findings nearest to their rates is tested, with Bonferroni's correction for all subsets (half of the chance is for all
+    findings together). A rate of four significant digits or more that agrees with the cohort's own in all of them is found by itself.
 
     Args:
         declared: one rate per finding.
         labels: 1, 0 or NaN (unknown).
     """
     known = ~np.isnan(labels)
-    counts = known.sum(axis=0)
-    tested = np.flatnonzero(counts > 0)
+    tested = np.flatnonzero(known.any(axis=0))
     if not len(tested):
         return False
-    known, counts = known[:, tested].astype(float), counts[tested]
-    rates = np.nansum(labels[:, tested], axis=0) / counts
-    residuals = np.where(known > 0, labels[:, tested] - rates, 0.0)
-    covariance = residuals.T @ residuals / np.outer(counts, counts)
-    sizes = np.arange(len(declared))[tested]
-    off = np.array([declared[j] for j in sizes]) - rates
-    least = np.array([_half_a_unit(declared[j]) for j in sizes])
-    distance = np.copysign(np.maximum(np.abs(off), least), off)
-    spread = np.sqrt(np.maximum(np.diag(covariance), 1.0 / counts.astype(float) ** 2))
-    covariance[np.diag_indices_from(covariance)] = spread**2
-    nearest, k = np.argsort(np.abs(distance) / spread), len(sizes)
+    labels, counts = labels[:, tested], known[:, tested].sum(axis=0)
+    rates = np.nansum(labels, axis=0) / counts
+    residuals = np.where(np.isnan(labels), 0.0, labels - rates)
+    spread = np.sqrt(np.maximum((residuals**2).sum(axis=0), 1.0)) / counts  # of a rate; of one image more or less, at least
+    off = np.array([declared[j] for j in tested]) - rates
+    decimals, digits = np.array([_decimals_and_digits(declared[j]) for j in tested]).T
+    if np.any((digits >= _TELLING) & (np.abs(off) <= 0.5 * 10.0**-decimals)):
+        return True
+    least = 0.5 * 10.0 ** -np.maximum(decimals, np.floor(np.median(decimals)))  # 0.1 among rates of two decimals is 0.10
+    z = np.copysign(np.maximum(np.abs(off), least), off) / spread
+    correlation = residuals.T @ residuals / np.outer(spread * counts, spread * counts)
+    np.fill_diagonal(correlation, 1.0)
+    nearest, k = np.argsort(np.abs(z)), len(tested)
     for size in range(1, k + 1):
         some = nearest[:size]
-        form = float(distance[some] @ np.linalg.pinv(covariance[np.ix_(some, some)]) @ distance[some])
-        if k * math.comb(k, size) * stats.chi2.cdf(form, size) < CHANCE:
+        among = correlation[np.ix_(some, some)]
+        form = float(z[some] @ np.linalg.pinv(among, rcond=_SINGULAR, hermitian=True) @ z[some])
+        freedom = np.linalg.matrix_rank(among, tol=_SINGULAR * size, hermitian=True)
+        tried = 2 if size == k else 2 * (k - 1) * math.comb(k, size)
+        if tried * special.chdtr(freedom, form) < CHANCE:
             return True
     return False
 
 
-def _half_a_unit(value: float) -> float:
-    """Half a unit of the last decimal that a number is written with."""
-    exponent = decimal.Decimal(repr(float(value))).as_tuple().exponent
+def _decimals_and_digits(value: float) -> tuple[int, int]:
+    """How many decimals and how many significant digits a number is written with."""
+    _, digits, exponent = decimal.Decimal(repr(float(value))).as_tuple()
     assert isinstance(exponent, int)
-    return 0.5 * 10.0**exponent
+    return -exponent, len(digits)

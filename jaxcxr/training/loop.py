@@ -77,7 +77,8 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
     """Run a plan in the folder `out` to its end, or on from its newest checkpoint.
 
-    A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only.
+    A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only,
+    and the secret is bound to what is trained: a run that would go on as another one is refused, or would draw anew.
     With several processes (`jax.distributed`) all call this with the same folder, on a file system that they share; the first
     one writes it, but for the checkpoints, which they write together. What one of them refuses ends all, with its sentence.
 
