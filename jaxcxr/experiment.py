@@ -70,7 +70,9 @@ def _counted(images: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
 
 
 def number_of_units(config: Experiment, say: Say = print) -> int:
-    """Declared size of a private experiment's cohort; that of the training split where the configuration declares it public."""
+    """Declared size of a private experiment's cohort; that of the training split, which is not for release, where the
+    configuration declares none.
+    """
     from jaxcxr.training.plan import units_of
 
     if config.privacy is not None and config.privacy.dataset_size is not None:
@@ -160,6 +162,8 @@ def run_experiment(
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
+    for remark in plan.remarks():
+        say(remark)
     patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
     if not is_first():

@@ -23,6 +23,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
+_CHOSEN = "training.microbatch_size"
+
+
 @dataclasses.dataclass(frozen=True)
 class Binding:
     """Everything that decides what a run releases, but for its secret; the values are JSON's.
@@ -90,6 +93,28 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if not found and begun.get("digest") != now["digest"]:
         found.append("the digest of its own record, which was edited")
     return found
+
+
+def altered(recorded: Mapping[str, Any] | None, in_ledger: str, configuration: Mapping[str, Any]) -> list[str]:
+    """What was changed in a run folder since the run was begun: fields of the configuration, or `binding` for the record itself.
+
+    Args:
+        recorded: `Binding.as_json` of `run.json`; None in runs of earlier versions.
+        in_ledger: `Terms.binding` of the ledger; empty in those.
+        configuration: field -> value, of `config.yaml`; fields that the record does not know are passed over.
+    """
+    if recorded is None:
+        return ["binding"] if in_ledger else []
+    try:
+        parts = {field.name: recorded[field.name] for field in dataclasses.fields(Binding)}
+        if not recorded["digest"] == Binding(**parts).digest == in_ledger:
+            return ["binding"]
+    except (KeyError, TypeError, ValueError):
+        return ["binding"]
+    then, now = parts["configuration"], json.loads(json.dumps(configuration))
+    if now.get(_CHOSEN) is None:  # by the device's memory, at the beginning of the run
+        now.pop(_CHOSEN, None)
+    return sorted(name for name in then.keys() & now.keys() if then[name] != now[name])
 
 
 def _fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
