@@ -18,7 +18,9 @@ def code_fingerprint() -> str:
 
 def training_code_fingerprint() -> str:
     """SHA-256 over the source files that decide what a run releases (`TRAINS`), in the order of their names."""
-    return _digest(path for name in TRAINS for path in ((_package() / name).rglob("*.py") if "." not in name else [_package() / name]))
+    return _digest(
+        path for name in TRAINS for path in ((_package() / name).rglob("*.py") if "." not in name else [_package() / name])
+    )
 
 
 def _package() -> Path:

@@ -16,7 +16,9 @@ def cohort(n: int, rates: tuple[float, ...] = DEMO, seed: int = 0, unknown: floa
     return labels
 
 
-@pytest.mark.parametrize(("units", "proposed"), [(7, 7), (57, 50), (212, 210), (7_999, 7_900), (8_000, 8_000), (153_502, 150_000)])
+@pytest.mark.parametrize(
+    ("units", "proposed"), [(7, 7), (57, 50), (212, 210), (7_999, 7_900), (8_000, 8_000), (153_502, 150_000)]
+)
 def test_a_proposed_size_has_two_digits(units: int, proposed: int) -> None:
     assert proposed_size(units) == proposed
 
@@ -36,7 +38,13 @@ def test_a_counted_size_is_told_with_a_proposal() -> None:
 @pytest.mark.parametrize(
     ("declared", "units", "images", "called", "words"),
     [
-        (800, 8_000, 8_000, "images", ["800, but 8000 images", "5.12e+03 images on average", "longer than meant", "such as 8000"]),
+        (
+            800,
+            8_000,
+            8_000,
+            "images",
+            ["800, but 8000 images", "5.12e+03 images on average", "longer than meant", "such as 8000"],
+        ),
         (80_000, 8_000, 8_000, "images", ["80000, but 8000 images", "51.2 images on average", "drowns in noise"]),
         (659, 212, 659, "patients", ["looks like the number of images (659)", "212 patients", "such as 210"]),
         (650, 450, 659, "patients", ["looks like the number of images (659)", "450 patients"]),

@@ -70,9 +70,7 @@ def test_no_digit_of_a_noised_count_tells_whether_a_unit_is_there(patients: np.n
 @pytest.mark.parametrize("patients", [None, np.array([0, 1, 1, 1, 2, 2, 2])])
 @pytest.mark.parametrize("step", [2.0**-12, 2.0**-2, 1.0, 4.0])
 def test_one_unit_moves_the_counts_by_its_own_rounded_contribution(patients: np.ndarray | None, step: float) -> None:
-    labels = np.array(
-        [[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, NAN, 1], [0, 0, NAN], [1, 1, 0], [1, NAN, 0]], np.float32
-    )
+    labels = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, NAN, 1], [0, 0, NAN], [1, 1, 0], [1, NAN, 0]], np.float32)
     everyone = rounded_counts(labels, step, patients)
     longest = 0.0
     for unit in range(7 if patients is None else 3):

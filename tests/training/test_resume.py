@@ -102,7 +102,9 @@ def test_a_copied_run_cannot_use_its_noise_on_another_gradient(
     plan = make_plan(edited, tiny_store)
     with pytest.raises(InputError, match=r"privacy\.clipping: 'flat' there, 'automatic' now"):
         train(plan, tmp_path / "run", resume=True, progress=False)
-    with pytest.raises(InputError, match=r"begun as another one; it differs in the configuration \(privacy\.clipping: flat there"):
+    with pytest.raises(
+        InputError, match=r"begun as another one; it differs in the configuration \(privacy\.clipping: flat there"
+    ):
         train(plan, copy, resume=True, progress=False)
 
     def as_if_begun_so(facts: dict[str, Any]) -> None:
@@ -182,7 +184,9 @@ def test_all_randomness_but_the_starting_weights_is_bound(
 
 
 @pytest.fixture
-def begun(config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Plan], None]]:
+def begun(
+    config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Plan], None]]:
     """A run in `run`, stopped before its first step; called with a plan it goes on with that, up to there."""
 
     def stop(*_: Any) -> Any:
@@ -222,7 +226,9 @@ def test_another_version_or_platform_does_not_go_on(
     told: str,
 ) -> None:
     monkeypatch.setattr(target, name, value)
-    with pytest.raises(InputError, match=rf"run\.json: the run was begun as another one; it differs in {told}.*or begin a new run"):
+    with pytest.raises(
+        InputError, match=rf"run\.json: the run was begun as another one; it differs in {told}.*or begin a new run"
+    ):
         begun(make_plan(config, tiny_store))
 
 
@@ -260,7 +266,9 @@ def test_a_run_of_an_earlier_version_is_not_changed_under_way(
     run = tmp_path / "run"
     chained_anew(run / "ledger.jsonl", "")
     edit_json(run / "run.json", lambda facts: facts.pop("binding"))
-    told = r"run\.json: the run was begun by an earlier version \(jaxcxr 0\.1\.0\), .*finish it with that version, or begin a new"
+    told = (
+        r"run\.json: the run was begun by an earlier version \(jaxcxr 0\.1\.0\), .*finish it with that version, or begin a new"
+    )
     if without_facts:
         (run / "run.json").unlink()
         told = "the ledger says what another release has cost"

@@ -32,7 +32,9 @@ class StopError(Exception):
 
 def noised(config: Experiment, **privacy: object) -> Experiment:
     config = changed(config, "training", class_weights="noised", seed=None)
-    return changed(config, "privacy", **{"dataset_size": 50, "noise_multiplier": 1.5, "class_counts_noise_multiplier": 20.0, **privacy})
+    return changed(
+        config, "privacy", **{"dataset_size": 50, "noise_multiplier": 1.5, "class_counts_noise_multiplier": 20.0, **privacy}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,9 @@ def test_a_patient_counts_once(tiny_config: Experiment, tiny_store: Store) -> No
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1e12])
-def test_noise_of_counts_that_does_not_fit_the_grid_is_refused(tiny_config: Experiment, tiny_store: Store, sigma: float) -> None:
+def test_noise_of_counts_that_does_not_fit_the_grid_is_refused(
+    tiny_config: Experiment, tiny_store: Store, sigma: float
+) -> None:
     config = noised(tiny_config, class_counts_noise_multiplier=sigma)
     with pytest.raises(InputError, match=r"privacy\.class_counts_noise_multiplier: .* does not fit .*expected one between"):
         make_plan(config, tiny_store)
