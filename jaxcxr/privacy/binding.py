@@ -9,10 +9,10 @@ same noise. So every key of a run (sampling, noise, the images of a unit, augmen
 instead of the secret, where the digest (SHA-256) covers everything that decides which function of the data is released: the
 configuration as it is in effect, starting weights, data, the code that trains, library versions and platform.
 
-Guarantee: HMAC-SHA256 being a pseudorandom function, runs that share a secret and differ in anything that the digest covers draw
-independent batches and noise; runs that differ in nothing are the same release. `Terms.binding` of the ledger holds the digest, so
-that the record of what was spent says for which function it was spent. Not covered: the number of devices and processes, evaluation,
-and paths, none of which decides what is released.
+Guarantee: HMAC-SHA256 being a pseudorandom function, runs that share a secret and differ in anything that the digest covers
+draw independent batches and noise; runs that differ in nothing are the same release. `Terms.binding` of the ledger holds the
+digest, so that the record of what was spent says for which function it was spent. Not covered: the number of devices and
+processes, evaluation, and paths, none of which decides what is released.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ import hmac
 import json
 from collections.abc import Mapping
 from typing import Any
-
 
 _CHOSEN = "training.microbatch_size"
 
@@ -96,7 +95,8 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def altered(recorded: Mapping[str, Any] | None, in_ledger: str, configuration: Mapping[str, Any]) -> list[str]:
-    """What was changed in a run folder since the run was begun: fields of the configuration, or `binding` for the record itself.
+    """What was changed in a run folder since the run was begun: fields of the configuration, or `binding` for the record
+    itself.
 
     Args:
         recorded: `Binding.as_json` of `run.json`; None in runs of earlier versions.

@@ -1,9 +1,10 @@
 """Are the numbers that a run declares to be public really declared, or were they counted in the private data?
 
-The guarantee treats the number of units N and, with class weights `public`, the positive rate of each finding as constants known
-beforehand. A constant that was counted is a statistic of the data, released without noise: whoever knows all units but one reads
-from the exact N whether that one is there. So a run for release states N itself, and rates that lie closer to the cohort's own than
-a constant fixed beforehand would are refused. Nothing here proves that a number was not counted; it finds those that plainly were.
+The guarantee treats the number of units N and, with class weights `public`, the positive rate of each finding as constants
+known beforehand. A constant that was counted is a statistic of the data, released without noise: whoever knows all units but
+one reads from the exact N whether that one is there. So a run for release states N itself, and rates that lie closer to the
+cohort's own than a constant fixed beforehand would are refused. Nothing here proves that a number was not counted; it finds
+those that plainly were.
 """
 
 import decimal
@@ -40,9 +41,9 @@ _SINGULAR = 1e-6
 def proposed_size(units: int) -> int:
     """A number to declare as N where nothing better is known: the count, rounded down to two digits (one below 100).
 
-    Any declared N is sound, since sample rate, divisor, steps and noise follow from it alone. Down rather than up, so that a step
-    draws the expected batch or a little more, never less than the divisor says. A rounded count still moves when the count crosses
-    a multiple: a number known from elsewhere is better.
+    Any declared N is sound, since sample rate, divisor, steps and noise follow from it alone. Down rather than up, so that a
+    step draws the expected batch or a little more, never less than the divisor says. A rounded count still moves when the
+    count crosses a multiple: a number known from elsewhere is better.
     """
     digits = len(str(units))
     unit = 10 ** max(digits - 2, 1) if digits > 1 else 1
@@ -50,7 +51,8 @@ def proposed_size(units: int) -> int:
 
 
 def size_remarks(declared: int | None, units: int, images: int, called: str, expected_batch_size: int) -> list[str]:
-    """What the operator should know of the declared N beside what is there; for the screen, in no file, as the counts are private.
+    """What the operator should know of the declared N beside what is there; for the screen, in no file, as the counts are
+    private.
 
     Args:
         declared: N of the configuration; None if it was counted.
@@ -61,9 +63,9 @@ def size_remarks(declared: int | None, units: int, images: int, called: str, exp
     """
     if declared is None:
         return [
-            f"privacy.dataset_size is null: N is the exact number of training {called}, {units}, and the run is not for release, "
-            "since that number would tell somebody who knows all others whether one is missing. For a release declare a number "
-            f"that is known from elsewhere, or a rounded one such as {proposed_size(units)}"
+            f"privacy.dataset_size is null: N is the exact number of training {called}, {units}, and the run is not for "
+            "release, since that number would tell somebody who knows all others whether one is missing. For a release "
+            f"declare a number that is known from elsewhere, or a rounded one such as {proposed_size(units)}"
         ]
     drawn = expected_batch_size / declared * units
     effect = (
@@ -85,12 +87,13 @@ def size_remarks(declared: int | None, units: int, images: int, called: str, exp
 def rates_were_counted(declared: Sequence[float], labels: Float[np.ndarray, "n findings"]) -> bool:
     """Whether declared positive rates, or some of them, lie closer to those of the labels than chance allows.
 
-    A rate r of n labels scatters about its expectation by s = sqrt(r (1 - r) / n) at least, so that a constant c, whatever it is,
-    lies within z s of r with a probability of at most that of |N(0, 1)| < z: for all findings together, the quadratic form of
-    (c - r) / s in the inverse correlation of the rates is at least chi-squared. Rates written with d decimals say no more than that
-    the truth is within half a unit of the last one; that is the least distance they are taken at. Of every size, the subset of the
-    findings nearest to their rates is tested, with Bonferroni's correction for all subsets (half of the chance is for all
-    findings together). A rate of four significant digits or more that agrees with the cohort's own in all of them is found by itself.
+    A rate r of n labels scatters about its expectation by s = sqrt(r (1 - r) / n) at least, so that a constant c, whatever it
+    is, lies within z s of r with a probability of at most that of |N(0, 1)| < z: for all findings together, the quadratic form
+    of (c - r) / s in the inverse correlation of the rates is at least chi-squared. Rates written with d decimals say no more
+    than that the truth is within half a unit of the last one; that is the least distance they are taken at. Of every size, the
+    subset of the findings nearest to their rates is tested, with Bonferroni's correction for all subsets (half of the chance
+    is for all findings together). A rate of four significant digits or more that agrees with the cohort's own in all of them
+    is found by itself.
 
     Args:
         declared: one rate per finding.

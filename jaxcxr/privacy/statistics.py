@@ -1,12 +1,12 @@
 """Statistics of private labels that training needs, released by the Gaussian mechanism on whole numbers.
 
-Guarantee: `noised_class_counts` releases (sum of the units' contributions) + (noise), both whole numbers of grid steps. A unit's
-contribution is a function of that unit alone: to each finding either one positive, one negative or nothing, a patient counting
-as the mean of their images, and rounded to the grid once. So one unit more or less moves the sum by exactly its own rounded
-contribution, of length at most sqrt(findings) / step + sqrt(2 findings) / 2 steps; the noise is accounted at sqrt(findings) /
-step + sqrt(2 findings) steps (`rounded_noise.grid_for`). Noise on whole numbers is post-processing of the Gaussian mechanism
-(`rounded_noise`): no digit of the result tells more than that (against Mironov 2012), and everything computed from it is
-post-processing too. Its ledger entry says what it costs.
+Guarantee: `noised_class_counts` releases (sum of the units' contributions) + (noise), both whole numbers of grid steps. A
+unit's contribution is a function of that unit alone: to each finding either one positive, one negative or nothing, a patient
+counting as the mean of their images, and rounded to the grid once. So one unit more or less moves the sum by exactly its own
+rounded contribution, of length at most sqrt(findings) / step + sqrt(2 findings) / 2 steps; the noise is accounted at
+sqrt(findings) / step + sqrt(2 findings) steps (`rounded_noise.grid_for`). Noise on whole numbers is post-processing of the
+Gaussian mechanism (`rounded_noise`): no digit of the result tells more than that (against Mironov 2012), and everything
+computed from it is post-processing too. Its ledger entry says what it costs.
 """
 
 import dataclasses

@@ -71,8 +71,8 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
     found = differences(bound_to, binding)
     if found:
         raise InputError(
-            f"{path}: the run was begun as another one; it differs in {', '.join(found)}. Its batches and noise must not be used "
-            "for anything else: go on with what it was begun with, or begin a new run in another folder"
+            f"{path}: the run was begun as another one; it differs in {', '.join(found)}. Its batches and noise must not be "
+            "used for anything else: go on with what it was begun with, or begin a new run in another folder"
         )
     differing = [key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key)]
     if differing:

@@ -93,7 +93,7 @@ def test_the_deviation_covers_the_rounded_contribution() -> None:
 
 @pytest.mark.parametrize("sigma", [1e-3, 1e12])
 def test_noise_that_does_not_fit_the_grid_is_refused(sigma: float) -> None:
-    with pytest.raises(ValueError, match="noise multiplier of .* does not fit"):
+    with pytest.raises(ValueError, match=r"noise multiplier of .* does not fit"):
         noised_class_counts(LABELS, sigma, SECRET)
 
 

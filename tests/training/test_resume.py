@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +184,7 @@ def test_all_randomness_but_the_starting_weights_is_bound(
 
 
 @pytest.fixture
-def begun(
-    config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Plan], None]]:
+def begun(config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
     """A run in `run`, stopped before its first step; called with a plan it goes on with that, up to there."""
 
     def stop(*_: Any) -> Any:
@@ -199,7 +197,7 @@ def begun(
             train(plan, tmp_path / "run", resume=True, progress=False)
 
     go_on(make_plan(config, tiny_store))
-    yield go_on
+    return go_on
 
 
 def test_what_the_run_was_begun_with_goes_on(begun: Callable[[Plan], None], config: Experiment, tiny_store: Store) -> None:
