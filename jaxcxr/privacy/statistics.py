@@ -78,7 +78,8 @@ def rounded_counts(
     Args:
         labels: 1, 0 or NaN (unknown).
         step: of the grid.
-        patients: number of each image's patient, if the unit is the patient; each then counts once, as the mean of their images.
+        patients: number of each image's patient, if the unit is the patient; each then counts once, as the mean of their
+            images.
     """
     each = np.concatenate([labels == 1, labels == 0], axis=1).astype(np.int64)
     if patients is None:
