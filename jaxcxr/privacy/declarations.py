@@ -107,8 +107,8 @@ def rates_were_counted(declared: Sequence[float], labels: Float[np.ndarray, "n f
     rates = np.nansum(labels, axis=0) / counts
     residuals = np.where(np.isnan(labels), 0.0, labels - rates)
     spread = np.sqrt(np.maximum((residuals**2).sum(axis=0), 1.0)) / counts  # of a rate; of one image more or less, at least
-    off = np.array([declared[j] for j in tested]) - rates
-    decimals, digits = np.array([_decimals_and_digits(declared[j]) for j in tested]).T
+    off = np.asarray(declared, float)[tested] - rates
+    decimals, digits = np.array([_decimals_and_digits(declared[int(j)]) for j in tested]).T
     if np.any((digits >= _TELLING) & (np.abs(off) <= 0.5 * 10.0**-decimals)):
         return True
     least = 0.5 * 10.0 ** -np.maximum(decimals, np.floor(np.median(decimals)))  # 0.1 among rates of two decimals is 0.10

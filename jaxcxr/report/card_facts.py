@@ -247,7 +247,7 @@ def _reasons(
         reasons.append(NO_NOISE)
     if audit is not None and audit.accused:
         reasons.append(REFUTED)
-    counted = set(facts.get("against_release") or ())
+    counted: set[str] = set(facts.get("against_release") or ())
     if config.privacy is not None and config.privacy.dataset_size is None:  # in runs of earlier versions, too
         counted.add(COUNTED_SIZE)
     reasons += [sentence for code, sentence in AGAINST_RELEASE.items() if code in counted]

@@ -338,11 +338,12 @@ def _counted(config: Experiment, store: Store, split: Split) -> tuple[str, ...]:
     if config.privacy is None:
         return ()
     found = [COUNTED_SIZE] if config.privacy.dataset_size is None else []
-    rates, findings = config.training.positive_rates, list(config.data.findings)
+    rates = config.training.positive_rates
     if rates is not None:
-        of_patients = split.frame[findings].groupby(split.frame["patient_id"].to_numpy()).mean()
-        for table in (split.frame[findings], of_patients, store.manifest[findings]):
-            if COUNTED_RATES not in found and rates_were_counted(rates, table.to_numpy(float)):
+        of_patients: Any = pd.DataFrame(split.labels).groupby(split.frame["patient_id"].to_numpy()).mean()
+        everything: Any = store.manifest[list(config.data.findings)]
+        for labels in (split.labels, np.asarray(of_patients, float), np.asarray(everything, float)):
+            if COUNTED_RATES not in found and rates_were_counted(rates, np.asarray(labels, float)):
                 found.append(COUNTED_RATES)
     return tuple(found)
 
