@@ -99,7 +99,8 @@ class PrivacyConfig:
 
     Attributes:
         epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
-        delta: budget; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
+        delta: budget; refused if it is not smaller than 1 / `dataset_size` and 1 / the units that are there, unless
+            `allow_large_delta`.
         l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the summed moments of
             `training.optimizer` least_squares.
         clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
@@ -111,12 +112,14 @@ class PrivacyConfig:
             their mean gradient is clipped; `patient_one_image`, the same with one film, drawn afresh each time.
         films_per_patient: bound on a patient's films in a step, for `patient`.
         method: how the clipped sum is computed, `vmap` (reference) or `layerwise` (faster, same result).
-        dataset_size: the declared, public number of units; null declares the size of the training split to be public.
+        dataset_size: the declared, public number N of units, on which sample rate, steps and noise depend; it need not be
+            exact, and had better not be. Null counts the training split, and the run is not for release
+            (`jaxcxr.privacy.declarations`).
         noise_multiplier: noise standard deviation over the clip norm; null calibrates it to the budget.
         noise: `gaussian`, or `discrete`: rounded to a grid and drawn exactly (`jaxcxr.privacy.rounded_noise`), so that the last
             digits of the weights tell nothing either; it takes longer.
         class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts' sensitivity; null
-            takes what would cost a tenth of the budget alone.
+            takes what would cost a tenth of the budget alone. Counts are noised discretely whatever `noise` says.
         allow_large_delta: accept delta >= 1 / N, at which the guarantee permits publishing somebody's record outright.
     """
 
@@ -156,7 +159,8 @@ class TrainingConfig:
         class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p
             from the training labels and is not covered by the privacy claim; `noised` computes it from noised counts of them,
             which the budget pays for; `public` uses `positive_rates`; `none` weighs 1.
-        positive_rates: declared, public p of each finding, for `public`.
+        positive_rates: declared, public p of each finding, for `public`; known from elsewhere. A run whose rates plainly are
+            its own cohort's is not for release (`jaxcxr.privacy.declarations`).
         augmentation: `flip_rotate` (the paper's non-private runs) or `none`.
         views: augmented views of a film in a step; their mean gradient is the film's, and is clipped in a private run (De et
             al. 2022, arXiv 2204.13650). More than one goes with an augmentation.

@@ -73,7 +73,9 @@ def _counted(images: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
 
 
 def number_of_units(config: Experiment, say: Say = print) -> int:
-    """Declared size of a private experiment's cohort; that of the training split where the configuration declares it public."""
+    """Declared size of a private experiment's cohort; that of the training split, which is not for release, where the
+    configuration declares none.
+    """
     from jaxcxr.training.plan import units_of
 
     if config.privacy is not None and config.privacy.dataset_size is not None:
@@ -168,8 +170,9 @@ def run_experiment(
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
-    if plan.start is not None and plan.start.held_out is not None:
-        say(plan.start.held_out)
+    held_out = None if plan.start is None else plan.start.held_out
+    for remark in [*plan.remarks(), *([] if held_out is None else [held_out])]:
+        say(remark)
     patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
     if not is_first():

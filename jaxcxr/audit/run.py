@@ -23,8 +23,11 @@ from jaxcxr.audit.models import Loss, Model
 from jaxcxr.audit.statistics import MembershipCurve, epsilon_from_scores, membership_curve
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.binding import Binding, bound_secret
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.privacy.provenance import training_code_fingerprint
+from jaxcxr.training.plan import weights_digest
 from jaxcxr.training.step import make_step
 
 CONFIDENCE = 0.95
@@ -154,7 +157,13 @@ class Audit:
 def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate: float = 0.1) -> Subject:
     """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real training, which cuts
     the batch into microbatches, sums them over all devices, adds the noise and divides.
+
+    As in training, keys come from the secret bound to what is trained, here the audited mechanism and model.
     """
+    configuration = {**dataclasses.asdict(mechanism), "model": model.name, "learning_rate": learning_rate}
+    code = {"sources": training_code_fingerprint()}
+    audited = Binding(configuration, weights_digest(model.params), data="canaries", code=code, libraries={}, platform={})
+    secret = bound_secret(secret, audited.digest)
     sum_of = model.clipped_sum(mechanism)
     step = make_step(sum_of, _RELEASED_ONLY, mechanism, mechanism.expected_batch_size, _MICROBATCH)
     size = step.microbatch_size

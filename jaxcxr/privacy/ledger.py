@@ -36,6 +36,8 @@ class Terms:
         seeded: True if the randomness was asked to be repeatable; such a run is not for release.
         run: public name of the run (`run_name` of its secret), so that the ledger of another run with the same terms is told
             apart; empty if unknown.
+        binding: digest of everything that decides what the run releases (`binding.Binding`); empty in ledgers of earlier
+            versions, whose noise was not bound.
     """
 
     unit: str
@@ -44,6 +46,7 @@ class Terms:
     data_fingerprint: str
     seeded: bool
     run: str = ""
+    binding: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +213,11 @@ def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
         raise InputError(
             f"{path}: the ledger belongs to another run (its secret is not the one in this folder); "
             "put back the ledger that was written with these checkpoints"
+        )
+    if differing == ["binding"]:
+        raise InputError(
+            f"{path}: the ledger says what another release has cost (with another configuration, starting weights, data, code, "
+            "library versions or platform); put back the files that were written with it, or begin a new run in another folder"
         )
     raise InputError(f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}")
 

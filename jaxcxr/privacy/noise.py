@@ -1,8 +1,9 @@
 """Gaussian noise from operating-system entropy: secrets, step keys and draws.
 
-Guarantee: each coordinate receives an independent N(0, stddev^2) draw, its tails complete to 9.4 standard deviations, from
-a key that is a one-way function of a 256-bit secret and the number of the step. The same (secret, step) gives the same
-noise, so that a resumed run is the uninterrupted one and no key ever serves two different steps.
+Guarantee: each coordinate receives an independent N(0, stddev^2) draw, its tails complete to 9.4 standard deviations, from a
+key that is a one-way function of a 256-bit secret and the number of the step. The same (secret, step) gives the same noise, so
+that a resumed run is the uninterrupted one and no key ever serves two different steps. The secret of a key is bound to what is
+trained (`binding.bound_secret`), so that none serves two different sums either.
 """
 
 import hashlib
@@ -26,7 +27,14 @@ def new_secret(seed: int | None) -> bytes:
 
 
 def derive_key(secret: bytes, purpose: str, step: int) -> UInt32[np.ndarray, "4"]:
-    """128-bit key of one purpose at one step: SHA-256 of secret, purpose and step, cut to four words."""
+    """128-bit key of one purpose at one step: SHA-256 of secret, purpose and step, cut to four words.
+
+    Args:
+        secret: of the run, bound to what it trains (`binding.bound_secret`); unbound for the random weights it starts from,
+            which the binding covers.
+        purpose: what the key is for.
+        step: of the run.
+    """
     digest = hashlib.sha256(b"jaxcxr key" + secret + step.to_bytes(8, "little") + purpose.encode()).digest()
     return np.frombuffer(digest[:16], dtype="<u4").copy()
 

@@ -1,15 +1,35 @@
 """Which code made a run, and from which data."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+
+TRAINS = ("privacy", "models", "training", "data/augment.py", "data/findings.py", "data/shards.py", "data/store.py")
+"""Folders and files of the package that decide what a run releases: what training draws, reads, computes and adds up. The rest
+(evaluation, reports, preparation, configuration, errors) either is not run by training or acts through the configuration alone.
+"""
 
 
 def code_fingerprint() -> str:
     """SHA-256 over the package's source files, in the order of their names."""
-    package = Path(__file__).parents[1]
+    return _digest(_package().rglob("*.py"))
+
+
+def training_code_fingerprint() -> str:
+    """SHA-256 over the source files that decide what a run releases (`TRAINS`), in the order of their names."""
+    return _digest(
+        path for name in TRAINS for path in ((_package() / name).rglob("*.py") if "." not in name else [_package() / name])
+    )
+
+
+def _package() -> Path:
+    return Path(__file__).parents[1]
+
+
+def _digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(paths):
+        digest.update(path.relative_to(_package()).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) ->
     """Indices, ascending, of the units in the batch of one step.
 
     Args:
-        secret: at least 16 bytes from the operating system (`noise.new_secret`).
+        secret: 32 bytes from the operating system (`noise.new_secret`), bound to what is trained (`binding.bound_secret`).
         step: number of the step; each (secret, step) has its own independent words.
         n_units: size of the data set.
         sample_rate: q in [0, 1], the accounted probability of each unit.

@@ -1,17 +1,19 @@
-"""Statistics of private labels that training needs, released by the Gaussian mechanism.
+"""Statistics of private labels that training needs, released by the Gaussian mechanism on whole numbers.
 
-Guarantee: `noised_class_counts` is one release of the Gaussian mechanism at L2 sensitivity sqrt(findings) under add/remove of
-one unit: a unit adds to each finding either one positive, one negative or nothing, and a patient counts as the mean of their
-films. Its ledger entry says what it costs; everything computed from the noised counts is post-processing.
+Guarantee: `noised_class_counts` releases (sum of the units' contributions) + (noise), both whole numbers of grid steps. A
+unit's contribution is a function of that unit alone: to each finding either one positive, one negative or nothing, a patient
+counting as the mean of their images, and rounded to the grid once. So one unit more or less moves the sum by exactly its own
+rounded contribution, of length at most sqrt(findings) / step + sqrt(2 findings) / 2 steps; the noise is accounted at
+sqrt(findings) / step + sqrt(2 findings) steps (`rounded_noise.grid_for`). Noise on whole numbers is post-processing of the
+Gaussian mechanism (`rounded_noise`): no digit of the result tells more than that (against Mironov 2012), and everything
+computed from it is post-processing too. Its ledger entry says what it costs.
 """
 
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 
 from jaxcxr.privacy import accounting, noise, rounded_noise
 from jaxcxr.privacy.ledger import Statistic
@@ -28,12 +30,14 @@ class NoisedCounts:
     """Numbers of positive and negative units of each finding, with noise; they may be negative.
 
     Attributes:
-        positives, negatives: one a finding.
+        positives, negatives: one per finding, whole multiples of `step`.
+        step: of the grid that counts and noise are whole numbers of, a power of two.
         entry: what they cost, for the ledger; to be recorded before they are used.
     """
 
     positives: Float[np.ndarray, "findings"]
     negatives: Float[np.ndarray, "findings"]
+    step: float
     entry: Statistic
 
     def rates(self) -> Float[np.ndarray, "findings"]:
@@ -57,35 +61,57 @@ def class_counts_entry(n_findings: int, noise_multiplier: float) -> Statistic:
     return Statistic(CLASS_COUNTS, noise_multiplier, math.sqrt(n_findings))
 
 
+def class_counts_grid(entry: Statistic) -> rounded_noise.Grid:
+    """The grid that counts are rounded to and noised on.
+
+    Raises:
+        ValueError: noise so small or so large does not fit.
+    """
+    return rounded_noise.grid_for(entry.l2_sensitivity, entry.noise_multiplier, 2 * round(entry.l2_sensitivity**2))
+
+
+def rounded_counts(
+    labels: Float[np.ndarray, "images findings"], step: float, patients: Int[np.ndarray, " images"] | None = None
+) -> Int64[np.ndarray, "both"]:
+    """Sum over units of each unit's contribution, rounded to the grid: positives of every finding, then negatives.
+
+    Args:
+        labels: 1, 0 or NaN (unknown).
+        step: of the grid.
+        patients: number of each image's patient, if the unit is the patient; each then counts once, as the mean of their
+            images.
+    """
+    each = np.concatenate([labels == 1, labels == 0], axis=1).astype(np.int64)
+    if patients is None:
+        of_units, sizes = each, np.ones(len(each), np.int64)
+    else:
+        _, unit, sizes = np.unique(patients, return_inverse=True, return_counts=True)
+        of_units = np.zeros((len(sizes), each.shape[1]), np.int64)
+        np.add.at(of_units, unit, each)
+    return np.rint(of_units / sizes[:, None] / step).astype(np.int64).sum(axis=0)
+
+
 def noised_class_counts(
-    labels: Float[np.ndarray, "films findings"],
+    labels: Float[np.ndarray, "images findings"],
     noise_multiplier: float,
     secret: bytes,
-    patients: Int[np.ndarray, " films"] | None = None,
-    discrete: bool = False,
+    patients: Int[np.ndarray, " images"] | None = None,
 ) -> NoisedCounts:
-    """Count positive and negative labels of each finding, and add noise.
+    """Count positive and negative labels of each finding, and add noise, all in whole grid steps.
 
     Args:
         labels: 1, 0 or NaN (unknown).
         noise_multiplier: noise standard deviation over the sensitivity sqrt(findings).
-        secret: of the run; the same secret gives the same noise, so that a resumed run repeats the release and adds none.
-        patients: number of each film's patient, if the unit is the patient; each then counts once.
-        discrete: round to a grid and add `rounded_noise`.
+        secret: of the run, bound (`binding.bound_secret`); the same secret gives the same noise, so that a resumed run repeats
+            the release and adds none.
+        patients: number of each image's patient, if the unit is the patient; each then counts once.
+
+    Raises:
+        ValueError: the noise multiplier does not fit the grid.
     """
-    each = np.concatenate([labels == 1, labels == 0], axis=1).astype(np.float64)
-    if patients is not None:
-        _, index, sizes = np.unique(patients, return_inverse=True, return_counts=True)
-        each /= sizes[index][:, None]
-    exact = each.sum(axis=0)
     n_findings = labels.shape[1]
     entry = class_counts_entry(n_findings, noise_multiplier)
-    key = noise.derive_key(secret, CLASS_COUNTS, 0)
-    if discrete:
-        grid = rounded_noise.grid_for(entry.l2_sensitivity, noise_multiplier, len(exact))
-        noised = (np.rint(exact / grid.step) + rounded_noise.rounded_gaussian(key, grid.deviation, len(exact))) * grid.step
-    else:
-        like = jax.ShapeDtypeStruct(exact.shape, jnp.float32)
-        drawn = noise.gaussian_noise(jnp.asarray(key), like, noise_multiplier * entry.l2_sensitivity)
-        noised = exact + np.asarray(drawn, np.float64)
-    return NoisedCounts(noised[:n_findings], noised[n_findings:], entry)
+    grid = class_counts_grid(entry)
+    drawn = rounded_noise.rounded_gaussian(noise.derive_key(secret, CLASS_COUNTS, 0), grid.deviation, 2 * n_findings)
+    noised = (rounded_counts(labels, grid.step, patients) + drawn) * grid.step
+    return NoisedCounts(noised[:n_findings], noised[n_findings:], grid.step, entry)

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from jaxcxr.privacy import accounting, group_privacy
 from jaxcxr.privacy.attack_bounds import attack_bounds
+from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
 from jaxcxr.report.card_facts import COUNTS, HOUSE_ONLY, NO_NOISE, UNCOVERED_WEIGHTS, CardFacts, facts_of_card, facts_of_run
 from jaxcxr.report.card_schema import (
     NOT_FOR_RELEASE,
@@ -190,8 +191,10 @@ def _assumptions(facts: CardFacts) -> list[str]:
         if facts.noise == "gaussian"
         else "Computers round: the noise was drawn exactly, but the sums that it was added to were formed in 32-bit arithmetic."
     )
+    declared = AGAINST_RELEASE[COUNTED_SIZE] not in facts.reasons
+    public = f"number of {who}s that is declared (N), the settings" if declared else "settings"
     assumed = [
-        f"The number of {who}s that is declared (N), the settings and the findings' names are public.",
+        f"The {public} and the findings' names are public.",
         right,
         f"In each step every {who} takes part by its own throw of the dice, as the sampler's code says.",
         "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted or locked away.",
@@ -199,7 +202,7 @@ def _assumptions(facts: CardFacts) -> list[str]:
         "No other model of this cohort is published. If there is one, the costs add up; scripts/account.py --sweep says how.",
         "Settings were not tuned by looking at private results, or that cost is stated elsewhere.",
     ]
-    if facts.class_weights == "public":
+    if facts.class_weights == "public" and AGAINST_RELEASE[COUNTED_RATES] not in facts.reasons:
         assumed.append("How frequent each finding is was known from elsewhere, and not counted in the training films.")
     if facts.fingerprints.initial_weights:
         assumed.append(

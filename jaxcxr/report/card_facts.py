@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from jaxcxr.config import Experiment, PrivacyConfig, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.binding import altered
+from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_SIZE
 from jaxcxr.privacy.ledger import Entry, Statistic, Terms, ledger_head, read_ledger, run_name
 from jaxcxr.privacy.provenance import sealed_fingerprint
 from jaxcxr.report.card_schema import AuditFinding, Fingerprints, MechanismRow, PrivacyCard
@@ -245,6 +247,13 @@ def _reasons(
         reasons.append(NO_NOISE)
     if audit is not None and audit.accused:
         reasons.append(REFUTED)
+    counted: set[str] = set(facts.get("against_release") or ())
+    if config.privacy is not None and config.privacy.dataset_size is None:  # in runs of earlier versions, too
+        counted.add(COUNTED_SIZE)
+    reasons += [sentence for code, sentence in AGAINST_RELEASE.items() if code in counted]
+    changed = altered(facts.get("binding"), terms.binding, config.digest_fields())
+    if changed:
+        reasons.append(f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})")
     if not reasons and facts.get("release") is not True:
         reasons.append("run.json does not say that the run may be released")
     return reasons

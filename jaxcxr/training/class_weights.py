@@ -9,7 +9,13 @@ from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.ledger import Statistic
-from jaxcxr.privacy.statistics import NoisedCounts, class_counts_entry, class_counts_noise, noised_class_counts
+from jaxcxr.privacy.statistics import (
+    NoisedCounts,
+    class_counts_entry,
+    class_counts_grid,
+    class_counts_noise,
+    noised_class_counts,
+)
 from jaxcxr.training import objective
 
 
@@ -36,7 +42,7 @@ def counts_entry(config: Experiment) -> Statistic | None:
     """The ledger entry of noised class counts, if the configuration asks for them.
 
     Raises:
-        InputError: they alone cost more than the budget.
+        InputError: they alone cost more than the budget, or their noise does not fit the grid that it is drawn on.
     """
     privacy = config.privacy
     if privacy is None or config.training.class_weights != "noised":
@@ -45,6 +51,12 @@ def counts_entry(config: Experiment) -> Statistic | None:
     if sigma is None:
         sigma = class_counts_noise(privacy.epsilon, privacy.delta)
     entry = class_counts_entry(len(config.data.findings), sigma)
+    try:
+        class_counts_grid(entry)
+    except ValueError as error:
+        raise InputError(
+            f"privacy.class_counts_noise_multiplier: {error} (found {sigma:g}); expected one between about 0.1 and 1e6"
+        ) from error
     alone = accounting.epsilon_pld([entry.spending], privacy.delta)
     if alone >= privacy.epsilon:
         raise InputError(
@@ -57,8 +69,13 @@ def counts_entry(config: Experiment) -> Statistic | None:
 def draw_counts(config: Experiment, split: Split, entry: Statistic, secret: bytes) -> NoisedCounts:
     """The noised counts of the training labels, the same ones for the same secret; a patient counts once where the patient is
     the unit. They are a release: `entry` must be in the ledger before.
+
+    Args:
+        config: of the experiment.
+        split: the training images.
+        entry: what the counts cost.
+        secret: of the run, bound to what it trains (`privacy.binding`).
     """
     assert config.privacy is not None  # Experiment.check
     patients = None if config.privacy.unit == "image" else pd.factorize(split.frame["patient_id"])[0]
-    discrete = config.privacy.noise == "discrete"
-    return noised_class_counts(split.labels, entry.noise_multiplier, secret, patients, discrete)
+    return noised_class_counts(split.labels, entry.noise_multiplier, secret, patients)

@@ -47,7 +47,7 @@ def batches(
 
     Args:
         plan: of the run.
-        secret: of the run.
+        secret: of the run, bound to what it trains (`privacy.binding`).
         step_functions: where the rows go.
         first: step to begin with.
         last: step to end before.
@@ -121,7 +121,7 @@ def microbatch(
 
     Args:
         plan: of the run.
-        secret: of the run.
+        secret: of the run, bound to what it trains (`privacy.binding`).
         step: which the batch belongs to.
         films: indices of the batch's films; -1 for none.
         rows: of the batch.

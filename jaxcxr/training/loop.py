@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from jaxcxr.config import Experiment, dump, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
+from jaxcxr.privacy.binding import bound_secret
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, has_entries, run_name
 from jaxcxr.replacing import replacing, write_json
 from jaxcxr.training import objective
@@ -25,8 +26,9 @@ from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
 from jaxcxr.training.class_weights import draw_counts
 from jaxcxr.training.feed import Waiting, batches
 from jaxcxr.training.log import Log
-from jaxcxr.training.plan import Plan, begin_or_continue
+from jaxcxr.training.plan import Plan
 from jaxcxr.training.processes import any_process_says, first_then_all, in_all, in_the_first, is_first, the_first_says
+from jaxcxr.training.resume import begin_or_continue
 
 LOCK_FILE = ".lock"
 
@@ -75,7 +77,8 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
     """Run a plan in the folder `out` to its end, or on from its newest checkpoint.
 
-    A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only.
+    A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only,
+    and the secret is bound to what is trained: a run that would go on as another one is refused, or would draw anew.
     With several processes (`jax.distributed`) all call this with the same folder, on a file system that they share; the first
     one writes it, but for the checkpoints, which they write together. What one of them refuses ends all, with its sentence.
 
@@ -102,17 +105,19 @@ def _alone_in(out: Path) -> Iterator[None]:
 def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome:
     pretrained = in_all(plan.pretrained_params)  # refused, if so, before a folder is claimed
     in_the_first(lambda: claim_run_folder(out, plan.config, resume))
-    plan = first_then_all(lambda: begin_or_continue(plan, pretrained, out / "run.json", write=is_first()))
     checkpoints = Checkpoints(out / "checkpoints")
     ledger = None
     try:
         path = out / "ledger.jsonl"
         begun = in_all(lambda: not is_first() or checkpoints.latest() is not None or has_entries(path))
         secret = first_then_all(lambda: load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun))
+        params = plan.random_params(secret) if pretrained is None else pretrained
+        plan = first_then_all(lambda: begin_or_continue(plan, params, out / "run.json", write=is_first()))
         if plan.mechanism is not None:
             ledger = in_the_first(lambda: Ledger(path, _terms(plan, secret)))
-        plan = first_then_all(lambda: _with_class_weights(plan, secret, ledger, out / "class_counts.json"))
-        return _run(plan, pretrained, out, secret, checkpoints, ledger, progress)
+        bound = bound_secret(secret, plan.binding)  # all randomness of the run from here on
+        plan = first_then_all(lambda: _with_class_weights(plan, bound, ledger, out / "class_counts.json"))
+        return _run(plan, params, out, bound, checkpoints, ledger, progress)
     finally:
         checkpoints.close()
         if ledger is not None:
@@ -123,7 +128,8 @@ def _terms(plan: Plan, secret: bytes) -> Terms:
     assert plan.config.privacy is not None
     assert plan.mechanism is not None
     seeded = plan.config.training.seed is not None
-    return Terms(plan.config.privacy.unit, "add_remove", plan.mechanism.n_units, plan.fingerprint, seeded, run=run_name(secret))
+    unit, n_units = plan.config.privacy.unit, plan.mechanism.n_units
+    return Terms(unit, "add_remove", n_units, plan.fingerprint, seeded, run_name(secret), plan.binding)
 
 
 def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: Path) -> Plan:
@@ -144,6 +150,8 @@ def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: 
             "positives": counts.positives.tolist(),
             "negatives": counts.negatives.tolist(),
             "positive_weights": weights.tolist(),
+            "noise": "discrete: counts and noise are whole numbers of steps",
+            "step": counts.step,
         }
         write_json(path, described)
     return dataclasses.replace(plan, weights=weights)
@@ -151,14 +159,13 @@ def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: 
 
 def _run(
     plan: Plan,
-    pretrained: PyTree | None,
+    params: PyTree,
     out: Path,
     secret: bytes,
     checkpoints: Checkpoints,
     ledger: Ledger | None,
     progress: bool,
 ) -> Outcome:
-    params = plan.random_params(secret) if pretrained is None else pretrained
     optimizer_state = plan.optimizer().init(plan.trained(params))
     step_functions = plan.step()
     done = the_first_says(checkpoints.latest() or 0)

@@ -5,11 +5,9 @@ refused here.
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float, Int, PyTree
 
 from jaxcxr import __version__
-from jaxcxr.config import Experiment
+from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.data.duplicates import listed_duplicates
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
@@ -29,12 +27,11 @@ from jaxcxr.models.scope import split as split_params
 from jaxcxr.models.scope import trained_mask
 from jaxcxr.privacy import accounting, exact_sum, moments
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.privacy.ledger import Statistic
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
 from jaxcxr.privacy.provenance import code_fingerprint
-from jaxcxr.privacy.statistics import class_counts_entry
-from jaxcxr.replacing import write_json
 from jaxcxr.training import averaging, memory, objective, optimizer
 from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
@@ -63,6 +60,8 @@ class Plan:
         class_counts: what noised class counts cost, else None.
         microbatch_size: films a device handles at once; None where neither the configuration nor `begin_or_continue` says.
         store: that the films come from.
+        counted: what was declared to be public and was counted in the data (codes of `privacy.declarations`).
+        binding: digest of everything that decides what is released (`privacy.binding`); empty until `begin_or_continue` says.
     """
 
     config: Experiment
@@ -77,11 +76,22 @@ class Plan:
     class_counts: Statistic | None = None
     microbatch_size: int | None = None
     store: Store | None = None
+    counted: tuple[str, ...] = ()
+    binding: str = ""
 
     def may_be_released(self) -> bool:
         """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered statistic."""
         training = self.config.training
-        return self.mechanism is not None and training.seed is None and training.class_weights != "paper"
+        covered = training.seed is None and training.class_weights != "paper" and not self.counted
+        return self.mechanism is not None and covered
+
+    def remarks(self) -> list[str]:
+        """What the operator should know of the declared N beside what is there; for the screen alone (`size_remarks`)."""
+        privacy = self.config.privacy
+        if privacy is None:
+            return []
+        units, images, batch = len(self.units), len(self.split), self.config.training.expected_batch_size
+        return size_remarks(privacy.dataset_size, units, images, _called(privacy), batch)
 
     def already(self) -> list[Spending]:
         """What the budget pays for besides the steps."""
@@ -265,6 +275,7 @@ class Plan:
             "positive_weights": None if self.weights is None else [float(w) for w in self.weights],
             "class_weights_covered": self.config.training.class_weights != "paper",
             "release": self.may_be_released(),
+            "against_release": list(self.counted),
         }
         if self.mechanism is not None:
             described |= dataclasses.asdict(self.mechanism)
@@ -328,7 +339,7 @@ def make_plan(config: Experiment, store: Store) -> Plan:
             raise InputError(f"{field}: {error}") from error
     units, films_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
-    called = "films" if privacy is None or privacy.unit == "image" else "patients"
+    called = _called(privacy)
     if training.expected_batch_size > n_units:
         raise InputError(
             f"training.expected_batch_size: expected at most the {n_units} {called} of the training split, "
@@ -341,10 +352,11 @@ def make_plan(config: Experiment, store: Store) -> Plan:
         steps = accounting.steps_of_epochs(training.epochs, n_units, training.expected_batch_size)
     mechanism = class_counts = None
     if privacy is not None:
-        if privacy.delta >= 1 / n_units and not privacy.allow_large_delta:
+        most = max(n_units, len(units))  # a small declared N must not admit a delta that is large for those who are there
+        if privacy.delta >= 1 / most and not privacy.allow_large_delta:
             raise InputError(
-                f"privacy.delta: expected less than 1/N = {1 / n_units:.3g} for N = {n_units} {called}, "
-                f"found {privacy.delta:g}; "
+                f"privacy.delta: expected less than 1/N = {1 / most:.3g} for N = {most} {called}"
+                f"{'' if most == n_units else ' (those that are there)'}, found {privacy.delta:g}; "
                 f"at that delta one of the {called} in N may be published outright (privacy.allow_large_delta accepts this)"
             )
         sigma, class_counts = privacy.noise_multiplier, counts_entry(config)
@@ -359,9 +371,34 @@ def make_plan(config: Experiment, store: Store) -> Plan:
         )
     weights = weights_at_once(config, split)
     facts = (store.fingerprint, units, films_per_unit, mechanism, sample_rate, steps, weights, class_counts)
-    plan = Plan(config, split, *facts, microbatch_size=training.microbatch_size, store=store)
+    counted = _counted(config, store, split)
+    plan = Plan(config, split, *facts, microbatch_size=training.microbatch_size, store=store, counted=counted)
     plan.mask()
     return plan if privacy is None or privacy.noise == "gaussian" else _with_discrete_noise(plan)
+
+
+def _called(privacy: PrivacyConfig | None) -> str:
+    """The units of the claim, in the plural."""
+    return "images" if privacy is None or privacy.unit == "image" else "patients"
+
+
+def _counted(config: Experiment, store: Store, split: Split) -> tuple[str, ...]:
+    """What a private run declares to be public though it was plainly counted in the data (codes of `privacy.declarations`).
+
+    Rates are compared with those of the training images, of the training patients (each the mean of their images) and of all
+    images of the store.
+    """
+    if config.privacy is None:
+        return ()
+    found = [COUNTED_SIZE] if config.privacy.dataset_size is None else []
+    rates = config.training.positive_rates
+    if rates is not None:
+        of_patients: Any = pd.DataFrame(split.labels).groupby(split.frame["patient_id"].to_numpy()).mean()
+        everything: Any = store.manifest[list(config.data.findings)]
+        for labels in (split.labels, np.asarray(of_patients, float), np.asarray(everything, float)):
+            if COUNTED_RATES not in found and rates_were_counted(rates, np.asarray(labels, float)):
+                found.append(COUNTED_RATES)
+    return tuple(found)
 
 
 def _with_discrete_noise(plan: Plan) -> Plan:
@@ -400,48 +437,6 @@ def units_of(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray,
         )
     films = list(pd.Series(np.arange(len(split))).groupby(patients.to_numpy(), sort=True).apply(np.asarray))
     return films, privacy.films_per_patient if privacy.unit == "patient" else 1
-
-
-def begin_or_continue(plan: Plan, pretrained: PyTree | None, path: Path, write: bool = True) -> Plan:
-    """Write `run.json`, or check that the one there says the same (a resumed run must not change under way).
-
-    The noise multiplier of a begun run is the one in `run.json`: another version of the accountant might calibrate another.
-    So is the size of its microbatches, if it was chosen by the device's memory.
-
-    Returns:
-        The plan, with noise multiplier and microbatch size of the run.
-
-    Raises:
-        InputError: names the facts that differ.
-    """
-    facts = plan.describe()
-    if pretrained is not None:
-        facts["initial_weights_sha256"] = weights_digest(pretrained)
-    chosen_here = plan.config.training.microbatch_size is None
-    if not path.exists():
-        plan = plan.with_microbatch_size()
-        if chosen_here:
-            facts["microbatch_size"] = plan.microbatch_size
-        if write:
-            write_json(path, facts | {"made_with": made_with()})
-        return plan
-    before = json.loads(path.read_text(encoding="utf-8"))
-    before.pop("made_with", None)
-    if chosen_here and "microbatch_size" in before:
-        plan = dataclasses.replace(plan, microbatch_size=int(before.pop("microbatch_size")))
-    if plan.mechanism is not None and plan.config.privacy is not None and plan.config.privacy.noise_multiplier is None:
-        begun_with = float(before.get("noise_multiplier", plan.mechanism.noise_multiplier))
-        plan = dataclasses.replace(plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=begun_with))
-        facts["noise_multiplier"] = begun_with
-    privacy = plan.config.privacy
-    if plan.class_counts is not None and privacy is not None and privacy.class_counts_noise_multiplier is None:
-        sigma = float(before.get("class_counts_noise_multiplier", plan.class_counts.noise_multiplier))
-        plan = dataclasses.replace(plan, class_counts=class_counts_entry(len(plan.config.data.findings), sigma))
-        facts["class_counts_noise_multiplier"] = sigma
-    differing = [key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key)]
-    if differing:
-        raise InputError(f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}")
-    return plan
 
 
 def weights_digest(params: PyTree) -> str:

@@ -124,7 +124,7 @@ def test_no_field_of_any_line_can_be_changed(tmp_path: Path) -> None:
             with pytest.raises(InputError, match="line"):
                 read_ledger(path)
             tried += 1
-    assert tried == 8 + 5 + 6 + 6
+    assert tried == 9 + 5 + 6 + 6
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ CONFIG = Experiment(
     data=DataConfig(store="/hospital/secret/store", size=32, findings=("cardiomegaly", "congestion")),
     model=ModelConfig(activation="mish", width=32, weights="/hospital/weights"),
     training=TrainingConfig(expected_batch_size=10, microbatch_size=2, learning_rate=1e-3, steps=5),
-    privacy=PrivacyConfig(epsilon=3.0, delta=1e-4, l2_clip_norm=1.5),
+    privacy=PrivacyConfig(epsilon=3.0, delta=1e-4, l2_clip_norm=1.5, dataset_size=200),
 )
 PARAMS = {"params": {"conv1": {"kernel": np.linspace(-1, 1, 720, dtype=np.float32).reshape(3, 3, 80)}, "head": {"bias": np.ones(2, np.float32)}}}  # fmt: skip
 DATA, CODE, SECRET = "ab12" * 16, "c0de" * 16, bytes(range(32))

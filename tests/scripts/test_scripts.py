@@ -4,9 +4,11 @@ own, in a process of their own.
 
 import contextlib
 import dataclasses
+import fnmatch
 import io
 import json
 import logging
+import re
 import runpy
 import subprocess
 import sys
@@ -142,6 +144,18 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
         ("non_private", "epsilon is infinite"),
     ):
         assert said in (swept / folder / "report.html").read_text()
+
+
+def test_the_readme_names_every_file_that_a_run_writes(swept: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## A run folder, and what in it is private")[2]
+    cells = [line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    patterns = [re.sub(r"<step>", "*", name) for name in named]
+    for folder in ("epsilon_7.89", "non_private"):
+        for path in (swept / folder).rglob("*"):
+            file = path.relative_to(swept / folder).as_posix()
+            known = any(fnmatch.fnmatch(file, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
+            assert path.is_dir() or known, f"README.md does not say what {file} is, and whether it may leave"
 
 
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending, epsilon_pld
+from jaxcxr.privacy.binding import bound_secret
 from jaxcxr.privacy.gradients import clipped_sum_vmap
 from jaxcxr.privacy.ledger import read_ledger
 from jaxcxr.training import loop, objective
@@ -107,7 +108,8 @@ def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: Plan) 
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert rows[-1]["epsilon"] <= 8.0
     assert sum(row["images"] for row in rows) == sum(
-        len(plan.mechanism.draw((out / "checkpoints" / SECRET_FILE).read_bytes(), step, 50)) for step in range(6)
+        len(plan.mechanism.draw(bound_secret((out / "checkpoints" / SECRET_FILE).read_bytes(), terms.binding), step, 50))
+        for step in range(6)
     )
     assert (out / "checkpoints" / SECRET_FILE).stat().st_mode & 0o777 == 0o600
     assert json.loads((out / "run.json").read_text())["release"] is False
@@ -179,14 +181,17 @@ def test_a_run_is_not_begun_over_and_not_continued_as_another(
         run(plan, tmp_path)
 
 
-def test_unseeded_runs_differ_and_may_be_released(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+def test_unseeded_runs_differ_and_say_whether_they_may_be_released(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
     # with the noise and class weights of the seeded plan, so that the compiled step is the same one
     config = changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1, **declared(plan))
     config = changed(config, "privacy", noise_multiplier=plan.mechanism.noise_multiplier)  # type: ignore[union-attr]
     unseeded = make_plan(config, tiny_store)
     a, b = (run(unseeded, tmp_path / name) for name in "ab")
     assert bits(a.params) != bits(b.params)
-    assert json.loads((tmp_path / "a" / "run.json").read_text())["release"] is True
+    facts = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert (facts["release"], facts["against_release"]) == (False, ["dataset_size_counted", "positive_rates_counted"])
+    sound = changed(changed(config, "training", class_weights="none", positive_rates=None), "privacy", dataset_size=50)
+    assert make_plan(sound, tiny_store).describe()["release"] is True
     uncovered = make_plan(changed(config, "training", class_weights="paper", positive_rates=None), tiny_store)
     assert uncovered.describe()["release"] is False
 

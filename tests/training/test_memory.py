@@ -10,12 +10,13 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import feed, memory, objective, plan
+from jaxcxr.training import feed, loop, memory, objective, plan
 from jaxcxr.training.feed import drawn_films, films_on_devices, microbatch
 from jaxcxr.training.loop import train
 from jaxcxr.training.memory import choose_microbatch
 from jaxcxr.training.objective import with_images
-from jaxcxr.training.plan import Plan, begin_or_continue, make_plan
+from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.resume import begin_or_continue
 from tests.conftest import changed, declared
 from tests.training.tiny import TinyNet, tiny_model
 
@@ -76,11 +77,16 @@ def test_the_choice_is_written_down_and_kept(free: Plan, tmp_path: Path, monkeyp
     path = tmp_path / "run.json"
     begun = begin_or_continue(free, None, path)
     assert begun.microbatch_size == 4  # six units expected, on two devices
-    facts = json.loads(path.read_text())
-    assert facts["microbatch_size"] == 4
-    path.write_text(json.dumps(facts | {"microbatch_size": 2}))
+    assert json.loads(path.read_text())["microbatch_size"] == 4
+    monkeypatch.setattr(memory, "choose_microbatch", lambda *_: 2)  # as on another device
+    elsewhere = begin_or_continue(free, None, tmp_path / "elsewhere.json")
+    assert (elsewhere.microbatch_size, elsewhere.binding == begun.binding) == (2, False)
     monkeypatch.setattr(memory, "choose_microbatch", lambda *_: pytest.fail("chosen anew"))
-    assert begin_or_continue(free, None, path).microbatch_size == 2
+    assert begin_or_continue(free, None, path) == begun
+    assert begin_or_continue(free, None, tmp_path / "elsewhere.json").microbatch_size == 2
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"microbatch_size": 2}))
+    with pytest.raises(InputError, match=r"training\.microbatch_size: 4 there, 2 now"):
+        begin_or_continue(free, None, path)
 
 
 def test_an_accelerators_memory_bounds_the_microbatch(
@@ -141,7 +147,10 @@ def test_indices_stand_for_the_same_films(free: Plan, monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(gathered[key], value)
 
 
-def test_a_run_with_films_on_the_device_ends_the_same(free: Plan, tiny_store: Store, tiny_net: None, tmp_path: Path) -> None:
+def test_a_run_with_films_on_the_device_ends_the_same(
+    free: Plan, tiny_store: Store, tiny_net: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "bound_secret", lambda secret, _: secret)  # for both to draw the same, which they never do else
     ends = []
     for on_device in ("always", "never"):
         run = make_plan(changed(free.config, "data", on_device=on_device), tiny_store)

@@ -32,7 +32,9 @@ class StopError(Exception):
 
 def noised(config: Experiment, **privacy: object) -> Experiment:
     config = changed(config, "training", class_weights="noised", seed=None)
-    return changed(config, "privacy", **{"noise_multiplier": 1.5, "class_counts_noise_multiplier": 20.0, **privacy})
+    return changed(
+        config, "privacy", **{"dataset_size": 50, "noise_multiplier": 1.5, "class_counts_noise_multiplier": 20.0, **privacy}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,10 @@ def test_counts_are_written_down_before_they_are_drawn_and_once(
     np.testing.assert_array_equal(first.weights, again.weights)
     described = json.loads(written)
     assert described["positive_weights"] == first.weights.tolist()  # type: ignore[union-attr]
-    counts = NoisedCounts(np.array(described["positives"]), np.array(described["negatives"]), line)
+    assert described["noise"].startswith("discrete")
+    noised_counts = (np.array(described[name]) for name in ("positives", "negatives"))
+    counts = NoisedCounts(*noised_counts, described["step"], line)
+    np.testing.assert_array_equal(counts.positives % described["step"], 0)
     np.testing.assert_array_equal(first.weights, objective.positive_weights(counts.rates()))
     facts = json.loads((out / "run.json").read_text())
     assert (facts["release"], facts["class_weights_covered"], facts["positive_weights"]) == (True, True, None)
@@ -141,21 +146,26 @@ def test_a_begun_run_keeps_the_noise_of_its_counts(
     assert resumed.class_counts == other.class_counts
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "discrete"])
-def test_a_patient_counts_once(tiny_config: Experiment, tiny_store: Store, noise: str) -> None:
+def test_a_patient_counts_once(tiny_config: Experiment, tiny_store: Store) -> None:
     labels = tiny_store.split("train").labels
     found = {}
     for unit in ("image", "patient"):
-        config = noised(tiny_config, unit=unit, noise=noise, epsilon=100.0, class_counts_noise_multiplier=0.1)
+        config = noised(tiny_config, unit=unit, epsilon=100.0, class_counts_noise_multiplier=0.1)
         entry = counts_entry(config)
         assert entry is not None
         found[unit] = draw_counts(config, tiny_store.split("train", config.data.findings), entry, bytes(32))
-    of_films, of_patients = (np.r_[counts.positives, counts.negatives] for counts in found.values())
-    np.testing.assert_allclose(of_films, np.r_[(labels == 1).sum(0), (labels == 0).sum(0)], atol=1.0)
-    np.testing.assert_allclose(of_patients, of_films / 2, atol=1.0)  # two films a patient
-    if noise == "discrete":
-        steps = of_films * 2.0**20
-        np.testing.assert_array_equal(steps, np.rint(steps))
+    of_images, of_patients = (np.r_[counts.positives, counts.negatives] for counts in found.values())
+    np.testing.assert_allclose(of_images, np.r_[(labels == 1).sum(0), (labels == 0).sum(0)], atol=1.0)
+    np.testing.assert_allclose(of_patients, of_images / 2, atol=1.0)  # two images per patient
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 1e12])
+def test_noise_of_counts_that_does_not_fit_the_grid_is_refused(
+    tiny_config: Experiment, tiny_store: Store, sigma: float
+) -> None:
+    config = noised(tiny_config, class_counts_noise_multiplier=sigma)
+    with pytest.raises(InputError, match=r"privacy\.class_counts_noise_multiplier: .* does not fit .*expected one between"):
+        make_plan(config, tiny_store)
 
 
 def test_an_epsilon_in_the_log_includes_the_counts(plan: Plan, tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""What a run's randomness is bound to, so that no noise can be used twice on different gradients.
+
+Noise that hides two different sums cancels in their difference. A run folder can be copied, its newest checkpoint deleted, its
+configuration edited and the steps repeated: with keys of (secret, step) alone, both copies would draw the same batches and the
+same noise. So every key of a run (sampling, noise, the images of a unit, augmented views, class counts) is derived from
+
+    HMAC-SHA256(secret, digest)
+
+instead of the secret, where the digest (SHA-256) covers everything that decides which function of the data is released: the
+configuration as it is in effect, starting weights, data, the code that trains, library versions and platform.
+
+Guarantee: HMAC-SHA256 being a pseudorandom function, runs that share a secret and differ in anything that the digest covers
+draw independent batches and noise; runs that differ in nothing are the same release. `Terms.binding` of the ledger holds the
+digest, so that the record of what was spent says for which function it was spent. Not covered: the number of devices and
+processes, evaluation, and paths, none of which decides what is released.
+"""
+
+import dataclasses
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_CHOSEN = "training.microbatch_size"
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """Everything that decides what a run releases, but for its secret; the values are JSON's.
+
+    Attributes:
+        configuration: field -> value, as it is in effect: calibrated noise and chosen sizes included.
+        starting_weights: SHA-256 of the weights before the first step.
+        data: fingerprint of the store.
+        code: `jaxcxr`, the version, and `sources`, the fingerprint of the code that trains (`provenance`).
+        libraries: name -> version.
+        platform: kind of device, and settings of JAX that change its arithmetic.
+    """
+
+    configuration: Mapping[str, Any]
+    starting_weights: str
+    data: str
+    code: Mapping[str, str]
+    libraries: Mapping[str, str]
+    platform: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all parts."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(b"jaxcxr binding " + canonical.encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        """The parts and their digest, for `run.json`."""
+        return {"digest": self.digest, **json.loads(json.dumps(dataclasses.asdict(self)))}
+
+
+def bound_secret(secret: bytes, digest: str) -> bytes:
+    """What takes the place of a run's secret in every key: a one-way function of secret and digest.
+
+    Raises:
+        ValueError: there is no digest.
+    """
+    if not digest:
+        raise ValueError("digest: a run without a binding must not draw anything")
+    return hmac.new(secret, b"jaxcxr bound " + digest.encode(), hashlib.sha256).digest()
+
+
+def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what a run to be resumed differs from the one that was begun, one phrase per part; empty if in nothing.
+
+    Args:
+        begun: `Binding.as_json` of the run folder.
+        now: the same of the run as it would go on.
+    """
+    phrases = {
+        "configuration": "the configuration",
+        "starting_weights": "the starting weights",
+        "data": "the data",
+        "code": "the code",
+        "libraries": "library versions",
+        "platform": "the platform",
+    }
+    found = []
+    for part, called in phrases.items():
+        there, here = begun.get(part), now[part]
+        if there == here:
+            continue
+        told = [] if not isinstance(there, Mapping) else _fields(there, here)
+        found.append(f"{called} ({'; '.join(told)})" if told else called)
+    if not found and begun.get("digest") != now["digest"]:
+        found.append("the digest of its own record, which was edited")
+    return found
+
+
+def altered(recorded: Mapping[str, Any] | None, in_ledger: str, configuration: Mapping[str, Any]) -> list[str]:
+    """What was changed in a run folder since the run was begun: fields of the configuration, or `binding` for the record
+    itself.
+
+    Args:
+        recorded: `Binding.as_json` of `run.json`; None in runs of earlier versions.
+        in_ledger: `Terms.binding` of the ledger; empty in those.
+        configuration: field -> value, of `config.yaml`; fields that the record does not know are passed over.
+    """
+    if recorded is None:
+        return ["binding"] if in_ledger else []
+    try:
+        parts = {field.name: recorded[field.name] for field in dataclasses.fields(Binding)}
+        if not recorded["digest"] == Binding(**parts).digest == in_ledger:
+            return ["binding"]
+    except (KeyError, TypeError, ValueError):
+        return ["binding"]
+    then, now = parts["configuration"], json.loads(json.dumps(configuration))
+    if now.get(_CHOSEN) is None:  # by the device's memory, at the beginning of the run
+        now.pop(_CHOSEN, None)
+    return sorted(name for name in then.keys() & now.keys() if then[name] != now[name])
+
+
+def _fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    return [
+        "other sources" if name == "sources" else f"{name}: {_short(there.get(name))} there, {_short(here.get(name))} now"
+        for name in names
+    ]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,91 @@
+"""What was counted in the data, or changed after a run was begun, stands against its release."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jaxcxr.config import Experiment, load
+from jaxcxr.privacy.binding import Binding
+from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
+from jaxcxr.privacy.ledger import Ledger, read_ledger
+from jaxcxr.report.card import card_of
+from jaxcxr.report.card_facts import facts_of_run
+from tests.release.run_folder import make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run as an earlier version left it: nothing is bound."""
+    return make_run(tmp_path / "run", unit="patient")
+
+
+@pytest.fixture
+def bound(run: Path) -> Path:
+    """The same, bound to its configuration."""
+    record = Binding(load(Experiment, run / "config.yaml").digest_fields(), "aa", "bb", {}, {}, {}).as_json()
+    edit(run / "run.json", binding=record)
+    terms, entries = read_ledger(run / "ledger.jsonl")
+    (run / "ledger.jsonl").unlink()
+    ledger = Ledger(run / "ledger.jsonl", dataclasses.replace(terms, binding=record["digest"]))
+    for entry in entries:
+        ledger.record(entry)
+    ledger.close()
+    return run
+
+
+def edit(path: Path, **facts: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def configure(run: Path, section: str, **fields: Any) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config[section].update(fields)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_runs_of_earlier_versions_are_released_as_before(run: Path) -> None:
+    assert read_ledger(run / "ledger.jsonl")[0].binding == ""
+    assert facts_of_run(run).reasons == ()
+
+
+def test_a_bound_run_that_nobody_changed_may_be_released(bound: Path) -> None:
+    assert facts_of_run(bound).reasons == ()
+
+
+def test_a_counted_size_stands_against_release_in_earlier_runs_too(run: Path) -> None:
+    configure(run, "privacy", dataset_size=None)
+    facts = facts_of_run(run)
+    assert facts.reasons == (AGAINST_RELEASE[COUNTED_SIZE],)
+    card = card_of(facts)
+    assert not card.for_release
+    assert not any("that is declared (N)" in sentence for sentence in card.assumptions)
+
+
+def test_counted_rates_stand_against_release_without_a_number(run: Path) -> None:
+    configure(run, "training", class_weights="public", positive_rates=[0.1234, 0.4321])
+    assert any("was known from elsewhere" in sentence for sentence in card_of(facts_of_run(run)).assumptions)
+    edit(run / "run.json", against_release=[COUNTED_RATES], release=False)
+    card = card_of(facts_of_run(run))
+    assert card.reasons_against_release == [AGAINST_RELEASE[COUNTED_RATES]]
+    assert not any(character.isdigit() for character in AGAINST_RELEASE[COUNTED_RATES])
+    assert not any("was known from elsewhere" in sentence for sentence in card.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields"), [("privacy", {"dataset_size": 250}), ("training", {"learning_rate": 2e-3}), ("privacy", {"clipping": "automatic"})]
+)  # fmt: skip
+def test_a_configuration_that_was_edited_afterwards_is_found(bound: Path, section: str, fields: dict[str, Any]) -> None:
+    configure(bound, section, **fields)
+    name = f"{section}.{next(iter(fields))}"
+    assert facts_of_run(bound).reasons == (f"its files were changed after it was begun, or are of several runs ({name})",)
+
+
+def test_a_record_that_is_not_the_ledgers_is_found(bound: Path) -> None:
+    record = json.loads((bound / "run.json").read_text())["binding"]
+    for other in (None, record | {"starting_weights": "ab"}, Binding({}, "aa", "bb", {}, {}, {}).as_json()):
+        edit(bound / "run.json", binding=other)
+        assert "(binding)" in facts_of_run(bound).reasons[0]
