@@ -7,8 +7,8 @@ python scripts/convert_weights.py weights/mimic-512 --head map --mapping configs
 Reads .pth and .pt (plain, of Opacus or DataParallel, or in a checkpoint), .safetensors, and run, weights and release folders.
 Writes a weights folder for `model.weights`, or with --to-torch a .pth, .pt or .safetensors file.
 
-Weights that release.py refuses are refused here; --watermark converts them, marked in name and content. Weights of a private run
-are registered in its store, as a release is.
+Weights that release.py refuses are refused here; --watermark converts them, marked in name and content. Weights of a private
+run are registered in its store, as a release is.
 """
 
 import dataclasses

@@ -40,18 +40,17 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, description=__doc__, args=argv)
     from jaxcxr.data.manifest import read_table
-    from jaxcxr.release.build import build_release, manifest_of
+    from jaxcxr.release.build import build_release
     from jaxcxr.release.check import check_release
 
+    manifest = None if arguments.manifest is None else read_table(arguments.manifest)
     if arguments.check:
-        manifest = None if arguments.manifest is None else read_table(arguments.manifest)
         verdict = check_release(arguments.folder, manifest)
         if verdict.wrong:
             raise InputError(f"{arguments.folder}: must not leave the hospital: {'; '.join(verdict.wrong)}")
         print(f"{arguments.folder}: nothing found")
         unchecked = verdict.unchecked
     else:
-        manifest = manifest_of(arguments.folder, arguments.manifest, arguments.store)
         built = build_release(arguments.folder, manifest, arguments.watermark, arguments.store)
         print(f"{built.folder}: " + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked"))
         unchecked = built.unchecked

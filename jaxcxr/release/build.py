@@ -15,10 +15,9 @@ import pandas as pd
 from jaxtyping import PyTree
 
 from jaxcxr.config import Experiment, load
-from jaxcxr.data.manifest import read_table
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.spent import newest_checkpoint, read_facts
+from jaxcxr.privacy.spent import newest_checkpoint
 from jaxcxr.release.check import check_release
 from jaxcxr.release.gate import MARK, passage
 from jaxcxr.release.write import write_release
@@ -43,12 +42,12 @@ class Built:
     unchecked: tuple[str, ...]
 
 
-def build_release(run: Path, manifest: pd.DataFrame, watermark: bool = False, store: Path | None = None) -> Built:
+def build_release(run: Path, manifest: pd.DataFrame | None = None, watermark: bool = False, store: Path | None = None) -> Built:
     """Write `release/` in a run folder, check it and register it; the folder appears only if it passes.
 
     Args:
         run: a finished private run.
-        manifest: of its cohort, to look for identifiers.
+        manifest: of its cohort, to look for identifiers; that of the cohort's store unless given.
         watermark: build a folder `not-for-release/` of a run that must not leave, every artefact marked so.
         store: of its cohort, whose register must know of the release; the one in the run's configuration unless given.
 
@@ -67,7 +66,7 @@ def build_release(run: Path, manifest: pd.DataFrame, watermark: bool = False, st
         part.mkdir()
         try:
             write_release(part, params, load(Experiment, run / "config.yaml"), found.card, found.against)
-            verdict = None if found.against else check_release(part, manifest)
+            verdict = None if found.against else check_release(part, _manifest_of(run, store) if manifest is None else manifest)
             if verdict is not None and verdict.wrong:
                 raise InputError(f"{folder}: was not built: {'; '.join(verdict.wrong)}")
             found.register()
@@ -94,21 +93,6 @@ def _final_params(run: Path) -> PyTree:
         raise InputError(f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
 
 
-def manifest_of(run: Path, manifest: Path | None = None, store: Path | None = None) -> pd.DataFrame:
-    """The manifest to check a run's release against: the one named, or that of its cohort's store.
-
-    Args:
-        run: its folder.
-        manifest: a table.
-        store: of its cohort, if it is not where the run's configuration says.
-
-    Raises:
-        InputError: there is none, or it is another cohort's.
-    """
-    if manifest is not None:
-        return read_table(manifest)
-    fingerprint = read_facts(run).get("store_fingerprint")
-    opened = open_store(store or load(Experiment, run / "config.yaml").data.store)
-    if opened.fingerprint != fingerprint:
-        raise InputError(f"{opened.path}: holds another cohort than the one that {run} was trained on; name its --manifest")
-    return opened.manifest
+def _manifest_of(run: Path, store: Path | None) -> pd.DataFrame:
+    """That of the cohort's store, which `passage` has compared with the run."""
+    return open_store(store or load(Experiment, run / "config.yaml").data.store).manifest

@@ -2,8 +2,8 @@
 
 A model is registered before it leaves, and its cost is then part of every later card of the cohort. A run that is released
 again with the same ledger counts once; one that was trained further and released again counts with its longer ledger, which
-holds the shorter one; a run that was deleted and trained anew has a new secret and counts beside the old one, whose model may be
-anywhere. The register knows its own store only: films that are prepared anew have another store, and another register.
+holds the shorter one; a run that was deleted and trained anew has a new secret and counts beside the old one, whose model may
+be anywhere. The register knows its own store only: films that are prepared anew have another store, and another register.
 """
 
 import os

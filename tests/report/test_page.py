@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
