@@ -273,7 +273,7 @@ def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
 
 def read_run(folder: Path) -> Run:
     """A finished run folder as a row source of `summary.csv`."""
-    evaluation, spent = read_evaluation(folder / "evaluation.csv"), spent_of(folder)
+    spent, evaluation = spent_of(folder), read_evaluation(folder / "evaluation.csv")
     if spent is None:
         return Run(evaluation, steps=read_facts(folder)["steps"])
     steps = spent.steps  # fewer than planned after a budget stop
