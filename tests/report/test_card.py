@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
+from jaxcxr.privacy import accounting, group_privacy
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, run_name
 from jaxcxr.report.card import card_html, card_of, differing, make_card, recomputed, write_card
@@ -275,6 +275,101 @@ def test_where_the_weights_came_from_is_said(copy: Path) -> None:
     said = words(make_card(copy, ()))
     assert f"weights at the start {'5eed' * 16}" in said
     assert "made without the films of these patients" in said
+
+
+@pytest.mark.parametrize(
+    ("record", "shown", "said", "unsaid"),
+    [
+        ("recorded", "recorded", "checked by salted hashes of pixels and patient ids", "ASSUMED, not checked: the weights"),
+        (
+            "ids_declared_unrelated",
+            "ids_declared_unrelated",
+            "declared to belong to different people",
+            "ASSUMED, not checked: the",
+        ),
+        ("none", "none", "ASSUMED, not checked: the weights that training started from carry no record", "salted hashes"),
+        (None, "none", "ASSUMED, not checked: the weights that training started from carry no record", "salted hashes"),
+    ],
+)
+def test_what_is_known_of_the_starting_weights_films_is_said(
+    copy: Path, record: str | None, shown: str, said: str, unsaid: str
+) -> None:
+    of_json(initial_weights_sha256="5eed" * 16, initial_weights_record=record)(copy)
+    facts = facts_of_run(copy, ())
+    assert facts.initial_weights_record == shown
+    card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+    assert card.initial_weights_record == shown
+    assert said in words(card)
+    assert unsaid not in words(card)
+
+
+def test_random_starting_weights_have_no_record(copy: Path) -> None:
+    of_json(initial_weights_record="recorded")(copy)
+    facts = facts_of_run(copy, ())
+    assert facts.initial_weights_record is None
+    assert "weights that training started from" not in words(
+        card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+    )
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (None, "not_looked_for"),
+        ({"within": False, "across": False}, "none"),
+        ({"within": True, "across": False}, "within"),
+        ({"within": False, "across": True}, "across"),
+        ({"within": True, "across": True}, "within_and_across"),
+    ],
+)
+def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: str, unit: str) -> None:
+    of_json(near_duplicates=found)(copy)
+    facts = facts_of_run(copy, ())
+    assert facts.near_duplicates == shown
+    card = card_of(dataclasses.replace(facts, unit=unit, films_a_step=None if unit == "image" else 4))
+    said, right = words(card), "No film is in the data twice" if unit == "image" else "carry the same patient id"
+    assert ("ASSUMED, nearly equal films were not looked for" in said) == (found is None)
+    assert ("were looked for in the training data, and none were found" in said) == (shown in ("none", "across"))
+    assert ("in the training and in the test part" in said) == ("across" in shown)
+    assert (right in said) == ("within" not in shown)
+    if "within" in shown:
+        pair = re.search(r"that of a group of two (films|patients): epsilon = ([\d.]+)\.", said)
+        assert pair is not None
+        exact = group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper
+        assert exact <= float(pair[2]) <= exact * 1.001
+        assert pair[1] == ("films" if unit == "image" else "patients")
+
+
+def test_what_decided_the_split_is_said(copy: Path) -> None:
+    for origin, shown, said in (
+        ("keyed_hash", "keyed_hash", None),
+        ("given", "given", "The division into training and test films came with the data"),
+        ("unknown", "unknown", "whether a patient's films were used for training or for testing may have depended"),
+        (None, "unknown", "whether a patient's films were used for training or for testing may have depended"),
+    ):
+        of_json(split_origin=origin)(copy)
+        facts = facts_of_run(copy, ())
+        assert facts.split_origin == shown
+        card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+        for sentence in ("The division into training", "whether a patient's films were used for training"):
+            assert (sentence in words(card)) == (said is not None and said.startswith(sentence))
+    louder = card.model_copy(update={"split_origin": "keyed_hash"})
+    assert differing(louder, recomputed(louder)) == ["not_covered"]
+
+
+def test_a_card_of_which_nobody_looked_for_siblings_is_not_for_release(quick: CardFacts) -> None:
+    card = card_of(dataclasses.replace(quick, siblings=None))
+    assert card.reasons_against_release == ["the other released models of the cohort were not looked up"]
+    assert "Whether other models of this cohort are published was not looked up" in words(card)
+
+
+def test_limits_are_against_a_model_without_the_film_not_against_no_model(card: PrivacyCard) -> None:
+    """A film's label can be learned from the others: the promise bounds what the film's own part adds."""
+    said = words(card)
+    assert "without the model" not in said
+    assert "with a model that was trained without that film" in said
+    assert "is not limited" in said
 
 
 def test_the_house_card_shows_the_cohort_and_stays_in_the_house(run: Path) -> None:
