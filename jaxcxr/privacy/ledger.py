@@ -222,7 +222,7 @@ def _read(path: Path) -> _Read:
             if number == 1:
                 terms = _typed(Terms(**values))
             else:
-                entries.append(_typed(Statistic(**values) if "statistic" in values else Entry(**values)))
+                entries.append(_typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values)))
         except TypeError as error:
             raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
     return _Read(terms, entries, chain.heads, chain.complete)
