@@ -338,6 +338,8 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
         assert pair is not None
         exact = group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper
         assert exact <= float(pair[2]) <= exact * 1.001
+        assert card.claim.epsilon_upper is not None
+        assert exact > card.claim.epsilon_upper
         assert pair[1] == ("films" if unit == "image" else "patients")
 
 
