@@ -23,7 +23,7 @@ from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
-from jaxcxr.privacy.ledger import Entry, read_ledger
+from jaxcxr.privacy.spent import read_facts, spent_of
 from jaxcxr.replacing import replacing, write_json
 from jaxcxr.report.page import PAGE
 from jaxcxr.report.run import report_run
@@ -286,10 +286,8 @@ def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
 
 def read_run(folder: Path) -> Run:
     """A finished run folder as a row source of `summary.csv`."""
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    evaluation = read_evaluation(folder / "evaluation.csv")
-    if "epsilon" not in facts:
-        return Run(evaluation, steps=facts["steps"])
-    entries = read_ledger(folder / "ledger.jsonl")[1]
-    steps = sum(isinstance(entry, Entry) for entry in entries)  # fewer than planned after a budget stop
-    return Run(evaluation, facts["epsilon"], facts["delta"], facts["noise_multiplier"], facts["sample_rate"], steps)
+    spent, evaluation = spent_of(folder), read_evaluation(folder / "evaluation.csv")
+    if spent is None:
+        return Run(evaluation, steps=read_facts(folder)["steps"])
+    steps = spent.steps  # fewer than planned after a budget stop
+    return Run(evaluation, spent.budget, spent.delta, spent.noise_multiplier, spent.sample_rate, steps)

@@ -143,11 +143,11 @@ def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
 
 
 def _read_params(path: Path, like: PyTree) -> PyTree:
+    if (path / "checkpoints").is_dir():  # a run; a file that was put beside them is not its model
+        return _from_checkpoint(path / "checkpoints", like)
     if (path / "params").is_dir() or len(list(path.glob("*.safetensors"))) == 1:
         return load_weights(path, like)
-    if not (path / "checkpoints").is_dir():
-        raise InputError(f"{path}: no weights there; expected checkpoints/, params/ or one .safetensors file")
-    return _from_checkpoint(path / "checkpoints", like)
+    raise InputError(f"{path}: no weights there; expected checkpoints/, params/ or one .safetensors file")
 
 
 def _from_checkpoint(folder: Path, like: PyTree) -> PyTree:

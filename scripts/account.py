@@ -159,33 +159,28 @@ def _besides(spendings: Any, delta: float, a: Arguments) -> dict[str, float]:
 
 def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
     from jaxcxr.privacy import accounting
-    from jaxcxr.privacy.ledger import Entry, read_ledger, spendings_of
+    from jaxcxr.privacy.spent import spent_of
 
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{folder}: no run there (run.json is missing)")
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if "delta" not in facts:
+    spent = spent_of(folder)
+    if spent is None:
         raise InputError(f"{folder}: trained without privacy: its epsilon is infinite")
-    terms, entries = read_ledger(folder / "ledger.jsonl")
-    spent, delta = spendings_of(entries), facts["delta"]
-    if a.films and terms.unit != "image":
-        raise InputError(f"--films: the unit of {folder} is the {terms.unit} already; its epsilon is the patient's")
-    bounds = accounting.epsilon_bounds(spent, delta)
-    done = sum(isinstance(entry, Entry) for entry in entries)
+    if a.films and spent.terms.unit != "image":
+        raise InputError(f"--films: the unit of {folder} is the {spent.terms.unit} already; its epsilon is the patient's")
+    bounds, spendings, done = spent.bounds(), spent.spendings, spent.steps
     more = accounting.affordable_steps(
-        spent, facts["sample_rate"], facts["noise_multiplier"], facts["epsilon"], delta, wanted=max(0, facts["steps"] - done)
+        spendings, spent.sample_rate, spent.noise_multiplier, spent.budget, spent.delta, wanted=spent.steps_planned - done
     )
     return {
-        "unit": terms.unit,
-        "delta": delta,
-        "budget": facts["epsilon"],
+        "unit": spent.terms.unit,
+        "delta": spent.delta,
+        "budget": spent.budget,
         "epsilon_pld": bounds.upper,
         "epsilon_lower": bounds.lower,
-        "epsilon_rdp": accounting.epsilon_rdp(spent, delta),
+        "epsilon_rdp": accounting.epsilon_rdp(spendings, spent.delta),
         "steps_done": done,
         "steps_left": more,
-        "adjacency": terms.adjacency,
-    } | _besides(spent, delta, a)
+        "adjacency": spent.terms.adjacency,
+    } | _besides(spendings, spent.delta, a)
 
 
 def _of_sweep(folder: Path) -> list[dict[str, Any]]:

@@ -6,9 +6,13 @@ python scripts/convert_weights.py weights/mimic-512 --head map --mapping configs
 
 Reads .pth and .pt (plain, of Opacus or DataParallel, or in a checkpoint), .safetensors, and run, weights and release folders.
 Writes a weights folder for `model.weights`, or with --to-torch a .pth, .pt or .safetensors file.
+
+Weights that release.py refuses are refused here; --watermark converts them, marked in name and content. Weights of a private
+run are registered in its store, as a release is.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +41,8 @@ class Arguments:
         size: of a file: side of the films it was trained on, in pixels.
         key: of a checkpoint with several state dicts: the entry to read.
         seed: of a fresh head.
+        watermark: convert weights that must not be released too, marked so.
+        store: of a private run's cohort, if it is not where the run's configuration says.
     """
 
     weights: tyro.conf.Positional[Path]
@@ -51,32 +57,45 @@ class Arguments:
     size: int = 512
     key: str | None = None
     seed: int = 0
+    watermark: bool = False
+    store: Path | None = None
 
 
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    if arguments.out.exists():
-        raise InputError(f"{arguments.out}: exists already, expected a new {'file' if arguments.to_torch else 'folder'}")
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = tyro.cli(Arguments, description=__doc__, args=argv)
     if (arguments.mapping is not None) != (arguments.head == "map"):
         raise InputError("--mapping goes with --head map, and only with it")
     if arguments.mapping is not None and arguments.findings is not None:
         raise InputError("--findings: the mapping names the findings already")
-    from jaxcxr.conversion import Weights, read_weights, with_head, write_weights
+    from jaxcxr.conversion import Weights, convert, with_head
     from jaxcxr.models.heads import HeadMapping
 
     given = Weights({}, arguments.trained or UKA_FINDINGS, arguments.activation, arguments.width, arguments.size)
     if arguments.head == "keep" and arguments.findings and not arguments.weights.is_dir():
         given = dataclasses.replace(given, findings=arguments.findings)
-    weights = read_weights(arguments.weights, given, arguments.key)
-    if arguments.head == "map" and arguments.mapping is not None:
-        asked = load(HeadMapping, arguments.mapping)
-        weights = with_head(weights, asked.findings, asked.mapping, arguments.seed)
-    elif arguments.head == "replace":
-        weights = with_head(weights, arguments.findings or weights.findings, None, arguments.seed)
-    elif arguments.findings and arguments.findings != weights.findings:
-        raise InputError(f"--findings: the weights predict {', '.join(weights.findings)}; use --head map or --head replace")
-    write_weights(weights, arguments.out, arguments.to_torch, source=arguments.weights, head=arguments.head)
-    print(f"{arguments.out}: weights of {len(weights.findings)} findings: {', '.join(weights.findings)}")
+
+    def with_wanted_head(weights: Weights) -> Weights:
+        if arguments.head == "map" and arguments.mapping is not None:
+            asked = load(HeadMapping, arguments.mapping)
+            return with_head(weights, asked.findings, asked.mapping, arguments.seed)
+        if arguments.head == "replace":
+            return with_head(weights, arguments.findings or weights.findings, None, arguments.seed)
+        if arguments.findings and arguments.findings != weights.findings:
+            raise InputError(f"--findings: the weights predict {', '.join(weights.findings)}; use --head map or --head replace")
+        return weights
+
+    out, weights = convert(
+        arguments.weights,
+        arguments.out,
+        given,
+        with_wanted_head,
+        key=arguments.key,
+        torch_file=arguments.to_torch,
+        head=arguments.head,
+        watermark=arguments.watermark,
+        store=arguments.store,
+    )
+    print(f"{out}: weights of {len(weights.findings)} findings: {', '.join(weights.findings)}")
 
 
 if __name__ == "__main__":

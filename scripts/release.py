@@ -3,8 +3,9 @@
 python scripts/release.py runs/demo                       build runs/demo/release and check it
 python scripts/release.py --check FOLDER --manifest TABLE check a folder against a cohort's manifest
 
-A run that must not be released (seeded, with class weights that the guarantee does not cover, or refuted by its audit) is
-refused; --watermark builds runs/demo/not-for-release from it, every file marked so.
+A run that must not be released (without privacy, unfinished, seeded, with class weights that the guarantee does not cover, or
+refuted by its audit, for example) is refused; --watermark builds runs/demo/not-for-release from it, every file marked so.
+A release is registered in the store of its cohort (releases.jsonl), and counts on the privacy cards of all later ones.
 """
 
 import dataclasses
@@ -25,30 +26,32 @@ class Arguments:
         folder: run folder; with check, the folder to be checked.
         check: only check the folder.
         manifest: table with image_id, patient_id and path (.csv or .parquet); that of the run's store unless given.
+        store: of the run's cohort, if it is not where the run's configuration says.
         watermark: build a marked folder of a run that must not be released.
     """
 
     folder: tyro.conf.Positional[Path]
     check: bool = False
     manifest: Path | None = None
+    store: Path | None = None
     watermark: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, description=__doc__, args=argv)
     from jaxcxr.data.manifest import read_table
-    from jaxcxr.release.build import build_release, manifest_of
+    from jaxcxr.release.build import build_release
     from jaxcxr.release.check import check_release
 
+    manifest = None if arguments.manifest is None else read_table(arguments.manifest)
     if arguments.check:
-        manifest = None if arguments.manifest is None else read_table(arguments.manifest)
         verdict = check_release(arguments.folder, manifest)
         if verdict.wrong:
-            raise InputError(f"{arguments.folder}: must not leave the house: {'; '.join(verdict.wrong)}")
+            raise InputError(f"{arguments.folder}: must not leave the hospital: {'; '.join(verdict.wrong)}")
         print(f"{arguments.folder}: nothing found")
         unchecked = verdict.unchecked
     else:
-        built = build_release(arguments.folder, manifest_of(arguments.folder, arguments.manifest), arguments.watermark)
+        built = build_release(arguments.folder, manifest, arguments.watermark, arguments.store)
         print(f"{built.folder}: " + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked"))
         unchecked = built.unchecked
         secret = arguments.folder / "checkpoints" / "secret.key"

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from PIL import Image
 
 import jaxcxr
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
-from jaxcxr.conversion import Weights, export_model, read_weights, with_head, write_weights
+from jaxcxr.conversion import Weights, convert, export_model, with_head
 from jaxcxr.data.images import preprocess
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
+from jaxcxr.models.export import run_stablehlo
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, torch_shapes
 from jaxcxr.training.checkpoint import Checkpoints, save_weights
@@ -131,20 +133,24 @@ def test_folders_without_a_model(tmp_path: Path, folder: Path) -> None:
 
 def test_a_torch_file_becomes_a_folder_and_a_file_again(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
-    weights = read_weights(tmp_path / "w.safetensors", GIVEN)
-    write_weights(weights, tmp_path / "new" / "folder", False, tmp_path / "w.safetensors", "keep")
+    assert convert(tmp_path / "w.safetensors", tmp_path / "new" / "folder", GIVEN)[0] == tmp_path / "new" / "folder"
     record = json.loads((tmp_path / "new" / "folder" / "provenance.json").read_text())
     assert record["source"] == "w.safetensors"
     assert len(record["source_sha256"]) == 64
-    write_weights(read_weights(tmp_path / "new" / "folder", GIVEN), tmp_path / "b.safetensors", True, tmp_path, "keep")
+    convert(tmp_path / "new" / "folder", tmp_path / "b.safetensors", GIVEN, torch_file=True)
     again = read_state(tmp_path / "b.safetensors")
     assert all(np.array_equal(again[name], array) for name, array in state().items())
 
 
 def test_another_head(tmp_path: Path) -> None:
-    weights = dataclasses.replace(GIVEN, state=state())
-    mapped = with_head(weights, ("air", "cardiomegaly"), {"air": "atelectasis_left"}, seed=0)
-    write_weights(mapped, tmp_path / "w", False, tmp_path, "map")
+    write_state(tmp_path / "w.safetensors", state())
+    convert(
+        tmp_path / "w.safetensors",
+        tmp_path / "w",
+        GIVEN,
+        lambda weights: with_head(weights, ("air", "cardiomegaly"), {"air": "atelectasis_left"}, seed=0),
+        head="map",
+    )
     found = load_model(tmp_path / "w")
     assert found.findings == ("air", "cardiomegaly")
     np.testing.assert_array_equal(found.params["params"]["head"]["kernel"][:, 0], state()["fc.weight"][2])
@@ -152,32 +158,49 @@ def test_another_head(tmp_path: Path) -> None:
 
 def test_a_head_of_another_length_than_the_findings(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
-    weights = read_weights(tmp_path / "w.safetensors", dataclasses.replace(GIVEN, findings=("a", "b")))
     with pytest.raises(InputError, match=r"with 2 findings: fc\.weight has shape \(3, 256\), expected \(2, 256\)"):
-        write_weights(weights, tmp_path / "w", False, tmp_path / "w.safetensors", "keep")
+        convert(tmp_path / "w.safetensors", tmp_path / "w", dataclasses.replace(GIVEN, findings=("a", "b")))
     assert not (tmp_path / "w").exists()
 
 
 def test_weights_of_another_width_are_refused_at_once(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
     with pytest.raises(InputError, match=r"w\.safetensors: does not fit the network of width 64"):
-        read_weights(tmp_path / "w.safetensors", dataclasses.replace(GIVEN, width=64))
+        convert(tmp_path / "w.safetensors", tmp_path / "w", dataclasses.replace(GIVEN, width=64))
 
 
 @pytest.mark.parametrize("name", ["m.stablehlo", "m.safetensors"])
-def test_an_exported_model_runs_elsewhere(model: Model, tmp_path: Path, name: str) -> None:
-    assert export_model(model, tmp_path / "out" / name) < 1e-5
+def test_an_exported_model_runs_elsewhere(folder: Path, tmp_path: Path, name: str) -> None:
+    found = export_model(folder, tmp_path / "out" / name)
+    assert found.difference < 1e-5
+    assert found.path == tmp_path / "out" / name
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
-def test_an_exported_model_averages_its_views(model: Model, tmp_path: Path) -> None:
-    one, averaging = model.predict_prepared(FILMS), dataclasses.replace(model, views="mirrored")
-    assert np.abs(averaging.predict_prepared(FILMS) - one).max() > 1e-4
-    assert export_model(averaging, tmp_path / "m.stablehlo") < 1e-5
+def test_an_exported_model_averages_its_views(folder: Path, model: Model, tmp_path: Path) -> None:
+    averaging = Path(shutil.copytree(folder, tmp_path / "averaging"))
+    record = json.loads((averaging / "provenance.json").read_text())
+    record["config"]["model"]["prediction_views"] = "mirrored"
+    (averaging / "provenance.json").write_text(json.dumps(record))
+    found = export_model(averaging, tmp_path / "m.stablehlo")
+    assert np.abs(run_stablehlo(found.path, FILMS) - model.predict_prepared(FILMS)).max() > 1e-4
+    assert found.difference < 1e-5
 
 
-def test_stablehlo_takes_any_number_of_films(model: Model, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "m.stablehlo")
+def test_an_export_that_gives_other_probabilities_is_not_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxcxr.conversion.run_stablehlo", lambda _, films: np.zeros((len(films), len(FINDINGS)), np.float32))
+    with pytest.raises(InputError, match="the exported model's probabilities differ by"):
+        export_model(folder, tmp_path / "m.stablehlo")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there.pth").touch()
+    with pytest.raises(InputError, match="exists already"):
+        export_model(folder, tmp_path / "there.pth")
+
+
+def test_stablehlo_takes_any_number_of_films(folder: Path, tmp_path: Path) -> None:
+    export_model(folder, tmp_path / "m.stablehlo")
     code = (
         "import sys, numpy as np, jax.export as e; f = e.deserialize(bytearray(open(sys.argv[1], 'rb').read()));"
         f"print([f.call(np.zeros((n, {SIZE}, {SIZE}), np.uint8)).shape for n in (1, 5)], 'jaxcxr' in sys.modules)"

@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,31 @@ def read_state(path: Path, key: str | None = None) -> State:
     return _plain_names(state, path)
 
 
-def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """Texts that stand in a file beside its state dict: metadata of .safetensors, texts of a checkpoint dictionary.
+
+    Raises:
+        InputError: not readable.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    if path.suffix != ".safetensors":
+        found = _loaded(path)
+        return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, Mapping) else {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file of weights ({_first_line(error)})") from error
+
+
+def write_state(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write a state dict as .safetensors, or as .pth or .pt for `torch.load`; the file appears when it is complete.
+
+    With metadata a .pth or .pt file is a dictionary of them with the state dict under `state_dict`, so that loading it shows
+    them.
 
     Raises:
         InputError: another ending, or torch is needed and missing.
@@ -48,10 +72,12 @@ def write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, part)
+            arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
+            save_file(arrays, part, metadata=dict(metadata) or None)
         else:
             torch = _torch(path)
-            torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, part)
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+            torch.save({**metadata, "state_dict": tensors} if metadata else tensors, part)
 
 
 def _torch(path: Path) -> Any:
@@ -72,10 +98,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a safetensors file of weights ({_first_line(error)})") from error
 
 
-def _read_torch(path: Path, key: str | None) -> Mapping[str, Any]:
+def _loaded(path: Path) -> Any:
     torch = _torch(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it names {named[1].rstrip('.')}" if named else "it holds more than tensors and plain containers"
@@ -85,7 +111,11 @@ def _read_torch(path: Path, key: str | None) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(f"{path}: damaged, or not a file of torch.save ({_first_line(error)})") from error
-    state = _state_within(found, path, key, torch)
+
+
+def _read_torch(path: Path, key: str | None) -> Mapping[str, Any]:
+    torch = _torch(path)
+    state = _state_within(_loaded(path), path, key, torch)
     return {
         name: value.detach().float().numpy() if torch.is_floating_point(value) else value.detach().numpy()
         for name, value in state.items()

@@ -4,23 +4,24 @@ The ledger, not the plan, is what a run has cost. A line is written before the r
 removed: a step that is repeated after a crash is the same release (same batch, same noise, same result) and must find its
 own line here.
 
-Every line carries its number and `chain`, the SHA-256 of the line before and of its own content, so that a line that was lost,
-moved or changed is found and named. The chain has no key: it shows accidents and edits, not a forger who writes the whole file
-anew. Against that, and against lines cut off the end, keep `head` of the finished ledger elsewhere; the privacy card prints it.
+Every line is chained to those before it (`chain`). Against a forger who writes the whole file anew, and against lines cut off
+the end, keep `head` of the finished ledger elsewhere; the privacy card prints it. `spent.spent_of` compares the ledger with the
+rest of a run.
 """
 
 import dataclasses
 import hashlib
-import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.chain import CHARACTERS, chained, read_chain
 
-_CHAIN_CHARACTERS = 32
+KIND = "ledger"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +86,12 @@ class Statistic:
 
 
 AnyEntry = Entry | Statistic
+_Line = TypeVar("_Line", Terms, Entry, Statistic)
 
 
 def run_name(secret: bytes) -> str:
     """Public name of the run with this secret: 128 bits of a one-way function of its 256 random ones."""
-    return hashlib.sha256(b"jaxcxr run name" + secret).hexdigest()[:_CHAIN_CHARACTERS]
+    return hashlib.sha256(b"jaxcxr run name" + secret).hexdigest()[:CHARACTERS]
 
 
 class Ledger:
@@ -103,11 +105,11 @@ class Ledger:
     def __init__(self, path: Path, terms: Terms) -> None:
         self._path = path
         self.terms = terms
-        read = _read(path) if path.exists() and path.stat().st_size else _Read(None, [], 0, "", 0)
+        read = _read(path)
         if read.terms is not None and read.terms != terms:
             _refuse_terms(path, read.terms, terms)
         self._entries = {_key(entry): entry for entry in read.entries}
-        self._chain, self._lines = read.chain, read.lines
+        self._chain, self._lines = read.heads[-1] if read.heads else "", len(read.heads)
         if path.exists():
             os.truncate(path, read.complete)  # drops half a line: a crash in mid-writing, before its release took effect
         self._file: IO[str] = path.open("a", encoding="utf-8")
@@ -147,9 +149,8 @@ class Ledger:
         self._file.close()
 
     def _write(self, values: dict[str, Any]) -> None:
-        line = {"line": self._lines + 1, **values}
-        chain = _link(self._chain, line)
-        self._file.write(json.dumps({**line, "chain": chain}) + "\n")
+        text, chain = chained(KIND, self._chain, self._lines + 1, values)
+        self._file.write(text)
         self._file.flush()
         self._lines, self._chain = self._lines + 1, chain
 
@@ -170,28 +171,31 @@ def read_ledger(path: Path) -> tuple[Terms, Sequence[AnyEntry]]:
     Raises:
         InputError: there is none, or a line is missing, moved, changed or damaged; the line is named.
     """
-    read = _read_or_refuse(path)
-    assert read.terms is not None
-    return read.terms, read.entries
+    terms, entries, _ = read_with_heads(path)
+    return terms, entries
 
 
-def ledger_head(path: Path) -> str:
-    """Chain value of a ledger's last line; it stands for the whole file."""
-    return _read_or_refuse(path).chain
+def read_with_heads(path: Path) -> tuple[Terms, Sequence[AnyEntry], Sequence[str]]:
+    """As `read_ledger`, with the chain value of every line, that of the terms first."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such ledger")
+    read = _read(path)
+    if read.terms is None:
+        raise InputError(f"{path}: the ledger has no complete first line")
+    return read.terms, read.entries, read.heads
 
 
 def has_entries(path: Path) -> bool:
     """Whether a ledger is there and something was spent in it."""
-    return path.exists() and path.stat().st_size > 0 and bool(_read(path).entries)
+    return bool(_read(path).entries)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
     terms: Terms | None
     entries: list[AnyEntry]
+    heads: tuple[str, ...]
     complete: int
-    chain: str
-    lines: int
 
 
 def _key(entry: AnyEntry) -> int | str:
@@ -200,11 +204,6 @@ def _key(entry: AnyEntry) -> int | str:
 
 def _name(entry: AnyEntry) -> str:
     return f"step {entry.step}" if isinstance(entry, Entry) else f"statistic {entry.statistic!r}"
-
-
-def _link(before: str, line: dict[str, Any]) -> str:
-    content = json.dumps(line, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"jaxcxr ledger {before} {content}".encode()).hexdigest()[:_CHAIN_CHARACTERS]
 
 
 def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
@@ -222,62 +221,28 @@ def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
     raise InputError(f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}")
 
 
-def _read_or_refuse(path: Path) -> _Read:
-    if not path.is_file():
-        raise InputError(f"{path}: no such ledger")
-    read = _read(path)
-    if read.terms is None:
-        raise InputError(f"{path}: the ledger has no complete first line")
-    return read
-
-
 def _read(path: Path) -> _Read:
-    """Check every complete line against its chain; `complete` is their length in bytes."""
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    lines = content[:complete].splitlines()
+    chain = read_chain(path, KIND)
     terms: Terms | None = None
     entries: list[AnyEntry] = []
-    chain = ""
-    for number, text in enumerate(lines, start=1):
-        values, stated = _parse(path, number, text)
-        if _link(chain, values) != stated or values["line"] != number:
-            raise InputError(f"{path}: {_broken(number, values['line'], chain, lines, values, stated)}")
-        chain = stated
-        del values["line"]
+    for number, values in enumerate(chain.lines, start=1):
         try:
             if number == 1:
-                terms = Terms(**values)
+                terms = _typed(Terms(**values))
             else:
-                entries.append(Statistic(**values) if "statistic" in values else Entry(**values))
+                entries.append(_typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values)))
         except TypeError as error:
             raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
-    return _Read(terms, entries, complete, chain, len(lines))
+    return _Read(terms, entries, chain.heads, chain.complete)
 
 
-def _parse(path: Path, number: int, text: bytes) -> tuple[dict[str, Any], str]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("line"), int) or not isinstance(values.get("chain"), str):
-        raise InputError(f"{path}: line {number} is no ledger entry (expected an object with its line number and chain)")
-    return values, values.pop("chain")
-
-
-def _broken(number: int, found: int, chain: str, lines: list[bytes], values: dict[str, Any], stated: str) -> str:
-    """What happened to the line that does not follow from those before it."""
-    if found == number or _link(chain, {**values, "line": number}) == stated:
-        return f"line {number} was edited: its content does not give its chain value"
-    numbers = {_line_number(text) for text in lines}
-    if number in numbers:
-        return f"lines were reordered: line {found} stands where line {number} belongs"
-    return f"line {number} is missing: line {found} stands in its place"
-
-
-def _line_number(text: bytes) -> int | None:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    return values.get("line") if isinstance(values, dict) else None
+def _typed(line: _Line) -> _Line:
+    """The line, if every field has its type; numbers must be finite and not negative."""
+    for field in dataclasses.fields(line):
+        value = getattr(line, field.name)
+        right = (
+            isinstance(value, int | float) and not isinstance(value, bool) if field.type is float else type(value) is field.type
+        )
+        if not right or (isinstance(value, int | float) and not 0 <= value < math.inf):
+            raise TypeError(f"{field.name} is {value!r}")
+    return line

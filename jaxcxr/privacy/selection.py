@@ -7,7 +7,6 @@ inside the run or from other people's films. For a fixed list of runs, of which 
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ from dp_accounting.rdp.rdp_privacy_accountant import compute_delta, compute_epsi
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.ledger import Terms, read_ledger, spendings_of
+from jaxcxr.privacy.ledger import Terms
 from jaxcxr.privacy.loss_distribution import Bounds, quiet
+from jaxcxr.privacy.spent import is_trained, spent_of
 from jaxcxr.replacing import write_json
 
 Repetitions = Literal["poisson", "geometric"]
@@ -105,32 +105,29 @@ def sweep_cost(folder: Path) -> SweepCost:
         InputError: there is no private run, a ledger is damaged, the runs differ in cohort, unit, adjacency or size, or they
             were not drawn independently, so that their costs do not compose.
     """
-    found = sorted(path.parent for path in folder.glob("*/run.json"))
     runs: list[SweepRun] = []
     unprotected: list[str] = []
     terms: dict[str, Terms] = {}
     deltas: dict[str, float] = {}
-    for path in found:
-        facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        if "delta" not in facts:
-            if "steps" in facts:  # else nothing was trained there: public weights as they came
-                unprotected.append(path.name)
-            continue
-        terms[path.name], entries = read_ledger(path / "ledger.jsonl")
-        deltas[path.name] = float(facts["delta"])
-        spent = tuple(spendings_of(entries))
-        runs.append(SweepRun(path.name, spent, accounting.epsilon_pld(spent, deltas[path.name])))
+    for path in sorted(facts.parent for facts in folder.glob("*/run.json")):
+        spent = spent_of(path)
+        if spent is not None:
+            terms[path.name], deltas[path.name] = spent.terms, spent.delta
+            spendings = tuple(spent.spendings)
+            runs.append(SweepRun(path.name, spendings, accounting.epsilon_pld(spendings, spent.delta)))
+        elif is_trained(path):
+            unprotected.append(path.name)
     if not runs:
         raise InputError(f"{folder}: expected run folders with a ledger.jsonl, found none")
     _require_one_cohort(folder, terms, deltas)
     _require_independence(folder, terms)
     delta = next(iter(deltas.values()))
-    spendings = [run.spendings for run in runs]
+    spent_by_run = [run.spendings for run in runs]
     kinds: tuple[Repetitions, ...] = ("poisson", "geometric")
-    costs = {kind: choose_best(spendings, delta, repetitions=kind) for kind in kinds}
+    costs = {kind: choose_best(spent_by_run, delta, repetitions=kind) for kind in kinds}
     kind = min(kinds, key=lambda k: costs[k])
     unit = next(iter(terms.values())).unit
-    return SweepCost(tuple(runs), tuple(unprotected), unit, delta, publish_all(spendings, delta), costs[kind], kind)
+    return SweepCost(tuple(runs), tuple(unprotected), unit, delta, publish_all(spent_by_run, delta), costs[kind], kind)
 
 
 def _require_independence(folder: Path, terms: dict[str, Terms]) -> None:

@@ -5,11 +5,12 @@
     config.yaml                  how they were trained; paths of the house blanked
     privacy_card.html, .json     what is promised
 
-No date, no path and no file name of the house is written, so that the same run gives the same bytes.
+No date, no path and no file name of the hospital is written, so that the same run gives the same bytes.
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
+from jaxcxr import __version__
 from jaxcxr.config import EvaluationConfig, Experiment, dump
 from jaxcxr.report.card import write_card
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard
@@ -39,22 +41,33 @@ _DATED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files of orbax that hold the time and the folder of writing; nobody needs them to read the weights."""
 
 
-def write_release(folder: Path, params: PyTree, config: Experiment, card: PrivacyCard) -> None:
-    """Write the files of a release into an empty folder; all of them are marked if the card is watermarked."""
-    marked = {} if card.watermark is None else {"watermark": NOT_FOR_RELEASE}
+def write_release(
+    folder: Path, params: PyTree, config: Experiment, card: PrivacyCard | None, against: Sequence[str] = ()
+) -> None:
+    """Write the files of a release into an empty folder.
+
+    Args:
+        folder: to write into.
+        params: of the network.
+        config: of the run.
+        card: of the run; None for one without privacy, whose folder has no card.
+        against: reasons against releasing the run; all files are marked if there are any.
+    """
+    marked = {"watermark": NOT_FOR_RELEASE} if against else {}
     save_file(flat_weights(params), folder / WEIGHTS, metadata=marked or None)
     _write_orbax(folder / ORBAX / "params", params)
     record = {
-        "made_by": f"jaxcxr {card.fingerprints.jaxcxr}",
+        "made_by": f"jaxcxr {__version__ if card is None else card.fingerprints.jaxcxr}",
         "findings": list(config.data.findings),
-        "started_from_sha256": card.fingerprints.initial_weights or None,
+        "started_from_sha256": None if card is None else card.fingerprints.initial_weights or None,
         **marked,
     }
     (folder / ORBAX / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     dump(public_config(config), folder / CONFIG)
-    write_card(card, folder)
-    if card.watermark is not None:
-        marker = "".join(f"# {line}\n" for line in (NOT_FOR_RELEASE, *card.reasons_against_release))
+    if card is not None:
+        write_card(card, folder)
+    if against:
+        marker = "".join(f"# {line}\n" for line in (NOT_FOR_RELEASE, *against))
         (folder / CONFIG).write_text(marker + (folder / CONFIG).read_text(encoding="utf-8"), encoding="utf-8")
         (folder / MARKER).write_text(marker, encoding="utf-8")
 

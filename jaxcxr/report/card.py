@@ -1,13 +1,14 @@
 """The privacy card of a run: what is promised to whom, what is not, and what follows from it, as JSON and as a page.
 
-The card is computed from the run folder alone (`card_facts`), holds no date and no path, and is the same byte for byte whenever
-it is made. A card that may be released says what patients with 1, 2, 4, ... films get; the cohort's own distribution of films
-is private and goes on the house's card only. `recomputed` gives the card that follows from the facts on a card: a changed one
-differs from it.
+The card is computed from the run folder and the other released models of its cohort alone (`card_facts`), holds no date and no
+path, and is the same byte for byte whenever it is made from the same. A card that may be released says what patients with 1, 2,
+4, ... films get; the cohort's own distribution of films is private and goes on the house's card only. `recomputed` gives the
+card that follows from the facts on a card: a changed one differs from it.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ from jaxtyping import Int
 from jaxcxr.privacy import accounting, group_privacy
 from jaxcxr.privacy.attack_bounds import attack_bounds
 from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
-from jaxcxr.report.card_facts import COUNTS, HOUSE_ONLY, NO_NOISE, UNCOVERED_WEIGHTS, CardFacts, facts_of_card, facts_of_run
+from jaxcxr.report.card_facts import (
+    COUNTS,
+    HOUSE_ONLY,
+    NO_NOISE,
+    SEEDED,
+    UNCOVERED_WEIGHTS,
+    CardFacts,
+    facts_of_card,
+    facts_of_run,
+    spendings_of_rows,
+)
 from jaxcxr.report.card_schema import (
     NOT_FOR_RELEASE,
     SCHEMA_VERSION,
@@ -25,6 +36,8 @@ from jaxcxr.report.card_schema import (
     Claim,
     PatientRow,
     PrivacyCard,
+    SiblingRow,
+    Together,
     card_json,
 )
 from jaxcxr.report.rendering import render
@@ -33,20 +46,24 @@ PUBLIC_FILMS = (1, 2, 4, 10, 20)
 """Numbers of films a patient for which every card says the epsilon."""
 WEAK = 0.5
 """From this true-positive rate at 1 % false positives on the page calls the promise weak."""
+NOT_LOOKED_UP = "the other released models of the cohort were not looked up"
 _DIGITS = 6
 
 
-def make_card(run: Path, cohort_films: Int[np.ndarray, " patients"] | None = None) -> PrivacyCard:
+def make_card(
+    run: Path, siblings: Sequence[SiblingRow] | None = None, cohort_films: Int[np.ndarray, " patients"] | None = None
+) -> PrivacyCard:
     """The card of a private run.
 
     Args:
         run: its folder.
+        siblings: other released models of the cohort; without them (`release.register`) the card is not for release.
         cohort_films: films of each patient of the training split, for the house's own card; such a card is not for release.
 
     Raises:
         InputError: the folder holds no private run, or its files are damaged or at odds.
     """
-    facts = facts_of_run(run)
+    facts = facts_of_run(run, siblings)
     if cohort_films is not None:
         facts = dataclasses.replace(facts, cohort_films=cohort_films, reasons=(*facts.reasons, HOUSE_ONLY))
     return card_of(facts)
@@ -65,6 +82,8 @@ def card_of(facts: CardFacts) -> PrivacyCard:
     reasons = list(facts.reasons)
     if (_up(bounds.upper) or math.inf) > facts.budget * (1 + 10.0 ** (1 - _DIGITS)) and NO_NOISE not in reasons:
         reasons.append("more was spent than the run was allowed")
+    if facts.siblings is None and not reasons:
+        reasons.append(NOT_LOOKED_UP)
     return PrivacyCard(
         schema_version=SCHEMA_VERSION,
         for_release=not reasons,
@@ -80,12 +99,17 @@ def card_of(facts: CardFacts) -> PrivacyCard:
             delta=delta,
             budget=facts.budget,
         ),
+        siblings=None if facts.siblings is None else list(facts.siblings),
+        together=_together(facts),
         dataset_size=facts.dataset_size,
         expected_batch_size=facts.expected_batch_size,
         steps_planned=facts.steps_planned,
         class_weights=facts.class_weights,  # type: ignore[arg-type]
         class_counts_noise_multiplier=facts.class_counts_noise_multiplier,
         noise=facts.noise,  # type: ignore[arg-type]
+        initial_weights_record=facts.initial_weights_record,
+        near_duplicates=facts.near_duplicates,
+        split_origin=facts.split_origin,
         patients=_patients(facts),
         mechanisms=list(facts.mechanisms),
         accountant=accounting.ACCOUNTANT,
@@ -150,6 +174,23 @@ def _patients(facts: CardFacts) -> list[PatientRow]:
     return [found[films].model_copy(update={"patient": patient}) for patient, films in rows]
 
 
+def _together(facts: CardFacts) -> Together | None:
+    """What this model and its siblings cost together; None if there are none, or the noise can be computed.
+
+    The secrets of all are independent (`release.register` refuses others), so that their releases compose. Where one model
+    protects films and another patients, the figure is for a film: to a model that protects patients, one film less is one
+    patient replaced by another, and replacing bounds adding and removing too, since a film may be replaced by one whose
+    gradient is zero. So replace-one adjacency bounds all of them.
+    """
+    if not facts.siblings or SEEDED in facts.reasons:
+        return None
+    units = {"image" if unit == "image" else "patient" for unit in (facts.unit, *(row.unit for row in facts.siblings))}
+    spent = [*facts.spent, *(part for row in facts.siblings for part in spendings_of_rows(row.mechanisms))]
+    bounds = accounting.epsilon_bounds(spent, facts.delta, "add_remove" if len(units) == 1 else "replace_one")
+    whom = "image" if "image" in units else "patient"
+    return Together(models=len(facts.siblings) + 1, unit=whom, epsilon_upper=_up(bounds.upper))
+
+
 def _covered(facts: CardFacts) -> list[str]:
     image = facts.unit == "image"
     whom = "one film of the training cohort" if image else "all films of one patient of the training cohort together"
@@ -172,6 +213,16 @@ def _not_covered(facts: CardFacts) -> list[str]:
             0,
             "delta is not below 1 in the number of units: publishing somebody's record outright would not break the promise",
         )
+    if facts.split_origin == "unknown":
+        missing.append(
+            "which patients were trained on: whether a patient's films were used for training or for testing may have depended "
+            "on which other patients were there, and the promise does not count that"
+        )
+    if facts.near_duplicates in ("across", "within_and_across"):
+        missing.append(
+            "how well the model does on new films: nearly equal films stand in the training and in the test part under "
+            "different patients, so that results on the test films may be too good"
+        )
     if UNCOVERED_WEIGHTS in facts.reasons:
         missing.insert(0, UNCOVERED_WEIGHTS)
     if facts.audit is not None:
@@ -181,11 +232,6 @@ def _not_covered(facts: CardFacts) -> list[str]:
 
 def _assumptions(facts: CardFacts) -> list[str]:
     who = "film" if facts.unit == "image" else "patient"
-    right = (
-        "No film is in the data twice, under any name."
-        if facts.unit == "image"
-        else "All films of one person carry the same patient id."
-    )
     rounding = (
         "Computers round: the guarantee is that of exact arithmetic, and the noise was drawn in 32-bit arithmetic."
         if facts.noise == "gaussian"
@@ -195,20 +241,64 @@ def _assumptions(facts: CardFacts) -> list[str]:
     public = f"number of {who}s that is declared (N), the settings" if declared else "settings"
     assumed = [
         f"The {public} and the findings' names are public.",
-        right,
+        _one_person_one_unit(facts),
         f"In each step every {who} takes part by its own throw of the dice, as the sampler's code says.",
         "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted or locked away.",
         rounding,
-        "No other model of this cohort is published. If there is one, the costs add up; scripts/account.py --sweep says how.",
+        _others_published(facts),
         "Settings were not tuned by looking at private results, or that cost is stated elsewhere.",
     ]
+    if facts.split_origin == "given":
+        assumed.append(
+            "The division into training and test films came with the data: it is assumed that no patient's place in it "
+            "depended on the other patients."
+        )
     if facts.class_weights == "public" and AGAINST_RELEASE[COUNTED_RATES] not in facts.reasons:
         assumed.append("How frequent each finding is was known from elsewhere, and not counted in the training films.")
-    if facts.fingerprints.initial_weights:
-        assumed.append(
-            "The weights that training started from were made without the films of these patients; their fingerprint is below."
-        )
+    if facts.initial_weights_record is not None:
+        assumed.append(_STARTING_WEIGHTS[facts.initial_weights_record])
     return assumed
+
+
+_STARTING_WEIGHTS = {
+    "recorded": "None of the training images or patients of the weights that training started from is among the private ones: "
+    "checked by salted hashes of pixels and patient ids. The fingerprint of those weights is below.",
+    "ids_declared_unrelated": "None of the training images of the weights that training started from is among the private "
+    "ones: checked by salted hashes of pixels. Patient ids that occur in both were declared to belong to different people. The "
+    "fingerprint of those weights is below.",
+    "none": "ASSUMED, not checked: the weights that training started from carry no record of their training films, and were "
+    "made without the films of these patients. Their fingerprint is below.",
+}
+
+
+def _one_person_one_unit(facts: CardFacts) -> str:
+    """What must hold for the protected unit to be all that one person has in the data."""
+    image = facts.unit == "image"
+    if facts.near_duplicates in ("within", "within_and_across"):
+        pair = _shown_up(group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper)
+        return (
+            "Nearly equal films stand in the training data under different patients: they may be one film, or one person's "
+            f"films, under two names. The promise to whoever is in the data twice is that of a group of two "
+            f"{'films' if image else 'patients'}: epsilon = {pair}. Nobody is in the data more often than that."
+        )
+    right = (
+        "No film is in the data twice, under any name"
+        if image
+        else "All films of one person carry the same patient id, and no film is there under two"
+    )
+    if facts.near_duplicates == "not_looked_for":
+        return f"{right}: ASSUMED, nearly equal films were not looked for."
+    return f"{right}: nearly equal films of different patients were looked for in the training data, and none were found."
+
+
+def _others_published(facts: CardFacts) -> str:
+    """Which other models of the cohort there are, as far as its register knows."""
+    anew = "Models of the same films from a store that was prepared anew are not in it, and their costs add up."
+    if facts.siblings is None:
+        return "Whether other models of this cohort are published was not looked up. If there are, the costs add up."
+    if not facts.siblings:
+        return f"No other model of this cohort is published: the register of its store has none. {anew}"
+    return f"No other models of this cohort are published than those listed here, from the register of its store. {anew}"
 
 
 def card_html(card: PrivacyCard) -> str:
@@ -216,7 +306,18 @@ def card_html(card: PrivacyCard) -> str:
     upper = card.claim.epsilon_upper
     factor = None if upper is None else _factor(upper)
     weak = next(row.true_positive_rate for row in card.attacks if row.false_positive_rate == 0.01) >= WEAK
-    return render("card.html", card=card, factor=factor, weak=weak, steps=_steps(card), up=_shown_up, down=_shown_down)
+    siblings = card.siblings or []
+    return render(
+        "card.html",
+        card=card,
+        factor=factor,
+        weak=weak,
+        steps=_steps(card),
+        others="one other model" if len(siblings) == 1 else f"{len(siblings)} other models",
+        mixed=len({unit == "image" for unit in (card.claim.unit, *(row.unit for row in siblings))}) > 1,
+        up=_shown_up,
+        down=_shown_down,
+    )
 
 
 def _factor(epsilon: float) -> str:

@@ -1,7 +1,6 @@
 """What a privacy card is computed from, as a run folder says it; a folder whose files are at odds gives no card.
 
-The ledger says what was spent; `run.json` and `config.yaml` say what was promised; the checkpoints and the secret, where they
-are still there, must be of the same run.
+What was spent is read by `privacy.spent`; the rest is what `run.json`, `config.yaml` and the audit say.
 """
 
 import dataclasses
@@ -9,7 +8,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -20,9 +19,19 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.binding import altered
 from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_SIZE
-from jaxcxr.privacy.ledger import Entry, Statistic, Terms, ledger_head, read_ledger, run_name
+from jaxcxr.privacy.ledger import AnyEntry, Entry, Terms
 from jaxcxr.privacy.provenance import sealed_fingerprint
-from jaxcxr.report.card_schema import AuditFinding, Fingerprints, MechanismRow, PrivacyCard
+from jaxcxr.privacy.spent import Spent, read_facts, spent_of
+from jaxcxr.report.card_schema import (
+    AuditFinding,
+    Fingerprints,
+    InitialWeightsRecord,
+    MechanismRow,
+    NearDuplicates,
+    PrivacyCard,
+    SiblingRow,
+    SplitOrigin,
+)
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
 SEEDED = "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
@@ -45,6 +54,8 @@ class CardFacts:
         noise: how it was drawn.
         fingerprints: what the run was made from.
         audit: its finding, if there was one.
+        initial_weights_record, near_duplicates, split_origin: of the data, as the card's schema describes them.
+        siblings: other released models of the cohort; None if the register was not read.
         reasons: against releasing the run; none if it may be.
         cohort_films: films of each patient, for the house's own card.
     """
@@ -63,6 +74,10 @@ class CardFacts:
     fingerprints: Fingerprints
     audit: AuditFinding | None
     reasons: tuple[str, ...]
+    initial_weights_record: InitialWeightsRecord | None
+    near_duplicates: NearDuplicates
+    split_origin: SplitOrigin
+    siblings: tuple[SiblingRow, ...] | None
     cohort_films: Int[np.ndarray, " patients"] | None = None
 
     @property
@@ -73,56 +88,66 @@ class CardFacts:
     @property
     def spent(self) -> list[Spending]:
         """For the accountant."""
-        return [Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in self.mechanisms]
+        return spendings_of_rows(self.mechanisms)
+
+
+def spendings_of_rows(rows: Sequence[MechanismRow]) -> list[Spending]:
+    """Rows of a card for the accountant."""
+    return [Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in rows]
 
 
 def facts_of_card(card: PrivacyCard) -> CardFacts:
     """What a card is computed from, as it says itself: a card that does not follow from these was changed."""
     claim = card.claim
     return CardFacts(
-        claim.unit,
-        claim.films_a_step,
-        claim.adjacency,
-        claim.delta,
-        claim.budget,
-        card.dataset_size,
-        card.expected_batch_size,
-        card.steps_planned,
-        tuple(card.mechanisms),
-        card.class_weights,
-        card.noise,
-        card.fingerprints,
-        card.audit,
-        tuple(card.reasons_against_release),
+        unit=claim.unit,
+        films_a_step=claim.films_a_step,
+        adjacency=claim.adjacency,
+        delta=claim.delta,
+        budget=claim.budget,
+        dataset_size=card.dataset_size,
+        expected_batch_size=card.expected_batch_size,
+        steps_planned=card.steps_planned,
+        mechanisms=tuple(card.mechanisms),
+        class_weights=card.class_weights,
+        noise=card.noise,
+        fingerprints=card.fingerprints,
+        audit=card.audit,
+        reasons=tuple(card.reasons_against_release),
+        initial_weights_record=card.initial_weights_record,
+        near_duplicates=card.near_duplicates,
+        split_origin=card.split_origin,
+        siblings=None if card.siblings is None else tuple(card.siblings),
     )
 
 
-def facts_of_run(run: Path) -> CardFacts:
+def facts_of_run(run: Path, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
     """What the card of a private run is computed from.
+
+    Args:
+        run: its folder.
+        siblings: other released models of the cohort (`release.register`); None if nobody looked.
 
     Raises:
         InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at odds.
     """
-    facts, config = _facts(run), load(Experiment, run / "config.yaml")
-    if config.privacy is None or "delta" not in facts:
+    facts, spent = read_facts(run), spent_of(run)
+    if spent is None:
         raise InputError(f"{run}: trained without privacy; there is nothing to promise and no card")
-    terms, entries = read_ledger(run / "ledger.jsonl")
-    steps = [entry for entry in entries if isinstance(entry, Entry)]
-    if not steps:
+    if not spent.steps:
         raise InputError(f"{run}: ledger.jsonl has no step; nothing was trained yet, and there is nothing to promise")
+    config, terms = load(Experiment, run / "config.yaml"), spent.terms
+    assert config.privacy is not None  # spent_of
     try:
-        _require_agreement(run, facts, config, terms, steps)
         fingerprints = Fingerprints(
             data=sealed_fingerprint(terms.data_fingerprint, terms.run),
             code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
-            ledger=ledger_head(run / "ledger.jsonl") if terms.run else "",
+            ledger=spent.head if terms.run else "",
             initial_weights=facts.get("initial_weights_sha256", ""),
             jaxcxr=facts["jaxcxr"],
             dp_accounting=importlib.metadata.version("dp-accounting"),
         )
-        numbers = {name: int(facts[name]) for name in ("expected_batch_size", "steps")}
-        delta, budget = float(facts["delta"]), float(facts["epsilon"])
-        mechanisms = mechanism_rows(entries, released_by(config))
+        mechanisms = mechanism_rows(spent.entries, released_by(config))
     except KeyError as error:
         raise InputError(f"{run / 'run.json'}: key {error} is missing") from None
     except ValidationError as error:
@@ -130,27 +155,60 @@ def facts_of_run(run: Path) -> CardFacts:
         raise InputError(
             f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
         ) from None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (TypeError, AttributeError) as error:
         raise InputError(f"{run / 'run.json'}: not the facts of a run ({' '.join(str(error).split())})") from error
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
-        terms.unit,
-        _films_a_step(config.privacy),
-        terms.adjacency,
-        delta,
-        budget,
-        terms.dataset_size,
-        numbers["expected_batch_size"],
-        numbers["steps"],
-        mechanisms,
-        config.training.class_weights,
-        config.privacy.noise,
-        fingerprints,
-        audit,
-        tuple(_reasons(facts, config, terms, audit, mechanisms)),
+        unit=terms.unit,
+        films_a_step=_films_a_step(config.privacy),
+        adjacency=terms.adjacency,
+        delta=spent.delta,
+        budget=spent.budget,
+        dataset_size=terms.dataset_size,
+        expected_batch_size=spent.expected_batch_size,
+        steps_planned=spent.steps_planned,
+        mechanisms=mechanisms,
+        class_weights=config.training.class_weights,
+        noise=config.privacy.noise,
+        fingerprints=fingerprints,
+        audit=audit,
+        reasons=(*_reasons(facts, config, terms, audit, mechanisms), *_unfinished(run, spent)),
+        initial_weights_record=_one_of(InitialWeightsRecord, facts, "initial_weights_record", "none", run)
+        if fingerprints.initial_weights
+        else None,
+        near_duplicates=_near_duplicates(facts.get("near_duplicates"), run),
+        split_origin=_one_of(SplitOrigin, facts, "split_origin", "unknown", run),
+        siblings=None if siblings is None else tuple(siblings),
     )
+
+
+def _one_of(values: Any, facts: Mapping[str, Any], name: str, if_absent: str, run: Path) -> Any:
+    """A fact that runs of earlier versions do not have."""
+    found = facts.get(name) or if_absent
+    if found not in get_args(values):
+        raise InputError(f"{run / 'run.json'}: {name}: expected one of {', '.join(get_args(values))}, found {found!r}")
+    return found
+
+
+def _near_duplicates(found: Any, run: Path) -> NearDuplicates:
+    """Where nearly equal films of different patients were found, in the words of a card."""
+    if found is None:
+        return "not_looked_for"
+    if not isinstance(found, dict) or set(found) != {"within", "across"} or {type(said) for said in found.values()} != {bool}:
+        raise InputError(f"{run / 'run.json'}: near_duplicates: expected within and across, true or false, found {found!r}")
+    if found["within"]:
+        return "within_and_across" if found["across"] else "within"
+    return "across" if found["across"] else "none"
+
+
+def _unfinished(run: Path, spent: Spent) -> list[str]:
+    """Why the weights in the folder are not those that the run was meant to give; none if they are."""
+    done = spent.newest_checkpoint
+    if done is not None and done != spent.steps:
+        return [f"the newest checkpoint is of step {done}, the ledger has {spent.steps} steps: finish the run first"]
+    if spent.steps < spent.steps_planned and not (run / "evaluation.csv").exists():
+        return [f"stopped after step {spent.steps} of {spent.steps_planned}: finish the run first"]
+    return []
 
 
 def released_by(config: Experiment) -> str:
@@ -158,7 +216,7 @@ def released_by(config: Experiment) -> str:
     return MOMENTS if config.training.optimizer == "least_squares" else GRADIENT
 
 
-def mechanism_rows(entries: Sequence[Entry | Statistic], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
+def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
     """Like releases of a ledger counted together; `released` is what the steps are called."""
     counts: dict[tuple[str, float, float, float], int] = {}
     for entry in entries:
@@ -173,60 +231,8 @@ def mechanism_rows(entries: Sequence[Entry | Statistic], released: str = GRADIEN
     )
 
 
-def _facts(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    for name in ("run.json", "config.yaml"):
-        if not (run / name).is_file():
-            raise InputError(f"{run}: no run there ({name} is missing)")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(facts, dict):
-        raise InputError(f"{path}: expected an object of facts, found {type(facts).__name__}")
-    return facts
-
-
 def _films_a_step(privacy: PrivacyConfig) -> int | None:
     return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
-
-
-def _require_agreement(run: Path, facts: Mapping[str, Any], config: Experiment, terms: Terms, entries: Sequence[Entry]) -> None:
-    """The ledger, `run.json`, `config.yaml`, checkpoints and secret must be of one run.
-
-    Raises:
-        InputError: they are at odds; what differs is named.
-    """
-    assert config.privacy is not None  # facts_of_run
-    said = {"n_units": terms.dataset_size, "store_fingerprint": terms.data_fingerprint}
-    wrong = [f"{name} ({value!r} in the ledger)" for name, value in said.items() if facts[name] != value]
-    if wrong:
-        raise InputError(f"{run}: ledger.jsonl and run.json are about different data; they differ in {', '.join(wrong)}")
-    if terms.unit != config.privacy.unit:
-        raise InputError(f"{run}: the ledger's unit is {terms.unit!r}, that of config.yaml {config.privacy.unit!r}")
-    for place, entry in enumerate(entries):
-        if entry.step != place:
-            raise InputError(f"{run}: ledger.jsonl has step {entry.step} where step {place} belongs")
-        for name in ("sample_rate", "noise_multiplier", "l2_clip_norm"):
-            if getattr(entry, name) != facts[name]:
-                raise InputError(
-                    f"{run}: {name} of step {place} is {getattr(entry, name)} in ledger.jsonl, {facts[name]} in run.json"
-                )
-    if len(entries) > facts["steps"]:
-        raise InputError(f"{run}: ledger.jsonl has {len(entries)} steps, run.json planned {facts['steps']}")
-    done = newest_checkpoint(run)
-    if done is not None and done > len(entries):
-        raise InputError(f"{run}: a checkpoint is of step {done}, but ledger.jsonl has {len(entries)} steps: lines were lost")
-    secret = run / "checkpoints" / "secret.key"
-    if terms.run and secret.is_file() and run_name(secret.read_bytes()) != terms.run:
-        raise InputError(f"{run}: ledger.jsonl belongs to another run than checkpoints/secret.key")
-
-
-def newest_checkpoint(run: Path) -> int | None:
-    """Steps done at the newest checkpoint of a run folder; None if there is none (they may be deleted)."""
-    folder = run / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if path.is_dir() and path.name.isdigit()]
-    return max(steps, default=None)
 
 
 def _reasons(

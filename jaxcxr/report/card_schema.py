@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxcxr.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOT_FOR_RELEASE = "not for release"
 
 Digest = Annotated[str, Field(pattern="^([0-9a-f]{32}|[0-9a-f]{64})?$", description="hexadecimal; empty if not recorded")]
@@ -19,6 +19,9 @@ Version = Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}(\.\d{1,4})?((a|b|rc|\
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+InitialWeightsRecord = Literal["recorded", "ids_declared_unrelated", "none"]
+NearDuplicates = Literal["not_looked_for", "none", "within", "across", "within_and_across"]
+SplitOrigin = Literal["keyed_hash", "given", "unknown"]
 
 
 class _Strict(BaseModel):
@@ -60,6 +63,24 @@ class MechanismRow(_Strict):
     l2_clip_norm: NonNegative = Field(description="L2 bound on what one unit adds")
 
 
+class SiblingRow(_Strict):
+    """Another released model of the same cohort, as the register in the cohort's store has it."""
+
+    ledger: Digest = Field(description="last link of its ledger's chain, as on its own card")
+    unit: Literal["image", "patient", "patient_one_image"]
+    mechanisms: list[MechanismRow]
+
+
+class Together(_Strict):
+    """What this model and all other released models of the cohort cost together, at the delta of the claim."""
+
+    models: Count = Field(description="how many they are, this one included")
+    unit: Literal["image", "patient"] = Field(
+        description="whom the figure is for: patients only if every model protects patients"
+    )
+    epsilon_upper: NonNegative | None
+
+
 class AttackRow(_Strict):
     """No attack on one unit does better."""
 
@@ -98,11 +119,15 @@ class Fingerprints(_Strict):
 class PrivacyCard(_Strict):
     """Everything that the page says."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     for_release: bool
     watermark: Literal["not for release"] | None
     reasons_against_release: list[str]
     claim: Claim
+    siblings: list[SiblingRow] | None = Field(
+        description="other released models of the cohort; null if the register was not read: such a card is not for release"
+    )
+    together: Together | None = Field(description="null if there are no siblings")
     dataset_size: Count = Field(description="declared, public number of units N")
     expected_batch_size: Count
     steps_planned: Count
@@ -111,13 +136,22 @@ class PrivacyCard(_Strict):
         description="noise standard deviation over the L2 bound of the noised counts of the class weights; null without such"
     )
     noise: Literal["gaussian", "discrete"] = Field(description="drawn in floating point, or exactly on a grid")
+    initial_weights_record: InitialWeightsRecord | None = Field(
+        description="what is known of the training films of the weights that training started from; null if those were random"
+    )
+    near_duplicates: NearDuplicates = Field(
+        description="nearly equal films of different patients: within the training films, across the splits"
+    )
+    split_origin: SplitOrigin = Field(description="what decided who is in the training cohort")
     patients: list[PatientRow]
     mechanisms: list[MechanismRow]
     accountant: str
     covered: list[str]
     not_covered: list[str]
     attacks: list[AttackRow]
-    reconstruction_advantage: Probability = Field(description="bound on guessing a record, less guessing it without the model")
+    reconstruction_advantage: Probability = Field(
+        description="bound on guessing a record right with this model, less with one that was trained without the record"
+    )
     audit: AuditFinding | None
     fingerprints: Fingerprints
     assumptions: list[str]
@@ -141,9 +175,23 @@ def read_card(path: Path) -> PrivacyCard:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such privacy card")
+    content = path.read_bytes()
     try:
-        return PrivacyCard.model_validate_json(path.read_bytes())
+        return PrivacyCard.model_validate_json(content)
     except ValidationError as error:
+        if (version := _version(content)) != SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder with the version of "
+                "jaxcxr that built it, or build it anew"
+            ) from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}") from None
+
+
+def _version(content: bytes) -> object:
+    """What a card says of its own form; that of this module where it says nothing readable."""
+    try:
+        return json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return SCHEMA_VERSION

@@ -1,7 +1,6 @@
 """What a run folder says of how its model came about, in words: the network, the films, and what was promised to whom."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import pandas as pd
 import yaml
 
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import epsilon_bounds
-from jaxcxr.privacy.ledger import read_ledger, spendings_of
 from jaxcxr.privacy.loss_distribution import Bounds
+from jaxcxr.privacy.spent import CONFIG, FACTS, spent_of
+from jaxcxr.privacy.spent import read_facts as read_run_facts
 
 UNITS: Mapping[str, str] = {
     "image": "one film",
@@ -53,20 +52,16 @@ def read_facts(folder: Path) -> Facts | None:
     """The facts of a run folder; None if it is none (`run.json` or `config.yaml` is missing).
 
     Raises:
-        InputError: a file cannot be read, or the ledger of a private run is missing or damaged.
+        InputError: a file cannot be read, or the ledger of a private run is missing, damaged or at odds with the run.
     """
-    if not all((folder / name).is_file() for name in ("run.json", "config.yaml")):
+    if not all((folder / name).is_file() for name in (FACTS, CONFIG)):
         return None
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder}: run.json or config.yaml cannot be read ({' '.join(str(error).split())})") from error
-    spent = None
-    if "delta" in run:
-        _, entries = read_ledger(folder / "ledger.jsonl")
-        spent = epsilon_bounds(spendings_of(entries), float(run["delta"]))
-    return Facts(folder.resolve().name, config, run, spent)
+        raise InputError(f"{folder / CONFIG}: cannot be read ({' '.join(str(error).split())})") from error
+    spent = spent_of(folder)
+    return Facts(folder.resolve().name, config, read_run_facts(folder), None if spent is None else spent.bounds())
 
 
 def trained(facts: Facts, findings: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """From a finished run folder to its curves and its page."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import read_evaluation
 from jaxcxr.eval.predictions import read_predictions
+from jaxcxr.privacy.spent import is_private
+from jaxcxr.privacy.spent import read_facts as run_facts
 from jaxcxr.report.curves import calibration_figure, roc_figure
 from jaxcxr.report.facts import Facts, read_facts
 from jaxcxr.report.page import run_page, write_page
@@ -77,13 +78,12 @@ def non_private_beside(folder: Path) -> Path | None:
     Returns:
         Its folder; None if there is none, or more than one, between which nobody has chosen.
     """
-    own = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    own = run_facts(folder).get("store_fingerprint")
     found = []
     for facts in sorted(folder.resolve().parent.glob("*/run.json")):
         there = facts.parent
         if there == folder.resolve() or not all((there / name).is_file() for name in ("config.yaml", "evaluation.csv")):
             continue
-        run = json.loads(facts.read_text(encoding="utf-8"))
-        if "delta" not in run and run.get("store_fingerprint") == own.get("store_fingerprint"):
+        if not is_private(there) and run_facts(there).get("store_fingerprint") == own:
             found.append(there)
     return found[0] if len(found) == 1 else None

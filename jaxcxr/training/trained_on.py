@@ -42,7 +42,7 @@ _MOST_COST = 1 << 17
 """Of n r p in a record that is read: 16 MiB and tens of milliseconds for each id, whoever wrote it."""
 _FORMAT = 1
 
-Known = Literal["recorded_no_overlap", "recorded_ids_unrelated", "no_record"]
+Known = Literal["recorded", "ids_declared_unrelated", "none"]
 """What is known of starting weights: their record shares nothing with the private films; it shares no pixels, and the
 configuration declares that equal ids are different people; or (some of) their training is not recorded, so that it is an
 assumption that the private films took no part in it."""
@@ -195,7 +195,7 @@ def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids
         raise _refusal(folder, store, "they were trained on that very store", "")
     record = read(folder, provenance)
     if record is None:
-        return Start("no_record")
+        return Start("none")
     found = overlap(record, films_of(store, "train"), ids=not ids_unrelated)
     if found:
         only_ids = (
@@ -205,8 +205,8 @@ def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids
     held_out = {split: overlap(record, films_of(store, split), ids=not ids_unrelated) for split in ("valid", "test")}
     told = "; ".join(f"{split}: {seen}" for split, seen in held_out.items() if seen)
     warning = f"{folder}: these weights were trained on held-out films, whose results will be too good ({told})"
-    known: Known = "recorded_ids_unrelated" if ids_unrelated else "recorded_no_overlap"
-    return Start(known if record.complete else "no_record", warning if told else None)
+    known: Known = "ids_declared_unrelated" if ids_unrelated else "recorded"
+    return Start(known if record.complete else "none", warning if told else None)
 
 
 def write(folder: Path, record: TrainedOn) -> dict[str, str]:

@@ -49,10 +49,10 @@ def run(tiny_config: Experiment, tiny_store: Store, tmp_path: Path) -> Path:
 def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert make_card(run).audit is None
+    assert make_card(run, ()).audit is None
     script.main(["--out", str(run), *QUICK])
     assert "nothing found against the claim" in capsys.readouterr().out
-    card = make_card(run)
+    card = make_card(run, ())
     assert card.audit is not None
     assert card.audit.canaries == 40
     assert not card.audit.accused

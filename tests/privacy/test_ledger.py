@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.chain import chained
 from jaxcxr.privacy.ledger import (
     Entry,
     Ledger,
     Statistic,
     Terms,
     has_entries,
-    ledger_head,
     read_ledger,
+    read_with_heads,
     run_name,
 )
 
@@ -45,7 +46,7 @@ def test_every_step_is_on_the_disk_before_the_next_call(tmp_path: Path) -> None:
         assert entries == [entry(s) for s in range(step + 1)]
     assert ledger.spendings() == [Spending(0.1, 1.5, 3)]
     assert ledger.spendings(before_step=2) == [Spending(0.1, 1.5, 2)]
-    assert ledger.head == ledger_head(tmp_path / "ledger.jsonl")
+    assert ledger.head == read_with_heads(tmp_path / "ledger.jsonl")[2][-1]
     ledger.close()
 
 
@@ -150,9 +151,22 @@ def test_no_field_of_any_line_can_be_changed(tmp_path: Path) -> None:
 def test_what_was_done_to_a_ledger_is_named(tmp_path: Path, change: Callable[[list[str]], list[str]], message: str) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text("\n".join(change(written(path, 5))) + "\n")
-    for open_it in (lambda: Ledger(path, TERMS), lambda: read_ledger(path), lambda: ledger_head(path)):
+    for open_it in (lambda: Ledger(path, TERMS), lambda: read_ledger(path), lambda: read_with_heads(path)):
         with pytest.raises(InputError, match=message):
             open_it()
+
+
+@pytest.mark.parametrize(
+    "values", [{"step": "0"}, {"step": True}, {"step": 0.0}, {"sample_rate": "much"}, {"noise_multiplier": float("nan")},
+               {"noise_multiplier": -1.0}, {"l2_clip_norm": None}, {"surplus": 1}],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_though_its_chain_is_right(tmp_path: Path, values: dict[str, object]) -> None:
+    path = tmp_path / "ledger.jsonl"
+    first, _ = chained("ledger", "", 1, dataclasses.asdict(TERMS))
+    second, _ = chained("ledger", json.loads(first)["chain"], 2, {**dataclasses.asdict(entry(0)), **values})
+    path.write_text(first + second)
+    with pytest.raises(InputError, match="line 2 is no ledger entry"):
+        read_ledger(path)
 
 
 def test_a_line_of_another_ledger_is_found(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,9 @@ from dp_accounting.rdp import RdpAccountant
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.ledger import Entry, Ledger, Terms
+from jaxcxr.privacy.ledger import Entry, Terms
 from jaxcxr.privacy.selection import choose_best, publish_all, sweep_cost, write_cost
+from tests.run_files import CONFIG, write_plain_run, write_run
 
 CHEAP, DEAR = [Spending(0.05, 2.0, 50)], [Spending(0.05, 1.2, 50)]
 DELTA = 1e-5
@@ -51,19 +53,17 @@ def test_many_runs_cost_less_to_choose_from_than_to_publish() -> None:
 def sweep(
     folder: Path, name: str, sigma: float, delta: float = DELTA, fingerprint: str = "ab", seeded: bool = False, run: str = ""
 ) -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "run.json").write_text(json.dumps({"delta": delta, "epsilon": 2.0}))
-    ledger = Ledger(folder / name / "ledger.jsonl", Terms("image", "add_remove", 100, fingerprint, seeded, run or name))
-    for step in range(50):
-        ledger.record(Entry(step, 0.05, sigma, 1.0))
-    ledger.close()
+    privacy = dataclasses.replace(CONFIG.privacy, epsilon=2.0, delta=delta)
+    training = dataclasses.replace(CONFIG.training, steps=50)
+    terms = Terms("image", "add_remove", 100, fingerprint, seeded, run or name)
+    steps = [Entry(step, 0.05, sigma, 1.5) for step in range(50)]
+    write_run(folder / name, terms, steps, dataclasses.replace(CONFIG, privacy=privacy, training=training))
 
 
 def test_a_sweep_folder_is_read_from_its_ledgers(tmp_path: Path) -> None:
     sweep(tmp_path, "epsilon_1", 2.0)
     sweep(tmp_path, "epsilon_2", 1.2)
-    (tmp_path / "non_private").mkdir()
-    (tmp_path / "non_private" / "run.json").write_text('{"steps": 30}')
+    write_plain_run(tmp_path / "non_private")
     (tmp_path / "untouched").mkdir()  # public weights: nothing was trained on the films
     (tmp_path / "untouched" / "run.json").write_text('{"weights_sha256": "00"}')
     cost = sweep_cost(tmp_path)
@@ -77,8 +77,7 @@ def test_a_sweep_folder_is_read_from_its_ledgers(tmp_path: Path) -> None:
 def test_a_sweep_says_what_it_costs_on_the_screen_and_in_a_file(tmp_path: Path) -> None:
     sweep(tmp_path, "epsilon_1", 2.0)
     sweep(tmp_path, "epsilon_2", 1.2)
-    (tmp_path / "non_private").mkdir()
-    (tmp_path / "non_private" / "run.json").write_text('{"steps": 30}')
+    write_plain_run(tmp_path / "non_private")
     said = write_cost(tmp_path)
     cost = sweep_cost(tmp_path)
     assert f"publishing all 2 private models costs epsilon {cost.publish_all.upper:.4g}" in said

@@ -18,12 +18,12 @@ from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
 from jaxcxr.privacy.ledger import run_name
 from jaxcxr.release import check
-from jaxcxr.release.build import build_release, manifest_of
+from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.write import public_config
 from jaxcxr.training.checkpoint import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
-from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, make_run, network_params
+from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
 
 OF_THE_NETWORK = check.network_shapes
 IDS = ("IMG-0003", "Müller^Anna", "p-77", "1.2.840.113619.2", "483920", "0042", "88241907", "scan004", "deadbeefcafe0123")
@@ -313,13 +313,12 @@ def test_the_house_card_does_not_pass(release: Path) -> None:
 
 
 def test_the_manifest_is_the_runs_own(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    with pytest.raises(InputError, match="/hospital/secret/store"):
-        manifest_of(run)
-    with pytest.raises(InputError, match=r"run\.json is missing"):
-        manifest_of(tmp_path)
-    with pytest.raises(InputError, match="no such table"):
-        manifest_of(run, tmp_path / "none.csv")
+    run = make_run(tmp_path / "run", params={"params": {**PARAMS["params"], "head": {"bias": np.float32([0.5, 2.0])}}})
+    assert check_release(build_release(run).folder, cohort().manifest).wrong == ()
+    shutil.rmtree(run / "release")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("- cardiomegaly", "- IMG-0003"))
+    with pytest.raises(InputError, match="holds the image_id 'img-0003'"):
+        build_release(run)
 
 
 def test_other_parameters_than_the_networks_are_refused(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

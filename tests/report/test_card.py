@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
+from jaxcxr.privacy import accounting, group_privacy
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, run_name
 from jaxcxr.report.card import card_html, card_of, differing, make_card, recomputed, write_card
@@ -42,13 +42,13 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def card(run: Path) -> PrivacyCard:
-    return make_card(run)
+    return make_card(run, ())
 
 
 @pytest.fixture(scope="module")
 def quick(run: Path) -> CardFacts:
     """Facts of a patient run: no table of patients to compute."""
-    return dataclasses.replace(facts_of_run(run), unit="patient", films_a_step=4)
+    return dataclasses.replace(facts_of_run(run, ()), unit="patient", films_a_step=4)
 
 
 def words(card: PrivacyCard) -> str:
@@ -93,7 +93,7 @@ def test_noised_class_counts_say_their_noise(card: PrivacyCard, tmp_path: Path) 
     assert differing(louder, recomputed(louder)) == ["class_counts_noise_multiplier"]
     plain = make_run(tmp_path / "run", unit="patient")
     ledger_of(unit="patient")(plain)
-    without = make_card(plain)
+    without = make_card(plain, ())
     assert without.class_counts_noise_multiplier is None
     assert "class counts noised" not in words(without)
 
@@ -124,7 +124,7 @@ def test_attack_bounds_follow_from_the_claim(card: PrivacyCard) -> None:
 
 
 def test_same_run_same_bytes(run: Path, card: PrivacyCard, tmp_path: Path) -> None:
-    elsewhere = make_card(Path(shutil.copytree(run, tmp_path / "elsewhere" / "under another name")))
+    elsewhere = make_card(Path(shutil.copytree(run, tmp_path / "elsewhere" / "under another name")), ())
     assert card_json(elsewhere) == card_json(card)
     assert card_html(elsewhere) == card_html(card)
     write_card(card, tmp_path)
@@ -151,7 +151,11 @@ def test_json_follows_its_documented_schema(card: PrivacyCard, tmp_path: Path) -
     assert set(schema["required"]) == set(values)
     assert schema["additionalProperties"] is False
     pytest.importorskip("jsonschema").validate(values, schema)
-    for change, named in (({"surplus": 1}, "surplus"), ({"schema_version": 2}, "schema_version"), ({"attacks": 3}, "attacks")):
+    for change, named in (
+        ({"surplus": 1}, "surplus"),
+        ({"schema_version": 1}, "schema_version: found 1, expected 2; check the folder with the version"),
+        ({"attacks": 3}, "attacks"),
+    ):
         (tmp_path / "card.json").write_text(json.dumps(values | change))
         with pytest.raises(InputError, match=named):
             read_card(tmp_path / "card.json")
@@ -179,7 +183,7 @@ def test_the_page_needs_no_network_and_says_the_main_things(card: PrivacyCard) -
         (r"epsilon = (\S+) at delta = 0\.0001, for one film added or removed", claim.epsilon_upper),
         (r"a factor of at most (\S+), plus 100 in a million", np.exp(claim.epsilon_upper)),
         (r"and ([\d.]+); a coarser way", claim.epsilon_upper),
-        (r"at most (\S+) times with it", 1000 * attack.true_positive_rate),
+        (r"at most (\S+) times with this one", 1000 * attack.true_positive_rate),
         (r"adds at most (\S+) right guesses in 1,000", 1000 * card.reconstruction_advantage),
     ):
         shown = re.search(number, said)
@@ -268,9 +272,106 @@ def test_assumptions_are_those_of_the_run(run: Path) -> None:
 def test_where_the_weights_came_from_is_said(copy: Path) -> None:
     facts = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(facts | {"initial_weights_sha256": "5eed" * 16}))
-    said = words(make_card(copy))
+    said = words(make_card(copy, ()))
     assert f"weights at the start {'5eed' * 16}" in said
     assert "made without the films of these patients" in said
+
+
+@pytest.mark.parametrize(
+    ("record", "shown", "said", "unsaid"),
+    [
+        ("recorded", "recorded", "checked by salted hashes of pixels and patient ids", "ASSUMED, not checked: the weights"),
+        (
+            "ids_declared_unrelated",
+            "ids_declared_unrelated",
+            "declared to belong to different people",
+            "ASSUMED, not checked: the",
+        ),
+        ("none", "none", "ASSUMED, not checked: the weights that training started from carry no record", "salted hashes"),
+        (None, "none", "ASSUMED, not checked: the weights that training started from carry no record", "salted hashes"),
+    ],
+)
+def test_what_is_known_of_the_starting_weights_films_is_said(
+    copy: Path, record: str | None, shown: str, said: str, unsaid: str
+) -> None:
+    of_json(initial_weights_sha256="5eed" * 16, initial_weights_record=record)(copy)
+    facts = facts_of_run(copy, ())
+    assert facts.initial_weights_record == shown
+    card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+    assert card.initial_weights_record == shown
+    assert said in words(card)
+    assert unsaid not in words(card)
+
+
+def test_random_starting_weights_have_no_record(copy: Path) -> None:
+    of_json(initial_weights_record="recorded")(copy)
+    facts = facts_of_run(copy, ())
+    assert facts.initial_weights_record is None
+    assert "weights that training started from" not in words(
+        card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+    )
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (None, "not_looked_for"),
+        ({"within": False, "across": False}, "none"),
+        ({"within": True, "across": False}, "within"),
+        ({"within": False, "across": True}, "across"),
+        ({"within": True, "across": True}, "within_and_across"),
+    ],
+)
+def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: str, unit: str) -> None:
+    of_json(near_duplicates=found)(copy)
+    facts = facts_of_run(copy, ())
+    assert facts.near_duplicates == shown
+    card = card_of(dataclasses.replace(facts, unit=unit, films_a_step=None if unit == "image" else 4))
+    said, right = words(card), "No film is in the data twice" if unit == "image" else "carry the same patient id"
+    assert ("ASSUMED, nearly equal films were not looked for" in said) == (found is None)
+    assert ("were looked for in the training data, and none were found" in said) == (shown in ("none", "across"))
+    assert ("in the training and in the test part" in said) == ("across" in shown)
+    assert (right in said) == ("within" not in shown)
+    if "within" in shown:
+        pair = re.search(r"that of a group of two (films|patients): epsilon = ([\d.]+)\.", said)
+        assert pair is not None
+        exact = group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper
+        assert exact <= float(pair[2]) <= exact * 1.001
+        assert card.claim.epsilon_upper is not None
+        assert exact > card.claim.epsilon_upper
+        assert pair[1] == ("films" if unit == "image" else "patients")
+
+
+def test_what_decided_the_split_is_said(copy: Path) -> None:
+    for origin, shown, said in (
+        ("keyed_hash", "keyed_hash", None),
+        ("given", "given", "The division into training and test films came with the data"),
+        ("unknown", "unknown", "whether a patient's films were used for training or for testing may have depended"),
+        (None, "unknown", "whether a patient's films were used for training or for testing may have depended"),
+    ):
+        of_json(split_origin=origin)(copy)
+        facts = facts_of_run(copy, ())
+        assert facts.split_origin == shown
+        card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+        for sentence in ("The division into training", "whether a patient's films were used for training"):
+            assert (sentence in words(card)) == (said is not None and said.startswith(sentence))
+    louder = card.model_copy(update={"split_origin": "keyed_hash"})
+    assert differing(louder, recomputed(louder)) == ["not_covered"]
+
+
+def test_a_card_of_which_nobody_looked_for_siblings_is_not_for_release(quick: CardFacts) -> None:
+    card = card_of(dataclasses.replace(quick, siblings=None))
+    assert card.reasons_against_release == ["the other released models of the cohort were not looked up"]
+    assert "Whether other models of this cohort are published was not looked up" in words(card)
+
+
+def test_limits_are_against_a_model_without_the_film_not_against_no_model(card: PrivacyCard) -> None:
+    """A film's label can be learned from the others: the promise bounds what the film's own part adds."""
+    said = words(card)
+    assert "without the model" not in said
+    assert "with a model that was trained without that film" in said
+    assert "is not limited" in said
 
 
 def test_the_house_card_shows_the_cohort_and_stays_in_the_house(run: Path) -> None:
@@ -292,18 +393,18 @@ def test_a_patient_run_needs_no_table_of_films(tmp_path: Path, unit: str, films:
 
 def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
     (copy / "audit.json").write_text(json.dumps({"card": FINDING, "data": DATA}))
-    said = words(make_card(copy))
+    said = words(make_card(copy, ()))
     assert "by the same code. 200 marked films were offered" in said
     assert "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2" in said
     assert "does not contradict the claim; it does not prove it either" in said
-    assert make_card(copy).for_release
+    assert make_card(copy, ()).for_release
     assert "a small model, on films" in said
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "model": "network, narrower"}, "data": DATA}))
-    assert "a narrower copy of the network, on films" in words(make_card(copy))
+    assert "a narrower copy of the network, on films" in words(make_card(copy, ()))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "code": ""}, "data": DATA}))
-    assert "another or an unrecorded version of the code" in words(make_card(copy))
+    assert "another or an unrecorded version of the code" in words(make_card(copy, ()))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "accused": True}, "data": DATA}))
-    accused = make_card(copy)
+    accused = make_card(copy, ())
     assert "contradicts the claim" in words(accused)
     assert accused.reasons_against_release == ["the audit refutes the claim"]
     for finding, message in (
@@ -314,7 +415,7 @@ def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
     ):
         (copy / "audit.json").write_text(json.dumps(finding))
         with pytest.raises(InputError, match=message):
-            make_card(copy)
+            make_card(copy, ())
 
 
 def of_json(**changes: object) -> Callable[[Path], None]:
@@ -368,7 +469,14 @@ def without_privacy(run: Path) -> None:
         (without_privacy, "without privacy"),
         (ledger_of(unit="patient"), "unit is 'patient', that of config.yaml 'image'"),
         (ledger_of(run="0f" * 16), "another run than checkpoints/secret.key"),
-        (ledger_of(steps=[]), "nothing was trained yet"),
+        (lambda run: (ledger_of(steps=[])(run), shutil.rmtree(run / "checkpoints")), "nothing was trained yet"),
+        (of_json(initial_weights_sha256="5eed" * 16, initial_weights_record="trust me"), "initial_weights_record: expected one of"),
+        (of_json(near_duplicates={"within": "no", "across": False}), "near_duplicates: expected within and across"),
+        (of_json(near_duplicates={"within": True}), "near_duplicates: expected within and across"),
+        (of_json(split_origin="by hand"), "split_origin: expected one of"),
+        (of_json(delta=1.5), "delta: expected a number between 0 and 1, found 1.5"),
+        (of_json(steps=5.5), "steps: expected a whole number"),
+        (of_json(epsilon=9.0), r"privacy.epsilon is 3.0 in config.yaml, 9.0 in run.json"),
         (ledger_of(steps=[0, 2, 3]), "step 2 where step 1 belongs"),
         (cut, "a checkpoint is of step 5, but ledger.jsonl has 4 steps: lines were lost"),
     ],
@@ -378,4 +486,4 @@ def test_a_folder_that_is_no_private_run_or_at_odds_has_no_card(
 ) -> None:
     spoil(copy)
     with pytest.raises(InputError, match=message):
-        make_card(copy)
+        make_card(copy, ())

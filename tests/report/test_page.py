@@ -1,5 +1,5 @@
 import base64
-import json
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.privacy.accounting import Spending, epsilon_bounds
-from jaxcxr.privacy.ledger import Entry, Ledger, Terms
+from jaxcxr.privacy.ledger import Entry, Terms
 from jaxcxr.report.facts import read_facts
 from jaxcxr.report.figures import figure_2
 from jaxcxr.report.page import PAGE, comparison_page, page_html, run_page, write_page
@@ -23,6 +23,8 @@ from jaxcxr.report.sweep import write_sweep
 from jaxcxr.report.tables import Run, summarise
 from tests.report.chromium import Browser, find
 from tests.report.films import predicted_films
+from tests.run_files import CONFIG as RUN
+from tests.run_files import write_plain_run, write_run
 
 NASTY = "<script>alert(1)</script>"
 FINDINGS = ["congestion", NASTY]
@@ -35,23 +37,19 @@ def films(signal: float) -> pd.DataFrame:
 
 
 def make_run(folder: Path, epsilon: float, signal: float) -> None:
-    folder.mkdir(parents=True)
+    training = dataclasses.replace(RUN.training, expected_batch_size=4, steps=3)
+    run = dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, weights="<i>w</i>"), training=training)
+    if np.isfinite(epsilon):
+        assert run.privacy is not None
+        terms = Terms("image", "add_remove", 80, "ab12", seeded=False, run="0f")
+        private = dataclasses.replace(run, privacy=dataclasses.replace(run.privacy, epsilon=epsilon))
+        write_run(folder, terms, [Entry(step, 0.05, 1.0, 1.5) for step in range(3)], private)
+    else:
+        write_plain_run(folder, run, n_units=80)
     table = films(signal)
     table[table["split"] != "train"].to_parquet(folder / "predictions.parquet")
     predictions, findings = read_predictions(folder / "predictions.parquet")
     evaluate(predictions, findings, CONFIG).to_csv(folder / "evaluation.csv", index=False)
-    run = {"store_fingerprint": "ab12", "steps": 3, "n_units": 80}
-    privacy = None
-    if np.isfinite(epsilon):
-        run |= {"epsilon": epsilon, "delta": 1e-4, "noise_multiplier": 1.0, "sample_rate": 0.05}
-        privacy = {"unit": "image"}
-        with_terms = Ledger(folder / "ledger.jsonl", Terms("image", "add_remove", 80, "ab12", seeded=False, run="0f"))
-        for step in range(3):
-            with_terms.record(Entry(step, 0.05, 1.0, 1.5))
-        with_terms.close()
-    (folder / "run.json").write_text(json.dumps(run))
-    config = {"data": {"size": 64}, "model": {"width": 64, "weights": "<i>w</i>"}, "training": {"expected_batch_size": 4}}
-    (folder / "config.yaml").write_text(json.dumps(config | {"privacy": privacy}))
 
 
 @pytest.fixture(scope="module")
@@ -213,15 +211,14 @@ def test_two_models_have_a_page(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_the_non_private_model_is_found_only_if_there_is_one(tmp_path: Path) -> None:
-    for name, facts in (("private", {"delta": 1e-4}), ("plain", {}), ("other_films", {"store_fingerprint": "ff"})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({"store_fingerprint": "ab"} | facts))
-        for file in ("config.yaml", "evaluation.csv"):
-            (tmp_path / name / file).touch()
+    terms = Terms("image", "add_remove", 80, "ab12", seeded=False)
+    write_run(tmp_path / "private", terms, [])
+    write_plain_run(tmp_path / "plain")
+    write_plain_run(tmp_path / "other_films", store_fingerprint="ff")
+    for name in ("private", "plain", "other_films"):
+        (tmp_path / name / "evaluation.csv").touch()
     assert non_private_beside(tmp_path / "private") == (tmp_path / "plain").resolve()
-    (tmp_path / "second").mkdir()
-    for file in ("run.json", "config.yaml", "evaluation.csv"):
-        (tmp_path / "second" / file).write_text('{"store_fingerprint": "ab"}')
+    (write_plain_run(tmp_path / "second") / "evaluation.csv").touch()
     assert non_private_beside(tmp_path / "private") is None
 
 

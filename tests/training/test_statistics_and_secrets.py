@@ -16,7 +16,7 @@ from jaxcxr.config import Experiment, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending, epsilon_pld
-from jaxcxr.privacy.ledger import Entry, Ledger, Statistic, read_ledger, run_name
+from jaxcxr.privacy.ledger import Ledger, Statistic, read_ledger, run_name
 from jaxcxr.privacy.statistics import NoisedCounts
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import DELETED_FILE, SECRET_FILE, delete_secret, load_or_make_secret
@@ -261,8 +261,9 @@ def test_a_stopped_run_reports_the_steps_of_its_ledger(
     terms, _ = read_ledger(tmp_path / "run" / "ledger.jsonl")
     ledger = Ledger(tmp_path / "run" / "ledger.jsonl", terms)
     ledger.record(Statistic("class_counts", 20.0, 1.7))
+    assert tiny_plan.mechanism is not None
     for step in range(4):
-        ledger.record(Entry(step, 0.12, 1.0, 1.0))
+        ledger.record(tiny_plan.mechanism.entry(step))
     ledger.close()
     monkeypatch.setattr(experiment, "read_evaluation", lambda _: pd.DataFrame())
     assert experiment.read_run(tmp_path / "run").steps == 4

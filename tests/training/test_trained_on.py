@@ -125,7 +125,7 @@ def test_weights_trained_on_the_same_films_are_refused_though_the_store_is_anoth
     pretrained_params = plan.pretrained_params()
     begin_or_continue(plan, pretrained_params, tmp_path / "run.json")
     facts = json.loads((tmp_path / "run.json").read_text())
-    assert facts["initial_weights_record"] == "recorded_no_overlap"
+    assert facts["initial_weights_record"] == "recorded"
     assert facts["split_origin"] == "given"
     assert facts["near_duplicates"] is None
 
@@ -145,7 +145,7 @@ def test_a_single_film_or_patient_is_found(made: Make, params: PyTree, tmp_path:
         assert overlap(record, films_of(store, "train")) == found
         for unrelated in (False, True):
             if unrelated and not found.pixels:
-                assert checked_start(weights, provenance(weights), store, unrelated).known == "recorded_ids_unrelated"
+                assert checked_start(weights, provenance(weights), store, unrelated).known == "ids_declared_unrelated"
                 continue
             with pytest.raises(InputError, match="cannot start from these weights") as refusal:
                 checked_start(weights, provenance(weights), store, unrelated)
@@ -164,7 +164,7 @@ def test_equal_ids_of_other_people_have_to_be_declared(
     declared = changed(config, "model", weights_ids_unrelated=True)
     plan = make_plan(declared, here)
     assert plan.pretrained_params() is not None
-    assert plan.describe()["initial_weights_record"] == "recorded_ids_unrelated"
+    assert plan.describe()["initial_weights_record"] == "ids_declared_unrelated"
     same = made("same", list(range(50)), "other-")
     with pytest.raises(InputError, match="50 films with the same pixels as its training split, outside"):
         make_plan(private(declared, same, weights), same).pretrained_params()
@@ -187,7 +187,7 @@ def test_a_record_is_handed_on_through_further_training_and_conversion(
     record = units_of_weights(fourth)
     assert record is not None
     assert not record.complete
-    assert checked_start(fourth, provenance(fourth), store, ids_unrelated=False).known == "no_record"
+    assert checked_start(fourth, provenance(fourth), store, ids_unrelated=False).known == "none"
     with pytest.raises(InputError, match="2 films with the same pixels"):
         checked_start(fourth, provenance(fourth), made("again", [300, 301, *range(400, 450)]), ids_unrelated=False)
 
@@ -227,7 +227,7 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
     weights = weights_of(params, tmp_path / "w", None, store_fingerprint="of another store")
     plan = make_plan(private(tiny_config, store, weights), store)
     assert plan.pretrained_params() is not None
-    assert plan.describe()["initial_weights_record"] == "no_record"
+    assert plan.describe()["initial_weights_record"] == "none"
     assert make_plan(private(tiny_config, store, None), store).describe()["initial_weights_record"] is None
     assert "initial_weights_record" not in make_plan(dataclasses.replace(plan.config, privacy=None), store).describe()
     own = weights_of(params, tmp_path / "own", None, store_fingerprint=store.fingerprint)
@@ -238,7 +238,7 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
 def test_held_out_films_that_the_weights_know_are_said_and_not_refused(made: Make, params: PyTree, tmp_path: Path) -> None:
     weights = weights_of(params, tmp_path / "w", units_of(made("known", list(range(20)))))
     start = checked_start(weights, provenance(weights), made("private", list(range(100, 120)), valid=[4, 5, 6, 200]), False)
-    assert start.known == "recorded_no_overlap"
+    assert start.known == "recorded"
     assert start.held_out is not None
     assert "3 films with the same pixels, 3 films with the same image_id and 2 patients" in start.held_out
     assert "valid: " in start.held_out

@@ -1,0 +1,104 @@
+"""Append-only files of JSON lines in which every line is bound to all lines before it.
+
+Every line carries its number and `chain`, the SHA-256 of the chain value before and of its own content, so that a line that was
+lost, moved or changed is found and named. The chain has no key: it shows accidents and edits, not a forger who writes the whole
+file anew, nor lines cut off the end.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxcxr.errors import InputError
+
+CHARACTERS = 32
+"""Of a chain value, in hexadecimal: 128 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """What a chained file holds.
+
+    Attributes:
+        lines: content of each complete line, without its number and chain value.
+        heads: chain value of each line; the last one stands for the whole file.
+        complete: length of the complete lines, in bytes; what follows is half a line.
+    """
+
+    lines: tuple[dict[str, Any], ...] = ()
+    heads: tuple[str, ...] = ()
+    complete: int = 0
+
+    @property
+    def head(self) -> str:
+        """Chain value of the last line; empty if there is none."""
+        return self.heads[-1] if self.heads else ""
+
+
+def chained(kind: str, head: str, number: int, values: dict[str, Any]) -> tuple[str, str]:
+    """The text of line `number` (from 1) after the line with chain value `head`, and its own chain value."""
+    line = {"line": number, **values}
+    chain = _link(kind, head, line)
+    return json.dumps({**line, "chain": chain}) + "\n", chain
+
+
+def read_chain(path: Path, kind: str) -> Chain:
+    """Check every complete line against its chain value.
+
+    Args:
+        path: of the file; one that is not there has no lines.
+        kind: of the file, such as `ledger`: part of every chain value, and of what errors say.
+
+    Raises:
+        InputError: a line is missing, moved, changed or damaged; it is named.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    complete = content.rfind(b"\n") + 1
+    texts = content[:complete].splitlines()
+    lines: list[dict[str, Any]] = []
+    heads: list[str] = []
+    head = ""
+    for number, text in enumerate(texts, start=1):
+        values, stated = _parse(path, kind, number, text)
+        if _link(kind, head, values) != stated or values["line"] != number:
+            raise InputError(f"{path}: {_broken(kind, number, head, texts, values, stated)}")
+        head = stated
+        del values["line"]
+        lines.append(values)
+        heads.append(head)
+    return Chain(tuple(lines), tuple(heads), complete)
+
+
+def _link(kind: str, before: str, line: dict[str, Any]) -> str:
+    content = json.dumps(line, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"jaxcxr {kind} {before} {content}".encode()).hexdigest()[:CHARACTERS]
+
+
+def _parse(path: Path, kind: str, number: int, text: bytes) -> tuple[dict[str, Any], str]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: line {number} is no {kind} entry ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("line"), int) or not isinstance(values.get("chain"), str):
+        raise InputError(f"{path}: line {number} is no {kind} entry (expected an object with its line number and chain)")
+    return values, values.pop("chain")
+
+
+def _broken(kind: str, number: int, head: str, texts: list[bytes], values: dict[str, Any], stated: str) -> str:
+    """What happened to the line that does not follow from those before it."""
+    found = values["line"]
+    if found == number or _link(kind, head, {**values, "line": number}) == stated:
+        return f"line {number} was edited: its content does not give its chain value"
+    if number in {_line_number(text) for text in texts}:
+        return f"lines were reordered: line {found} stands where line {number} belongs"
+    return f"line {number} is missing: line {found} stands in its place"
+
+
+def _line_number(text: bytes) -> int | None:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values.get("line") if isinstance(values, dict) else None

@@ -1,0 +1,156 @@
+"""The gate through which weights leave: releases, exports and conversions all ask here, and get the same answer.
+
+What passes: the weights of a finished private run against which its privacy card has no reason; a release, if it is one byte
+for byte; weights folders and files of public weights, which carry no promise. What does not: everything else, and whatever was
+made from it. `watermark` lets that through with a mark in its name and in its content, by which this gate knows it again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxcxr.config import Experiment, load
+from jaxcxr.errors import InputError
+from jaxcxr.models.export import name_of_stablehlo
+from jaxcxr.models.torch_files import read_metadata
+from jaxcxr.privacy.spent import CHECKPOINTS, CONFIG, FACTS, Spent, is_private, spent_of
+from jaxcxr.release.check import check_release
+from jaxcxr.release.register import Register, held
+from jaxcxr.report.card import card_of
+from jaxcxr.report.card_facts import facts_of_run
+from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard
+from jaxcxr.training.checkpoint import weights_folder
+
+NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
+MARK = "not-for-release"
+"""In the names of marked files and folders."""
+STABLEHLO_MARK = "not_for_release"
+"""Name of the function in a marked StableHLO file; reading the file shows it."""
+_WATERMARK, _REASONS = "watermark", "reasons_against_release"
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """What the gate says of a source of weights.
+
+    Attributes:
+        source: run, release or weights folder, or a file.
+        kind: which of them.
+        against: reasons against letting the weights leave; none lets them pass unmarked.
+        card: of a private run.
+    """
+
+    source: Path
+    kind: Literal["run", "release", "weights", "file"]
+    against: tuple[str, ...] = ()
+    card: PrivacyCard | None = None
+    _register: Callable[[], None] = lambda: None
+
+    def named(self, out: Path) -> Path:
+        """The file or folder to write for `out`: its name says so if it is marked."""
+        if not self.against or MARK in out.name:
+            return out
+        return out.with_name(f"{out.stem}.{MARK}{out.suffix}")
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """What a marked file's metadata say; empty if the weights pass."""
+        return {_WATERMARK: NOT_FOR_RELEASE, _REASONS: json.dumps(self.against)} if self.against else {}
+
+    def register(self) -> None:
+        """Write down that the weights of a private run leave; call it last, before what was written gets its name."""
+        self._register()
+
+
+@contextmanager
+def passage(source: Path, watermark: bool = False, store: Path | None = None) -> Iterator[Passage]:
+    """Ask whether weights may leave. While the answer is in use, no other model of the cohort leaves.
+
+    Args:
+        source: run, release or weights folder, or a file of weights.
+        watermark: let weights through that must not leave, marked.
+        store: of the run's cohort, if it is not where the run's configuration says.
+
+    Raises:
+        InputError: the weights must not leave (the reasons are named) and no watermark was asked for; the source is damaged, or
+            its files are at odds; or the release cannot be registered.
+    """
+    with _judged(source, store) as found:
+        if found.against and not watermark:
+            raise InputError(f"{source}: {NOT_FOR_RELEASE}: {'; '.join(found.against)}")
+        yield found
+
+
+@contextmanager
+def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
+    source = weights_folder(source)
+    if source.is_file():
+        yield Passage(source, "file", marks_of(source))
+    elif not source.is_dir():
+        raise InputError(f"{source}: no such file or folder; expected weights, a run, a weights folder or a release")
+    elif (source / FACTS).exists() or (source / CHECKPOINTS).exists():
+        if is_private(source):
+            with _private_run(source, store) as found:
+                yield found
+        else:
+            yield Passage(source, "run", (NO_PRIVACY,))
+    elif (source / CONFIG).is_file():
+        yield Passage(source, "release", check_release(source, None).wrong)
+    else:
+        yield Passage(source, "weights", _marks_of_weights(source))
+
+
+@contextmanager
+def _private_run(run: Path, store: Path | None) -> Iterator[Passage]:
+    spent, facts = spent_of(run), facts_of_run(run)
+    assert spent is not None  # is_private
+    if facts.reasons:  # it stays, whatever else was released
+        card = card_of(facts)
+        yield Passage(run, "run", tuple(card.reasons_against_release), card)
+        return
+    with held(store or Path(load(Experiment, run / CONFIG).data.store), spent, run) as register:
+        card = card_of(dataclasses.replace(facts, siblings=tuple(register.siblings_of(run, spent))))
+        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, card))
+
+
+def _registration(register: Register, spent: Spent, card: PrivacyCard) -> Callable[[], None]:
+    return lambda: register.add(spent, card.mechanisms) if card.for_release else None
+
+
+def marks_of(path: Path) -> tuple[str, ...]:
+    """Why the weights in a file must not leave, as its mark says; none if it has no mark."""
+    if path.suffix == ".stablehlo":
+        return (NOT_FOR_RELEASE,) if name_of_stablehlo(path) == STABLEHLO_MARK else ()
+    return _marks(read_metadata(path))
+
+
+def marked(record: Mapping[str, Any], found: Passage) -> dict[str, Any]:
+    """The record of a weights folder, marked if the weights must not leave."""
+    return {**record, **({_WATERMARK: NOT_FOR_RELEASE, _REASONS: list(found.against)} if found.against else {})}
+
+
+def _marks_of_weights(folder: Path) -> tuple[str, ...]:
+    path = folder / "provenance.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: expected config.yaml or provenance.json there, which say what the network looks like")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    inside = (reason for file in sorted(folder.glob("*.safetensors")) for reason in marks_of(file))
+    return tuple(dict.fromkeys([*_marks(record), *inside]))
+
+
+def _marks(record: Any) -> tuple[str, ...]:
+    if not isinstance(record, dict) or _WATERMARK not in record:
+        return ()
+    reasons = record.get(_REASONS)
+    if isinstance(reasons, str):
+        try:
+            reasons = json.loads(reasons)
+        except ValueError:
+            reasons = [reasons]
+    return tuple(str(reason) for reason in reasons) if isinstance(reasons, list) and reasons else (NOT_FOR_RELEASE,)
