@@ -7,7 +7,8 @@ device) is written once as whole steps of a fixed grid, in two 32-bit words: `hi
 Guarantee: the total is the exact sum of the parts' words, whatever their order and wherever they were added. No word overflows
 as long as at most `most_units` units, each of L2 norm at most the clip norm, come in at most `MOST_PARTS` parts:
 
-- high: a part's word is at most its units times 2^(1 + high_bits) plus one half, with high_bits <= 29 - log2(most_units), so that
+- high: a part's word is at most its units times 2^(1 + high_bits) plus one half, with high_bits <= 29 - log2(most_units), so
+that
   all together stay below 2^30 + MOST_PARTS;
 - low: a part's word is at most 2^(LOW_BITS - 1), and all together at most MOST_PARTS times that, 2^30.
 
@@ -62,10 +63,9 @@ def empty(like: PyTree) -> ExactSum:
 def of_floats(part: PyTree, step: float, is_finite: Any) -> ExactSum:
     """A part in floating point, each coordinate rounded to the nearest step.
 
-    Dividing by a power of two, and taking the nearest whole number away, round nothing. What is not finite counts in `broken` and is
-    nothing here.
+    Dividing by a power of two, and taking the nearest whole number away, round nothing. What is not finite counts in `broken`
+    and is nothing here.
     """
-
     scaled = jax.tree.map(lambda x: x * (2.0**-LOW_BITS / step), part)
     # Or XLA would compute a part twice, once for each word, where that is a sum that it can write into the loop.
     scaled = jax.lax.optimization_barrier(jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 2.0**30, x, 0.0), scaled))

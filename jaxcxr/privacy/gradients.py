@@ -100,6 +100,7 @@ def _squared_norms(gradients: PyTree) -> dict[Path, Float[Array, "n"]]:
 
 
 def total_of_layers(squared: Mapping[Path, Float[Array, "n"]]) -> Float[Array, "n"]:
+    """Squared norms of whole gradients."""
     first, *others = squared.values()
     return sum(others, start=first)
 

@@ -3,10 +3,10 @@
 One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size,
 or the same of clipped moments.
 
-Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under add/remove of one unit and
-one noise draw per step, T steps are the T-fold composition of the Poisson-subsampled Gaussian mechanism with `sample_rate` and
-`noise_multiplier`, which `accounting` converts to (epsilon, delta). Everything after the release (solving, optimiser, averaging)
-is post-processing. The divisor is the declared expected batch size, never the drawn one, which is private.
+Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under add/remove of one unit
+and one noise draw per step, T steps are the T-fold composition of the Poisson-subsampled Gaussian mechanism with `sample_rate`
+and `noise_multiplier`, which `accounting` converts to (epsilon, delta). Everything after the release (solving, optimiser,
+averaging) is post-processing. The divisor is the declared expected batch size, never the drawn one, which is private.
 
 That the sum has this sensitivity on a computer, too, has two grades:
 
@@ -34,7 +34,6 @@ from jaxcxr.privacy import accounting, exact_sum, moments, noise, rounded_noise,
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.ledger import Entry
 from jaxcxr.privacy.moments import Moments
-
 
 ROUNDING_FACTOR = 8.0
 """Allowance for the rounding of sums within microbatches, in units of 2^-24 x (units in the batch) x clip norm."""
@@ -160,4 +159,3 @@ class Mechanism:
     def entry(self, step: int) -> Entry:
         """The ledger line of one step."""
         return Entry(step, self.sample_rate, self.noise_multiplier, self.l2_clip_norm)
-

@@ -8,8 +8,8 @@ instead, which is the same release, and makes every sum a sum of whole numbers.
 Guarantee (a theorem, on any hardware): the features must be those of a network that is fixed, and each image's features and
 residuals a function of that image alone. `clipped_steps` scales and rounds them to whole numbers y and z, at most 2^11, unit by
 unit: v is then a vector of whole numbers. Its length is computed from them; a unit for which rounding carried it above C / step
-contributes nothing. One unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else: y and z
-are split into halves of at most 2^6 so that every partial sum of every matrix product is a whole number below 2^24, exact in
+contributes nothing. One unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else: y and
+z are split into halves of at most 2^6 so that every partial sum of every matrix product is a whole number below 2^24, exact in
 float32 in any order, and halves are joined, and microbatches added, as integers (`exact_sum`).
 
 The two parts share one factor. What is solved for with them is therefore an ordinary least-squares problem in which a clipped

@@ -57,8 +57,8 @@ def records_of_units(
 def in_random_order(secret: bytes, step: int, n_units: int, units: Int[np.ndarray, " drawn"]) -> Int[np.ndarray, " drawn"]:
     """Positions of the drawn units in an order drawn from the secret.
 
-    In which microbatch a unit is summed, and beside whom, then depends on no order of the data: nobody can arrange a data set so
-    that the rounding of sums adds up.
+    In which microbatch a unit is summed, and beside whom, then depends on no order of the data: nobody can arrange a data set
+    so that the rounding of sums adds up.
     """
     return np.argsort(_words(secret, step, n_units)[units], kind="stable")
 
@@ -68,8 +68,8 @@ def in_places(
 ) -> Int[np.ndarray, "rows places"]:
     """Positions of the drawn units, each in its own place of some row, -1 where there is none.
 
-    Guarantee: the place of a unit (the column) is drawn for it alone, whatever other units are there. One unit more lengthens its
-    own column; the others stay in theirs, be it in another row (`hardened_sum`).
+    Guarantee: the place of a unit (the column) is drawn for it alone, whatever other units are there. One unit more lengthens
+    its own column; the others stay in theirs, be it in another row (`hardened_sum`).
     """
     words = _words(secret, step, n_units)[units]
     place = ((words >> np.uint64(32)) * np.uint64(places) >> np.uint64(32)).astype(np.int64)

@@ -79,8 +79,8 @@ def batches(
 
 
 def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units films"]:
-    """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit has fewer than the
-    others, and in all of a row that is padding.
+    """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit has fewer than
+    the others, and in all of a row that is padding.
 
     The order is drawn from the secret. With discrete noise each unit also has a place of its own in the microbatch of a device
     (`privacy.hardened_sum`), so that some places stay empty: `places` units are handled at once.
@@ -94,13 +94,11 @@ def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np
     units = plan.mechanism.draw(secret, step, present)
     if len(units) > plan.mechanism.most_units:
         raise InputError(
-            f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew {len(units)} units where about "
-            f"{plan.mechanism.expected_batch_size} are expected, and sums have room for {plan.mechanism.most_units}; "
+            f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew {len(units)} units, where "
+            f"about {plan.mechanism.expected_batch_size} are expected and sums have room for {plan.mechanism.most_units}; "
             "declare a number nearer to the units that are there"
         )
-    films = sampling.records_of_units(
-        units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
-    )
+    films = sampling.records_of_units(units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step))
     if not plan.in_places():
         return films[sampling.in_random_order(secret, step, present, units)]
     films = np.concatenate([films, np.full((1, films.shape[1]), -1, np.int64)])  # which -1 points to

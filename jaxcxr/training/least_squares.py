@@ -73,7 +73,7 @@ class LeastSquares:
     stability: float | None = None
 
     def moment_sum(self, params: PyTree, batch: Microbatch) -> tuple[Moments, Mapping[str, Array]]:
-        """The sum of a microbatch's moments, clipped and in whole steps in a private run, and sums for the log (a `GradientSum`)."""
+        """The sum of a microbatch's moments, clipped and in whole steps if private, and sums for the log (a `GradientSum`)."""
         head, weights = self._head(), jnp.asarray(self.weights)
         centre = self._centre(params)
 

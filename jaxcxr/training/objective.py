@@ -22,8 +22,8 @@ False where a unit has fewer films, and `is_real` [n] bool, False for padding. W
 In place of `image` there may be `index` [n, k] int32 and `films` [m, h, w], all films there are (`with_images`)."""
 FILMS = "films"
 GradientSum = Callable[[PyTree, Microbatch], tuple[PyTree, Mapping[str, Array]]]
-"""(parameters, microbatch) -> sum over its real examples of the gradients of the trained parameters, and sums for the log. The log of
-a private sum has the sum of the norms, `norm`, which is finite if and only if every contribution is."""
+"""(parameters, microbatch) -> sum over its real examples of the gradients of the trained parameters, and sums for the log. The
+log of a private sum has the sum of the norms, `norm`, which is finite if and only if every contribution is."""
 
 
 def weighted_cross_entropy(

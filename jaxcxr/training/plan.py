@@ -127,7 +127,7 @@ class Plan:
         """What is known of the weights that a private run starts from; None if it starts at random.
 
         Raises:
-            InputError: they were trained on films or patients that are to be protected.
+            InputError: they were trained on films or patients that are to be protected, or are marked as not for release.
         """
         model = self.config.model
         if self.mechanism is None or model.weights is None:
@@ -135,6 +135,8 @@ class Plan:
         if self.store is None:
             raise ValueError("a private plan without its store: nobody could tell whether its weights know its films")
         path = weights_folder(model.weights)
+        if marked := provenance(path).get("watermark"):
+            raise InputError(f"{path}: these weights are marked {marked}; a run that starts from them would give them away")
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
 
     def trained(self, params: PyTree) -> PyTree:
@@ -243,8 +245,8 @@ class Plan:
     def units_at_once(self) -> int:
         """Units in a microbatch of one device.
 
-        Where each has a place of its own, places fill unevenly, the less so the fewer there are: with a 64th of the expected batch
-        about a sixth of them stays empty.
+        Where each has a place of its own, places fill unevenly, the less so the fewer there are: with a 64th of the expected
+        batch about a sixth of them stays empty.
 
         Raises:
             InputError: a batch would have more microbatches than exact sums have room for.
@@ -260,8 +262,8 @@ class Plan:
             units = min(units, moments.MOST_UNITS)
         if self.mechanism.most_units > units * exact_sum.MOST_PARTS:
             raise InputError(
-                f"training.microbatch_size: with {units} units at a time a batch of {self.mechanism.expected_batch_size} has more than "
-                f"the {exact_sum.MOST_PARTS} parts that are summed exactly; expected a larger one"
+                f"training.microbatch_size: with {units} units at a time a batch may have more than the {exact_sum.MOST_PARTS} "
+                "parts that are summed exactly; expected a larger one"
             )
         return units
 

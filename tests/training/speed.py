@@ -123,7 +123,10 @@ def main() -> None:
         padded = 1 / (1 - empty) if kind == "hardened" else 1.0
         ratio = float(np.median(np.divide(seconds, times[first]))) * padded
         ms = 1e3 * float(np.median(seconds)) * padded
-        print(f"{a.size} px x {a.units}: {kind} {ms:.1f} ms, {ratio:.3f} of {first}" + (f" ({empty:.0%} of places empty)" if padded > 1 else ""))
+        print(
+            f"{a.size} px x {a.units}: {kind} {ms:.1f} ms, {ratio:.3f} of {first}"
+            + (f" ({empty:.0%} of places empty)" if padded > 1 else "")
+        )
 
 
 def sampling_draw(step: int, batch: int) -> np.ndarray:
