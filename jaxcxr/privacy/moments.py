@@ -6,11 +6,12 @@ x r^T. It is scaled to length C at most. Sums are kept without the factor sqrt(2
 instead, which is the same release, and makes every sum a sum of whole numbers.
 
 Guarantee (a theorem, on any hardware): the features must be those of a network that is fixed, and each image's features and
-residuals a function of that image alone. `clipped_steps` scales and rounds them to whole numbers y and z, at most 2^11, unit by
-unit: v is then a vector of whole numbers. Its length is computed from them; a unit for which rounding carried it above C / step
-contributes nothing. One unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else: y and
-z are split into halves of at most 2^6 so that every partial sum of every matrix product is a whole number below 2^24, exact in
-float32 in any order, and halves are joined, and microbatches added, as integers (`exact_sum`).
+residuals a function of that image alone. `clipped_steps` scales and rounds them to whole numbers y (at most 2^11) and z (at most
+2^15), unit by unit: v is then a vector of whole numbers. Its length is computed from them, with a bound on the rounding of that
+computation; a unit for which rounding carried it above C / step contributes nothing. One unit more or less therefore moves the
+sum by its own v, of length C at most, and by nothing else: y and z are split into pieces of at most 2^5, so that every partial sum
+of every matrix product is a whole number below 2^24, exact in float32 in any order, and pieces are joined, and microbatches
+added, as integers (`exact_sum`).
 
 The two parts share one factor. What is solved for with them is therefore an ordinary least-squares problem in which a clipped
 unit counts less, and not one in which features and residuals belong to different images. Rounding a unit's features changes its
@@ -32,9 +33,9 @@ MOST_BITS = 21
 """The clip norm is between 2^21 and 2^22 steps, fewer where the noise would not fit into 32 bits."""
 MOST_UNITS, MOST_IMAGES = 256, 8192
 """In a microbatch: beyond, 32-bit integers or float32's 24 bits might not hold the products."""
-_HALF_BITS = 6
-_LARGEST = 1 << 11
 MOST_FINDINGS = 500
+_PIECE_BITS = 6
+_FEATURE_BITS, _RESIDUAL_BITS = 11, 15
 
 
 class Moments(NamedTuple):
@@ -122,7 +123,10 @@ def clipped_steps(
         factors = clip_factors(jnp.square(norms), is_real, l2_clip_norm * (1 - 4 / math.sqrt(largest)), stability)
         usable = jnp.isfinite(norms) & is_real
         scale = jnp.where(usable, jnp.sqrt(factors / (images * step)), 0.0)[:, None, None]
-        y, z = (jnp.clip(jnp.rint(jnp.where(usable[:, None, None], v, 0.0) * scale), -_LARGEST, _LARGEST) for v in (x, r))
+        y, z = (
+            jnp.clip(jnp.rint(jnp.where(usable[:, None, None], v, 0.0) * scale), -(2.0**bits), 2.0**bits)
+            for v, bits in ((x, _FEATURE_BITS), (r, _RESIDUAL_BITS))
+        )
         kept = _is_at_most(largest, y, z)[:, None, None]
         y, z = (jnp.where(kept, v, 0.0).reshape(-1, v.shape[-1]) for v in (y, z))
         return Moments(upper_triangle(_product(y, y)), _product(y, z)), norms
@@ -131,36 +135,41 @@ def clipped_steps(
 def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "n images findings"]) -> Bool[Array, "n"]:
     """Whether a unit's v is no longer than `largest` (at most 2^22), as a theorem.
 
-    Inner products are exact: those of y are at most 2^23 where no image's own is larger, which is asked first, with an error
-    of far less than one half; those of z are below 2^31. What is left are the roundings of images^2 terms: each is converted,
-    added to, multiplied and summed with relative errors of 2^-24.
+    The squared length is the sum over pairs i, j of images of p (p + q), with inner products p = y_i . y_j and q = z_i . z_j. No p
+    is rounded where no image's own is above 2^23, which is asked first, with an error of far less than one half: all partial
+    sums are whole numbers below 2^24. A q of F findings is off by at most F 2^-24 |z_i| |z_j|, and the sum of the k^2 terms by
+    (k^2 + 8) 2^-24 of the sum of the terms' absolute values, the conversions included.
     """
-    fits = jnp.max(jnp.sum(jnp.square(y), axis=2), axis=1) <= 2.0**23
-    of_features, of_residuals = (_inner_products(v).astype(jnp.float32) for v in (y, z))
-    products = of_features * (of_features + of_residuals)
-    absolute = jnp.abs(of_features) * (jnp.abs(of_features) + jnp.abs(of_residuals))
-    allowance = (y.shape[1] ** 2 + 8) * 2.0**-24
-    return fits & (jnp.sum(products, axis=(1, 2)) + allowance * jnp.sum(absolute, axis=(1, 2)) <= largest**2)
+    own = jnp.sum(jnp.square(y), axis=2)
+    of_features = jnp.einsum("nid,njd->nij", y, y)
+    of_residuals = jnp.einsum("nif,njf->nij", z, z)
+    lengths = jnp.sqrt(jnp.sum(jnp.square(z), axis=2)) * (1 + 1e-4)
+    absolute = jnp.abs(of_features) * (jnp.abs(of_features) + lengths[:, :, None] * lengths[:, None, :])
+    allowance = (z.shape[2] + y.shape[1] ** 2 + 16) * 2.0**-24
+    squared = jnp.sum(of_features * (of_features + of_residuals), axis=(1, 2)) + allowance * jnp.sum(absolute, axis=(1, 2))
+    return (jnp.max(own, axis=1) <= 2.0**23) & (squared <= largest**2)
 
 
-def _inner_products(v: Float[Array, "n images d"]) -> Int32[Array, "n images images"]:
-    """Of each unit's images, exact as `_product`."""
-    high, low = _halves(v)
-    pairs = (high, high, 2 * _HALF_BITS), (high, low, _HALF_BITS), (low, high, _HALF_BITS), (low, low, 0)
-    terms = (jnp.einsum("nid,njd->nij", a, b).astype(jnp.int32) << bits for a, b, bits in pairs)
-    return sum(terms, start=jnp.zeros((), jnp.int32))
+def _product(y: Float[Array, "n d"], other: Float[Array, "n e"]) -> Int32[Array, "d e"]:
+    """y^T other of whole numbers, exact: by pieces, whose products and their sums over images stay below 2^24.
+
+    The pieces' products are joined modulo 2^32; the result itself is below 2^31.
+    """
+    total = jnp.zeros((y.shape[1], other.shape[1]), jnp.int32)
+    for i, piece in enumerate(_pieces(y, 2)):
+        for j, others_piece in enumerate(_pieces(other, 3)):
+            total += (piece.T @ others_piece).astype(jnp.int32) << (i + j) * _PIECE_BITS
+    return total
 
 
-def _product(a: Float[Array, "n d"], b: Float[Array, "n e"]) -> Int32[Array, "d e"]:
-    """a^T b of whole numbers, exact: by halves of at most 2^6, whose products and their sums stay below 2^24."""
-    (high_a, low_a), (high_b, low_b) = _halves(a), _halves(b)
-    terms = (high_a, high_b, 2 * _HALF_BITS), (high_a, low_b, _HALF_BITS), (low_a, high_b, _HALF_BITS), (low_a, low_b, 0)
-    return sum(((u.T @ v).astype(jnp.int32) << bits for u, v, bits in terms), start=jnp.zeros((), jnp.int32))
-
-
-def _halves(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    high = jnp.rint(v * 2.0**-_HALF_BITS)
-    return high, v - high * 2.0**_HALF_BITS
+def _pieces(v: Float[Array, "..."], count: int) -> list[Float[Array, "..."]]:
+    """Whole numbers v = sum of piece_i 2^(i PIECE_BITS), each piece at most 2^5 if v is at most 2^(count PIECE_BITS - 1)."""
+    found = []
+    for _ in range(count - 1):
+        higher = jnp.rint(v * 2.0**-_PIECE_BITS)
+        found.append(v - higher * 2.0**_PIECE_BITS)
+        v = higher
+    return [*found, v]
 
 
 def _counted(
