@@ -96,11 +96,11 @@ def convert(
         model = ModelConfig(activation=weights.activation, width=weights.width)  # type: ignore[arg-type]
         record = weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts)
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(out, params, marked(record, found), units=_units_of(source))
+        save_weights(out, params, marked(record, found), units=units_of_source(source))
         return out, weights
 
 
-def _units_of(source: Path) -> TrainedOn | None:
+def units_of_source(source: Path) -> TrainedOn | None:
     """What converted weights were trained on, where their source is a weights folder with a record, or a run whose store is
     still there; None otherwise, so that a private run names it as an assumption.
     """

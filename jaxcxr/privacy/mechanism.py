@@ -35,7 +35,7 @@ from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.ledger import Entry
 from jaxcxr.privacy.moments import Moments
 
-ROUNDING_FACTOR = 8.0
+ROUNDING_FACTOR = 32.0
 """Allowance for the rounding of sums within microbatches, in units of 2^-24 x (units in the batch) x clip norm."""
 _SPARE_UNITS = 64
 

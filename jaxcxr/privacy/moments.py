@@ -6,12 +6,12 @@ x r^T. It is scaled to length C at most. Sums are kept without the factor sqrt(2
 instead, which is the same release, and makes every sum a sum of whole numbers.
 
 Guarantee (a theorem, on any hardware): the features must be those of a network that is fixed, and each image's features and
-residuals a function of that image alone. `clipped_steps` scales and rounds them to whole numbers y (at most 2^11) and z (at most
-2^15), unit by unit: v is then a vector of whole numbers. Its length is computed from them, with a bound on the rounding of that
-computation; a unit for which rounding carried it above C / step contributes nothing. One unit more or less therefore moves the
-sum by its own v, of length C at most, and by nothing else: y and z are split into pieces of at most 2^5, so that every partial sum
-of every matrix product is a whole number below 2^24, exact in float32 in any order, and pieces are joined, and microbatches
-added, as integers (`exact_sum`).
+residuals a function of that image alone; units have places of their own for that, as in `hardened_sum`. `clipped_steps` scales
+and rounds them to whole numbers y (at most 2^11) and z (at most 2^15), unit by unit: v is then a vector of whole numbers. Its
+length is computed from them, with a bound on the rounding of that computation; a unit for which rounding carried it above C /
+step contributes nothing. One unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else:
+y and z are split into pieces of at most 2^5, so that every partial sum of every matrix product is a whole number below 2^24,
+exact in float32 in any order, and pieces are joined, and microbatches added, as integers (`exact_sum`).
 
 The two parts share one factor. What is solved for with them is therefore an ordinary least-squares problem in which a clipped
 unit counts less, and not one in which features and residuals belong to different images. Rounding a unit's features changes its
@@ -135,10 +135,10 @@ def clipped_steps(
 def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "n images findings"]) -> Bool[Array, "n"]:
     """Whether a unit's v is no longer than `largest` (at most 2^22), as a theorem.
 
-    The squared length is the sum over pairs i, j of images of p (p + q), with inner products p = y_i . y_j and q = z_i . z_j. No p
-    is rounded where no image's own is above 2^23, which is asked first, with an error of far less than one half: all partial
-    sums are whole numbers below 2^24. A q of F findings is off by at most F 2^-24 |z_i| |z_j|, and the sum of the k^2 terms by
-    (k^2 + 8) 2^-24 of the sum of the terms' absolute values, the conversions included.
+    The squared length is the sum over pairs i, j of images of p (p + q), with inner products p = y_i . y_j and q = z_i . z_j.
+    No p is rounded where no image's own is above 2^23, which is asked first, with an error of far less than one half: all
+    partial sums are whole numbers below 2^24. A q of F findings is off by at most F 2^-24 |z_i| |z_j|, and the sum of the k^2
+    terms by (k^2 + 8) 2^-24 of the sum of the terms' absolute values, the conversions included.
     """
     own = jnp.sum(jnp.square(y), axis=2)
     of_features = jnp.einsum("nid,njd->nij", y, y)

@@ -82,8 +82,8 @@ def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np
     """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit has fewer than
     the others, and in all of a row that is padding.
 
-    The order is drawn from the secret. With discrete noise each unit also has a place of its own in the microbatch of a device
-    (`privacy.hardened_sum`), so that some places stay empty: `places` units are handled at once.
+    The order is drawn from the secret. With discrete noise, and for moments, each unit also has a place of its own in the
+    microbatch of a device (`privacy.hardened_sum`), so that some places stay empty: `places` units are handled at once.
 
     Raises:
         InputError: the batch is larger than sums have room for (`Mechanism.most_units`).

@@ -238,9 +238,12 @@ class Plan:
         return make_step(summed, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices, self.mask())
 
     def in_places(self) -> bool:
-        """Whether each unit has a place of its own in a microbatch (`privacy.hardened_sum`): gradients with discrete noise."""
-        discrete = self.mechanism is not None and self.mechanism.discrete_coordinates is not None
-        return discrete and self.config.training.optimizer != "least_squares"
+        """Whether each unit has a place of its own in a microbatch (`privacy.hardened_sum`): moments, and gradients with
+        discrete noise.
+        """
+        if self.mechanism is None:
+            return False
+        return self.mechanism.discrete_coordinates is not None or self.config.training.optimizer == "least_squares"
 
     def units_at_once(self) -> int:
         """Units in a microbatch of one device.

@@ -67,7 +67,8 @@ def clipped_after_averaging(subject: Subject) -> Subject:
         total = jax.tree.map(lambda g: jnp.tensordot(is_real.astype(jnp.float32), g, axes=(0, 0)), each)
         mean = jax.tree.map(lambda g: g / BATCH, total)
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(mean)))
-        return jax.tree.map(lambda g: g * BATCH * jnp.minimum(1.0, MECHANISM.l2_clip_norm / jnp.maximum(norm, 1e-9)), mean)
+        short = jnp.minimum(1.0, MECHANISM.l2_clip_norm / jnp.maximum(norm, 1e-9))
+        return MECHANISM.counted(jax.tree.map(lambda g: g * BATCH * short, mean), True)
 
     return dataclasses.replace(subject, clipped_sum=clipped_sum)
 

@@ -17,19 +17,21 @@ import sys
 from functools import partial
 from typing import Any
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={os.environ.get('DEVICES', '8')}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={os.environ.get('DEVICES', '8')}"
+)
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
-from jaxcxr.audit.models import logistic_regression  # noqa: E402
-from jaxcxr.models.resnet9 import ResNet9  # noqa: E402
-from jaxcxr.privacy import exact_sum  # noqa: E402
-from jaxcxr.privacy.mechanism import ROUNDING_FACTOR, Mechanism  # noqa: E402
-from jaxcxr.training import objective  # noqa: E402
-from jaxcxr.training.step import make_step  # noqa: E402
+from jaxcxr.audit.models import logistic_regression
+from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.privacy import exact_sum
+from jaxcxr.privacy.mechanism import ROUNDING_FACTOR, Mechanism
+from jaxcxr.training import objective
+from jaxcxr.training.step import Step, make_step
 
 FINDINGS, SIDE = 4, 16
 UNIT_ROUNDING = 2.0**-24
@@ -51,6 +53,17 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
+def total(step: Step, mechanism: Mechanism, params: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The exact sum of a batch, in float64."""
+    sums, size = step.start(params), step.microbatch_size
+    for first in range(0, len(images), size):
+        piece = rows(images[first : first + size], labels[first : first + size], size)
+        sums = step.accumulate(params, sums, step.place(piece))
+    exact = step.collect(sums)[0]
+    high, low = (flat(words) for words in (exact.high, exact.low))
+    return (high * 2.0**exact_sum.LOW_BITS + low) * mechanism.step_size(exact.high)
+
+
 def batches() -> None:
     """A logistic regression, whose gradients are all alike: the real compiled step with and without the first unit."""
     model = logistic_regression((SIDE, SIDE), FINDINGS)
@@ -64,18 +77,10 @@ def batches() -> None:
             step = make_step(model.clipped_sum(mechanism), optax.identity(), mechanism, n, size, jax.devices()[:1])
             placed = step.replicate(model.params)
 
-            def total(some: slice, step: Any = step, placed: Any = placed, mechanism: Any = mechanism, size: int = size) -> Any:
-                films, given = images[some], labels[some]
-                sums = step.start(placed)
-                for first in range(0, len(films), size):
-                    piece = rows(films[first : first + size], given[first : first + size], size)
-                    sums = step.accumulate(placed, sums, step.place(piece))
-                exact = step.collect(sums)[0]
-                size_of_step = mechanism.step_size(exact.high)
-                high, low = (flat(words) for words in (exact.high, exact.low))
-                return (high * 2.0**exact_sum.LOW_BITS + low) * size_of_step
-
-            whole, without, own = total(slice(0, n + 1)), total(slice(1, n + 1)), total(slice(0, 1))
+            whole, without, own = (
+                total(step, mechanism, placed, images[some], labels[some])
+                for some in (slice(0, n + 1), slice(1, n + 1), slice(0, 1))
+            )
             rounding, moved = np.linalg.norm(whole - without - own), np.linalg.norm(whole - without)
             print(
                 f"batch {n}, microbatch {size}: the unit moves the sum by {moved:.7f} of the clip norm (its own part "

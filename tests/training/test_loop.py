@@ -262,7 +262,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
     sums = []
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
-        functions = make_step(linear_sum, plan.optimizer(), plan.mechanism, 6, 4 // len(devices), devices)
+        functions = make_step(linear_sum, plan.optimizer(), plan.mechanism, 6, 2, devices)
         params = functions.replicate(jax.tree.map(jnp.copy, start))
         total = functions.start(params)
         for piece in microbatches(images, labels, functions.microbatch_size):
@@ -276,8 +276,8 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
         assert bits(moved) != bits(start)
         sums.append((summed, moved))
     (one, moved_one), (two, moved_two) = sums
-    for u, v in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
+    for u, v in zip(jax.tree.leaves(one[0]), jax.tree.leaves(two[0]), strict=True):
+        np.testing.assert_array_equal(u, v)  # sums of the same microbatches are exact, wherever they were added
     for u, v in zip(jax.tree.leaves(moved_one), jax.tree.leaves(moved_two), strict=True):
         np.testing.assert_allclose(u, v, atol=1e-5)
 

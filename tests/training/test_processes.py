@@ -77,6 +77,7 @@ def worlds(tiny_config: Experiment, tiny_store: Store, tmp_path_factory: pytest.
     children = start(out / "together", config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "model_of", tiny_model)
+        patch.setattr("jaxcxr.training.loop.bound_secret", lambda secret, _: secret)
         on_all = plan.Plan.step
         patch.setattr(plan.Plan, "step", lambda self: on_all(self, jax.local_devices()[:1]))
         outcome = train(plan.make_plan(config, tiny_store), out / "alone", progress=False)

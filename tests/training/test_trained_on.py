@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jaxtyping import PyTree
 
 from jaxcxr.config import Experiment, dump, load
-from jaxcxr.conversion import Weights, write_weights
+from jaxcxr.conversion import Weights, convert, units_of_source
 from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
@@ -24,7 +24,8 @@ from jaxcxr.errors import InputError
 from jaxcxr.experiment import pretrain, run_experiment
 from jaxcxr.training import trained_on
 from jaxcxr.training.checkpoint import provenance, save_weights, units_of_weights
-from jaxcxr.training.plan import begin_or_continue, make_plan
+from jaxcxr.training.plan import make_plan
+from jaxcxr.training.resume import begin_or_continue
 from jaxcxr.training.trained_on import Films, Overlap, TrainedOn, checked_start, films_of, overlap, with_training
 from tests.conftest import FINDINGS, changed
 from tests.training.tiny import tiny_model
@@ -200,7 +201,8 @@ def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
     config = private(tiny_nonprivate_config, store, None)
     weights = weights_of(params, tmp_path / "w", units_of(store))
     mapped = Weights({}, ("hernia",), "mish", 32, 32)
-    write_weights(mapped, tmp_path / "converted", torch_file=False, source=weights, head="replace")
+    monkeypatch.setattr("jaxcxr.conversion._read_weights", lambda *_: mapped)
+    convert(weights, tmp_path / "converted", mapped)
     assert units_of_weights(tmp_path / "converted") is not None
     overlapping = made("private", [4, *range(100, 120)])
     with pytest.raises(InputError, match="1 film with the same pixels"):
@@ -212,12 +214,9 @@ def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
     dump(config, run / "config.yaml")
     for fingerprint, known in ((store.fingerprint, True), ("another", False)):
         (run / "run.json").write_text(json.dumps({"store_fingerprint": fingerprint}))
-        out = tmp_path / f"of_run_{known}"
-        write_weights(mapped, out, torch_file=False, source=run, head="replace")
-        found = units_of_weights(out)
+        found = units_of_source(run)
         assert (found is not None and overlap(found, films_of(overlapping, "train")) == Overlap(1, 1, 1)) == known
-    write_weights(mapped, tmp_path / "of_file", torch_file=False, source=tmp_path / "absent.pth", head="replace")
-    assert units_of_weights(tmp_path / "of_file") is None
+    assert units_of_source(tmp_path / "absent.pth") is None
 
 
 def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refused(
