@@ -147,7 +147,8 @@ def _window(losses: Losses, grid: float, tilt: float, log_moments: Sequence[floa
         least, most = least + n * float(places[0]), most + n * float(places[-1])
     total = sum(n * moment for (_, n), moment in zip(losses, log_moments, strict=True))
     low, high = least, most
-    for scale in np.geomspace(2.0, 16.0, 6) / max(math.sqrt(variance), grid):
+    scales = np.geomspace(2.0, 16.0, 6) / max(math.sqrt(variance), grid)
+    for scale in (*scales.tolist(), *(share * tilt for share in (0.25, 0.5, 1.0))):
         down, up = (
             sum(n * _log_moment(tilt + sign * scale, loss, grid) for loss, n in losses) - total - math.log(_OUTSIDE)
             for sign in (-1, 1)

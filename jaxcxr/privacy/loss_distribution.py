@@ -160,7 +160,7 @@ def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.nda
     merged = _gaussians_merged(releases, "upper")
     if (mu := _gaussian_mu(merged)) is not None:
         return epsilons, np.minimum(1.0, gaussian_delta(epsilons, mu) * (1 + relative_error(mu)))
-    return epsilons, np.minimum(variation, deltas_of_sum(merged, delta, variation / 2, epsilons))
+    return epsilons, np.minimum(variation, deltas_of_sum(merged, delta, variation / 4, epsilons))
 
 
 def total_variation(releases: Sequence[Release]) -> float:

@@ -103,7 +103,7 @@ def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float
     width = _DEVIATIONS * deviation
     cells = [(range_of(pair), len(pair.p.means) + len(pair.q.means) - 1) for pair, _ in pairs]
     span = max((high - low) * components for (low, high), components in cells)
-    wanted = math.sqrt(12 * share * near / ((tilt + 1) * steps))
+    wanted = math.sqrt(12 * share * max(near, deviation / 10) / ((tilt + 1) * steps))
     # Few releases make a sum of few cells: it may have more, as long as one release has not too many.
     grid = min(wanted, max(width / _LEAST_CELLS, span / _PLENTY_OF_CELLS))
     return tilt, max(grid, width / _MOST_CELLS, span / _MOST_CELLS)
