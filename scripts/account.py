@@ -65,20 +65,26 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    for films in arguments.films:
-        if films < 1 or (arguments.n is not None and films > arguments.n):
-            most = "" if arguments.n is None else f" and at most --n ({arguments.n})"
-            raise InputError(f"--films: expected at least 1{most}, found {films}")
-    if arguments.run is not None:
-        rows = [_of_run(arguments.run, arguments)]
-    elif arguments.sweep is not None:
-        rows = _of_sweep(arguments.sweep)
-    else:
-        rows = _of_plan(arguments)
+    rows = rows_of(arguments)
     if arguments.json:
         print(json.dumps(_plain(rows[0] if len(rows) == 1 else rows), indent=2))
     else:
         print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.5g}"))
+
+
+def rows_of(a: Arguments) -> list[dict[str, Any]]:
+    """The answers, one per row.
+
+    Raises:
+        InputError: a number is out of range, or the question is incomplete.
+    """
+    for films in a.films:
+        if films < 1 or (a.n is not None and films > a.n):
+            most = "" if a.n is None else f" and at most --n ({a.n})"
+            raise InputError(f"--films: expected at least 1{most}, found {films}")
+    if a.run is not None:
+        return [_of_run(a.run, a)]
+    return _of_sweep(a.sweep) if a.sweep is not None else _of_plan(a)
 
 
 def _plain(value: Any) -> Any:

@@ -111,6 +111,12 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
     return Curve(first * grid + _sum_of_offsets(losses, failure_probability) - imprecise, grid, deltas, side)
 
 
+def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
+    """How many multiples of the grid the sum of tilted losses spans, except with negligible probability."""
+    low, high, *_ = _window(losses, grid, tilt, [_log_moment(tilt, loss, grid) for loss, _ in losses])
+    return (high - low) / grid
+
+
 def _profile(weights: np.ndarray, grid: float) -> np.ndarray:
     """At each loss s of a grid, the sum over larger losses r of weight times 1 - exp(s - r).
 

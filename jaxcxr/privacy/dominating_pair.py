@@ -144,9 +144,8 @@ class Pair:
         return ends[0], ends[1]
 
     def sampled(self, count: int = _TABLE) -> tuple[Float[np.ndarray, "count"], Float[np.ndarray, "count"]]:
-        """Losses and probabilities under P at evenly spaced places, some beyond the ends: for scales, not for bounds."""
-        beyond = 0.3 * (self.high - self.low)
-        x = np.linspace(self.low - beyond, self.high + beyond, count + 1)
+        """Losses and probabilities under P at evenly spaced places: for scales, not for bounds."""
+        x = np.linspace(self.low, self.high, count + 1)
         return self.loss((x[1:] + x[:-1]) / 2)[0], self.p.masses(x, self.sigma)[0]
 
     def places(self, losses: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -170,7 +169,7 @@ class Pair:
         for _ in range(_NEWTON_STEPS):
             value, slope, _ = self.loss(at)
             low, high = np.where(value <= losses, at, low), np.where(value >= losses, at, high)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 step = at - (value - losses) / slope
             at = np.where((step >= low) & (step <= high), step, (low + high) / 2)
         return at

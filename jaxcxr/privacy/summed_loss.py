@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.composition import Curve, composed_curve
-from jaxcxr.privacy.discretisation import on_grid, range_of
+from jaxcxr.privacy.composition import Curve, cells_of_sum, composed_curve
+from jaxcxr.privacy.discretisation import HIGHEST_LOSS, on_grid, range_of
 from jaxcxr.privacy.dominating_pair import Direction, Pair, Release, Side, pair_of
 
 _TRUNCATED = 1e-4
 """Share of delta that truncations may take in all, and as much that the offsets of a lower bound may."""
-_UPPER_SHARE, _LOWER_SHARES = 2e-4, (5e-5, 1e-5, 2e-6)
+_UPPER_SHARE, _LOWER_SHARES = 2e-4, (5e-5, 1e-5)
 """Share of epsilon that the grid may add or take, roughly."""
 _NEAR = 2e-3
 """A lower bound that is so near to the upper one, relatively, is not sought on a finer grid."""
@@ -89,6 +89,9 @@ def _curve(releases: tuple[Release, ...], delta: float, direction: Direction, si
     pairs = [(pair_of(r, truncated / steps, direction, side), r.steps) for r in releases]
     tilt, grid = _tilt_and_grid(pairs, delta, share)
     losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]
+    if (excess := cells_of_sum(losses, grid, tilt) / _MOST_CELLS) > 1:
+        grid *= 1.1 * excess
+        losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]
     return composed_curve(losses, grid, tilt, side, truncated)
 
 
@@ -113,7 +116,7 @@ def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, floa
     """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12), that epsilon, and the
     standard deviation of the summed loss if tilted so; from losses at evenly spaced places.
     """
-    sampled = [(*pair.sampled(), n) for pair, n in pairs]
+    sampled = [(np.minimum(losses, HIGHEST_LOSS), mass, n) for pair, n in pairs for losses, mass in (pair.sampled(),)]
     means = [float(np.sum(mass * losses)) for losses, mass, _ in sampled]
     deviation = math.sqrt(sum(n * float(np.sum(mass * (losses - m) ** 2)) for (losses, mass, n), m in zip(sampled, means, strict=True)))
 
@@ -132,8 +135,10 @@ def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, floa
     def epsilon(tilt: float) -> float:
         return (moments(tilt)[0] - math.log(delta) + tilt * math.log(tilt / (tilt + 1)) - math.log1p(tilt)) / tilt
 
-    steepest = min(_STEEPEST / max(float(losses.max()), 1e-300) for losses, _, _ in sampled)
-    tilts = np.minimum(np.geomspace(1e-2, 1e3, 21) / deviation, steepest)
+    # Between a sum that is nearly normal and one in which a single rare loss matters.
+    largest = max(max(float(losses.max()) for losses, _, _ in sampled), 1e-300)
+    highest = min(1e3 / deviation, _STEEPEST / largest)
+    tilts = np.geomspace(min(1e-2 / deviation, 1e-3 / largest, highest), highest, 25)
     for _ in range(3):
         found = [epsilon(tilt) for tilt in tilts]
         best = int(np.argmin(found))
