@@ -101,7 +101,8 @@ def require_epsilon(epsilon: float) -> None:
     """
     if not 0 < epsilon <= loss_distribution.NO_GUARANTEE:
         raise InputError(
-            f"epsilon: expected a positive number of at most {loss_distribution.NO_GUARANTEE:g} (a larger one protects nobody), found {epsilon:g}"
+            f"epsilon: expected a positive number of at most {loss_distribution.NO_GUARANTEE:g} "
+            f"(a larger one protects nobody), found {epsilon:g}"
         )
 
 
@@ -209,7 +210,8 @@ def profile(spendings: Sequence[Spending], deltas: Sequence[float], films: int =
 
 
 def gdp_mu(spendings: Sequence[Spending], delta: float, films: int = 1) -> float:
-    """The least mu, rounded up by about a thousandth, with which mu-Gaussian differential privacy promises no more than holds at any
+    """The least mu, rounded up by about a thousandth, with which mu-Gaussian differential privacy promises no more than
+    holds at any
     delta from `delta` on (recommended as the one figure to report by Gomez et al. 2025, arXiv 2503.10945).
 
     Returns:
@@ -244,7 +246,7 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
             f"the released statistics alone cost epsilon {before:.4g} at delta {delta:g}: nothing is left for training"
         )
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def spent(log_sigma: float) -> float:
         return epsilon_pld([*already, Spending(sample_rate, math.exp(log_sigma), steps)], delta)
 
@@ -303,7 +305,6 @@ def affordable_steps(
     spent: Sequence[Spending], sample_rate: float, noise_multiplier: float, epsilon: float, delta: float, wanted: int
 ) -> int:
     """How many more steps, at most `wanted`, keep the whole composition within (epsilon, delta)."""
-
     require_epsilon(epsilon)
 
     def fits(steps: int) -> bool:

@@ -2,20 +2,26 @@
 
 A sum S of independent losses on a grid of width h has P(S = s) = exp(K - t s) P_t(S = s), where P_t is the law of the sum of
 losses with probabilities p_k exp(t k h) / M, and K the sum of their log M (Esscher 1932). With t near the saddle point, epsilon
-lies in the middle of P_t, and so does all that delta(epsilon) = sum over s > epsilon of P(S = s) (1 - exp(epsilon - s)) depends on: an
+lies in the middle of P_t, and so does all that delta(epsilon) = sum over s > epsilon of P(S = s) (1 - exp(epsilon - s))
+depends on: an
 absolute error in P_t is a relative error in delta, however small delta is. Without tilt (t = 0) rounding errors of 1e-16
 are compared with delta itself.
 
 Rounding (u = 2^-53, length n a power of 2). In a Fourier transform every input reaches every output by one path of log2 n
 butterflies, each of which multiplies by a root of unity (relative error at most sqrt(5) u, and u for the root) and adds (u). An
-output is therefore a sum of inputs times roots, each off by a relative (1 + 8u)^(log2 n) - 1, about E = 8 u log2 n: its error is at
+output is therefore a sum of inputs times roots, each off by a relative (1 + 8u)^(log2 n) - 1, about E = 8 u log2 n: its
+error is at
 most E times the sum of the inputs' magnitudes, which is 1 for probabilities. A power by repeated squaring has steps - 1
-products in its expanded tree, each off by 3u. So with a the computed magnitude of a coefficient and b = (a + 2E)(1 + 3u), the product of
-powers is off by at most  prod b^steps min(1, sum steps (3E + 3u b) / b)  (prod b^n - prod f^n <= prod b^n sum n (b - f) / b). The
-inverse transform passes on the mean of that over all frequencies and adds E times the mean magnitude. `_transformed` computes this sum; the
+products in its expanded tree, each off by 3u. So with a the computed magnitude of a coefficient and b = (a + 2E)(1 + 3u),
+the product of
+powers is off by at most  prod b^steps min(1, sum steps (3E + 3u b) / b)  (prod b^n - prod f^n <= prod b^n sum n (b - f) /
+b). The
+inverse transform passes on the mean of that over all frequencies and adds E times the mean magnitude. `_transformed`
+computes this sum; the
 upper bound adds it to every probability, the lower one subtracts it.
 
-Aliasing: P_t has at most `_OUTSIDE` beyond either end of the window (Chernoff); as the transform is circular it comes out at the other end.
+Aliasing: P_t has at most `_OUTSIDE` beyond either end of the window (Chernoff); as the transform is circular it comes out
+at the other end.
 """
 
 import dataclasses
@@ -40,7 +46,8 @@ Losses = Sequence[tuple[GridLoss, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A bound on delta at evenly spaced epsilons; between them it is linear in exp(epsilon), as the profile of a discrete loss is.
+    """A bound on delta at evenly spaced epsilons; between them it is linear in exp(epsilon), as the profile of a discrete
+    loss is.
 
     Attributes:
         first, spacing: of the epsilons.
@@ -120,7 +127,8 @@ def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
 def _profile(weights: np.ndarray, grid: float) -> np.ndarray:
     """At each loss s of a grid, the sum over larger losses r of weight times 1 - exp(s - r).
 
-    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive terms only: (1 - exp(-h)) times the sum
+    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive terms only: (1
+    - exp(-h)) times the sum
     over l of exp(-l h) times the weight beyond s + l h.
     """
     above = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
@@ -208,7 +216,8 @@ def _sum_of_offsets(losses: Losses, failure_probability: float) -> float:
     fall = -certain
     for scale in np.geomspace(0.5, 24, 12) / max(deviation, 1e-300):
         log_moment = sum(
-            n * math.log1p(float(np.sum(p * np.expm1(np.minimum(-scale * (d - m), 700.0))))) for (d, p, n), m in zip(offsets, means, strict=True)
+            n * math.log1p(float(np.sum(p * np.expm1(np.minimum(-scale * (d - m), 700.0)))))
+            for (d, p, n), m in zip(offsets, means, strict=True)
         )
         fall = min(fall, float((log_moment - math.log(failure_probability)) / scale))
     return sum(n * m for (_, _, n), m in zip(offsets, means, strict=True)) - fall

@@ -2,7 +2,8 @@
 
 Above: the line is cut where the loss is a multiple of the grid; the probabilities P and Q of each piece are spread onto the two
 multiples at its ends, so that both sums are kept (the "connect the dots" of Doroshenko et al. 2022). That is a mean-preserving
-spread of the likelihood ratio under Q, and delta(epsilon) is the mean of a convex function of it: the result dominates the pair.
+spread of the likelihood ratio under Q, and delta(epsilon) is the mean of a convex function of it: the result dominates the
+pair.
 
 Below: pieces about the multiples of the grid are merged. Whoever sees only the piece knows less (post-processing), so that the
 merged pair is dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.
@@ -75,7 +76,11 @@ def _spread(pair: Pair, grid: float) -> GridLoss:
     found, _, rounding = pair.loss(edges[finite])
     slack = float(np.max(np.abs(found - losses[finite]) + rounding, initial=0.0))
     least, most = pair.limits()
-    slack = max(slack, float(np.max(losses[edges == -np.inf] - least, initial=0.0)), float(np.max(most - losses[edges == np.inf], initial=0.0)))
+    slack = max(
+        slack,
+        float(np.max(losses[edges == -np.inf] - least, initial=0.0)),
+        float(np.max(most - losses[edges == np.inf], initial=0.0)),
+    )
     return GridLoss(first, probabilities, slack=slack, infinite=float(above[0] + above_error[0]) + pair.p.missing)
 
 

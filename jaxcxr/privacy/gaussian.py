@@ -1,6 +1,7 @@
 """The Gaussian mechanism in closed form: any number of releases without sampling is one release, and mu is its only number.
 
-The privacy profile of N(mu, 1) against N(0, 1) is delta(epsilon) = Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 - epsilon/mu)
+The privacy profile of N(mu, 1) against N(0, 1) is delta(epsilon) = Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 -
+epsilon/mu)
 (Balle & Wang 2018, Theorem 8), and releases with mu_1, mu_2, ... compose to mu = sqrt(mu_1^2 + mu_2^2 + ...) (Dong, Roth & Su
 2022, Corollary 3.3).
 """
@@ -50,5 +51,7 @@ def _where(delta: float, mu: float) -> float:
     if gaussian_delta(0.0, mu) <= delta:
         return 0.0
     high = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta)) + mu
-    root: Any = brentq(lambda epsilon: math.log(max(float(gaussian_delta(epsilon, mu)), 1e-300) / delta), 0.0, high, xtol=1e-300, rtol=1e-14)
+    root: Any = brentq(
+        lambda epsilon: math.log(max(float(gaussian_delta(epsilon, mu)), 1e-300) / delta), 0.0, high, xtol=1e-300, rtol=1e-14
+    )
     return float(root)

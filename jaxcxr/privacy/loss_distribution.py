@@ -1,6 +1,7 @@
 """Upper and lower bounds on the epsilon of composed releases, from the distribution of their privacy loss.
 
-Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and `Bounds.lower` never above
+Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and `Bounds.lower` never
+above
 it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on the safe side (`discretisation`,
 `composition`, `summed_loss`).
 Releases without sampling are Gaussian releases and are composed in closed form (`gaussian`).
@@ -96,10 +97,7 @@ def _upper(releases: tuple[Release, ...], delta: float) -> float:
     if any(r.noise_multiplier == 0 for r in releases):
         return math.inf
     releases = _gaussians_merged(releases, "upper")
-    if (mu := _gaussian_mu(releases)) is not None:
-        epsilon = gaussian_epsilon(delta, mu)[1]
-    else:
-        epsilon = upper_of_sum(releases, delta)
+    epsilon = gaussian_epsilon(delta, mu)[1] if (mu := _gaussian_mu(releases)) is not None else upper_of_sum(releases, delta)
     return epsilon if epsilon <= NO_GUARANTEE else math.inf
 
 
@@ -164,7 +162,8 @@ def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.nda
 
 
 def total_variation(releases: Sequence[Release]) -> float:
-    """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the mean over the number of
+    """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the mean over the
+    number of
     films drawn of that of two Gaussians (convexity). Where it is at most delta, epsilon is 0 exactly.
     """
     total = 0.0

@@ -39,7 +39,8 @@ def upper_of_sum(releases: Sequence[Release], delta: float) -> float:
 
 
 def lower_of_sum(releases: Sequence[Release], delta: float, upper: float = math.inf) -> float:
-    """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest is taken; finer grids
+    """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest is taken;
+    finer grids
     are tried until it is near `upper`.
     """
     found = 0.0
@@ -55,7 +56,9 @@ def _largest_sum(releases: Sequence[Release], direction: Direction) -> float:
     """Supremum of the summed loss: in direction "add" a film is drawn in no step."""
     if direction == "remove":
         return math.inf
-    return sum(-r.steps * r.films * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases) * (1 + 1e-12)
+    return sum(-r.steps * r.films * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases) * (
+        1 + 1e-12
+    )
 
 
 def deltas_of_sum(
@@ -113,12 +116,15 @@ def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float
 
 
 def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, float, float]:
-    """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12), that epsilon, and the
+    """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12), that epsilon,
+    and the
     standard deviation of the summed loss if tilted so; from losses at evenly spaced places.
     """
     sampled = [(np.minimum(losses, HIGHEST_LOSS), mass, n) for pair, n in pairs for losses, mass in (pair.sampled(),)]
     means = [float(np.sum(mass * losses)) for losses, mass, _ in sampled]
-    deviation = math.sqrt(sum(n * float(np.sum(mass * (losses - m) ** 2)) for (losses, mass, n), m in zip(sampled, means, strict=True)))
+    deviation = math.sqrt(
+        sum(n * float(np.sum(mass * (losses - m) ** 2)) for (losses, mass, n), m in zip(sampled, means, strict=True))
+    )
 
     def moments(tilt: float) -> tuple[float, float]:
         """Logarithm of the moment of the sum, and the standard deviation of the tilted sum."""

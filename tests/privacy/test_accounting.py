@@ -201,7 +201,7 @@ def test_contradictions_are_raised_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     spent = [Spending(0.05, 1.0, 40)]
     upper = accounting.epsilon_bounds(spent, 1e-5).upper
     monkeypatch.setattr(loss_distribution, "_upper", lambda *_: 0.9 * upper)
-    with pytest.raises(ArithmeticError, match="lower bound .* exceeds the upper bound"):
+    with pytest.raises(ArithmeticError, match=r"lower bound .* exceeds the upper bound"):
         accounting.epsilon_bounds(spent, 1e-5)
     monkeypatch.setattr(loss_distribution, "_upper", lambda *_: math.nan)
     with pytest.raises(InputError, match="defect of the accountant"):

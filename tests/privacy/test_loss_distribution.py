@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import mpmath as mp
-import numpy as np
 import pytest
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
@@ -94,7 +93,9 @@ def test_small_deltas_on_long_runs(release: Release, delta: float, truth: float)
 
 @pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
 @pytest.mark.parametrize(("rate", "sigma", "steps"), [(0.01, 1.0, 500), (0.05, 0.8, 30), (0.3, 5.0, 1000)])
-def test_bounds_agree_with_dp_accounting_where_it_is_precise(rate: float, sigma: float, steps: int, adjacency: Adjacency) -> None:
+def test_bounds_agree_with_dp_accounting_where_it_is_precise(
+    rate: float, sigma: float, steps: int, adjacency: Adjacency
+) -> None:
     """Google's own bound, on a grid fine enough, at a delta at which its rounding errors do not matter."""
     bounds = epsilon_bounds((Release(rate, sigma, steps, adjacency=adjacency),), 1e-6)
     relation = {"add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE, "replace_one": NeighboringRelation.REPLACE_ONE}
