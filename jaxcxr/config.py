@@ -95,9 +95,9 @@ class PrivacyConfig:
 
     Attributes:
         epsilon: budget, at most 500; together with `delta` the guarantee of the whole run under add/remove adjacency of one
-        unit. delta: budget, at least 1e-15; refused if it is not smaller than 1 / `dataset_size`, unless
-        `allow_large_delta`. l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to
-        the summed moments of
+            unit.
+        delta: budget, at least 1e-15; refused if it is not smaller than 1 / `dataset_size`, unless `allow_large_delta`.
+        l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the summed moments of
             `training.optimizer` least_squares.
         clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
             `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to
@@ -371,8 +371,8 @@ def _number_of(found: Any, whole: bool) -> str | None:
 def override(config: ConfigT, arguments: Sequence[str], prog: str) -> ConfigT:
     """Replace fields by command-line flags such as `--privacy.epsilon 1.06`; the result is validated as a file would be."""
     cls = type(config)
-    changed = tyro.cli(tyro.conf.AvoidSubcommands[cls], default=config, args=list(arguments), prog=prog)  # type:
-    ignore[valid-type] return validate(cls, dataclasses.asdict(changed), source="command line")  # type: ignore[arg-type]
+    changed = tyro.cli(tyro.conf.AvoidSubcommands[cls], default=config, args=list(arguments), prog=prog)  # type: ignore[valid-type]
+    return validate(cls, dataclasses.asdict(changed), source="command line")  # type: ignore[arg-type]
 
 
 def dump(config: Any, path: Path) -> None:

@@ -3,25 +3,23 @@
 A sum S of independent losses on a grid of width h has P(S = s) = exp(K - t s) P_t(S = s), where P_t is the law of the sum of
 losses with probabilities p_k exp(t k h) / M, and K the sum of their log M (Esscher 1932). With t near the saddle point, epsilon
 lies in the middle of P_t, and so does all that delta(epsilon) = sum over s > epsilon of P(S = s) (1 - exp(epsilon - s))
-depends on: an
-absolute error in P_t is a relative error in delta, however small delta is. Without tilt (t = 0) rounding errors of 1e-16
-are compared with delta itself.
+depends on: an absolute error in P_t is a relative error in delta, however small delta is. Without tilt (t = 0) rounding errors
+of 1e-16 are compared with delta itself.
 
 Rounding (u = 2^-53, length n a power of 2). In a Fourier transform every input reaches every output by one path of log2 n
 butterflies, each of which multiplies by a root of unity (relative error at most sqrt(5) u, and u for the root) and adds (u). An
-output is therefore a sum of inputs times roots, each off by a relative (1 + 8u)^(log2 n) - 1, about E = 8 u log2 n: its
-error is at
-most E times the sum of the inputs' magnitudes, which is 1 for probabilities. A power by repeated squaring has steps - 1
-products in its expanded tree, each off by 3u. So with a the computed magnitude of a coefficient and b = (a + 2E)(1 + 3u),
-the product of
-powers is off by at most  prod b^steps min(1, sum steps (3E + 3u b) / b)  (prod b^n - prod f^n <= prod b^n sum n (b - f) /
-b). The
-inverse transform passes on the mean of that over all frequencies and adds E times the mean magnitude. `_transformed`
-computes this sum; the
-upper bound adds it to every probability, the lower one subtracts it.
+output is therefore a sum of inputs times roots, each off by a relative (1 + 8u)^(log2 n) - 1, about E = 8 u log2 n: its error
+is at most E times the sum of the inputs' magnitudes, which is 1 for probabilities. A power by repeated squaring has steps - 1
+products in its expanded tree, each off by 3u. So with a the computed magnitude of a coefficient f and b = (a + 2E)(1 + 3u), the
+product of powers is off by at most
 
-Aliasing: P_t has at most `_OUTSIDE` beyond either end of the window (Chernoff); as the transform is circular it comes out
-at the other end.
+    prod b^steps - prod |f|^steps <= prod b^steps min(1, sum steps (b - |f|) / b), with b - |f| <= 3E + 3u b.
+
+The inverse transform passes on the mean of that over all frequencies and adds E times the mean magnitude. `_transformed`
+computes this sum; the upper bound adds it to every probability, the lower one subtracts it.
+
+Aliasing: P_t has at most `_OUTSIDE` beyond either end of the window (Chernoff); as the transform is circular it comes out at
+the other end.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 Above: the line is cut where the loss is a multiple of the grid; the probabilities P and Q of each piece are spread onto the two
 multiples at its ends, so that both sums are kept (the "connect the dots" of Doroshenko et al. 2022). That is a mean-preserving
-spread of the likelihood ratio under Q, and delta(epsilon) is the mean of a convex function of it: the result dominates the
-pair.
+spread of the likelihood ratio under Q, and delta(epsilon) is the mean of a convex function of it: the result
+dominates the pair.
 
 Below: pieces about the multiples of the grid are merged. Whoever sees only the piece knows less (post-processing), so that the
 merged pair is dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.

@@ -1,8 +1,8 @@
 """What one release tells about one unit at most: a pair of mixtures of Gaussians on the line, and its privacy loss.
 
 A unit whose k films each join a batch with probability q, clipped to norm 1, moves the noised sum like a number that is drawn
-from the binomial distribution (k, q): with the unit the answer is a mixture of Gaussians N(j, sigma^2), without it N(0,
-sigma^2).
+from the binomial distribution (k, q): with the unit the answer is a mixture of Gaussians N(j, sigma^2), without it
+N(0, sigma^2).
 This pair dominates the mechanism (one film: Zhu, Dong & Wang 2022; several: Ganesh 2024): for every epsilon its
 delta(epsilon) = E_P[(1 - exp(epsilon - L))+], with the privacy loss L = log P/Q, is at least the mechanism's, and domination
 survives composition. P is with the unit and Q without it in direction "remove", the reverse in direction "add".

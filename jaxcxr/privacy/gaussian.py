@@ -1,7 +1,7 @@
 """The Gaussian mechanism in closed form: any number of releases without sampling is one release, and mu is its only number.
 
-The privacy profile of N(mu, 1) against N(0, 1) is delta(epsilon) = Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 -
-epsilon/mu)
+The privacy profile of N(mu, 1) against N(0, 1) is
+delta(epsilon) = Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 - epsilon/mu)
 (Balle & Wang 2018, Theorem 8), and releases with mu_1, mu_2, ... compose to mu = sqrt(mu_1^2 + mu_2^2 + ...) (Dong, Roth & Su
 2022, Corollary 3.3).
 """

@@ -1,8 +1,7 @@
 """Upper and lower bounds on the epsilon of composed releases, from the distribution of their privacy loss.
 
 Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and `Bounds.lower` never
-above
-it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on the safe side (`discretisation`,
+above it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on the safe side (`discretisation`,
 `composition`, `summed_loss`).
 Releases without sampling are Gaussian releases and are composed in closed form (`gaussian`).
 """
@@ -163,8 +162,7 @@ def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.nda
 
 def total_variation(releases: Sequence[Release]) -> float:
     """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the mean over the
-    number of
-    films drawn of that of two Gaussians (convexity). Where it is at most delta, epsilon is 0 exactly.
+    number of films drawn of that of two Gaussians (convexity). Where it is at most delta, epsilon is 0 exactly.
     """
     total = 0.0
     for r in releases:

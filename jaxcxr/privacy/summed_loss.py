@@ -40,8 +40,7 @@ def upper_of_sum(releases: Sequence[Release], delta: float) -> float:
 
 def lower_of_sum(releases: Sequence[Release], delta: float, upper: float = math.inf) -> float:
     """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest is taken;
-    finer grids
-    are tried until it is near `upper`.
+    finer grids are tried until it is near `upper`.
     """
     found = 0.0
     for share in _LOWER_SHARES:
@@ -117,8 +116,7 @@ def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float
 
 def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, float, float]:
     """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12), that epsilon,
-    and the
-    standard deviation of the summed loss if tilted so; from losses at evenly spaced places.
+    and the standard deviation of the summed loss if tilted so; from losses at evenly spaced places.
     """
     sampled = [(np.minimum(losses, HIGHEST_LOSS), mass, n) for pair, n in pairs for losses, mass in (pair.sampled(),)]
     means = [float(np.sum(mass * losses)) for losses, mass, _ in sampled]
