@@ -98,9 +98,9 @@ class PrivacyConfig:
     """The claim to be made about the released model, and the mechanism that earns it.
 
     Attributes:
-        epsilon: budget; together with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
-        delta: budget; refused if it is not smaller than 1 / `dataset_size` and 1 / the units that are there, unless
-            `allow_large_delta`.
+        epsilon: budget, at most 500; with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
+        delta: budget, at least 1e-15; refused if it is not smaller than 1 / `dataset_size` and 1 / the units that are there,
+            unless `allow_large_delta`.
         l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the summed moments of
             `training.optimizer` least_squares.
         clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
@@ -124,8 +124,8 @@ class PrivacyConfig:
     """
 
     __pydantic_config__ = STRICT
-    epsilon: Positive
-    delta: Rate
+    epsilon: Annotated[float, Field(gt=0, le=500)]
+    delta: Annotated[float, Field(ge=1e-15, lt=1)]
     l2_clip_norm: Positive
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"
     stability: Positive = 0.01

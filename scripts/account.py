@@ -9,7 +9,8 @@ A run so far:            account.py --run runs/demo
 All models of a sweep:   account.py --sweep runs/sweep-demo
 
 Adjacency: add or remove one unit (--replace-one: one unit replaced by another). Sampling: Poisson, each unit joins a step with
-probability batch / n. Epsilon is an upper bound (epsilon_pld), with a lower bound beside it. --json prints JSON.
+probability batch / n. Epsilon is an upper bound (epsilon_pld), with a lower bound beside it; gdp_mu is the mu of Gaussian
+differential privacy that covers the whole curve from --delta on. --json prints JSON.
 """
 
 import dataclasses
@@ -64,18 +65,26 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    if any(films < 1 for films in arguments.films):
-        raise InputError(f"--films: expected at least 1, found {list(arguments.films)}")
-    if arguments.run is not None:
-        rows = [_of_run(arguments.run, arguments)]
-    elif arguments.sweep is not None:
-        rows = _of_sweep(arguments.sweep)
-    else:
-        rows = _of_plan(arguments)
+    rows = rows_of(arguments)
     if arguments.json:
         print(json.dumps(_plain(rows[0] if len(rows) == 1 else rows), indent=2))
     else:
         print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.5g}"))
+
+
+def rows_of(a: Arguments) -> list[dict[str, Any]]:
+    """The answers, one per row.
+
+    Raises:
+        InputError: a number is out of range, or the question is incomplete.
+    """
+    for films in a.films:
+        if films < 1 or (a.n is not None and films > a.n):
+            most = "" if a.n is None else f" and at most --n ({a.n})"
+            raise InputError(f"--films: expected at least 1{most}, found {films}")
+    if a.run is not None:
+        return [_of_run(a.run, a)]
+    return _of_sweep(a.sweep) if a.sweep is not None else _of_plan(a)
 
 
 def _plain(value: Any) -> Any:
@@ -102,8 +111,10 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
             row |= {"steps": steps, "epochs": steps * batch / n} | ADJACENCY
             rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
         return rows
-    if (a.epochs is None) == (a.steps is None) or (a.epochs or a.steps or 0) <= 0:
-        raise InputError(f"expected a positive --epochs or --steps, exactly one; found epochs {a.epochs}, steps {a.steps}")
+    if (a.epochs is None) == (a.steps is None):
+        raise InputError(f"expected --epochs or --steps, exactly one; found epochs {a.epochs}, steps {a.steps}")
+    if a.steps is not None and not 0 < a.steps <= accounting.MOST_STEPS:
+        raise InputError(f"--steps: expected 1 to {accounting.MOST_STEPS:,}, found {a.steps}")
     if not a.eps and not a.noise:
         raise InputError("expected --eps or --noise, one of them or both")
     steps = a.steps if a.steps is not None else accounting.steps_of_epochs(a.epochs or 0, n, batch)
@@ -111,23 +122,27 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
     for value in a.eps or a.noise:
         try:
             sigma = accounting.calibrated_noise(value, delta, rate, steps, already) if a.eps else value
-            found = accounting.plan(sigma, delta, rate, steps, already)
-        except ValueError as error:
+        except InputError as error:
             raise InputError(f"--eps {value:g}: {error}") from error
-        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found) | ADJACENCY
+        found = accounting.plan(sigma, delta, rate, steps, already)
+        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found)
+        row |= {"gdp_mu": accounting.gdp_mu([*already, accounting.Spending(rate, sigma, steps)], delta)} | ADJACENCY
         rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
     return rows
 
 
 def _checked(a: Arguments) -> tuple[float, float, int, int]:
     from jaxcxr.privacy import accounting
+    from jaxcxr.privacy.loss_distribution import LEAST_DELTA
 
     if a.n is None or a.batch is None or a.delta is None:
         raise InputError("expected --n, --batch and --delta, or --run or --sweep")
+    if a.n < 1:
+        raise InputError(f"--n: expected at least 1, found {a.n}")
     if not 0 < a.batch <= a.n:
         raise InputError(f"--batch: expected 1 to --n ({a.n}), found {a.batch}")
-    if not 0 < a.delta < 1 / a.n:
-        raise InputError(f"--delta: expected more than 0 and less than 1/N = {1 / a.n:.3g}, found {a.delta:g}")
+    if not LEAST_DELTA <= a.delta < 1 / a.n:
+        raise InputError(f"--delta: expected at least {LEAST_DELTA:g} and less than 1/N = {1 / a.n:.3g}, found {a.delta:g}")
     named = {"eps": a.eps, "noise": a.noise, "counts-noise": () if a.counts_noise is None else (a.counts_noise,)}
     for name, values in named.items():
         for value in values:
@@ -140,8 +155,13 @@ def _most_steps(already: list[Any], rate: float, sigma: float, epsilon: float, d
     from jaxcxr.privacy import accounting
 
     wanted = 1024
-    while (found := accounting.affordable_steps(already, rate, sigma, epsilon, delta, wanted)) == wanted and wanted < 1 << 26:
-        wanted *= 4
+    while (found := accounting.affordable_steps(already, rate, sigma, epsilon, delta, wanted)) == wanted:
+        if wanted == accounting.MOST_STEPS:
+            raise InputError(
+                f"--eps {epsilon:g} with --noise {sigma:g}: the budget affords more than {wanted:,} steps, "
+                "the most that are counted; there is no number to give"
+            )
+        wanted = min(4 * wanted, accounting.MOST_STEPS)
     return found
 
 
@@ -177,6 +197,7 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
         "epsilon_pld": bounds.upper,
         "epsilon_lower": bounds.lower,
         "epsilon_rdp": accounting.epsilon_rdp(spendings, spent.delta),
+        "gdp_mu": accounting.gdp_mu(spendings, spent.delta),
         "steps_done": done,
         "steps_left": more,
         "adjacency": spent.terms.adjacency,

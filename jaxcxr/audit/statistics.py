@@ -58,14 +58,26 @@ def epsilon_from_scores(
 ) -> float:
     """Lower bound on epsilon: the highest scores are guessed as included and the lowest as left out, for several numbers of
     guesses, each at its part of the confidence.
+
+    Which canaries are guessed follows from their scores alone: where equal scores would have to be told apart to make up
+    the number, all of them are abstained from.
+
+    Raises:
+        ValueError: a score is not a number.
     """
-    order = np.argsort(scores, kind="stable")
+    if np.isnan(scores).any():
+        raise ValueError(f"scores: expected numbers, found NaN at {int(np.flatnonzero(np.isnan(scores))[0])}")
+    if len(scores) < 2:
+        return 0.0
+    ascending = np.sort(scores)
     share = (1 - confidence) / len(GUESS_SHARES)
     bounds = []
     for part in GUESS_SHARES:
         half = max(1, int(part * len(scores) / 2))
-        correct = int(included[order[-half:]].sum() + (~included[order[:half]]).sum())
-        bounds.append(one_run_epsilon(len(scores), 2 * half, correct, delta, 1 - share))
+        # Above the largest score that is not among the highest, below the smallest that is not among the lowest.
+        high, low = scores > ascending[-half - 1], scores < ascending[half]
+        correct = int(included[high].sum() + (~included[low]).sum())
+        bounds.append(one_run_epsilon(len(scores), int(high.sum() + low.sum()), correct, delta, 1 - share))
     return max(bounds)
 
 

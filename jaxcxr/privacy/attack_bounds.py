@@ -13,14 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy import loss_distribution, summed_loss
 from jaxcxr.privacy.accounting import Spending, releases_of
-from jaxcxr.privacy.summed_loss import Release
+from jaxcxr.privacy.dominating_pair import Release
+from jaxcxr.privacy.loss_distribution import upper_curve
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
-_POINTS = 120
-_COARSENESS = 3.0
-"""Rates need fewer digits than epsilon; the bounds hold at any coarseness."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +58,11 @@ def trade_off(
 @functools.lru_cache(maxsize=64)
 def _bounds(releases: tuple[Release, ...], delta: float) -> AttackBounds:
     rates = _highest(releases, delta, np.array([*FALSE_POSITIVE_RATES]))
-    return AttackBounds(dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)), float(_curve(releases, delta)[1][0]))
+    return AttackBounds(dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)), float(upper_curve(releases, delta)[1][0]))
 
 
 def _highest(releases: tuple[Release, ...], delta: float, rates: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    epsilons, deltas = _curve(releases, delta)
+    epsilons, deltas = upper_curve(releases, delta)
     rates = rates[:, None]
     likely, unlikely = np.exp(epsilons) * rates + deltas, 1 - np.exp(-epsilons) * (1 - deltas - rates)
     return np.minimum(1.0, np.minimum(likely.min(axis=1), unlikely.min(axis=1)))
-
-
-@functools.lru_cache(maxsize=64)
-def _curve(releases: tuple[Release, ...], delta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points (epsilon, delta) that all hold of the releases together, from epsilon 0 to about that of `delta`."""
-    if not releases:
-        return np.zeros(1), np.zeros(1)
-    if any(r.noise_multiplier == 0 for r in releases):
-        return np.zeros(1), np.ones(1)
-    near = loss_distribution.rough_epsilon(releases, delta)
-    sums = [summed_loss.summed_loss(releases, delta, _COARSENESS * near, leaving) for leaving in (True, False)]
-    epsilons = np.linspace(0.0, min(near, loss_distribution.NO_GUARANTEE), _POINTS)
-    return epsilons, np.array([max(s.delta(e) for s in sums) for e in epsilons])

@@ -49,8 +49,6 @@ def films_per_patient(patient_ids: Sequence[object], source: str) -> Int[np.ndar
 
 def patient_bounds(spendings: Sequence[Spending], delta: float, films: int) -> Bounds:
     """Bounds on epsilon for a patient with `films` films in a run whose unit is the film."""
-    if films < 1:
-        raise ValueError(f"films: expected at least 1, found {films}")
     return loss_distribution.epsilon_bounds(releases_of(spendings, films), delta)
 
 

@@ -1,34 +1,28 @@
 """Upper and lower bounds on the epsilon of composed releases, from the distribution of their privacy loss.
 
-Both bounds are those of `summed_loss`, but for one film the upper bound is Google's dp-accounting instead, whose losses are
-rounded pessimistically (Doroshenko et al. 2022), on a grid chosen here from the standard deviation of the losses and refined
-until the lower bound is near: a fixed one is wrong quietly, and its optimistic rounding says 0 for a run of many small steps.
+Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and `Bounds.lower` never
+above it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on the safe side (`discretisation`,
+`composition`, `summed_loss`).
+Releases without sampling are Gaussian releases and are composed in closed form (`gaussian`).
 """
 
 import dataclasses
 import functools
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-from dp_accounting import NeighboringRelation
-from dp_accounting.pld import privacy_loss_distribution as pld
+import numpy as np
+from jaxtyping import Float
 
-from jaxcxr.privacy.summed_loss import CELLS, Release, moments, spare_of, summed_loss
+from jaxcxr.errors import InputError
+from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Release, Side
+from jaxcxr.privacy.gaussian import gaussian_delta, gaussian_epsilon, relative_error
+from jaxcxr.privacy.summed_loss import deltas_of_sum, lower_of_sum, renyi_of_sum, upper_of_sum
 
 NO_GUARANTEE = 500.0
-"""An expected total loss above this is answered by infinity: e^500 protects nobody, and floats end at e^709."""
-GAP = 4e-3
-"""Relative distance of the bounds at which the upper one is near enough to the truth."""
-_FINER, _MOST_REFINEMENTS = 3.0, 6
-_NO_GAIN = 1e-3 * (_FINER**2 - 1)  # the error falls with the square of the grid: a thousandth is left
-_VARIANCE_SHARE = 1e-3
-_COARSER = 8.0
-_MANY_FILMS = 100
-"""With more than so many, a lower bound is not sought where the upper one is infinite: it takes long and says nothing."""
+"""An epsilon above this is answered by infinity: e^500 protects nobody."""
+LEAST_DELTA = 1e-15
+_CURVE_POINTS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,123 +33,37 @@ class Bounds:
     upper: float
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """dp-accounting logs a warning for every Rényi order that underflows: hundreds of lines that say nothing about the
-    result.
+class ContradictionError(InputError, ArithmeticError):
+    """An upper bound lies below a lower one: one of them is wrong, and neither may be used."""
+
+
+def require_order(lower: float, upper: float, what: str) -> None:
+    """Raise where two bounds on one quantity contradict each other.
+
+    Raises:
+        ContradictionError: the upper one is smaller, or one is not a number.
     """
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+    if not lower <= upper:
+        raise ContradictionError(
+            f"{what}: the lower bound {lower:.10g} exceeds the upper bound {upper:.10g}; this is a defect of the accountant, "
+            "so do not use either figure, and report the sample rate, noise multiplier, steps and delta"
+        )
+
+
+def require_delta(delta: float) -> None:
+    """Raise where delta is out of the range for which bounds are computed.
+
+    Raises:
+        InputError: delta is below 1e-15, or not below 1.
+    """
+    if not LEAST_DELTA <= delta < 1:
+        raise InputError(f"delta: expected at least {LEAST_DELTA:g} and less than 1, found {delta:g}")
 
 
 def epsilon_upper(releases: Sequence[Release], delta: float) -> float:
     """Upper bound on epsilon of all releases together; infinity if it is beyond all use (`NO_GUARANTEE`)."""
-    releases = tuple(releases)
-    if not releases:
-        return 0.0
-    if any(r.noise_multiplier == 0 for r in releases) or _expected_loss(releases, delta) > NO_GUARANTEE:
-        return math.inf
-    if any(r.films > 1 for r in releases):
-        return _rounded_bounds(releases, delta).upper
-    return _upper(releases, delta)
-
-
-@functools.lru_cache(maxsize=256)
-def _upper(releases: tuple[Release, ...], delta: float) -> float:
-    """On a grid that is refined until the lower bound is near enough, or refining gains nothing."""
-    grid = first_grid(releases, delta)
-    epsilon = upper_on_grid(releases, delta, grid)
-    for _ in range(_MOST_REFINEMENTS):
-        if epsilon - _lower(releases, delta, epsilon) <= GAP * epsilon:
-            break
-        grid /= _FINER
-        finer = upper_on_grid(releases, delta, grid)
-        settled = epsilon - finer <= _NO_GAIN * finer
-        epsilon = min(epsilon, finer)
-        if settled:
-            break
-    return epsilon
-
-
-def is_within(releases: Sequence[Release], delta: float, epsilon: float) -> bool:
-    """Whether an upper bound on epsilon of all releases together is at most `epsilon`: a quick and coarse one where that
-    decides, else `epsilon_upper`.
-    """
-    releases = tuple(releases)
-    if releases and all(r.noise_multiplier > 0 for r in releases) and _expected_loss(releases, delta) <= NO_GUARANTEE:
-        leaving = summed_loss(releases, delta, _COARSER * epsilon, count=CELLS >> 2)
-        if leaving.lower(delta) > epsilon:
-            return False
-        if leaving.upper(delta) <= epsilon:
-            joining = summed_loss(releases, delta, _COARSER * epsilon, leaving=False, count=CELLS >> 2)
-            if joining.upper(delta) <= epsilon:
-                return True
-    return epsilon_upper(releases, delta) <= epsilon
-
-
-def first_grid(releases: Sequence[Release], delta: float) -> float:
-    """A grid whose rounding adds at most a thousandth to the variance of the summed losses."""
-    steps = sum(r.steps for r in releases)
-    variance = sum(r.steps * moments(r, spare_of(releases, delta))[1] for r in releases)
-    return 2 * math.sqrt(_VARIANCE_SHARE * variance / steps)
-
-
-def _expected_loss(releases: Sequence[Release], delta: float) -> float:
-    return sum(r.steps * moments(r, spare_of(releases, delta))[0] for r in releases)
-
-
-def upper_on_grid(releases: Sequence[Release], delta: float, grid: float) -> float:
-    """Upper bound on epsilon by dp-accounting, with losses rounded to multiples of `grid`; one film a unit."""
-    total: Any = None
-    with quiet():
-        for release in releases:
-            composed = _single(dataclasses.replace(release, steps=1), grid).self_compose(release.steps)
-            total = composed if total is None else total.compose(composed)
-        return float(total.get_epsilon_for_delta(delta))
-
-
-@functools.lru_cache(maxsize=4)
-def _single(release: Release, grid: float) -> Any:
-    relation = {"add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE, "replace_one": NeighboringRelation.REPLACE_ONE}
-    return pld.from_gaussian_mechanism(
-        release.noise_multiplier,
-        value_discretization_interval=grid,
-        sampling_prob=release.sample_rate,
-        neighboring_relation=relation[release.adjacency],
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _rounded_bounds(releases: tuple[Release, ...], delta: float) -> Bounds:
-    """Both bounds by mean-preserving rounding."""
-    near = rough_epsilon(releases, delta)
-    leaving = summed_loss(releases, delta, near, count=CELLS >> 2)
-    if leaving.upper(delta) < near / 1.5:
-        near = leaving.upper(delta)
-        leaving = summed_loss(releases, delta, near, count=CELLS >> 2)
-    if all(r.adjacency == "replace_one" for r in releases):
-        return Bounds(leaving.lower(delta), leaving.upper(delta))
-    joining = summed_loss(releases, delta, near, leaving=False, count=CELLS >> 2)
-    return Bounds(max(leaving.lower(delta), joining.lower(delta)), max(leaving.upper(delta), joining.upper(delta)))
-
-
-def rough_epsilon(releases: Sequence[Release], delta: float) -> float:
-    """What epsilon would be if the summed loss were normal: a scale, not a bound."""
-    spare = spare_of(releases, delta)
-    variance = sum(r.steps * moments(r, spare)[1] for r in releases)
-    return _expected_loss(releases, delta) + math.sqrt(variance * 2 * math.log(1 / delta))
-
-
-def estimate(releases: Sequence[Release], delta: float, near: float) -> float:
-    """Epsilon to about a thousandth and quickly, neither an upper nor a lower bound; `near` is roughly what is expected."""
-    return summed_loss(releases, delta, _COARSER * near, count=CELLS >> 2).middle(delta)
+    require_delta(delta)
+    return _upper(tuple(releases), delta)
 
 
 def epsilon_bounds(releases: Sequence[Release], delta: float) -> Bounds:
@@ -163,21 +71,133 @@ def epsilon_bounds(releases: Sequence[Release], delta: float) -> Bounds:
 
     Args:
         releases: everything that was released; none costs nothing, one without noise costs everything.
-        delta: in (0, 1).
+        delta: from 1e-15 to below 1.
+
+    Raises:
+        InputError: delta is out of range.
+        ContradictionError: the bounds contradict each other.
     """
+    require_delta(delta)
+    releases = tuple(releases)
+    bounds = Bounds(_lower(releases, delta), _upper(releases, delta))
+    require_order(bounds.lower, bounds.upper, f"epsilon at delta {delta:g}")
+    return bounds
+
+
+def is_within(releases: Sequence[Release], delta: float, epsilon: float) -> bool:
+    """Whether the upper bound on epsilon of all releases together is at most `epsilon`."""
+    return epsilon_upper(releases, delta) <= epsilon
+
+
+@functools.lru_cache(maxsize=1024)
+def _upper(releases: tuple[Release, ...], delta: float) -> float:
+    if not releases or total_variation(releases) <= delta:
+        return 0.0
+    if any(r.noise_multiplier == 0 for r in releases):
+        return math.inf
+    releases = _gaussians_merged(releases, "upper")
+    epsilon = gaussian_epsilon(delta, mu)[1] if (mu := _gaussian_mu(releases)) is not None else upper_of_sum(releases, delta)
+    return epsilon if epsilon <= NO_GUARANTEE else math.inf
+
+
+@functools.lru_cache(maxsize=1024)
+def _lower(releases: tuple[Release, ...], delta: float) -> float:
+    if not releases or total_variation(releases) <= delta:
+        return 0.0
+    if any(r.noise_multiplier == 0 for r in releases):
+        return math.inf
+    releases = _gaussians_merged(releases, "lower")
+    if (mu := _gaussian_mu(releases)) is not None:
+        return gaussian_epsilon(delta, mu)[0]
+    return lower_of_sum(releases, delta, min(_upper(releases, delta), NO_GUARANTEE))
+
+
+def renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
+    """About what Rényi moments give in the direction "remove": a scale to start a search from, not a bound."""
+    releases = tuple(releases)
+    if total_variation(releases) <= delta:
+        return 0.0
+    if any(r.noise_multiplier == 0 for r in releases):
+        return math.inf
+    return renyi_of_sum(releases, delta)
+
+
+def gdp_mu(releases: Sequence[Release], delta: float) -> float:
+    """The least mu, rounded up, whose Gaussian profile lies above that of the releases at every delta from `delta` on."""
+    epsilons, deltas = upper_curve(releases, delta)
+    if deltas[0] <= delta:
+        return 0.0
+    if math.isinf(epsilon_upper(releases, delta)):
+        return math.inf
+    # From one point to the next our delta is at most that of the first; the Gaussian one must be as large at the second.
+    after = np.append(epsilons[1:], epsilons[-1])
+    low, high = np.full(len(epsilons), 1e-12), np.full(len(epsilons), 100.0)
+    for _ in range(60):
+        middle = np.sqrt(low * high)
+        enough = gaussian_delta(after, middle) >= deltas
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return float(high.max()) * (1 + 1e-9)
+
+
+def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Points (epsilon, delta) that all hold of the releases together, from epsilon 0 to that of `delta`: the privacy profile.
+
+    No release gives (0, 0), one without noise (0, 1); beyond `NO_GUARANTEE` there are no points.
+    """
+    require_delta(delta)
     releases = tuple(releases)
     if not releases:
-        return Bounds(0.0, 0.0)
+        return np.zeros(1), np.zeros(1)
     if any(r.noise_multiplier == 0 for r in releases):
-        return Bounds(math.inf, math.inf)
-    upper = epsilon_upper(releases, delta)
-    if math.isinf(upper) and any(r.films > _MANY_FILMS for r in releases):
-        return Bounds(0.0, upper)
-    if any(r.films > 1 for r in releases) or math.isinf(upper):
-        return Bounds(_rounded_bounds(releases, delta).lower, upper)
-    return Bounds(min(_lower(releases, delta, upper), upper), upper)
+        return np.zeros(1), np.ones(1)
+    variation = min(1.0, total_variation(releases))
+    if variation <= delta:
+        return np.zeros(1), np.array([variation])
+    epsilons = np.linspace(0.0, min(_upper(releases, delta), NO_GUARANTEE), _CURVE_POINTS)
+    merged = _gaussians_merged(releases, "upper")
+    if (mu := _gaussian_mu(merged)) is not None:
+        return epsilons, np.minimum(1.0, gaussian_delta(epsilons, mu) * (1 + relative_error(mu)))
+    return epsilons, np.minimum(variation, deltas_of_sum(merged, delta, variation / 4, epsilons))
 
 
-@functools.lru_cache(maxsize=256)
-def _lower(releases: tuple[Release, ...], delta: float, near: float) -> float:
-    return summed_loss(releases, delta, near).lower(delta)
+def total_variation(releases: Sequence[Release]) -> float:
+    """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the mean over the
+    number of films drawn of that of two Gaussians (convexity). Where it is at most delta, epsilon is 0 exactly.
+    """
+    total = 0.0
+    for r in releases:
+        if r.noise_multiplier == 0:
+            return 1.0
+        far = 2 if r.adjacency == "replace_one" else 1
+        # A unit that is not drawn changes nothing; drawn, it has at most all of its films in the batch.
+        drawn = -math.expm1(r.films * math.log1p(-r.sample_rate)) if r.sample_rate < 1 else 1.0
+        mean = r.films * r.sample_rate * _distance(far / r.noise_multiplier)
+        most = drawn * _distance(far * r.films / r.noise_multiplier)
+        total += r.steps * min(mean, most)
+    return min(total, _gaussian_total_variation(releases)) * (1 + 64 * UNIT_ROUNDOFF)
+
+
+def _gaussian_total_variation(releases: Sequence[Release]) -> float:
+    mu = _gaussian_mu(_gaussians_merged(tuple(releases), "upper"))
+    return 1.0 if mu is None else _distance(mu)
+
+
+def _distance(mu: float) -> float:
+    """Total variation between N(0, 1) and N(mu, 1)."""
+    return math.erf(mu / math.sqrt(8))
+
+
+def _gaussians_merged(releases: tuple[Release, ...], side: Side) -> tuple[Release, ...]:
+    """Releases in which every unit takes part are one Gaussian release; its mu is rounded to the safe side."""
+    full = [r for r in releases if r.sample_rate == 1]
+    if not full:
+        return releases
+    shifts = [r.films * (2 if r.adjacency == "replace_one" else 1) / r.noise_multiplier for r in full]
+    mu = math.sqrt(math.fsum(r.steps * shift**2 for r, shift in zip(full, shifts, strict=True)))
+    mu *= 1 + (16 if side == "upper" else -16) * UNIT_ROUNDOFF
+    return (*(r for r in releases if r.sample_rate != 1), Release(1.0, 1 / mu, 1))
+
+
+def _gaussian_mu(releases: tuple[Release, ...]) -> float | None:
+    """Of merged releases that are nothing but one Gaussian release."""
+    return 1 / releases[0].noise_multiplier if len(releases) == 1 and releases[0].sample_rate == 1 else None

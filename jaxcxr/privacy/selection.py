@@ -19,7 +19,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy import accounting
 from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Terms
-from jaxcxr.privacy.loss_distribution import Bounds, quiet
+from jaxcxr.privacy.loss_distribution import Bounds
 from jaxcxr.privacy.spent import is_trained, spent_of
 from jaxcxr.replacing import write_json
 
@@ -79,7 +79,7 @@ def choose_best(
         raise ValueError(f"mean_runs: expected at least 1, found {mean}")
     if any(s.noise_multiplier == 0 for run in runs for s in accounting.composed(run)):
         return math.inf
-    with quiet():
+    with accounting.quiet():
         accountants = [accounting.rdp_accountant(run) for run in runs]
         # A run that draws its settings at random costs at most the dearest of them at each Rényi order.
         orders = np.asarray(accountants[0]._orders)

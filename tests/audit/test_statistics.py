@@ -1,7 +1,10 @@
 import math
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import binomtest
 
@@ -38,6 +41,31 @@ def test_scores_that_tell_nothing_prove_nothing_and_those_that_tell_all_prove_mu
     assert max(epsilon_from_scores(rng.normal(size=400), included, 1e-5, 0.95) for _ in range(40)) < 0.6
     assert epsilon_from_scores(included + rng.normal(size=400) / 9, included, 1e-5, 0.95) > 3.0
     assert epsilon_from_scores(-included.astype(float), included, 1e-5, 0.95) == 0.0
+
+
+def test_equal_scores_prove_nothing_in_whatever_order_they_come() -> None:
+    """Left-out canaries first: ties broken by position would guess every one of them right."""
+    included = np.arange(200) >= 100
+    assert epsilon_from_scores(np.zeros(200), included, 1e-5, 0.95) == 0.0
+    assert epsilon_from_scores(np.zeros(1), np.array([True]), 1e-5, 0.95) == 0.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=20, max_size=60), st.randoms(use_true_random=False))
+def test_the_order_of_canaries_does_not_matter(scores: list[int], random: Random) -> None:
+    included = [random.random() < 0.2 + 0.2 * score for score in scores]
+    pairs = sorted(zip(scores, included, strict=True))  # left-out first among equals
+    random.shuffle(shuffled := list(pairs))
+    found = [
+        epsilon_from_scores(np.array([s for s, _ in order], float), np.array([i for _, i in order]), 1e-5, 0.9)
+        for order in (pairs, pairs[::-1], shuffled)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN at 1"):
+        epsilon_from_scores(np.array([1.0, np.nan, 0.0]), np.array([True, False, True]), 1e-5, 0.95)
 
 
 def test_membership_curve_by_hand() -> None:

@@ -26,6 +26,6 @@ def test_the_ends() -> None:
     np.testing.assert_array_equal(trade_off([], 1e-5, ends), ends)
     np.testing.assert_array_equal(trade_off([Spending(0.1, 0.0, 1)], 1e-5, ends), [1, 1, 1])
     found = trade_off([Spending(0.1, 4.0, 10)], 1e-5, ends)
-    assert 0 <= found[0] < 1e-5
+    assert 0 <= found[0] < 1.01e-5  # nobody is accused: delta is all there is
     assert 0.3 < found[1] < 0.5
     assert found[2] == 1

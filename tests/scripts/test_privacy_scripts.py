@@ -1,13 +1,19 @@
 """account, release and audit as a user would call them."""
 
 import json
+import math
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 
+from jaxcxr.errors import InputError
 from tests.release.run_folder import MANIFEST, make_run, network_params
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +38,7 @@ def test_noise_for_a_budget_and_epsilon_of_a_plan_are_inverse(tmp_path: Path) ->
     epsilon = answer(*PLAN, "--steps", "150", "--noise", str(noise["noise_multiplier"]), cwd=tmp_path)
     assert epsilon["epsilon_pld"] == noise["epsilon_pld"] <= 2.04 < epsilon["epsilon_rdp"]
     assert 2.02 < epsilon["epsilon_lower"] < epsilon["epsilon_pld"]
+    assert 0.45 < epsilon["gdp_mu"] < 0.55
 
 
 def test_steps_that_a_budget_buys(tmp_path: Path) -> None:
@@ -40,6 +47,40 @@ def test_steps_that_a_budget_buys(tmp_path: Path) -> None:
     assert answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"] + 1), cwd=tmp_path)["epsilon_pld"] > 2.04
     assert found["epochs"] == found["steps"] / 50
     assert found["adjacency"] == "add_remove"
+
+
+def test_numbers_out_of_range_get_one_sentence() -> None:
+    account = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "account.py")))
+    plan = {"n": 5000, "batch": 100, "delta": 6e-6, "noise": (1.2,), "steps": 10}
+    for changed, said in (
+        ({"steps": None, "epochs": math.nan}, "epochs: expected a positive number"),
+        ({"steps": None, "epochs": math.inf}, "epochs: inf epochs"),
+        ({"steps": None, "epochs": 1e300}, "expected at most 1,000,000,000"),
+        ({"steps": None, "epochs": -1.0}, "epochs: expected a positive number"),
+        ({"steps": 0}, "--steps: expected 1 to"),
+        ({"steps": -3}, "--steps: expected 1 to"),
+        ({"steps": 10**10}, "--steps: expected 1 to"),
+        ({"n": 0}, "--n: expected at least 1"),
+        ({"n": -5}, "--n: expected at least 1"),
+        ({"batch": 0}, "--batch"),
+        ({"batch": -1}, "--batch"),
+        ({"batch": 5001}, "--batch"),
+        ({"delta": 0.0}, "--delta: expected at least 1e-15"),
+        ({"delta": 1e-16}, "--delta: expected at least 1e-15"),
+        ({"delta": 1.0}, "--delta"),
+        ({"delta": math.nan}, "--delta"),
+        ({"noise": (0.0,)}, "--noise: expected a positive number"),
+        ({"noise": (math.nan,)}, "--noise: expected a positive number"),
+        ({"counts_noise": -1.0}, "--counts-noise: expected a positive number"),
+        ({"noise": (), "eps": (501.0,)}, "--eps 501: epsilon: expected a positive number of at most 500"),
+        ({"noise": (), "eps": (1e6,)}, "at most 500"),
+        ({"noise": (), "eps": (-1.0,)}, "--eps: expected a positive number"),
+        ({"films": (0,)}, "--films: expected at least 1 and at most --n (5000), found 0"),
+        ({"films": (5001,)}, "found 5001"),
+        ({"noise": (1e5,), "eps": (400.0,), "steps": None}, "more than 1,000,000,000 steps"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            account.rows_of(account.Arguments(**(plan | changed)))
 
 
 def test_patients_counts_and_replacing(tmp_path: Path) -> None:
