@@ -213,9 +213,14 @@ def _sum_of_offsets(losses: Losses, failure_probability: float) -> float:
     certain = sum(n * (float(d.min()) - m) for (d, _, n), m in zip(offsets, means, strict=True))
     fall = -certain
     for scale in np.geomspace(0.5, 24, 12) / max(deviation, 1e-300):
-        log_moment = sum(
-            n * math.log1p(float(np.sum(p * np.expm1(np.minimum(-scale * (d - m), 700.0)))))
-            for (d, p, n), m in zip(offsets, means, strict=True)
-        )
+        log_moment = sum(n * _log_mean_exp(scale * (m - d), p) for (d, p, n), m in zip(offsets, means, strict=True))
         fall = min(fall, float((log_moment - math.log(failure_probability)) / scale))
     return sum(n * m for (_, _, n), m in zip(offsets, means, strict=True)) - fall
+
+
+def _log_mean_exp(values: np.ndarray, probabilities: np.ndarray) -> float:
+    """log of the mean of exp(values): precise where it is near 0, and without a limit where a rare value is large."""
+    top = float(values.max())
+    if top < 1.0:
+        return math.log1p(float(np.sum(probabilities * np.expm1(values))))
+    return top + math.log(float(np.sum(probabilities * np.exp(values - top))))
