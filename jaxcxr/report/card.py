@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxcxr.privacy import accounting, group_privacy
+from jaxcxr.privacy import accounting, group_privacy, rounding
 from jaxcxr.privacy.attack_bounds import attack_bounds
 from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
 from jaxcxr.report.card_facts import (
     COUNTS,
     HOUSE_ONLY,
+    MOMENTS,
     NO_NOISE,
     SEEDED,
     UNCOVERED_WEIGHTS,
@@ -110,6 +111,7 @@ def card_of(facts: CardFacts) -> PrivacyCard:
         initial_weights_record=facts.initial_weights_record,
         near_duplicates=facts.near_duplicates,
         split_origin=facts.split_origin,
+        sums=facts.sums,
         patients=_patients(facts),
         mechanisms=list(facts.mechanisms),
         accountant=accounting.ACCOUNTANT,
@@ -230,13 +232,26 @@ def _not_covered(facts: CardFacts) -> list[str]:
     return missing
 
 
+def _rounding(facts: CardFacts, who: str) -> str:
+    """What computers' rounding leaves of the guarantee, which is one of exact arithmetic."""
+    drawn = "the noise was drawn exactly" if facts.noise == "discrete" else "the noise was drawn in 32-bit arithmetic"
+    if facts.sums == "float32":
+        return f"Computers round: {drawn}, and the sums that it was added to were formed in 32-bit arithmetic."
+    if facts.noise == "discrete" or MOMENTS in {row.name for row in facts.mechanisms}:
+        return (
+            f"Computers round: {drawn}. What each {who} adds was rounded by itself and added in whole numbers, so that no "
+            f"{who} changes a sum by more than the noise is for; this is proved for programs that repeat their own roundings."
+        )
+    percent = _rounded(100 * rounding.rounding_allowance(facts.expected_batch_size), math.floor, 2)
+    return (
+        f"Computers round: {drawn}. Microbatches were added up exactly, but each was summed in 32-bit arithmetic, and how one "
+        f"{who} more changes that rounding is not proved. {percent:g} % of the clip norm was left free for it: "
+        f"{rounding.FACTOR / rounding.FOUND:.0f} times the most that a search over films made for the purpose found."
+    )
+
+
 def _assumptions(facts: CardFacts) -> list[str]:
     who = "film" if facts.unit == "image" else "patient"
-    rounding = (
-        "Computers round: the guarantee is that of exact arithmetic, and the noise was drawn in 32-bit arithmetic."
-        if facts.noise == "gaussian"
-        else "Computers round: the noise was drawn exactly, but the sums that it was added to were formed in 32-bit arithmetic."
-    )
     declared = AGAINST_RELEASE[COUNTED_SIZE] not in facts.reasons
     public = f"number of {who}s that is declared (N), the settings" if declared else "settings"
     assumed = [
@@ -244,7 +259,7 @@ def _assumptions(facts: CardFacts) -> list[str]:
         _one_person_one_unit(facts),
         f"In each step every {who} takes part by its own throw of the dice, as the sampler's code says.",
         "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted or locked away.",
-        rounding,
+        _rounding(facts, who),
         _others_published(facts),
         "Settings were not tuned by looking at private results, or that cost is stated elsewhere.",
     ]

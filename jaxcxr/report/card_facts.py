@@ -31,6 +31,7 @@ from jaxcxr.report.card_schema import (
     PrivacyCard,
     SiblingRow,
     SplitOrigin,
+    Sums,
 )
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
@@ -54,7 +55,7 @@ class CardFacts:
         noise: how it was drawn.
         fingerprints: what the run was made from.
         audit: its finding, if there was one.
-        initial_weights_record, near_duplicates, split_origin: of the data, as the card's schema describes them.
+        initial_weights_record, near_duplicates, split_origin, sums: as the card's schema describes them.
         siblings: other released models of the cohort; None if the register was not read.
         reasons: against releasing the run; none if it may be.
         cohort_films: films of each patient, for the house's own card.
@@ -77,6 +78,7 @@ class CardFacts:
     initial_weights_record: InitialWeightsRecord | None
     near_duplicates: NearDuplicates
     split_origin: SplitOrigin
+    sums: Sums
     siblings: tuple[SiblingRow, ...] | None
     cohort_films: Int[np.ndarray, " patients"] | None = None
 
@@ -117,6 +119,7 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
         initial_weights_record=card.initial_weights_record,
         near_duplicates=card.near_duplicates,
         split_origin=card.split_origin,
+        sums=card.sums,
         siblings=None if card.siblings is None else tuple(card.siblings),
     )
 
@@ -178,6 +181,7 @@ def facts_of_run(run: Path, siblings: Sequence[SiblingRow] | None = None) -> Car
         else None,
         near_duplicates=_near_duplicates(facts.get("near_duplicates"), run),
         split_origin=_one_of(SplitOrigin, facts, "split_origin", "unknown", run),
+        sums=_one_of(Sums, facts, "sums", "float32", run),
         siblings=None if siblings is None else tuple(siblings),
     )
 

@@ -21,6 +21,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 InitialWeightsRecord = Literal["recorded", "ids_declared_unrelated", "none"]
 NearDuplicates = Literal["not_looked_for", "none", "within", "across", "within_and_across"]
+Sums = Literal["exact", "float32"]
 SplitOrigin = Literal["keyed_hash", "given", "unknown"]
 
 
@@ -136,6 +137,7 @@ class PrivacyCard(_Strict):
         description="noise standard deviation over the L2 bound of the noised counts of the class weights; null without such"
     )
     noise: Literal["gaussian", "discrete"] = Field(description="drawn in floating point, or exactly on a grid")
+    sums: Sums = Field(description="how microbatches were added up: in whole numbers, or in floating point (earlier versions)")
     initial_weights_record: InitialWeightsRecord | None = Field(
         description="what is known of the training films of the weights that training started from; null if those were random"
     )

@@ -288,6 +288,7 @@ class Plan:
         if self.store is not None:
             described["split_origin"] = self.store.split_origin()
             described["near_duplicates"] = listed_duplicates(self.store)
+            described["sums"] = "exact"
         if self.class_counts is not None:
             described["class_counts_noise_multiplier"] = self.class_counts.noise_multiplier
         return described

@@ -6,7 +6,7 @@ python tests/privacy/rounding.py invariance     SHA-256 of both grades' sums on 
 
 One unit more moves later units to other places and microbatches, and changes how each microbatch is rounded. That change is given
 in units of n 2^-24 clip norms for a microbatch of n units. If all microbatches of a batch of B units change alike, in one direction,
-the batch does by as many units of B 2^-24, of which `Mechanism.rounding_allowance` keeps `ROUNDING_FACTOR` free.
+the batch does by as many units of B 2^-24, of which `privacy.rounding` keeps `FACTOR` free.
 """
 
 import argparse
@@ -29,7 +29,8 @@ import optax
 from jaxcxr.audit.models import logistic_regression
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.privacy import exact_sum
-from jaxcxr.privacy.mechanism import ROUNDING_FACTOR, Mechanism
+from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.privacy.rounding import FACTOR
 from jaxcxr.training import objective
 from jaxcxr.training.step import Step, make_step
 
@@ -85,7 +86,7 @@ def batches() -> None:
             print(
                 f"batch {n}, microbatch {size}: the unit moves the sum by {moved:.7f} of the clip norm (its own part "
                 f"{np.linalg.norm(own):.7f}), rounding {rounding:.2e} = {rounding / (n * UNIT_ROUNDING):.3f} units; "
-                f"kept free {mechanism.rounding_allowance:.2e} = {ROUNDING_FACTOR:g}",
+                f"kept free {mechanism.rounding_allowance:.2e} = {FACTOR:g}",
                 flush=True,
             )
 
@@ -132,7 +133,7 @@ def search(width: int, side: int, units: int, trials: int) -> None:
         now = rounding(changed, given)
         if now > best:
             best, images, labels = now, changed, given
-    print(f"  after {trials} changes: {best:.3f} units; {ROUNDING_FACTOR:g} are kept free", flush=True)
+    print(f"  after {trials} changes: {best:.3f} units; {FACTOR:g} are kept free", flush=True)
 
 
 def digest_of_sums(hardened: bool, devices: list[Any], backwards: bool) -> str:
