@@ -91,6 +91,8 @@ def _curve(releases: tuple[Release, ...], delta: float, direction: Direction, si
     pairs = [(pair_of(r, truncated / steps, direction, side), r.steps) for r in releases]
     tilt, grid = _tilt_and_grid(pairs, delta, share)
     losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]
+    if side == "lower" and any(not loss.probabilities.any() for loss, _ in losses):
+        return Curve(0.0, grid, np.zeros(2), side)  # losses so small that rounding hides them all: nothing is known
     if (excess := cells_of_sum(losses, grid, tilt) / _MOST_CELLS) > 1:
         grid *= 1.1 * excess
         losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]

@@ -174,3 +174,7 @@ def test_a_lower_bound_reckons_with_offsets_that_are_rare_but_not_negligible() -
     release = Release(1e-6, 0.3, 1, adjacency="replace_one")
     bounds = epsilon_bounds([release], 1e-7)
     assert bounds.lower <= 0.00800956792012 <= bounds.upper  # by mpmath, 40 digits
+
+
+def test_losses_that_rounding_hides_give_bounds_that_say_nothing_instead_of_a_trace() -> None:
+    assert epsilon_bounds([Release(1e-9, 1e4, 10**7)], 1e-9) == Bounds(0.0, math.inf)  # the truth is 0
