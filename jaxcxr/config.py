@@ -116,7 +116,8 @@ class PrivacyConfig:
             exact, and had better not be. Null counts the training split, and the run is not for release
             (`jaxcxr.privacy.declarations`).
         noise_multiplier: noise standard deviation over the clip norm; null calibrates it to the budget.
-        noise: `gaussian`, or `discrete`: rounded to a grid and drawn exactly (`jaxcxr.privacy.rounded_noise`), so that the last
+        noise: `gaussian`, or `discrete`: each unit's contribution rounded to a grid by itself (`jaxcxr.privacy.hardened_sum`),
+            sums in whole numbers, and noise drawn exactly (`jaxcxr.privacy.rounded_noise`), so that the last
             digits of the weights tell nothing either; it takes longer.
         class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts' sensitivity; null
             takes what would cost a tenth of the budget alone. Counts are noised discretely whatever `noise` says.

@@ -106,7 +106,9 @@ def plus_floats(total: ExactSum, noise: PyTree, step: float) -> PyTree:
         top = high >> _TOP_BITS
         middle = high - (top << _TOP_BITS)
         terms = (low, step), (middle, step * 2.0**LOW_BITS), (top, step * 2.0 ** (LOW_BITS + _TOP_BITS))
-        return _if_whole(total, sum((word.astype(jnp.float32) * unit for word, unit in terms), start=noise))
+        for word, unit in terms:
+            noise += word.astype(jnp.float32) * unit
+        return _if_whole(total, noise)
 
     return jax.tree.map(of_leaf, total.high, total.low, noise)
 

@@ -51,7 +51,8 @@ def _where(delta: float, mu: float) -> float:
     if gaussian_delta(0.0, mu) <= delta:
         return 0.0
     high = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta)) + mu
-    root: Any = brentq(
+    found: Any = brentq
+    root = found(
         lambda epsilon: math.log(max(float(gaussian_delta(epsilon, mu)), 1e-300) / delta), 0.0, high, xtol=1e-300, rtol=1e-14
     )
     return float(root)

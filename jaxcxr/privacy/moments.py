@@ -19,7 +19,7 @@ own part by some thousandths, at random; beside the noise, and over many units, 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ class Moments(NamedTuple):
         residuals: features times residuals, one column per finding.
     """
 
-    features: Array
-    residuals: Array
+    features: Any
+    residuals: Any
 
 
 def upper_triangle(matrix: Array) -> Array:

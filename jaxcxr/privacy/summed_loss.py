@@ -84,7 +84,7 @@ def _directions(releases: Sequence[Release]) -> tuple[Direction, ...]:
     return ("remove",) if all(r.adjacency == "replace_one" for r in releases) else ("remove", "add")
 
 
-def _curve(releases: tuple[Release, ...], delta: float, direction: Direction, side: Side, share: float) -> Curve:
+def _curve(releases: Sequence[Release], delta: float, direction: Direction, side: Side, share: float) -> Curve:
     """A bound on delta(epsilon) in one direction, near the truth about `delta`."""
     steps = sum(r.steps for r in releases)
     truncated = _TRUNCATED * delta
@@ -145,6 +145,7 @@ def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, floa
     largest = max(max(float(losses.max()) for losses, _, _ in sampled), 1e-300)
     highest = min(1e3 / deviation, _STEEPEST / largest)
     tilts = np.geomspace(min(1e-2 / deviation, 1e-3 / largest, highest), highest, 25)
+    tilt = near = 0.0
     for _ in range(3):
         found = [epsilon(tilt) for tilt in tilts]
         best = int(np.argmin(found))
