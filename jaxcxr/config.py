@@ -125,7 +125,7 @@ class PrivacyConfig:
     """
 
     __pydantic_config__ = STRICT
-    epsilon: Annotated[float, Field(gt=0, le=500)]
+    epsilon: Annotated[float, Field(gt=0, le=500, allow_inf_nan=False)]
     delta: Annotated[float, Field(ge=1e-15, lt=1)]
     l2_clip_norm: Positive
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"

@@ -353,7 +353,7 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
     domain = st.sampled_from(["private", "public"])
     synthetic = st.fixed_dictionaries({"domain": domain, "n_train": count, "n_valid": count, "n_test": count, "seed": seed})
     private = st.fixed_dictionaries(
-        {"epsilon": positive, "delta": rate, "l2_clip_norm": positive},
+        {"epsilon": st.floats(1e-6, 500.0), "delta": rate, "l2_clip_norm": positive},
         optional={"dataset_size": count, "noise_multiplier": positive, "allow_large_delta": st.booleans()},
     )
     training = st.fixed_dictionaries(

@@ -89,6 +89,10 @@ def _curve(releases: Sequence[Release], delta: float, direction: Direction, side
     steps = sum(r.steps for r in releases)
     truncated = _TRUNCATED * delta
     pairs = [(pair_of(r, truncated / steps, direction, side), r.steps) for r in releases]
+    if any(
+        range_of(pair)[0] >= HIGHEST_LOSS for pair, _ in pairs
+    ):  # everything is told: no bound above, and none is sought below
+        return Curve(0.0, 1.0, np.ones(2) if side == "upper" else np.zeros(2), side)
     tilt, grid = _tilt_and_grid(pairs, delta, share)
     losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]
     if side == "lower" and any(not loss.probabilities.any() for loss, _ in losses):

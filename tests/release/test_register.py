@@ -16,7 +16,7 @@ from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
-from jaxcxr.report.card import card_html
+from jaxcxr.report.card import _shown_up, card_html
 from jaxcxr.report.card_schema import PrivacyCard, read_card
 from jaxcxr.training.checkpoint import flat_weights
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
@@ -88,7 +88,10 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
     text = " ".join(card_html(third).split())
     claim = text[text.index('class="claim"') : text.index("What this means")]
     assert "2 other models of this cohort were released; together with this one" in claim
-    assert "<b>epsilon = 1.39</b> at the same delta, for one patient with all of their films." in claim
+    assert (
+        f"<b>epsilon = {_shown_up(third.together.epsilon_upper)}</b> at the same delta, for one patient with all of their films."
+        in claim
+    )
     assert first.fingerprints.ledger in text
     assert any("than those listed here" in said for said in third.assumptions)
     assert not any("No other model of this cohort is published" in said for said in third.assumptions)
