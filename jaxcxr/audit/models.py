@@ -56,11 +56,12 @@ def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
     def clipped_sum(mechanism: Mechanism) -> GradientSum:
         def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, dict[str, Array]]:
             films, is_real = (batch["image"][:, 0], batch["label"][:, 0]), batch["is_real"]
-            if mechanism.grid is None:
+            step = mechanism.contribution_step
+            if step is None:
                 total, _, norms = gradients.clipped_sum_vmap(loss, params, films, is_real, mechanism.clip_to)
             else:
                 each = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, films)
-                total, norms = hardened_sum.rounded_sum(each, is_real, mechanism.clip_to, mechanism.grid.step)
+                total, norms = hardened_sum.rounded_sum(each, is_real, mechanism.clip_to, step)
             return total, {"norm": jnp.sum(jnp.where(is_real, norms, 0.0))}
 
         return sum_of
@@ -114,6 +115,6 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
             image_shape,
             privacy.method,
             mechanism.clip_to,
-            step=None if mechanism.grid is None else mechanism.grid.step,
+            step=mechanism.contribution_step,
         ),
     )

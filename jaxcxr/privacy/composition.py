@@ -125,9 +125,8 @@ def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
 def _profile(weights: np.ndarray, grid: float) -> np.ndarray:
     """At each loss s of a grid, the sum over larger losses r of weight times 1 - exp(s - r).
 
-    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive terms only: (1
-    - exp(-h)) times the sum
-    over l of exp(-l h) times the weight beyond s + l h.
+    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive terms only:
+    (1 - exp(-h)) times the sum over l of exp(-l h) times the weight beyond s + l h.
     """
     above = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
     summed: Any = lfilter([1.0], [1.0, -math.exp(-grid)], above[::-1])

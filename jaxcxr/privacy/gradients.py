@@ -236,7 +236,7 @@ def instantiated_gradients(
 ) -> tuple[PyTree, Float[Array, "n"]]:
     """Every example's whole gradient, with a leading axis of n, and the n losses: from one backward pass over the microbatch.
 
-    Arguments as in `clipped_sum_layerwise`.
+    Arguments as in `clipped_sum_layerwise`. Whoever takes norms of them fixes their rounding first (`hardened_sum`).
     """
     one = _backward_pass(loss, layers, params, examples, records)
     with jax.default_matmul_precision("highest"):
@@ -244,7 +244,7 @@ def instantiated_gradients(
             layer.path: layer.kernel_gradients(one.kernels[layer.path], one.inputs[layer.path], one.cotangents[layer.path])
             for layer in layers
         }
-    return _fixed(_with_kernels(one.direct_grads, each)), one.losses
+    return _with_kernels(one.direct_grads, each), one.losses
 
 
 def plain_sum_layerwise(

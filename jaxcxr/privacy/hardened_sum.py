@@ -7,15 +7,17 @@ unit u that is not in B, S(B + u) - S(B) = c(u), where c(u) depends on u and on 
 Proof. (1) A compiled program of fixed shapes performs a fixed sequence of roundings. Under `vmap`, what is computed for one
 place of the microbatch depends on what stands in that place and on the parameters alone: the values of other places take part,
 if at all, multiplied by an exact zero. So the gradient of a unit is a function g(u, place). The place is drawn for each unit by
-itself (`sampling.places`), whatever other units are there, so that the unit has one gradient g(u), in whichever microbatch and
-on whichever device of the same kind it is computed. (On a GPU kernels must not add atomically: XLA_FLAGS=
---xla_gpu_deterministic_ops=true, which `training.plan` asks for.)
+itself (`sampling.in_places`), whatever other units are there, so that the unit has one gradient g(u), in whichever microbatch
+and on whichever device of the same kind it is computed. (On a GPU kernels must not add atomically: the scripts set
+XLA_FLAGS=--xla_gpu_deterministic_ops=true unless there are other flags, `console`; whoever calls this otherwise sets it.)
+
 (2) c(u) = rint(f g(u) / step), with f from |g(u)| alone: a function of u. A unit whose gradient is not finite contributes 0,
 and the run stops. Whole numbers are added exactly, in any order (below 2^31 within a microbatch of `MOST_UNITS`, then by
 `exact_sum`).
+
 (3) Let s be the computed squared norm of g(u). It is a sum of d squares in four stages of at most 128 terms each, kept apart by
-barriers, and of at most 256 leaves: with u = 2^-24, a sum of m terms of one sign is off by at most (m - 1) u / (1 - (m - 1) u)
-of itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 - (4 * 127 + 255 + 8) u) >= |g|^2 (1 - 1e-4 / 2). Hence f
+barriers, and of at most 256 leaves: with e = 2^-24, a sum of m terms of one sign is off by at most (m - 1) e / (1 - (m - 1) e)
+of itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 - (4 * 127 + 255 + 8) e) >= |g|^2 (1 - 1e-4 / 2). Hence f
 |g| <= C (1 - `MARGIN`) (1 + 3e-5) in exact arithmetic, the roundings of the square root, the quotient and the product included,
 and fl(f g / step) has length at most C / step, since MARGIN is 1e-4. Rounding to whole numbers moves each coordinate by at most
 one half. QED.

@@ -103,6 +103,11 @@ class Mechanism:
             return None
         return rounded_noise.grid_for(self.l2_clip_norm, self.noise_multiplier, self.discrete_coordinates)
 
+    @property
+    def contribution_step(self) -> float | None:
+        """Size of the steps to which each unit's gradient is rounded by itself (`hardened_sum`); None for Gaussian noise."""
+        return None if self.grid is None else self.grid.step
+
     def step_size(self, contribution: PyTree) -> float:
         """Size of the steps in which the sum of such contributions is counted.
 

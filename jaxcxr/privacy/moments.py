@@ -129,7 +129,7 @@ def clipped_steps(
         )
         kept = _is_at_most(largest, y, z)[:, None, None]
         y, z = (jnp.where(kept, v, 0.0).reshape(-1, v.shape[-1]) for v in (y, z))
-        return Moments(upper_triangle(_product(y, y)), _product(y, z)), norms
+        return Moments(upper_triangle(_product(y, y, 2)), _product(y, z, 3)), norms
 
 
 def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "n images findings"]) -> Bool[Array, "n"]:
@@ -150,14 +150,14 @@ def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "
     return (jnp.max(own, axis=1) <= 2.0**23) & (squared <= largest**2)
 
 
-def _product(y: Float[Array, "n d"], other: Float[Array, "n e"]) -> Int32[Array, "d e"]:
+def _product(y: Float[Array, "n d"], other: Float[Array, "n e"], pieces: int) -> Int32[Array, "d e"]:
     """y^T other of whole numbers, exact: by pieces, whose products and their sums over images stay below 2^24.
 
-    The pieces' products are joined modulo 2^32; the result itself is below 2^31.
+    `pieces` is how many `other` is cut into. Their products are joined modulo 2^32; the result itself is below 2^31.
     """
     total = jnp.zeros((y.shape[1], other.shape[1]), jnp.int32)
     for i, piece in enumerate(_pieces(y, 2)):
-        for j, others_piece in enumerate(_pieces(other, 3)):
+        for j, others_piece in enumerate(_pieces(other, pieces)):
             total += (piece.T @ others_piece).astype(jnp.int32) << (i + j) * _PIECE_BITS
     return total
 

@@ -229,8 +229,7 @@ class Plan:
         else:
             per_layer = privacy.clipping == "per_layer"
             assert self.mechanism is not None  # make_plan
-            clip_to, grid = self.mechanism.clip_to, self.mechanism.grid
-            step = None if grid is None else grid.step
+            clip_to, step = self.mechanism.clip_to, self.mechanism.contribution_step
             summed = objective.clipped_sum(
                 self.model(), self.weights, shape, privacy.method, clip_to, training.scope, stability, per_layer, step
             )

@@ -52,8 +52,7 @@ class Way:
         d = sum(leaf.size for leaf in jax.tree.leaves(params))
         maker = FloatSums if kind == "float" else Mechanism
         self.mechanism = maker(8000, batch, 1.5, 1.0, 1.0, 1e-6, d if kind == "hardened" else None)
-        grid = self.mechanism.grid
-        step = None if grid is None else grid.step
+        step = self.mechanism.contribution_step
         summed = objective.clipped_sum(model, weights, shape, "layerwise", self.mechanism.clip_to, step=step)
         self.at_once = places if kind == "hardened" else units
         self.step: Step = _float_step(summed, self.mechanism, self.at_once) if kind == "float" else make_step(
