@@ -11,10 +11,10 @@ from jaxtyping import Array, PyTree
 
 from jaxcxr.config import Experiment
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import gradients, hardened_sum
+from jaxcxr.privacy.clipping import Method
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training import objective
-from jaxcxr.training.objective import GradientSum, Microbatch
+from jaxcxr.training.objective import Gradients, UnitLoss
 from jaxcxr.training.plan import model_of
 
 Loss = Callable[[PyTree, Any], Array]
@@ -29,23 +29,28 @@ class Model:
         name: as the privacy card says it.
         loss: of one film.
         params: to start from.
-        clipped_sum: mechanism -> clipped gradient sum of a microbatch, each unit of which is one film, as the mechanism has it
-            summed.
+        loss_of_unit: the same of a unit of one film.
+        method: how clipped sums are computed (`privacy.clipping`).
     """
 
     name: str
     loss: Loss
     params: PyTree
-    clipped_sum: Callable[[Mechanism], GradientSum]
+    loss_of_unit: UnitLoss
+    method: Method
 
     @property
     def coordinates(self) -> int:
         """Number of parameters."""
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params))
 
+    def release(self, mechanism: Mechanism) -> Gradients:
+        """What a step of the mechanism sums and releases."""
+        return Gradients(self.loss_of_unit, dataclasses.replace(mechanism, method=self.method))
+
 
 def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
-    """A logistic regression on the pixels, at zero, with the reference's clipped sums (`gradients.clipped_sum_vmap`)."""
+    """A logistic regression on the pixels, at zero, with clipped sums as they are defined (`vmap`)."""
 
     def loss(params: PyTree, example: Any) -> Array:
         image, label = example
@@ -53,27 +58,18 @@ def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
         logits = pixels @ params["kernel"] + params["bias"]
         return objective.weighted_cross_entropy(logits, label, jnp.ones(findings))
 
-    def clipped_sum(mechanism: Mechanism) -> GradientSum:
-        def sum_of(params: PyTree, batch: Microbatch) -> tuple[PyTree, dict[str, Array]]:
-            films, is_real = (batch["image"][:, 0], batch["label"][:, 0]), batch["is_real"]
-            step = mechanism.contribution_step
-            if step is None:
-                total, _, norms = gradients.clipped_sum_vmap(loss, params, films, is_real, mechanism.clip_to)
-            else:
-                each = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, films)
-                total, norms = hardened_sum.rounded_sum(each, is_real, mechanism.clip_to, step)
-            return total, {"norm": jnp.sum(jnp.where(is_real, norms, 0.0))}
-
-        return sum_of
+    def loss_of_unit(params: PyTree, unit: Any) -> Array:
+        images, labels, _ = unit
+        return loss(params, (images[0], labels[0]))
 
     pixels = image_shape[0] * image_shape[1]
     params = {"kernel": jnp.zeros((pixels, findings)), "bias": jnp.zeros(findings)}
-    return Model("logistic regression", loss, params, clipped_sum)
+    return Model("logistic regression", loss, params, loss_of_unit, "vmap")
 
 
 def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: int) -> Model:
     """The network of a configuration with another width, random weights and layers in float32, with the clipped sums of the
-    real training (`objective.clipped_sum`, by the configured method). All parameters are trained.
+    real training, by the configured method. All parameters are trained.
 
     Args:
         config: of a private experiment.
@@ -105,16 +101,4 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
         return objective.weighted_cross_entropy(logits, label, jnp.asarray(weights))
 
     params = model.init(jax.random.key(seed), jnp.zeros(image_shape, jnp.uint8))
-    return Model(
-        "network, narrower",
-        loss,
-        params,
-        lambda mechanism: objective.clipped_sum(
-            model,
-            weights,
-            image_shape,
-            privacy.method,
-            mechanism.clip_to,
-            step=mechanism.contribution_step,
-        ),
-    )
+    return Model("network, narrower", loss, params, objective.unit_loss(model, weights), privacy.method)

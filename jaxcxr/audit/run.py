@@ -164,8 +164,7 @@ def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate:
     code = {"sources": training_code_fingerprint()}
     audited = Binding(configuration, weights_digest(model.params), data="canaries", code=code, libraries={}, platform={})
     secret = bound_secret(secret, audited.digest)
-    sum_of = model.clipped_sum(mechanism)
-    step = make_step(sum_of, _RELEASED_ONLY, mechanism, mechanism.expected_batch_size, _MICROBATCH)
+    step = make_step(model.release(mechanism), _RELEASED_ONLY, mechanism.expected_batch_size, _MICROBATCH)
     size = step.microbatch_size
 
     def clipped_sum(params: PyTree, examples: Any, is_real: Any) -> ExactSum:

@@ -11,6 +11,8 @@ from jaxtyping import Array
 from jaxcxr.bench.case import Case, Contender
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.torch_weights import from_torch, to_torch
+from jaxcxr.per_example import gradients
+from jaxcxr.privacy.clipping import Flat, clipped_sum
 from jaxcxr.training import objective
 
 
@@ -23,22 +25,25 @@ def contender(name: str, case: Case) -> Contender:
     real = np.ones((case.batch, 1), bool)
     units = {"image": case.films()[:, None], "label": case.labels()[:, None], "is_film": real, "is_real": real[:, 0]}
     batch = jax.device_put(units, device)
-    shape = (case.size, case.size)
+    loss = objective.unit_loss(model, weights)
     maker, method = name.split(" ")
     if maker == "jax_privacy":
         sums = _jax_privacy(model, weights, case.l2_clip_norm, params, batch)
     elif method == "nonprivate":
-        gradient_sum = objective.plain_sum(model, weights, shape)
-        sums = jax.jit(lambda p, b: gradient_sum(p, b)[0])
+        sums = jax.jit(lambda p, b: gradients.plain_sum(loss, p, _units(b), b["is_real"].astype(jnp.float32))[0])
     else:
-        gradient_sum = objective.clipped_sum(model, weights, shape, method, case.l2_clip_norm)
-        sums = jax.jit(lambda p, b: gradient_sum(p, b)[0])
+        how: Any = (case.l2_clip_norm, Flat(), method)
+        sums = jax.jit(lambda p, b: clipped_sum(loss, p, _units(b), b["is_real"], *how)[0])
     return Contender(
         step=lambda: jax.block_until_ready(sums(params, batch)),
         on_host=to_torch,
         held_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves((params, batch))),
         device_peak=lambda: _device_peak(device),
     )
+
+
+def _units(batch: Any) -> Any:
+    return batch["image"], batch["label"], batch["is_film"]
 
 
 def _jax_privacy(model: ResNet9, weights: np.ndarray, l2_clip_norm: float, params: Any, batch: Any) -> Any:

@@ -1,7 +1,8 @@
-"""The layers of the network, each for one example and exact to its plain version, written so that XLA is fast on them.
+"""The layers of the network that Flax lacks, or computes slowly: each for one example and exact to its plain version.
 
-Every layer here computes the textbook function; what differs is the formulation. The measured reasons stand in the docstrings
-(two CPU cores, float32, 32 examples of 64 x 64 pixels, inside a whole training step). Batching is `jax.vmap`.
+Every layer here computes the textbook function; what differs is the formulation. (Convolutions are Flax's own: fast
+formulations of them are found by their shape where gradients are made, `per_example.convolutions`.) The measured reasons stand
+in the docstrings (two CPU cores, float32, 32 examples of 64 x 64 pixels, inside a whole training step). Batching is `jax.vmap`.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
-
-from jaxcxr.models.convolution import convolve, pad_map
 
 
 def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -58,33 +57,6 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] =
 """Each activation by name, with its transposed derivative: (x, gradient of the output) -> gradient of x."""
 
 
-class Conv(nn.Module):
-    """A bias-free square convolution of one map.
-
-    Attributes:
-        features: output channels.
-        kernel_size, stride, padding: in pixels; padding is symmetric.
-        dtype: of the arithmetic; the kernel is float32.
-    """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    padding: int = 0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "i j o"]:
-        """Convolve one map."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        return self.apply_kernel(x, kernel)
-
-    def apply_kernel(self, x: Float[Array, "*batch h w c"], kernel: Float[Array, "k k c o"]) -> Float[Array, "*batch i j o"]:
-        """The layer as a function of input and kernel, linear in each; serves one map or a batch."""
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-
-
 class Stem(nn.Module):
     """The first convolution, 7 x 7 with stride 2 and padding 3 on a grey film, its output sorted by parity of row and column.
 
@@ -109,36 +81,16 @@ class Stem(nn.Module):
     def __call__(self, x: Float[Array, "h w"]) -> Float[Array, "4 i j o"]:
         """Place (2 i + a, 2 j + b) of the convolution is at [2 a + b, i, j]; sides must be multiples of 4."""
         kernel = self.param("kernel", nn.initializers.he_normal(), (7, 7, self.input_copies, self.features), jnp.float32)
-        return self.apply_kernel(x, kernel)
-
-    def apply_kernel(
-        self, x: Float[Array, "*batch h w"], kernel: Float[Array, "7 7 copies o"]
-    ) -> Float[Array, "*batch 4 i j o"]:
-        """The layer as a function of input and kernel, linear in each; serves one film or a batch."""
         grey = kernel.sum(axis=2, keepdims=True).astype(self.dtype)
-        return convolve(self._moved(x)[..., None], grey, stride=4, padding=0)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(self._moved(x)[..., None], grey, (4, 4), "VALID", dimension_numbers=numbers)
 
-    def kernel_gradients(
-        self, x: Float[Array, "n films h w"], dy: Float[Array, "n films 4 i j o"]
-    ) -> Float[Array, "n 7 7 copies o"]:
-        """The kernel's gradient of each example, all its films together: a matrix of the pixels that each place of the window
-        meets, times the cotangents. XLA's takes 8.5 ms instead of 5.3 for 16 films of 128 x 128, 20 instead of 12.5 for 8 of
-        256 x 256.
-        """
-        moved = jax.vmap(jax.vmap(self._moved))(x)  # as the forward pass has it: the compiler sees that it is the same
-        h, w = (side // 4 for side in x.shape[2:])
-        met = [moved[..., i : i + 4 * h - 3 : 4, j : j + 4 * w - 3 : 4] for i in range(7) for j in range(7)]
-        pixels = jnp.stack(met, axis=2).reshape(*x.shape[:2], 49, -1)
-        products = jnp.einsum("nfpt,nfto->npo", pixels, dy.reshape(*x.shape[:2], -1, dy.shape[-1]))
-        gradients = products.reshape(len(x), 7, 7, 1, -1)
-        return jnp.broadcast_to(gradients, (len(x), 7, 7, self.input_copies, gradients.shape[-1]))
-
-    def _moved(self, x: Float[Array, "*batch h w"]) -> Float[Array, "*batch 4 h+3 w+3"]:
-        h, w = x.shape[-2:]
+    def _moved(self, x: Float[Array, "h w"]) -> Float[Array, "4 h+3 w+3"]:
+        h, w = x.shape
         if h % 4 or w % 4:
             raise ValueError(f"expected sides that are multiples of 4, found {h} x {w}")
-        padded = pad_map(x.astype(self.dtype)[..., None], 3)[..., 0]
-        return jnp.stack([padded[..., 2 * a :, 2 * b :][..., : h + 3, : w + 3] for a in (0, 1) for b in (0, 1)], axis=-3)
+        padded = jnp.pad(x.astype(self.dtype), 3)
+        return jnp.stack([padded[2 * a :, 2 * b :][: h + 3, : w + 3] for a in (0, 1) for b in (0, 1)])
 
 
 def _group_statistics(x: Float[Array, "*places c"], groups: int, epsilon: float) -> tuple[Any, Any]:

@@ -2,13 +2,14 @@
 2018).
 """
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from jaxcxr.models.layers import Conv, GroupNorm, Stem, max_pool
+from jaxcxr.models.layers import GroupNorm, Stem, max_pool
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -25,11 +26,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "i j o"]:
         """One map in, one map out."""
-        y = Conv(self.features, 3, self.stride, 1, dtype=self.dtype, name="conv1")(x)
+        conv = partial(nn.Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal())
+        y = conv((3, 3), self.stride, padding=1, name="conv1")(x)
         y = GroupNorm(name="norm1")(y, activation=self.activation)
-        y = Conv(self.features, 3, 1, 1, dtype=self.dtype, name="conv2")(y)
+        y = conv((3, 3), padding=1, name="conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = Conv(self.features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
+            x = conv((1, 1), self.stride, name="shortcut_conv")(x)
             x = GroupNorm(name="shortcut_norm")(x)
         y = GroupNorm(name="norm2")(y, residual=x, activation=self.activation)
         return GroupNorm(name="scale_norm")(y) if self.scale_norm else y

@@ -26,14 +26,11 @@ The noise of `rounded_noise.grid_for` is for C / step + sqrt(d). Clipped layer b
 bounded so.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from jaxcxr.privacy.gradients import Path, Scalar, clip_factors_of_layers, layer_of, total_of_layers
+from jaxcxr.privacy.clipping import ClipRule, Flat, factors_of_parameters
 
 MARGIN = 1e-4
 MOST_UNITS = 512
@@ -45,20 +42,17 @@ def rounded_sum(
     is_real: Bool[Array, "n"],
     l2_clip_norm: float,
     step: float,
-    *,
-    stability: Scalar | None = None,
-    per_layer: bool = False,
+    rule: ClipRule = Flat(),  # noqa: B008 - frozen
 ) -> tuple[PyTree, Float[Array, "n"]]:
     """The clipped sum of a microbatch in whole steps (int32), and the n norms before clipping (private; for the operator's
     eyes).
 
     Args:
-        gradients: of each unit, with a leading axis of n (`gradients.instantiated_gradients`, or `vmap(grad)`).
+        gradients: of each unit, with a leading axis of n (`per_example.gradients.each_gradient`, or `vmap(grad)`).
         is_real: False for padding, which contributes exactly zero.
         l2_clip_norm: C.
         step: size of a step (`rounded_noise.grid_for`).
-        stability: gamma of automatic clipping (`gradients.clip_factors`); None clips without.
-        per_layer: clip each layer's gradient to its share of C instead of the whole gradient to C.
+        rule: which part of a gradient is scaled by how much.
 
     Raises:
         ValueError: more than `MOST_UNITS` units might not fit into 32 bits.
@@ -66,32 +60,28 @@ def rounded_sum(
     if len(is_real) > MOST_UNITS:
         raise ValueError(f"hardened sum: expected at most {MOST_UNITS} units in a microbatch, found {len(is_real)}")
     gradients = jax.lax.optimization_barrier(gradients)  # one rounding for norm and sum alike
-    squared = _squared_norms(gradients)
-    factors = clip_factors_of_layers(squared, is_real, l2_clip_norm * (1.0 - MARGIN), stability, per_layer)
-    norms = jnp.sqrt(total_of_layers(squared))
+    squared = jax.tree.map(_squared_norms, gradients)
+    factors, of_wholes = factors_of_parameters(squared, is_real, l2_clip_norm * (1.0 - MARGIN), rule)
+    norms = jnp.sqrt(of_wholes)
     usable = is_real & jnp.isfinite(norms)
 
-    def of_leaf(path: Any, gradient: Float[Array, "n ..."]) -> Int32[Array, "..."]:
-        scaled = factors[layer_of(path)] / step
+    def of_leaf(factors: Float[Array, "n"], gradient: Float[Array, "n ..."]) -> Int32[Array, "..."]:
+        scaled = factors / step
         total = jnp.zeros(gradient.shape[1:], jnp.int32)
         for place in range(len(gradient)):  # one pass over memory: XLA fuses what is unrolled
             own = jnp.rint(gradient[place].astype(jnp.float32) * scaled[place]).astype(jnp.int32)
             total += jnp.where(usable[place], own, 0)
         return total
 
-    return jax.tree_util.tree_map_with_path(of_leaf, gradients), norms
+    return jax.tree.map(of_leaf, factors, gradients), norms
 
 
-def _squared_norms(gradients: PyTree) -> Mapping[Path, Float[Array, "n"]]:
-    """Squared norms of each layer's gradient, in the stages that the theorem counts."""
-    squared: dict[Path, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        terms = jnp.square(leaf.astype(jnp.float32)).reshape(len(leaf), -1)
-        while terms.shape[1] > 1:
-            columns = -(-terms.shape[1] // _TERMS)
-            padded = jnp.pad(terms, ((0, 0), (0, columns * _TERMS - terms.shape[1])))
-            # Rows of neighbours are added: a sum down the columns, which XLA makes wide additions of.
-            terms = jax.lax.optimization_barrier(padded.reshape(len(leaf), _TERMS, columns).sum(axis=1))
-        layer = layer_of(path)
-        squared[layer] = squared[layer] + terms[:, 0] if layer in squared else terms[:, 0]
-    return squared
+def _squared_norms(leaf: Float[Array, "n ..."]) -> Float[Array, "n"]:
+    """Squared norms of one parameter's gradients, in the stages that the theorem counts."""
+    terms = jnp.square(leaf.astype(jnp.float32)).reshape(len(leaf), -1)
+    while terms.shape[1] > 1:
+        columns = -(-terms.shape[1] // _TERMS)
+        padded = jnp.pad(terms, ((0, 0), (0, columns * _TERMS - terms.shape[1])))
+        # Rows of neighbours are added: a sum down the columns, which XLA makes wide additions of.
+        terms = jax.lax.optimization_barrier(padded.reshape(len(leaf), _TERMS, columns).sum(axis=1))
+    return terms[:, 0]

@@ -23,20 +23,36 @@ That the sum has this sensitivity on a computer, too, has two grades:
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from jaxcxr.privacy import accounting, exact_sum, moments, noise, rounded_noise, sampling
+from jaxcxr.per_example import gradients
+from jaxcxr.per_example.gradients import Loss
+from jaxcxr.privacy import accounting, clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
+from jaxcxr.privacy.clipping import ClipRule, Flat, Method
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.ledger import Entry
 from jaxcxr.privacy.moments import Moments
 from jaxcxr.privacy.rounding import rounding_allowance
 
 _SPARE_UNITS = 64
+
+
+class ClippedSum(NamedTuple):
+    """What one microbatch contributes to a step.
+
+    Attributes:
+        total: the clipped sum, exact from here on.
+        losses, norms: of its examples, the norms before clipping (private; for the operator's eyes).
+    """
+
+    total: ExactSum
+    losses: Float[Array, "n"]
+    norms: Float[Array, "n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +67,8 @@ class Mechanism:
         epsilon, delta: the budget.
         discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`); None for noise in
             floating point.
+        rule: by which gradients are clipped.
+        method: how their sum is computed (`clipping`).
     """
 
     n_units: int
@@ -60,6 +78,8 @@ class Mechanism:
     epsilon: float
     delta: float
     discrete_coordinates: int | None = None
+    rule: ClipRule = Flat()  # noqa: RUF009 - frozen
+    method: Method = "layerwise"
 
     @property
     def sample_rate(self) -> float:
@@ -83,6 +103,29 @@ class Mechanism:
     def clip_to(self) -> float:
         """L2 norm to which contributions are clipped before they are summed."""
         return self.l2_clip_norm * (1.0 - self.rounding_allowance)
+
+    def clipped_sum(self, loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]) -> ClippedSum:
+        """The sum over a microbatch of clipped per-example gradients, to be called inside jit.
+
+        Guarantee: one example more or less moves the sum of all microbatches of a step, as `release` takes it, by at most
+        `l2_clip_norm`, in the sense of the module's docstring.
+
+        Args:
+            loss: (parameters, one example) -> its loss, a function of nothing else that is private.
+            params: floating-point leaves.
+            examples: leaves with a leading axis of n; with discrete noise each example in its own place (`sampling.in_places`).
+            is_real: False for padding, which contributes exactly zero.
+        """
+        step = self.contribution_step
+        if step is None:
+            total, losses, norms = clipping.clipped_sum(loss, params, examples, is_real, self.clip_to, self.rule, self.method)
+        else:
+            if self.method == "vmap":
+                losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
+            else:
+                each, losses = gradients.each_gradient(loss, params, examples)
+            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, step, self.rule)
+        return ClippedSum(self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real)), losses, norms)
 
     def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
         """Indices, among the units present in the data set, of those in the batch of one step."""

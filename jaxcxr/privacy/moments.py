@@ -27,13 +27,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt32
 
 from jaxcxr.privacy import noise, rounded_noise
-from jaxcxr.privacy.gradients import GRAM_ALLOWANCE, Scalar, clip_factors
+from jaxcxr.privacy.clipping import clip_factors
 
 MOST_BITS = 21
 """The clip norm is between 2^21 and 2^22 steps, fewer where the noise would not fit into 32 bits."""
 MOST_UNITS, MOST_IMAGES = 256, 8192
 """In a microbatch: beyond, 32-bit integers or float32's 24 bits might not hold the products."""
 MOST_FINDINGS = 500
+ROUNDINGS = 5e-7
+"""Added to a squared norm, in parts of its terms' absolute sum: four float32 roundings."""
 _PIECE_BITS = 6
 _FEATURE_BITS, _RESIDUAL_BITS = 11, 15
 
@@ -90,7 +92,7 @@ def clipped_steps(
     l2_clip_norm: float,
     step: float,
     *,
-    stability: Scalar | None = None,
+    stability: float | None = None,
 ) -> tuple[Moments, Float[Array, "n"]]:
     """The clipped sum over a microbatch of n units, in whole steps.
 
@@ -101,7 +103,7 @@ def clipped_steps(
         is_real: False for padding, which contributes exactly zero.
         l2_clip_norm: C.
         step: of the sum (`step_for`).
-        stability: gamma of automatic clipping (`gradients.clip_factors`); None clips without.
+        stability: gamma of automatic clipping (`clipping.clip_factors`); None clips without.
 
     Returns:
         The sum in steps (int32), and the n norms before clipping and rounding (private; for the operator's eyes); a unit whose
@@ -120,7 +122,7 @@ def clipped_steps(
     with jax.default_matmul_precision("highest"):
         norms = jnp.sqrt(_squared_norms(x, r)) / images
         # Rounding moves a unit's norm by about largest^(-1/2) / 2 of it; seven times that are kept free.
-        factors = clip_factors(jnp.square(norms), is_real, l2_clip_norm * (1 - 4 / math.sqrt(largest)), stability)
+        factors = clip_factors(jnp.square(norms), l2_clip_norm * (1 - 4 / math.sqrt(largest)), stability)
         usable = jnp.isfinite(norms) & is_real
         scale = jnp.where(usable, jnp.sqrt(factors / (images * step)), 0.0)[:, None, None]
         y, z = (
@@ -187,11 +189,11 @@ def _counted(
 
 def _squared_norms(x: Float[Array, "n images d"], r: Float[Array, "n images findings"]) -> Float[Array, "n"]:
     """Of the unit's sums over images, |sum x x^T|^2 + |sum x r^T|^2, by inner products of its images: no matrix of a unit is
-    held. The allowance is for products of both signs that cancel, as in `gradients`.
+    held. The allowance is for products of both signs that cancel.
     """
     of_features = jnp.einsum("nid,njd->nij", x, x)
     products = of_features * (of_features + jnp.einsum("nif,njf->nij", r, r))
-    return jnp.sum(products + GRAM_ALLOWANCE * jnp.abs(products), axis=(1, 2))
+    return jnp.sum(products + ROUNDINGS * jnp.abs(products), axis=(1, 2))
 
 
 def halved_off_diagonal(drawn: Moments) -> Moments:

@@ -38,9 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxcxr.models.features import with_features
 from jaxcxr.models.resnet9 import ResNet9
-from jaxcxr.models.scope import is_trained
-from jaxcxr.models.taps import Tap, apply_tapped, find_taps
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.moments import Moments, clipped_steps, moment_sum, symmetric
 from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, weighted_cross_entropy
@@ -63,6 +62,7 @@ class LeastSquares:
         weights: of positive labels, one a finding.
         image_shape: of a film.
         mechanism: of a private run, else None.
+        trained: mask of the head's parameters.
         stability: gamma of automatic clipping, else None.
     """
 
@@ -70,15 +70,19 @@ class LeastSquares:
     weights: Float[np.ndarray, "findings"]
     image_shape: tuple[int, int]
     mechanism: Mechanism | None = None
+    trained: PyTree | None = None
     stability: float | None = None
 
-    def moment_sum(self, params: PyTree, batch: Microbatch) -> tuple[Moments, Mapping[str, Array]]:
-        """The sum of a microbatch's moments, clipped and in whole steps if private, and sums for the log (a `GradientSum`)."""
-        head, weights = self._head(), jnp.asarray(self.weights)
-        centre = self._centre(params)
+    def empty(self, params: PyTree) -> Moments:
+        """The sum of no unit, in floating point."""
+        return empty_moments(params)
+
+    def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
+        """The sum of a microbatch's moments, clipped and exact if private, and sums for the log."""
+        weights, centre = jnp.asarray(self.weights), self._centre(params)
 
         def of_film(image: Any, label: Any) -> Any:
-            logits, pooled = _evaluated(self.model, head, params, image)
+            logits, pooled = with_features(self.model, params, image)
             loss, slope = jax.value_and_grad(weighted_cross_entropy)(logits, label, weights)
             # the loss is a mean over findings; the residual belongs to one of them
             return _scaled(pooled, centre), -len(self.weights) * slope, loss
@@ -90,7 +94,8 @@ class LeastSquares:
             return moment_sum(features, residuals, is_film, is_real)[0], log_sums(batch, losses=losses)
         clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(empty_moments(params))
         total, norms = clipped_steps(features, residuals, is_film, is_real, clip_norm, step, stability=self.stability)
-        return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > clip_norm)
+        exact = self.mechanism.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real))
+        return exact, log_sums(batch, losses=losses, norm=norms, clipped=norms > clip_norm)
 
     def direction(self, params: PyTree, released: Moments) -> PyTree:
         """Minus the step, as a tree of the head's parameters: an optimiser takes it like a gradient, and a rate of 1 makes the
@@ -114,15 +119,9 @@ class LeastSquares:
         noise = m.noise_multiplier * m.l2_clip_norm * math.sqrt(2 * d) / m.expected_batch_size
         return RIDGE * noise * (1 + noise / m.l2_clip_norm)
 
-    def _head(self) -> Tap:
-        taps = find_taps(self.model, jax.ShapeDtypeStruct(self.image_shape, jnp.uint8))
-        (head,) = (tap for tap in taps if is_trained("head", (*tap.path, "kernel")))
-        return head
-
     def _centre(self, params: PyTree) -> Float[Array, "features"]:
-        head = self._head()
         films = np.random.default_rng(0).integers(0, 256, (CENTRE_FILMS, *self.image_shape)).astype(np.uint8)
-        pooled = jax.vmap(lambda film: _evaluated(self.model, head, params, film)[1])(jnp.asarray(films))
+        pooled = jax.vmap(lambda film: with_features(self.model, params, film)[1])(jnp.asarray(films))
         return jnp.mean(pooled, axis=0)
 
 
@@ -136,12 +135,6 @@ def empty_moments(params: Any) -> Moments:
 def curvature(weights: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
     """Bound on the expected second derivative of a calibrated head's loss by the logit, for each weight of a positive label."""
     return (weights / np.square(1 + np.sqrt(weights))).astype(np.float32)
-
-
-def _evaluated(model: ResNet9, head: Tap, params: PyTree, image: Any) -> tuple[Array, Array]:
-    """Logits of a film, and the pooled features that the head sees."""
-    logits, inputs = apply_tapped(model, (head,), params, {head.path: jnp.zeros((), jnp.float32)}, image)
-    return logits, inputs[head.path]
 
 
 def _scaled(pooled: Float[Array, "features"], centre: Float[Array, "features"]) -> Float[Array, "d"]:

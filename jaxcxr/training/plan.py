@@ -27,6 +27,7 @@ from jaxcxr.models.scope import split as split_params
 from jaxcxr.models.scope import trained_mask
 from jaxcxr.privacy import accounting, exact_sum, moments
 from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy.clipping import Flat, PerLayer
 from jaxcxr.privacy.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.privacy.ledger import Statistic
 from jaxcxr.privacy.mechanism import Mechanism
@@ -36,6 +37,7 @@ from jaxcxr.training import averaging, memory, objective, optimizer
 from jaxcxr.training.checkpoint import load_weights, provenance, weights_folder
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
 from jaxcxr.training.least_squares import LeastSquares, empty_moments
+from jaxcxr.training.objective import Gradients
 from jaxcxr.training.step import Step, make_step
 from jaxcxr.training.trained_on import Start, checked_start
 
@@ -217,24 +219,16 @@ class Plan:
 
     def step(self, devices: list[Any] | None = None) -> Step:
         """The compiled functions of the run."""
-        training, privacy = self.config.training, self.config.privacy
-        shape = (self.split.size, self.split.size)
+        training = self.config.training
         if self.weights is None:
             raise ValueError("weights: noised class counts must be drawn before a step is made")
-        stability = privacy.stability if privacy is not None and privacy.clipping == "automatic" else None
         if training.optimizer == "least_squares":
-            summed = LeastSquares(self.model(), self.weights, shape, self.mechanism, stability)
-        elif privacy is None:
-            summed = objective.plain_sum(self.model(), self.weights, shape, training.scope)
+            shape, rule = (self.split.size, self.split.size), self.mechanism and self.mechanism.rule
+            stability = rule.stability if isinstance(rule, Flat) else None
+            release: Any = LeastSquares(self.model(), self.weights, shape, self.mechanism, self.mask(), stability)
         else:
-            per_layer = privacy.clipping == "per_layer"
-            assert self.mechanism is not None  # make_plan
-            clip_to, step = self.mechanism.clip_to, self.mechanism.contribution_step
-            summed = objective.clipped_sum(
-                self.model(), self.weights, shape, privacy.method, clip_to, training.scope, stability, per_layer, step
-            )
-        units = self.units_at_once()
-        return make_step(summed, self.optimizer(), self.mechanism, training.expected_batch_size, units, devices, self.mask())
+            release = Gradients(objective.unit_loss(self.model(), self.weights), self.mechanism, self.mask())
+        return make_step(release, self.optimizer(), training.expected_batch_size, self.units_at_once(), devices)
 
     def in_places(self) -> bool:
         """Whether each unit has a place of its own in a microbatch (`privacy.hardened_sum`): moments, and gradients with
@@ -282,7 +276,7 @@ class Plan:
             "against_release": list(self.counted),
         }
         if self.mechanism is not None:
-            described |= dataclasses.asdict(self.mechanism)
+            described |= {name: v for name, v in dataclasses.asdict(self.mechanism).items() if name not in ("rule", "method")}
             described["initial_weights_record"] = None if self.start is None else self.start.known
         if self.store is not None:
             described["split_origin"] = self.store.split_origin()
@@ -371,8 +365,16 @@ def make_plan(config: Experiment, store: Store) -> Plan:
                 sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, sample_rate, steps, already)
             except ValueError as error:
                 raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
+        stability = privacy.stability if privacy.clipping == "automatic" else None
         mechanism = Mechanism(
-            n_units, training.expected_batch_size, privacy.l2_clip_norm, sigma, privacy.epsilon, privacy.delta
+            n_units,
+            training.expected_batch_size,
+            privacy.l2_clip_norm,
+            sigma,
+            privacy.epsilon,
+            privacy.delta,
+            rule=PerLayer() if privacy.clipping == "per_layer" else Flat(stability),
+            method=privacy.method,
         )
     weights = weights_at_once(config, split)
     facts = (store.fingerprint, units, films_per_unit, mechanism, sample_rate, steps, weights, class_counts)

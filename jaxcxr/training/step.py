@@ -9,7 +9,7 @@ meet once per step, and the noise is drawn once, from the same key everywhere.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,34 @@ from jaxtyping import Array, Bool, PyTree
 from jaxcxr.models.scope import join, split
 from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.training.least_squares import LeastSquares, empty_moments
-from jaxcxr.training.objective import FILMS, GradientSum, Microbatch, with_images
+from jaxcxr.training.objective import FILMS, Microbatch, with_images
+
+
+@runtime_checkable
+class Release(Protocol):
+    """What a step sums and releases: gradients (`objective.Gradients`) or moments (`least_squares.LeastSquares`)."""
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """Of a private run."""
+        ...
+
+    @property
+    def trained(self) -> PyTree | None:
+        """Mask of the parameters that move (`models.scope`); None for all."""
+        ...
+
+    def empty(self, params: PyTree) -> PyTree:
+        """The sum of no unit, in floating point."""
+        ...
+
+    def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
+        """The sum over a microbatch, an exact one (`privacy.exact_sum`) if private, and sums for the log."""
+        ...
+
+    def direction(self, params: PyTree, released: PyTree) -> PyTree:
+        """From what was released to what an optimiser takes for the gradient of the trained parameters."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +84,23 @@ LOG_KEYS = ("loss", "count", "films", "norm", "clipped")
 
 
 def make_step(
-    summed: GradientSum | LeastSquares,
+    release: Release,
     optimizer: optax.GradientTransformation,
-    mechanism: Mechanism | None,
     expected_batch_size: int,
     microbatch_size: int,
     devices: list[Any] | None = None,
-    trained: PyTree | None = None,
 ) -> Step:
     """Compile-ready step; without a mechanism the sum is divided by the expected batch size and nothing else happens to it.
 
     Args:
-        summed: what is summed over one microbatch, on one device, and released: gradients, a tree of the trained parameters;
-            or moments, of which a direction for the trained parameters is made.
-        optimizer: applied to the released gradient or that direction.
-        mechanism: of a private run.
+        release: what is summed and released. Sum, noise and optimiser state have no leaf for parameters that do not move.
+        optimizer: applied to what is made of it.
         expected_batch_size: divisor of a non-private run (a private one's is the mechanism's).
         microbatch_size: units a device handles at once.
         devices: those of all processes unless given.
-        trained: mask of the parameters that move (`models.scope`); all of them unless given. Sum, noise and optimiser state
-            have no leaf for the others.
     """
     mesh = Mesh(np.asarray(devices if devices is not None else jax.devices()), ("data",))
-    least_squares = summed if isinstance(summed, LeastSquares) else None
-    sum_of = summed if not isinstance(summed, LeastSquares) else summed.moment_sum
+    mechanism, trained = release.mechanism, release.trained
 
     def parts(params: PyTree) -> tuple[PyTree, PyTree]:
         return (params, {}) if trained is None else split(params, trained)
@@ -90,14 +109,12 @@ def make_step(
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def start(params: PyTree) -> PyTree:
-        like = parts(params)[0] if least_squares is None else empty_moments(params)
+        like = release.empty(params)
         empty = like if mechanism is None else exact_sum.empty(like), {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
         return jax.tree.map(lambda leaf: jnp.zeros((mesh.size, *leaf.shape), leaf.dtype), empty)
 
     def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
-        sums, log = sum_of(params, with_images(batch))
-        if mechanism is not None:
-            sums = mechanism.counted(sums, jnp.isfinite(log["norm"]))
+        sums, log = release.summed(params, with_images(batch))
         gradient, logged = total
         logged = {key: value + log.get(key, 0.0) for key, value in logged.items()}
         return jax.tree.map(jnp.add, gradient, jax.tree.map(lambda leaf: leaf[None], sums)), logged
@@ -114,8 +131,7 @@ def make_step(
             mean = jax.tree.map(lambda g: g / expected_batch_size, gradient)
         else:
             mean = mechanism.release(gradient, randomness)
-        if least_squares is not None:
-            mean = least_squares.direction(params, mean)
+        mean = release.direction(params, mean)
         moving, fixed = parts(params)
         updates, state = optimizer.update(mean, state, moving)
         moving = optax.apply_updates(moving, updates)

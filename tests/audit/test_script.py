@@ -11,7 +11,7 @@ import pytest
 from jaxcxr.config import Experiment, dump, load
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import gradients
+from jaxcxr.privacy import clipping
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms
 from jaxcxr.privacy.provenance import code_fingerprint
 from jaxcxr.report.card import card_html, make_card
@@ -67,15 +67,13 @@ def test_the_network_is_audited_through_the_layerwise_step(
     script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, too_much: int
 ) -> None:
     """With a network that compiles quickly, whose gradients the audit takes film by film as it does those of a large one."""
-    whole, traced = gradients.clipped_sum_layerwise, []
+    whole, traced = clipping.clipped_sum, []
 
-    def clipped(
-        loss: Any, taps: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, *rest: Any, **more: Any
-    ) -> Any:
-        traced.append(l2_clip_norm)
-        return whole(loss, taps, params, units, is_real, too_much * l2_clip_norm, *rest, **more)
+    def clipped(loss: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, rule: Any, method: str) -> Any:
+        traced.append((l2_clip_norm, method))
+        return whole(loss, params, units, is_real, too_much * l2_clip_norm, rule, "layerwise")
 
-    monkeypatch.setattr(gradients, "clipped_sum_layerwise", clipped)
+    monkeypatch.setattr(clipping, "clipped_sum", clipped)
     monkeypatch.setattr("jaxcxr.audit.models.model_of", tiny_model)
     monkeypatch.setattr("jaxcxr.audit.run._COORDINATES_AT_ONCE", 3000)
     config = load(Experiment, run / "config.yaml")
@@ -88,7 +86,7 @@ def test_the_network_is_audited_through_the_layerwise_step(
             script.main(arguments)
     else:
         script.main(arguments)
-    assert traced == [pytest.approx(0.05, rel=1e-3)]  # one compilation for all microbatches
+    assert traced == [(pytest.approx(0.05, rel=1e-3), "layerwise")]  # one compilation for all microbatches
     said = capsys.readouterr().out
     verdict = "passed" if too_much == 1 else "FAILED"
     assert f"{verdict}: released sum is the clipped sum" in said  # against each film's gradient by its definition

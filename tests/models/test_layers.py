@@ -10,16 +10,6 @@ from jaxcxr.models import layers
 from tests.models.arrays import assert_all_close, normal, output_and_gradients, plain_convolution
 
 
-@pytest.mark.parametrize("side", [1, 2, 4, 8])
-def test_conv_layer_is_the_plain_convolution(side: int) -> None:
-    layer = layers.Conv(features=5, kernel_size=3, stride=2, padding=1)
-    x, kernel = normal(0, side, side, 3), normal(1, 3, 3, 3, 5)
-    params = layer.init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, params) == {"params": {"kernel": kernel.shape}}
-    found = output_and_gradients(lambda x, w: layer.apply({"params": {"kernel": w}}, x), x, kernel)
-    assert_all_close(found, output_and_gradients(lambda x, w: plain_convolution(x, w, 2, 1), x, kernel))
-
-
 def by_parity(x: Any) -> Any:
     h, w, c = x.shape
     return x.reshape(h // 2, 2, w // 2, 2, c).transpose(1, 3, 0, 2, 4).reshape(4, h // 2, w // 2, c)
@@ -38,26 +28,9 @@ def test_stem_is_the_convolution_of_three_copies_sorted_by_parity(sides: tuple[i
     assert_all_close(found, output_and_gradients(plain, x, kernel), rtol=1e-4, atol=1e-4)
 
 
-def test_the_stems_gradient_for_each_example() -> None:
-    layer = layers.Stem(features=5)
-    x, dy, kernel = normal(0, 3, 2, 8, 12), normal(1, 3, 2, 4, 2, 3, 5), normal(2, 7, 7, 3, 5)
-    found = jax.jit(layer.kernel_gradients)(x, dy)
-    for i in range(3):
-        (expected,) = jax.vjp(lambda w, i=i: layer.apply_kernel(x[i], w), kernel)[1](dy[i])
-        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-5)
-
-
 def test_stem_takes_sides_that_are_multiples_of_four() -> None:
     with pytest.raises(ValueError, match="multiples of 4, found 8 x 6"):
         layers.Stem(features=2).init(jax.random.key(0), normal(0, 8, 6))
-
-
-def test_conv_computes_in_its_dtype_with_a_float32_kernel() -> None:
-    layer = layers.Conv(features=4, kernel_size=3, padding=1, dtype=jnp.bfloat16)
-    x = normal(0, 6, 6, 2)
-    params = layer.init(jax.random.key(0), x)
-    assert jax.tree.leaves(params)[0].dtype == jnp.float32
-    assert jax.eval_shape(layer.apply, params, x).dtype == jnp.bfloat16
 
 
 def flax_group_norm(groups: int) -> Any:

@@ -28,7 +28,7 @@ import optax
 
 from jaxcxr.audit.models import logistic_regression
 from jaxcxr.models.resnet9 import ResNet9
-from jaxcxr.privacy import exact_sum
+from jaxcxr.privacy import clipping, exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.rounding import FACTOR
 from jaxcxr.training import objective
@@ -75,7 +75,7 @@ def batches() -> None:
         images = np.clip(base + rng.normal(0, 40, (n + 1, SIDE, SIDE)), 0, 255).astype(np.uint8)
         labels = (rng.random((n + 1, FINDINGS)) < 0.2).astype(np.float32)
         for size in (16, 256):
-            step = make_step(model.clipped_sum(mechanism), optax.identity(), mechanism, n, size, jax.devices()[:1])
+            step = make_step(model.release(mechanism), optax.identity(), n, size, jax.devices()[:1])
             placed = step.replicate(model.params)
 
             whole, without, own = (
@@ -95,8 +95,13 @@ def search(width: int, side: int, units: int, trials: int) -> None:
     """The network: from films that are all alike, changed at random as long as the rounding grows."""
     model, clip = ResNet9(FINDINGS, width=width), 1.0
     params = model.init(jax.random.key(0), jnp.zeros((side, side), jnp.uint8))
-    summed = objective.clipped_sum(model, np.ones(FINDINGS, np.float32), (side, side), "layerwise", clip)
-    sums = jax.jit(lambda batch: summed(params, batch)[0])
+    loss = objective.unit_loss(model, np.ones(FINDINGS, np.float32))
+
+    @jax.jit
+    def sums(batch: Any) -> Any:
+        units = (batch["image"], batch["label"], batch["is_film"])
+        return clipping.clipped_sum(loss, params, units, batch["is_real"], clip)[0]
+
     rng = np.random.default_rng(0)
 
     def alone(batch: dict[str, np.ndarray], unit: int) -> np.ndarray:
@@ -140,7 +145,7 @@ def digest_of_sums(hardened: bool, devices: list[Any], backwards: bool) -> str:
     """SHA-256 of the exact sum of a batch in microbatches of 4 units per device."""
     model = logistic_regression((SIDE, SIDE), FINDINGS)
     mechanism = Mechanism(10**4, 64, 1.0, 1.0, 1.0, 1e-6, model.coordinates if hardened else None)
-    step = make_step(model.clipped_sum(mechanism), optax.identity(), mechanism, 64, 4, devices)
+    step = make_step(model.release(mechanism), optax.identity(), 64, 4, devices)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, SIDE, SIDE)).astype(np.uint8)
     labels = rng.integers(0, 2, (64, FINDINGS)).astype(np.float32)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcxr.privacy import sampling
+from jaxcxr.privacy.clipping import Flat, PerLayer
 from jaxcxr.privacy.hardened_sum import MARGIN, rounded_sum
 from jaxcxr.privacy.rounded_noise import grid_for
 
@@ -19,8 +20,8 @@ SHAPES = {"a": {"kernel": (37, 41), "bias": (41,)}, "b": {"kernel": (300, 3)}}
 COORDINATES = 37 * 41 + 41 + 900
 GRID = grid_for(CLIP, 1.0, COORDINATES)
 clipped = jax.jit(partial(rounded_sum, l2_clip_norm=CLIP, step=GRID.step))
-per_layer = jax.jit(partial(rounded_sum, l2_clip_norm=CLIP, step=GRID.step, per_layer=True))
-automatic = jax.jit(partial(rounded_sum, l2_clip_norm=CLIP, step=GRID.step, stability=0.1))
+per_layer = jax.jit(partial(rounded_sum, l2_clip_norm=CLIP, step=GRID.step, rule=PerLayer()))
+automatic = jax.jit(partial(rounded_sum, l2_clip_norm=CLIP, step=GRID.step, rule=Flat(stability=0.1)))
 
 
 def drawn(seed: int, sizes: Any) -> Any:

@@ -1,12 +1,18 @@
-"""A network with the parts that scopes name, and so few of them that it compiles at once."""
+"""A network with the parts that scopes name, and so few of them that it compiles at once; a microbatch's sum, as floats."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcxr.models.layers import Conv, GroupNorm
+from jaxcxr.models.layers import GroupNorm
 from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.models.scope import Scope, trained_mask
+from jaxcxr.privacy import exact_sum
+from jaxcxr.privacy.clipping import Method
+from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.training.objective import Gradients, unit_loss
 
 
 class Tiny(ResNet9):
@@ -15,7 +21,22 @@ class Tiny(ResNet9):
     @nn.compact
     def __call__(self, image: Any) -> Any:
         """Logits of one film."""
-        x = Conv(32, 5, stride=4, name="conv1")(image[..., None].astype(jnp.float32) / 255.0)
+        image = image[..., None].astype(jnp.float32) / 255.0
+        x = nn.Conv(32, (5, 5), 4, padding="VALID", use_bias=False, name="conv1")(image)
         x = GroupNorm(name="norm1")(x, activation="mish").mean(axis=(0, 1))
         x = x + jnp.tanh(nn.Dense(32, name="stage4_block1")(x))
         return nn.Dense(self.n_findings, name="head")(x)
+
+
+def clipped_sum(
+    model: nn.Module, weights: Any, clip: float, method: Method = "layerwise", scope: Scope = "all"
+) -> Callable[[Any, Any], Any]:
+    """(parameters, microbatch) -> the clipped sum of the trained parameters' gradients, and the sums for the log."""
+    mechanism = Mechanism(1000, 4, clip, 1.0, 1.0, 1e-5, method=method)
+
+    def summed(params: Any, batch: Any) -> Any:
+        trained = None if scope == "all" else trained_mask(scope, params)
+        total, log = Gradients(unit_loss(model, weights), mechanism, trained).summed(params, batch)  # type: ignore[arg-type]
+        return exact_sum.value(total, mechanism.step_size(total.high)), log
+
+    return summed

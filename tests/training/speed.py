@@ -23,9 +23,10 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from jaxcxr.models.resnet9 import ResNet9  # noqa: E402
-from jaxcxr.privacy import sampling  # noqa: E402
+from jaxcxr.privacy import clipping, sampling  # noqa: E402
 from jaxcxr.privacy.mechanism import Mechanism  # noqa: E402
-from jaxcxr.training import objective, optimizer  # noqa: E402
+from jaxcxr.training import optimizer  # noqa: E402
+from jaxcxr.training.objective import Gradients, log_sums, unit_loss  # noqa: E402
 from jaxcxr.training.step import Step, make_step  # noqa: E402
 
 FINDINGS = 8
@@ -42,6 +43,18 @@ class FloatSums(Mechanism):
         return jax.tree.map(lambda g, z: (g + z) / self.expected_batch_size, total, drawn)
 
 
+@dataclasses.dataclass(frozen=True)
+class FloatGradients(Gradients):
+    """Clipped gradients, added in float32."""
+
+    clip_to: float = 0.0
+
+    def summed(self, params: Any, batch: Any) -> Any:
+        units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
+        total, losses, norms = clipping.clipped_sum(self.loss, params, units, is_real, self.clip_to)
+        return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > self.clip_to)
+
+
 class Way:
     """One kind of step, with its parameters and its microbatches."""
 
@@ -52,11 +65,10 @@ class Way:
         d = sum(leaf.size for leaf in jax.tree.leaves(params))
         maker = FloatSums if kind == "float" else Mechanism
         self.mechanism = maker(8000, batch, 1.5, 1.0, 1.0, 1e-6, d if kind == "hardened" else None)
-        step = self.mechanism.contribution_step
-        summed = objective.clipped_sum(model, weights, shape, "layerwise", self.mechanism.clip_to, step=step)
+        release = Gradients(unit_loss(model, weights), self.mechanism)
         self.at_once = places if kind == "hardened" else units
-        self.step: Step = _float_step(summed, self.mechanism, self.at_once) if kind == "float" else make_step(
-            summed, optimizer.nadam(optax.constant_schedule(1e-3)), self.mechanism, batch, self.at_once, jax.devices()[:1]
+        self.step: Step = _float_step(release, self.mechanism, self.at_once) if kind == "float" else make_step(
+            release, optimizer.nadam(optax.constant_schedule(1e-3)), batch, self.at_once, jax.devices()[:1]
         )  # fmt: skip
         self.params = self.step.replicate(params)
         self.state = self.step.replicate(optimizer.nadam(optax.constant_schedule(1e-3)).init(params))
@@ -85,10 +97,11 @@ class Way:
         return time.perf_counter() - begin
 
 
-def _float_step(summed: Any, mechanism: FloatSums, units: int) -> Step:
+def _float_step(release: Gradients, mechanism: FloatSums, units: int) -> Step:
     """A step that adds in float32: the sums of one without privacy, the release of the mechanism."""
     chosen = optimizer.nadam(optax.constant_schedule(1e-3))
-    sums = make_step(summed, chosen, None, mechanism.expected_batch_size, units, jax.devices()[:1])
+    in_floats = FloatGradients(release.loss, clip_to=mechanism.clip_to)
+    sums = make_step(in_floats, chosen, mechanism.expected_batch_size, units, jax.devices()[:1])
 
     def finish(params: Any, state: Any, gradient: Any, randomness: Any) -> Any:
         updates, state = chosen.update(mechanism.release(gradient, randomness), state, params)

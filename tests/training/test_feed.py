@@ -12,7 +12,7 @@ from jaxcxr.training import objective
 from jaxcxr.training.feed import drawn_films, microbatch
 from jaxcxr.training.plan import Plan, make_plan
 from tests.conftest import changed, declared
-from tests.training.parts import Tiny
+from tests.training.parts import Tiny, clipped_sum
 
 SECRET = bytes(range(32))
 VIEWS = 3
@@ -140,7 +140,7 @@ def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_
     privacy = viewed.config.privacy
     assert privacy is not None
     clip = privacy.l2_clip_norm
-    gradient_sum = objective.clipped_sum(Tiny(3), viewed.weights, (32, 32), "layerwise", clip, "head")
+    gradient_sum = clipped_sum(Tiny(3), viewed.weights, clip, "layerwise", "head")
     sums = jax.jit(lambda p, b: jax.tree.leaves(gradient_sum(p, b)[0]))
     params: Any = Tiny(3).init(jax.random.key(0), jnp.zeros((32, 32), jnp.uint8))
     with_, without, alone = (sums(params, batch_of(viewed, films)) for films in ([4, 0, 9], [4, 9], [0]))

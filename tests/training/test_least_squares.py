@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.moments import Moments, symmetric, upper_triangle
 from jaxcxr.training.least_squares import CONSTANT, FEATURE_SCALE, RIDGE, LeastSquares, curvature, empty_moments
@@ -103,10 +104,10 @@ def test_the_sum_is_that_of_features_and_weighted_residuals(
 ) -> None:
     films, labels = cohort[0][:8], cohort[1][:8]
     assert np.isnan(labels).any()
-    squares = LeastSquares(MODEL, WEIGHTS, SHAPE, None if clip is None else private(clip), gamma)
-    total, log = jax.jit(squares.moment_sum)(start, batch_of(films, labels, per_unit))
+    squares = LeastSquares(MODEL, WEIGHTS, SHAPE, None if clip is None else private(clip), stability=gamma)
+    total, log = jax.jit(squares.summed)(start, batch_of(films, labels, per_unit))
     if clip is not None:  # in whole steps
-        total = jax.tree.map(lambda part: part.astype(jnp.float32) * private(clip).step_size(total), total)
+        total = exact_sum.value(total, private(clip).step_size(total.high))
     x, r = scaled(films), residuals(start, films, labels, WEIGHTS)
     a, b, norms = np.zeros((FEATURES + 1,) * 2), np.zeros((FEATURES + 1, FINDINGS)), []
     for first in range(0, 8, per_unit):
@@ -130,7 +131,7 @@ def test_without_noise_the_step_is_newtons_in_plain_features(cohort: Any, start:
     """Centre and scale leave no trace: the step is that of the kernel and the bias themselves, each finding by its curvature."""
     films, labels = cohort
     squares = LeastSquares(MODEL, WEIGHTS, SHAPE)
-    total, _ = jax.jit(squares.moment_sum)(start, batch_of(films, labels))
+    total, _ = jax.jit(squares.summed)(start, batch_of(films, labels))
     direction = jax.jit(squares.direction)(start, jax.tree.map(lambda leaf: leaf / 400, total))
     x = np.concatenate([quarters(films), np.ones((400, 1))], axis=1)
     expected = np.linalg.solve(x.T @ x, x.T @ residuals(start, films, labels, WEIGHTS)) / curvature(WEIGHTS)
@@ -148,7 +149,7 @@ def test_steps_never_raise_the_loss_and_end_at_the_optimum(
 
     @jax.jit
     def step(params: Any) -> Any:
-        total, _ = squares.moment_sum(params, batch)
+        total, _ = squares.summed(params, batch)
         direction = squares.direction(params, jax.tree.map(lambda leaf: leaf / 400, total))
         return jax.tree.map(lambda p, g: p - rate * g, params, direction)
 
@@ -203,7 +204,7 @@ def test_the_step_is_that_of_the_scaled_logits(cohort: Any, start: Any) -> None:
 
 def test_overwhelming_noise_leaves_the_head_where_it_is(cohort: Any, start: Any) -> None:
     moved: list[float] = []
-    total, _ = jax.jit(LeastSquares(MODEL, WEIGHTS, SHAPE).moment_sum)(start, batch_of(*cohort))
+    total, _ = jax.jit(LeastSquares(MODEL, WEIGHTS, SHAPE).summed)(start, batch_of(*cohort))
     for sigma in (1e4, 1e6, 1e8):
         mechanism = private(sigma=sigma)
         squares = LeastSquares(MODEL, WEIGHTS, SHAPE, mechanism)
@@ -222,7 +223,7 @@ def test_two_devices_do_what_one_does(cohort: Any, start: Any) -> None:
     batch = jax.tree.map(np.asarray, batch_of(films, labels))
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
-        functions = make_step(squares, optimizer, mechanism, 6, 3, devices)
+        functions = make_step(squares, optimizer, 6, 3, devices)
         params = functions.replicate(jax.tree.map(jnp.copy, start))
         total, size = functions.start(params), functions.microbatch_size
         for first in range(0, 6, size):

@@ -19,7 +19,6 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.accounting import Spending, epsilon_pld
 from jaxcxr.privacy.binding import bound_secret
-from jaxcxr.privacy.gradients import clipped_sum_vmap
 from jaxcxr.privacy.ledger import read_ledger
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import SECRET_FILE, Checkpoints
@@ -28,6 +27,7 @@ from jaxcxr.training.loop import train
 from jaxcxr.training.plan import Plan, make_plan
 from jaxcxr.training.step import Step, make_step
 from tests.conftest import changed, declared
+from tests.training.parts import clipped_sum
 
 
 def bits(tree: Any) -> list[bytes]:
@@ -242,17 +242,11 @@ def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) 
     assert functions.start._cache_size() == 1  # type: ignore[attr-defined]
 
 
-def linear_sum(params: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
-    """Clipped gradient sum of a linear classifier: quick to compile."""
-
-    def loss(params: Any, example: Any) -> Any:
-        image, label = (of_unit[0] for of_unit in example)
-        logits = (image.astype(jnp.float32) / 255).reshape(-1) @ params["kernel"]
-        return jnp.sum(jax.nn.softplus(logits) - label * logits)
-
-    real = batch["is_real"]
-    total, losses, norms = clipped_sum_vmap(loss, params, (batch["image"], batch["label"]), real, 1.0)
-    return total, {"loss": jnp.sum(jnp.where(real, losses, 0.0)), "count": jnp.sum(real), "norm": jnp.sum(norms * real)}
+def linear_loss(params: Any, unit: Any) -> Any:
+    """Of a linear classifier: quick to compile."""
+    image, label = unit[0][0], unit[1][0]
+    logits = (image.astype(jnp.float32) / 255).reshape(-1) @ params["kernel"]
+    return jnp.sum(jax.nn.softplus(logits) - label * logits)
 
 
 def test_two_devices_do_what_one_does(plan: Plan) -> None:
@@ -262,7 +256,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
     sums = []
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
-        functions = make_step(linear_sum, plan.optimizer(), plan.mechanism, 6, 2, devices)
+        functions = make_step(objective.Gradients(linear_loss, plan.mechanism), plan.optimizer(), 6, 2, devices)
         params = functions.replicate(jax.tree.map(jnp.copy, start))
         total = functions.start(params)
         for piece in microbatches(images, labels, functions.microbatch_size):
@@ -451,10 +445,7 @@ def test_the_reference_way_of_clipping_gives_the_same_kind_of_sum(plan: Plan) ->
     films = {"image": np.zeros((2, 1, 32, 32), np.uint8), "label": np.zeros((2, 1, 3), np.float32)}
     batch = films | {"is_film": np.ones((2, 1), bool), "is_real": np.ones(2, bool)}
     params = plan.random_params(bytes(32))
-    kinds = [
-        jax.eval_shape(objective.clipped_sum(plan.model(), plan.weights, (32, 32), method, 1.0), params, batch)
-        for method in ("vmap", "layerwise")
-    ]
+    kinds = [jax.eval_shape(clipped_sum(plan.model(), plan.weights, 1.0, method), params, batch) for method in METHODS]
     assert kinds[0] == kinds[1]
     assert jax.tree.structure(kinds[0][0]) == jax.tree.structure(params)
 

@@ -10,7 +10,7 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import feed, loop, memory, objective, plan
+from jaxcxr.training import feed, loop, memory, plan
 from jaxcxr.training.feed import drawn_films, films_on_devices, microbatch
 from jaxcxr.training.loop import train
 from jaxcxr.training.memory import choose_microbatch
@@ -18,6 +18,7 @@ from jaxcxr.training.objective import with_images
 from jaxcxr.training.plan import Plan, make_plan
 from jaxcxr.training.resume import begin_or_continue
 from tests.conftest import changed, declared
+from tests.training.parts import clipped_sum
 from tests.training.tiny import TinyNet, tiny_model
 
 SECRET = bytes(32)
@@ -171,7 +172,7 @@ def test_maps_computed_again_give_the_same_sum() -> None:
     params = TinyNet(2).init(jax.random.key(0), batch["image"][0, 0])
     sums = {}
     for remat in (False, True):
-        gradient_sum = objective.clipped_sum(TinyNet(2, remat=remat), np.ones(2, np.float32), (32, 32), "layerwise", 0.1)
+        gradient_sum = clipped_sum(TinyNet(2, remat=remat), np.ones(2, np.float32), 0.1)
         program = str(jax.make_jaxpr(gradient_sum)(params, batch))
         assert ("remat" in program or "checkpoint" in program) == remat
         assert (program.count("conv_general_dilated") > 8) or not remat

@@ -16,7 +16,7 @@ from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.plan import Plan, make_plan
 from tests.conftest import changed, declared
-from tests.training.parts import Tiny
+from tests.training.parts import Tiny, clipped_sum
 
 CLIP = 0.05
 
@@ -51,10 +51,10 @@ def batch_of(plan: Plan, films: list[int]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("scope", ["head", "head_and_norm", "last_stage"])
 @pytest.mark.parametrize("method", ["vmap", "layerwise"])
-def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(plan_of: Any, scope: Any, method: str) -> None:
+def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(plan_of: Any, scope: Any, method: Any) -> None:
     plan: Plan = plan_of(scope)
     params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8, 20])
-    total, _ = jax.jit(objective.clipped_sum(plan.model(), plan.weights, (32, 32), method, CLIP, scope))(params, batch)
+    total, _ = jax.jit(clipped_sum(plan.model(), plan.weights, CLIP, method, scope))(params, batch)
     mask = trained_mask(scope, params)
     assert jax.tree.structure(total) == jax.tree.structure(split(params, mask)[0])
     expected = _reference(plan, params, batch, mask)
@@ -118,7 +118,7 @@ def test_the_head_alone_needs_no_backward_pass_through_the_trunk(plan_of: Any) -
     params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8])
 
     def convolutions(scope: Any) -> int:
-        gradient_sum = objective.clipped_sum(plan.model(), plan.weights, (32, 32), "layerwise", CLIP, scope)
+        gradient_sum = clipped_sum(plan.model(), plan.weights, CLIP, "layerwise", scope)
         return str(jax.make_jaxpr(gradient_sum)(params, batch)).count("conv_general_dilated[")
 
     forward = str(jax.make_jaxpr(jax.vmap(plan.model().apply, in_axes=(None, 0)))(params, batch["image"][:, 0]))  # type: ignore[arg-type]

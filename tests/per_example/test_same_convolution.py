@@ -7,14 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcxr.models import same_convolution
-from jaxcxr.models.layers import Conv
-from jaxcxr.models.taps import apply_tapped, find_taps
+from jaxcxr.per_example import jaxprs, same_convolution
+from jaxcxr.per_example.convolutions import Convolution, rule_of
 from tests.models.arrays import normal, plain_convolution
 
 ROUNDING = 2e-6
 """Relative L2 distance of two float32 sums of a few hundred products."""
 WIDE, NARROW = 128, 20
+
+
+def rule(x: Any, kernel: Any, stride: int, padding: int, dtype: Any = jnp.float32) -> Convolution:
+    """The rule of a convolution of these shapes."""
+    arguments = (jax.ShapeDtypeStruct(shape, dtype) for shape in (x, kernel))
+    program = jaxprs.trace(lambda x, k: plain_convolution(x, k, stride, padding), *arguments)
+    (found,) = (rule_of(e, 1) for e in program.jaxpr.eqns if e.primitive is jax.lax.conv_general_dilated_p)
+    assert found is not None
+    return found
 
 
 def maps(x: Any, kernel: Any) -> Any:
@@ -29,7 +37,7 @@ def assert_near(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize(("h", "w", "channels"), [(4, 6, WIDE), (8, 4, WIDE), (5, 7, NARROW), (6, 8, NARROW)])
 def test_it_is_the_plain_convolution_and_its_gradients(h: int, w: int, channels: int) -> None:
     x, kernel, dy = normal(0, 3, h, w, channels), normal(1, 3, 3, channels, channels + 1), normal(2, 3, h, w, channels + 1)
-    assert same_convolution.serves(x.shape, kernel.shape, 1, 1)
+    assert same_convolution.serves(rule(x.shape[1:], kernel.shape, 1, 1).shape, x.dtype)
 
     @jax.jit
     def both(x: Any, dy: Any) -> Any:
@@ -86,17 +94,15 @@ def test_a_kernel_that_is_differentiated_is_refused() -> None:
     ],
 )
 def test_other_shapes_are_not_served(x: Any, kernel: Any, stride: int, padding: int) -> None:
-    assert not same_convolution.serves(x, kernel, stride, padding)
+    assert not same_convolution.serves(rule(x, kernel, stride, padding).shape, jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_tap_of_a_layer_uses_it_in_float32_alone(dtype: Any) -> None:
-    layer = Conv(features=WIDE, kernel_size=3, padding=1, dtype=dtype)
-    x = normal(0, 4, 4, WIDE)
-    (tap,) = find_taps(layer, x)
-    assert (tap.apply is same_convolution.convolve) == (dtype == jnp.float32)
-    params = layer.init(jax.random.key(0), x)
-    y, inputs = apply_tapped(layer, (tap,), params, {(): jnp.ones((4, 4, WIDE), dtype)}, x)
-    expected = layer.apply(params, x)
-    np.testing.assert_allclose(np.asarray(y - 1, np.float32), np.asarray(expected, np.float32), rtol=0.05, atol=0.05)
-    assert inputs[()].dtype == dtype
+def test_it_is_used_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(
+        same_convolution, "convolve", lambda x, kernel: taken.append(x.dtype) or plain_convolution(x[0], kernel, 1, 1)[None]
+    )
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x, kernel = normal(0, 1, 4, 4, WIDE).astype(dtype), normal(1, 3, 3, WIDE, WIDE).astype(dtype)
+        rule(x.shape[1:], kernel.shape, 1, 1, dtype).apply(x, kernel)
+    assert taken == [jnp.float32]

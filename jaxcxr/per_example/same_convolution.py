@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxcxr.models.convolution import SMALL_MAP
+from jaxcxr.per_example.geometry import Geometry
 
 Line = Callable[..., Sequence[Any]]
 """A transform along one axis: so many arrays in, so many out."""
 WIDE, NARROW = 128, 16
 """Convolutions of at least so many channels are wide; those between (YNNPACK refuses narrower ones) are narrow."""
+LEAST_SIDE = 4
+"""Narrow convolutions of smaller maps are none of XLA's fast ones."""
 BACKWARDS = (3, 1, 2, 0)
 """Order in which `_of_kernel` gives the results of a kernel that is read backwards."""
 
@@ -147,8 +149,12 @@ def convolve(x: Float[Array, "*batch h w c"], kernel: Float[Array, "3 3 c o"]) -
     Raises:
         ValueError: it is differentiated with respect to the kernel: such a gradient would be computed map by map first.
     """
-    run = _winograd if is_wide(x.shape, kernel.shape) else _narrow
+    run = _winograd if _channels_are_wide(kernel) else _narrow
     return run(x.reshape(-1, *x.shape[-3:]), kernel).reshape(*x.shape[:-1], -1)
+
+
+def _channels_are_wide(kernel: Any) -> bool:
+    return min(kernel.shape[-2:]) >= WIDE
 
 
 def _convolve_forward(x: Any, kernel: Any) -> Any:
@@ -158,7 +164,7 @@ def _convolve_forward(x: Any, kernel: Any) -> Any:
 
 
 def _convolve_backward(kernel: Any, dy: Any) -> Any:
-    run = _winograd_back if is_wide(dy.shape, kernel.shape) else _narrow_back
+    run = _winograd_back if _channels_are_wide(kernel) else _narrow_back
     dx = run(dy.reshape(-1, *dy.shape[-3:]), kernel)
     return dx.reshape(*dy.shape[:-1], -1), None
 
@@ -183,14 +189,14 @@ def _of_kernel_products(products: Float[Array, "16 *any"]) -> Float[Array, "3 3 
     return jnp.stack([jnp.stack(row) for row in square])
 
 
-def is_wide(x: Sequence[int], kernel: Sequence[int]) -> bool:
-    """Whether Winograd's products save more than the sums cost: shapes of maps, with even sides, and of a 3 x 3 kernel."""
-    return min(kernel[-2:]) >= WIDE and min(x[-3:-1]) >= 4 and x[-3] % 2 == x[-2] % 2 == 0
+def is_wide(shape: Geometry) -> bool:
+    """Whether it is such a convolution, of maps with even sides, and Winograd's products save more than the sums cost."""
+    channels = min(shape.channels, shape.features)
+    return shape.is_same(3) and channels >= WIDE and min(shape.sides) >= 4 and not any(side % 2 for side in shape.sides)
 
 
-def serves(x: Sequence[int], kernel: Sequence[int], stride: int, padding: int) -> bool:
-    """Whether `convolve` can compute a float32 convolution of these shapes, and is faster on the CPU than XLA's."""
-    if (*kernel[:2], stride, padding) != (3, 3, 1, 1):
-        return False
-    is_narrow = min(kernel[-2:]) > NARROW and max(kernel[-2:]) < WIDE and min(x[-3:-1]) > SMALL_MAP
-    return is_narrow or is_wide(x, kernel)
+def serves(shape: Geometry, dtype: Any) -> bool:
+    """Whether `convolve` can compute such a convolution, and is faster on the CPU than XLA's."""
+    channels = (shape.channels, shape.features)
+    is_narrow = min(channels) > NARROW and max(channels) < WIDE and min(shape.sides) > LEAST_SIDE
+    return dtype == jnp.float32 and shape.is_same(3) and (is_narrow or is_wide(shape))
