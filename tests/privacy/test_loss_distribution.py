@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 import pytest
@@ -22,13 +23,13 @@ def many_digits() -> None:
     mp.mp.dps = 50
 
 
-def gaussian_delta(epsilon: float, mu: float) -> mp.mpf:
+def gaussian_delta(epsilon: float, mu: float) -> Any:
     """Balle & Wang 2018, Theorem 8, with sensitivity over noise mu."""
     e, mu = mp.mpf(epsilon), mp.mpf(mu)
     return mp.ncdf(-e / mu + mu / 2) - mp.e**e * mp.ncdf(-e / mu - mu / 2)
 
 
-def one_release_delta(epsilon: float, rate: float, sigma: float) -> mp.mpf:
+def one_release_delta(epsilon: float, rate: float, sigma: float) -> Any:
     """delta of one subsampled release for a unit that is removed: where the loss is epsilon at x, P(beyond x) - e^epsilon Q(beyond x)."""
     q, s = mp.mpf(rate), mp.mpf(sigma)
     x = mp.mpf(1) / 2 + s**2 * mp.log1p(mp.expm1(mp.mpf(epsilon)) / q)
@@ -36,7 +37,7 @@ def one_release_delta(epsilon: float, rate: float, sigma: float) -> mp.mpf:
     return (1 - q) * beyond + q * mp.ncdf((1 - x) / s) - mp.e ** mp.mpf(epsilon) * beyond
 
 
-def root(delta_at: Callable[[mp.mpf], mp.mpf], delta: float) -> mp.mpf:
+def root(delta_at: Callable[[Any], Any], delta: float) -> Any:
     low, high = mp.mpf(0), mp.mpf(1)
     while delta_at(high) > delta:
         high *= 2
