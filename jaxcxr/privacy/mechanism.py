@@ -30,7 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree, UInt32
 
-from jaxcxr.privacy import accounting, exact_sum, moments, noise, rounded_noise, sampling
+from jaxcxr import accounting
+from jaxcxr.privacy import exact_sum, moments, noise, rounded_noise, sampling
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.ledger import Entry
 from jaxcxr.privacy.moments import Moments

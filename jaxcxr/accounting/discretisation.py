@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Pair, Side
+from jaxcxr.accounting.dominating_pair import UNIT_ROUNDOFF, Pair, Side
 
 HIGHEST_LOSS = 540.0
 """Larger losses of one release are taken for infinite (above) or for this one (below)."""

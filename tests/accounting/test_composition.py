@@ -7,9 +7,9 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from jaxcxr.privacy.composition import Curve, composed_curve
-from jaxcxr.privacy.discretisation import GridLoss
-from jaxcxr.privacy.dominating_pair import Side
+from jaxcxr.accounting.composition import Curve, composed_curve
+from jaxcxr.accounting.discretisation import GridLoss
+from jaxcxr.accounting.dominating_pair import Side
 
 GRID = 0.25
 COUNTS = {-2: 300, -1: 2000, 0: 1500, 1: 290, 5: 6}

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jaxcxr.accounting.dominating_pair import UNIT_ROUNDOFF, Release, Side
+from jaxcxr.accounting.gaussian import gaussian_delta, gaussian_epsilon, relative_error
+from jaxcxr.accounting.summed_loss import deltas_of_sum, lower_of_sum, renyi_of_sum, upper_of_sum
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Release, Side
-from jaxcxr.privacy.gaussian import gaussian_delta, gaussian_epsilon, relative_error
-from jaxcxr.privacy.summed_loss import deltas_of_sum, lower_of_sum, renyi_of_sum, upper_of_sum
 
 NO_GUARANTEE = 500.0
 """An epsilon above this is answered by infinity: e^500 protects nobody."""

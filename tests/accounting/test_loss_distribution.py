@@ -9,10 +9,11 @@ import pytest
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 
+from jaxcxr import accounting
+from jaxcxr.accounting import loss_distribution
+from jaxcxr.accounting.dominating_pair import Adjacency, Release
+from jaxcxr.accounting.loss_distribution import Bounds, epsilon_bounds, epsilon_upper
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting, loss_distribution
-from jaxcxr.privacy.dominating_pair import Adjacency, Release
-from jaxcxr.privacy.loss_distribution import Bounds, epsilon_bounds, epsilon_upper
 
 # Without sampling bounds are closed forms; these reach the composition that all other releases take.
 upper_by_composition, lower_by_composition = loss_distribution.upper_of_sum, loss_distribution.lower_of_sum

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.accounting import Spending, releases_of
-from jaxcxr.privacy.dominating_pair import Release
-from jaxcxr.privacy.loss_distribution import upper_curve
+from jaxcxr.accounting.dominating_pair import Release
+from jaxcxr.accounting.epsilon import Spending, releases_of
+from jaxcxr.accounting.loss_distribution import upper_curve
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from jaxcxr.accounting import loss_distribution
+from jaxcxr.accounting.epsilon import Spending, releases_of
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import loss_distribution
-from jaxcxr.privacy.accounting import Spending, releases_of
-from jaxcxr.privacy.loss_distribution import Bounds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ import scipy.fft
 from jaxtyping import Complex, Float
 from scipy.signal import lfilter
 
-from jaxcxr.privacy.discretisation import GridLoss
-from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Side
+from jaxcxr.accounting.discretisation import GridLoss
+from jaxcxr.accounting.dominating_pair import UNIT_ROUNDOFF, Side
 
 _OUTSIDE = 1e-7
 _LARGEST_EXPONENT = 600.0

@@ -7,10 +7,10 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import binom
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
+from jaxcxr.accounting.group_privacy import films_per_patient, patient_bounds, patient_epsilons
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.group_privacy import films_per_patient, patient_bounds, patient_epsilons
 
 RATE, STEPS, DELTA = 128 / 153502, 119923, 6e-6
 # Noise multipliers that cost 1.06 and 7.89 an image over the paper's cohort in 100 epochs.

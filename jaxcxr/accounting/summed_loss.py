@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.composition import Curve, cells_of_sum, composed_curve
-from jaxcxr.privacy.discretisation import HIGHEST_LOSS, on_grid, range_of
-from jaxcxr.privacy.dominating_pair import Direction, Pair, Release, Side, pair_of
+from jaxcxr.accounting.composition import Curve, cells_of_sum, composed_curve
+from jaxcxr.accounting.discretisation import HIGHEST_LOSS, on_grid, range_of
+from jaxcxr.accounting.dominating_pair import Direction, Pair, Release, Side, pair_of
 
 _TRUNCATED = 1e-4
 """Share of delta that truncations may take in all, and as much that the offsets of a lower bound may."""

@@ -18,10 +18,10 @@ import dp_accounting
 from dp_accounting import rdp
 from scipy.optimize import brentq
 
+from jaxcxr.accounting import loss_distribution
+from jaxcxr.accounting.dominating_pair import Adjacency, Release
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import loss_distribution
-from jaxcxr.privacy.dominating_pair import Adjacency, Release
-from jaxcxr.privacy.loss_distribution import Bounds
 
 ACCOUNTANT = "privacy loss distribution, both bounds by tilted Fourier composition with a rounding allowance (jaxcxr)"
 CALIBRATION_TOLERANCE = 2e-3

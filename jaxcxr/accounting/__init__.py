@@ -1,0 +1,52 @@
+"""The arithmetic of epsilon: what releases cost, and the noise for a budget. It reads no file and imports no jax.
+
+Everyday names are here. To follow a bound from its claim to its proof, read the modules in this order: `epsilon` (the front),
+`loss_distribution` (both bounds), `dominating_pair` (one release), `discretisation` (its loss on a grid), `composition` (the
+sum of all losses), `summed_loss` (which grid and tilt), `gaussian` (closed form without sampling). `group_privacy`,
+`attack_bounds` and `selection` say what the claim means for a patient with several films, against attackers, and for several
+models.
+"""
+
+from jaxcxr.accounting.epsilon import (
+    ACCOUNTANT,
+    CALIBRATION_TOLERANCE,
+    MOST_STEPS,
+    Plan,
+    Spending,
+    affordable_steps,
+    calibrate,
+    calibrated_noise,
+    epsilon_bounds,
+    epsilon_pld,
+    epsilon_rdp,
+    gdp_mu,
+    plan,
+    profile,
+    releases_of,
+    sample_rate_of,
+    steps_of_epochs,
+)
+from jaxcxr.accounting.loss_distribution import LEAST_DELTA, NO_GUARANTEE, Bounds
+
+__all__ = [
+    "ACCOUNTANT",
+    "CALIBRATION_TOLERANCE",
+    "LEAST_DELTA",
+    "MOST_STEPS",
+    "NO_GUARANTEE",
+    "Bounds",
+    "Plan",
+    "Spending",
+    "affordable_steps",
+    "calibrate",
+    "calibrated_noise",
+    "epsilon_bounds",
+    "epsilon_pld",
+    "epsilon_rdp",
+    "gdp_mu",
+    "plan",
+    "profile",
+    "releases_of",
+    "sample_rate_of",
+    "steps_of_epochs",
+]
