@@ -1,30 +1,33 @@
 """The arithmetic of epsilon: what releases cost, and the noise for a budget. It reads no file and imports no jax.
 
-Everyday names are here. To follow a bound from its claim to its proof, read the modules in this order: `epsilon` (the front),
-`loss_distribution` (both bounds), `dominating_pair` (one release), `discretisation` (its loss on a grid), `composition` (the
-sum of all losses), `summed_loss` (which grid and tilt), `gaussian` (closed form without sampling). `group_privacy`,
-`attack_bounds` and `selection` say what the claim means for a patient with several films, against attackers, and for several
+The names that the rest of the package uses are exported here. To follow a bound from its claim to its proof, read the modules
+in this order: `epsilon`, `loss_distribution` (both bounds), `dominating_pair` (one release), `discretisation` (its loss on a
+grid), `composition` (the sum of all losses), `summed_loss` (the choice of grid and tilt), `gaussian` and `chi_square` (closed
+forms without sampling, and for units that are hardly ever drawn). `calibration` finds the noise for a budget. `group_privacy`,
+`attack_bounds` and `selection` say what the claim means for a patient with several images, against attackers, and for several
 models.
 """
 
-from jaxcxr.accounting.epsilon import (
-    ACCOUNTANT,
+from jaxcxr.accounting.calibration import (
     CALIBRATION_TOLERANCE,
-    MOST_STEPS,
     Plan,
-    Spending,
     affordable_steps,
     calibrate,
     calibrated_noise,
+    plan,
+    sample_rate_of,
+    steps_of_epochs,
+)
+from jaxcxr.accounting.epsilon import (
+    ACCOUNTANT,
+    MOST_STEPS,
+    Spending,
     epsilon_bounds,
     epsilon_pld,
     epsilon_rdp,
     gdp_mu,
-    plan,
     profile,
     releases_of,
-    sample_rate_of,
-    steps_of_epochs,
 )
 from jaxcxr.accounting.loss_distribution import LEAST_DELTA, NO_GUARANTEE, Bounds
 

@@ -39,10 +39,11 @@ def choose_best(
     mean = float(len(runs)) if mean_runs is None else mean_runs
     if mean < 1:
         raise ValueError(f"mean_runs: expected at least 1, found {mean}")
-    if any(s.noise_multiplier == 0 for run in runs for s in composed(run)):
+    different = {tuple(composed(run)) for run in runs}
+    if any(s.noise_multiplier == 0 for run in different for s in run):
         return math.inf
     with quiet():
-        accountants = [rdp_accountant(run) for run in runs]
+        accountants = [rdp_accountant(run) for run in different]
         # A run that draws its settings at random costs, at each Rényi order, at most the most expensive candidate.
         orders = np.asarray(accountants[0]._orders)
         single = np.max([np.asarray(a._rdp) for a in accountants], axis=0)

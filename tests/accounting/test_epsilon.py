@@ -18,7 +18,7 @@ RATE, STEPS, DELTA = 128 / 153502, 179885, 6e-6
 def test_the_papers_run_is_calibrated_to_half_a_percent(epsilon: float, sigma: float, sigma_rdp: float) -> None:
     plan = accounting.calibrate(epsilon, DELTA, RATE, STEPS)
     assert plan.noise_multiplier == pytest.approx(sigma, rel=5e-3)
-    assert epsilon * 0.998 <= plan.epsilon_pld <= epsilon
+    assert epsilon * (1 - accounting.CALIBRATION_TOLERANCE) <= plan.epsilon_pld <= epsilon
     assert plan.epsilon_rdp > plan.epsilon_pld
     assert accounting.epsilon_rdp([Spending(RATE, sigma_rdp, STEPS)], DELTA) == pytest.approx(epsilon, rel=5e-3)
 
@@ -38,7 +38,7 @@ def test_calibration_is_certified_and_wastes_little(epsilon: float, already: lis
     bounds = accounting.epsilon_bounds([*already, Spending(0.02, sigma, 400)], 1e-5)
     assert bounds.upper <= epsilon
     assert bounds.lower >= epsilon * 0.993
-    assert bounds.upper >= epsilon * 0.997
+    assert bounds.upper >= epsilon * 0.999
 
 
 def test_one_gaussian_release_against_the_closed_form() -> None:
@@ -208,7 +208,7 @@ def test_contradictions_are_raised_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(InputError, match="defect of the accountant"):
         accounting.epsilon_bounds(spent, 1e-5)
     monkeypatch.undo()
-    monkeypatch.setattr("jaxcxr.accounting.epsilon.epsilon_rdp", lambda *_: 0.9 * upper)
+    monkeypatch.setattr("jaxcxr.accounting.calibration.epsilon_rdp", lambda *_: 0.9 * upper)
     with pytest.raises(ArithmeticError, match="Rényi"):
         accounting.plan(1.0, 1e-5, 0.05, 40)
 

@@ -179,4 +179,6 @@ def test_a_lower_bound_reckons_with_offsets_that_are_rare_but_not_negligible() -
 
 
 def test_losses_that_rounding_hides_give_bounds_that_say_nothing_instead_of_a_trace() -> None:
-    assert epsilon_bounds([Release(1e-9, 1e4, 10**7)], 1e-9) == Bounds(0.0, math.inf)  # the truth is 0
+    release = Release(1e-9, 1e4, 10**7)  # epsilon is 0
+    assert lower_by_composition((release,), 1e-9) == 0.0
+    assert upper_by_composition((release,), 1e-9) == math.inf
