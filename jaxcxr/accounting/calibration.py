@@ -68,7 +68,7 @@ def steps_of_epochs(epochs: float, n_units: int, expected_batch_size: int) -> in
 
 
 def require_epsilon(epsilon: float) -> None:
-    """Raise where a budget is no budget.
+    """Raise where epsilon is out of range for a budget.
 
     Raises:
         InputError: epsilon is not positive, or above 500.

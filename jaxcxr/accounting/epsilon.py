@@ -54,8 +54,8 @@ def _require_spending(spent: Spending) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """dp-accounting logs a warning for every Rényi order that underflows: hundreds of lines that say nothing about the
-    result.
+    """Suppress dp-accounting's warnings about single Rényi orders that underflow: hundreds, and the result does not depend on
+    them.
     """
     logger = logging.getLogger("absl")
     before = logger.level
@@ -76,7 +76,7 @@ def _event(spending: Spending) -> dp_accounting.DpEvent:
 
 
 def composed(spendings: Sequence[Spending]) -> list[Spending]:
-    """Like releases merged, empty ones dropped, sorted: composition does not depend on order.
+    """Equal releases merged, empty ones dropped, sorted: composition does not depend on their order.
 
     Raises:
         InputError: a rate, noise multiplier or number of steps is out of the range for which bounds are computed.
@@ -92,7 +92,7 @@ def composed(spendings: Sequence[Spending]) -> list[Spending]:
 
 
 def releases_of(spendings: Sequence[Spending], films: int = 1, adjacency: Adjacency = "add_remove") -> tuple[Release, ...]:
-    """Spendings as a unit with so many films meets them.
+    """The releases that `spendings` are for a unit with `films` films.
 
     Raises:
         InputError: a release is out of range, or replace-one is asked for with more than one film.
@@ -147,8 +147,7 @@ def profile(spendings: Sequence[Spending], deltas: Sequence[float], films: int =
 
 def gdp_mu(spendings: Sequence[Spending], delta: float, films: int = 1) -> float:
     """The least mu, rounded up by about a thousandth, with which mu-Gaussian differential privacy promises no more than
-    holds at any
-    delta from `delta` on (recommended as the one figure to report by Gomez et al. 2025, arXiv 2503.10945).
+    holds at any delta from `delta` on (recommended as the one figure to report by Gomez et al. 2025, arXiv 2503.10945).
 
     Returns:
         mu; 0 if delta covers everything, infinity if there is no guarantee.

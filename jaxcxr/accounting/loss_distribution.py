@@ -63,7 +63,7 @@ def require_delta(delta: float) -> None:
 
 
 def epsilon_upper(releases: Sequence[Release], delta: float) -> float:
-    """Upper bound on epsilon of all releases together; infinity if it is beyond all use (`NO_GUARANTEE`)."""
+    """Upper bound on epsilon of all releases together; infinity above `NO_GUARANTEE`."""
     require_delta(delta)
     return _upper(tuple(releases), delta)
 
@@ -121,7 +121,7 @@ def _lower(releases: tuple[Release, ...], delta: float) -> float:
 
 
 def renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
-    """About what Rényi moments give in the direction "remove": a scale to start a search from, not a bound."""
+    """An approximation by Rényi moments in direction "remove": where to start a search, not a bound."""
     epsilon = _without_composition(releases, delta)
     return renyi_of_sum(releases, delta) if epsilon is None else epsilon
 
@@ -204,5 +204,5 @@ def _gaussians_merged(releases: tuple[Release, ...], side: Side) -> tuple[Releas
 
 
 def _gaussian_mu(releases: tuple[Release, ...]) -> float | None:
-    """Of merged releases that are nothing but one Gaussian release."""
+    """mu of merged releases, if they are a single Gaussian release."""
     return 1 / releases[0].noise_multiplier if len(releases) == 1 and releases[0].sample_rate == 1 else None

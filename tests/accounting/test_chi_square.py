@@ -81,7 +81,7 @@ def test_epsilon_of_a_gaussian_release(mu: float, share: float) -> None:
         assert found < mu**2 / delta
 
 
-def test_units_that_are_hardly_ever_drawn_get_bounds_of_use() -> None:
+def test_units_that_are_hardly_ever_drawn_get_finite_bounds() -> None:
     """Losses so small that rounding hides them from the composition, which says nothing."""
     release = Release(1e-9, 1e4, 10**7)
     assert epsilon_bounds([release], 1e-9) == Bounds(0.0, 0.0)

@@ -25,7 +25,7 @@ def test_patients_of_the_papers_cohort(image: float, films: int, patient: float)
     assert bounds.lower == pytest.approx(patient, rel=0.02)
     assert bounds.upper == pytest.approx(patient, rel=0.02)
     assert bounds.lower < bounds.upper < bounds.lower * 1.01
-    assert bounds.lower > films * image  # multiplying would be too kind
+    assert bounds.lower > films * image  # a multiple of epsilon would be too small
 
 
 def test_bounds_enclose_the_librarys_mixture_of_gaussians() -> None:

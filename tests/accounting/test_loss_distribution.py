@@ -171,7 +171,7 @@ def test_no_noise_and_nothing() -> None:
     assert epsilon_bounds((Release(0.1, 0.0, 3),), 1e-5).lower == math.inf
 
 
-def test_a_lower_bound_reckons_with_offsets_that_are_rare_but_not_negligible() -> None:
+def test_a_lower_bound_allows_for_offsets_that_are_rare_but_not_negligible() -> None:
     """Nearly all losses lie on a multiple of the grid, and the few that decide do not."""
     release = Release(1e-6, 0.3, 1, adjacency="replace_one")
     bounds = epsilon_bounds([release], 1e-7)
