@@ -105,18 +105,17 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
             f"the released statistics alone cost epsilon {before:.4g} at delta {delta:g}: nothing is left for training"
         )
 
+    tried: list[float] = []
+
     @functools.cache
     def spent(log_sigma: float) -> float:
+        tried.append(log_sigma)
         return epsilon_pld([*already, Spending(sample_rate, math.exp(log_sigma), steps)], delta)
-
-    tried: dict[float, float] = {}
 
     def excess(log_sigma: float) -> float:
         """Log of what is spent over the middle of what may be: nearly linear in the logarithm of the noise."""
         found = max(min(spent(log_sigma), NO_GUARANTEE), 1e-3 * epsilon)
-        above = math.log(found / (epsilon * (1 - CALIBRATION_TOLERANCE / 2)))
-        tried[above] = log_sigma
-        return above
+        return math.log(found / (epsilon * (1 - CALIBRATION_TOLERANCE / 2)))
 
     def rough(log_sigma: float) -> float:
         releases = releases_of([*already, Spending(sample_rate, math.exp(log_sigma), steps)])
@@ -139,19 +138,18 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
         return math.exp(low)
     # `high` always keeps the budget. Every fourth point halves what is left, so that the search ends whatever the curve.
     for round_ in itertools.count(1):
-        excess(low), excess(high)
         if spent(high) >= epsilon * (1 - CALIBRATION_TOLERANCE) or high - low < 1e-9:
             break
-        middle = _crossing(tried) if round_ % 4 else (low + high) / 2
+        middle = _crossing({excess(x): x for x in tried}) if round_ % 4 else (low + high) / 2
         middle = min(max(middle, low + 1e-3 * (high - low)), high - 1e-3 * (high - low))
         low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
     return math.exp(high)
 
 
-def _crossing(tried: Mapping[float, float]) -> float:
-    """Where the value is 0, by the parabola through the three points of least value; `tried` maps values to places."""
-    nearest = sorted(tried, key=abs)[:3]
-    return sum(tried[a] * math.prod(b / (b - a) for b in nearest if b != a) for a in nearest)
+def _crossing(places: Mapping[float, float]) -> float:
+    """Where the value is 0, by the parabola through the three points nearest to it; `places` maps values to places."""
+    nearest = sorted(places, key=abs)[:3]
+    return sum(places[a] * math.prod(b / (b - a) for b in nearest if b != a) for a in nearest)
 
 
 def _root(function: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
