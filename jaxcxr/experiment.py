@@ -234,7 +234,7 @@ def _headline(plan: Any) -> str:
     m = plan.mechanism
     if m is None:
         return f"training without privacy: {plan.steps} steps of {plan.config.training.expected_batch_size} expected films"
-    from jaxcxr.privacy.accounting import plan as planned
+    from jaxcxr.accounting import plan as planned
 
     cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
     counted = f", class counts noised by {plan.class_counts.noise_multiplier:.4g}" if plan.class_counts is not None else ""
@@ -251,8 +251,8 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     """
     if plan.mechanism is None or plan.config.privacy.unit != "image":
         return []
-    from jaxcxr.privacy.accounting import Spending
-    from jaxcxr.privacy.group_privacy import films_per_patient, patient_epsilons
+    from jaxcxr.accounting import Spending
+    from jaxcxr.accounting.group_privacy import films_per_patient, patient_epsilons
 
     m = plan.mechanism
     try:

@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def _of_plan(a: Arguments) -> list[dict[str, Any]]:
-    from jaxcxr.privacy import accounting
+    from jaxcxr import accounting
 
     rate, delta, n, batch = _checked(a)
     already = [] if a.counts_noise is None else [accounting.Spending(1.0, a.counts_noise, 1)]
@@ -132,8 +132,8 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
 
 
 def _checked(a: Arguments) -> tuple[float, float, int, int]:
-    from jaxcxr.privacy import accounting
-    from jaxcxr.privacy.loss_distribution import LEAST_DELTA
+    from jaxcxr import accounting
+    from jaxcxr.accounting.loss_distribution import LEAST_DELTA
 
     if a.n is None or a.batch is None or a.delta is None:
         raise InputError("expected --n, --batch and --delta, or --run or --sweep")
@@ -152,7 +152,7 @@ def _checked(a: Arguments) -> tuple[float, float, int, int]:
 
 
 def _most_steps(already: list[Any], rate: float, sigma: float, epsilon: float, delta: float) -> int:
-    from jaxcxr.privacy import accounting
+    from jaxcxr import accounting
 
     wanted = 1024
     while (found := accounting.affordable_steps(already, rate, sigma, epsilon, delta, wanted)) == wanted:
@@ -167,8 +167,8 @@ def _most_steps(already: list[Any], rate: float, sigma: float, epsilon: float, d
 
 def _besides(spendings: Any, delta: float, a: Arguments) -> dict[str, float]:
     """What was asked besides: the same under replace-one adjacency, and for patients."""
-    from jaxcxr.privacy import accounting
-    from jaxcxr.privacy.group_privacy import patient_bounds
+    from jaxcxr import accounting
+    from jaxcxr.accounting.group_privacy import patient_bounds
 
     row = {}
     if a.replace_one:
@@ -178,7 +178,7 @@ def _besides(spendings: Any, delta: float, a: Arguments) -> dict[str, float]:
 
 
 def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
-    from jaxcxr.privacy import accounting
+    from jaxcxr import accounting
     from jaxcxr.privacy.spent import spent_of
 
     spent = spent_of(folder)
@@ -205,7 +205,7 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
 
 
 def _of_sweep(folder: Path) -> list[dict[str, Any]]:
-    from jaxcxr.privacy.selection import sweep_cost
+    from jaxcxr.report.sweep_cost import sweep_cost
 
     cost = sweep_cost(folder)
     rows: list[dict[str, Any]] = [{"what": f"model {run.name}", "epsilon": run.epsilon} for run in cost.runs]

@@ -105,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert config.privacy is not None
     import numpy as np
 
+    from jaxcxr import accounting
+    from jaxcxr.accounting.attack_bounds import trade_off
     from jaxcxr.audit.models import logistic_regression, network
     from jaxcxr.audit.run import Films, audit, canary_films, subject_of
     from jaxcxr.experiment import store_of
-    from jaxcxr.privacy import accounting
-    from jaxcxr.privacy.attack_bounds import trade_off
     from jaxcxr.privacy.mechanism import Mechanism
     from jaxcxr.privacy.noise import new_secret
     from jaxcxr.privacy.provenance import code_fingerprint

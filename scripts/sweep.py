@@ -86,9 +86,9 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     """
     from jaxcxr.data.store import open_store
     from jaxcxr.experiment import evaluate_untouched, run_experiment
-    from jaxcxr.privacy.selection import write_cost
     from jaxcxr.report.figures import figure_2
     from jaxcxr.report.sweep import write_sweep
+    from jaxcxr.report.sweep_cost import write_cost
     from jaxcxr.report.tables import summarise, write_tables
     from jaxcxr.training.processor import keep_memory
 

@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 PARTS = (
+    "accounting",
     "data",
     "privacy",
     "models",
@@ -37,15 +40,19 @@ ABOVE_ALL = ("scripts", "tests", "notebooks")
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "jaxcxr.errors": (*JAX, *parts(*(part for part in PARTS if part != "errors"))),
     "jaxcxr.replacing": (*JAX, *parts(*(part for part in PARTS if part != "replacing"))),
+    "jaxcxr.accounting": (*JAX, *parts(*(part for part in PARTS if part not in ("accounting", "errors")))),
     "jaxcxr.config": (*JAX, *parts(*(part for part in PARTS if part not in ("config", "errors")))),
     "jaxcxr.console": (*JAX, *parts(*(part for part in PARTS if part not in ("console", "config", "errors")))),
     "jaxcxr.recipes": (*JAX, *parts(*(part for part in PARTS if part not in ("recipes", "config", "data", "errors")))),
-    "jaxcxr.study": (*JAX, *parts("data", "models", "privacy", "training", "report", "bench", "inference", "conversion")),
-    "jaxcxr.data": (*JAX, *parts("privacy", "models", "training", "eval", "report", "experiment")),
+    "jaxcxr.study": (
+        *JAX,
+        *parts("accounting", "data", "models", "privacy", "training", "report", "bench", "inference", "conversion"),
+    ),
+    "jaxcxr.data": (*JAX, *parts("accounting", "privacy", "models", "training", "eval", "report", "experiment")),
     "jaxcxr.privacy": ("flax", *parts("data", "models", "training", "eval", "report", "experiment")),
-    "jaxcxr.models": parts("data", "privacy", "training", "eval", "report", "experiment"),
+    "jaxcxr.models": parts("accounting", "data", "privacy", "training", "eval", "report", "experiment"),
     "jaxcxr.training": ("flax", *parts("eval", "report", "experiment")),
-    "jaxcxr.eval": (*JAX, *parts("privacy", "models", "training", "report", "experiment")),
+    "jaxcxr.eval": (*JAX, *parts("accounting", "privacy", "models", "training", "report", "experiment")),
     "jaxcxr.eval.predict": ("flax", *parts("report", "experiment")),
     "jaxcxr.report": (*JAX, *parts("models", "training", "experiment")),
     "jaxcxr.release": ("flax", *parts("experiment")),
@@ -57,7 +64,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "scripts": ("flax", "tests"),
 }
 """For a module or package (the longest name that fits counts), what it must not import."""
-NO_JAX_EVEN_INDIRECTLY = parts("errors", "replacing", "config", "console", "data", "eval", "report")
+NO_JAX_EVEN_INDIRECTLY = parts("accounting", "errors", "replacing", "config", "console", "data", "eval", "report")
 
 Sources = Mapping[str, str]
 
@@ -141,6 +148,17 @@ def test_no_jax_behind_the_wall() -> None:
     assert indirect_violations(SOURCES) == []
 
 
+def test_accounting_runs_without_jax() -> None:
+    """In a process of its own: what its dependencies import counts too."""
+    modules = [module.removesuffix(".__init__") for module in SOURCES if is_within(module, "jaxcxr.accounting")]
+    assert len(modules) > 5
+    loaded = (
+        f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint([m for m in {JAX} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_package_itself_imports_only_the_way_to_import_late() -> None:
     assert imports_of("jaxcxr.__init__", SOURCES["jaxcxr.__init__"]) == {"importlib"}
 
@@ -164,7 +182,11 @@ def test_the_files_are_there() -> None:
 @pytest.mark.parametrize(
     ("module", "statement"),
     [
+        ("jaxcxr.accounting.epsilon", "import jax"),
+        ("jaxcxr.accounting.epsilon", "from jaxcxr.privacy import ledger"),
+        ("jaxcxr.accounting.selection", "from jaxcxr.replacing import write_json"),
         ("jaxcxr.data.store", "import jaxcxr.privacy.noise"),
+        ("jaxcxr.data.store", "from jaxcxr import accounting"),
         ("jaxcxr.data.store", "import jax.numpy as jnp"),
         ("jaxcxr.data.sources.table", "from ...training import plan"),
         ("jaxcxr.data.synthetic.__init__", "from ...models import layers"),
@@ -196,6 +218,7 @@ def test_a_wrong_import_is_seen(module: str, statement: str, template: str) -> N
 @pytest.mark.parametrize(
     ("module", "statement"),
     [
+        ("jaxcxr.accounting.epsilon", "from jaxcxr.privacy import mechanism"),
         ("jaxcxr.eval.evaluate", "from jaxcxr.eval.predict import predict_table"),
         ("jaxcxr.report.tables", "from jaxcxr.eval import predict"),
         ("jaxcxr.report.tables", "def late():\n    from jaxcxr.privacy import mechanism"),
@@ -210,6 +233,7 @@ def test_jax_behind_another_module_is_seen(module: str, statement: str) -> None:
 @pytest.mark.parametrize(
     ("module", "statement"),
     [
+        ("jaxcxr.privacy.ledger", "from jaxcxr.accounting import Spending"),
         ("jaxcxr.eval.predict", "from jaxcxr.training import step"),
         ("jaxcxr.report.tables", "from jaxcxr.eval.metrics import METRICS"),
         ("jaxcxr.data.store", "from jaxtyping import Float"),

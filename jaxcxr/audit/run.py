@@ -18,11 +18,11 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int, PyTree, UInt8
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
 from jaxcxr.audit.mechanism import Check, check_mechanism
 from jaxcxr.audit.models import Loss, Model
 from jaxcxr.audit.statistics import MembershipCurve, epsilon_from_scores, membership_curve
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.binding import Binding, bound_secret
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.mechanism import Mechanism

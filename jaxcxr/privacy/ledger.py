@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from jaxcxr.accounting import Spending
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.chain import CHARACTERS, chained, read_chain
 
 KIND = "ledger"

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
+from jaxcxr import accounting
 from jaxcxr.per_example import gradients
 from jaxcxr.per_example.gradients import Loss
-from jaxcxr.privacy import accounting, clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
+from jaxcxr.privacy import clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
 from jaxcxr.privacy.clipping import ClipRule, Flat, Method
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.ledger import Entry

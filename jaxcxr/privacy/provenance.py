@@ -4,7 +4,17 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-TRAINS = ("privacy", "models", "training", "data/augment.py", "data/findings.py", "data/shards.py", "data/store.py")
+TRAINS = (
+    "accounting",
+    "per_example",
+    "privacy",
+    "models",
+    "training",
+    "data/augment.py",
+    "data/findings.py",
+    "data/shards.py",
+    "data/store.py",
+)
 """Folders and files of the package that decide what a run releases: what training draws, reads, computes and adds up. The rest
 (evaluation, reports, preparation, configuration, errors) either is not run by training or acts through the configuration alone.
 """

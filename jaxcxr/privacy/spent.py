@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.config import Experiment, PrivacyConfig, load
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import AnyEntry, Entry, Terms, read_with_heads, run_name, spendings_of
-from jaxcxr.privacy.loss_distribution import Bounds
 
 FACTS, CONFIG, LEDGER, CHECKPOINTS = "run.json", "config.yaml", "ledger.jsonl", "checkpoints"
 _POSITIVE = ("epsilon", "sample_rate")

@@ -15,7 +15,8 @@ import math
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from jaxcxr.privacy import accounting, noise, rounded_noise
+from jaxcxr import accounting
+from jaxcxr.privacy import noise, rounded_noise
 from jaxcxr.privacy.ledger import Statistic
 
 CLASS_COUNTS = "class_counts"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from jaxcxr.privacy.loss_distribution import Bounds
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.report.figures import MARKERS, PALETTE, save
 
 Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
@@ -34,7 +34,7 @@ def trade_off_figure(
     works.
 
     Args:
-        curves: by label, such as from `privacy.attack_bounds.trade_off`.
+        curves: by label, such as from `accounting.attack_bounds.trade_off`.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
         unit: what is in the training data or not, in the plural.
@@ -83,7 +83,7 @@ def patients_figure(
     """Epsilon of a patient against how many films they have in the training data.
 
     Args:
-        bounds: by model, then by number of films, such as from `privacy.group_privacy.patient_bounds`. The upper bound is
+        bounds: by model, then by number of films, such as from `accounting.group_privacy.patient_bounds`. The upper bound is
             drawn, with a bar down to the lower one; a dotted line shows epsilon times films, which holds
             at a far larger delta only.
         out_dir: folder, made if it does not exist.

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxcxr.privacy import accounting, group_privacy, rounding
-from jaxcxr.privacy.attack_bounds import attack_bounds
+from jaxcxr import accounting
+from jaxcxr.accounting import group_privacy
+from jaxcxr.accounting.attack_bounds import attack_bounds
+from jaxcxr.privacy import rounding
 from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
 from jaxcxr.report.card_facts import (
     COUNTS,

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import ValidationError
 
+from jaxcxr.accounting import Spending
 from jaxcxr.config import Experiment, PrivacyConfig, load
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.binding import altered
 from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_SIZE
 from jaxcxr.privacy.ledger import AnyEntry, Entry, Terms

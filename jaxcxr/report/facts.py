@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.loss_distribution import Bounds
 from jaxcxr.privacy.spent import CONFIG, FACTS, spent_of
 from jaxcxr.privacy.spent import read_facts as read_run_facts
 

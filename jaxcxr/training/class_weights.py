@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from jaxcxr import accounting
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
 from jaxcxr.privacy.ledger import Statistic
 from jaxcxr.privacy.statistics import (
     NoisedCounts,

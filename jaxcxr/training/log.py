@@ -8,7 +8,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxcxr.privacy import accounting
+from jaxcxr import accounting
 from jaxcxr.replacing import replacing
 from jaxcxr.training.plan import Plan
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxcxr import accounting
 from jaxcxr.config import Experiment, dump, load
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
 from jaxcxr.privacy.binding import bound_secret
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, has_entries, run_name
 from jaxcxr.replacing import replacing, write_json

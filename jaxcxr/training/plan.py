@@ -16,7 +16,8 @@ import optax
 import pandas as pd
 from jaxtyping import Float, Int, PyTree
 
-from jaxcxr import __version__
+from jaxcxr import __version__, accounting
+from jaxcxr.accounting import Spending
 from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.data.duplicates import listed_duplicates
 from jaxcxr.data.findings import mirror_permutation
@@ -25,8 +26,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.scope import split as split_params
 from jaxcxr.models.scope import trained_mask
-from jaxcxr.privacy import accounting, exact_sum, moments
-from jaxcxr.privacy.accounting import Spending
+from jaxcxr.privacy import exact_sum, moments
 from jaxcxr.privacy.clipping import Flat, PerLayer
 from jaxcxr.privacy.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.privacy.ledger import Statistic

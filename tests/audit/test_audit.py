@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcxr import accounting
 from jaxcxr.audit.models import logistic_regression
 from jaxcxr.audit.run import Audit, Films, Subject, audit, canary_films, subject_of
-from jaxcxr.privacy import accounting
 from jaxcxr.privacy.mechanism import Mechanism
 
 SIDE, FINDINGS, COHORT, CANARIES, STEPS, BATCH = 16, 3, 300, 160, 40, 46

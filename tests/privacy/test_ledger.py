@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxcxr.accounting import Spending
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.chain import chained
 from jaxcxr.privacy.ledger import (
     Entry,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxcxr.privacy.accounting import Spending
+from jaxcxr.accounting import Spending
 from jaxcxr.privacy.mechanism import Mechanism
 
 SECRET = bytes(range(32))

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
 from jaxcxr.errors import InputError
 from jaxcxr.experiment import read_run
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Entry, Statistic, Terms
-from jaxcxr.privacy.selection import sweep_cost
 from jaxcxr.privacy.spent import is_private, is_trained, spent_of
 from jaxcxr.release.gate import passage
 from jaxcxr.report.card import make_card
 from jaxcxr.report.facts import read_facts
+from jaxcxr.report.sweep_cost import sweep_cost
 from tests.conftest import load_script
 from tests.run_files import write_plain_run, write_run
 

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
 from jaxcxr.privacy.statistics import (
     NoisedCounts,
     class_counts_entry,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
 from jaxcxr.data.journal import alone
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import run_name
 from jaxcxr.release import check, register
 from jaxcxr.release.build import build_release

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcxr.privacy.loss_distribution import Bounds
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.report.attacks import BAND, patients_figure, trade_off_figure
 
 RATES = np.linspace(0, 1, 50)

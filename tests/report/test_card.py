@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending, group_privacy
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting, group_privacy
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, run_name
 from jaxcxr.report.card import card_html, card_of, differing, make_card, recomputed, write_card
 from jaxcxr.report.card_facts import CardFacts, facts_of_run

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxcxr.accounting import Spending, epsilon_bounds
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.eval.predictions import read_predictions
-from jaxcxr.privacy.accounting import Spending, epsilon_bounds
 from jaxcxr.privacy.ledger import Entry, Terms
 from jaxcxr.report.facts import read_facts
 from jaxcxr.report.figures import figure_2

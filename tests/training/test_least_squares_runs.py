@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.privacy import exact_sum, noise
-from jaxcxr.privacy.accounting import Spending, epsilon_pld
 from jaxcxr.privacy.ledger import Entry, read_ledger
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training import loop

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import Spending, epsilon_pld
 from jaxcxr.privacy.binding import bound_secret
 from jaxcxr.privacy.ledger import read_ledger
 from jaxcxr.training import loop, objective

@@ -19,7 +19,7 @@ from tests.conftest import changed
 def test_the_noise_is_calibrated_to_the_budget(tiny_config: Experiment, tiny_store: Store) -> None:
     plan = make_plan(tiny_config, tiny_store)
     assert plan.mechanism is not None
-    from jaxcxr.privacy.accounting import Spending, epsilon_pld
+    from jaxcxr.accounting import Spending, epsilon_pld
 
     spent = epsilon_pld([Spending(plan.sample_rate, plan.mechanism.noise_multiplier, plan.steps)], 1e-4)
     assert 8.0 * 0.998 <= spent <= 8.0

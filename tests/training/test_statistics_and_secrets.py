@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from jaxcxr import experiment
+from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import Spending, epsilon_pld
 from jaxcxr.privacy.ledger import Ledger, Statistic, read_ledger, run_name
 from jaxcxr.privacy.statistics import NoisedCounts
 from jaxcxr.training import loop, objective

@@ -3,8 +3,8 @@ import math
 import pytest
 from scipy.stats import norm
 
-from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.attack_bounds import attack_bounds
+from jaxcxr.accounting import Spending
+from jaxcxr.accounting.attack_bounds import attack_bounds
 
 
 @pytest.mark.parametrize(("sigma", "films"), [(2.0, 1), (8.0, 3)])

@@ -1,8 +1,8 @@
 import numpy as np
 from scipy.stats import norm
 
-from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.attack_bounds import attack_bounds, trade_off
+from jaxcxr.accounting import Spending
+from jaxcxr.accounting.attack_bounds import attack_bounds, trade_off
 
 
 def test_the_whole_curve_of_the_gaussian_mechanism() -> None:

@@ -3,7 +3,8 @@
 Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and `Bounds.lower` never
 above it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on the safe side (`discretisation`,
 `composition`, `summed_loss`).
-Releases without sampling are Gaussian releases and are composed in closed form (`gaussian`).
+Releases without sampling are Gaussian releases and are composed in closed form (`gaussian`); where another closed form gives a
+smaller upper bound, that one is returned (`chi_square`).
 """
 
 import dataclasses
@@ -14,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jaxcxr.accounting.chi_square import epsilon_by_chi_square, total_variation_by_chi_square
+from jaxcxr.accounting.dominating_pair import UNIT_ROUNDOFF, Release, Side
+from jaxcxr.accounting.gaussian import gaussian_delta, gaussian_epsilon, relative_error
+from jaxcxr.accounting.summed_loss import deltas_of_sum, lower_of_sum, renyi_of_sum, upper_of_sum
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Release, Side
-from jaxcxr.privacy.gaussian import gaussian_delta, gaussian_epsilon, relative_error
-from jaxcxr.privacy.summed_loss import deltas_of_sum, lower_of_sum, renyi_of_sum, upper_of_sum
 
 NO_GUARANTEE = 500.0
 """An epsilon above this is answered by infinity: e^500 protects nobody."""
@@ -61,7 +63,7 @@ def require_delta(delta: float) -> None:
 
 
 def epsilon_upper(releases: Sequence[Release], delta: float) -> float:
-    """Upper bound on epsilon of all releases together; infinity if it is beyond all use (`NO_GUARANTEE`)."""
+    """Upper bound on epsilon of all releases together; infinity above `NO_GUARANTEE`."""
     require_delta(delta)
     return _upper(tuple(releases), delta)
 
@@ -89,23 +91,29 @@ def is_within(releases: Sequence[Release], delta: float, epsilon: float) -> bool
     return epsilon_upper(releases, delta) <= epsilon
 
 
-@functools.lru_cache(maxsize=1024)
-def _upper(releases: tuple[Release, ...], delta: float) -> float:
+def _without_composition(releases: Sequence[Release], delta: float) -> float | None:
+    """Epsilon where it needs no composition: 0 if delta covers everything, infinity if a release has no noise."""
     if not releases or total_variation(releases) <= delta:
         return 0.0
-    if any(r.noise_multiplier == 0 for r in releases):
-        return math.inf
+    return math.inf if any(r.noise_multiplier == 0 for r in releases) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _upper(releases: tuple[Release, ...], delta: float) -> float:
+    if (epsilon := _without_composition(releases, delta)) is not None:
+        return epsilon
     releases = _gaussians_merged(releases, "upper")
-    epsilon = gaussian_epsilon(delta, mu)[1] if (mu := _gaussian_mu(releases)) is not None else upper_of_sum(releases, delta)
+    if (mu := _gaussian_mu(releases)) is not None:
+        epsilon = gaussian_epsilon(delta, mu)[1]
+    else:
+        epsilon = min(upper_of_sum(releases, delta), epsilon_by_chi_square(releases, delta))
     return epsilon if epsilon <= NO_GUARANTEE else math.inf
 
 
 @functools.lru_cache(maxsize=1024)
 def _lower(releases: tuple[Release, ...], delta: float) -> float:
-    if not releases or total_variation(releases) <= delta:
-        return 0.0
-    if any(r.noise_multiplier == 0 for r in releases):
-        return math.inf
+    if (epsilon := _without_composition(releases, delta)) is not None:
+        return epsilon
     releases = _gaussians_merged(releases, "lower")
     if (mu := _gaussian_mu(releases)) is not None:
         return gaussian_epsilon(delta, mu)[0]
@@ -113,13 +121,9 @@ def _lower(releases: tuple[Release, ...], delta: float) -> float:
 
 
 def renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
-    """About what Rényi moments give in the direction "remove": a scale to start a search from, not a bound."""
-    releases = tuple(releases)
-    if total_variation(releases) <= delta:
-        return 0.0
-    if any(r.noise_multiplier == 0 for r in releases):
-        return math.inf
-    return renyi_of_sum(releases, delta)
+    """An approximation by Rényi moments in direction "remove": where to start a search, not a bound."""
+    epsilon = _without_composition(releases, delta)
+    return renyi_of_sum(releases, delta) if epsilon is None else epsilon
 
 
 def gdp_mu(releases: Sequence[Release], delta: float) -> float:
@@ -162,7 +166,8 @@ def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.nda
 
 def total_variation(releases: Sequence[Release]) -> float:
     """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the mean over the
-    number of films drawn of that of two Gaussians (convexity). Where it is at most delta, epsilon is 0 exactly.
+    number of films drawn of that of two Gaussians (convexity); or the distance of the Gaussian that they make together; or
+    that by the chi-square divergence. Where it is at most delta, epsilon is 0 exactly.
     """
     total = 0.0
     for r in releases:
@@ -174,12 +179,12 @@ def total_variation(releases: Sequence[Release]) -> float:
         mean = r.films * r.sample_rate * _distance(far / r.noise_multiplier)
         most = drawn * _distance(far * r.films / r.noise_multiplier)
         total += r.steps * min(mean, most)
-    return min(total, _gaussian_total_variation(releases)) * (1 + 64 * UNIT_ROUNDOFF)
+    return min(total * (1 + 64 * UNIT_ROUNDOFF), _gaussian_total_variation(releases), total_variation_by_chi_square(releases))
 
 
 def _gaussian_total_variation(releases: Sequence[Release]) -> float:
     mu = _gaussian_mu(_gaussians_merged(tuple(releases), "upper"))
-    return 1.0 if mu is None else _distance(mu)
+    return 1.0 if mu is None else _distance(mu) * (1 + 64 * UNIT_ROUNDOFF)
 
 
 def _distance(mu: float) -> float:
@@ -199,5 +204,5 @@ def _gaussians_merged(releases: tuple[Release, ...], side: Side) -> tuple[Releas
 
 
 def _gaussian_mu(releases: tuple[Release, ...]) -> float | None:
-    """Of merged releases that are nothing but one Gaussian release."""
+    """mu of merged releases, if they are a single Gaussian release."""
     return 1 / releases[0].noise_multiplier if len(releases) == 1 and releases[0].sample_rate == 1 else None

@@ -6,8 +6,8 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from tests.privacy.truth.composition import SETTINGS, Line, Loss
-from tests.privacy.truth.mechanism import Case, Releases, laws
+from tests.accounting.truth.composition import SETTINGS, Line, Loss
+from tests.accounting.truth.mechanism import Case, Releases, laws
 
 DIGITS = 40
 

@@ -32,8 +32,8 @@ import scipy.fft
 from jaxtyping import Complex, Float
 from scipy.signal import lfilter
 
-from jaxcxr.privacy.discretisation import GridLoss
-from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Side
+from jaxcxr.accounting.discretisation import GridLoss
+from jaxcxr.accounting.dominating_pair import UNIT_ROUNDOFF, Side
 
 _OUTSIDE = 1e-7
 _LARGEST_EXPONENT = 600.0
@@ -85,7 +85,7 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
         tilt: t above; it decides where the curve is precise, not whether it is a bound.
         side: whether the bound is an upper or a lower one.
         failure_probability: of a lower bound: what may be left out of delta, with which the offsets of the losses
-            may be further from their mean than is reckoned with.
+            may be further from their mean than is allowed for.
     """
     log_moments = [_log_moment(tilt, loss, grid) for loss, _ in losses]
     low, high, open_below, open_above = _window(losses, grid, tilt, log_moments)
@@ -96,7 +96,7 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
 
     total = sum(n * moment for (_, n), moment in zip(losses, log_moments, strict=True))
     epsilons = (first + np.arange(length)) * grid
-    # Weights of P, with the largest cut: above they make delta 1 anyhow, below the bound stays one.
+    # Weights of P. The largest are cut: an upper bound there is 1 all the same, and a lower bound stays one.
     untilt = np.exp(np.minimum(total - tilt * epsilons, _LARGEST_EXPONENT))
     weights = probabilities * untilt
     deltas = _profile(weights, grid)
@@ -117,7 +117,7 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
 
 
 def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
-    """How many multiples of the grid the sum of tilted losses spans, except with negligible probability."""
+    """Number of multiples of the grid that the sum of tilted losses spans, except with negligible probability."""
     low, high, *_ = _window(losses, grid, tilt, [_log_moment(tilt, loss, grid) for loss, _ in losses])
     return (high - low) / grid
 
@@ -176,7 +176,7 @@ def _transformed(
     product = np.ones(length // 2 + 1, complex)
     log_largest, relative = np.zeros(len(product)), np.zeros(len(product))
     for (loss, steps), moment in zip(losses, log_moments, strict=True):
-        # Above nothing may underflow to zero.
+        # For an upper bound no probability may underflow to zero.
         exponents = np.maximum(_exponents(tilt, loss, grid) - moment, -700.0 if side == "upper" else -np.inf)
         tilted = loss.probabilities * np.exp(exponents)
         index = (loss.first + np.arange(len(tilted))) % length

@@ -1,4 +1,4 @@
-"""The accountant on a few cases of true_epsilon.csv. All of them: python -m tests.privacy.truth.table"""
+"""The accountant on a few cases of true_epsilon.csv. All of them: python -m tests.accounting.truth.table"""
 
 import math
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from tests.privacy.truth import table
-from tests.privacy.truth.cases import DEMO_RATE, PAPER_DELTA, PAPER_RATE, Known, one, read
-from tests.privacy.truth.composition import Truth, by_inversion, truth
-from tests.privacy.truth.many_digits import error_in_digits
-from tests.privacy.truth.mechanism import Case, Releases
-from tests.privacy.truth.table import answer, judge
+from tests.accounting.truth import table
+from tests.accounting.truth.cases import DEMO_RATE, PAPER_DELTA, PAPER_RATE, Known, one, read
+from tests.accounting.truth.composition import Truth, by_inversion, truth
+from tests.accounting.truth.many_digits import error_in_digits
+from tests.accounting.truth.mechanism import Case, Releases
+from tests.accounting.truth.table import answer, judge
 
 KNOWN = {known.case: known for known in read()}
 FEW = (

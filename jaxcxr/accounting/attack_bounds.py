@@ -1,4 +1,4 @@
-"""How well any attacker could do against a private run, whatever they know besides: what epsilon and delta mean in practice.
+"""Bounds on the success of any attacker, whatever they know besides: what epsilon and delta mean in practice.
 
 A test that says "this person was in the data" with false-positive rate a has a true-positive rate of at most
 min over epsilon of exp(epsilon) a + delta(epsilon) (Kairouz et al. 2015; the whole curve is used, not one point of it).
@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.accounting import Spending, releases_of
-from jaxcxr.privacy.dominating_pair import Release
-from jaxcxr.privacy.loss_distribution import upper_curve
+from jaxcxr.accounting.dominating_pair import Release
+from jaxcxr.accounting.epsilon import Spending, releases_of
+from jaxcxr.accounting.loss_distribution import upper_curve
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackBounds:
-    """What no attack on one unit exceeds.
+    """Upper bounds on the success of any attack on one unit.
 
     Attributes:
         true_positive_rate: false-positive rate -> bound on the true-positive rate of membership inference; equally, prior
@@ -36,7 +36,7 @@ class AttackBounds:
 
 
 def attack_bounds(spendings: Sequence[Spending], delta: float, films: int = 1) -> AttackBounds:
-    """Bounds against attacks on a unit of `films` films; everything is possible where a release has no noise.
+    """Bounds against attacks on a unit of `films` films; all are 1 if a release has no noise.
 
     Args:
         spendings: everything that was released.

@@ -1,29 +1,18 @@
-"""What several models of one cohort cost together: all of them published, or only the best one.
+"""What the models of a sweep folder cost together, from the ledgers of its runs, in numbers and in a sentence.
 
-Guarantee: `publish_all` is the composition of every run's ledger. `choose_best` holds if the number of runs was itself drawn
-from a Poisson or geometric distribution before any result was seen, each run's settings were drawn afresh from the candidates,
-and only the best run's model is published (Papernot & Steinke 2022, Theorems 6 and 2); the score that decides must be computed
-inside the run or from other people's films. For a fixed list of runs, of which the best is picked, only `publish_all` holds.
+The guarantee, and what it asks of the sweep, stand in `jaxcxr.accounting.selection`.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-from dp_accounting.rdp.rdp_privacy_accountant import compute_delta, compute_epsilon
-
+from jaxcxr.accounting import Bounds, Spending, epsilon_pld
+from jaxcxr.accounting.selection import Repetitions, choose_best, publish_all
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
 from jaxcxr.privacy.ledger import Terms
-from jaxcxr.privacy.loss_distribution import Bounds
 from jaxcxr.privacy.spent import is_trained, spent_of
 from jaxcxr.replacing import write_json
-
-Repetitions = Literal["poisson", "geometric"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,46 +47,6 @@ class SweepCost:
     repetitions: Repetitions
 
 
-def publish_all(runs: Sequence[Sequence[Spending]], delta: float) -> Bounds:
-    """Bounds on epsilon of all runs together, on the same data."""
-    return accounting.epsilon_bounds([spent for run in runs for spent in run], delta)
-
-
-def choose_best(
-    runs: Sequence[Sequence[Spending]], delta: float, mean_runs: float | None = None, repetitions: Repetitions = "poisson"
-) -> float:
-    """Upper bound on epsilon of publishing the best of a random number of runs, each one of `runs` drawn at random.
-
-    Args:
-        runs: what each candidate costs.
-        delta: of the guarantee.
-        mean_runs: expected number of runs, at least 1; the number of candidates if omitted.
-        repetitions: distribution of the number of runs.
-    """
-    mean = float(len(runs)) if mean_runs is None else mean_runs
-    if mean < 1:
-        raise ValueError(f"mean_runs: expected at least 1, found {mean}")
-    if any(s.noise_multiplier == 0 for run in runs for s in accounting.composed(run)):
-        return math.inf
-    with accounting.quiet():
-        accountants = [accounting.rdp_accountant(run) for run in runs]
-        # A run that draws its settings at random costs at most the dearest of them at each Rényi order.
-        orders = np.asarray(accountants[0]._orders)
-        single = np.max([np.asarray(a._rdp) for a in accountants], axis=0)
-        used = orders > 1
-        orders, single = orders[used], single[used]
-        if repetitions == "poisson":
-            deltas = np.array(
-                [compute_delta(orders.tolist(), single.tolist(), math.log1p(1 / (order - 1)))[0] for order in orders]
-            )
-            repeated = single + mean * deltas + math.log(mean) / (orders - 1)
-        else:
-            # Geometric: the truncated negative binomial of shape 1, with gamma = 1 / mean.
-            constant = 2 * np.min((1 - 1 / orders) * single + math.log(mean) / orders)
-            repeated = single + math.log(mean) / (orders - 1) + constant
-        return float(compute_epsilon(orders.tolist(), repeated.tolist(), delta)[0])
-
-
 def sweep_cost(folder: Path) -> SweepCost:
     """Read every run folder in a sweep folder and say what its models cost together, finished or not: the ledgers decide.
 
@@ -114,7 +63,7 @@ def sweep_cost(folder: Path) -> SweepCost:
         if spent is not None:
             terms[path.name], deltas[path.name] = spent.terms, spent.delta
             spendings = tuple(spent.spendings)
-            runs.append(SweepRun(path.name, spendings, accounting.epsilon_pld(spendings, spent.delta)))
+            runs.append(SweepRun(path.name, spendings, epsilon_pld(spendings, spent.delta)))
         elif is_trained(path):
             unprotected.append(path.name)
     if not runs:

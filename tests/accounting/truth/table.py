@@ -1,7 +1,7 @@
 """The accountant's bounds beside the true epsilons of `true_epsilon.csv`. Run by hand:
 
-python -m tests.privacy.truth.table                 a line per case, then a summary; exit status 1 if a bound is on the wrong side
-python -m tests.privacy.truth.table --recompute     the truths themselves, computed again and compared with the file
+python -m tests.accounting.truth.table                 a line per case, then a summary; exit status 1 if a bound is on the wrong side
+python -m tests.accounting.truth.table --recompute     the truths themselves, computed again and compared with the file
 """
 
 import argparse
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxcxr.privacy.accounting import Spending, epsilon_bounds
-from jaxcxr.privacy.group_privacy import patient_bounds
-from tests.privacy.truth.cases import Known, read, written
-from tests.privacy.truth.composition import truth
-from tests.privacy.truth.mechanism import Case
+from jaxcxr.accounting import Spending, epsilon_bounds
+from jaxcxr.accounting.group_privacy import patient_bounds
+from tests.accounting.truth.cases import Known, read, written
+from tests.accounting.truth.composition import truth
+from tests.accounting.truth.mechanism import Case
 
 ORDINARY_DELTA = 1e-9
 

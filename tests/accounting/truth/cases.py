@@ -1,6 +1,6 @@
 """The cases on which the accountant is judged, and the file that keeps their true epsilons. Run by hand, it takes minutes:
 
-python -m tests.privacy.truth.cases          choose the cases anew, compute their truths, write true_epsilon.csv
+python -m tests.accounting.truth.cases          choose the cases anew, compute their truths, write true_epsilon.csv
 """
 
 import csv
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from tests.privacy.truth.composition import SETTINGS, Loss, Truth, truth
-from tests.privacy.truth.mechanism import Case, Releases
+from tests.accounting.truth.composition import SETTINGS, Loss, Truth, truth
+from tests.accounting.truth.mechanism import Case, Releases
 
 FILE = Path(__file__).with_name("true_epsilon.csv")
 PAPER_RATE, PAPER_DELTA = 128 / 153502, 6e-6

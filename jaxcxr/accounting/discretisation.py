@@ -5,11 +5,11 @@ multiples at its ends, so that both sums are kept (the "connect the dots" of Dor
 spread of the likelihood ratio under Q, and delta(epsilon) is the mean of a convex function of it: the result
 dominates the pair.
 
-Below: pieces about the multiples of the grid are merged. Whoever sees only the piece knows less (post-processing), so that the
-merged pair is dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.
+Below: pieces about the multiples of the grid are merged. That is post-processing, so that the merged
+pair is dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.
 
-Rounding errors are kept on the safe side: probabilities are raised (lowered) by their error bounds, and what the places of the
-cuts may be off is `slack`.
+Rounding errors are kept on the safe side: probabilities are raised (lowered) by their error bounds, and `slack` bounds the
+error of the loss at the cuts.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.dominating_pair import UNIT_ROUNDOFF, Pair, Side
+from jaxcxr.accounting.dominating_pair import UNIT_ROUNDOFF, Pair, Side
 
 HIGHEST_LOSS = 540.0
-"""Larger losses of one release are taken for infinite (above) or for this one (below)."""
+"""Larger losses of one release count as infinite (upper bound) or as this one (lower bound)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def on_grid(pair: Pair, grid: float, side: Side) -> GridLoss:
 
 
 def range_of(pair: Pair) -> tuple[float, float]:
-    """Losses between which the pieces lie; what is beyond is rare or told apart anyway."""
+    """The losses that the grid covers: from `pair.low` to `pair.high`, and at most `HIGHEST_LOSS` in magnitude."""
     low, high = pair.loss(np.array([pair.low, pair.high]))[0]
     return float(max(low, -HIGHEST_LOSS)), float(min(high, HIGHEST_LOSS))
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending, loss_distribution, summed_loss
+from jaxcxr.accounting.attack_bounds import attack_bounds
 from jaxcxr.config import PrivacyConfig
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting, loss_distribution, summed_loss
-from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.attack_bounds import attack_bounds
 
 RATE, STEPS, DELTA = 128 / 153502, 179885, 6e-6
 
@@ -18,7 +18,7 @@ RATE, STEPS, DELTA = 128 / 153502, 179885, 6e-6
 def test_the_papers_run_is_calibrated_to_half_a_percent(epsilon: float, sigma: float, sigma_rdp: float) -> None:
     plan = accounting.calibrate(epsilon, DELTA, RATE, STEPS)
     assert plan.noise_multiplier == pytest.approx(sigma, rel=5e-3)
-    assert epsilon * 0.998 <= plan.epsilon_pld <= epsilon
+    assert epsilon * (1 - accounting.CALIBRATION_TOLERANCE) <= plan.epsilon_pld <= epsilon
     assert plan.epsilon_rdp > plan.epsilon_pld
     assert accounting.epsilon_rdp([Spending(RATE, sigma_rdp, STEPS)], DELTA) == pytest.approx(epsilon, rel=5e-3)
 
@@ -38,7 +38,7 @@ def test_calibration_is_certified_and_wastes_little(epsilon: float, already: lis
     bounds = accounting.epsilon_bounds([*already, Spending(0.02, sigma, 400)], 1e-5)
     assert bounds.upper <= epsilon
     assert bounds.lower >= epsilon * 0.993
-    assert bounds.upper >= epsilon * 0.997
+    assert bounds.upper >= epsilon * 0.999
 
 
 def test_one_gaussian_release_against_the_closed_form() -> None:
@@ -130,10 +130,11 @@ def test_impossible_releases_are_named(spending: Spending, named: str) -> None:
 
 
 def test_the_configuration_has_the_accountants_limits() -> None:
-    assert PrivacyConfig(loss_distribution.NO_GUARANTEE, loss_distribution.LEAST_DELTA, 1.0).epsilon == 500
-    annotations = PrivacyConfig.__annotations__
-    assert annotations["epsilon"].__metadata__[0].metadata[1].le == loss_distribution.NO_GUARANTEE
-    assert annotations["delta"].__metadata__[0].metadata[0].ge == loss_distribution.LEAST_DELTA
+    limits = {
+        name: {key: getattr(bound, key) for bound in field.metadata for key in ("le", "ge") if hasattr(bound, key)}
+        for name, field in ((name, PrivacyConfig.__annotations__[name].__metadata__[0]) for name in ("epsilon", "delta"))
+    }
+    assert limits == {"epsilon": {"le": loss_distribution.NO_GUARANTEE}, "delta": {"ge": loss_distribution.LEAST_DELTA}}
 
 
 # q, sigma, steps, delta, epsilon: what once took hundreds of gigabytes, or gave no answer.
@@ -207,7 +208,7 @@ def test_contradictions_are_raised_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(InputError, match="defect of the accountant"):
         accounting.epsilon_bounds(spent, 1e-5)
     monkeypatch.undo()
-    monkeypatch.setattr(accounting, "epsilon_rdp", lambda *_: 0.9 * upper)
+    monkeypatch.setattr("jaxcxr.accounting.calibration.epsilon_rdp", lambda *_: 0.9 * upper)
     with pytest.raises(ArithmeticError, match="Rényi"):
         accounting.plan(1.0, 1e-5, 0.05, 40)
 

@@ -1,7 +1,7 @@
-"""The summed loss of releases: which tilt and which grid to compose it with, and the bounds on epsilon that follow.
+"""The summed loss of all releases: the choice of tilt and grid for its composition, and the resulting bounds on epsilon.
 
-What is chosen here decides how near the bounds are, not whether they hold: `composition` gives bounds at any tilt and on any
-grid. Both follow from Rényi moments of the losses, evaluated at evenly spaced places.
+What is chosen here decides how tight the bounds are, not whether they hold: `composition` gives bounds at any tilt and on any
+grid. Both choices follow from Rényi moments of the losses, evaluated at evenly spaced places.
 """
 
 import math
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxcxr.privacy.composition import Curve, cells_of_sum, composed_curve
-from jaxcxr.privacy.discretisation import HIGHEST_LOSS, on_grid, range_of
-from jaxcxr.privacy.dominating_pair import Direction, Pair, Release, Side, pair_of
+from jaxcxr.accounting.composition import Curve, cells_of_sum, composed_curve
+from jaxcxr.accounting.discretisation import HIGHEST_LOSS, on_grid, range_of
+from jaxcxr.accounting.dominating_pair import Direction, Pair, Release, Side, pair_of
 
 _TRUNCATED = 1e-4
 """Share of delta that truncations may take in all, and as much that the offsets of a lower bound may."""
 _UPPER_SHARE, _LOWER_SHARES = 2e-4, (5e-5, 1e-5)
 """Share of epsilon that the grid may add or take, roughly."""
 _NEAR = 2e-3
-"""A lower bound that is so near to the upper one, relatively, is not sought on a finer grid."""
+"""Relative gap to the upper bound below which a lower bound is not refined on a finer grid."""
 _LEAST_CELLS, _PLENTY_OF_CELLS, _MOST_CELLS = 1 << 13, 1 << 16, 1 << 21
 _DEVIATIONS = 16.0
 """Width of the summed loss that matters, in standard deviations of the tilted sum."""
@@ -74,9 +74,9 @@ def deltas_of_sum(
 
 
 def renyi_of_sum(releases: Sequence[Release], delta: float) -> float:
-    """About what Rényi moments in the direction "remove" give: a scale to start a search from, not a bound."""
-    spare = _TRUNCATED * delta / sum(r.steps for r in releases)
-    return _renyi([(pair_of(r, spare, "remove", "upper"), r.steps) for r in releases], delta)[1]
+    """An approximation by Rényi moments in direction "remove": where to start a search, not a bound."""
+    truncated = _TRUNCATED * delta / sum(r.steps for r in releases)
+    return _renyi([(pair_of(r, truncated, "remove", "upper"), r.steps) for r in releases], delta)[1]
 
 
 def _directions(releases: Sequence[Release]) -> tuple[Direction, ...]:
@@ -89,14 +89,12 @@ def _curve(releases: Sequence[Release], delta: float, direction: Direction, side
     steps = sum(r.steps for r in releases)
     truncated = _TRUNCATED * delta
     pairs = [(pair_of(r, truncated / steps, direction, side), r.steps) for r in releases]
-    if any(
-        range_of(pair)[0] >= HIGHEST_LOSS for pair, _ in pairs
-    ):  # everything is told: no bound above, and none is sought below
+    if any(range_of(pair)[0] >= HIGHEST_LOSS for pair, _ in pairs):  # the pair is told apart with certainty
         return Curve(0.0, 1.0, np.ones(2) if side == "upper" else np.zeros(2), side)
     tilt, grid = _tilt_and_grid(pairs, delta, share)
     losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]
     if side == "lower" and any(not loss.probabilities.any() for loss, _ in losses):
-        return Curve(0.0, grid, np.zeros(2), side)  # losses so small that rounding hides them all: nothing is known
+        return Curve(0.0, grid, np.zeros(2), side)  # all losses are below the rounding error: no bound
     if (excess := cells_of_sum(losses, grid, tilt) / _MOST_CELLS) > 1:
         grid *= 1.1 * excess
         losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]

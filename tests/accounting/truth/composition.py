@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import erfc
 
-from tests.privacy.truth.mechanism import Case, Law, Releases, laws
+from tests.accounting.truth.mechanism import Case, Law, Releases, laws
 
 
 class Truth(NamedTuple):

@@ -1,4 +1,4 @@
-"""What one release tells about one unit at most: a pair of mixtures of Gaussians on the line, and its privacy loss.
+"""The dominating pair of one release: two mixtures of Gaussians on the line, and their privacy loss.
 
 A unit whose k films each join a batch with probability q, clipped to norm 1, moves the noised sum like a number that is drawn
 from the binomial distribution (k, q): with the unit the answer is a mixture of Gaussians N(j, sigma^2), without it
@@ -53,7 +53,7 @@ class Release:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Weights of Gaussians with common standard deviation; what the weights lack to 1 is `missing`."""
+    """Weights of Gaussians with a common standard deviation; their sum is 1 - `missing`."""
 
     means: tuple[float, ...]
     weights: tuple[float, ...]
@@ -63,7 +63,7 @@ class Mixture:
     def log_ratio(self, x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logarithm of this mixture's density over that of N(0, sigma^2) at `x`; its slope; a bound on its rounding error.
 
-        Written as log(1 + sum of w (exp(e) - 1) - missing), it keeps its relative precision where a unit hardly ever joins.
+        Written as log(1 + sum of w (exp(e) - 1) - missing), it keeps its relative precision where a unit is rarely drawn.
         """
         excess, size, slope, exponent = (np.zeros_like(x) for _ in range(4))
         if self.means == (0.0,) and not self.missing:
@@ -88,7 +88,7 @@ class Mixture:
         return value, slope, error + 8 * UNIT_ROUNDOFF * exponent
 
     def limit(self, sign: int) -> tuple[float, float]:
-        """The component that prevails towards -infinity or infinity: its mean and the logarithm of its weight."""
+        """The component that dominates towards -infinity or infinity: its mean and the logarithm of its weight."""
         mean, weight = max(zip(self.means, self.weights, strict=True), key=lambda component: sign * component[0])
         if mean == 0:
             others = math.fsum(w for m, w in zip(self.means, self.weights, strict=True) if m != 0)
@@ -187,11 +187,11 @@ class Pair:
 
 
 @functools.lru_cache(maxsize=512)
-def films_drawn(sample_rate: float, films: int, spare: float, side: Side) -> Mixture:
+def films_drawn(sample_rate: float, films: int, truncated: float, side: Side) -> Mixture:
     """How many films of one unit are in a Poisson batch, as the means of a mixture.
 
-    Counts of probability at most `spare` at either end, and counts between the 64 that are kept of very many, are moved to a
-    neighbour. More films tell more (Ganesh 2024, monotonicity): for an upper bound counts are moved up, and what would be
+    Counts of probability at most `truncated` at either end, and counts between the 64 that are kept of very many, are moved to
+    a neighbour. More films tell more (Ganesh 2024, monotonicity): for an upper bound counts are moved up, and what would be
     moved above the largest is `missing`; for a lower bound they are moved down.
     """
     if films == 1 or sample_rate == 1:
@@ -199,7 +199,7 @@ def films_drawn(sample_rate: float, films: int, spare: float, side: Side) -> Mix
         means, weights = zip(*rest, (float(films), sample_rate), strict=True)
         return Mixture(means, weights)
     law: Any = binom(films, sample_rate)
-    least, most = int(law.ppf(spare)), int(law.isf(spare))
+    least, most = int(law.ppf(truncated)), int(law.isf(truncated))
     values = np.arange(least, most + 1)
     weights = law.pmf(values)
     width = -(-len(values) // _MOST_COMPONENTS)
@@ -219,25 +219,25 @@ def films_drawn(sample_rate: float, films: int, spare: float, side: Side) -> Mix
     return Mixture(tuple(kept[present].astype(float).tolist()), tuple(sums[present].tolist()), missing, _WEIGHT_ERROR)
 
 
-def pair_of(release: Release, spare: float, direction: Direction, side: Side) -> Pair:
+def pair_of(release: Release, truncated: float, direction: Direction, side: Side) -> Pair:
     """The dominating pair of one release, for an upper or a lower bound on its delta.
 
     Args:
         release: with noise; its steps do not matter.
-        spare: probability that may lie beyond the ends of the pair, at either end.
+        truncated: probability that may lie beyond the ends of the pair, at either end.
         direction: which neighbour P is.
         side: of the bound.
     """
-    drawn = films_drawn(release.sample_rate, release.films, spare, side)
+    drawn = films_drawn(release.sample_rate, release.films, truncated, side)
     mirrored = dataclasses.replace(drawn, means=tuple(-mean for mean in drawn.means))
     p, q = (drawn, NOTHING) if direction == "remove" else (NOTHING, mirrored)
     if release.adjacency == "replace_one":
         p, q = drawn, mirrored
-    reach = reach_of(spare) * release.noise_multiplier
+    reach = reach_of(truncated) * release.noise_multiplier
     return Pair(p, q, release.noise_multiplier, min(p.means) - reach, max(p.means) + reach)
 
 
 @functools.lru_cache(maxsize=64)
-def reach_of(spare: float) -> float:
-    """Beyond so many standard deviations a Gaussian has probability `spare` on a side."""
-    return float(-ndtri(spare))
+def reach_of(truncated: float) -> float:
+    """How many standard deviations from its mean a Gaussian has probability `truncated` beyond, on one side."""
+    return float(-ndtri(truncated))

@@ -7,10 +7,10 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import binom
 
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
+from jaxcxr.accounting.group_privacy import films_per_patient, patient_bounds, patient_epsilons
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import accounting
-from jaxcxr.privacy.accounting import Spending
-from jaxcxr.privacy.group_privacy import films_per_patient, patient_bounds, patient_epsilons
 
 RATE, STEPS, DELTA = 128 / 153502, 119923, 6e-6
 # Noise multipliers that cost 1.06 and 7.89 an image over the paper's cohort in 100 epochs.
@@ -25,7 +25,7 @@ def test_patients_of_the_papers_cohort(image: float, films: int, patient: float)
     assert bounds.lower == pytest.approx(patient, rel=0.02)
     assert bounds.upper == pytest.approx(patient, rel=0.02)
     assert bounds.lower < bounds.upper < bounds.lower * 1.01
-    assert bounds.lower > films * image  # multiplying would be too kind
+    assert bounds.lower > films * image  # a multiple of epsilon would be too small
 
 
 def test_bounds_enclose_the_librarys_mixture_of_gaussians() -> None:

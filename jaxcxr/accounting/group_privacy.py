@@ -2,7 +2,8 @@
 
 Guarantee: `patient_bounds` holds for adding or removing all films of one patient at once. Each of the patient's k films joins a
 step independently, so j of them do with binomial probability and move the sum by at most j clip norms: a mixture of Gaussians
-that dominates every step (Ganesh 2024), composed exactly. Multiplying epsilon by k would be far too kind.
+that dominates every step (Ganesh 2024), composed exactly. k times the epsilon of one image is no
+bound: the true epsilon is often larger.
 """
 
 import dataclasses
@@ -11,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from jaxcxr.accounting import loss_distribution
+from jaxcxr.accounting.epsilon import Spending, releases_of
+from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import loss_distribution
-from jaxcxr.privacy.accounting import Spending, releases_of
-from jaxcxr.privacy.loss_distribution import Bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PatientEpsilon:
     Attributes:
         patient: which one: `median`, `95th percentile` or `maximum`, by films a patient.
         films: how many films that patient has.
-        epsilon: bounds; the upper one is infinity where nothing is protected.
+        epsilon: bounds; the upper one is infinity if there is no guarantee.
     """
 
     patient: str

@@ -1,0 +1,61 @@
+"""What several models of one cohort cost together: all of them published, or only the best one.
+
+Guarantee: `publish_all` is the composition of everything that was released. `choose_best` holds if the number of runs was
+itself drawn from a Poisson or geometric distribution before any result was seen, each run's settings were drawn independently
+from the candidates, and only the best run's model is published (Papernot & Steinke 2022, Theorems 6 and 2); the score that
+decides must be computed inside the run or from other people's images. For a fixed list of runs, of which the best is picked,
+only `publish_all` holds.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from dp_accounting.rdp.rdp_privacy_accountant import compute_delta, compute_epsilon
+
+from jaxcxr.accounting.epsilon import Spending, composed, epsilon_bounds, quiet, rdp_accountant
+from jaxcxr.accounting.loss_distribution import Bounds
+
+Repetitions = Literal["poisson", "geometric"]
+
+
+def publish_all(runs: Sequence[Sequence[Spending]], delta: float) -> Bounds:
+    """Bounds on epsilon of all runs together, on the same data."""
+    return epsilon_bounds([spent for run in runs for spent in run], delta)
+
+
+def choose_best(
+    runs: Sequence[Sequence[Spending]], delta: float, mean_runs: float | None = None, repetitions: Repetitions = "poisson"
+) -> float:
+    """Upper bound on epsilon of publishing the best of a random number of runs, each one of `runs` drawn at random.
+
+    Args:
+        runs: what each candidate costs.
+        delta: of the guarantee.
+        mean_runs: expected number of runs, at least 1; the number of candidates if omitted.
+        repetitions: distribution of the number of runs.
+    """
+    mean = float(len(runs)) if mean_runs is None else mean_runs
+    if mean < 1:
+        raise ValueError(f"mean_runs: expected at least 1, found {mean}")
+    different = {tuple(composed(run)) for run in runs}
+    if any(s.noise_multiplier == 0 for run in different for s in run):
+        return math.inf
+    with quiet():
+        accountants = [rdp_accountant(run) for run in different]
+        # A run that draws its settings at random costs, at each Rényi order, at most the most expensive candidate.
+        orders = np.asarray(accountants[0]._orders)
+        single = np.max([np.asarray(a._rdp) for a in accountants], axis=0)
+        used = orders > 1
+        orders, single = orders[used], single[used]
+        if repetitions == "poisson":
+            deltas = np.array(
+                [compute_delta(orders.tolist(), single.tolist(), math.log1p(1 / (order - 1)))[0] for order in orders]
+            )
+            repeated = single + mean * deltas + math.log(mean) / (orders - 1)
+        else:
+            # Geometric: the truncated negative binomial of shape 1, with gamma = 1 / mean.
+            constant = 2 * np.min((1 - 1 / orders) * single + math.log(mean) / orders)
+            repeated = single + math.log(mean) / (orders - 1) + constant
+        return float(compute_epsilon(orders.tolist(), repeated.tolist(), delta)[0])
