@@ -96,13 +96,16 @@ def convert(
         model = ModelConfig(activation=weights.activation, width=weights.width)  # type: ignore[arg-type]
         record = weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts)
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(out, params, marked(record, found), units=units_of_source(source))
+        # Hashes of its films would tell for certain who was in the data of a private run whose weights may leave.
+        leaves = found.kind == "run" and not found.against
+        save_weights(out, params, marked(record, found), units=None if leaves else units_of_source(source))
         return out, weights
 
 
 def units_of_source(source: Path) -> TrainedOn | None:
     """What converted weights were trained on, where their source is a weights folder with a record, or a run whose store is
-    still there; None otherwise, so that a private run names it as an assumption.
+    still there; None otherwise, so that a private run names it as an assumption. The record of a run is about its own films:
+    it must not leave with weights that may.
     """
     if not (source / "config.yaml").is_file():
         return units_of_weights(source) if source.is_dir() else None
