@@ -19,9 +19,10 @@ from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.export import run_stablehlo, to_stablehlo
 from jaxcxr.models.heads import map_head, replace_head
+from jaxcxr.models.marks import STABLEHLO_MARK
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
-from jaxcxr.release.gate import STABLEHLO_MARK, Passage, marked, passage
+from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.training.checkpoint import save_weights, units_of_weights
 from jaxcxr.training.trained_on import TrainedOn, films_of, with_training
 

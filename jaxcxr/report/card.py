@@ -64,7 +64,7 @@ def make_card(
     Raises:
         InputError: the folder holds no private run, or its files are damaged or at odds.
     """
-    facts = facts_of_run(run, siblings)
+    facts = facts_of_run(run, siblings=siblings)
     if cohort_films is not None:
         facts = dataclasses.replace(facts, cohort_films=cohort_films, reasons=(*facts.reasons, HOUSE_ONLY))
     return card_of(facts)

@@ -124,17 +124,18 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
     )
 
 
-def facts_of_run(run: Path, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
+def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
     """What the card of a private run is computed from.
 
     Args:
         run: its folder.
+        spent: what it has spent, where that was read already.
         siblings: other released models of the cohort (`release.register`); None if nobody looked.
 
     Raises:
         InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at odds.
     """
-    facts, spent = read_facts(run), spent_of(run)
+    facts, spent = read_facts(run), spent or spent_of(run)
     if spent is None:
         raise InputError(f"{run}: trained without privacy; there is nothing to promise and no card")
     if not spent.steps:

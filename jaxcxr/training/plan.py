@@ -22,6 +22,7 @@ from jaxcxr.data.duplicates import listed_duplicates
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
+from jaxcxr.models.marks import marks_of
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.scope import split as split_params
 from jaxcxr.models.scope import trained_mask
@@ -135,8 +136,11 @@ class Plan:
         if self.store is None:
             raise ValueError("a private plan without its store: nobody could tell whether its weights know its films")
         path = weights_folder(model.weights)
-        if marked := provenance(path).get("watermark"):
-            raise InputError(f"{path}: these weights are marked {marked}; a run that starts from them would give them away")
+        if marks := marks_of(path):
+            raise InputError(
+                f"{path}: these weights are marked not for release ({'; '.join(marks)}); a run that starts from them would give "
+                "them away"
+            )
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
 
     def trained(self, params: PyTree) -> PyTree:

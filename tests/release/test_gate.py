@@ -14,9 +14,10 @@ from jaxcxr.config import DataConfig, ModelConfig
 from jaxcxr.conversion import Weights, convert, export_model
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
+from jaxcxr.models.marks import marks_of
 from jaxcxr.models.torch_files import read_metadata, read_state, write_state
 from jaxcxr.release.build import build_release
-from jaxcxr.release.gate import NO_PRIVACY, marks_of, passage
+from jaxcxr.release.gate import NO_PRIVACY, passage
 from jaxcxr.release.register import REGISTER
 from jaxcxr.training.checkpoint import Checkpoints, save_weights
 from tests.conftest import load_script
