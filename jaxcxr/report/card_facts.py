@@ -262,7 +262,7 @@ def _reasons(
     if config.privacy is not None and config.privacy.dataset_size is None:  # in runs of earlier versions, too
         counted.add(COUNTED_SIZE)
     reasons += [sentence for code, sentence in AGAINST_RELEASE.items() if code in counted]
-    changed = altered(facts.get("binding"), terms.binding, config.digest_fields())
+    changed = altered(facts.get("binding"), terms.binding, config.digest_fields(), facts)
     if changed:
         reasons.append(f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})")
     if not reasons and facts.get("release") is not True:
