@@ -23,7 +23,9 @@ from safetensors.numpy import load
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
+from jaxcxr.privacy.spent import FACTS
 from jaxcxr.release.identifiers import SHORT, Identifiers
+from jaxcxr.release.register import register_of
 from jaxcxr.release.write import (
     BLANK,
     CARD_HTML,
@@ -40,7 +42,7 @@ from jaxcxr.report.card import differing, recomputed
 from jaxcxr.report.card_facts import COUNTS, released_by
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
 from jaxcxr.training.checkpoint import nested_weights
-from jaxcxr.training.plan import model_of
+from jaxcxr.training.plan import model_of, weights_digest
 
 _LEAST_IN_WEIGHTS = 6
 _HEADER_AT_MOST = 1 << 20
@@ -97,6 +99,35 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
             wrong += [f"{name}: holds {it}" for it in found]
     wrong += [f"{name}: holds {it}" for name, it in _in_sources(sources, identifiers)]
     return Verdict(tuple(dict.fromkeys(wrong)), tuple(_unchecked(sources, identifiers)))
+
+
+def check_registered(folder: Path, store: Path | None) -> Verdict:
+    """Ask the register of a release's cohort whether its weights left with this card, and with which others before them.
+
+    What of the folder cannot be read is for `check_release` to say.
+
+    Args:
+        folder: to be checked.
+        store: of the cohort; for a release that lies in its run folder, the run's store unless given.
+
+    Raises:
+        InputError: there is no such store, or its register is damaged.
+    """
+    store = store or _store_of_run(folder.resolve().parent)
+    if store is None:
+        return Verdict((), ("no store was given, and its register of released models was not asked (--store)",))
+    try:
+        card, weights = read_card(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
+    except (InputError, OSError, SafetensorError):
+        return Verdict((), ())
+    return Verdict(tuple(register_of(store).at_odds(card, weights_digest(nested_weights(weights)))), ())
+
+
+def _store_of_run(run: Path) -> Path | None:
+    if not (run / FACTS).is_file() or not (run / CONFIG).is_file():
+        return None
+    store = Path(load_config(Experiment, run / CONFIG).data.store)
+    return store if store.is_dir() else None
 
 
 @dataclasses.dataclass(frozen=True)

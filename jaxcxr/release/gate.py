@@ -12,18 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
-from jaxcxr.privacy.spent import CHECKPOINTS, CONFIG, FACTS, Spent, spent_of
-from jaxcxr.release.check import check_release
+from jaxcxr.privacy.spent import CHECKPOINTS, CONFIG, FACTS, Spent, newest_checkpoint, spent_of
+from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.register import Register, held
 from jaxcxr.report.card import card_of
 from jaxcxr.report.card_facts import facts_of_run
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard
+from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import weights_folder
+from jaxcxr.training.plan import weights_digest
 
 NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
+STARTED_FROM_ITS_OWN = (
+    "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"
+)
 MARK = "not-for-release"
 """In the names of marked files and folders."""
 
@@ -95,7 +105,7 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
             with _private_run(source, spent, store) as found:
                 yield found
     elif (source / CONFIG).is_file():
-        yield Passage(source, "release", check_release(source, None).wrong)
+        yield Passage(source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong))
     elif (source / RECORD).is_file():
         yield Passage(source, "weights", marks_of(source))
     else:
@@ -110,12 +120,32 @@ def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passag
         yield Passage(run, "run", tuple(card.reasons_against_release), card)
         return
     with held(store or Path(load(Experiment, run / CONFIG).data.store), spent, run) as register:
-        card = card_of(dataclasses.replace(facts, siblings=tuple(register.siblings_of(run, spent))))
-        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, card))
+        weights = weights_digest(final_params(run))
+        reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
+        siblings = tuple(register.siblings_of(run, spent, weights))
+        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons))
+        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, weights, card))
 
 
-def _registration(register: Register, spent: Spent, card: PrivacyCard) -> Callable[[], None]:
-    return lambda: register.add(spent, card.mechanisms) if card.for_release else None
+def _registration(register: Register, spent: Spent, weights: str, card: PrivacyCard) -> Callable[[], None]:
+    return lambda: register.add(spent, weights, card.mechanisms) if card.for_release else None
+
+
+def final_params(run: Path) -> PyTree:
+    """Weights of a run's newest checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint, or it cannot be read.
+    """
+    folder, done = run / CHECKPOINTS, newest_checkpoint(run)
+    if done is None:
+        raise InputError(f"{folder}: no checkpoint there; expected a finished run")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored: Any = checkpointer.restore((folder / str(done) / "default").resolve())
+        return jax.tree.map(np.asarray, weights_to_use(restored))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
 
 
 def marked(record: Mapping[str, Any], found: Passage) -> dict[str, Any]:
