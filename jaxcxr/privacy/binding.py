@@ -120,11 +120,13 @@ def altered(
     if now.get(_CHOSEN) is None:  # by the device's memory, at the beginning of the run
         now.pop(_CHOSEN, None)
     now |= {f"{FACT}{name}": value for name, value in facts.items()}
-    said = {"store_fingerprint": parts["data"], "initial_weights_sha256": parts["starting_weights"]}
+    said = {"store_fingerprint": parts["data"]}
+    if configuration.get("model.weights") is not None:
+        said["initial_weights_sha256"] = parts["starting_weights"]
     return sorted(
         [name for name in then.keys() & now.keys() if then[name] != now[name]]
         + [name for name in then if name.startswith(FACT) and name not in now]
-        + [f"{FACT}{name}" for name, value in said.items() if name in facts and facts[name] != value]
+        + [f"{FACT}{name}" for name, value in said.items() if facts.get(name) != value]
     )
 
 

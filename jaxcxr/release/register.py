@@ -137,7 +137,9 @@ class Register:
         for run in dict.fromkeys(line.run for line in self._lines[:place] if line.run != own.run):
             last = max(i for i, line in enumerate(self._lines[:place]) if line.run == run)
             if not any(line.sibling in listed for line in self._lines[last:] if line.run == run):
-                wrong.append(f"{self._path}: its card does not list the model with the ledger {self._lines[last].sibling.ledger}")
+                wrong.append(
+                    f"{self._path}: its card does not list the model with the ledger {self._lines[last].sibling.ledger}"
+                )
         return wrong
 
     def add(self, spent: Spent, weights: str, mechanisms: Sequence[MechanismRow]) -> None:

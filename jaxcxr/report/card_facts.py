@@ -164,7 +164,7 @@ def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[Sibli
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
         unit=terms.unit,
-        films_a_step=_films_a_step(config.privacy),
+        films_a_step=films_a_step(config.privacy),
         adjacency=terms.adjacency,
         delta=spent.delta,
         budget=spent.budget,
@@ -236,7 +236,8 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
     )
 
 
-def _films_a_step(privacy: PrivacyConfig) -> int | None:
+def films_a_step(privacy: PrivacyConfig) -> int | None:
+    """How many films of a patient are used in a step at most; None where the image is the unit."""
     return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
 
 

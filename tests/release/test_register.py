@@ -223,7 +223,9 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
     assert "is about other data" in refused(fingerprints=data)
     dearer = tuple(row.model_copy(update={"noise_multiplier": 2 * row.noise_multiplier}) for row in card.mechanisms)
     assert "claims something else than was registered" in refused(
-        mechanisms=tuple(new if new.name == "noised gradient" else old for new, old in zip(dearer, card.mechanisms, strict=True))
+        mechanisms=tuple(
+            new if new.name == "noised gradient" else old for new, old in zip(dearer, card.mechanisms, strict=True)
+        )
     )
     state = load_file(away / "model.safetensors")
     save_file({name: array * 2 for name, array in state.items()}, away / "model.safetensors")

@@ -315,6 +315,8 @@ def test_what_is_known_of_the_starting_weights_films_is_said(
     assert card.initial_weights_record == shown
     assert said in words(card)
     assert unsaid not in words(card)
+    looked_up = "says of films that the weights at the start were trained on: it was looked up in the films"
+    assert (looked_up in words(card)) == (shown != "none")
 
 
 def test_random_starting_weights_have_no_record(copy: Path) -> None:
@@ -347,6 +349,10 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
     assert ("were looked for in the training data, and none were found" in said) == (shown in ("none", "across"))
     assert ("in the training and in the test part" in said) == ("across" in shown)
     assert (right in said) == ("within" not in shown)
+    # The sentence is a bit of the films themselves, which no noise hides.
+    assert ("says of films that are nearly equal: it was looked up in the films" in said) == (found is not None)
+    of_one_patient = "Among the films of one patient they were not looked for" in said
+    assert of_one_patient == (unit == "image" and shown in ("none", "across"))
     if "within" in shown:
         pair = re.search(r"that of a group of two (films|patients): epsilon = ([\d.]+)\.", said)
         assert pair is not None

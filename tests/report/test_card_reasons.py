@@ -108,6 +108,7 @@ def test_a_fact_that_was_edited_afterwards_is_found(bound: Path, fact: str, said
 
 def test_what_stands_against_release_cannot_be_edited_away(run: Path) -> None:
     configure(run, "training", class_weights="public", positive_rates=[0.1234, 0.4321])
+    edit(run / "run.json", initial_weights_sha256="aa" * 32)
     settled = {"release": False, "against_release": [COUNTED_RATES]}
     bound_to = load(Experiment, run / "config.yaml").digest_fields() | {f"run.{name}": said for name, said in settled.items()}
     bind(run, Binding(bound_to, "aa" * 32, DATA, {}, {}, {}))
