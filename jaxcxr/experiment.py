@@ -116,9 +116,7 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
         raise InputError("pretraining is for public films: privacy must be null")
     start = config.model.weights
     if start is not None and (marks := marks_of(weights_folder(start))):
-        raise InputError(
-            f"{start}: pretraining is for public weights, and these are marked not for release ({'; '.join(marks)})"
-        )
+        raise InputError(f"{start}: pretraining is for public weights, and these are not for release: {'; '.join(marks)}")
     store = store_of(config, say)
     plan = make_plan(config, store)
     say(f"pretraining on {len(plan.split)} public films, {plan.steps} steps, into {weights}")

@@ -81,9 +81,9 @@ def size_remarks(declared: int | None, units: int, images: int, called: str, exp
         ]
     if declared == units != proposed_size(units):
         return [
-            f"privacy.dataset_size {declared} is exactly the number of training {called}: if it was counted in them, whoever knows "
-            "all others reads from it whether one is missing. Declare a number that is known from elsewhere, or a rounded one such "
-            f"as {proposed_size(units)}"
+            f"privacy.dataset_size {declared} is exactly the number of training {called}: if it was counted in them, whoever "
+            "knows all others reads from it whether one is missing. Declare a number that is known from elsewhere, or a "
+            f"rounded one such as {proposed_size(units)}"
         ]
     if not units / FAR <= declared <= units * FAR:
         return [f"privacy.dataset_size is {declared}, but {units} {called} are there: {effect}"]

@@ -138,8 +138,8 @@ class Plan:
         path = weights_folder(model.weights)
         if marks := marks_of(path):
             raise InputError(
-                f"{path}: these weights are marked not for release ({'; '.join(marks)}); a run that starts from them would give "
-                "them away"
+                f"{path}: these weights are marked not for release ({'; '.join(marks)}); a run that starts from them would "
+                "give them away"
             )
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
 
@@ -394,7 +394,7 @@ def make_plan(config: Experiment, store: Store) -> Plan:
 
 
 def _require_repeated_roundings(plan: Plan) -> None:
-    """Sums of proved sensitivity suppose that a unit has one gradient, however often it is computed (`privacy.hardened_sum`)."""
+    """Sums of proved sensitivity suppose that a unit has one gradient, wherever it is computed (`privacy.hardened_sum`)."""
     privacy = plan.config.privacy
     counted = privacy is not None and (privacy.noise == "discrete" or plan.config.training.optimizer == "least_squares")
     if counted and jax.default_backend() == "gpu" and not _deterministic_gpu_ops():

@@ -207,7 +207,7 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
         forged(path, **facts)
         assert check_release(path, MANIFEST).wrong == ()  # by itself there is nothing wrong with it
         (said,) = check_registered(path, store).wrong
-        with pytest.raises(InputError, match="not for release.*releases.jsonl"), passage(path, store=store):
+        with pytest.raises(InputError, match=r"not for release.*releases\.jsonl"), passage(path, store=store):
             pass
         shutil.rmtree(path)
         return said

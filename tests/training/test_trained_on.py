@@ -251,7 +251,7 @@ def test_marked_weights_start_no_private_run_and_no_pretraining(
             (folder / "provenance.json").write_text("{}")
     with pytest.raises(InputError, match=r"w: these weights are marked not for release \(no promise\)"):
         make_plan(private(tiny_config, store, folder), store).pretrained_params()
-    with pytest.raises(InputError, match=r"pretraining is for public weights.*\(no promise\)"):
+    with pytest.raises(InputError, match=r"pretraining is for public weights.*not for release: no promise"):
         pretrain(private(tiny_nonprivate_config, store, folder), tmp_path / "washed", say=lambda _: None)
     assert not list(tmp_path.glob("washed*"))
 
