@@ -23,6 +23,8 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Views = Literal["one", "mirrored", "mirrored_moved"]
+ClipNorm = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
+"""Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be nothing beside it."""
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 ConfigT = TypeVar("ConfigT")
@@ -102,11 +104,11 @@ class PrivacyConfig:
         delta: budget, at least 1e-15; refused if it is not smaller than 1 / `dataset_size` and 1 / the units that are there,
             unless `allow_large_delta`.
         l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the summed moments of
-            `training.optimizer` least_squares.
+            `training.optimizer` least_squares; at least 1e-6.
         clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
             `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to
             tune (Bu et al. 2023, arXiv 2206.07136).
-        stability: gamma of automatic clipping, in units of a gradient norm.
+        stability: gamma of automatic clipping, in units of a gradient norm; at least 1e-6.
         unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a patient with many
             films less; `patient`, all films of one at once: at most `films_per_patient` of a drawn patient's films are used,
             their mean gradient is clipped; `patient_one_image`, the same with one film, drawn afresh each time.
@@ -127,9 +129,9 @@ class PrivacyConfig:
     __pydantic_config__ = STRICT
     epsilon: Annotated[float, Field(gt=0, le=500, allow_inf_nan=False)]
     delta: Annotated[float, Field(ge=1e-15, lt=1)]
-    l2_clip_norm: Positive
+    l2_clip_norm: ClipNorm
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"
-    stability: Positive = 0.01
+    stability: ClipNorm = 0.01
     unit: Literal["image", "patient_one_image", "patient"] = "image"
     films_per_patient: PositiveInt = 4
     method: Literal["layerwise", "vmap"] = "layerwise"

@@ -19,9 +19,10 @@ from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.export import run_stablehlo, to_stablehlo
 from jaxcxr.models.heads import map_head, replace_head
+from jaxcxr.models.marks import STABLEHLO_MARK
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
-from jaxcxr.release.gate import STABLEHLO_MARK, Passage, marked, passage
+from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.training.checkpoint import save_weights, units_of_weights
 from jaxcxr.training.trained_on import TrainedOn, films_of, with_training
 
@@ -96,13 +97,16 @@ def convert(
         model = ModelConfig(activation=weights.activation, width=weights.width)  # type: ignore[arg-type]
         record = weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts)
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(out, params, marked(record, found), units=units_of_source(source))
+        # Hashes of its films would tell for certain who was in the data of a private run whose weights may leave.
+        leaves = found.kind == "run" and not found.against
+        save_weights(out, params, marked(record, found), units=None if leaves else units_of_source(source))
         return out, weights
 
 
 def units_of_source(source: Path) -> TrainedOn | None:
     """What converted weights were trained on, where their source is a weights folder with a record, or a run whose store is
-    still there; None otherwise, so that a private run names it as an assumption.
+    still there; None otherwise, so that a private run names it as an assumption. The record of a run is about its own films:
+    it must not leave with weights that may.
     """
     if not (source / "config.yaml").is_file():
         return units_of_weights(source) if source.is_dir() else None

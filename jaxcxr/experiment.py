@@ -106,13 +106,17 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
 
     The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size (`training.checkpoint.save_weights`).
     """
-    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights
+    from jaxcxr.models.marks import marks_of
+    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights, weights_folder
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import made_with, make_plan
     from jaxcxr.training.trained_on import films_of, with_training
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
+    start = config.model.weights
+    if start is not None and (marks := marks_of(weights_folder(start))):
+        raise InputError(f"{start}: pretraining is for public weights, and these are not for release: {'; '.join(marks)}")
     store = store_of(config, say)
     plan = make_plan(config, store)
     say(f"pretraining on {len(plan.split)} public films, {plan.steps} steps, into {weights}")
@@ -126,7 +130,6 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
         "store_fingerprint": store.fingerprint,
         "config": dataclasses.asdict(config),
     }
-    start = config.model.weights
     before = None if start is None else units_of_weights(start)
     units = with_training(films_of(store, "train"), before, from_random=start is None)
     save_weights(weights, outcome.params, provenance, bfloat16, units)

@@ -1,7 +1,8 @@
 """Build what may leave the house from a finished run, and check it; or check a folder.
 
 python scripts/release.py runs/demo                       build runs/demo/release and check it
-python scripts/release.py --check FOLDER --manifest TABLE check a folder against a cohort's manifest
+python scripts/release.py --check FOLDER --manifest TABLE --store STORE
+                                                          check a folder against a cohort's manifest and register
 
 A run that must not be released (without privacy, unfinished, seeded, with class weights that the guarantee does not cover, or
 refuted by its audit, for example) is refused; --watermark builds runs/demo/not-for-release from it, every file marked so.
@@ -26,7 +27,8 @@ class Arguments:
         folder: run folder; with check, the folder to be checked.
         check: only check the folder.
         manifest: table with image_id, patient_id and path (.csv or .parquet); that of the run's store unless given.
-        store: of the run's cohort, if it is not where the run's configuration says.
+        store: of the run's cohort, if it is not where the run's configuration says; with check, its register of released models
+            is asked (without it, that of the run folder in which a release lies).
         watermark: build a marked folder of a run that must not be released.
     """
 
@@ -41,15 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, description=__doc__, args=argv)
     from jaxcxr.data.manifest import read_table
     from jaxcxr.release.build import build_release
-    from jaxcxr.release.check import check_release
+    from jaxcxr.release.check import check_registered, check_release
 
     manifest = None if arguments.manifest is None else read_table(arguments.manifest)
     if arguments.check:
-        verdict = check_release(arguments.folder, manifest)
-        if verdict.wrong:
-            raise InputError(f"{arguments.folder}: must not leave the hospital: {'; '.join(verdict.wrong)}")
+        by_itself = check_release(arguments.folder, manifest)
+        registered = check_registered(arguments.folder, arguments.store)
+        if wrong := (*by_itself.wrong, *registered.wrong):
+            raise InputError(f"{arguments.folder}: must not leave the hospital: {'; '.join(wrong)}")
         print(f"{arguments.folder}: nothing found")
-        unchecked = verdict.unchecked
+        unchecked = (*by_itself.unchecked, *registered.unchecked)
     else:
         built = build_release(arguments.folder, manifest, arguments.watermark, arguments.store)
         print(f"{built.folder}: " + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked"))

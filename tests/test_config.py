@@ -136,6 +136,8 @@ def test_the_demo_is_read_as_it_is_written() -> None:
         ({"privacy.epsilon": float("nan")}, "privacy.epsilon: expected a finite number, found nan"),
         ({"privacy.delta": 1.0}, "privacy.delta: expected less than 1, found 1.0"),
         ({"privacy.noise_multiplier": 0.0}, "privacy.noise_multiplier: expected greater than 0, found 0.0"),
+        ({"privacy.l2_clip_norm": 1e-18}, "privacy.l2_clip_norm: expected greater than or equal to 0.000001, found 1e-18"),
+        ({"privacy.stability": 1e-12}, "privacy.stability: expected greater than or equal to 0.000001, found 1e-12"),
         ({"training.expected_batch_size": 0}, "training.expected_batch_size: expected greater than 0, found 0"),
         ({"training.warmup_steps": -1}, "training.warmup_steps: expected greater than or equal to 0, found -1"),
         ({"training.positive_rates": [0.1] * 7 + [1.0]}, "training.positive_rates.7: expected less than 1, found 1.0"),
@@ -353,7 +355,7 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
     domain = st.sampled_from(["private", "public"])
     synthetic = st.fixed_dictionaries({"domain": domain, "n_train": count, "n_valid": count, "n_test": count, "seed": seed})
     private = st.fixed_dictionaries(
-        {"epsilon": st.floats(1e-6, 500.0), "delta": rate, "l2_clip_norm": positive},
+        {"epsilon": st.floats(1e-6, 500.0), "delta": rate, "l2_clip_norm": st.floats(1e-6, 1e12)},
         optional={"dataset_size": count, "noise_multiplier": positive, "allow_large_delta": st.booleans()},
     )
     training = st.fixed_dictionaries(

@@ -96,7 +96,8 @@ class Audit:
     """What was found.
 
     Attributes:
-        epsilon_claimed: of the audited run at `delta`, by its plan.
+        epsilon_claimed: of the audited run at `delta`, by its plan; its digits tell how many films there are.
+        budget: epsilon that the audited run was meant to have; what the card shows in its place.
         epsilon_lower: that the attacks prove, at `confidence` for all of them together.
         attacks: lower bound of each attack alone, at its part of the confidence.
         curves: membership curve of each attack.
@@ -107,6 +108,7 @@ class Audit:
     """
 
     epsilon_claimed: float
+    budget: float
     epsilon_lower: float
     attacks: Mapping[str, float]
     curves: Mapping[str, MembershipCurve]
@@ -136,7 +138,7 @@ class Audit:
                 "canaries": self.canaries,
                 "confidence": self.confidence,
                 "epsilon_lower": self.epsilon_lower,
-                "epsilon_claimed": self.epsilon_claimed,
+                "epsilon_claimed": self.budget,
                 "accused": self.accused,
                 "code": code,
             },
@@ -241,6 +243,7 @@ def audit(subject: Subject, cohort: Films, canaries: Films, steps: int, rng: np.
     claimed = accounting.epsilon_pld([Spending(m.sample_rate, m.noise_multiplier, steps)], m.delta)
     return Audit(
         claimed,
+        m.epsilon,
         max(attacks.values()),
         attacks,
         {name: membership_curve(scores[name], included) for name in ATTACKS},

@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _CHOSEN = "training.microbatch_size"
+FACT = "run."
+"""Before the names of facts that stand in `run.json` and not in the configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Binding:
         data: fingerprint of the store.
         code: `jaxcxr`, the version, and `sources`, the fingerprint of the code that trains (`provenance`).
         libraries: name -> version.
-        platform: kind of device, and settings of JAX that change its arithmetic.
+        platform: kind of device, flags of XLA, and settings of JAX that change its arithmetic.
     """
 
     configuration: Mapping[str, Any]
@@ -94,14 +96,17 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def altered(recorded: Mapping[str, Any] | None, in_ledger: str, configuration: Mapping[str, Any]) -> list[str]:
-    """What was changed in a run folder since the run was begun: fields of the configuration, or `binding` for the record
+def altered(
+    recorded: Mapping[str, Any] | None, in_ledger: str, configuration: Mapping[str, Any], facts: Mapping[str, Any]
+) -> list[str]:
+    """What was changed in a run folder since the run was begun: fields of the configuration, facts, or `binding` for the record
     itself.
 
     Args:
         recorded: `Binding.as_json` of `run.json`; None in runs of earlier versions.
         in_ledger: `Terms.binding` of the ledger; empty in those.
         configuration: field -> value, of `config.yaml`; fields that the record does not know are passed over.
+        facts: those of `run.json` beside the record; the card repeats some of them.
     """
     if recorded is None:
         return ["binding"] if in_ledger else []
@@ -114,7 +119,15 @@ def altered(recorded: Mapping[str, Any] | None, in_ledger: str, configuration: M
     then, now = parts["configuration"], json.loads(json.dumps(configuration))
     if now.get(_CHOSEN) is None:  # by the device's memory, at the beginning of the run
         now.pop(_CHOSEN, None)
-    return sorted(name for name in then.keys() & now.keys() if then[name] != now[name])
+    now |= {f"{FACT}{name}": value for name, value in facts.items()}
+    said = {"store_fingerprint": parts["data"]}
+    if configuration.get("model.weights") is not None:
+        said["initial_weights_sha256"] = parts["starting_weights"]
+    return sorted(
+        [name for name in then.keys() & now.keys() if then[name] != now[name]]
+        + [name for name in then if name.startswith(FACT) and name not in now]
+        + [f"{FACT}{name}" for name, value in said.items() if facts.get(name) != value]
+    )
 
 
 def _fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

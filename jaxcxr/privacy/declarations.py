@@ -79,6 +79,12 @@ def size_remarks(declared: int | None, units: int, images: int, called: str, exp
             f"privacy.dataset_size {declared} looks like the number of images ({images}), but the unit is the patient, and "
             f"{units} {called} are there: {effect}"
         ]
+    if declared == units != proposed_size(units):
+        return [
+            f"privacy.dataset_size {declared} is exactly the number of training {called}: if it was counted in them, whoever "
+            "knows all others reads from it whether one is missing. Declare a number that is known from elsewhere, or a "
+            f"rounded one such as {proposed_size(units)}"
+        ]
     if not units / FAR <= declared <= units * FAR:
         return [f"privacy.dataset_size is {declared}, but {units} {called} are there: {effect}"]
     return []

@@ -54,6 +54,11 @@ def step_for(l2_clip_norm: float, most_units: int) -> float:
     return 2.0 ** (math.floor(math.log2(l2_clip_norm)) - high_bits - LOW_BITS)
 
 
+def most_units(steps: int) -> int:
+    """How many units may be summed, each of which adds at most so many steps to a coordinate, without an overflow."""
+    return (1 << (30 + LOW_BITS)) // steps
+
+
 def empty(like: PyTree) -> ExactSum:
     """The sum of nothing, in the shapes of `like`."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), like)

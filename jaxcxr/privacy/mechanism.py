@@ -91,7 +91,8 @@ class Mechanism:
     def most_units(self) -> int:
         """Declared maximum of units in a batch, for which no sum overflows; a larger batch is refused (`training.feed`).
 
-        A Poisson batch is larger with probability below 1e-50, unless N is declared at a third of what is there, or less.
+        A Poisson batch is larger with probability below 1e-36 as long as at most twice the declared N are there; what a refusal
+        tells adds less than that to delta, for each step. For three times N it is 1e-16, and beyond the run is refused soon.
         """
         return 4 * self.expected_batch_size + _SPARE_UNITS
 

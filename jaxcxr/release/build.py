@@ -6,22 +6,15 @@ Nothing here is computed from private data outside the mechanism: no loss, no pr
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pandas as pd
-from jaxtyping import PyTree
 
 from jaxcxr.config import Experiment, load
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.spent import newest_checkpoint
 from jaxcxr.release.check import check_release
-from jaxcxr.release.gate import MARK, passage
+from jaxcxr.release.gate import MARK, final_params, passage
 from jaxcxr.release.write import write_release
-from jaxcxr.training.averaging import weights_to_use
 
 RELEASE = "release"
 WATERMARKED = MARK
@@ -60,7 +53,7 @@ def build_release(run: Path, manifest: pd.DataFrame | None = None, watermark: bo
         folder = run / (WATERMARKED if found.against else RELEASE)
         if folder.exists():
             raise InputError(f"{folder}: exists already; delete it to build it anew")
-        params = _final_params(run)
+        params = final_params(run)
         part = run / f".{folder.name}.partial"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -74,23 +67,6 @@ def build_release(run: Path, manifest: pd.DataFrame | None = None, watermark: bo
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return Built(folder, not found.against, verdict.unchecked if verdict else ())
-
-
-def _final_params(run: Path) -> PyTree:
-    """Weights of the newest checkpoint.
-
-    Raises:
-        InputError: there is no checkpoint, or it cannot be read.
-    """
-    folder, done = run / "checkpoints", newest_checkpoint(run)
-    if done is None:
-        raise InputError(f"{folder}: no checkpoint there; expected a finished run")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored: Any = checkpointer.restore((folder / str(done) / "default").resolve())
-        return jax.tree.map(np.asarray, weights_to_use(restored))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
 
 
 def _manifest_of(run: Path, store: Path | None) -> pd.DataFrame:

@@ -23,7 +23,10 @@ from safetensors.numpy import load
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
+from jaxcxr.privacy.accounting import sample_rate_of, steps_of_epochs
+from jaxcxr.privacy.spent import FACTS
 from jaxcxr.release.identifiers import SHORT, Identifiers
+from jaxcxr.release.register import register_of
 from jaxcxr.release.write import (
     BLANK,
     CARD_HTML,
@@ -37,10 +40,10 @@ from jaxcxr.release.write import (
     write_release,
 )
 from jaxcxr.report.card import differing, recomputed
-from jaxcxr.report.card_facts import COUNTS, released_by
+from jaxcxr.report.card_facts import COUNTS, films_a_step, released_by
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
 from jaxcxr.training.checkpoint import nested_weights
-from jaxcxr.training.plan import model_of
+from jaxcxr.training.plan import model_of, weights_digest
 
 _LEAST_IN_WEIGHTS = 6
 _HEADER_AT_MOST = 1 << 20
@@ -97,6 +100,35 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
             wrong += [f"{name}: holds {it}" for it in found]
     wrong += [f"{name}: holds {it}" for name, it in _in_sources(sources, identifiers)]
     return Verdict(tuple(dict.fromkeys(wrong)), tuple(_unchecked(sources, identifiers)))
+
+
+def check_registered(folder: Path, store: Path | None) -> Verdict:
+    """Ask the register of a release's cohort whether its weights left with this card, and with which others before them.
+
+    What of the folder cannot be read is for `check_release` to say.
+
+    Args:
+        folder: to be checked.
+        store: of the cohort; for a release that lies in its run folder, the run's store unless given.
+
+    Raises:
+        InputError: there is no such store, or its register is damaged.
+    """
+    store = store or _store_of_run(folder.resolve().parent)
+    if store is None:
+        return Verdict((), ("no store was given, and its register of released models was not asked (--store)",))
+    try:
+        card, weights = read_card(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
+    except (InputError, OSError, SafetensorError):
+        return Verdict((), ())
+    return Verdict(tuple(register_of(store).at_odds(card, weights_digest(nested_weights(weights)))), ())
+
+
+def _store_of_run(run: Path) -> Path | None:
+    if not (run / FACTS).is_file() or not (run / CONFIG).is_file():
+        return None
+    store = Path(load_config(Experiment, run / CONFIG).data.store)
+    return store if store.is_dir() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +245,7 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         "privacy.epsilon": (privacy.epsilon, claim.budget),
         "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
         "privacy.noise": (privacy.noise, card.noise),
+        "privacy.films_per_patient": (films_a_step(privacy), claim.films_a_step),
         "training.class_weights": (training.class_weights, card.class_weights),
     }
     steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
@@ -221,14 +254,30 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name != COUNTS}
     if clip_norms != {privacy.l2_clip_norm}:
         yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
+    declared = (card.dataset_size, card.expected_batch_size)
+    rates = {row.sample_rate for row in card.mechanisms if row.name != COUNTS}
+    if 0 < declared[1] <= declared[0] and rates != {sample_rate_of(declared[1], declared[0])}:
+        yield f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of {declared[0]} units"
+    planned = training.steps
+    if planned is None and training.epochs is not None:
+        planned = steps_of_epochs(training.epochs, *declared)
+    if planned != card.steps_planned:
+        yield f"{CONFIG}: its training has {planned} steps, {CARD_JSON} says {card.steps_planned}"
     if_given = {
         "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
+        "privacy.noise_multiplier": (privacy.noise_multiplier, _noise_of(card)),
         "privacy.class_counts_noise_multiplier": (privacy.class_counts_noise_multiplier, card.class_counts_noise_multiplier),
     }
     said |= {key: (there, here) for key, (there, here) in if_given.items() if there is not None}
     for key, (there, here) in said.items():
         if there != here:
             yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
+
+
+def _noise_of(card: PrivacyCard) -> float | None:
+    """Noise multiplier of the steps; None if there are several."""
+    (noise, *others) = {row.noise_multiplier for row in card.mechanisms if row.name != COUNTS} or {None}
+    return None if others else noise
 
 
 def _is_numbers(name: str) -> bool:

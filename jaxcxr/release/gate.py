@@ -12,24 +12,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
-from jaxcxr.models.export import name_of_stablehlo
-from jaxcxr.models.torch_files import read_metadata
-from jaxcxr.privacy.spent import CHECKPOINTS, CONFIG, FACTS, Spent, is_private, spent_of
-from jaxcxr.release.check import check_release
+from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
+from jaxcxr.privacy.spent import CHECKPOINTS, CONFIG, FACTS, Spent, newest_checkpoint, spent_of
+from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.register import Register, held
 from jaxcxr.report.card import card_of
 from jaxcxr.report.card_facts import facts_of_run
 from jaxcxr.report.card_schema import NOT_FOR_RELEASE, PrivacyCard
+from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import weights_folder
+from jaxcxr.training.plan import weights_digest
 
 NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
+STARTED_FROM_ITS_OWN = (
+    "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"
+)
 MARK = "not-for-release"
 """In the names of marked files and folders."""
-STABLEHLO_MARK = "not_for_release"
-"""Name of the function in a marked StableHLO file; reading the file shows it."""
-_WATERMARK, _REASONS = "watermark", "reasons_against_release"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Passage:
     @property
     def mark(self) -> dict[str, str]:
         """What a marked file's metadata say; empty if the weights pass."""
-        return {_WATERMARK: NOT_FOR_RELEASE, _REASONS: json.dumps(self.against)} if self.against else {}
+        return {WATERMARK: NOT_FOR_RELEASE, REASONS: json.dumps(self.against)} if self.against else {}
 
     def register(self) -> None:
         """Write down that the weights of a private run leave; call it last, before what was written gets its name."""
@@ -92,65 +98,56 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
     elif not source.is_dir():
         raise InputError(f"{source}: no such file or folder; expected weights, a run, a weights folder or a release")
     elif (source / FACTS).exists() or (source / CHECKPOINTS).exists():
-        if is_private(source):
-            with _private_run(source, store) as found:
-                yield found
-        else:
+        spent = spent_of(source)
+        if spent is None:
             yield Passage(source, "run", (NO_PRIVACY,))
+        else:
+            with _private_run(source, spent, store) as found:
+                yield found
     elif (source / CONFIG).is_file():
-        yield Passage(source, "release", check_release(source, None).wrong)
+        yield Passage(source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong))
+    elif (source / RECORD).is_file():
+        yield Passage(source, "weights", marks_of(source))
     else:
-        yield Passage(source, "weights", _marks_of_weights(source))
+        raise InputError(f"{source}: expected {CONFIG} or {RECORD} there, which say what the network looks like")
 
 
 @contextmanager
-def _private_run(run: Path, store: Path | None) -> Iterator[Passage]:
-    spent, facts = spent_of(run), facts_of_run(run)
-    assert spent is not None  # is_private
+def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passage]:
+    facts = facts_of_run(run, spent)
     if facts.reasons:  # it stays, whatever else was released
         card = card_of(facts)
         yield Passage(run, "run", tuple(card.reasons_against_release), card)
         return
     with held(store or Path(load(Experiment, run / CONFIG).data.store), spent, run) as register:
-        card = card_of(dataclasses.replace(facts, siblings=tuple(register.siblings_of(run, spent))))
-        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, card))
+        weights = weights_digest(final_params(run))
+        reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
+        siblings = tuple(register.siblings_of(run, spent, weights))
+        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons))
+        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, weights, card))
 
 
-def _registration(register: Register, spent: Spent, card: PrivacyCard) -> Callable[[], None]:
-    return lambda: register.add(spent, card.mechanisms) if card.for_release else None
+def _registration(register: Register, spent: Spent, weights: str, card: PrivacyCard) -> Callable[[], None]:
+    return lambda: register.add(spent, weights, card.mechanisms) if card.for_release else None
 
 
-def marks_of(path: Path) -> tuple[str, ...]:
-    """Why the weights in a file must not leave, as its mark says; none if it has no mark."""
-    if path.suffix == ".stablehlo":
-        return (NOT_FOR_RELEASE,) if name_of_stablehlo(path) == STABLEHLO_MARK else ()
-    return _marks(read_metadata(path))
+def final_params(run: Path) -> PyTree:
+    """Weights of a run's newest checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint, or it cannot be read.
+    """
+    folder, done = run / CHECKPOINTS, newest_checkpoint(run)
+    if done is None:
+        raise InputError(f"{folder}: no checkpoint there; expected a finished run")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored: Any = checkpointer.restore((folder / str(done) / "default").resolve())
+        return jax.tree.map(np.asarray, weights_to_use(restored))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
 
 
 def marked(record: Mapping[str, Any], found: Passage) -> dict[str, Any]:
     """The record of a weights folder, marked if the weights must not leave."""
-    return {**record, **({_WATERMARK: NOT_FOR_RELEASE, _REASONS: list(found.against)} if found.against else {})}
-
-
-def _marks_of_weights(folder: Path) -> tuple[str, ...]:
-    path = folder / "provenance.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: expected config.yaml or provenance.json there, which say what the network looks like")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    inside = (reason for file in sorted(folder.glob("*.safetensors")) for reason in marks_of(file))
-    return tuple(dict.fromkeys([*_marks(record), *inside]))
-
-
-def _marks(record: Any) -> tuple[str, ...]:
-    if not isinstance(record, dict) or _WATERMARK not in record:
-        return ()
-    reasons = record.get(_REASONS)
-    if isinstance(reasons, str):
-        try:
-            reasons = json.loads(reasons)
-        except ValueError:
-            reasons = [reasons]
-    return tuple(str(reason) for reason in reasons) if isinstance(reasons, list) and reasons else (NOT_FOR_RELEASE,)
+    return {**record, **({WATERMARK: NOT_FOR_RELEASE, REASONS: list(found.against)} if found.against else {})}

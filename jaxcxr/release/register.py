@@ -10,15 +10,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxcxr.data.journal import alone
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.chain import chained, read_chain
+from jaxcxr.privacy.provenance import sealed_fingerprint
 from jaxcxr.privacy.spent import Spent
-from jaxcxr.report.card_schema import MechanismRow, SiblingRow
+from jaxcxr.report.card_schema import MechanismRow, PrivacyCard, SiblingRow
 
 REGISTER, LOCK = "releases.jsonl", ".releases.lock"
 _KIND = "register"
@@ -31,12 +33,14 @@ class _Registered(BaseModel):
 
     Attributes:
         run: public name of its run, so that a copy of the run's secret is recognised.
+        weights: SHA-256 of its parameters (`training.plan.weights_digest`).
         delta: of its claim.
         sibling: what later cards say of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     run: str
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     adjacency: str
     delta: float
     sibling: SiblingRow
@@ -68,15 +72,16 @@ class Register:
                 where = ".".join(str(part) for part in error.errors()[0]["loc"])
                 raise InputError(f"{path}: line {number} is no register entry ({where}: {error.errors()[0]['msg']})") from None
 
-    def siblings_of(self, run: Path, spent: Spent) -> list[SiblingRow]:
+    def siblings_of(self, run: Path, spent: Spent, weights: str) -> list[SiblingRow]:
         """The other released models of the cohort, in the order of their release; earlier states of the run itself are none.
 
         Args:
             run: its folder, for errors.
             spent: what it has spent.
+            weights: SHA-256 of its parameters.
 
         Raises:
-            InputError: their costs do not add up: one shares the run's secret, or claims another adjacency.
+            InputError: their costs do not add up: one shares the run's secret, or its ledger, or claims another adjacency.
         """
         if not spent.terms.run:
             raise InputError(
@@ -97,16 +102,56 @@ class Register:
                     f"{line.sibling.ledger} comes from the same secret, and its noise would cancel against this one's; "
                     "is the run a copy?"
                 )
+            elif line.sibling.ledger == spent.head and line.weights != weights:
+                raise InputError(
+                    f"{run}: no joint epsilon holds with the released models of this cohort: other weights were released with "
+                    "this very ledger, and the noise of both would cancel in their difference; is one a copy that was trained "
+                    "on another machine, or on other data?"
+                )
         return list(others.values())
 
-    def add(self, spent: Spent, mechanisms: Sequence[MechanismRow]) -> None:
+    def knows(self, weights: str) -> bool:
+        """Whether a model with these parameters (their SHA-256) was released."""
+        return any(line.weights == weights for line in self._lines)
+
+    def at_odds(self, card: PrivacyCard, weights: str) -> list[str]:
+        """In what a release differs from what was registered before it left, a sentence each; empty if in nothing.
+
+        Args:
+            card: of the release.
+            weights: SHA-256 of its parameters.
+        """
+        ledger = card.fingerprints.ledger
+        place = next((i for i, line in enumerate(self._lines) if ledger and line.sibling.ledger == ledger), None)
+        if place is None:
+            return [f"{self._path} knows no release with its ledger"]
+        own, wrong = self._lines[place], []
+        if own.weights != weights:
+            wrong.append(f"{self._path}: other weights were registered with its ledger")
+        if card.fingerprints.data != sealed_fingerprint(self._fingerprint, own.run):
+            wrong.append(f"{self._path}: its card is about other data than was registered")
+        there = (own.sibling.unit, own.sibling.mechanisms, own.adjacency, own.delta)
+        if there != (card.claim.unit, card.mechanisms, card.claim.adjacency, card.claim.delta):
+            wrong.append(f"{self._path}: its card claims something else than was registered")
+        listed = card.siblings or []
+        for run in dict.fromkeys(line.run for line in self._lines[:place] if line.run != own.run):
+            last = max(i for i, line in enumerate(self._lines[:place]) if line.run == run)
+            if not any(line.sibling in listed for line in self._lines[last:] if line.run == run):
+                wrong.append(
+                    f"{self._path}: its card does not list the model with the ledger {self._lines[last].sibling.ledger}"
+                )
+        return wrong
+
+    def add(self, spent: Spent, weights: str, mechanisms: Sequence[MechanismRow]) -> None:
         """Write down that a run's model leaves; nothing is written if it is there.
 
         Raises:
             InputError: the store's folder cannot be written to.
         """
         sibling = SiblingRow(ledger=spent.head, unit=spent.terms.unit, mechanisms=list(mechanisms))  # type: ignore[arg-type]
-        line = _Registered(run=spent.terms.run, adjacency=spent.terms.adjacency, delta=spent.delta, sibling=sibling)
+        line = _Registered(
+            run=spent.terms.run, weights=weights, adjacency=spent.terms.adjacency, delta=spent.delta, sibling=sibling
+        )
         if line in self._lines:
             return
         head, number = self._chain.head, len(self._chain.heads)
@@ -119,6 +164,15 @@ class Register:
             file.flush()
             os.fsync(file.fileno())
         self._read()
+
+
+def register_of(store: Path) -> Register:
+    """The register of a store, to be asked only.
+
+    Raises:
+        InputError: there is no store, or its register is damaged.
+    """
+    return Register(store / REGISTER, open_store(store).fingerprint)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def make_card(
     Raises:
         InputError: the folder holds no private run, or its files are damaged or at odds.
     """
-    facts = facts_of_run(run, siblings)
+    facts = facts_of_run(run, siblings=siblings)
     if cohort_films is not None:
         facts = dataclasses.replace(facts, cohort_films=cohort_films, reasons=(*facts.reasons, HOUSE_ONLY))
     return card_of(facts)
@@ -229,8 +229,18 @@ def _not_covered(facts: CardFacts) -> list[str]:
         )
     if UNCOVERED_WEIGHTS in facts.reasons:
         missing.insert(0, UNCOVERED_WEIGHTS)
+    looked_up = [
+        *(["films that are nearly equal"] if facts.near_duplicates != "not_looked_for" else []),
+        *(
+            ["films that the weights at the start were trained on"]
+            if facts.initial_weights_record not in (None, "none")
+            else []
+        ),
+    ]
+    if looked_up:
+        missing.append(f"what this card says of {' and of '.join(looked_up)}: it was looked up in the films, without noise")
     if facts.audit is not None:
-        missing.append("the audit's finding: one figure from a training on the cohort that was made for the audit")
+        missing.append("the audit's finding: a figure and a verdict from a training on the cohort that was made for the audit")
     return missing
 
 
@@ -305,12 +315,13 @@ def _one_person_one_unit(facts: CardFacts) -> str:
     )
     if facts.near_duplicates == "not_looked_for":
         return f"{right}: ASSUMED, nearly equal films were not looked for."
-    return f"{right}: nearly equal films of different patients were looked for in the training data, and none were found."
+    found = "nearly equal films of different patients were looked for in the training data, and none were found"
+    return f"{right}: {found}. Among the films of one patient they were not looked for." if image else f"{right}: {found}."
 
 
 def _others_published(facts: CardFacts) -> str:
     """Which other models of the cohort there are, as far as its register knows."""
-    anew = "Models of the same films from a store that was prepared anew are not in it, and their costs add up."
+    anew = "Models of the same films from a store that was prepared anew or copied are not in it, and their costs add up."
     if facts.siblings is None:
         return "Whether other models of this cohort are published was not looked up. If there are, the costs add up."
     if not facts.siblings:

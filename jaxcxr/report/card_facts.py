@@ -124,17 +124,18 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
     )
 
 
-def facts_of_run(run: Path, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
+def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
     """What the card of a private run is computed from.
 
     Args:
         run: its folder.
+        spent: what it has spent, where that was read already.
         siblings: other released models of the cohort (`release.register`); None if nobody looked.
 
     Raises:
         InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at odds.
     """
-    facts, spent = read_facts(run), spent_of(run)
+    facts, spent = read_facts(run), spent or spent_of(run)
     if spent is None:
         raise InputError(f"{run}: trained without privacy; there is nothing to promise and no card")
     if not spent.steps:
@@ -163,7 +164,7 @@ def facts_of_run(run: Path, siblings: Sequence[SiblingRow] | None = None) -> Car
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
         unit=terms.unit,
-        films_a_step=_films_a_step(config.privacy),
+        films_a_step=films_a_step(config.privacy),
         adjacency=terms.adjacency,
         delta=spent.delta,
         budget=spent.budget,
@@ -235,7 +236,8 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
     )
 
 
-def _films_a_step(privacy: PrivacyConfig) -> int | None:
+def films_a_step(privacy: PrivacyConfig) -> int | None:
+    """How many films of a patient are used in a step at most; None where the image is the unit."""
     return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
 
 
@@ -261,7 +263,7 @@ def _reasons(
     if config.privacy is not None and config.privacy.dataset_size is None:  # in runs of earlier versions, too
         counted.add(COUNTED_SIZE)
     reasons += [sentence for code, sentence in AGAINST_RELEASE.items() if code in counted]
-    changed = altered(facts.get("binding"), terms.binding, config.digest_fields())
+    changed = altered(facts.get("binding"), terms.binding, config.digest_fields(), facts)
     if changed:
         reasons.append(f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})")
     if not reasons and facts.get("release") is not True:

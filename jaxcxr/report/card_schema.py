@@ -99,7 +99,7 @@ class AuditFinding(_Strict):
     canaries: Count
     confidence: Probability
     epsilon_lower: NonNegative = Field(description="epsilon that the attack proves")
-    epsilon_claimed: NonNegative | None = Field(description="of the audited training")
+    epsilon_claimed: NonNegative | None = Field(description="that the audited training was meant to have")
     accused: bool = Field(description="whether the finding contradicts the claim")
     code: Digest
 

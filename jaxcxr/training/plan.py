@@ -23,6 +23,7 @@ from jaxcxr.data.duplicates import listed_duplicates
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
+from jaxcxr.models.marks import marks_of
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.scope import split as split_params
 from jaxcxr.models.scope import trained_mask
@@ -137,8 +138,11 @@ class Plan:
         if self.store is None:
             raise ValueError("a private plan without its store: nobody could tell whether its weights know its films")
         path = weights_folder(model.weights)
-        if marked := provenance(path).get("watermark"):
-            raise InputError(f"{path}: these weights are marked {marked}; a run that starts from them would give them away")
+        if marks := marks_of(path):
+            raise InputError(
+                f"{path}: these weights are marked not for release ({'; '.join(marks)}); a run that starts from them would "
+                "give them away"
+            )
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
 
     def trained(self, params: PyTree) -> PyTree:
@@ -256,6 +260,12 @@ class Plan:
             units = min(units, max(2, self.mechanism.expected_batch_size // UNITS_PER_PLACE))
         if self.config.training.optimizer == "least_squares":
             units = min(units, moments.MOST_UNITS)
+        room = exact_sum.most_units(2 << moments.MOST_BITS)  # the finest grid of all whose steps are counted unit by unit
+        if self.in_places() and self.mechanism.most_units > room:
+            raise InputError(
+                f"training.expected_batch_size: a batch may have {self.mechanism.most_units:,} units, and sums have room for "
+                f"{room:,}; expected a smaller one"
+            )
         if self.mechanism.most_units > units * exact_sum.MOST_PARTS:
             raise InputError(
                 f"training.microbatch_size: with {units} units at a time a batch may have more than the {exact_sum.MOST_PARTS} "
@@ -381,7 +391,23 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     counted = _counted(config, store, split)
     plan = Plan(config, split, *facts, microbatch_size=training.microbatch_size, store=store, counted=counted)
     plan.mask()
+    _require_repeated_roundings(plan)
     return plan if privacy is None or privacy.noise == "gaussian" else _with_discrete_noise(plan)
+
+
+def _require_repeated_roundings(plan: Plan) -> None:
+    """Sums of proved sensitivity suppose that a unit has one gradient, wherever it is computed (`privacy.hardened_sum`)."""
+    privacy = plan.config.privacy
+    counted = privacy is not None and (privacy.noise == "discrete" or plan.config.training.optimizer == "least_squares")
+    if counted and jax.default_backend() == "gpu" and not _deterministic_gpu_ops():
+        raise InputError(
+            "privacy.noise 'discrete' and training.optimizer 'least_squares' need kernels that add in a fixed order; set "
+            "XLA_FLAGS=--xla_gpu_deterministic_ops=true (beside other flags)"
+        )
+
+
+def _deterministic_gpu_ops() -> bool:
+    return "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
 
 
 def _called(privacy: PrivacyConfig | None) -> str:
@@ -456,11 +482,10 @@ def weights_digest(params: PyTree) -> str:
 
 def made_with() -> dict[str, str]:
     """Versions, code and machine on which the bits of a run depend."""
-    fixed_order = "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
     return {
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "devices": str(jax.device_count()),
-        "deterministic_gpu_ops": "yes" if fixed_order else "no",
+        "deterministic_gpu_ops": "yes" if _deterministic_gpu_ops() else "no",
         "code_fingerprint": code_fingerprint(),
     }

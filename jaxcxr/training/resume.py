@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxcxr import __version__
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.binding import Binding, differences
+from jaxcxr.privacy.binding import FACT, Binding, differences
 from jaxcxr.privacy.provenance import training_code_fingerprint
 from jaxcxr.privacy.statistics import class_counts_entry
 from jaxcxr.replacing import write_json
@@ -21,11 +22,10 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 ARITHMETIC = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
 """Settings of JAX that change what a step computes or draws."""
 _PATHS = ("data.store", "model.weights", "model.pretraining")
-_SAID_ELSEWHERE = (
-    *("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size"),
-    *("release", "against_release", "class_weights_covered"),
-)
-"""Facts of `run.json` that stand in another part of the binding or decide nothing that is released."""
+_SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
+"""Facts of `run.json` that stand in another part of the binding."""
+_NOT_ARITHMETIC = ("--xla_force_host_platform_device_count", "--xla_dump")
+"""Flags of XLA that change nothing that is computed."""
 
 
 def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True) -> Plan:
@@ -46,15 +46,15 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
     Raises:
         InputError: the run was begun as another one, or by a version that did not bind its noise; says what differs.
     """
-    facts = plan.describe()
+    facts, start = plan.describe(), weights_digest(params)
     if plan.config.model.weights is not None:
-        facts["initial_weights_sha256"] = weights_digest(params)
+        facts["initial_weights_sha256"] = start
     chosen_here = plan.config.training.microbatch_size is None
     if not path.exists():
         plan = plan.with_microbatch_size()
         if chosen_here:
             facts["microbatch_size"] = plan.microbatch_size
-        binding = binding_of(plan, facts, params)
+        binding = binding_of(plan, facts, start)
         if write:
             write_json(path, facts | {"made_with": made_with(), "binding": binding.as_json()})
         return dataclasses.replace(plan, binding=binding.digest)
@@ -67,7 +67,7 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
             "its noise to what is trained; finish it with that version, or begin a new run in another folder"
         )
     plan = _as_begun(plan, before, facts)
-    binding = binding_of(plan, facts, params).as_json()
+    binding = binding_of(plan, facts, start).as_json()
     found = differences(bound_to, binding)
     if found:
         raise InputError(
@@ -97,13 +97,13 @@ def _as_begun(plan: Plan, before: dict[str, Any], facts: dict[str, object]) -> P
     return plan
 
 
-def binding_of(plan: Plan, facts: dict[str, object], params: PyTree) -> Binding:
+def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> Binding:
     """Everything that decides what a run releases.
 
     Args:
         plan: with the microbatch size of the run.
         facts: what the plan says besides the configuration (`Plan.describe`), such as calibrated noise.
-        params: weights before the first step.
+        starting_weights: digest of the weights before the first step.
     """
     fields = {
         name: value
@@ -111,13 +111,21 @@ def binding_of(plan: Plan, facts: dict[str, object], params: PyTree) -> Binding:
         if not name.startswith("evaluation.") and name not in _PATHS
     }
     fields["training.microbatch_size"] = plan.microbatch_size
-    settled = {f"run.{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
+    settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
     arithmetic = {name: str(getattr(jax.config, name)) for name in ARITHMETIC}
+    backend = jax.default_backend()
+    platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(
         configuration=fields | settled,
-        starting_weights=weights_digest(params),
+        starting_weights=starting_weights,
         data=plan.fingerprint,
         code={"jaxcxr": __version__, "sources": training_code_fingerprint()},
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
-        platform={"device": jax.default_backend(), **arithmetic},
+        platform=platform | arithmetic,
     )
+
+
+def _flags(backend: str) -> str:
+    """Flags of XLA that may change what a step computes, such as instruction sets and deterministic kernels."""
+    passed_over = (*_NOT_ARITHMETIC, *(() if backend == "gpu" else ("--xla_gpu",)))
+    return " ".join(sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(passed_over)))

@@ -170,3 +170,5 @@ def test_what_is_written_is_json_and_says_both_figures() -> None:
     assert {row["attack"] for row in again["attacks"]} == {"white-box alignment", "white-box variation", "black-box loss"}
     assert len(again["checks"]) == 5
     assert again["data"] == "ab12" * 16
+    # The exact figure follows from a sample rate and a delta that follow from the number of films there are.
+    assert again["card"]["epsilon_claimed"] == EPSILON != audited(0).epsilon_claimed

@@ -63,11 +63,18 @@ def test_the_bound_secret_tells_no_secret_and_needs_a_digest() -> None:
 
 def test_changes_of_a_run_folder_are_found() -> None:
     fields = {"privacy.l2_clip_norm": 1.5, "privacy.dataset_size": None, "training.microbatch_size": None, "evaluation.seed": 3}
+    fields["model.weights"] = "a folder"
     recorded = BINDING.as_json()
-    assert altered(None, "", fields) == []  # a run of an earlier version
-    assert altered(recorded, BINDING.digest, fields) == []
-    assert altered(recorded, BINDING.digest, fields | {"privacy.dataset_size": 8000}) == ["privacy.dataset_size"]
-    assert altered(recorded, BINDING.digest, fields | {"training.microbatch_size": 8}) == ["training.microbatch_size"]
+    facts = {"steps": 6, "store_fingerprint": "bb", "initial_weights_sha256": "aa", "made_with": {}}
+    assert altered(None, "", fields, facts) == []  # a run of an earlier version
+    assert altered(recorded, BINDING.digest, fields, facts) == []
+    assert altered(recorded, BINDING.digest, fields | {"privacy.dataset_size": 8000}, facts) == ["privacy.dataset_size"]
+    assert altered(recorded, BINDING.digest, fields | {"training.microbatch_size": 8}, facts) == ["training.microbatch_size"]
+    for name, other in {"steps": 7, "store_fingerprint": "bc", "initial_weights_sha256": "ab"}.items():
+        assert altered(recorded, BINDING.digest, fields, facts | {name: other}) == [f"run.{name}"]
+    deleted = ["run.initial_weights_sha256", "run.steps", "run.store_fingerprint"]
+    assert altered(recorded, BINDING.digest, fields, {}) == deleted
+    assert altered(recorded, BINDING.digest, {"model.weights": None}, {"store_fingerprint": "bb"}) == ["run.steps"]
     edited = recorded | {"configuration": recorded["configuration"] | {"privacy.dataset_size": 8000}}
     for record, in_ledger in (
         (edited, BINDING.digest),
@@ -77,7 +84,7 @@ def test_changes_of_a_run_folder_are_found() -> None:
         ({}, BINDING.digest),
         ({"digest": BINDING.digest}, BINDING.digest),
     ):
-        assert altered(record, in_ledger, fields) == ["binding"]
+        assert altered(record, in_ledger, fields, facts) == ["binding"]
 
 
 DECIDE_NOTHING = {

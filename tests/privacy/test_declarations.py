@@ -58,6 +58,13 @@ def test_a_declared_size_that_is_not_meant_is_told(
         assert word in told
 
 
+def test_a_declared_size_that_is_the_count_is_told() -> None:
+    (told,) = size_remarks(7_999, 7_999, 7_999, "images", 512)
+    assert "7999 is exactly the number of training images" in told
+    assert "such as 7900" in told
+    assert size_remarks(7_998, 7_999, 7_999, "images", 512) == []
+
+
 @pytest.mark.parametrize(("declared", "units", "images", "called"), [(8_000, 8_000, 8_000, "images"), (150_000, 153_502, 153_502, "images"), (210, 212, 659, "patients"), (5_000, 8_000, 8_000, "images")])  # fmt: skip
 def test_a_sensible_size_is_not_remarked_on(declared: int, units: int, images: int, called: str) -> None:
     assert size_remarks(declared, units, images, called, 512) == []

@@ -56,6 +56,15 @@ def test_the_largest_sums_that_are_declared_do_not_overflow() -> None:
         exact_sum.step_for(1.0, 2**29)
 
 
+@pytest.mark.parametrize("bits", [21, 22])
+def test_whole_steps_of_so_many_units_do_not_overflow(bits: int) -> None:
+    """As many units as there is room for, each with the most steps, in parts of 256."""
+    part = exact_sum.of_steps(jnp.full(1, 256 << bits, jnp.int32), True)  # |v| < 2^31
+    parts = exact_sum.most_units(1 << bits) // 256
+    assert abs(int(part.high[0])) * parts <= 2**30
+    assert exact_sum.most_units(1 << bits) == 1 << (45 - bits)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(-(2**31) + 2**LOW_BITS, 2**31 - 2**LOW_BITS - 1), min_size=1, max_size=20),

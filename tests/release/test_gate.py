@@ -14,9 +14,10 @@ from jaxcxr.config import DataConfig, ModelConfig
 from jaxcxr.conversion import Weights, convert, export_model
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
+from jaxcxr.models.marks import marks_of
 from jaxcxr.models.torch_files import read_metadata, read_state, write_state
 from jaxcxr.release.build import build_release
-from jaxcxr.release.gate import NO_PRIVACY, marks_of, passage
+from jaxcxr.release.gate import NO_PRIVACY, passage
 from jaxcxr.release.register import REGISTER
 from jaxcxr.training.checkpoint import Checkpoints, save_weights
 from tests.conftest import load_script
@@ -256,3 +257,13 @@ def test_a_file_beside_the_checkpoints_is_not_the_runs_model(params: dict, tmp_p
     write_state(run / "other.safetensors", {name: array * 2 for name, array in state.items()})
     again = read_state(export_model(run, tmp_path / "b.safetensors").path)
     assert all(np.array_equal(again[name], array) for name, array in state.items())
+
+
+def test_weights_of_a_private_run_leave_without_hashes_of_its_films(params: dict, tmp_path: Path) -> None:
+    """A salted hash of each film's pixels and of each patient's id tells for certain who was in the data."""
+    run = private(tmp_path / "run", params)
+    folder, _ = convert(run, tmp_path / "weights", GIVEN)
+    assert sorted(path.name for path in folder.iterdir()) == ["params", "provenance.json"]
+    assert "trained_on" not in json.loads((folder / "provenance.json").read_text())
+    stays, _ = convert(plain(tmp_path / "plain", params), tmp_path / "stays", GIVEN, watermark=True)
+    assert "watermark" in json.loads((stays / "provenance.json").read_text())

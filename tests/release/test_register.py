@@ -1,10 +1,13 @@
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
@@ -13,12 +16,14 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy.ledger import run_name
 from jaxcxr.release import check, register
 from jaxcxr.release.build import build_release
-from jaxcxr.release.check import check_release
+from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
-from jaxcxr.report.card import _shown_up, card_html
-from jaxcxr.report.card_schema import PrivacyCard, read_card
+from jaxcxr.report.card import _shown_up, card_html, card_of, write_card
+from jaxcxr.report.card_facts import facts_of_card
+from jaxcxr.report.card_schema import PrivacyCard, SiblingRow, read_card
 from jaxcxr.training.checkpoint import flat_weights
+from jaxcxr.training.plan import weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
 
 SECRETS = [bytes([i]) * 32 for i in range(1, 5)]
@@ -154,6 +159,77 @@ def test_a_copy_of_a_released_run_is_refused(store: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"no joint epsilon holds .* comes from the same secret, and its noise would cancel"):
         released(copy)
     assert len(lines(store)) == 2
+
+
+def test_one_ledger_pays_for_one_model(store: Path, tmp_path: Path) -> None:
+    """A copy that is bound to the same, but came to other weights: noise that both share cancels in the difference."""
+    released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
+    params = {"params": {**PARAMS["params"], "head": {"bias": PARAMS["params"]["head"]["bias"] * np.float32(1 + 1e-6)}}}
+    copy = make_run(tmp_path / "b", store=store, secret=SECRETS[0], unit="patient", params=params)
+    with pytest.raises(InputError, match="other weights were released with this very ledger"):
+        released(copy)
+    assert len(lines(store)) == 2
+
+
+def test_a_run_that_started_from_a_released_model_of_its_cohort_stays(store: Path, tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient")
+    released(first)
+    start = weights_digest(PARAMS)
+    later = make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="patient", initial_weights_sha256=start)
+    with pytest.raises(InputError, match="not for release: it started from a released model of its own cohort"):
+        released(later)
+    assert released(first).for_release
+    elsewhere = make_run(tmp_path / "c", secret=SECRETS[2], unit="patient", initial_weights_sha256=start)
+    assert released(elsewhere).for_release
+
+
+def forged(folder: Path, **facts: object) -> None:
+    """The card of a release written anew from other facts, as whoever can read the code can write it."""
+    card = read_card(folder / "privacy_card.json")
+    write_card(card_of(dataclasses.replace(facts_of_card(card), **facts)), folder)
+
+
+def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) -> None:
+    sibling = released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
+    run = make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="patient")
+    folder = build_release(run, MANIFEST).folder
+    assert check_registered(folder, None).wrong == ()  # by the run in whose folder it lies
+    away = Path(shutil.copytree(folder, tmp_path / "away"))
+    assert check_registered(away, None).unchecked == (
+        "no store was given, and its register of released models was not asked (--store)",
+    )
+    assert check_registered(away, store).wrong == ()
+    released(make_run(tmp_path / "later", store=store, secret=SECRETS[2], unit="patient"))
+    assert check_registered(away, store).wrong == ()  # it left before
+
+    def refused(**facts: object) -> str:
+        path = Path(shutil.copytree(away, tmp_path / "forged"))
+        forged(path, **facts)
+        assert check_release(path, MANIFEST).wrong == ()  # by itself there is nothing wrong with it
+        (said,) = check_registered(path, store).wrong
+        with pytest.raises(InputError, match=r"not for release.*releases\.jsonl"), passage(path, store=store):
+            pass
+        shutil.rmtree(path)
+        return said
+
+    card = read_card(away / "privacy_card.json")
+    assert card.siblings == [SiblingRow.model_validate(lines(store)[1]["sibling"])]
+    assert f"does not list the model with the ledger {sibling.fingerprints.ledger}" in refused(siblings=())
+    cheaper = SiblingRow(ledger=sibling.fingerprints.ledger, unit="patient", mechanisms=[])
+    assert "does not list the model" in refused(siblings=(cheaper,))
+    ledger = card.fingerprints.model_copy(update={"ledger": "ab" * 16})
+    assert "knows no release with its ledger" in refused(fingerprints=ledger)
+    data = card.fingerprints.model_copy(update={"data": "cd" * 32})
+    assert "is about other data" in refused(fingerprints=data)
+    dearer = tuple(row.model_copy(update={"noise_multiplier": 2 * row.noise_multiplier}) for row in card.mechanisms)
+    assert "claims something else than was registered" in refused(
+        mechanisms=tuple(
+            new if new.name == "noised gradient" else old for new, old in zip(dearer, card.mechanisms, strict=True)
+        )
+    )
+    state = load_file(away / "model.safetensors")
+    save_file({name: array * 2 for name, array in state.items()}, away / "model.safetensors")
+    assert check_registered(away, store).wrong == (f"{store / REGISTER}: other weights were registered with its ledger",)
 
 
 def test_films_and_patients_together_are_counted_for_a_film(store: Path, tmp_path: Path) -> None:

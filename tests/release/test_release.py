@@ -21,6 +21,9 @@ from jaxcxr.release import check
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.write import public_config
+from jaxcxr.report.card import card_of, write_card
+from jaxcxr.report.card_facts import facts_of_card
+from jaxcxr.report.card_schema import read_card
 from jaxcxr.training.checkpoint import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
@@ -198,6 +201,27 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     assert "config.yaml: privacy.delta is 1e-06, privacy_card.json says 0.0001" in wrong
     assert any(sentence.startswith("config.yaml: privacy.dataset_size is 7, privacy_card.json says ") for sentence in wrong)
     assert "config.yaml: privacy.class_counts_noise_multiplier is 0.5, privacy_card.json says 20.0" in wrong
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"steps_planned": 4}, "config.yaml: its training has 5 steps, privacy_card.json says 4"),
+        ({"rate": 0.01}, "a sample rate of [0.01] is not that of 10 expected of 200 units"),
+        ({"films_a_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
+    ],
+    ids=str,
+)
+def test_a_card_of_its_own_must_be_that_of_the_configuration(release: Path, facts: dict, named: str) -> None:
+    """Every sentence of such a card follows from its mechanisms, which are not those of the training."""
+    of_card = facts_of_card(read_card(release / "privacy_card.json"))
+    rate = facts.pop("rate", None)
+    if rate is not None:
+        rows = (row if row.sample_rate == 1 else row.model_copy(update={"sample_rate": rate}) for row in of_card.mechanisms)
+        facts = {"mechanisms": tuple(rows)}
+    write_card(card_of(dataclasses.replace(of_card, **facts)), release)
+    (wrong,) = check_release(release, None).wrong
+    assert named in wrong
 
 
 def test_a_release_of_moments_says_so_and_of_gradients_does_not(tmp_path: Path) -> None:

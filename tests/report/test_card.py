@@ -48,7 +48,7 @@ def card(run: Path) -> PrivacyCard:
 @pytest.fixture(scope="module")
 def quick(run: Path) -> CardFacts:
     """Facts of a patient run: no table of patients to compute."""
-    return dataclasses.replace(facts_of_run(run, ()), unit="patient", films_a_step=4)
+    return dataclasses.replace(facts_of_run(run, siblings=()), unit="patient", films_a_step=4)
 
 
 def words(card: PrivacyCard) -> str:
@@ -309,17 +309,19 @@ def test_what_is_known_of_the_starting_weights_films_is_said(
     copy: Path, record: str | None, shown: str, said: str, unsaid: str
 ) -> None:
     of_json(initial_weights_sha256="5eed" * 16, initial_weights_record=record)(copy)
-    facts = facts_of_run(copy, ())
+    facts = facts_of_run(copy, siblings=())
     assert facts.initial_weights_record == shown
     card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
     assert card.initial_weights_record == shown
     assert said in words(card)
     assert unsaid not in words(card)
+    looked_up = "says of films that the weights at the start were trained on: it was looked up in the films"
+    assert (looked_up in words(card)) == (shown != "none")
 
 
 def test_random_starting_weights_have_no_record(copy: Path) -> None:
     of_json(initial_weights_record="recorded")(copy)
-    facts = facts_of_run(copy, ())
+    facts = facts_of_run(copy, siblings=())
     assert facts.initial_weights_record is None
     assert "weights that training started from" not in words(
         card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
@@ -339,7 +341,7 @@ def test_random_starting_weights_have_no_record(copy: Path) -> None:
 )
 def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: str, unit: str) -> None:
     of_json(near_duplicates=found)(copy)
-    facts = facts_of_run(copy, ())
+    facts = facts_of_run(copy, siblings=())
     assert facts.near_duplicates == shown
     card = card_of(dataclasses.replace(facts, unit=unit, films_a_step=None if unit == "image" else 4))
     said, right = words(card), "No film is in the data twice" if unit == "image" else "carry the same patient id"
@@ -347,6 +349,10 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
     assert ("were looked for in the training data, and none were found" in said) == (shown in ("none", "across"))
     assert ("in the training and in the test part" in said) == ("across" in shown)
     assert (right in said) == ("within" not in shown)
+    # The sentence is a bit of the films themselves, which no noise hides.
+    assert ("says of films that are nearly equal: it was looked up in the films" in said) == (found is not None)
+    of_one_patient = "Among the films of one patient they were not looked for" in said
+    assert of_one_patient == (unit == "image" and shown in ("none", "across"))
     if "within" in shown:
         pair = re.search(r"that of a group of two (films|patients): epsilon = ([\d.]+)\.", said)
         assert pair is not None
@@ -365,7 +371,7 @@ def test_what_decided_the_split_is_said(copy: Path) -> None:
         (None, "unknown", "whether a patient's films were used for training or for testing may have depended"),
     ):
         of_json(split_origin=origin)(copy)
-        facts = facts_of_run(copy, ())
+        facts = facts_of_run(copy, siblings=())
         assert facts.split_origin == shown
         card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
         for sentence in ("The division into training", "whether a patient's films were used for training"):

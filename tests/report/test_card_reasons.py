@@ -14,7 +14,7 @@ from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_
 from jaxcxr.privacy.ledger import Ledger, read_ledger
 from jaxcxr.report.card import card_of
 from jaxcxr.report.card_facts import facts_of_run
-from tests.release.run_folder import make_run
+from tests.release.run_folder import DATA, make_run
 
 
 @pytest.fixture
@@ -26,15 +26,22 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def bound(run: Path) -> Path:
     """The same, bound to its configuration."""
-    record = Binding(load(Experiment, run / "config.yaml").digest_fields(), "aa", "bb", {}, {}, {}).as_json()
-    edit(run / "run.json", binding=record)
+    settled = {"release": True, "against_release": [], "near_duplicates": {"within": True, "across": False}}
+    settled |= {"split_origin": "unknown", "initial_weights_record": "none"}
+    bound_to = load(Experiment, run / "config.yaml").digest_fields() | {f"run.{name}": said for name, said in settled.items()}
+    bind(run, Binding(bound_to, "aa" * 32, DATA, {}, {}, {}))
+    edit(run / "run.json", initial_weights_sha256="aa" * 32, **settled)
+    return run
+
+
+def bind(run: Path, binding: Binding) -> None:
+    edit(run / "run.json", binding=binding.as_json())
     terms, entries = read_ledger(run / "ledger.jsonl")
     (run / "ledger.jsonl").unlink()
-    ledger = Ledger(run / "ledger.jsonl", dataclasses.replace(terms, binding=record["digest"]))
+    ledger = Ledger(run / "ledger.jsonl", dataclasses.replace(terms, binding=binding.digest))
     for entry in entries:
         ledger.record(entry)
     ledger.close()
-    return run
 
 
 def edit(path: Path, **facts: Any) -> None:
@@ -84,8 +91,36 @@ def test_a_configuration_that_was_edited_afterwards_is_found(bound: Path, sectio
     assert facts_of_run(bound).reasons == (f"its files were changed after it was begun, or are of several runs ({name})",)
 
 
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ("near_duplicates", {"within": False, "across": False}),
+        ("split_origin", "keyed_hash"),
+        ("initial_weights_record", "recorded"),
+        ("initial_weights_sha256", "bb" * 32),
+    ],
+)
+def test_a_fact_that_was_edited_afterwards_is_found(bound: Path, fact: str, said: object) -> None:
+    """The card would repeat it: films that were never looked at as looked at, an assumption as checked."""
+    edit(bound / "run.json", **{fact: said})
+    assert facts_of_run(bound).reasons == (f"its files were changed after it was begun, or are of several runs (run.{fact})",)
+
+
+def test_what_stands_against_release_cannot_be_edited_away(run: Path) -> None:
+    configure(run, "training", class_weights="public", positive_rates=[0.1234, 0.4321])
+    edit(run / "run.json", initial_weights_sha256="aa" * 32)
+    settled = {"release": False, "against_release": [COUNTED_RATES]}
+    bound_to = load(Experiment, run / "config.yaml").digest_fields() | {f"run.{name}": said for name, said in settled.items()}
+    bind(run, Binding(bound_to, "aa" * 32, DATA, {}, {}, {}))
+    edit(run / "run.json", **settled)
+    assert facts_of_run(run).reasons == (AGAINST_RELEASE[COUNTED_RATES],)
+    edit(run / "run.json", release=True, against_release=[])
+    (reason,) = facts_of_run(run).reasons
+    assert reason.endswith("(run.against_release, run.release)")
+
+
 def test_a_record_that_is_not_the_ledgers_is_found(bound: Path) -> None:
     record = json.loads((bound / "run.json").read_text())["binding"]
-    for other in (None, record | {"starting_weights": "ab"}, Binding({}, "aa", "bb", {}, {}, {}).as_json()):
+    for other in (None, record | {"starting_weights": "ab"}, Binding({}, "aa", DATA, {}, {}, {}).as_json()):
         edit(bound / "run.json", binding=other)
         assert "(binding)" in facts_of_run(bound).reasons[0]

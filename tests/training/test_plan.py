@@ -177,3 +177,30 @@ def test_the_cohorts_own_rates_are_not_public(declared_config: Experiment, tiny_
     assert not plan.may_be_released()
     guessed = changed(declared_config, "training", class_weights="public", positive_rates=(0.3, 0.4, 0.65))
     assert make_plan(guessed, tiny_store).may_be_released()
+
+
+@pytest.mark.parametrize(("section", "fields"), [("privacy", {"noise": "discrete"}), ("training", {"optimizer": "least_squares", "scope": "head"})])  # fmt: skip
+def test_proved_sums_need_kernels_that_repeat_their_roundings(
+    declared_config: Experiment, tiny_store: Store, section: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(declared_config, section, **fields)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
+    with pytest.raises(InputError, match="XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
+        make_plan(config, tiny_store)
+    make_plan(declared_config, tiny_store)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    make_plan(config, tiny_store)
+
+
+def test_a_batch_for_which_sums_have_no_room_is_refused(declared_config: Experiment, tiny_store: Store) -> None:
+    plan = make_plan(changed(declared_config, "privacy", noise="discrete"), tiny_store)
+    assert plan.mechanism is not None
+    for batch, refused in ((2_090_000, False), (2_100_000, True)):
+        huge = dataclasses.replace(plan.mechanism, n_units=10**8, expected_batch_size=batch)
+        large = dataclasses.replace(plan, mechanism=huge, microbatch_size=512)
+        if refused:
+            with pytest.raises(InputError, match="sums have room for 8,388,608"):
+                large.units_at_once()
+        else:
+            assert large.units_at_once() == 512

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 from jaxcxr.config import Experiment, load, validate
@@ -276,13 +275,13 @@ def test_a_run_of_an_earlier_version_is_not_changed_under_way(
 
 def test_everything_configured_is_bound_but_evaluation_and_paths(config: Experiment, tiny_store: Store) -> None:
     plan = make_plan(config, tiny_store)
-    bound = binding_of(plan, plan.describe(), {"w": np.ones(2, np.float32)})
+    bound = binding_of(plan, plan.describe(), "aa")
     fields = config.digest_fields()
     missing = {name for name in fields if name not in bound.configuration}
     assert missing == {name for name in fields if name.startswith("evaluation.")} | {
         *("data.store", "model.weights", "model.pretraining")
     }
-    for name in ("noise_multiplier", "n_units", "sample_rate", "steps", "positive_weights"):
+    for name in ("noise_multiplier", "n_units", "sample_rate", "steps", "positive_weights", "release", "against_release"):
         assert f"run.{name}" in bound.configuration
     assert validate(Experiment, dataclasses.asdict(config), "again").digest_fields() == fields
 
@@ -292,5 +291,22 @@ def test_another_calibration_of_the_same_budget_is_another_release(config: Exper
     plan = make_plan(config, tiny_store)
     assert plan.mechanism is not None
     louder = dataclasses.replace(plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=1.0001))
-    weights = {"w": np.ones(2, np.float32)}
-    assert binding_of(plan, plan.describe(), weights).digest != binding_of(louder, louder.describe(), weights).digest
+    assert binding_of(plan, plan.describe(), "aa").digest != binding_of(louder, louder.describe(), "aa").digest
+
+
+def test_other_flags_of_xla_are_another_platform(
+    config: Experiment, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without some instructions the same program rounds otherwise, and the difference of two such runs has no noise in it."""
+    plan = make_plan(config, tiny_store)
+    platform = binding_of(plan, plan.describe(), "aa").platform
+    assert platform["kind"] == jax.devices()[0].device_kind
+    for flags, changes in (
+        ("--xla_cpu_max_isa=SSE4_2", True),
+        ("--xla_force_host_platform_device_count=8 --xla_dump_to=/tmp/x", False),  # the same sums on any number of devices
+        ("--xla_gpu_deterministic_ops=true", False),  # of another platform
+    ):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        assert (binding_of(plan, plan.describe(), "aa").platform != platform) is changes
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert binding_of(plan, plan.describe(), "aa").platform["xla_flags"] == "--xla_gpu_deterministic_ops=true"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import PyTree
+from safetensors.numpy import save_file
 
 from jaxcxr.config import Experiment, dump, load
 from jaxcxr.conversion import Weights, convert, units_of_source
@@ -23,7 +24,7 @@ from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.experiment import pretrain, run_experiment
 from jaxcxr.training import trained_on
-from jaxcxr.training.checkpoint import provenance, save_weights, units_of_weights
+from jaxcxr.training.checkpoint import flat_weights, provenance, save_weights, units_of_weights
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue
 from jaxcxr.training.trained_on import Films, Overlap, TrainedOn, checked_start, films_of, overlap, with_training
@@ -232,6 +233,27 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
     own = weights_of(params, tmp_path / "own", None, store_fingerprint=store.fingerprint)
     with pytest.raises(InputError, match="trained on that very store"):
         make_plan(private(tiny_config, store, own), store).pretrained_params()
+
+
+@pytest.mark.parametrize("place", ["record", "file", "marked release"])
+def test_marked_weights_start_no_private_run_and_no_pretraining(
+    place: str, tiny_config: Experiment, tiny_nonprivate_config: Experiment, made: Make, params: PyTree, tmp_path: Path
+) -> None:
+    """Whatever says that weights must not leave: a record that was rewritten does not unmark the file beside it."""
+    folder, store = tmp_path / "w", made("private", list(range(50)))
+    if place == "record":
+        weights_of(params, folder, None, watermark="not for release", reasons_against_release=["no promise"])
+    else:
+        folder.mkdir()
+        marked = {"watermark": "not for release", "reasons_against_release": json.dumps(["no promise"])}
+        save_file(flat_weights(params), folder / "model.safetensors", metadata=marked)
+        if place == "file":
+            (folder / "provenance.json").write_text("{}")
+    with pytest.raises(InputError, match=r"w: these weights are marked not for release \(no promise\)"):
+        make_plan(private(tiny_config, store, folder), store).pretrained_params()
+    with pytest.raises(InputError, match=r"pretraining is for public weights.*not for release: no promise"):
+        pretrain(private(tiny_nonprivate_config, store, folder), tmp_path / "washed", say=lambda _: None)
+    assert not list(tmp_path.glob("washed*"))
 
 
 def test_held_out_films_that_the_weights_know_are_said_and_not_refused(made: Make, params: PyTree, tmp_path: Path) -> None:
