@@ -54,6 +54,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "jaxcxr.inference": ("flax", *parts("report", "experiment", "bench")),
     "jaxcxr.conversion": ("flax", *parts("report", "experiment")),
     "jaxcxr.bench": ("flax", *parts("data", "eval", "report", "experiment")),
+    "jaxcxr.bench.networks": parts("data", "privacy", "training", "eval", "report", "experiment"),
     "scripts": ("flax", "tests"),
 }
 """For a module or package (the longest name that fits counts), what it must not import."""

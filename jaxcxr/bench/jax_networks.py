@@ -1,7 +1,6 @@
 """The contenders in JAX on the networks other than the paper's; each sees a loss of one example and nothing of the network."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -16,7 +16,8 @@ WEIGHTS = ("kernel", "scale", "embedding")
 def torch_name(path: tuple[Any, ...]) -> str:
     """The torch name of the leaf at a path (of `jax.tree_util`) in the `params` collection."""
     *modules, leaf = (key.key for key in path)
-    return ".".join([*modules, "weight"] if leaf in WEIGHTS else [*modules, "bias"] if leaf == "bias" else [*modules, leaf, "weight"])
+    kinds = ["weight"] if leaf in WEIGHTS else ["bias"] if leaf == "bias" else [leaf, "weight"]
+    return ".".join([*modules, *kinds])
 
 
 def to_torch(params: PyTree) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 class ResNet3D(nn.Module):
-    """The defaults are R3D-18: 33,371,472 parameters with the 400 classes of Kinetics (a group norm has as many as a batch norm).
+    """The defaults are R3D-18: 33,371,472 parameters with Kinetics' 400 classes (a group norm has as many as a batch norm).
 
     Attributes:
         n_classes: outputs.

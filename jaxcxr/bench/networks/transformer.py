@@ -10,8 +10,8 @@ from jaxcxr.bench.networks.block import EPSILON, Block
 
 
 class Transformer(nn.Module):
-    """A small one by default (7,419,392 parameters). GPT-2 itself is vocabulary 50,257, length 1,024, width 768, depth 12, heads
-    12 and tied: 124,439,808 parameters.
+    """A small one by default: 7,419,392 parameters. GPT-2 has a vocabulary of 50,257, length 1,024, width 768, 12 blocks and heads,
+    and is tied: 124,439,808 parameters.
 
     Attributes:
         vocabulary: number of different tokens.
@@ -19,7 +19,7 @@ class Transformer(nn.Module):
         width: features of a token.
         depth: blocks.
         heads: of each attention.
-        tied: the logits are products with the table of tokens, which then takes part twice; otherwise with a kernel of their own.
+        tied: the logits are products with the table of tokens, which then takes part twice, and not with another kernel.
         dtype: of the arithmetic; parameters are float32.
     """
 

@@ -15,8 +15,8 @@ def places_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def map_of(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Places -> maps of that shape, channels first in memory: Opacus (1.6.0) reads the input of a convolution as if it were, and
-    its `hooks` give the kernel of a depthwise one the gradient zero where it is not.
+    """Places -> maps of that shape, channels first in memory: Opacus (1.6.0) reads the input of a convolution as if it were so,
+    and its `hooks` give the kernel of a depthwise one the gradient zero where it is not.
     """
     return x.transpose(1, 2).reshape(shape).contiguous()
 
