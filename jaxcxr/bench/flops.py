@@ -33,21 +33,22 @@ def _flops(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[float, list[bool]]:
         return not isinstance(atom, Literal) and atom in depending
 
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
+        name: str = equation.primitive.name
+        shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in (*equation.invars, *equation.outvars)]
         if name in LOOPS:
             raise NotImplementedError(f"operations of a {name}")
         inputs = [of(atom) for atom in equation.invars]
         outputs = [any(inputs)] * len(equation.outvars)
         inner = next((_open(value) for value in equation.params.values() if isinstance(value, (Jaxpr, ClosedJaxpr))), None)
         if name in ("dot_general", "conv_general_dilated"):
-            left, right = equation.invars[0].aval.shape, equation.invars[1].aval.shape
+            left, right, out = shapes
             if name == "dot_general":
                 (contracted, _), _ = equation.params["dimension_numbers"]
                 terms = math.prod(left[axis] for axis in contracted)
             else:
                 kernel = equation.params["dimension_numbers"].rhs_spec  # (out, in, *sides)
                 terms = math.prod(right[axis] for axis in kernel[1:])
-            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * terms * (1 + sum(inputs))
+            total += 2.0 * math.prod(out) * terms * (1 + sum(inputs))
         elif inner is not None:
             within, outputs = _flops(inner, inputs)
             total += within

@@ -17,7 +17,8 @@ from jaxcxr.bench.torch_networks import torch_network
 def contender(name: str, case: AnyCase) -> Contender:
     """`torch nonprivate`, or `opacus` with `hooks`, `functorch`, `ew` (expanded weights) or `ghost` (its fast clipping)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net, inputs, labels, losses_at = (_other_network if isinstance(case, NetworkCase) else _resnet9)(case, device)  # type: ignore[operator]
+    problem = _other_network(case, device) if isinstance(case, NetworkCase) else _resnet9(case, device)
+    net, inputs, labels, losses_at = problem
 
     def autocast() -> Any:
         if case.dtype == "float32":

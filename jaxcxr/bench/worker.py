@@ -20,10 +20,14 @@ def build(name: str, case: AnyCase) -> Contender:
     """The contender `name`; its library is imported here and not before."""
     if name.startswith(("torch", "opacus")):
         from jaxcxr.bench.torch_peers import contender
-    elif isinstance(case, NetworkCase):
+
+        return contender(name, case)
+    if isinstance(case, NetworkCase):
         from jaxcxr.bench.jax_networks import contender
-    else:
-        from jaxcxr.bench.ours import contender
+
+        return contender(name, case)
+    from jaxcxr.bench.ours import contender
+
     return contender(name, case)
 
 

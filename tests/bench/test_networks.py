@@ -148,11 +148,12 @@ def test_the_torch_network_has_the_same_sum(known: Known, name: str) -> None:
 
 def test_contenders_in_jax() -> None:
     """On a transformer without blocks, which compiles at once."""
-    case = dataclasses.replace(tiny("vit_s"), l2_clip_norm=4.0, options={**TINY["vit_s"][1], "depth": 0})
+    case = dataclasses.replace(tiny("transformer"), options={**TINY["transformer"][1], "depth": 0})
     gradient = jax.jit(jax.vmap(jax.grad(jax_networks.loss_of(case)), in_axes=(None, 0)), compiler_options=FAST)
     gradients = gradient(jax_networks.parameters(case), case.examples())
-    factors = np.minimum(1.0, 4.0 / norms(gradients))
-    assert len(set(factors)) > 1
+    case = dataclasses.replace(case, l2_clip_norm=float(np.median(norms(gradients))))  # shortens one of the three
+    factors = np.minimum(1.0, case.l2_clip_norm / norms(gradients))
+    assert factors.min() < 0.99 * factors.max()
     held = [*(leaf[0] for leaf in jax.tree.leaves(gradients)), *case.examples().values()]
     for name in (*OURS, *PEERS["jax_privacy"]):
         contender = build(name, case)

@@ -39,7 +39,7 @@ class DenseNet(nn.Module):
             return nn.relu(y)
 
         x = norm_relu(conv(image, self.width, 7, "stem", stride=2), "stem_norm")
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage, depth in enumerate(self.depths):
             if stage > 0:
                 x = conv(norm_relu(x, f"shrink{stage}_norm"), x.shape[-1] // 2, 1, f"shrink{stage}")

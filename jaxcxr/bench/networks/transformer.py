@@ -10,7 +10,7 @@ from jaxcxr.bench.networks.block import EPSILON, Block
 
 
 class Transformer(nn.Module):
-    """A small one by default: 7,419,392 parameters. GPT-2 has a vocabulary of 50,257, length 1,024, width 768, depth 12, 12 heads
+    """A small one by default: 7,419,392 parameters. GPT-2 has vocabulary 50,257, length 1,024, width 768, depth and heads 12,
     and is tied: 124,439,808 parameters.
 
     Attributes:
