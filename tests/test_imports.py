@@ -14,6 +14,7 @@ JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 PARTS = (
     "accounting",
     "data",
+    "per_example",
     "privacy",
     "models",
     "training",
@@ -49,6 +50,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         *parts("accounting", "data", "models", "privacy", "training", "report", "bench", "inference", "conversion"),
     ),
     "jaxcxr.data": (*JAX, *parts("accounting", "privacy", "models", "training", "eval", "report", "experiment")),
+    "jaxcxr.per_example": ("flax", *parts(*(part for part in PARTS if part != "per_example"))),
     "jaxcxr.privacy": ("flax", *parts("data", "models", "training", "eval", "report", "experiment")),
     "jaxcxr.models": parts("accounting", "data", "privacy", "training", "eval", "report", "experiment"),
     "jaxcxr.training": ("flax", *parts("eval", "report", "experiment")),
@@ -61,6 +63,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "jaxcxr.inference": ("flax", *parts("report", "experiment", "bench")),
     "jaxcxr.conversion": ("flax", *parts("report", "experiment")),
     "jaxcxr.bench": ("flax", *parts("data", "eval", "report", "experiment")),
+    "jaxcxr.bench.networks": parts("data", "privacy", "training", "eval", "report", "experiment"),
     "scripts": ("flax", "tests"),
 }
 """For a module or package (the longest name that fits counts), what it must not import."""
@@ -190,10 +193,12 @@ def test_the_files_are_there() -> None:
         ("jaxcxr.data.store", "import jax.numpy as jnp"),
         ("jaxcxr.data.sources.table", "from ...training import plan"),
         ("jaxcxr.data.synthetic.__init__", "from ...models import layers"),
-        ("jaxcxr.privacy.gradients", "from jaxcxr.models.taps import Tap"),
+        ("jaxcxr.privacy.clipping", "from jaxcxr.models.layers import Stem"),
         ("jaxcxr.privacy.noise", "from jaxcxr import data"),
         ("jaxcxr.privacy.noise", "import flax"),
-        ("jaxcxr.models.taps", "from jaxcxr.privacy import gradients"),
+        ("jaxcxr.models.features", "from jaxcxr.privacy import clipping"),
+        ("jaxcxr.per_example.sites", "from jaxcxr.privacy import clipping"),
+        ("jaxcxr.per_example.gradients", "from flax import linen"),
         ("jaxcxr.training.loop", "from jaxcxr.eval.predict import predict_table"),
         ("jaxcxr.training.loop", "import jaxcxr.experiment"),
         ("jaxcxr.training.step", "from flax import linen as nn"),

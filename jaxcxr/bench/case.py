@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -30,6 +31,7 @@ class Case:
             make (`training.processor.keep_memory`); without it they run as their users get them.
     """
 
+    network: ClassVar[str] = "resnet9"
     size: int
     batch: int
     dtype: str = "float32"
@@ -83,6 +85,90 @@ class Case:
             forward = 2.0 * math.prod(shape) * side * side
             total += forward * (2 if name == "conv1.weight" else 3)
         return total * self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Usual:
+    """How large a network's examples are where nobody says otherwise.
+
+    Attributes:
+        size: pixels of a side, or tokens.
+        batch: examples a step.
+        multiple: sizes are multiples of this.
+    """
+
+    size: int
+    batch: int
+    multiple: int
+
+
+NETWORKS: Mapping[str, Usual] = {
+    "vit_s": Usual(224, 8, multiple=16),
+    "convnext_t": Usual(224, 8, multiple=32),
+    "densenet121": Usual(224, 8, multiple=32),
+    "transformer": Usual(256, 8, multiple=1),
+    "resnet18_3d": Usual(56, 8, multiple=8),
+}
+"""The networks other than the paper's. Two CPU cores take a few seconds for a non-private step."""
+FRAMES = 16
+"""Depth of a volume, whatever its other sides: what R3D-18 was trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkCase:
+    """One size, batch and precision of another network.
+
+    Attributes:
+        network: a key of `NETWORKS`.
+        size: side of the images or volumes in pixels, or tokens of the texts.
+        batch: examples a step.
+        dtype: `float32`, or `bfloat16` (torch: autocast) with float32 parameters.
+        l2_clip_norm: bound on each example's gradient.
+        peers_keep_memory: as of `Case`.
+        options: of the network (`networks.network`), where they are not those of the published one.
+    """
+
+    network: str
+    size: int
+    batch: int
+    dtype: str = "float32"
+    l2_clip_norm: float = 1.0
+    peers_keep_memory: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The random parameter of this torch name and shape: outputs of layers are of the order of their inputs. Scales, also
+        those of ConvNeXt's blocks, are near one, so that every parameter has a say in the gradient.
+        """
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        if len(shape) > 1:
+            return rng.normal(0, 1 / math.sqrt(math.prod(shape[1:])), shape).astype(np.float32)
+        return rng.normal(0.0 if name.endswith("bias") else 1.0, 0.1, shape).astype(np.float32)
+
+    def examples(self) -> dict[str, np.ndarray]:
+        """Input and label of each example. Images and volumes have their channels last; the label of a text is the text a token
+        later.
+        """
+        rng = np.random.default_rng(1)
+        if self.network == "transformer":
+            texts = rng.integers(0, self.options.get("vocabulary", 8192), (self.batch, self.size + 1)).astype(np.int32)
+            return {"input": texts[:, :-1], "label": texts[:, 1:]}
+        sides = (FRAMES, self.size, self.size) if self.network == "resnet18_3d" else (self.size, self.size)
+        contrast = rng.uniform(0.2, 2, (self.batch, *(1 for _ in sides), 1))
+        images = 0.5 + contrast * rng.normal(0, 1, (self.batch, *sides, 3))
+        n_classes = self.options.get("n_classes", 400)
+        return {"input": images.astype(np.float32), "label": rng.integers(0, n_classes, self.batch).astype(np.int32)}
+
+    def least_flops(self) -> float:
+        """Floating-point operations of the products of one non-private step (`flops.least_flops`)."""
+        from jaxcxr.bench.flops import least_flops
+        from jaxcxr.bench.jax_networks import loss_of, parameter_shapes
+
+        example = {name: array[0] for name, array in self.examples().items()}
+        return self.batch * least_flops(loss_of(self), parameter_shapes(self), example)
+
+
+AnyCase = Case | NetworkCase
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcxr.bench.case import Case, GradientSums
+from jaxcxr.bench.case import AnyCase, GradientSums
 from jaxcxr.bench.worker import serve
 from jaxcxr.replacing import write_json
 
@@ -45,6 +45,7 @@ class Row:
         peak_bytes: see `worker.peak_bytes`.
         ratio_to_nonprivate: to the non-private step of the same library: the median over rounds of the ratio in a round.
         error: why there are no figures.
+        network: of the case.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row:
     peak_bytes: int | None = None
     ratio_to_nonprivate: float | None = None
     error: str | None = None
+    network: str = "resnet9"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Details:
 class Worker:
     """The parent's end of one contender's process; after an error it answers nothing more."""
 
-    def __init__(self, name: str, case: Case) -> None:
+    def __init__(self, name: str, case: AnyCase) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, name, case), daemon=True)
@@ -124,7 +126,7 @@ def nonprivate_of(name: str) -> str:
     return "torch nonprivate" if name.startswith(("torch", "opacus")) else "jaxcxr nonprivate"
 
 
-def measure(case: Case, names: Sequence[str], rounds: int, say: Callable[[str], None]) -> list[Details]:
+def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str], None]) -> list[Details]:
     """Check, then time the contenders on one case.
 
     A contender that fails, or whose sum differs from the reference (`jaxcxr vmap` for the private ones), has a row with its
@@ -135,7 +137,7 @@ def measure(case: Case, names: Sequence[str], rounds: int, say: Callable[[str], 
         distances, first_steps, peaks = {}, {}, {}
         references: dict[bool, GradientSums] = {}
         for name in names:
-            say(f"{case.size} px x {case.batch} {case.dtype}: preparing {name}")
+            say(f"{case.network} {case.size} x {case.batch} {case.dtype}: preparing {name}")
             worker = workers[name] = Worker(name, case)
             answer = worker.ask("sums")
             if answer is None:
@@ -147,7 +149,8 @@ def measure(case: Case, names: Sequence[str], rounds: int, say: Callable[[str], 
                 worker.error = f"its gradient sum differs from the reference by {distances[name]:.2g} of the reference's norm"
                 continue
             peaks[name] = worker.ask("peak", 2)
-        rate = workers["jaxcxr nonprivate"].ask("rate", case.dtype) if "jaxcxr nonprivate" in names else None
+        asked = workers.get("jaxcxr nonprivate")
+        rate, flops = (asked.ask("rate", case.dtype), asked.ask("least_flops")) if asked else (None, None)
         seconds = _take_turns(workers, rounds, say)
     finally:
         for worker in workers.values():
@@ -157,8 +160,8 @@ def measure(case: Case, names: Sequence[str], rounds: int, say: Callable[[str], 
             row=_row(case, name, seconds, peaks.get(name), workers[name].error),
             distance=distances.get(name),
             first_step_s=first_steps.get(name),
-            share_of_product_rate=case.least_flops() / (float(np.median(np.concatenate(seconds[name]))) * rate)
-            if rate and workers[name].error is None
+            share_of_product_rate=flops / (float(np.median(np.concatenate(seconds[name]))) * rate)
+            if rate and flops and workers[name].error is None
             else None,
             seconds=tuple(tuple(turn) for turn in seconds[name]),
         )
@@ -179,9 +182,11 @@ def _take_turns(workers: Mapping[str, Worker], rounds: int, say: Callable[[str],
     return seconds
 
 
-def _row(case: Case, name: str, seconds: Mapping[str, Sequence[Sequence[float]]], peak: int | None, error: str | None) -> Row:
+def _row(
+    case: AnyCase, name: str, seconds: Mapping[str, Sequence[Sequence[float]]], peak: int | None, error: str | None
+) -> Row:
     if error is not None:
-        return Row(name, case.size, case.batch, case.dtype, error=error)
+        return Row(name, case.size, case.batch, case.dtype, error=error, network=case.network)
     times = np.concatenate(seconds[name])
     median = float(np.median(times))
     low, high = np.percentile(times, [25, 75])
@@ -195,6 +200,7 @@ def _row(case: Case, name: str, seconds: Mapping[str, Sequence[Sequence[float]]]
         images_per_s=case.batch / median,
         peak_bytes=peak,
         ratio_to_nonprivate=ratio(seconds[name], seconds.get(nonprivate_of(name), ())),
+        network=case.network,
     )
 
 

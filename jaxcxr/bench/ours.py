@@ -1,14 +1,15 @@
-"""The contenders in JAX: this package's steps, and jax-privacy's clipping of the same network."""
+"""The contenders in JAX on the paper's network: this package's steps, and jax-privacy's clipping."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, PyTree
 
-from jaxcxr.bench.case import Case, Contender
+from jaxcxr.bench.case import Case, Contender, GradientSums
 from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.torch_weights import from_torch, to_torch
 from jaxcxr.per_example import gradients
@@ -28,15 +29,30 @@ def contender(name: str, case: Case) -> Contender:
     loss = objective.unit_loss(model, weights)
     maker, method = name.split(" ")
     if maker == "jax_privacy":
-        sums = _jax_privacy(model, weights, case.l2_clip_norm, params, batch)
-    elif method == "nonprivate":
+
+        def of_image(params: PyTree, example: PyTree) -> Float[Array, ""]:
+            logits = model.apply(params, example["image"])
+            return objective.weighted_cross_entropy(logits, example["label"], jnp.asarray(weights))  # type: ignore[arg-type]
+
+        images = {name: batch[name][:, 0] for name in ("image", "label")}
+        sums = jax_privacy_sum(of_image, case.l2_clip_norm, params, images)
+        return contender_of(sums, params, images, to_torch)
+    if method == "nonprivate":
         sums = jax.jit(lambda p, b: gradients.plain_sum(loss, p, _units(b), b["is_real"].astype(jnp.float32))[0])
     else:
         how: Any = (case.l2_clip_norm, Flat(), method)
         sums = jax.jit(lambda p, b: clipped_sum(loss, p, _units(b), b["is_real"], *how)[0])
+    return contender_of(sums, params, batch, to_torch)
+
+
+def contender_of(
+    sums: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, on_host: Callable[[PyTree], GradientSums]
+) -> Contender:
+    """The contender that computes `sums(params, batch)`, both of which lie on the device."""
+    device = jax.devices()[0]
     return Contender(
         step=lambda: jax.block_until_ready(sums(params, batch)),
-        on_host=to_torch,
+        on_host=on_host,
         held_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves((params, batch))),
         device_peak=lambda: _device_peak(device),
     )
@@ -46,30 +62,32 @@ def _units(batch: Any) -> Any:
     return batch["image"], batch["label"], batch["is_film"]
 
 
-def _jax_privacy(model: ResNet9, weights: np.ndarray, l2_clip_norm: float, params: Any, batch: Any) -> Any:
-    """jax-privacy at its best here: the whole batch at once, or its quarters in turn, whichever is faster."""
-    from jax_privacy.clipping import clipped_grad
+def jax_privacy_sum(
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]], l2_clip_norm: float, params: PyTree, examples: PyTree
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """jax-privacy at its best here: the whole batch at once, or its quarters in turn, whichever is faster.
 
-    def loss(params: Any, image: Array, label: Array) -> Array:
-        return objective.weighted_cross_entropy(model.apply(params, image), label, jnp.asarray(weights))  # type: ignore[arg-type]
+    `loss` is that of one example; the leaves of `examples` have a leading axis of them.
+    """
+    from jax_privacy.clipping import clipped_grad
 
     def of(microbatch_size: int | None) -> Any:
         clipped = clipped_grad(
             loss,
             l2_clip_norm=l2_clip_norm,
-            batch_argnums=(1, 2),
+            batch_argnums=1,
             keep_batch_dim=False,
             microbatch_size=microbatch_size,
         )
-        return jax.jit(lambda params, batch: clipped(params, batch["image"][:, 0], batch["label"][:, 0]))
+        return jax.jit(clipped)
 
     def seconds(sums: Any) -> float:
-        jax.block_until_ready(sums(params, batch))
+        jax.block_until_ready(sums(params, examples))
         begin = time.perf_counter()
-        jax.block_until_ready(sums(params, batch))
+        jax.block_until_ready(sums(params, examples))
         return time.perf_counter() - begin
 
-    n = len(batch["label"])
+    n = len(jax.tree.leaves(examples)[0])
     ways = [of(None), *([of(n // 4)] if n % 4 == 0 else [])]
     return min(ways, key=seconds)
 

@@ -11,14 +11,20 @@ from jaxcxr.bench.measure import Details, Row, nonprivate_of, ratio
 COLOURS = {"jaxcxr": "#0b6e4f", "jax_privacy": "#8fb8de", "torch": "#b0413e", "opacus": "#e4a89f"}
 
 
+def case_name(row: Row) -> str:
+    """The heading of a case's rows; the paper's network is not named."""
+    network = "" if row.network == "resnet9" else f"{row.network}, "
+    return f"{network}{row.size} {'tokens' if row.network == 'transformer' else 'px'} x {row.batch}, {row.dtype}"
+
+
 def screen_table(details: Sequence[Details]) -> str:
     """One line a row: step time and spread, films a second, peak memory, ratio to the own non-private step, share of the
     machine's matrix-product rate.
     """
     header = f"{'':25}{'step ms':>9}{'spread':>8}{'films/s':>9}{'peak MB':>9}{'ratio':>7}{'of peak':>9}"
     lines = []
-    for case, group in itertools.groupby(details, key=lambda d: (d.row.size, d.row.batch, d.row.dtype)):
-        lines += [f"{case[0]} px x {case[1]}, {case[2]}", header]
+    for case, group in itertools.groupby(details, key=lambda d: case_name(d.row)):
+        lines += [case, header]
         lines += [_line(d) for d in group]
         lines.append("")
     return "\n".join(lines[:-1])
@@ -41,7 +47,7 @@ def speedups(details: Sequence[Details]) -> list[str]:
     over rounds of the ratio within a round.
     """
     sentences = []
-    for case, group in itertools.groupby(details, key=lambda d: (d.row.size, d.row.batch, d.row.dtype)):
+    for case, group in itertools.groupby(details, key=lambda d: case_name(d.row)):
         timed = {d.row.name: d for d in group if d.row.median_s is not None}
         ours = timed.get("jaxcxr layerwise")
         if ours is None:
@@ -54,17 +60,17 @@ def speedups(details: Sequence[Details]) -> list[str]:
             if other and times:
                 name = "its own non-private step" if other.row.name == "jaxcxr nonprivate" else other.row.name
                 parts.append(f"{times:.2f} times the speed of {name}")
-        sentences.append(f"{case[0]} px x {case[1]}, {case[2]}: jaxcxr layerwise has {', '.join(parts)}")
+        sentences.append(f"{case}: jaxcxr layerwise has {', '.join(parts)}")
     return sentences
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Films a second of every contender, one panel a case, as bars with the spread of the step time."""
-    cases = [(case, list(group)) for case, group in itertools.groupby(rows, key=lambda r: (r.size, r.batch, r.dtype))]
+    cases = [(case, list(group)) for case, group in itertools.groupby(rows, key=case_name)]
     height = max(len(group) for _, group in cases)
     drawing = Figure(figsize=(4.2 * len(cases) + 1.5, 0.42 * height + 1.4), layout="constrained")
     axes = drawing.subplots(1, len(cases), squeeze=False)[0]
-    for axis, ((size, batch, dtype), group) in zip(axes, cases, strict=True):
+    for axis, (case, group) in zip(axes, cases, strict=True):
         for position, row in enumerate(group):
             colour = COLOURS[row.name.split(" ")[0]]
             if row.median_s is None or row.spread_s is None or row.images_per_s is None:
@@ -82,7 +88,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
             )
         axis.set_yticks(range(len(group)), [row.name for row in group])
         axis.invert_yaxis()
-        axis.set_title(f"{size} px x {batch}, {dtype}", fontsize=10)
+        axis.set_title(case, fontsize=10)
         axis.set_xlabel("films a second (hatched: not private)")
         axis.spines[["top", "right"]].set_visible(False)
     drawing.savefig(path, dpi=150)

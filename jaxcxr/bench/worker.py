@@ -12,21 +12,27 @@ from typing import Any
 
 import jax
 
-from jaxcxr.bench.case import Case, Contender
+from jaxcxr.bench.case import AnyCase, Contender, NetworkCase
 from jaxcxr.training.processor import keep_memory
 
 
-def build(name: str, case: Case) -> Contender:
+def build(name: str, case: AnyCase) -> Contender:
     """The contender `name`; its library is imported here and not before."""
     if name.startswith(("torch", "opacus")):
         from jaxcxr.bench.torch_peers import contender
-    else:
-        from jaxcxr.bench.ours import contender
+
+        return contender(name, case)
+    if isinstance(case, NetworkCase):
+        from jaxcxr.bench.jax_networks import contender
+
+        return contender(name, case)
+    from jaxcxr.bench.ours import contender
+
     return contender(name, case)
 
 
-def serve(pipe: Connection, name: str, case: Case) -> None:
-    """Answer requests until the pipe closes: ('sums',), ('time', n), ('peak', n), ('rate', dtype).
+def serve(pipe: Connection, name: str, case: AnyCase) -> None:
+    """Answer requests until the pipe closes: ('sums',), ('time', n), ('peak', n), ('rate', dtype), ('least_flops',).
 
     An answer is ('ok', value), or ('error', one line) after which the process ends.
     """
@@ -47,6 +53,8 @@ def serve(pipe: Connection, name: str, case: Case) -> None:
                 from jaxcxr.bench.ours import product_rate
 
                 answer: Any = product_rate(request[1])
+            elif request[0] == "least_flops":
+                answer = case.least_flops()
             else:
                 begin = time.perf_counter()
                 made = made or build(name, case)

@@ -28,6 +28,8 @@ from jaxcxr.per_example.gradients import Loss
 Layer = tuple[str, ...]
 Method = Literal["vmap", "layerwise"]
 
+LEAST = 1e-6
+"""Of a clip norm and of a stability: squares of norms below 1e-19 vanish in float32, and with them what a factor knows of them."""
 CLIP_MARGIN = 1e-5
 """Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity
 above it."""
@@ -56,6 +58,10 @@ class Flat:
 
     stability: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a stability that float32 cannot hold beside a norm."""
+        _check_stability(self.stability)
+
     def factors(self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any) -> Mapping[Layer, Float[Array, "n"]]:
         """The same factors for all layers."""
         return dict.fromkeys(squared, clip_factors(total_of_layers(squared), l2_clip_norm, self.stability))
@@ -71,10 +77,19 @@ class PerLayer:
 
     stability: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a stability that float32 cannot hold beside a norm."""
+        _check_stability(self.stability)
+
     def factors(self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any) -> Mapping[Layer, Float[Array, "n"]]:
         """Each layer's own factors."""
         share = l2_clip_norm / math.sqrt(len(squared))
         return {layer: clip_factors(own, share, self.stability) for layer, own in squared.items()}
+
+
+def _check_stability(stability: float | None) -> None:
+    if stability is not None and not LEAST <= stability < math.inf:
+        raise ValueError(f"stability: expected at least {LEAST:g}, found {stability!r}")
 
 
 def clip_factors(squared: Float[Array, "n"], l2_clip_norm: Any, stability: Any = None) -> Float[Array, "n"]:

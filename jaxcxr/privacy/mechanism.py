@@ -82,6 +82,19 @@ class Mechanism:
     rule: ClipRule = Flat()  # noqa: RUF009 - frozen
     method: Method = "layerwise"
 
+    def __post_init__(self) -> None:
+        """Refuse numbers for which the guarantee would not hold.
+
+        Raises:
+            ValueError: the batch is larger than the data set, the clip norm too small for float32, or there is no noise.
+        """
+        if not 1 <= self.expected_batch_size <= self.n_units:
+            raise ValueError(f"expected_batch_size: expected 1 to {self.n_units} (n_units), found {self.expected_batch_size!r}")
+        if not clipping.LEAST <= self.l2_clip_norm < math.inf:
+            raise ValueError(f"l2_clip_norm: expected at least {clipping.LEAST:g}, found {self.l2_clip_norm!r}")
+        if not 0 < self.noise_multiplier < math.inf:
+            raise ValueError(f"noise_multiplier: expected a positive number, found {self.noise_multiplier!r}")
+
     @property
     def sample_rate(self) -> float:
         """Probability with which each unit joins a step."""

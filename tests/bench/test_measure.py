@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxcxr.bench import measure as measuring
-from jaxcxr.bench.case import Case, Contender
+from jaxcxr.bench.case import Case, Contender, NetworkCase
 from jaxcxr.bench.measure import Details, Row, distance, measure, names_of, ratio, write_results
-from jaxcxr.bench.show import figure, screen_table, speedups
+from jaxcxr.bench.show import case_name, figure, screen_table, speedups
 from jaxcxr.bench.worker import peak_bytes
 
 CASE = Case(32, 4, width=32, n_findings=3)
@@ -36,6 +36,8 @@ class FakeWorker(measuring.Worker):
                 return {"w": np.full(3, 2.0 if self.name == "opacus hooks" else 1.0, np.float32)}, 7.0
             case ("peak", _):
                 return 1000
+            case ("least_flops",):
+                return CASE.least_flops()
             case ("rate", _):
                 return CASE.least_flops() / 0.05
             case ("time", repetitions):
@@ -61,7 +63,7 @@ def test_rows_have_the_names_and_keys_of_the_contract(results: list[Details]) ->
         *("torch nonprivate", "opacus hooks", "opacus functorch", "opacus ew", "opacus ghost"),
     ]
     assert names_of(["jax_privacy"])[3:] == ("jax_privacy clipped_grad",)
-    keys = "name size batch dtype median_s spread_s images_per_s peak_bytes ratio_to_nonprivate error"
+    keys = "name size batch dtype median_s spread_s images_per_s peak_bytes ratio_to_nonprivate error network"
     assert [field.name for field in dataclasses.fields(Row)] == keys.split()
 
 
@@ -182,6 +184,16 @@ def test_shown(tmp_path: Path, results: list[Details]) -> None:
     assert "3.00 times the speed of opacus ghost" in speedups([d for d in results if d.row.name != "opacus functorch"])[0]
     figure([d.row for d in results], tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_a_row_says_which_network_it_is_of(monkeypatch: pytest.MonkeyPatch, results: list[Details]) -> None:
+    others = [NetworkCase("vit_s", 32, 4), NetworkCase("transformer", 32, 4)]
+    details = [d for case in others for d in measure(case, names_of(["opacus"]), rounds=2, say=lambda _: None)]
+    assert [d.row.network for d in (*results, *details)] == ["resnet9"] * 8 + ["vit_s"] * 8 + ["transformer"] * 8
+    # equal sizes of different networks are different cases
+    headings = [line for line in screen_table([*results, *details]).splitlines() if line.endswith("float32")]
+    assert headings == ["32 px x 4, float32", "vit_s, 32 px x 4, float32", "transformer, 32 tokens x 4, float32"]
+    assert [sentence.split(":")[0] for sentence in speedups(details)] == [case_name(details[0].row), case_name(details[8].row)]
 
 
 def test_speeds_are_compared_within_rounds() -> None:

@@ -159,3 +159,10 @@ def test_a_gradient_that_is_not_finite_is_not_hidden(method: str) -> None:
     total, _, norms = summed(batch().at[1].set(np.inf), REAL, CLIP, method)
     assert not np.isfinite(norms[1])
     assert not np.isfinite(norm_of(total))
+
+
+@pytest.mark.parametrize("stability", [0.0, 1e-9, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("rule", [Flat, PerLayer])
+def test_a_stability_beyond_float32_is_refused(rule: Any, stability: float) -> None:
+    with pytest.raises(ValueError, match=f"stability: expected at least 1e-06, found {stability}"):
+        rule(stability)

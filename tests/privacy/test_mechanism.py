@@ -93,3 +93,19 @@ def test_contributions_leave_room_for_the_rounding_of_as_many_as_are_expected() 
     assert larger.rounding_allowance == pytest.approx(2**-5)
     assert DISCRETE.clip_to == 1.5  # whole numbers: nothing to leave room for
     assert MECHANISM.most_units == 264
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"expected_batch_size": 0}, r"expected_batch_size: expected 1 to 1000 \(n_units\), found 0"),
+        ({"expected_batch_size": 1001}, "expected_batch_size: expected 1 to 1000"),
+        ({"l2_clip_norm": 1e-9}, "l2_clip_norm: expected at least 1e-06, found 1e-09"),
+        ({"l2_clip_norm": math.nan}, "l2_clip_norm: expected at least"),
+        ({"noise_multiplier": 0.0}, "noise_multiplier: expected a positive number, found 0.0"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier: expected a positive number"),
+    ],
+)
+def test_numbers_without_a_guarantee_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(MECHANISM, **changed)
