@@ -29,7 +29,7 @@ Layer = tuple[str, ...]
 Method = Literal["vmap", "layerwise"]
 
 LEAST = 1e-6
-"""Of a clip norm and of a stability: squares of norms below 1e-19 vanish in float32, and with them what a factor knows of them."""
+"""Of a clip norm and of a stability: squares of norms below 1e-19 vanish in float32, and the norms with them."""
 CLIP_MARGIN = 1e-5
 """Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity
 above it."""

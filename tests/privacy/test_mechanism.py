@@ -1,4 +1,6 @@
 import dataclasses
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
