@@ -51,7 +51,10 @@ def test_questions_share_their_runs() -> None:
     ("arm", "message"),
     [
         (Arm({"training.speed": 1}), r"questions.q.arms.a: no such field 'training.speed'"),
-        (Arm({"privacy.l2_clip_norm": -1.0}), r"questions.q.arms.a: privacy.l2_clip_norm: expected greater than 0"),
+        (
+            Arm({"privacy.l2_clip_norm": -1.0}),
+            r"questions.q.arms.a: privacy.l2_clip_norm: expected greater than or equal to 0.000001",
+        ),
         (Arm({"training.views": 4}), r"questions.q.arms.a: training.views: 4 equal views are one"),
     ],
 )

@@ -218,7 +218,11 @@ def _sum_of_offsets(losses: Losses, failure_probability: float) -> float:
 
 
 def _log_mean_exp(values: np.ndarray, probabilities: np.ndarray) -> float:
-    """log of the mean of exp(values): precise where it is near 0, and without a limit where a rare value is large."""
+    """log of the mean of exp(values): precise where it is near 0, and without a limit where a rare value is large.
+
+    Values whose probability is less than any float (5e-324) count for nothing: no failure probability is that small.
+    """
+    values, probabilities = values[probabilities > 0], probabilities[probabilities > 0]
     top = float(values.max())
     if top < 1.0:
         return math.log1p(float(np.sum(probabilities * np.expm1(values))))

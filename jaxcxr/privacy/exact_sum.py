@@ -108,7 +108,7 @@ def plus_floats(total: ExactSum, noise: PyTree, step: float) -> PyTree:
 
     def of_leaf(high: Any, low: Any, noise: Any) -> Any:
         high, low = _carried(high, low)
-        top = high >> _TOP_BITS
+        top = (high + (1 << (_TOP_BITS - 1))) >> _TOP_BITS  # to the nearest: terms of one small sum do not cancel
         middle = high - (top << _TOP_BITS)
         terms = (low, step), (middle, step * 2.0**LOW_BITS), (top, step * 2.0 ** (LOW_BITS + _TOP_BITS))
         for word, unit in terms:

@@ -20,10 +20,10 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.privacy.spent import FACTS
 from jaxcxr.release.identifiers import SHORT, Identifiers
 from jaxcxr.release.register import register_of

@@ -112,7 +112,7 @@ SCALE, SUM, KEYS, RATE, DRAWS = (
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
-        (scaled_noise(0.0), SCALE),
+        (scaled_noise(1e-9), SCALE),
         (by_drawn_size, SCALE),
         (clipped_after_averaging, SUM),
         (scaled_noise(0.1), SCALE),
@@ -141,7 +141,7 @@ def test_a_planted_fault_is_caught(fault: Callable[[Subject], Subject], check: s
 @pytest.mark.parametrize(
     ("fault", "attack"),
     [
-        (scaled_noise(0.0), "white-box alignment"),
+        (scaled_noise(1e-9), "white-box alignment"),
         (scaled_noise(0.1), "white-box alignment"),
         (one_key, "white-box variation"),
         (canaries_always, "white-box alignment"),

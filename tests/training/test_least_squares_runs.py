@@ -85,18 +85,17 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
         "is_film": np.ones((len(rows), 1), bool),
         "is_real": np.ones(len(rows), bool),
     }
-    squares = LeastSquares(plan.model(), plan.weights, (32, 32), mechanism, 0.5 if clipping == "automatic" else None)
-    expected, log = jax.jit(squares.moment_sum)(start, batch)
+    squares = LeastSquares(plan.model(), plan.weights, (32, 32), mechanism, stability=0.5 if clipping == "automatic" else None)
+    exact, log = jax.jit(squares.summed)(start, batch)
     assert float(log["clipped"]) > len(rows) / 2
     params = functions.replicate(start)
     total, _ = functions.collect(functions.accumulate(params, functions.start(params), functions.place(batch)))
-    exact = mechanism.counted(expected, True)
-    step = mechanism.step_size(expected)
+    step = mechanism.step_size(exact.high)
     for found, wanted in zip(exact_sum.value(total, step), exact_sum.value(exact, step), strict=True):
         np.testing.assert_allclose(
             found, wanted, atol=0.01 * 0.05
         )  # features are rounded otherwise in a microbatch of another size
-    lengths = [float(np.sum(np.square(np.asarray(part) * mechanism.step_size(expected)))) for part in expected]
+    lengths = [float(np.sum(np.square(np.asarray(part)))) for part in exact_sum.value(exact, step)]
     assert np.sqrt(sum(lengths)) <= 0.05 * len(rows)
     key = mechanism.noise_key(bytes(32), 0)
     direction = jax.jit(squares.direction)(start, jax.jit(mechanism.release)(exact, key))["params"]["head"]
@@ -172,4 +171,4 @@ def test_nothing_below_the_head_is_differentiated(config: Experiment, tiny_store
     }
     assert plan.weights is not None
     squares = LeastSquares(plan.model(), plan.weights, (32, 32), plan.mechanism)
-    assert str(jax.make_jaxpr(squares.moment_sum)(params, batch)).count("conv_general_dilated[") == 2
+    assert str(jax.make_jaxpr(squares.summed)(params, batch)).count("conv_general_dilated[") == 2

@@ -113,17 +113,17 @@ def test_fixed_parameters_stay_bit_for_bit_and_cost_no_noise(
 
 
 def test_the_head_alone_needs_no_backward_pass_through_the_trunk(plan_of: Any) -> None:
-    """Counted in convolutions of the traced program, which are all in the trunk."""
+    """Counted in convolutions of the traced program, which are all in the trunk, and in products, some of which are."""
     plan: Plan = plan_of("head")
     params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8])
 
-    def convolutions(scope: Any) -> int:
+    def count(scope: Any, kind: str) -> int:
         gradient_sum = clipped_sum(plan.model(), plan.weights, CLIP, "layerwise", scope)
-        return str(jax.make_jaxpr(gradient_sum)(params, batch)).count("conv_general_dilated[")
+        return str(jax.make_jaxpr(gradient_sum)(params, batch)).count(kind)
 
     forward = str(jax.make_jaxpr(jax.vmap(plan.model().apply, in_axes=(None, 0)))(params, batch["image"][:, 0]))  # type: ignore[arg-type]
-    assert convolutions("head") == forward.count("conv_general_dilated[") == 1
-    assert convolutions("all") > 1
+    assert count("head", "conv_general_dilated[") == forward.count("conv_general_dilated[") == 1
+    assert count("head", "dot_general[") < count("last_stage", "dot_general[") < count("all", "dot_general[")
 
 
 def test_a_scope_that_names_nothing_is_refused(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-from functools import partial
 from typing import Any
 
 import jax
@@ -6,8 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcxr.models import convolution
+from jaxcxr.per_example import convolutions, jaxprs
+from jaxcxr.per_example.convolutions import Convolution, convolve_small, is_small, kernel_gradient, patches_are_small, rule_of
+from jaxcxr.per_example.geometry import Geometry, patch_gram, rows
 from tests.models.arrays import assert_all_close, normal, output_and_gradients, plain_convolution
+
+
+def rule_for(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int, dtype: Any = jnp.float32) -> Convolution:
+    """The rule of a convolution of one map."""
+    arguments = (jax.ShapeDtypeStruct(shape, dtype) for shape in (x, kernel))
+    program = jaxprs.trace(lambda x, w: plain_convolution(x, w, stride, padding), *arguments)
+    (found,) = (rule_of(e, 1) for e in program.jaxpr.eqns if e.primitive is jax.lax.conv_general_dilated_p)
+    assert found is not None
+    return found
+
+
+def shape_of(x: tuple[int, ...], k: int, stride: int, padding: int) -> Geometry:
+    return rule_for(x, (k, k, x[-1], 1), stride, padding).shape
 
 
 @pytest.mark.parametrize(
@@ -27,11 +41,22 @@ from tests.models.arrays import assert_all_close, normal, output_and_gradients, 
         (9, 8, 7, 2, 3),  # the first layer's
     ],
 )
-def test_convolve_is_the_plain_convolution(height: int, width: int, k: int, stride: int, padding: int) -> None:
+def test_a_rules_convolution_is_the_plain_one(height: int, width: int, k: int, stride: int, padding: int) -> None:
     x, kernel = normal(0, height, width, 3), normal(1, k, k, 3, 5)
-    found = output_and_gradients(lambda x, w: convolution.convolve(x, w, stride, padding), x, kernel)
-    expected = output_and_gradients(lambda x, w: plain_convolution(x, w, stride, padding), x, kernel)
-    assert_all_close(found, expected)
+    rule = rule_for(x.shape, kernel.shape, stride, padding)
+    assert is_small(rule.shape) == (k > 1 and max(height, width) <= convolutions.SMALL_MAP)
+    found = output_and_gradients(lambda x: rule.apply(x[None], kernel)[0], x)
+    assert_all_close(found, output_and_gradients(lambda x: plain_convolution(x, kernel, stride, padding), x))
+
+
+def test_small_maps_are_convolved_with_other_edges_too() -> None:
+    """As Flax pads them with stride 2: nothing before, a row after."""
+    x, kernel = normal(0, 2, 4, 3, 3), normal(1, 3, 3, 3, 5)
+    shape = Geometry((4, 3), 3, (3, 3), 5, (2, 2), ((0, 1), (1, 1)), (1, 1), (1, 1), 1, (2, 2))
+    found = output_and_gradients(lambda x, w: convolve_small(x, w, shape), x, kernel)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    plain = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), ((0, 1), (1, 1)), dimension_numbers=numbers)  # noqa: E731
+    assert_all_close(found, output_and_gradients(plain, x, kernel))
 
 
 PATCHES = pytest.mark.parametrize(
@@ -63,7 +88,8 @@ def patches(x: Any, k: int, stride: int, padding: int) -> Any:
 @PATCHES
 def test_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
     x = normal(0, records, height, width, 3)
-    np.testing.assert_array_equal(convolution.patches(x, k, stride, padding), patches(x, k, stride, padding))
+    found = rows(x, shape_of(x.shape[1:], k, stride, padding))[:, 0]
+    np.testing.assert_array_equal(found, patches(x, k, stride, padding).reshape(found.shape))
 
 
 @pytest.mark.parametrize(
@@ -81,35 +107,27 @@ def test_patches(records: int, height: int, width: int, k: int, stride: int, pad
 def test_patches_are_for_small_maps_and_windows_that_overlap_little(
     side: int, channels: int, k: int, stride: int, features: int, small: bool
 ) -> None:
-    output = jax.ShapeDtypeStruct((side // stride, side // stride, features), jnp.bfloat16)
-    assert convolution.patches_are_small((side, side, channels), (k, k, channels, features), output) == small
+    shape = rule_for((side, side, channels), (k, k, channels, features), stride, k // 2, jnp.bfloat16).shape
+    assert shape.outputs == (side // stride, side // stride)
+    assert patches_are_small(shape, 2) == small
 
 
 @PATCHES
 def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
     x = normal(0, records, height, width, 3)
-    rows = patches(x, k, stride, padding).reshape(-1, k * k * 3)
-    found = np.asarray(jax.jit(partial(convolution.patch_gram, k=k, stride=stride, padding=padding))(x))
-    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("side", [2, 6])
-def test_convolve_serves_a_batch(side: int) -> None:
-    x, kernel = normal(0, 2, 3, side, side, 2), normal(1, 3, 3, 2, 4)
-    found = np.asarray(convolution.convolve(x, kernel, 1, 1))
-    assert found.shape == (2, 3, side, side, 4)
-    for i, j in np.ndindex(2, 3):
-        np.testing.assert_allclose(found[i, j], plain_convolution(x[i, j], kernel, 1, 1), rtol=1e-5, atol=1e-5)
+    unfolded = patches(x, k, stride, padding).reshape(-1, k * k * 3)
+    found = np.asarray(jax.jit(lambda x: patch_gram(x, shape_of(x.shape[1:], k, stride, padding)))(x))
+    np.testing.assert_allclose(found, unfolded @ unfolded.T, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(("side", "positions"), [(8, 64), (16, 256)])
 def test_the_kernel_gradient_in_parts_is_that_of_all_maps(side: int, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "CPU_POSITIONS", 2 * positions)  # two maps a part, the last part one map
+    monkeypatch.setattr(convolutions, "CPU_POSITIONS", 2 * positions)  # two maps a part, the last part one map
     x, dy, kernel = normal(0, 5, side, side, 3), normal(1, 5, side, side, 4), normal(2, 3, 3, 3, 4)
 
     def summed(kernel: Any) -> Any:
         return sum((plain_convolution(x[i], kernel, 1, 1) * dy[i]).sum() for i in range(5))
 
-    apply = partial(convolution.convolve, stride=1, padding=1)
-    found = jax.jit(partial(convolution.kernel_gradient, apply))(kernel, x, dy)
+    shape = rule_for(x.shape[1:], kernel.shape, 1, 1).shape
+    found = jax.jit(lambda x, dy: kernel_gradient(x[None], dy[None], shape))(x, dy)
     np.testing.assert_allclose(found, jax.grad(summed)(kernel), rtol=1e-4, atol=1e-4)
