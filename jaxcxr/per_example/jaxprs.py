@@ -60,7 +60,11 @@ def scanned(equation: JaxprEqn) -> Scan | None:
         return None
     params = equation.params
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    return Scan(params["jaxpr"], params["num_consts"], params["num_carry"], options)
+    if "ft_in" in params:  # from JAX 0.11 or 0.12 on: the inputs as a tree of three parts
+        constants, carry = (len(list(part)) for part in params["ft_in"].unpack()[:2])
+    else:
+        constants, carry = params["num_consts"], params["num_carry"]
+    return Scan(params["jaxpr"], constants, carry, options)
 
 
 def only_rearranges(equation: JaxprEqn) -> bool:
