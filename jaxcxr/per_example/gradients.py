@@ -236,7 +236,14 @@ def _backward_pass(loss: Loss, params: PyTree, examples: PyTree, weights: Float[
 
 
 def _program(loss: Loss, params: PyTree, example: PyTree) -> Program:
-    traced = jaxprs.trace(loss, params, example)
+    try:
+        traced = jaxprs.trace(loss, params, example)
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        raise ValueError(
+            f"loss: expected to see one example; a layer of it mixes examples, such as batch statistics in training ({error})"
+        ) from error
     if [v.aval.shape for v in traced.jaxpr.outvars] != [()]:  # type: ignore[attr-defined]
         raise ValueError(f"loss: expected one number, found {traced.out_avals}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

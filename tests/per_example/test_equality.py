@@ -299,6 +299,16 @@ def test_what_has_no_rule_is_differentiated_directly_and_named() -> None:
     assert direct == {"v": ("cond",)}
 
 
+def test_a_parameter_that_takes_part_both_with_and_without_a_rule() -> None:
+    params = filled({"w": jnp.zeros((4, 4)), "v": jnp.zeros((4, 4))})
+
+    def loss(params: Any, x: Any) -> Any:
+        y = jnp.sin(x @ params["w"]) @ jnp.tril(params["v"]) @ params["v"].T
+        return jnp.sum(y) + x[0] * jnp.sum(jnp.square(params["w"])) + jnp.sum(params["w"] @ params["v"])
+
+    assert check(loss, params, normal(4)) == {}
+
+
 def test_iterations_backwards_with_a_weight_in_slices_and_a_weight_in_common() -> None:
     params = filled({"own": jnp.zeros((3, 4, 4)), "common": jnp.zeros((4, 4)), "scale": jnp.zeros((3, 4))})
 

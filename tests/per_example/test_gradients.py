@@ -173,6 +173,20 @@ def test_what_cannot_be_is_refused_by_name(loss: Any, params: Any, examples: Any
         gradients.weighted_sum(loss, params, examples, weigh)
 
 
+def test_a_layer_that_mixes_examples_is_refused_and_says_over_which_axis() -> None:
+    model = nn.BatchNorm(use_running_average=False, axis_name="examples")
+    variables = nn.BatchNorm(use_running_average=True).init(jax.random.key(0), jnp.zeros(3))
+
+    def loss(params: Any, x: Any) -> Any:
+        return jnp.sum(model.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0])
+
+    with pytest.raises(ValueError, match=r"a layer of it mixes examples.*examples"):
+        gradients.weighted_sum(loss, variables["params"], jnp.ones((2, 3)), weigh)
+
+    with pytest.raises(NameError, match="nowhere"):  # other mistakes are left as they are
+        gradients.weighted_sum(lambda p, _: nowhere(p), variables["params"], jnp.ones((2, 3)), weigh)  # type: ignore[name-defined]
+
+
 def test_what_is_held_for_each_example_is_named_once() -> None:
     params = {"w": jnp.ones((3, 3))}
     loss = lambda p, x: jax.lax.cond(x[0] > 0, jnp.sum, jnp.max, p["w"])  # noqa: E731
