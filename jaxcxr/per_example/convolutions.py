@@ -216,7 +216,8 @@ def _transposed(x: Float[Array, "m *sides c"], dy: Float[Array, "m *outputs o"],
         size = max(1, CPU_POSITIONS // max(1, shape.positions))
         wide = accumulator(dy)
         parts = [whole(x[i : i + size].astype(wide), dy[i : i + size].astype(wide)) for i in range(0, len(x), size)]
-        return sum(parts[1:], start=parts[0]).astype(dy.dtype)
+        total: Any = sum(parts[1:], start=parts[0])
+        return total.astype(dy.dtype)
 
     return jax.lax.platform_dependent(x, dy, cpu=in_parts, default=whole)
 

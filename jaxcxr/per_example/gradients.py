@@ -232,7 +232,8 @@ def _backward_pass(loss: Loss, params: PyTree, examples: PyTree, weights: Float[
     moving = {number: leaves[number] for number in sorted(program.direct)}
     (losses, inputs), (direct, cotangents) = differentiate(moving, zeros, examples, weights)
     arranged = [[site.arranged(v) for site, v in zip(program.sites, values, strict=True)] for values in (inputs, cotangents)]
-    return _Pass(program, leaves, losses, *arranged, direct)
+    inputs, cotangents = arranged
+    return _Pass(program, leaves, losses, inputs, cotangents, direct)
 
 
 def _program(loss: Loss, params: PyTree, example: PyTree) -> Program:

@@ -80,7 +80,7 @@ def only_rounds(equation: JaxprEqn) -> bool:
     if equation.primitive.name != "convert_element_type":
         return False
     types = (v.aval.dtype for v in (*equation.invars, *equation.outvars))  # type: ignore[attr-defined]
-    return all(jax.dtypes.issubdtype(dtype, jax.numpy.floating) for dtype in types)
+    return all(jax.numpy.issubdtype(dtype, jax.numpy.floating) for dtype in types)
 
 
 def evaluate(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
