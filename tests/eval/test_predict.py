@@ -1,5 +1,7 @@
 """Predictions of held-out films from weights."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,17 +12,20 @@ from jaxcxr.errors import InputError
 from jaxcxr.eval.predict import predict_table
 from jaxcxr.inference import Model
 from jaxcxr.models.views import predictor
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import make_plan
 from tests.conftest import changed
+from tests.training.tiny import tiny_model
 
 
 @pytest.mark.parametrize("views", ["one", "mirrored"])
 def test_a_row_a_held_out_film_with_its_own_labels_and_views(
-    tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan, views: str, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Experiment, tiny_store: Store, views: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcxr.eval.predict.PIECE", 3)  # the films are read in pieces, the last one smaller
+    monkeypatch.setattr("jaxcxr.eval.predict.model_of", tiny_model)
     config = changed(tiny_config, "model", prediction_views=views)
-    params = tiny_plan.random_params(bytes(32))
+    network = tiny_model(config)
+    params = network.init(jax.random.key(0), jnp.zeros((32, 32), jnp.uint8))
     table = predict_table(config, params, tiny_store)
     findings = config.data.findings
     assert can_be_mirrored(findings)
@@ -29,10 +34,10 @@ def test_a_row_a_held_out_film_with_its_own_labels_and_views(
     split = tiny_store.split("test", findings)
     rows = table.query("split == 'test'")
     np.testing.assert_array_equal(rows[[f"y_{finding}" for finding in findings]].to_numpy(), split.labels)
-    expected = predictor(tiny_plan.model(), views, mirror_permutation(findings))(params, split.read_all())  # type: ignore[arg-type]
+    expected = predictor(network, views, mirror_permutation(findings))(params, split.read_all())  # type: ignore[arg-type]
     found = rows[[f"p_{finding}" for finding in findings]].to_numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    alone = Model(findings, 32, tiny_plan.model(), params).predict_prepared(split.read_all())
+    alone = Model(findings, 32, network, params).predict_prepared(split.read_all())
     assert (np.abs(found - alone).max() < 1e-5) == (views == "one")
 
 

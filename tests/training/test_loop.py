@@ -29,6 +29,7 @@ from jaxcxr.training.plan import Plan, make_plan
 from jaxcxr.training.step import Step, make_step
 from tests.conftest import changed, declared
 from tests.training.parts import clipped_sum
+from tests.training.tiny import many_weights
 
 
 def bits(tree: Any) -> list[bytes]:
@@ -64,6 +65,14 @@ def cut_at(plan: Plan, out: Path, stop: int, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(CutError):
             run(plan, out)
     assert len(read_ledger(out / "ledger.jsonl")[1]) == stop + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_network() -> Iterator[None]:
+    """The loop is the same for any network; the scripts' tests run it with the paper's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxcxr.training.plan.model_of", many_weights)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,14 +150,26 @@ def test_optimizer_state_is_restored_bit_for_bit(whole: tuple[Path, loop.Outcome
     assert any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(state["optimizer"].first))
 
 
+AS_A_SCRIPT = """
+import runpy, sys
+from jaxcxr.training import plan
+from tests.training.tiny import many_weights
+
+plan.model_of = many_weights
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_process_resumes_to_the_same_bits(
     whole: tuple[Path, loop.Outcome], tiny_config: Experiment, plan: Plan, tmp_path: Path
 ) -> None:
     dump(tiny_config, tmp_path / "config.yaml")
     out = tmp_path / "killed"
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    command = [sys.executable, str(script), "--config", str(tmp_path / "config.yaml"), "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ, text=True) as process:
+    root = Path(__file__).parents[2]
+    arguments = [str(root / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml"), "--out", str(out)]
+    command, env = [sys.executable, "-c", AS_A_SCRIPT, *arguments], os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, text=True) as process:
         ledger = out / "ledger.jsonl"
         while process.poll() is None and (not ledger.exists() or ledger.read_text().count("\n") < 5):
             time.sleep(0.01)  # waits for the step to kill in, not for time to pass
@@ -467,7 +488,8 @@ def test_divergence_is_said_and_not_saved(plan: Plan, tmp_path: Path, monkeypatc
 def test_the_non_private_loop_learns_and_keeps_no_ledger(
     tiny_nonprivate_config: Experiment, tiny_store: Store, tmp_path: Path
 ) -> None:
-    outcome = run(make_plan(tiny_nonprivate_config, tiny_store), tmp_path / "plain")
+    config = changed(tiny_nonprivate_config, "training", learning_rate=1e-2)  # a rate at which the quick network learns
+    outcome = run(make_plan(config, tiny_store), tmp_path / "plain")
     rows = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
     assert outcome.finished
     assert "epsilon" not in rows[0]

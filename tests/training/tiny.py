@@ -1,4 +1,4 @@
-"""A network that compiles quickly, in the place of the paper's."""
+"""Networks that compile quickly, in the place of the paper's."""
 
 from typing import Any
 
@@ -18,6 +18,21 @@ class TinyNet(ResNet9):
         return nn.Dense(self.n_findings, name="head")(jnp.tanh(x).mean(axis=(0, 1)))
 
 
+class ManyWeights(ResNet9):
+    """As quick to compile; its checkpoints take some hundred kilobytes, as a limit on the size of a file needs."""
+
+    @nn.compact
+    def __call__(self, image: Any) -> Any:
+        x = nn.Conv(32, (4, 4), 4, name="conv1")(image.astype(jnp.float32)[..., None] / 255)
+        x = nn.Dense(512, name="hidden")(nn.relu(x).mean(axis=(0, 1)))
+        return nn.Dense(self.n_findings, name="head")(nn.relu(x))
+
+
 def tiny_model(config: Any) -> TinyNet:
     """In the place of `jaxcxr.training.plan.model_of`."""
     return TinyNet(len(config.data.findings), remat=config.model.remat)
+
+
+def many_weights(config: Any) -> ManyWeights:
+    """In the place of `jaxcxr.training.plan.model_of`."""
+    return ManyWeights(len(config.data.findings), remat=config.model.remat)
