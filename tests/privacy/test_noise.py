@@ -51,7 +51,7 @@ def test_every_word_of_the_key_matters(word: int) -> None:
     key = noise.derive_key(SECRET, "noise", 0)
     other = key.copy()
     other[word] ^= 1
-    a, b = (np.asarray(noise.random_words(jnp.asarray(k), 0, (1000,))) for k in (key, other))
+    a, b = (np.asarray(noise.random_words(jnp.asarray(k), (1000,))) for k in (key, other))
     assert (a == b).mean() < 0.01
 
 
@@ -66,3 +66,13 @@ def test_secrets_come_from_the_operating_system_unless_seeded(monkeypatch: pytes
     monkeypatch.setattr(noise.secrets, "token_bytes", lambda n: asked.append(n) or bytes(n))
     noise.new_secret(None)
     assert asked == [32]
+
+
+def test_leaves_share_one_stream_and_no_word_of_it() -> None:
+    key = jnp.asarray(noise.derive_key(SECRET, "noise", 0))
+    tree = noise.gaussian_noise(key, {"a": jnp.zeros(3), "b": jnp.zeros((2, 2)), "c": jnp.zeros(())}, 1.0)
+    assert tree["b"].shape == (2, 2)
+    assert tree["c"].shape == ()
+    whole = np.concatenate([np.ravel(tree[name]) for name in "abc"])
+    np.testing.assert_array_equal(whole, draw(size=8))
+    assert len(set(whole.tolist())) == 8
