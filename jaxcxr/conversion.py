@@ -199,7 +199,7 @@ def _write(model: Model, path: Path, found: Passage) -> float:
     path.parent.mkdir(parents=True)
     if path.suffix == ".stablehlo":
         name = STABLEHLO_MARK if found.against else "probabilities"
-        path.write_bytes(to_stablehlo(model.predictor(), model.params, model.size, name))
+        path.write_bytes(to_stablehlo(model.predictor(any_batch=True), model.params, model.size, name))
         return float(np.abs(run_stablehlo(path, films) - model.predict_prepared(films)).max())
     model = dataclasses.replace(model, views="one")
     write_state(path, to_torch(model.params), found.mark)

@@ -78,9 +78,10 @@ class Model:
             rows.append(np.asarray(self._probabilities(self.params, padded))[: len(piece)])
         return np.concatenate(rows) if rows else np.zeros((0, len(self.findings)), np.float32)
 
-    def predictor(self) -> Callable[[PyTree, UInt8[Array, "n size size"]], Float[Array, "n findings"]]:
-        """The function (parameters, prepared films) -> probabilities, not compiled."""
-        return predictor(self.network, self.views, None if self.views == "one" else mirror_permutation(self.findings))
+    def predictor(self, any_batch: bool = False) -> Callable[[PyTree, UInt8[Array, "n size size"]], Float[Array, "n findings"]]:
+        """The function (parameters, prepared films) -> probabilities, not compiled (`models.views.predictor`)."""
+        other_side = None if self.views == "one" else mirror_permutation(self.findings)
+        return predictor(self.network, self.views, other_side, any_batch)
 
     @functools.cached_property
     def _probabilities(self) -> Any:

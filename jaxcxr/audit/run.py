@@ -162,7 +162,8 @@ def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate:
 
     As in training, keys come from the secret bound to what is trained, here the audited mechanism and model.
     """
-    configuration = {**dataclasses.asdict(mechanism), "model": model.name, "learning_rate": learning_rate}
+    described = dataclasses.asdict(mechanism) | {"rule": repr(mechanism.rule)}
+    configuration = {**described, "model": model.name, "learning_rate": learning_rate}
     code = {"sources": training_code_fingerprint()}
     audited = Binding(configuration, weights_digest(model.params), data="canaries", code=code, libraries={}, platform={})
     secret = bound_secret(secret, audited.digest)

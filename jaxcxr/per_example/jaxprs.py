@@ -1,7 +1,8 @@
 """JAX's traced programs (jaxprs), as far as this package reads them.
 
-`jax.extend.core` gives the types. The names of primitives and of their parameters are not promised by JAX: they stand in this
-file alone, and `tests/per_example/test_jaxprs.py` pins each of them down.
+`jax.extend.core` gives the types. The names of primitives that hold programs, and of their parameters, are not promised by
+JAX: they stand in this file alone (those of products, convolutions and lookups in the files of their rules), and
+`tests/per_example/test_jaxprs.py` pins each of them down.
 """
 
 from collections.abc import Callable, Sequence

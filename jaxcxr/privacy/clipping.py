@@ -9,8 +9,8 @@ A gradient that is not finite is not hidden: the sum, and with it the weights, b
 bytes and labels 0, 1 or unknown, so that no single example can bring that about; only weights that have run away can.
 
 Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it is the definition
-and the reference. `layerwise` (`per_example.gradients`) makes one backward pass, takes norms parameter by parameter and never
-holds a whole network's gradient of one example.
+and the reference. `layerwise` (`per_example.gradients`) makes one backward pass, takes norms parameter by parameter, and
+holds examples' gradients only of those parameters for which that costs less.
 """
 
 import dataclasses
