@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, PyTree, UInt32
 from jaxcxr import accounting
 from jaxcxr.accounting import Bounds, Spending
 from jaxcxr.per_example.gradients import Loss, directly_differentiated, each_gradient
-from jaxcxr.privacy import exact_sum, sampling
+from jaxcxr.privacy import device_sums, exact_sum, sampling
 from jaxcxr.privacy.clipping import ClipRule, Flat, PerLayer, clipped_sum
 from jaxcxr.privacy.ledger import Entry, Ledger, Terms, run_name
 from jaxcxr.privacy.mechanism import Mechanism
@@ -169,7 +169,7 @@ class PrivateGradients:
         self._secret, self._places = new_secret(None), microbatch_size
         terms = Terms("example", "add_remove", plan.mechanism.n_units, "", False, run_name(self._secret))
         self._ledger = None if ledger is None else Ledger(ledger, terms)
-        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
+        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), (device_sums.AXIS,))
 
     def __call__(self, params: PyTree) -> PyTree:
         """The noised mean gradient of one step: float32, a tree like `params`.
@@ -199,7 +199,7 @@ class PrivateGradients:
         for rows in self._rows(mechanism, step, drawn):
             is_real = rows >= 0
             batch = jax.tree.map(lambda leaf, rows=rows: leaf[np.maximum(rows, 0)], self._examples)
-            total = accumulate(params, total, *jax.device_put((batch, is_real), NamedSharding(self._mesh, P("data"))))
+            total = accumulate(params, total, *jax.device_put((batch, is_real), NamedSharding(self._mesh, P(device_sums.AXIS))))
         return finish(total, mechanism.randomness(mechanism.noise_key(self._secret, step), params))
 
     def epsilon(self, delta: float | None = None) -> Bounds:
@@ -228,24 +228,19 @@ class PrivateGradients:
 
     @functools.cached_property
     def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-        def over_devices(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-            return jax.shard_map(function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
         def start(params: PyTree) -> PyTree:
-            empty = exact_sum.empty(params)
-            return jax.tree.map(lambda leaf: jnp.zeros((self._mesh.size, *leaf.shape), leaf.dtype), empty)
+            return device_sums.nothing_yet(exact_sum.empty(params), self._mesh)
 
         def on_one(params: PyTree, total: PyTree, batch: PyTree, is_real: Any) -> PyTree:
-            part = self._mechanism(params).clipped_sum(self._loss, params, batch, is_real).total
-            return jax.tree.map(lambda sum_, own: sum_ + own[None], total, part)
+            return device_sums.plus_own(total, self._mechanism(params).clipped_sum(self._loss, params, batch, is_real).total)
 
         def finish(total: PyTree, randomness: PyTree) -> PyTree:
-            collect = over_devices(lambda own: jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], own), "data"), P("data"), P())
-            exact = collect(total)
+            exact = device_sums.collected(total, self._mesh)
             return self._mechanism(exact.high).release(exact, randomness)
 
-        rows, everywhere = NamedSharding(self._mesh, P("data")), NamedSharding(self._mesh, P())
-        accumulate = over_devices(on_one, (P(), P("data"), P("data"), P("data")), P("data"))
+        own = P(device_sums.AXIS)
+        rows, everywhere = NamedSharding(self._mesh, own), NamedSharding(self._mesh, P())
+        accumulate = device_sums.over_devices(on_one, self._mesh, (P(), own, own, own), own)
         return (
             jax.jit(start, out_shardings=rows),
             jax.jit(accumulate, donate_argnums=1, out_shardings=rows),

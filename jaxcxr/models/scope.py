@@ -53,8 +53,13 @@ def trained_mask(scope: Scope, params: PyTree) -> PyTree:
     return mask
 
 
-def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """(trained, frozen) parameters: two trees of the same nesting, each without the leaves and empty branches of the other."""
+def split(params: PyTree, mask: PyTree | None) -> tuple[PyTree, PyTree]:
+    """(trained, frozen) parameters: two trees of the same nesting, each without the leaves and empty branches of the other.
+
+    Without a mask all are trained, in a tree of any kind.
+    """
+    if mask is None:
+        return params, {}
 
     def take(node: Any, at: Any, wanted: bool) -> Any:
         if not isinstance(node, Mapping):
@@ -67,6 +72,8 @@ def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
 
 def join(trained: PyTree, frozen: PyTree) -> PyTree:
     """Inverse of `split`; where both have a leaf, it is the first one's."""
+    if not frozen:
+        return trained
 
     def merge(a: Any, b: Any) -> Any:
         return {

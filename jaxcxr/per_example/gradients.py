@@ -130,9 +130,8 @@ def quick(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """
 
     def replayed(params: PyTree, example: PyTree) -> PyTree:
-        program = jaxprs.trace(function, params, example)
+        program, shape = jax.make_jaxpr(function, return_shape=True)(params, example)
         found = find(program, len(jax.tree.leaves(params)))
-        shape = jax.eval_shape(function, params, example)
         outputs, _ = _replay(found, found.body, jax.tree.leaves((params, example)), None)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
@@ -187,7 +186,7 @@ class _Pass:
 
     def each(self, leaf: int) -> Float[Array, "n ..."]:
         """The parameter's gradient for each example, in the precision in which it was computed."""
-        parts = [self.direct[leaf]] if leaf in self.direct else []
+        parts = self.direct_of(leaf)
         for i in self.sites(leaf):
             site = self.program.sites[i]
             of_weights = site.rule.each(self.inputs[i], self.cotangents[i])

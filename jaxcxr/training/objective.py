@@ -103,15 +103,15 @@ class Gradients:
 
     def empty(self, params: PyTree) -> PyTree:
         """The sum of no unit, in floating point."""
-        return jax.tree.map(jnp.zeros_like, self._parts(params)[0])
+        return jax.tree.map(jnp.zeros_like, split(params, self.trained)[0])
 
     def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
         """The sum over a microbatch, clipped and exact if private, and sums for the log."""
-        moving, fixed = self._parts(params)
+        moving, fixed = split(params, self.trained)
         units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
 
         def loss(moving: PyTree, unit: Any) -> Array:
-            return self.loss(join(moving, fixed) if fixed else moving, unit)
+            return self.loss(join(moving, fixed), unit)
 
         if self.mechanism is None:
             total, losses = gradients.plain_sum(loss, moving, units, is_real.astype(jnp.float32))
@@ -122,10 +122,6 @@ class Gradients:
     def direction(self, params: PyTree, released: PyTree) -> PyTree:  # noqa: ARG002 - one signature
         """What an optimiser takes for the gradient: the released mean."""
         return released
-
-    def _parts(self, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(trained, fixed) parameters."""
-        return (params, {}) if self.trained is None else split(params, self.trained)
 
 
 def log_sums(batch: Microbatch, losses: Array, **of_units: Array) -> Mapping[str, Array]:

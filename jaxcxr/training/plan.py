@@ -147,8 +147,7 @@ class Plan:
 
     def trained(self, params: PyTree) -> PyTree:
         """The parameters that the run trains, which are those that the optimiser sees."""
-        mask = self.mask()
-        return params if mask is None else split_params(params, mask)[0]
+        return split_params(params, self.mask())[0]
 
     def released(self, params: PyTree) -> PyTree:
         """A tree with the shapes of what a step releases: the gradient of the trained parameters, or moments."""

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 
 from jaxcxr.models.scope import join, split
-from jaxcxr.privacy import exact_sum
+from jaxcxr.privacy import device_sums, exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training.objective import FILMS, Microbatch, with_images
 
@@ -99,32 +99,24 @@ def make_step(
         microbatch_size: units a device handles at once.
         devices: those of all processes unless given.
     """
-    mesh = Mesh(np.asarray(devices if devices is not None else jax.devices()), ("data",))
+    mesh = Mesh(np.asarray(devices if devices is not None else jax.devices()), (device_sums.AXIS,))
     mechanism, trained = release.mechanism, release.trained
-
-    def parts(params: PyTree) -> tuple[PyTree, PyTree]:
-        return (params, {}) if trained is None else split(params, trained)
-
-    def over_devices(function: Callable[..., PyTree], in_specs: Any, out_specs: Any) -> Callable[..., PyTree]:
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def start(params: PyTree) -> PyTree:
         like = release.empty(params)
         empty = like if mechanism is None else exact_sum.empty(like), {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
-        return jax.tree.map(lambda leaf: jnp.zeros((mesh.size, *leaf.shape), leaf.dtype), empty)
+        return device_sums.nothing_yet(empty, mesh)
 
     def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
         sums, log = release.summed(params, with_images(batch))
         gradient, logged = total
         logged = {key: value + log.get(key, 0.0) for key, value in logged.items()}
-        return jax.tree.map(jnp.add, gradient, jax.tree.map(lambda leaf: leaf[None], sums)), logged
+        return device_sums.plus_own(gradient, sums), logged
 
     def accumulate(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
-        specs = {key: P() if key == FILMS else P("data") for key in batch}
-        return over_devices(on_one, (P(), P("data"), specs), P("data"))(params, total, batch)
-
-    def collect(total: PyTree) -> PyTree:
-        return over_devices(lambda own: jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], own), "data"), P("data"), P())(total)
+        own = P(device_sums.AXIS)
+        specs = {key: P() if key == FILMS else own for key in batch}
+        return device_sums.over_devices(on_one, mesh, (P(), own, specs), own)(params, total, batch)
 
     def finish(params: PyTree, state: PyTree, gradient: PyTree, randomness: PyTree) -> Any:
         if mechanism is None:
@@ -132,18 +124,18 @@ def make_step(
         else:
             mean = mechanism.release(gradient, randomness)
         mean = release.direction(params, mean)
-        moving, fixed = parts(params)
+        moving, fixed = split(params, trained)
         updates, state = optimizer.update(mean, state, moving)
         moving = optax.apply_updates(moving, updates)
-        params = moving if trained is None else join(moving, fixed)
+        params = join(moving, fixed)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
         return params, state, finite
 
-    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(device_sums.AXIS))
     return Step(
         start=jax.jit(start, out_shardings=rows),
         accumulate=jax.jit(accumulate, donate_argnums=1, out_shardings=rows),
-        collect=jax.jit(collect, out_shardings=replicated),
+        collect=jax.jit(functools.partial(device_sums.collected, mesh=mesh), out_shardings=replicated),
         finish=jax.jit(finish, donate_argnums=(0, 1), out_shardings=replicated),
         microbatch_size=microbatch_size * mesh.size,
         devices=mesh.size,
