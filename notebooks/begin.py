@@ -12,8 +12,8 @@ from pathlib import Path
 from IPython.display import Image
 from PIL import Image as Pictures
 
+from jaxcxr.cli.console import keep_compilations, quiet
 from jaxcxr.config import PAPER_BUDGETS
-from jaxcxr.console import keep_compilations, quiet
 
 COLOURS = 64
 """Of a shown picture: as many as keep its look."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import load
-from jaxcxr.console import run
 from jaxcxr.errors import InputError
 
 
@@ -40,9 +40,9 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    from jaxcxr import study as studies
-    from jaxcxr.report.study import with_other_questions, write_study
-    from jaxcxr.training.processor import keep_memory
+    from jaxcxr.report.figures.study_figures import with_other_questions, write_study
+    from jaxcxr.training.cpu_allocator import keep_memory
+    from jaxcxr.workflows import study as studies
 
     keep_memory()
     study = load(studies.Study, arguments.grid)

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import pandas as pd
 import tyro
 
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 from jaxcxr.errors import InputError
 
 ADJACENCY = {"adjacency": "add_remove"}
@@ -179,7 +179,7 @@ def _besides(spendings: Any, delta: float, a: Arguments) -> dict[str, float]:
 
 def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
     from jaxcxr import accounting
-    from jaxcxr.privacy.spent import spent_of
+    from jaxcxr.records.spent import spent_of
 
     spent = spent_of(folder)
     if spent is None:
@@ -205,7 +205,7 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
 
 
 def _of_sweep(folder: Path) -> list[dict[str, Any]]:
-    from jaxcxr.report.sweep_cost import sweep_cost
+    from jaxcxr.report.sweep_privacy import sweep_cost
 
     cost = sweep_cost(folder)
     rows: list[dict[str, Any]] = [{"what": f"model {run.name}", "epsilon": run.epsilon} for run in cost.runs]

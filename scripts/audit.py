@@ -21,8 +21,8 @@ from typing import Literal
 import pandas as pd
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import Experiment, load
-from jaxcxr.console import run
 from jaxcxr.errors import InputError
 
 
@@ -107,15 +107,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from jaxcxr import accounting
     from jaxcxr.accounting.attack_bounds import trade_off
-    from jaxcxr.audit.models import logistic_regression, network
-    from jaxcxr.audit.run import Films, audit, canary_films, subject_of
-    from jaxcxr.experiment import store_of
+    from jaxcxr.atomic import write_json
+    from jaxcxr.audit.canaries import Films, audit, canary_films, subject_of
+    from jaxcxr.audit.targets import logistic_regression, network
     from jaxcxr.privacy.mechanism import Mechanism
     from jaxcxr.privacy.noise import new_secret
-    from jaxcxr.privacy.provenance import code_fingerprint
-    from jaxcxr.replacing import write_json
-    from jaxcxr.report.attacks import trade_off_figure
-    from jaxcxr.training.processor import keep_memory
+    from jaxcxr.records.provenance import code_fingerprint
+    from jaxcxr.report.figures.attack_figures import trade_off_figure
+    from jaxcxr.training.cpu_allocator import keep_memory
+    from jaxcxr.workflows.experiment import store_of
 
     keep_memory()
     store = store_of(config)

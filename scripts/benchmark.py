@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxcxr.bench.case import NETWORKS, AnyCase, Case, NetworkCase, Usual
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 from jaxcxr.errors import InputError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import EvaluationConfig
-from jaxcxr.console import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     from jaxcxr.eval.compare import compare, read_pair
-    from jaxcxr.report.facts import read_facts
-    from jaxcxr.report.page import comparison_page, write_page
+    from jaxcxr.report.page.run_page import comparison_page, write_page
+    from jaxcxr.report.run_facts import read_facts
     from jaxcxr.report.screen import comparison_text
 
     a, b, findings = read_pair(arguments.run_a, arguments.run_b)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 
 
 @dataclasses.dataclass(frozen=True)

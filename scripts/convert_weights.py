@@ -18,8 +18,8 @@ from typing import Literal
 
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import load
-from jaxcxr.console import run
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.errors import InputError
 
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--mapping goes with --head map, and only with it")
     if arguments.mapping is not None and arguments.findings is not None:
         raise InputError("--findings: the mapping names the findings already")
-    from jaxcxr.conversion import Weights, convert, with_head
     from jaxcxr.models.heads import HeadMapping
+    from jaxcxr.workflows.conversion import Weights, convert, with_head
 
     given = Weights({}, arguments.trained or UKA_FINDINGS, arguments.activation, arguments.width, arguments.size)
     if arguments.head == "keep" and arguments.findings and not arguments.weights.is_dir():

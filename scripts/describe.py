@@ -8,12 +8,12 @@ from pathlib import Path
 
 import tyro
 
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, read_listing
 from jaxcxr.data.duplicates import DUPLICATES_FILE
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
-from jaxcxr.report.cohort import comorbidity_table, data_card, figures_s, table_1
+from jaxcxr.report.paper.cohort_tables import comorbidity_table, data_card, figures_s, table_1
 
 
 @dataclasses.dataclass(frozen=True)

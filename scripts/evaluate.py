@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import EvaluationConfig
-from jaxcxr.console import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     from jaxcxr.eval.evaluate import evaluate, read_predictions
-    from jaxcxr.report.facts import read_facts
-    from jaxcxr.report.page import run_page, write_page
-    from jaxcxr.report.run import against_non_private, draw_curves
+    from jaxcxr.report.page.run_page import run_page, write_page
+    from jaxcxr.report.run_facts import read_facts
+    from jaxcxr.report.run_report import against_non_private, draw_curves
     from jaxcxr.report.screen import groups_text, screen_table
 
     predictions, findings = read_predictions(arguments.predictions)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 from jaxcxr.errors import InputError
 
 
@@ -40,7 +40,7 @@ def main() -> None:
 
     from jaxcxr.inference import load_model
     from jaxcxr.models.saliency import activation_map, integrated_gradients
-    from jaxcxr.report.saliency import saliency_figure
+    from jaxcxr.report.figures.saliency_maps import saliency_figure
 
     model = load_model(arguments.model)
     unknown = [finding for finding in arguments.finding if finding not in model.findings]

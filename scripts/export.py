@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 from jaxcxr.errors import InputError
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, description=__doc__, args=argv)
     if arguments.out.suffix not in (".stablehlo", ".pth", ".pt", ".safetensors"):
         raise InputError(f"{arguments.out}: expected a name that ends in .stablehlo, .pth, .pt or .safetensors")
-    from jaxcxr.conversion import export_model
+    from jaxcxr.workflows.conversion import export_model
 
     found = export_model(arguments.model, arguments.out, arguments.watermark, arguments.store)
     kind = "films of any number" if found.path.suffix == ".stablehlo" else "state dict of the network in torch"

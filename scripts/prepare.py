@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import load
-from jaxcxr.console import run
 from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, begun_split_key, build_store, read_listing
 from jaxcxr.data.duplicates import DUPLICATES_FILE, across_splits
 from jaxcxr.data.images import Preprocessing

@@ -4,7 +4,7 @@ python scripts/pretrain.py --config configs/pretrain_mimic.yaml --out weights/mi
 
 The weights that come with the package are made by (the folder must not exist):
 
-python scripts/pretrain.py --config configs/pretrain_synthetic.yaml --out jaxcxr/weights/synthetic-64 --bfloat16
+python scripts/pretrain.py --config configs/pretrain_synthetic.yaml --out src/jaxcxr/weights/synthetic-64 --bfloat16
 
 Every field of the configuration is a flag as well, such as --training.steps 1000.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import Experiment, load, override
-from jaxcxr.console import run
 from jaxcxr.errors import InputError
 
 
@@ -39,8 +39,8 @@ def main() -> None:
     config = override(load(Experiment, arguments.config), overrides, prog="pretrain.py --config FILE")
     if arguments.out.exists():
         raise InputError(f"{arguments.out}: exists already, expected a new folder for the weights")
-    from jaxcxr.experiment import pretrain
-    from jaxcxr.training.processor import keep_memory
+    from jaxcxr.training.cpu_allocator import keep_memory
+    from jaxcxr.workflows.experiment import pretrain
 
     keep_memory()
     pretrain(config, arguments.out, bfloat16=arguments.bfloat16)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from jaxcxr.console import run
+from jaxcxr.cli.console import run
 from jaxcxr.errors import InputError
 
 

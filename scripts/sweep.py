@@ -17,10 +17,10 @@ from typing import Literal
 import pandas as pd
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
-from jaxcxr.console import run
 from jaxcxr.errors import InputError
-from jaxcxr.recipes import Rule, recommended, with_views
+from jaxcxr.workflows.recipes import Rule, recommended, with_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def main() -> None:
             )
         config = override(config, overrides, prog="sweep.py --config FILE")
         if rule is not None:
-            from jaxcxr.experiment import number_of_units
+            from jaxcxr.workflows.experiment import number_of_units
 
             config = with_views(config, rule) if config.privacy is None else recommended(config, number_of_units(config), rule)
         experiments[epsilon] = config
@@ -85,12 +85,12 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     holds.
     """
     from jaxcxr.data.store import open_store
-    from jaxcxr.experiment import evaluate_untouched, run_experiment
-    from jaxcxr.report.figures import figure_2
-    from jaxcxr.report.sweep import write_sweep
-    from jaxcxr.report.sweep_cost import write_cost
-    from jaxcxr.report.tables import summarise, write_tables
-    from jaxcxr.training.processor import keep_memory
+    from jaxcxr.report.figures.sweep_figures import figure_2
+    from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
+    from jaxcxr.report.sweep_privacy import write_cost
+    from jaxcxr.report.sweep_report import write_sweep
+    from jaxcxr.training.cpu_allocator import keep_memory
+    from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
 
     keep_memory()
     first = next(iter(experiments.values()))
@@ -119,7 +119,7 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
 
 def finished_runs(out: Path) -> list:
     """Every finished budget of a sweep folder, also those of earlier calls."""
-    from jaxcxr.experiment import read_run
+    from jaxcxr.workflows.experiment import read_run
 
     folders = sorted([*out.glob("epsilon_*"), *out.glob("non_private")])
     return [read_run(folder) for folder in folders if (folder / "evaluation.csv").exists()]
@@ -127,7 +127,7 @@ def finished_runs(out: Path) -> list:
 
 def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
     """Average AUROC of each budget, with the paper's value beside it and the untouched weights' below."""
-    from jaxcxr.report.tables import paper_results, same_findings_as_paper
+    from jaxcxr.report.paper.supplementary_tables import paper_results, same_findings_as_paper
 
     def of(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.loc[(frame["finding"] == "average") & (frame["metric"] == "auroc")]

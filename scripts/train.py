@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
+from jaxcxr.cli.console import run
 from jaxcxr.config import Experiment, load, override
-from jaxcxr.console import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Arguments:
 def main() -> None:
     arguments, overrides = tyro.cli(Arguments, description=__doc__, return_unknown_args=True)
     config = override(load(Experiment, arguments.config), overrides, prog="train.py --config FILE")
-    from jaxcxr.experiment import run_experiment
-    from jaxcxr.report.tables import screen_table
-    from jaxcxr.training.processes import connect, is_first
-    from jaxcxr.training.processor import keep_memory
+    from jaxcxr.report.paper.supplementary_tables import screen_table
+    from jaxcxr.training.cpu_allocator import keep_memory
+    from jaxcxr.training.distributed import connect, is_first
+    from jaxcxr.workflows.experiment import run_experiment
 
     keep_memory()
     connect()

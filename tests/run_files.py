@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig, dump
-from jaxcxr.privacy.ledger import AnyEntry, Entry, Ledger, Terms
+from jaxcxr.records.ledger import AnyEntry, Entry, Ledger, Terms
 
 CONFIG = Experiment(
     data=DataConfig(store="/hospital/secret/store", size=32, findings=("cardiomegaly", "congestion")),

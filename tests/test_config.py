@@ -17,8 +17,8 @@ from jaxcxr.data.sources.uka import UkaOptions
 from jaxcxr.data.sources.vindr import VindrOptions
 from jaxcxr.errors import InputError
 from jaxcxr.models.heads import HeadMapping
-from jaxcxr.recipes import Rule
-from jaxcxr.study import Study
+from jaxcxr.workflows.recipes import Rule
+from jaxcxr.workflows.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

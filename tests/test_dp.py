@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxcxr import accounting, dp
 from jaxcxr.accounting import Spending
-from jaxcxr.privacy.ledger import read_ledger
+from jaxcxr.records.ledger import read_ledger
 
 DOCS = Path(__file__).parents[1] / "docs"
 N, BATCH, STEPS, CLIP = 200, 40, 3, 0.5

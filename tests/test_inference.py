@@ -12,7 +12,6 @@ from PIL import Image
 
 import jaxcxr
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
-from jaxcxr.conversion import Weights, convert, export_model, with_head
 from jaxcxr.data.images import preprocess
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
@@ -20,6 +19,7 @@ from jaxcxr.models.export import run_stablehlo
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, torch_shapes
 from jaxcxr.training.checkpoint import Checkpoints, save_weights
+from jaxcxr.workflows.conversion import Weights, convert, export_model, with_head
 
 SIZE, WIDTH, FINDINGS = 32, 32, ("cardiomegaly", "atelectasis_right", "atelectasis_left")
 RNG = np.random.default_rng(0)
@@ -190,7 +190,9 @@ def test_an_exported_model_averages_its_views(folder: Path, model: Model, tmp_pa
 def test_an_export_that_gives_other_probabilities_is_not_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcxr.conversion.run_stablehlo", lambda _, films: np.zeros((len(films), len(FINDINGS)), np.float32))
+    monkeypatch.setattr(
+        "jaxcxr.workflows.conversion.run_stablehlo", lambda _, films: np.zeros((len(films), len(FINDINGS)), np.float32)
+    )
     with pytest.raises(InputError, match="the exported model's probabilities differ by"):
         export_model(folder, tmp_path / "m.stablehlo")
     assert list(tmp_path.iterdir()) == []

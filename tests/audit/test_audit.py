@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxcxr import accounting
-from jaxcxr.audit.models import logistic_regression
-from jaxcxr.audit.run import Audit, Films, Subject, audit, canary_films, subject_of
+from jaxcxr.audit.canaries import Audit, Films, Subject, audit, canary_films, subject_of
+from jaxcxr.audit.targets import logistic_regression
 from jaxcxr.privacy.mechanism import Mechanism
 
 SIDE, FINDINGS, COHORT, CANARIES, STEPS, BATCH = 16, 3, 300, 160, 40, 46

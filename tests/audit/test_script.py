@@ -12,9 +12,9 @@ from jaxcxr.config import Experiment, dump, load
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import clipping
-from jaxcxr.privacy.ledger import Entry, Ledger, Terms
-from jaxcxr.privacy.provenance import code_fingerprint
-from jaxcxr.report.card import card_html, make_card
+from jaxcxr.records.ledger import Entry, Ledger, Terms
+from jaxcxr.records.provenance import code_fingerprint
+from jaxcxr.report.card.card import card_html, make_card
 from tests.conftest import load_script
 from tests.training.tiny import tiny_model
 
@@ -74,8 +74,8 @@ def test_the_network_is_audited_through_the_layerwise_step(
         return whole(loss, params, units, is_real, too_much * l2_clip_norm, rule, "layerwise")
 
     monkeypatch.setattr(clipping, "clipped_sum", clipped)
-    monkeypatch.setattr("jaxcxr.audit.models.model_of", tiny_model)
-    monkeypatch.setattr("jaxcxr.audit.run._COORDINATES_AT_ONCE", 3000)
+    monkeypatch.setattr("jaxcxr.audit.targets.model_of", tiny_model)
+    monkeypatch.setattr("jaxcxr.audit.canaries._COORDINATES_AT_ONCE", 3000)
     config = load(Experiment, run / "config.yaml")
     assert config.privacy is not None
     dump(dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, l2_clip_norm=0.05)), run / "config.yaml")

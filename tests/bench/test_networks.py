@@ -190,4 +190,4 @@ def test_least_flops_of_a_network() -> None:
     case = tiny("convnext_t")  # maps of 4 x 4 x 8, then 2 x 2 x 16
     stem, block = 16 * 48 * 8, 16 * 8 * (49 + 2 * 4 * 8)
     shrink, head = 4 * (4 * 8) * 16, 16 * OUTPUTS
-    assert case.least_flops() == 3 * 2.0 * (2 * stem + 3 * (block + shrink + head))
+    assert jax_networks.least_flops_of(case) == 3 * 2.0 * (2 * stem + 3 * (block + shrink + head))

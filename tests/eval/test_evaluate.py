@@ -301,6 +301,6 @@ def test_script_answers_a_mistake_with_one_line(tmp_path):
 
 
 def test_evaluation_needs_no_jax():
-    code = "import sys, jaxcxr.eval.evaluate, jaxcxr.eval.compare, jaxcxr.report.tables, jaxcxr.report.figures, jaxcxr.report.curves; print('jax' in sys.modules)"
+    code = "import sys, jaxcxr.eval.evaluate, jaxcxr.eval.compare, jaxcxr.report.paper.supplementary_tables, jaxcxr.report.figures.sweep_figures, jaxcxr.report.figures.model_curves; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -11,7 +11,7 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.predict import predict_table
 from jaxcxr.inference import Model
-from jaxcxr.models.views import predictor
+from jaxcxr.models.test_time_augmentation import predictor
 from jaxcxr.training.plan import make_plan
 from tests.conftest import changed
 from tests.training.tiny import tiny_model

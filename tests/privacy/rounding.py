@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcxr.audit.models import logistic_regression
+from jaxcxr.audit.targets import logistic_regression
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.privacy import clipping, exact_sum
 from jaxcxr.privacy.mechanism import Mechanism

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.data.store import Store, write_store
-from jaxcxr.privacy.ledger import Entry, Statistic, Terms, run_name
+from jaxcxr.records.ledger import Entry, Statistic, Terms, run_name
 from jaxcxr.release.check import network_shapes
 from jaxcxr.training.checkpoint import Checkpoints, nested_weights
 from tests.run_files import CONFIG, write_run

@@ -9,9 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcxr import conversion
 from jaxcxr.config import DataConfig, ModelConfig
-from jaxcxr.conversion import Weights, convert, export_model
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.marks import marks_of
@@ -20,6 +18,8 @@ from jaxcxr.release.build import build_release
 from jaxcxr.release.gate import NO_PRIVACY, passage
 from jaxcxr.release.register import REGISTER
 from jaxcxr.training.checkpoint import Checkpoints, save_weights
+from jaxcxr.workflows import conversion
+from jaxcxr.workflows.conversion import Weights, convert, export_model
 from tests.conftest import load_script
 from tests.release.run_folder import CONFIG, DATA, make_run, network_params
 from tests.run_files import write_plain_run

@@ -13,15 +13,15 @@ from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.data.journal import alone
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.ledger import run_name
+from jaxcxr.records.ledger import run_name
 from jaxcxr.release import check, register
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
-from jaxcxr.report.card import _shown_up, card_html, card_of, write_card
-from jaxcxr.report.card_facts import facts_of_card
-from jaxcxr.report.card_schema import PrivacyCard, SiblingRow, read_card
+from jaxcxr.report.card.card import _shown_up, card_html, card_of, write_card
+from jaxcxr.report.card.card_facts import facts_of_card
+from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
 from jaxcxr.training.checkpoint import flat_weights
 from jaxcxr.training.plan import weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run

@@ -16,14 +16,14 @@ from safetensors.numpy import load_file, save_file
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
-from jaxcxr.privacy.ledger import run_name
+from jaxcxr.records.ledger import run_name
 from jaxcxr.release import check
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.write import public_config
-from jaxcxr.report.card import card_of, write_card
-from jaxcxr.report.card_facts import facts_of_card
-from jaxcxr.report.card_schema import read_card
+from jaxcxr.report.card.card import card_of, write_card
+from jaxcxr.report.card.card_facts import facts_of_card
+from jaxcxr.report.card.card_schema import read_card
 from jaxcxr.training.checkpoint import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from jaxcxr.config import Experiment, load
-from jaxcxr.privacy.binding import Binding
-from jaxcxr.privacy.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
-from jaxcxr.privacy.ledger import Ledger, read_ledger
-from jaxcxr.report.card import card_of
-from jaxcxr.report.card_facts import facts_of_run
+from jaxcxr.records.binding import Binding
+from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
+from jaxcxr.records.ledger import Ledger, read_ledger
+from jaxcxr.report.card.card import card_of
+from jaxcxr.report.card.card_facts import facts_of_run
 from tests.release.run_folder import DATA, make_run
 
 

@@ -6,9 +6,9 @@ from PIL import Image
 
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.eval.evaluate import EVALUATION_COLUMNS
-from jaxcxr.report.curves import calibration_figure, roc_figure
-from jaxcxr.report.figures import PALETTE, figure_3, figure_4, heat_map
-from jaxcxr.report.tables import METRIC_NAMES
+from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
+from jaxcxr.report.figures.sweep_figures import PALETTE, figure_3, figure_4, heat_map
+from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES
 
 
 def evaluations(budgets=(np.inf, 7.89, 1.06), undefined="sex_unknown"):

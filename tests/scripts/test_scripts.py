@@ -72,7 +72,7 @@ def call(name: str, *arguments: str, cwd: Path, expect: int = 0) -> Said:
 
 @contextlib.contextmanager
 def _console_undone() -> Iterator[None]:
-    """Give back what `jaxcxr.console.quiet` takes for the whole process: other tests watch the logs and warnings."""
+    """Give back what `jaxcxr.cli.console.quiet` takes for the whole process: other tests watch the logs and warnings."""
     loggers = [logging.getLogger(), logging.getLogger("absl")]
     before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
     hook = sys.unraisablehook

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxcxr.console import quiet
+from jaxcxr.cli.console import quiet
 
 
 def main(folder: Path) -> None:
@@ -18,10 +18,10 @@ def main(folder: Path) -> None:
     from jaxcxr.config import Experiment, load
     from jaxcxr.data.store import open_store
     from jaxcxr.errors import InputError
-    from jaxcxr.privacy.ledger import Entry, Ledger
-    from jaxcxr.training import feed, loop, plan
+    from jaxcxr.records.ledger import Entry, Ledger
+    from jaxcxr.training import batches, loop, plan
+    from jaxcxr.training.distributed import connect, is_first
     from jaxcxr.training.loop import train
-    from jaxcxr.training.processes import connect, is_first
     from tests.training.tiny import tiny_model
 
     several = connect()
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     config = load(Experiment, folder / "config.yaml")
     planned = plan.make_plan(config, open_store(config.data.store))
     shares: list[tuple[int, int]] = []
-    microbatch, record = feed.microbatch, Ledger.record
+    microbatch, record = batches.microbatch, Ledger.record
 
     def watched(of: Any, secret: bytes, step: int, *others: Any) -> Any:
         batch = microbatch(of, secret, step, *others)
@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
         except InputError as error:
             seen["refused"] = str(error)
         Ledger.record = record  # type: ignore[method-assign]
-    feed.microbatch = watched
+    batches.microbatch = watched
     outcome = train(planned, folder / "run", resume=several, progress=False)
     seen |= {"shares": shares, "steps": outcome.steps_done}
     try:

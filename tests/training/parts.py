@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from jaxcxr.models.layers import GroupNorm
 from jaxcxr.models.resnet9 import ResNet9
-from jaxcxr.models.scope import Scope, trained_mask
+from jaxcxr.models.trainable import Scope, trained_mask
 from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.clipping import Method
 from jaxcxr.privacy.mechanism import Mechanism

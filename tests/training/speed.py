@@ -13,7 +13,7 @@ import dataclasses
 import time
 from typing import Any
 
-from jaxcxr.training.processor import keep_memory
+from jaxcxr.training.cpu_allocator import keep_memory
 
 keep_memory()
 

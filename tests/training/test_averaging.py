@@ -11,7 +11,7 @@ import pytest
 from jaxcxr import inference
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
-from jaxcxr.privacy.ledger import read_ledger
+from jaxcxr.records.ledger import read_ledger
 from jaxcxr.training import loop
 from jaxcxr.training.averaging import weights_to_use, with_ema, with_tail
 from jaxcxr.training.plan import Plan, make_plan

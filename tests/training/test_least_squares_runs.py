@@ -13,8 +13,8 @@ from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.privacy import exact_sum, noise
-from jaxcxr.privacy.ledger import Entry, read_ledger
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.records.ledger import Entry, read_ledger
 from jaxcxr.training import loop
 from jaxcxr.training.least_squares import LeastSquares
 from jaxcxr.training.plan import Plan, make_plan

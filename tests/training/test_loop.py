@@ -18,9 +18,9 @@ from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.binding import bound_secret
 from jaxcxr.privacy.clipping import Method
-from jaxcxr.privacy.ledger import read_ledger
+from jaxcxr.records.binding import bound_secret
+from jaxcxr.records.ledger import read_ledger
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import SECRET_FILE, Checkpoints
 from jaxcxr.training.log import Log
@@ -168,7 +168,7 @@ def test_a_killed_process_resumes_to_the_same_bits(
     out = tmp_path / "killed"
     root = Path(__file__).parents[2]
     arguments = [str(root / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml"), "--out", str(out)]
-    command, env = [sys.executable, "-c", AS_A_SCRIPT, *arguments], os.environ | {"PYTHONPATH": str(root)}
+    command, env = [sys.executable, "-c", AS_A_SCRIPT, *arguments], os.environ | {"PYTHONPATH": str(root / "src")}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, text=True) as process:
         ledger = out / "ledger.jsonl"
         while process.poll() is None and (not ledger.exists() or ledger.read_text().count("\n") < 5):

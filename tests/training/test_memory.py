@@ -10,8 +10,8 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import feed, loop, memory, plan
-from jaxcxr.training.feed import drawn_films, films_on_devices, microbatch
+from jaxcxr.training import loop, memory, plan
+from jaxcxr.training.batches import drawn_films, films_on_devices, microbatch
 from jaxcxr.training.loop import train
 from jaxcxr.training.memory import choose_microbatch
 from jaxcxr.training.objective import with_images

@@ -14,9 +14,10 @@ import pytest
 from jaxcxr.config import Experiment, load, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import binding, noise, sampling
-from jaxcxr.privacy.ledger import Ledger, read_ledger
+from jaxcxr.privacy import noise, sampling
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.records import binding
+from jaxcxr.records.ledger import Ledger, read_ledger
 from jaxcxr.training import loop, resume
 from jaxcxr.training import plan as plans
 from jaxcxr.training.checkpoint import SECRET_FILE, save_weights

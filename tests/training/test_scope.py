@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.models.scope import split, trained_mask
+from jaxcxr.models.trainable import split, trained_mask
 from jaxcxr.privacy import noise
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import Checkpoints

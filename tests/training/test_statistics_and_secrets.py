@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxcxr import experiment
 from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy.ledger import Ledger, Statistic, read_ledger, run_name
-from jaxcxr.privacy.statistics import NoisedCounts
+from jaxcxr.privacy.class_counts import NoisedCounts
+from jaxcxr.records.ledger import Ledger, Statistic, read_ledger, run_name
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import DELETED_FILE, SECRET_FILE, delete_secret, load_or_make_secret
 from jaxcxr.training.class_weights import counts_entry, draw_counts
 from jaxcxr.training.loop import train
 from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.workflows import experiment
 from tests.conftest import changed
 
 

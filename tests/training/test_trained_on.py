@@ -17,17 +17,17 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from jaxcxr.config import Experiment, dump, load
-from jaxcxr.conversion import Weights, convert, units_of_source
 from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
 from jaxcxr.errors import InputError
-from jaxcxr.experiment import pretrain, run_experiment
 from jaxcxr.training import trained_on
 from jaxcxr.training.checkpoint import flat_weights, provenance, save_weights, units_of_weights
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue
 from jaxcxr.training.trained_on import Films, Overlap, TrainedOn, checked_start, films_of, overlap, with_training
+from jaxcxr.workflows.conversion import Weights, convert, units_of_source
+from jaxcxr.workflows.experiment import pretrain, run_experiment
 from tests.conftest import FINDINGS, changed
 from tests.training.tiny import tiny_model
 
@@ -197,12 +197,12 @@ def test_a_record_is_handed_on_through_further_training_and_conversion(
 def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
     tiny_nonprivate_config: Experiment, made: Make, params: PyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcxr.conversion.from_torch", lambda *_, **__: params)
+    monkeypatch.setattr("jaxcxr.workflows.conversion.from_torch", lambda *_, **__: params)
     store = made("known", list(range(20)))
     config = private(tiny_nonprivate_config, store, None)
     weights = weights_of(params, tmp_path / "w", units_of(store))
     mapped = Weights({}, ("hernia",), "mish", 32, 32)
-    monkeypatch.setattr("jaxcxr.conversion._read_weights", lambda *_: mapped)
+    monkeypatch.setattr("jaxcxr.workflows.conversion._read_weights", lambda *_: mapped)
     convert(weights, tmp_path / "converted", mapped)
     assert units_of_weights(tmp_path / "converted") is not None
     overlapping = made("private", [4, *range(100, 120)])

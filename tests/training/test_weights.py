@@ -14,9 +14,9 @@ import jaxcxr
 from jaxcxr.config import Experiment, load, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.experiment import pretrain
 from jaxcxr.training.checkpoint import load_weights, provenance, save_weights, weights_folder
 from jaxcxr.training.plan import make_plan
+from jaxcxr.workflows.experiment import pretrain
 from tests.conftest import changed
 
 ROOT = Path(__file__).resolve().parents[2]

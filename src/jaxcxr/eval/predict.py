@@ -1,0 +1,57 @@
+"""From weights and held-out films to one row of predictions a film: the only part of `eval` that runs the network."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, PyTree
+
+from jaxcxr.atomic import replacing
+from jaxcxr.config import Experiment
+from jaxcxr.data.store import Split, Store
+from jaxcxr.errors import InputError
+from jaxcxr.eval.predictions import SCHEMA_VERSION
+from jaxcxr.inference import Model
+from jaxcxr.training.plan import model_of
+
+GROUP_COLUMNS = ("age", "sex", "view", "comorbidities")
+PIECE = 1024
+"""Films that are read at once."""
+
+
+def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
+    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split, groups, y_*,
+    p_*).
+
+    Raises:
+        InputError: the store has no test films.
+    """
+    if not len(store.split("test")):
+        raise InputError(f"{store.path}: there are no test films to predict")
+    model = Model(config.data.findings, store.size, model_of(config), params, config.model.prediction_views)
+    frames = []
+    for name in ("valid", "test"):
+        split = store.split(name, config.data.findings)
+        if not len(split):
+            continue
+        groups = [column for column in GROUP_COLUMNS if column in split.frame.columns]
+        frame = split.frame[["image_id", "patient_id", "split", *groups]].copy()
+        predicted = _probabilities(model, split)
+        for index, finding in enumerate(config.data.findings):
+            frame[f"y_{finding}"] = split.labels[:, index]
+            frame[f"p_{finding}"] = predicted[:, index]
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs["schema_version"] = SCHEMA_VERSION  # a parquet file keeps it, and `read_predictions` asks for it
+    return table
+
+
+def _probabilities(model: Model, split: Split) -> Float[np.ndarray, "n findings"]:
+    pieces = [np.arange(first, min(first + PIECE, len(split))) for first in range(0, len(split), PIECE)]
+    return np.concatenate([model.predict_prepared(split.read(piece)) for piece in pieces])
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a parquet file that appears complete or not at all."""
+    with replacing(path) as part:
+        table.to_parquet(part, index=False)

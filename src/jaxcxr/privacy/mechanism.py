@@ -1,0 +1,223 @@
+"""The private step: the one place where sampling, clipping, noise and accounting are bound together.
+
+One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size,
+or the same of clipped moments.
+
+Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under add/remove of one unit
+and one noise draw per step, T steps are the T-fold composition of the Poisson-subsampled Gaussian mechanism with `sample_rate`
+and `noise_multiplier`, which `accounting` converts to (epsilon, delta). Everything after the release (solving, optimiser,
+averaging) is post-processing. The divisor is the declared expected batch size, never the drawn one, which is private.
+
+That the sum has this sensitivity on a computer, too, has two grades:
+
+- Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers (`hardened_sum`,
+  `exact_sum`), and the noise is drawn in whole numbers (`rounded_noise`), for the sensitivity that the rounding leaves.
+- Gaussian noise: sums across microbatches, devices and processes are exact (`exact_sum`), so that their number and order add
+  nothing. Within a microbatch a matrix product sums over units in float32, and one unit more, which moves others to another
+  place or another microbatch, changes how that is rounded. This is no theorem. Contributions are clipped to
+  `clip_to` = l2_clip_norm x (1 - `rounding_allowance`) to leave room for it. The allowance is `rounding.FACTOR` times what one
+  rounding of a sum of so many aligned contributions comes to. A search over films made for the purpose found `rounding.FOUND`
+  times that, if every microbatch of a batch changed in the same direction (`tests/privacy/rounding.py`).
+- Moments (`moments`) are whole numbers from the start: a theorem with either noise, but for the noise's own rounding.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
+
+from jaxcxr import accounting
+from jaxcxr.per_example import gradients
+from jaxcxr.per_example.gradients import Loss
+from jaxcxr.privacy import clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
+from jaxcxr.privacy.clipping import ClipRule, Flat, Method
+from jaxcxr.privacy.exact_sum import ExactSum
+from jaxcxr.privacy.moments import Moments
+from jaxcxr.privacy.rounding import rounding_allowance
+from jaxcxr.records.ledger import Entry
+
+_SPARE_UNITS = 64
+
+
+class ClippedSum(NamedTuple):
+    """What one microbatch contributes to a step.
+
+    Attributes:
+        total: the clipped sum, exact from here on.
+        losses, norms: of its examples, the norms before clipping (private; for the operator's eyes).
+    """
+
+    total: ExactSum
+    losses: Float[Array, "n"]
+    norms: Float[Array, "n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """Parameters of the private step, all public.
+
+    Attributes:
+        n_units: declared, public number of units N; it sets the sample rate and need not be the number of records present.
+        expected_batch_size: N q.
+        l2_clip_norm: bound C on one unit's contribution to the sum.
+        noise_multiplier: noise standard deviation over C.
+        epsilon, delta: the budget.
+        discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`); None for noise in
+            floating point.
+        rule: by which gradients are clipped.
+        method: how their sum is computed (`clipping`).
+    """
+
+    n_units: int
+    expected_batch_size: int
+    l2_clip_norm: float
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    discrete_coordinates: int | None = None
+    rule: ClipRule = Flat()  # noqa: RUF009 - frozen
+    method: Method = "layerwise"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers for which the guarantee would not hold.
+
+        Raises:
+            ValueError: the batch is larger than the data set, the clip norm too small for float32, or there is no noise.
+        """
+        if not 1 <= self.expected_batch_size <= self.n_units:
+            raise ValueError(f"expected_batch_size: expected 1 to {self.n_units} (n_units), found {self.expected_batch_size!r}")
+        if not clipping.LEAST <= self.l2_clip_norm < math.inf:
+            raise ValueError(f"l2_clip_norm: expected at least {clipping.LEAST:g}, found {self.l2_clip_norm!r}")
+        if not 0 < self.noise_multiplier < math.inf:
+            raise ValueError(f"noise_multiplier: expected a positive number, found {self.noise_multiplier!r}")
+
+    @property
+    def sample_rate(self) -> float:
+        """Probability with which each unit joins a step."""
+        return accounting.sample_rate_of(self.expected_batch_size, self.n_units)
+
+    @property
+    def most_units(self) -> int:
+        """Declared maximum of units in a batch, for which no sum overflows; a larger batch is refused (`training.batches`).
+
+        A Poisson batch is larger with probability below 1e-36 as long as at most twice the declared N are there; what a refusal
+        tells adds less than that to delta, for each step. For three times N it is 1e-16, and beyond the run is refused soon.
+        """
+        return 4 * self.expected_batch_size + _SPARE_UNITS
+
+    @property
+    def rounding_allowance(self) -> float:
+        """Part of the clip norm that is kept free for the rounding of sums within microbatches; 0 where there is none."""
+        return 0.0 if self.grid is not None else rounding_allowance(self.expected_batch_size)
+
+    @property
+    def clip_to(self) -> float:
+        """L2 norm to which contributions are clipped before they are summed."""
+        return self.l2_clip_norm * (1.0 - self.rounding_allowance)
+
+    def clipped_sum(self, loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]) -> ClippedSum:
+        """The sum over a microbatch of clipped per-example gradients, to be called inside jit.
+
+        Guarantee: one example more or less moves the sum of all microbatches of a step, as `release` takes it, by at most
+        `l2_clip_norm`, in the sense of the module's docstring.
+
+        Args:
+            loss: (parameters, one example) -> its loss, a function of nothing else that is private.
+            params: floating-point leaves.
+            examples: leaves with a leading axis of n; with discrete noise each example in its own place (`sampling.in_places`).
+            is_real: False for padding, which contributes exactly zero.
+        """
+        step = self.contribution_step
+        if step is None:
+            total, losses, norms = clipping.clipped_sum(loss, params, examples, is_real, self.clip_to, self.rule, self.method)
+        else:
+            if self.method == "vmap":
+                losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
+            else:
+                each, losses = gradients.each_gradient(loss, params, examples)
+            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, step, self.rule)
+        return ClippedSum(self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real)), losses, norms)
+
+    def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
+        """Indices, among the units present in the data set, of those in the batch of one step."""
+        return sampling.poisson_batch(secret, step, n_present, self.sample_rate)
+
+    def noise_key(self, secret: bytes, step: int) -> UInt32[np.ndarray, "4"]:
+        """Key of the noise of one step, to be used once."""
+        return noise.derive_key(secret, "noise", step)
+
+    @property
+    def grid(self) -> rounded_noise.Grid | None:
+        """The grid of discrete noise, on which contributions are rounded; None for Gaussian noise.
+
+        Raises:
+            ValueError: the noise multiplier does not go with discrete noise.
+        """
+        if self.discrete_coordinates is None:
+            return None
+        return rounded_noise.grid_for(self.l2_clip_norm, self.noise_multiplier, self.discrete_coordinates)
+
+    @property
+    def contribution_step(self) -> float | None:
+        """Size of the steps to which each unit's gradient is rounded by itself (`hardened_sum`); None for Gaussian noise."""
+        return None if self.grid is None else self.grid.step
+
+    def step_size(self, contribution: PyTree) -> float:
+        """Size of the steps in which the sum of such contributions is counted.
+
+        Args:
+            contribution: a tree of moments, which have a grid of their own, or of gradients.
+        """
+        if isinstance(contribution, Moments):
+            return moments.step_for(self.l2_clip_norm, None if self.grid is None else self.noise_multiplier)
+        return exact_sum.step_for(self.l2_clip_norm, self.most_units) if self.grid is None else self.grid.step
+
+    def counted(self, part: PyTree, is_finite: Any) -> ExactSum:
+        """The sum of one microbatch, in floating point or in whole steps, as a term of an exact sum."""
+        if jax.tree.leaves(part)[0].dtype == jnp.int32:
+            return exact_sum.of_steps(part, is_finite)
+        return exact_sum.of_floats(part, self.step_size(part), is_finite)
+
+    def randomness(self, key: UInt32[np.ndarray, "4"], like: PyTree) -> PyTree:
+        """What `release` needs besides the sum: the key of the noise, or discrete noise itself, drawn here in whole steps.
+
+        Args:
+            key: of one step (`noise_key`).
+            like: tree of the sum's shapes.
+        """
+        grid = self.grid
+        if grid is None:
+            return key
+        leaves, structure = jax.tree.flatten(like)
+        sizes = [math.prod(leaf.shape) for leaf in leaves]
+        if sum(sizes) != self.discrete_coordinates:
+            raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {sum(sizes)}")
+        if isinstance(like, Moments):
+            return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
+        drawn = np.split(rounded_noise.rounded_gaussian(key, grid.deviation, sum(sizes)), np.cumsum(sizes)[:-1])
+        return jax.tree.unflatten(structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)])
+
+    def release(self, total: ExactSum, randomness: PyTree) -> PyTree:
+        """The noised mean gradient of one step; a pure function, to be called inside jit.
+
+        Args:
+            total: exact sum of the batch.
+            randomness: of this step and no other, as `randomness` gives it.
+        """
+        step = self.step_size(total.high)
+        if self.grid is not None:
+            noised: Any = exact_sum.plus_steps(total, randomness, step)
+        else:
+            drawn: Any = noise.gaussian_noise(randomness, total.high, self.noise_multiplier * self.l2_clip_norm)
+            if isinstance(drawn, Moments):
+                drawn = moments.halved_off_diagonal(drawn)
+            noised = exact_sum.plus_floats(total, drawn, step)
+        return jax.tree.map(lambda g: g / self.expected_batch_size, noised)
+
+    def entry(self, step: int) -> Entry:
+        """The ledger line of one step."""
+        return Entry(step, self.sample_rate, self.noise_multiplier, self.l2_clip_norm)

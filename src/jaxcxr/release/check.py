@@ -1,0 +1,335 @@
+"""Whether a folder may leave the house: it must be, byte for byte, the release of its own weights, configuration and card.
+
+Two nets. The first lets only what the builder writes pass: weights with nothing but the parameters of the network that the
+configuration describes, a configuration with its private paths blanked, a card whose every figure and sentence follows from its
+ledger entries, and the other files as they follow from these three. The second looks for the identifiers of the manifest in the
+names of files and folders, in foreign files, and wherever the first net leaves room for a text (names of findings, fingerprints
+and versions, runs of letters in the bytes of the weights).
+"""
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from jaxcxr.accounting import sample_rate_of, steps_of_epochs
+from jaxcxr.config import Experiment
+from jaxcxr.config import load as load_config
+from jaxcxr.errors import InputError
+from jaxcxr.records.spent import FACTS
+from jaxcxr.release.identifiers import SHORT, Identifiers
+from jaxcxr.release.register import register_of
+from jaxcxr.release.write import (
+    BLANK,
+    CARD_HTML,
+    CARD_JSON,
+    CONFIG,
+    ORBAX,
+    SOURCES,
+    WEIGHTS,
+    is_packaged,
+    public_config,
+    write_release,
+)
+from jaxcxr.report.card.card import differing, recomputed
+from jaxcxr.report.card.card_facts import COUNTS, films_a_step, released_by
+from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
+from jaxcxr.training.checkpoint import nested_weights
+from jaxcxr.training.plan import model_of, weights_digest
+
+_LEAST_IN_WEIGHTS = 6
+_HEADER_AT_MOST = 1 << 20
+_DIGESTS = 4 * 64
+"""Letters of all fingerprints on a card."""
+_BY_CHANCE = 1e-3
+"""Accepted probability that an identifier stands in the bytes of the weights by chance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        wrong: everything that forbids release, a sentence each; none lets the folder pass.
+        unchecked: what could not be looked for, a sentence each.
+    """
+
+    wrong: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+
+def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
+    """Check a release folder.
+
+    Args:
+        folder: to be checked.
+        manifest: of the cohort (`image_id`, `patient_id`, `path`); None looks for no identifier.
+
+    Raises:
+        InputError: there is no such folder, or the manifest lacks a column.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    identifiers = None if manifest is None else Identifiers(manifest)
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    files = {name: path for name, path in paths.items() if path.is_file() and not path.is_symlink()}
+    sources = _read_sources(folder)
+    expected = _expected(sources)
+    known = {*(expected or (*SOURCES, CARD_HTML)), *(parent.as_posix() for name in expected for parent in Path(name).parents)}
+    foreign = [name for name in paths if name not in known]
+    wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
+    wrong += [*sources.wrong]
+    wrong += [f"{name}: no part of a release" for name in foreign if expected or not name.startswith(ORBAX)]
+    wrong += [f"{name}: is missing" for name in expected if name not in files]
+    spoilt = [name for name, content in expected.items() if name in files and files[name].read_bytes() != content]
+    wrong += [f"{name}: is not the file that {', '.join(SOURCES)} give" for name in spoilt]
+    if identifiers is None:
+        return Verdict(tuple(wrong), ("no manifest was given, and no identifier looked for",))
+    wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
+    for name, path in files.items():
+        if name not in expected or name in spoilt:
+            found = _in_file(path, identifiers, numbers=not expected and _is_numbers(name))
+            wrong += [f"{name}: holds {it}" for it in found]
+    wrong += [f"{name}: holds {it}" for name, it in _in_sources(sources, identifiers)]
+    return Verdict(tuple(dict.fromkeys(wrong)), tuple(_unchecked(sources, identifiers)))
+
+
+def check_registered(folder: Path, store: Path | None) -> Verdict:
+    """Ask the register of a release's cohort whether its weights left with this card, and with which others before them.
+
+    What of the folder cannot be read is for `check_release` to say.
+
+    Args:
+        folder: to be checked.
+        store: of the cohort; for a release that lies in its run folder, the run's store unless given.
+
+    Raises:
+        InputError: there is no such store, or its register is damaged.
+    """
+    store = store or _store_of_run(folder.resolve().parent)
+    if store is None:
+        return Verdict((), ("no store was given, and its register of released models was not asked (--store)",))
+    try:
+        card, weights = read_card(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
+    except (InputError, OSError, SafetensorError):
+        return Verdict((), ())
+    return Verdict(tuple(register_of(store).at_odds(card, weights_digest(nested_weights(weights)))), ())
+
+
+def _store_of_run(run: Path) -> Path | None:
+    if not (run / FACTS).is_file() or not (run / CONFIG).is_file():
+        return None
+    store = Path(load_config(Experiment, run / CONFIG).data.store)
+    return store if store.is_dir() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+    """What the other files follow from; None where it is not in order."""
+
+    config: Experiment | None
+    card: PrivacyCard | None
+    weights: dict[str, np.ndarray] | None
+    wrong: tuple[str, ...]
+
+
+def _read_sources(folder: Path) -> _Sources:
+    wrong: list[str] = []
+    config = card = weights = None
+    try:
+        config = _checked_config(folder / CONFIG)
+    except InputError as error:
+        wrong.append(str(error))
+    try:
+        card = _checked_card(folder / CARD_JSON)
+    except InputError as error:
+        wrong.append(str(error))
+    try:
+        weights = _checked_weights(folder / WEIGHTS, config)
+    except InputError as error:
+        wrong.append(str(error))
+    if config is not None and card is not None:
+        wrong += _at_odds(config, card)
+    return _Sources(config, card, weights, tuple(sentence.replace(f"{folder}/", "") for sentence in wrong))
+
+
+def _expected(sources: _Sources) -> dict[str, bytes]:
+    """The files that a folder must hold, by name; none if its sources are not in order."""
+    if sources.config is None or sources.card is None or sources.weights is None:
+        return {}
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch)
+        write_release(again, nested_weights(sources.weights), sources.config, sources.card)
+        return {path.relative_to(again).as_posix(): path.read_bytes() for path in sorted(again.rglob("*")) if path.is_file()}
+
+
+def _checked_config(path: Path) -> Experiment:
+    config = load_config(Experiment, path)
+    weights = config.model.weights
+    if config.data.store != BLANK or not (weights in (None, BLANK) or is_packaged(weights)) or config.model.pretraining:
+        raise InputError(f"{path}: data.store, model.weights and model.pretraining are paths of the house; expected {BLANK!r}")
+    if config != public_config(config):
+        raise InputError(f"{path}: evaluation: how the model is judged is no part of a release; expected the defaults")
+    if config.training.seed is not None:
+        raise InputError(f"{path}: training.seed: a seeded run is {NOT_FOR_RELEASE}")
+    return config
+
+
+def _checked_card(path: Path) -> PrivacyCard:
+    card = read_card(path)
+    if not card.for_release or card.watermark or card.reasons_against_release:
+        raise InputError(f"{path}: {NOT_FOR_RELEASE}: {'; '.join(card.reasons_against_release)}")
+    if any(row.patient is not None for row in card.patients):
+        raise InputError(f"{path}: shows the cohort's films a patient, which are private")
+    changed = differing(card, recomputed(card))
+    if changed:
+        raise InputError(f"{path}: does not follow from its own mechanisms: {', '.join(changed)} (edited, or another version)")
+    return card
+
+
+def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndarray]:
+    """A safetensors file: header, parameters of the network that fill the rest without a gap, no metadata."""
+    if not path.is_file():
+        raise InputError(f"{path}: is missing")
+    content = path.read_bytes()
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+        types = {entry["dtype"] for entry in header.values()}
+        form = all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
+    if metadata:
+        raise InputError(f"{path}: holds metadata {metadata}; expected none")
+    ends = [0, *(end for _, end in spans)]
+    if not form or types != {"F32"} or [start for start, _ in spans] != ends[:-1] or ends[-1] != len(content) - 8 - length:
+        raise InputError(f"{path}: holds more than parameters in float32, or bytes that belong to none")
+    if config is not None:
+        wanted = network_shapes(config)
+        found = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if wrong:
+            raise InputError(f"{path}: does not hold the parameters of the network in {CONFIG}: {', '.join(wrong)}")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
+
+
+def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter of the network that a configuration describes, by its path."""
+    film = jax.ShapeDtypeStruct((config.data.size, config.data.size), np.uint8)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model_of(config).init, jax.random.key(0), film))
+    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
+    """What the configuration and the card say differently."""
+    privacy, training, claim = config.privacy, config.training, card.claim
+    if privacy is None:
+        yield f"{CONFIG}: has no privacy section, {CARD_JSON} makes a promise"
+        return
+    said = {
+        "privacy.unit": (privacy.unit, claim.unit),
+        "privacy.delta": (privacy.delta, claim.delta),
+        "privacy.epsilon": (privacy.epsilon, claim.budget),
+        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
+        "privacy.noise": (privacy.noise, card.noise),
+        "privacy.films_per_patient": (films_a_step(privacy), claim.films_a_step),
+        "training.class_weights": (training.class_weights, card.class_weights),
+    }
+    steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
+    if steps != {wanted}:
+        yield f"{CONFIG}: training.optimizer {training.optimizer!r} goes with {wanted!r}, {CARD_JSON} says {sorted(steps)}"
+    clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name != COUNTS}
+    if clip_norms != {privacy.l2_clip_norm}:
+        yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
+    declared = (card.dataset_size, card.expected_batch_size)
+    rates = {row.sample_rate for row in card.mechanisms if row.name != COUNTS}
+    if 0 < declared[1] <= declared[0] and rates != {sample_rate_of(declared[1], declared[0])}:
+        yield f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of {declared[0]} units"
+    planned = training.steps
+    if planned is None and training.epochs is not None:
+        planned = steps_of_epochs(training.epochs, *declared)
+    if planned != card.steps_planned:
+        yield f"{CONFIG}: its training has {planned} steps, {CARD_JSON} says {card.steps_planned}"
+    if_given = {
+        "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
+        "privacy.noise_multiplier": (privacy.noise_multiplier, _noise_of(card)),
+        "privacy.class_counts_noise_multiplier": (privacy.class_counts_noise_multiplier, card.class_counts_noise_multiplier),
+    }
+    said |= {key: (there, here) for key, (there, here) in if_given.items() if there is not None}
+    for key, (there, here) in said.items():
+        if there != here:
+            yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
+
+
+def _noise_of(card: PrivacyCard) -> float | None:
+    """Noise multiplier of the steps; None if there are several."""
+    (noise, *others) = {row.noise_multiplier for row in card.mechanisms if row.name != COUNTS} or {None}
+    return None if others else noise
+
+
+def _is_numbers(name: str) -> bool:
+    """Whether a file holds the bytes of weights, in which short texts stand by chance."""
+    return name == WEIGHTS or (name.startswith(f"{ORBAX}/params/") and name.rpartition("/")[2].replace(".", "").isdigit())
+
+
+def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
+    content = path.read_bytes()
+    if not numbers:
+        return identifiers.in_bytes(content)
+    length = int.from_bytes(content[:8], "little") if path.name == WEIGHTS else 0
+    header, body = content[8 : 8 + length], content[8 + length :] if length else content
+    shortest = max(_LEAST_IN_WEIGHTS, _shortest(identifiers, len(body), 128))
+    return identifiers.in_bytes(header[:_HEADER_AT_MOST]) + identifiers.in_bytes(body, shortest)
+
+
+def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:
+    """Identifiers where files that are in order leave room for a text; their numbers are those of a training and no ids."""
+    for finding in sources.config.data.findings if sources.config else ():
+        for it in identifiers.in_text(finding, bare_numbers=False):
+            yield CONFIG, it
+    if sources.card is not None:
+        shortest = _shortest(identifiers, _DIGESTS, 16)
+        for text in sources.card.fingerprints.model_dump().values():
+            for it in identifiers.in_text(text, shortest):
+                yield CARD_JSON, it
+    shortest = _shortest_in_weights(sources, identifiers)
+    for name, array in (sources.weights or {}).items():
+        for it in identifiers.in_bytes(array.tobytes(), shortest):
+            yield f"{WEIGHTS} ({name})", it
+
+
+def _shortest(identifiers: Identifiers, size: int, letters: int) -> int:
+    """Length from which on an identifier among so many random letters is no chance."""
+    return math.ceil(math.log(max(1, len(identifiers)) * max(1, size) / _BY_CHANCE) / math.log(letters))
+
+
+def _shortest_in_weights(sources: _Sources, identifiers: Identifiers) -> int:
+    size = sum(array.nbytes for array in (sources.weights or {}).values())
+    return max(_LEAST_IN_WEIGHTS, _shortest(identifiers, size, 128))  # of 256 bytes two are the letter, in either case
+
+
+def _unchecked(sources: _Sources, identifiers: Identifiers) -> Iterator[str]:
+    if bare := identifiers.bare_numbers():
+        yield (
+            f"{bare} of {len(identifiers)} identifiers are numbers of fewer than {SHORT} digits: any number might be one, "
+            "and they were looked for in the names and texts of foreign files only"
+        )
+    shortest = _shortest_in_weights(sources, identifiers)
+    if short := identifiers.shorter_than(shortest):
+        yield (
+            f"{short} of {len(identifiers)} identifiers have fewer than {shortest} characters: such texts stand by chance in "
+            f"the numbers of {WEIGHTS}, and were not looked for there"
+        )

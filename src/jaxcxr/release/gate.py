@@ -1,0 +1,153 @@
+"""The gate through which weights leave: releases, exports and conversions all ask here, and get the same answer.
+
+What passes: the weights of a finished private run against which its privacy card has no reason; a release, if it is one byte
+for byte; weights folders and files of public weights, which carry no promise. What does not: everything else, and whatever was
+made from it. `watermark` lets that through with a mark in its name and in its content, by which this gate knows it again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from jaxcxr.config import Experiment, load
+from jaxcxr.errors import InputError
+from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
+from jaxcxr.records.spent import CHECKPOINTS, CONFIG, FACTS, Spent, newest_checkpoint, spent_of
+from jaxcxr.release.check import check_registered, check_release
+from jaxcxr.release.register import Register, held
+from jaxcxr.report.card.card import card_of
+from jaxcxr.report.card.card_facts import facts_of_run
+from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
+from jaxcxr.training.averaging import weights_to_use
+from jaxcxr.training.checkpoint import weights_folder
+from jaxcxr.training.plan import weights_digest
+
+NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
+STARTED_FROM_ITS_OWN = (
+    "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"
+)
+MARK = "not-for-release"
+"""In the names of marked files and folders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """What the gate says of a source of weights.
+
+    Attributes:
+        source: run, release or weights folder, or a file.
+        kind: which of them.
+        against: reasons against letting the weights leave; none lets them pass unmarked.
+        card: of a private run.
+    """
+
+    source: Path
+    kind: Literal["run", "release", "weights", "file"]
+    against: tuple[str, ...] = ()
+    card: PrivacyCard | None = None
+    _register: Callable[[], None] = lambda: None
+
+    def named(self, out: Path) -> Path:
+        """The file or folder to write for `out`: its name says so if it is marked."""
+        if not self.against or MARK in out.name:
+            return out
+        return out.with_name(f"{out.stem}.{MARK}{out.suffix}")
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """What a marked file's metadata say; empty if the weights pass."""
+        return {WATERMARK: NOT_FOR_RELEASE, REASONS: json.dumps(self.against)} if self.against else {}
+
+    def register(self) -> None:
+        """Write down that the weights of a private run leave; call it last, before what was written gets its name."""
+        self._register()
+
+
+@contextmanager
+def passage(source: Path, watermark: bool = False, store: Path | None = None) -> Iterator[Passage]:
+    """Ask whether weights may leave. While the answer is in use, no other model of the cohort leaves.
+
+    Args:
+        source: run, release or weights folder, or a file of weights.
+        watermark: let weights through that must not leave, marked.
+        store: of the run's cohort, if it is not where the run's configuration says.
+
+    Raises:
+        InputError: the weights must not leave (the reasons are named) and no watermark was asked for; the source is damaged, or
+            its files are at odds; or the release cannot be registered.
+    """
+    with _judged(source, store) as found:
+        if found.against and not watermark:
+            raise InputError(f"{source}: {NOT_FOR_RELEASE}: {'; '.join(found.against)}")
+        yield found
+
+
+@contextmanager
+def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
+    source = weights_folder(source)
+    if source.is_file():
+        yield Passage(source, "file", marks_of(source))
+    elif not source.is_dir():
+        raise InputError(f"{source}: no such file or folder; expected weights, a run, a weights folder or a release")
+    elif (source / FACTS).exists() or (source / CHECKPOINTS).exists():
+        spent = spent_of(source)
+        if spent is None:
+            yield Passage(source, "run", (NO_PRIVACY,))
+        else:
+            with _private_run(source, spent, store) as found:
+                yield found
+    elif (source / CONFIG).is_file():
+        yield Passage(source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong))
+    elif (source / RECORD).is_file():
+        yield Passage(source, "weights", marks_of(source))
+    else:
+        raise InputError(f"{source}: expected {CONFIG} or {RECORD} there, which say what the network looks like")
+
+
+@contextmanager
+def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passage]:
+    facts = facts_of_run(run, spent)
+    if facts.reasons:  # it stays, whatever else was released
+        card = card_of(facts)
+        yield Passage(run, "run", tuple(card.reasons_against_release), card)
+        return
+    with held(store or Path(load(Experiment, run / CONFIG).data.store), spent, run) as register:
+        weights = weights_digest(final_params(run))
+        reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
+        siblings = tuple(register.siblings_of(run, spent, weights))
+        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons))
+        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, weights, card))
+
+
+def _registration(register: Register, spent: Spent, weights: str, card: PrivacyCard) -> Callable[[], None]:
+    return lambda: register.add(spent, weights, card.mechanisms) if card.for_release else None
+
+
+def final_params(run: Path) -> PyTree:
+    """Weights of a run's newest checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint, or it cannot be read.
+    """
+    folder, done = run / CHECKPOINTS, newest_checkpoint(run)
+    if done is None:
+        raise InputError(f"{folder}: no checkpoint there; expected a finished run")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored: Any = checkpointer.restore((folder / str(done) / "default").resolve())
+        return jax.tree.map(np.asarray, weights_to_use(restored))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
+
+
+def marked(record: Mapping[str, Any], found: Passage) -> dict[str, Any]:
+    """The record of a weights folder, marked if the weights must not leave."""
+    return {**record, **({WATERMARK: NOT_FOR_RELEASE, REASONS: list(found.against)} if found.against else {})}

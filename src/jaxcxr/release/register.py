@@ -1,0 +1,207 @@
+"""Which models of a cohort were released: an append-only register in the folder of the cohort's store.
+
+A model is registered before it leaves, and its cost is then part of every later card of the cohort. A run that is released
+again with the same ledger counts once; one that was trained further and released again counts with its longer ledger, which
+holds the shorter one; a run that was deleted and trained anew has a new secret and counts beside the old one, whose model may
+be anywhere. The register knows its own store only: films that are prepared anew have another store, and another register.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jaxcxr.data.journal import alone
+from jaxcxr.data.store import open_store
+from jaxcxr.errors import InputError
+from jaxcxr.records.chain import chained, read_chain
+from jaxcxr.records.provenance import sealed_fingerprint
+from jaxcxr.records.spent import Spent
+from jaxcxr.report.card.card_schema import MechanismRow, PrivacyCard, SiblingRow
+
+REGISTER, LOCK = "releases.jsonl", ".releases.lock"
+_KIND = "register"
+_PATIENCE = 30.0
+"""Seconds to wait while another model of the cohort is being released."""
+
+
+class _Registered(BaseModel):
+    """One line: a released model.
+
+    Attributes:
+        run: public name of its run, so that a copy of the run's secret is recognised.
+        weights: SHA-256 of its parameters (`training.plan.weights_digest`).
+        delta: of its claim.
+        sibling: what later cards say of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: str
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    adjacency: str
+    delta: float
+    sibling: SiblingRow
+
+
+class Register:
+    """The register of one store, held by this process.
+
+    Raises:
+        InputError: a line is damaged, or the register is another store's.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path, self._fingerprint = path, fingerprint
+        self._read()
+
+    def _read(self) -> None:
+        path = self._path
+        self._chain = read_chain(path, _KIND)
+        self._lines: list[_Registered] = []
+        for number, values in enumerate(self._chain.lines, start=1):
+            if number == 1:
+                if values != {"store": self._fingerprint}:
+                    raise InputError(f"{path}: is the register of another store")
+                continue
+            try:
+                self._lines.append(_Registered.model_validate(values))
+            except ValidationError as error:
+                where = ".".join(str(part) for part in error.errors()[0]["loc"])
+                raise InputError(f"{path}: line {number} is no register entry ({where}: {error.errors()[0]['msg']})") from None
+
+    def siblings_of(self, run: Path, spent: Spent, weights: str) -> list[SiblingRow]:
+        """The other released models of the cohort, in the order of their release; earlier states of the run itself are none.
+
+        Args:
+            run: its folder, for errors.
+            spent: what it has spent.
+            weights: SHA-256 of its parameters.
+
+        Raises:
+            InputError: their costs do not add up: one shares the run's secret, or its ledger, or claims another adjacency.
+        """
+        if not spent.terms.run:
+            raise InputError(
+                f"{run}: the ledger does not name its run, so that a copy of a released one could not be told; train anew"
+            )
+        others: dict[str, SiblingRow] = {}
+        for line in self._lines:
+            if line.run != spent.terms.run:
+                others[line.run] = line.sibling  # a later line of the same run is a longer ledger
+                if line.adjacency != spent.terms.adjacency:
+                    raise InputError(
+                        f"{run}: no joint epsilon holds with the released models of this cohort: one claims adjacency "
+                        f"{line.adjacency!r}, this run {spent.terms.adjacency!r}"
+                    )
+            elif line.sibling.ledger not in spent.heads:
+                raise InputError(
+                    f"{run}: no joint epsilon holds with the released models of this cohort: one with the ledger "
+                    f"{line.sibling.ledger} comes from the same secret, and its noise would cancel against this one's; "
+                    "is the run a copy?"
+                )
+            elif line.sibling.ledger == spent.head and line.weights != weights:
+                raise InputError(
+                    f"{run}: no joint epsilon holds with the released models of this cohort: other weights were released with "
+                    "this very ledger, and the noise of both would cancel in their difference; is one a copy that was trained "
+                    "on another machine, or on other data?"
+                )
+        return list(others.values())
+
+    def knows(self, weights: str) -> bool:
+        """Whether a model with these parameters (their SHA-256) was released."""
+        return any(line.weights == weights for line in self._lines)
+
+    def at_odds(self, card: PrivacyCard, weights: str) -> list[str]:
+        """In what a release differs from what was registered before it left, a sentence each; empty if in nothing.
+
+        Args:
+            card: of the release.
+            weights: SHA-256 of its parameters.
+        """
+        ledger = card.fingerprints.ledger
+        place = next((i for i, line in enumerate(self._lines) if ledger and line.sibling.ledger == ledger), None)
+        if place is None:
+            return [f"{self._path} knows no release with its ledger"]
+        own, wrong = self._lines[place], []
+        if own.weights != weights:
+            wrong.append(f"{self._path}: other weights were registered with its ledger")
+        if card.fingerprints.data != sealed_fingerprint(self._fingerprint, own.run):
+            wrong.append(f"{self._path}: its card is about other data than was registered")
+        there = (own.sibling.unit, own.sibling.mechanisms, own.adjacency, own.delta)
+        if there != (card.claim.unit, card.mechanisms, card.claim.adjacency, card.claim.delta):
+            wrong.append(f"{self._path}: its card claims something else than was registered")
+        listed = card.siblings or []
+        for run in dict.fromkeys(line.run for line in self._lines[:place] if line.run != own.run):
+            last = max(i for i, line in enumerate(self._lines[:place]) if line.run == run)
+            if not any(line.sibling in listed for line in self._lines[last:] if line.run == run):
+                wrong.append(
+                    f"{self._path}: its card does not list the model with the ledger {self._lines[last].sibling.ledger}"
+                )
+        return wrong
+
+    def add(self, spent: Spent, weights: str, mechanisms: Sequence[MechanismRow]) -> None:
+        """Write down that a run's model leaves; nothing is written if it is there.
+
+        Raises:
+            InputError: the store's folder cannot be written to.
+        """
+        sibling = SiblingRow(ledger=spent.head, unit=spent.terms.unit, mechanisms=list(mechanisms))  # type: ignore[arg-type]
+        line = _Registered(
+            run=spent.terms.run, weights=weights, adjacency=spent.terms.adjacency, delta=spent.delta, sibling=sibling
+        )
+        if line in self._lines:
+            return
+        head, number = self._chain.head, len(self._chain.heads)
+        with _writable(self._path.parent), self._path.open("a", encoding="utf-8") as file:
+            os.truncate(self._path, self._chain.complete)  # half a line: its release never took place
+            for values in ([] if number else [{"store": self._fingerprint}]) + [line.model_dump(mode="json")]:
+                number += 1
+                text, head = chained(_KIND, head, number, values)
+                file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self._read()
+
+
+def register_of(store: Path) -> Register:
+    """The register of a store, to be asked only.
+
+    Raises:
+        InputError: there is no store, or its register is damaged.
+    """
+    return Register(store / REGISTER, open_store(store).fingerprint)
+
+
+@contextmanager
+def held(store: Path, spent: Spent, run: Path) -> Iterator[Register]:
+    """Hold the register of the store that a run was trained on, so that no other model of the cohort is released meanwhile.
+
+    Raises:
+        InputError: the store is gone, holds another cohort or cannot be written to, or another process does not let go of it.
+    """
+    where = "--store names where it lies now"
+    if not store.is_dir():
+        raise InputError(f"{store}: no such store; {run} was trained on it, and its register must know of a release: {where}")
+    if open_store(store).fingerprint != spent.terms.data_fingerprint:
+        raise InputError(f"{store}: holds another cohort than the one that {run} was trained on; {where}")
+    lock = alone(store / LOCK, f"{store}: another model of this cohort is being released; try again", _PATIENCE)
+    with _writable(store):
+        lock.__enter__()
+    try:
+        yield Register(store / REGISTER, spent.terms.data_fingerprint)
+    finally:
+        lock.__exit__()
+
+
+@contextmanager
+def _writable(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{store}: the register of released models cannot be written ({error.strerror}), and nothing is released without; "
+            "make the folder writable, or name the store's place with --store"
+        ) from error

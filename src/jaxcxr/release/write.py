@@ -1,0 +1,103 @@
+"""The files of a release, and nothing else: each follows from the weights, the configuration and the privacy card.
+
+    model.safetensors            the weights
+    orbax/                       the same weights, for Flax: `ocp.StandardCheckpointer().restore(".../orbax/params")`
+    config.yaml                  how they were trained; paths of the house blanked
+    privacy_card.html, .json     what is promised
+
+No date, no path and no file name of the hospital is written, so that the same run gives the same bytes.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from safetensors.numpy import save_file
+
+from jaxcxr import __version__
+from jaxcxr.config import EvaluationConfig, Experiment, dump
+from jaxcxr.report.card.card import write_card
+from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
+from jaxcxr.training.checkpoint import PACKAGED, flat_weights, weights_folder
+
+WEIGHTS, CONFIG, CARD_JSON, CARD_HTML, ORBAX = (
+    "model.safetensors",
+    "config.yaml",
+    "privacy_card.json",
+    "privacy_card.html",
+    "orbax",
+)
+SOURCES = (WEIGHTS, CONFIG, CARD_JSON)
+"""The files that the others follow from."""
+MARKER = "NOT-FOR-RELEASE.txt"
+BLANK = "not released"
+"""What stands in a released configuration where a private path was."""
+_DATED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files of orbax that hold the time and the folder of writing; nobody needs them to read the weights."""
+
+
+def write_release(
+    folder: Path, params: PyTree, config: Experiment, card: PrivacyCard | None, against: Sequence[str] = ()
+) -> None:
+    """Write the files of a release into an empty folder.
+
+    Args:
+        folder: to write into.
+        params: of the network.
+        config: of the run.
+        card: of the run; None for one without privacy, whose folder has no card.
+        against: reasons against releasing the run; all files are marked if there are any.
+    """
+    marked = {"watermark": NOT_FOR_RELEASE} if against else {}
+    save_file(flat_weights(params), folder / WEIGHTS, metadata=marked or None)
+    _write_orbax(folder / ORBAX / "params", params)
+    record = {
+        "made_by": f"jaxcxr {__version__ if card is None else card.fingerprints.jaxcxr}",
+        "findings": list(config.data.findings),
+        "started_from_sha256": None if card is None else card.fingerprints.initial_weights or None,
+        **marked,
+    }
+    (folder / ORBAX / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    dump(public_config(config), folder / CONFIG)
+    if card is not None:
+        write_card(card, folder)
+    if against:
+        marker = "".join(f"# {line}\n" for line in (NOT_FOR_RELEASE, *against))
+        (folder / CONFIG).write_text(marker + (folder / CONFIG).read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / MARKER).write_text(marker, encoding="utf-8")
+
+
+def _write_orbax(folder: Path, params: PyTree) -> None:
+    """An array a folder (no OCDBT, whose file names are drawn at random), so that every file follows from the weights."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(folder.resolve(), jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params))
+    for path in folder.rglob("*"):
+        if path.name in _DATED:
+            path.unlink()
+
+
+def public_config(config: Experiment) -> Experiment:
+    """The configuration of a training without the paths of the house, and without how its model is judged there.
+
+    Weights that come with the package keep their name: anybody has them.
+    """
+    weights = config.model.weights
+    if weights is not None and not is_packaged(weights):
+        weights = BLANK
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, store=BLANK),
+        model=dataclasses.replace(config.model, weights=weights, pretraining=None),
+        evaluation=EvaluationConfig(),
+    )
+
+
+def is_packaged(weights: str) -> bool:
+    """Whether a configuration's weights are the package's own."""
+    parts = Path(weights).parts
+    return len(parts) == len(PACKAGED) + 1 and parts[: len(PACKAGED)] == PACKAGED and weights_folder(weights).is_dir()

@@ -1,0 +1,285 @@
+"""What a privacy card is computed from, as a run folder says it; a folder whose files are at odds gives no card.
+
+What was spent is read by `records.spent`; the rest is what `run.json`, `config.yaml` and the audit say.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import ValidationError
+
+from jaxcxr.accounting import Spending
+from jaxcxr.config import Experiment, PrivacyConfig, load
+from jaxcxr.errors import InputError
+from jaxcxr.records.binding import altered
+from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_SIZE
+from jaxcxr.records.ledger import AnyEntry, Entry, Terms
+from jaxcxr.records.provenance import sealed_fingerprint
+from jaxcxr.records.spent import Spent, read_facts, spent_of
+from jaxcxr.report.card.card_schema import (
+    AuditFinding,
+    Fingerprints,
+    InitialWeightsRecord,
+    MechanismRow,
+    NearDuplicates,
+    PrivacyCard,
+    SiblingRow,
+    SplitOrigin,
+    Sums,
+)
+
+GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
+SEEDED = "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
+UNCOVERED_WEIGHTS = "class weights not covered: they were computed from the private labels without noise"
+REFUTED = "the audit refutes the claim"
+NO_NOISE = "something was released without noise: there is no promise"
+HOUSE_ONLY = "this card shows how many films the cohort's patients have, which is private"
+
+
+@dataclasses.dataclass(frozen=True)
+class CardFacts:
+    """What everything else on a card follows from.
+
+    Attributes:
+        unit, films_a_step, adjacency: of the claim.
+        delta, budget: of the claim.
+        dataset_size, expected_batch_size, steps_planned: declared.
+        mechanisms: what was released, as the ledger has it.
+        class_weights: where they came from.
+        noise: how it was drawn.
+        fingerprints: what the run was made from.
+        audit: its finding, if there was one.
+        initial_weights_record, near_duplicates, split_origin, sums: as the card's schema describes them.
+        siblings: other released models of the cohort; None if the register was not read.
+        reasons: against releasing the run; none if it may be.
+        cohort_films: films of each patient, for the house's own card.
+    """
+
+    unit: str
+    films_a_step: int | None
+    adjacency: str
+    delta: float
+    budget: float
+    dataset_size: int
+    expected_batch_size: int
+    steps_planned: int
+    mechanisms: tuple[MechanismRow, ...]
+    class_weights: str
+    noise: str
+    fingerprints: Fingerprints
+    audit: AuditFinding | None
+    reasons: tuple[str, ...]
+    initial_weights_record: InitialWeightsRecord | None
+    near_duplicates: NearDuplicates
+    split_origin: SplitOrigin
+    sums: Sums
+    siblings: tuple[SiblingRow, ...] | None
+    cohort_films: Int[np.ndarray, " patients"] | None = None
+
+    @property
+    def class_counts_noise_multiplier(self) -> float | None:
+        """Of the noised class counts; None if there are none."""
+        return next((row.noise_multiplier for row in self.mechanisms if row.name == COUNTS), None)
+
+    @property
+    def spent(self) -> list[Spending]:
+        """For the accountant."""
+        return spendings_of_rows(self.mechanisms)
+
+
+def spendings_of_rows(rows: Sequence[MechanismRow]) -> list[Spending]:
+    """Rows of a card for the accountant."""
+    return [Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in rows]
+
+
+def facts_of_card(card: PrivacyCard) -> CardFacts:
+    """What a card is computed from, as it says itself: a card that does not follow from these was changed."""
+    claim = card.claim
+    return CardFacts(
+        unit=claim.unit,
+        films_a_step=claim.films_a_step,
+        adjacency=claim.adjacency,
+        delta=claim.delta,
+        budget=claim.budget,
+        dataset_size=card.dataset_size,
+        expected_batch_size=card.expected_batch_size,
+        steps_planned=card.steps_planned,
+        mechanisms=tuple(card.mechanisms),
+        class_weights=card.class_weights,
+        noise=card.noise,
+        fingerprints=card.fingerprints,
+        audit=card.audit,
+        reasons=tuple(card.reasons_against_release),
+        initial_weights_record=card.initial_weights_record,
+        near_duplicates=card.near_duplicates,
+        split_origin=card.split_origin,
+        sums=card.sums,
+        siblings=None if card.siblings is None else tuple(card.siblings),
+    )
+
+
+def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
+    """What the card of a private run is computed from.
+
+    Args:
+        run: its folder.
+        spent: what it has spent, where that was read already.
+        siblings: other released models of the cohort (`release.register`); None if nobody looked.
+
+    Raises:
+        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at odds.
+    """
+    facts, spent = read_facts(run), spent or spent_of(run)
+    if spent is None:
+        raise InputError(f"{run}: trained without privacy; there is nothing to promise and no card")
+    if not spent.steps:
+        raise InputError(f"{run}: ledger.jsonl has no step; nothing was trained yet, and there is nothing to promise")
+    config, terms = load(Experiment, run / "config.yaml"), spent.terms
+    assert config.privacy is not None  # spent_of
+    try:
+        fingerprints = Fingerprints(
+            data=sealed_fingerprint(terms.data_fingerprint, terms.run),
+            code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
+            ledger=spent.head if terms.run else "",
+            initial_weights=facts.get("initial_weights_sha256", ""),
+            jaxcxr=facts["jaxcxr"],
+            dp_accounting=importlib.metadata.version("dp-accounting"),
+        )
+        mechanisms = mechanism_rows(spent.entries, released_by(config))
+    except KeyError as error:
+        raise InputError(f"{run / 'run.json'}: key {error} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{run / 'run.json'}: not the facts of a run ({' '.join(str(error).split())})") from error
+    audit = _audit(run, terms.data_fingerprint)
+    return CardFacts(
+        unit=terms.unit,
+        films_a_step=films_a_step(config.privacy),
+        adjacency=terms.adjacency,
+        delta=spent.delta,
+        budget=spent.budget,
+        dataset_size=terms.dataset_size,
+        expected_batch_size=spent.expected_batch_size,
+        steps_planned=spent.steps_planned,
+        mechanisms=mechanisms,
+        class_weights=config.training.class_weights,
+        noise=config.privacy.noise,
+        fingerprints=fingerprints,
+        audit=audit,
+        reasons=(*_reasons(facts, config, terms, audit, mechanisms), *_unfinished(run, spent)),
+        initial_weights_record=_one_of(InitialWeightsRecord, facts, "initial_weights_record", "none", run)
+        if fingerprints.initial_weights
+        else None,
+        near_duplicates=_near_duplicates(facts.get("near_duplicates"), run),
+        split_origin=_one_of(SplitOrigin, facts, "split_origin", "unknown", run),
+        sums=_one_of(Sums, facts, "sums", "float32", run),
+        siblings=None if siblings is None else tuple(siblings),
+    )
+
+
+def _one_of(values: Any, facts: Mapping[str, Any], name: str, if_absent: str, run: Path) -> Any:
+    """A fact that runs of earlier versions do not have."""
+    found = facts.get(name) or if_absent
+    if found not in get_args(values):
+        raise InputError(f"{run / 'run.json'}: {name}: expected one of {', '.join(get_args(values))}, found {found!r}")
+    return found
+
+
+def _near_duplicates(found: Any, run: Path) -> NearDuplicates:
+    """Where nearly equal films of different patients were found, in the words of a card."""
+    if found is None:
+        return "not_looked_for"
+    if not isinstance(found, dict) or set(found) != {"within", "across"} or {type(said) for said in found.values()} != {bool}:
+        raise InputError(f"{run / 'run.json'}: near_duplicates: expected within and across, true or false, found {found!r}")
+    if found["within"]:
+        return "within_and_across" if found["across"] else "within"
+    return "across" if found["across"] else "none"
+
+
+def _unfinished(run: Path, spent: Spent) -> list[str]:
+    """Why the weights in the folder are not those that the run was meant to give; none if they are."""
+    done = spent.newest_checkpoint
+    if done is not None and done != spent.steps:
+        return [f"the newest checkpoint is of step {done}, the ledger has {spent.steps} steps: finish the run first"]
+    if spent.steps < spent.steps_planned and not (run / "evaluation.csv").exists():
+        return [f"stopped after step {spent.steps} of {spent.steps_planned}: finish the run first"]
+    return []
+
+
+def released_by(config: Experiment) -> str:
+    """What a step of a private run releases, in the words of a card."""
+    return MOMENTS if config.training.optimizer == "least_squares" else GRADIENT
+
+
+def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
+    """Like releases of a ledger counted together; `released` is what the steps are called."""
+    counts: dict[tuple[str, float, float, float], int] = {}
+    for entry in entries:
+        if isinstance(entry, Entry):
+            key = (released, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm)
+        else:
+            key = (f"noised {entry.statistic.replace('_', ' ')}", entry.noise_multiplier, 1.0, entry.l2_sensitivity)
+        counts[key] = counts.get(key, 0) + 1
+    return tuple(
+        MechanismRow(name=name, noise_multiplier=sigma, sample_rate=rate, steps=steps, l2_clip_norm=clip)  # type: ignore[arg-type]
+        for (name, sigma, rate, clip), steps in sorted(counts.items())
+    )
+
+
+def films_a_step(privacy: PrivacyConfig) -> int | None:
+    """How many films of a patient are used in a step at most; None where the image is the unit."""
+    return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
+
+
+def _reasons(
+    facts: Mapping[str, Any],
+    config: Experiment,
+    terms: Terms,
+    audit: AuditFinding | None,
+    mechanisms: Sequence[MechanismRow],
+) -> list[str]:
+    """Why the run must not leave the house; none if it may."""
+    weights = config.training.class_weights
+    reasons = []
+    if terms.seeded or config.training.seed is not None:
+        reasons.append(SEEDED)
+    if weights == "paper" or (weights == "noised" and COUNTS not in {row.name for row in mechanisms}):
+        reasons.append(UNCOVERED_WEIGHTS)
+    if any(row.noise_multiplier == 0 for row in mechanisms):
+        reasons.append(NO_NOISE)
+    if audit is not None and audit.accused:
+        reasons.append(REFUTED)
+    counted: set[str] = set(facts.get("against_release") or ())
+    if config.privacy is not None and config.privacy.dataset_size is None:  # in runs of earlier versions, too
+        counted.add(COUNTED_SIZE)
+    reasons += [sentence for code, sentence in AGAINST_RELEASE.items() if code in counted]
+    changed = altered(facts.get("binding"), terms.binding, config.digest_fields(), facts)
+    if changed:
+        reasons.append(f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})")
+    if not reasons and facts.get("release") is not True:
+        reasons.append("run.json does not say that the run may be released")
+    return reasons
+
+
+def _audit(run: Path, data: str) -> AuditFinding | None:
+    path = run / "audit.json"
+    if not path.is_file():
+        return None
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        finding, audited = AuditFinding.model_validate(written["card"]), written["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not an audit's finding ({' '.join(str(error).split())})") from error
+    if audited != data:
+        raise InputError(f"{path}: is the audit of another cohort than the run's; delete it, or audit the run's cohort")
+    return finding

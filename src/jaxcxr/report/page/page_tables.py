@@ -1,0 +1,311 @@
+"""The tables of `report.html`: evaluations and comparisons as rows of cells that know what they are sorted by."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from jaxcxr.eval.fairness import GAPS
+from jaxcxr.eval.metrics import METRICS
+from jaxcxr.report.conclusions import number, p_text, signed
+from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, title
+
+GROUP_METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "auroc": "AUROC",
+        "auroc_vs_rest": "AUROC − others",
+        "auroc_vs_best": "AUROC − best group",
+        "accuracy": "Accuracy",
+        "statistical_parity_difference": "Accuracy − others (the paper's parity)",
+        "sensitivity": "Sensitivity",
+        "specificity": "Specificity",
+        "underdiagnosis_rate": "Underdiagnosis rate",
+        "underdiagnosis_rate_vs_rest": "Underdiagnosis − others",
+        "selection_rate_difference": "Called positive − others (usual parity)",
+        "calibration_in_the_large": "Mean probability − share of positives",
+        "ece": "Expected calibration error",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: what is read first.
+        detail: what stands under it, such as an interval.
+        key: what it is sorted by: a number, or None for its text. NaN is sorted to the end.
+    """
+
+    text: str
+    detail: str = ""
+    key: float | None = None
+
+    @property
+    def sort_key(self) -> str | None:
+        """The key as JavaScript reads numbers; empty for a cell without a value."""
+        if self.key is None:
+            return None
+        if math.isnan(self.key):
+            return ""
+        return repr(float(self.key)) if math.isfinite(self.key) else ("Infinity" if self.key > 0 else "-Infinity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row is its name, `foot` rows stay at the end whatever it is sorted by."""
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    foot: tuple[tuple[Cell, ...], ...] = ()
+
+
+def metric_name(metric: str) -> str:
+    """Name of a metric at the head of a column."""
+    known = {**METRIC_NAMES, "ece": "Expected calibration error", "f1": "F1", "brier": "Brier score"}
+    return known.get(metric, metric.replace("_", " ").capitalize().replace("Auroc", "AUROC"))
+
+
+def count(value: object) -> Cell:
+    """A whole number; empty if it is missing."""
+    if pd.isna(value):  # type: ignore[arg-type]
+        return Cell("", key=np.nan)
+    return Cell(f"{int(value):,}", key=float(value))  # type: ignore[call-overload]
+
+
+def estimated(row: Mapping[str, object] | None, value: str = "value", with_sign: bool = False) -> Cell:
+    """A value over its 95 % interval; why there is none, if there is none."""
+    if row is None:
+        return Cell("–", key=np.nan)
+    if row.get("reference") and row["reference"] == row["group"]:
+        return Cell("the best", key=0.0)
+    point, note = float(row[value]), str(row.get("note") or "")  # type: ignore[arg-type]
+    if math.isnan(point):
+        short = "too small" if "suppressed" in note else "not defined"
+        return Cell(short, key=np.nan)
+    write = signed if with_sign else number
+    low, high = float(row["ci_low"]), float(row["ci_high"])  # type: ignore[arg-type]
+    detail = "" if math.isnan(low) else f"[{write(low)}, {write(high)}]"
+    if note.startswith("over "):
+        detail += f"\n{note.removeprefix('over ')}"
+    return Cell(write(point), detail, point)
+
+
+def _is_difference(metric: str) -> bool:
+    return metric.endswith(("_difference", "_vs_rest", "_vs_best")) or metric == "calibration_in_the_large"
+
+
+def _by(rows: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], dict[str, object]]:
+    return {tuple(str(row[key]) for key in keys): row for row in rows.to_dict("records")}  # type: ignore[misc]
+
+
+def finding_table(evaluation: pd.DataFrame) -> Table:
+    """Every metric of everyone, a row a finding and the average at the foot."""
+    rows = evaluation.loc[(evaluation["group"] == "all") & evaluation["metric"].isin(list(METRICS))]
+    cells = _by(rows, "finding", "metric")
+    lines = []
+    for finding in dict.fromkeys(rows["finding"]):
+        first = cells[finding, "auroc"]
+        name = Cell("Average" if finding == "average" else title(str(finding)))
+        cut = cells[finding, "accuracy"]["threshold"]
+        shown = Cell("", key=np.nan) if pd.isna(cut) else Cell(f"{cut:.3f}", key=float(cut))  # type: ignore[arg-type]
+        metrics = [estimated(cells.get((finding, m)), with_sign=_is_difference(m)) for m in METRICS]
+        lines.append((name, count(first["n"]), count(first["positives"]), *metrics, _delong(first), shown))
+    return Table(
+        "Findings",
+        "Each finding on the test films, with its 95 % interval. The average is the mean over the findings that are defined; "
+        "its interval is that of the mean. DeLong's interval of the AUROC is a check that needs no redraws.",
+        ("Finding", "Films", "Positives", *(metric_name(m) for m in METRICS), "AUROC by DeLong", "Threshold"),
+        tuple(lines[:-1]),
+        tuple(lines[-1:]),
+    )
+
+
+def _delong(row: Mapping[str, object]) -> Cell:
+    low, high = float(row["delong_low"]), float(row["delong_high"])  # type: ignore[arg-type]
+    return Cell("–", key=np.nan) if math.isnan(low) else Cell(f"[{number(low)}, {number(high)}]", key=low)
+
+
+def group_table(evaluation: pd.DataFrame, *, crossed: bool) -> Table | None:
+    """Metrics of the average over findings, a row a group; None without groups.
+
+    Args:
+        evaluation: table of `evaluate.evaluate`.
+        crossed: the groups of several attributes at once, instead of those of one.
+    """
+    rows = evaluation.loc[(evaluation["finding"] == "average") & evaluation["metric"].isin(list(GROUP_METRICS))]
+    of_groups = rows.loc[rows["attribute"].astype(str).str.contains("*", regex=False) == crossed]
+    groups = of_groups.loc[(of_groups["metric"] == "auroc") & (of_groups["group"] != "all")]
+    if groups.empty:
+        return None
+    ill = _by(evaluation.loc[evaluation["metric"] == "no_finding_among_ill"], "group")
+    cells = _by(rows, "group", "metric")
+
+    def line(group: str, label: str, n: object) -> tuple[Cell, ...]:
+        own = [estimated(cells.get((group, m)), with_sign=_is_difference(m)) for m in GROUP_METRICS]
+        return (Cell(label), count(n), *own, estimated(ill.get((group,))))
+
+    everyone = cells["all", "auroc"]
+    lines = [line(g, label, n) for g, label, n in zip(groups["group"], groups["label"], groups["n"], strict=True)]
+    return Table(
+        "Groups of two attributes" if crossed else "Groups",
+        "Means over the findings, with 95 % intervals; differences are paired. A group is 'too small' if it has too few films "
+        "or positives to be judged. The best group is chosen on these very films, so that differences to it lean to the worse.",
+        ("Group", "Films", *GROUP_METRICS.values(), "Ill, but no finding called"),
+        tuple(lines),
+        (line("all", "Everyone", everyone["n"]),),
+    )
+
+
+def group_by_finding_table(evaluation: pd.DataFrame, metric: str = "auroc") -> Table | None:
+    """One metric of each finding in each group; None without groups."""
+    rows = evaluation.loc[(evaluation["metric"] == metric) & (evaluation["reference"].astype(str) == "")]
+    findings = [str(f) for f in dict.fromkeys(rows["finding"])]
+    cells, groups = _by(rows, "group", "finding"), rows.drop_duplicates("group")
+    if len(groups) < 2:
+        return None
+    lines = [
+        (Cell("Everyone" if g == "all" else str(label)), *(estimated(cells.get((str(g), f))) for f in findings))
+        for g, label in zip(groups["group"], groups["label"], strict=True)
+    ]
+    names = ["Average" if f == "average" else title(f) for f in findings]
+    return Table(
+        f"{metric_name(metric)} of each finding in each group",
+        f"{metric_name(metric)} with its 95 % interval. Each metric of each finding and group is in evaluation.csv.",
+        ("Group", *names),
+        tuple(lines[1:]),
+        tuple(lines[:1]),
+    )
+
+
+def gap_table(evaluation: pd.DataFrame) -> Table | None:
+    """The largest differences between any two groups of each attribute; None without groups."""
+    rows = evaluation.loc[evaluation["metric"].isin(list(GAPS)) & (evaluation["finding"] == "average")]
+    if rows.empty:
+        return None
+    cells = _by(rows, "attribute", "metric")
+    lines = [(Cell(a), *(estimated(cells.get((a, gap))) for gap in GAPS)) for a in dict.fromkeys(rows["attribute"].astype(str))]
+    return Table(
+        "Largest differences between groups",
+        "The largest difference between any two groups of an attribute, averaged over findings, with the 95 % interval for the "
+        "two groups furthest apart. They are chosen on these very films, so that the values lean away from zero.",
+        ("Attribute", *(metric_name(gap) for gap in GAPS)),
+        tuple(lines),
+    )
+
+
+def comparison_tables(comparison: pd.DataFrame, a: str, b: str) -> tuple[Table, ...]:
+    """One model minus another: by metric, by finding and by group.
+
+    Args:
+        comparison: rows of `eval.compare.compare`.
+        a: what the first model is called.
+        b: what the second is called.
+    """
+    plain = comparison.loc[comparison["reference"].astype(str) == ""]
+    everyone = plain.loc[plain["group"] == "all"]
+    metrics = everyone.loc[(everyone["finding"] == "average") & everyone["metric"].isin(list(METRICS))]
+    findings = everyone.loc[(everyone["metric"] == "auroc") & (everyone["finding"] != "average")]
+    average = comparison.loc[(comparison["finding"] == "average") & (comparison["group"] != "all")]
+    areas = average.loc[(average["metric"] == "auroc") & (average["reference"].astype(str) == "")]
+    parity = average.loc[average["metric"] == "statistical_parity_difference"]
+    second = b if len(b) == 1 else b[0].lower() + b[1:]
+    how = f"{a} minus {second}, on the same films and redraws, with the 95 % interval of the difference."
+    holm = "p after Holm's correction for the number of findings; DeLong's p is a check without redraws."
+    tables = [
+        _differences(
+            "By metric", f"{how} Means over the findings.", "Metric", metrics, a, b, lambda r: metric_name(str(r["metric"]))
+        ),
+        _differences("By finding", f"{how} AUROC; {holm}", "Finding", findings, a, b, lambda r: title(str(r["finding"]))),
+        _differences("AUROC by group", f"{how} Average AUROC of each group.", "Group", areas, a, b, _label),
+        _differences(
+            "Parity by group",
+            f"{how} Average accuracy of the group minus that of all others: how a group's distance to the others changes.",
+            "Group",
+            parity,
+            a,
+            b,
+            _label,
+        ),
+    ]
+    return tuple(table for table in tables if table.rows)
+
+
+def _label(row: Mapping[str, object]) -> str:
+    return str(row["label"])
+
+
+def _differences(
+    name: str,
+    caption: str,
+    first: str,
+    rows: pd.DataFrame,
+    a: str,
+    b: str,
+    named: Callable[[Mapping[str, object]], str],
+) -> Table:
+    lines = []
+    corrected = bool(rows["p_holm"].notna().any())
+    for row in rows.to_dict("records"):
+        least = 2 / (float(row["redraws"]) + 1)
+        cells = [Cell(number(row[v]) if not math.isnan(row[v]) else "–", key=float(row[v])) for v in ("value_a", "value_b")]
+        p = [_p_cell(row["p_value"], least)]
+        if corrected:
+            smallest = min(1.0, least * float(np.isfinite(np.asarray(rows["p_value"], np.float64)).sum()))
+            p.append(_p_cell(row["p_holm"], smallest))
+            p.append(_p_cell(row["delong_p"]))
+        lines.append((Cell(named(row)), count(row["n"]), *cells, estimated(row, "difference", with_sign=True), *p))
+    heads = (first, "Films", a, b, "Difference", "p", *(("p (Holm)", "p (DeLong)") if corrected else ()))
+    return Table(name, caption, heads, tuple(lines))
+
+
+def _p_cell(p: float, smallest: float = 0.0) -> Cell:
+    text = "" if math.isnan(p) else p_text(p, smallest).removeprefix("p ").removeprefix("= ")
+    return Cell(text, key=float(p))
+
+
+def correlation_table(correlations: pd.DataFrame) -> Table:
+    """The paper's correlations with their intervals and numbers of points."""
+    lines = []
+    for row in correlations.to_dict("records"):
+        paper = Cell("", key=np.nan) if math.isnan(row["paper_r"]) else Cell(number(row["paper_r"], 2), key=row["paper_r"])
+        r = estimated(row, "r", with_sign=True)
+        lines.append((Cell(str(row["analysis"])), r, count(row["n"]), _p_cell(row["p_value"]), paper))
+    return Table(
+        "Correlations",
+        "Pearson's r with its 95 % interval, as if the points were independent, and the number of points that it rests on.",
+        ("Analysis", "r", "Points", "p", "r in the paper"),
+        tuple(lines),
+    )
+
+
+def text_table(name: str, caption: str, frame: pd.DataFrame) -> Table:
+    """A table of texts, sorted by the first number in a cell where it begins with one."""
+    lines = [
+        (Cell(str(index)), *(Cell(_with_minus(str(text)), key=_leading(str(text))) for text in row))
+        for index, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)
+    ]
+    return Table(name, caption, (str(frame.index.name or ""), *(str(column) for column in frame.columns)), tuple(lines))
+
+
+def _with_minus(text: str) -> str:
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
+
+def _leading(text: str) -> float | None:
+    if not text:
+        return np.nan
+    found = re.match(r"[-−+]?\d[\d,]*\.?\d*(e[-+]?\d+)?", text)
+    return float(found[0].replace("−", "-").replace(",", "")) if found else None
+
+
+def pair_table(name: str, caption: str, heads: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Table:
+    """A table of names and values."""
+    return Table(name, caption, tuple(heads), tuple((Cell(key), Cell(value, key=_leading(value))) for key, value in pairs))

@@ -1,0 +1,89 @@
+"""From a finished run folder to its curves and its page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from jaxcxr.config import EvaluationConfig
+from jaxcxr.eval.compare import compare, read_pair
+from jaxcxr.eval.evaluate import read_evaluation
+from jaxcxr.eval.predictions import read_predictions
+from jaxcxr.records.spent import is_private
+from jaxcxr.records.spent import read_facts as run_facts
+from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
+from jaxcxr.report.page.run_page import run_page, write_page
+from jaxcxr.report.run_facts import Facts, read_facts
+
+
+def report_run(
+    folder: Path,
+    config: EvaluationConfig,
+    films: pd.DataFrame | None = None,
+    comparison: pd.DataFrame | None = None,
+    *,
+    beside: bool = True,
+) -> Path:
+    """Write `figures/roc.*` and `figures/calibration.*`, unless they are there, and `report.html`.
+
+    Args:
+        folder: a run folder with `predictions.parquet` and `evaluation.csv`.
+        config: how models are judged.
+        films: manifest of the store, for who was trained on.
+        comparison: the non-private model minus this one; None makes it with the one beside this one (`non_private_beside`).
+        beside: False makes none: the caller will write the page again with a comparison.
+
+    Returns:
+        The page.
+    """
+    predictions, findings = read_predictions(folder / "predictions.parquet")
+    draw_curves(predictions, findings, folder / "figures", config, anew=False)
+    facts = read_facts(folder)
+    if comparison is None and beside:
+        comparison = against_non_private(folder, facts, config)
+    page = run_page(
+        folder.resolve().name,
+        read_evaluation(folder / "evaluation.csv"),
+        predictions,
+        findings,
+        facts=facts,
+        comparison=comparison,
+        films=films,
+        figures=folder / "figures",
+    )
+    return write_page(page, folder)
+
+
+def draw_curves(
+    predictions: pd.DataFrame, findings: Sequence[str], out: Path, config: EvaluationConfig, *, anew: bool = True
+) -> None:
+    """ROC and calibration curves as PNG and SVG; if not `anew`, only where they are missing."""
+    for stem, draw in (("roc", roc_figure), ("calibration", calibration_figure)):
+        if anew or not all((out / f"{stem}.{ending}").is_file() for ending in ("png", "svg")):
+            draw(predictions, findings, out, resample=config.resample, seed=config.seed)
+
+
+def against_non_private(folder: Path, facts: Facts | None, config: EvaluationConfig) -> pd.DataFrame | None:
+    """The non-private model beside a private run minus that run, if there is such a model (`eval.compare.compare`)."""
+    beside = non_private_beside(folder) if facts is not None and facts.private else None
+    if beside is None:
+        return None
+    a, b, findings = read_pair(beside, folder)
+    return compare(a, b, findings, config)
+
+
+def non_private_beside(folder: Path) -> Path | None:
+    """The one finished non-private run in the same parent folder that was trained on the same store.
+
+    Returns:
+        Its folder; None if there is none, or more than one, between which nobody has chosen.
+    """
+    own = run_facts(folder).get("store_fingerprint")
+    found = []
+    for facts in sorted(folder.resolve().parent.glob("*/run.json")):
+        there = facts.parent
+        if there == folder.resolve() or not all((there / name).is_file() for name in ("config.yaml", "evaluation.csv")):
+            continue
+        if not is_private(there) and run_facts(there).get("store_fingerprint") == own:
+            found.append(there)
+    return found[0] if len(found) == 1 else None

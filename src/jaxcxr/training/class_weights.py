@@ -1,0 +1,81 @@
+"""Where the weight of a positive label comes from: declared; exact, and not covered by the claim; or noised and paid for."""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jaxcxr import accounting
+from jaxcxr.config import Experiment
+from jaxcxr.data.store import Split
+from jaxcxr.errors import InputError
+from jaxcxr.privacy.class_counts import (
+    NoisedCounts,
+    class_counts_entry,
+    class_counts_grid,
+    class_counts_noise,
+    noised_class_counts,
+)
+from jaxcxr.records.ledger import Statistic
+from jaxcxr.training import objective
+
+
+def weights_at_once(config: Experiment, split: Split) -> Float[np.ndarray, "findings"] | None:
+    """Class weights, one a finding; None if they wait for noised counts.
+
+    Raises:
+        InputError: the paper's weights need both labels of a finding.
+    """
+    training, findings = config.training, config.data.findings
+    if training.class_weights == "noised":
+        return None
+    if training.class_weights == "none":
+        return np.ones(len(findings), np.float32)
+    if training.class_weights == "public":
+        return objective.positive_weights(np.asarray(training.positive_rates))
+    try:
+        return objective.positive_weights(objective.positive_rates(split.labels, findings))
+    except ValueError as error:
+        raise InputError(f"training.class_weights 'paper', training split: {error}") from error
+
+
+def counts_entry(config: Experiment) -> Statistic | None:
+    """The ledger entry of noised class counts, if the configuration asks for them.
+
+    Raises:
+        InputError: they alone cost more than the budget, or their noise does not fit the grid that it is drawn on.
+    """
+    privacy = config.privacy
+    if privacy is None or config.training.class_weights != "noised":
+        return None
+    sigma = privacy.class_counts_noise_multiplier
+    if sigma is None:
+        sigma = class_counts_noise(privacy.epsilon, privacy.delta)
+    entry = class_counts_entry(len(config.data.findings), sigma)
+    try:
+        class_counts_grid(entry)
+    except ValueError as error:
+        raise InputError(
+            f"privacy.class_counts_noise_multiplier: {error} (found {sigma:g}); expected one between about 0.1 and 1e6"
+        ) from error
+    alone = accounting.epsilon_pld([entry.spending], privacy.delta)
+    if alone >= privacy.epsilon:
+        raise InputError(
+            f"privacy.epsilon {privacy.epsilon:g}: the noised class counts alone cost {alone:.4g} at a "
+            f"class_counts_noise_multiplier of {sigma:g}: nothing is left for training"
+        )
+    return entry
+
+
+def draw_counts(config: Experiment, split: Split, entry: Statistic, secret: bytes) -> NoisedCounts:
+    """The noised counts of the training labels, the same ones for the same secret; a patient counts once where the patient is
+    the unit. They are a release: `entry` must be in the ledger before.
+
+    Args:
+        config: of the experiment.
+        split: the training images.
+        entry: what the counts cost.
+        secret: of the run, bound to what it trains (`records.binding`).
+    """
+    assert config.privacy is not None  # Experiment.check
+    patients = None if config.privacy.unit == "image" else pd.factorize(split.frame["patient_id"])[0]
+    return noised_class_counts(split.labels, entry.noise_multiplier, secret, patients)

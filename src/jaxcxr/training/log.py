@@ -1,0 +1,78 @@
+"""What the operator sees of a run: metrics.jsonl, TensorBoard and the progress bar."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxcxr import accounting
+from jaxcxr.atomic import replacing
+from jaxcxr.training.plan import Plan
+
+EPSILON_MILESTONES = 40
+"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs few accountant
+calls."""
+
+
+class Log:
+    """For the operator's eyes, computed from private data, never released."""
+
+    def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
+        self._plan, self._steps = plan, total
+        path = out / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+        kept = [line for line in kept if json.loads(line)["step"] <= done]
+        with replacing(path) as part:
+            part.write_text("".join(kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(out), purge_step=done or None)
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True, desc=out.name)
+        self._clock, self._last = time.perf_counter(), done
+
+    def write(self, step: int, totals: Any, waited: float) -> None:
+        """Add a row for the steps since the last one.
+
+        Args:
+            step: number of steps done.
+            totals: sums over their batches, on the device: `loss`, `count` (units), `films` (a view is one), `norm`, `clipped`.
+            waited: seconds in which the devices waited for their batches.
+        """
+        now = time.perf_counter()
+        sums = {key: float(value) for key, value in totals.items()}
+        count, films = sums["count"], sums["films"] / self._plan.config.training.views
+        row: dict[str, Any] = {"step": step, "loss": sums["loss"] / count if count else None, "images": round(films)}
+        if self._plan.mechanism is not None:
+            row["epsilon"] = self._epsilon(step)
+            row["mean_gradient_norm"] = sums["norm"] / count if count else None
+            row["clipped_fraction"] = sums["clipped"] / count if count else None
+        row["images_per_second"] = films / (now - self._clock)
+        row["waiting_share"] = waited / (now - self._clock)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for key, value in row.items():
+            if value is not None and key != "step":
+                self._board.add_scalar(key, value, step)
+        self._board.flush()
+        shown = {"loss": f"{row['loss']:.4f}" if count else "-", "images/s": f"{row['images_per_second']:.0f}"}
+        if "epsilon" in row:
+            shown["epsilon"] = f"{row['epsilon']:.3f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._last)
+        self._clock, self._last = time.perf_counter(), step
+
+    def _epsilon(self, step: int) -> float:
+        m = self._plan.mechanism
+        assert m is not None
+        stride = max(1, self._steps // EPSILON_MILESTONES)
+        milestone = min(self._steps, -(-step // stride) * stride)
+        spent = [*self._plan.already(), accounting.Spending(m.sample_rate, m.noise_multiplier, milestone)]
+        return accounting.epsilon_pld(spent, m.delta)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()

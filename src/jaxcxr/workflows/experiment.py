@@ -1,0 +1,296 @@
+"""An experiment from its configuration to its evaluation: what the scripts call, in the order in which a user would do it
+by hand.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from jaxcxr import __version__
+from jaxcxr.atomic import replacing, write_json
+from jaxcxr.config import Experiment, load
+from jaxcxr.data import synthetic
+from jaxcxr.data.findings import UKA_FINDINGS
+from jaxcxr.data.images import preprocess
+from jaxcxr.data.manifest import require_positives
+from jaxcxr.data.splits import GIVEN
+from jaxcxr.data.store import Store, open_store, write_store
+from jaxcxr.errors import InputError
+from jaxcxr.eval.evaluate import evaluate, read_evaluation
+from jaxcxr.records.spent import read_facts, spent_of
+from jaxcxr.report.page.run_page import PAGE
+from jaxcxr.report.paper.supplementary_tables import Run
+from jaxcxr.report.run_report import report_run
+
+Say = Callable[[str], None]
+PATIENTS = "patients.json"
+
+
+def store_of(config: Experiment, say: Say = print) -> Store:
+    """The store that a configuration names; an embedded cohort is drawn if it is asked for and not there yet.
+
+    Raises:
+        InputError: the store is missing and no cohort is asked for, or it holds another cohort than the configuration's.
+    """
+    path, recipe = Path(config.data.store), config.data.synthetic
+    if recipe is None or path.exists():
+        store = open_store(path)
+        if recipe is not None:
+            _require_recipe(store, config)
+    else:
+        say(
+            f"drawing the {recipe.domain} synthetic cohort: {recipe.n_train + recipe.n_valid + recipe.n_test} films into {path}"
+        )
+        films = synthetic.cohort(recipe).assign(path=lambda frame: "synthetic/" + frame["image_id"])
+        raw = synthetic.render_all(films, config.data.size)
+        images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
+        described = {"synthetic": dataclasses.asdict(recipe), "jaxcxr": __version__, "chain": "min-max, equalise (paper)"}
+        store = write_store(
+            path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described, split=GIVEN
+        )
+    require_positives(store.manifest, config.data.findings, source=str(path))
+    return store
+
+
+def _require_recipe(store: Store, config: Experiment) -> None:
+    described = json.loads((store.path / "store.json").read_text(encoding="utf-8"))["preprocessing"].get("synthetic")
+    wanted = dataclasses.asdict(config.data.synthetic) if config.data.synthetic else None
+    if described != wanted:
+        raise InputError(
+            f"{store.path}: holds the cohort {described}, the configuration asks for {wanted}; name another data.store"
+        )
+
+
+def _counted(images: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
+    return iter(tqdm(images, total=total, unit="film", desc="drawing", dynamic_ncols=True))
+
+
+def number_of_units(config: Experiment, say: Say = print) -> int:
+    """Declared size of a private experiment's cohort; that of the training split, which is not for release, where the
+    configuration declares none.
+    """
+    from jaxcxr.training.plan import units_of
+
+    if config.privacy is not None and config.privacy.dataset_size is not None:
+        return config.privacy.dataset_size
+    return len(units_of(config, store_of(config, say).split("train", config.data.findings))[0])
+
+
+def ensure_weights(config: Experiment, say: Say = print) -> None:
+    """Pretrain the weights that a configuration starts from, if they are not there and it says how."""
+    from jax import process_count
+
+    from jaxcxr.training.checkpoint import weights_folder
+
+    weights, recipe = config.model.weights, config.model.pretraining
+    if weights is None or weights_folder(weights).exists():
+        return
+    if recipe is None:
+        raise InputError(f"{weights}: no such weights, and model.pretraining names no configuration that makes them")
+    if process_count() > 1:
+        raise InputError(f"{weights}: no such weights; make them first (scripts/pretrain.py), in one process")
+    pretrain(load(Experiment, recipe), Path(weights), say)
+
+
+def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool = False) -> None:
+    """Train non-privately on public films and write the weights with a record of where they come from: the configuration, the
+    films' fingerprint, hashes of the films and patients (`training.trained_on`), and what the weights, read back, are worth on
+    the public test films, if there are any.
+
+    The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size (`training.checkpoint.save_weights`).
+    """
+    from jaxcxr.models.marks import marks_of
+    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights, weights_folder
+    from jaxcxr.training.loop import train
+    from jaxcxr.training.plan import made_with, make_plan
+    from jaxcxr.training.trained_on import films_of, with_training
+
+    if config.privacy is not None:
+        raise InputError("pretraining is for public films: privacy must be null")
+    start = config.model.weights
+    if start is not None and (marks := marks_of(weights_folder(start))):
+        raise InputError(f"{start}: pretraining is for public weights, and these are not for release: {'; '.join(marks)}")
+    store = store_of(config, say)
+    plan = make_plan(config, store)
+    say(f"pretraining on {len(plan.split)} public films, {plan.steps} steps, into {weights}")
+    run = weights.with_name(weights.name + "-run")
+    outcome = train(plan, run, resume=(run / "config.yaml").exists())
+    if not outcome.finished:
+        raise KeyboardInterrupt
+    provenance: dict[str, object] = {
+        "made_by": f"jaxcxr {__version__}",
+        "made_with": made_with(),
+        "store_fingerprint": store.fingerprint,
+        "config": dataclasses.asdict(config),
+    }
+    before = None if start is None else units_of_weights(start)
+    units = with_training(films_of(store, "train"), before, from_random=start is None)
+    save_weights(weights, outcome.params, provenance, bfloat16, units)
+    if len(store.split("test")):
+        evaluation = predict_and_evaluate(config, load_weights(weights, outcome.params), store, run)
+        _record_auroc(weights / "provenance.json", evaluation)
+
+
+def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
+    """Add the AUROC of each finding on all test films to the record at `path`."""
+    rows = evaluation.loc[(evaluation["group"] == "all") & (evaluation["metric"] == "auroc")]
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["test_auroc"] = {row["finding"]: round(row["value"], 4) for row in rows.to_dict("records")}
+    write_json(path, record)
+
+
+def run_experiment(
+    config: Experiment, out: Path, resume: bool = False, say: Say = print, *, beside: bool = True
+) -> pd.DataFrame | None:
+    """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the report if it has none.
+
+    Of several processes, the first one predicts, evaluates and reports. The report compares a private run with the non-private
+    one beside it, unless `beside` is False (a sweep compares at its end, and writes the reports again).
+
+    Returns:
+        The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but the first.
+    """
+    from jaxcxr.training.distributed import first_then_all, is_first
+    from jaxcxr.training.loop import claim_run_folder, train
+    from jaxcxr.training.plan import make_plan
+
+    if (out / "evaluation.csv").exists():
+        claim_run_folder(out, config, resume)
+        evaluation = read_evaluation(out / "evaluation.csv")
+        if (out / "predictions.parquet").exists() and not (out / PAGE).exists():
+            there = (Path(config.data.store) / "store.json").exists()
+            films = open_store(Path(config.data.store)).manifest if there else None
+            report_run(out, config.evaluation, films, beside=beside)
+        return evaluation
+    store = first_then_all(lambda: store_of(config, say))
+    ensure_weights(config, say)
+    plan = make_plan(config, store)
+    say(_headline(plan))
+    held_out = None if plan.start is None else plan.start.held_out
+    for remark in [*plan.remarks(), *([] if held_out is None else [held_out])]:
+        say(remark)
+    patients = _of_patients(plan, say)
+    outcome = train(plan, out, resume)
+    if not is_first():
+        return None
+    _write_patients(patients, out / PATIENTS)
+    if not outcome.finished:
+        say(
+            f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, "
+            "train.py --resume or the same sweep goes on"
+        )
+        return None
+    if outcome.stopped_by == "budget":
+        say(f"the budget is spent: stopped before step {outcome.steps_done + 1} of {plan.steps}")
+    evaluation = predict_and_evaluate(config, outcome.params, store, out)
+    report_run(out, config.evaluation, store.manifest, beside=beside)
+    return evaluation
+
+
+def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
+    """Predict and evaluate with the weights that training starts from: what the public data alone are worth."""
+    from jaxcxr.training.plan import make_plan, weights_digest
+
+    if config.model.weights is None:
+        raise InputError("model.weights: there is no model to evaluate before training if it starts at random")
+    store = store_of(config, say)
+    ensure_weights(config, say)
+    untouched = dataclasses.replace(config, privacy=None)
+    params = make_plan(untouched, store).initial_params(bytes(32))
+    described = {
+        "store_fingerprint": store.fingerprint,
+        "findings": list(config.data.findings),
+        "prediction_views": config.model.prediction_views,
+        "evaluation": dataclasses.asdict(config.evaluation),
+        "weights_sha256": weights_digest(params),
+    }
+    as_written = json.loads(json.dumps(described))  # JSON has no tuples
+    facts = out / "run.json"
+    if (out / "evaluation.csv").exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")) == as_written:
+        return read_evaluation(out / "evaluation.csv")
+    out.mkdir(parents=True, exist_ok=True)
+    evaluation = predict_and_evaluate(config, params, store, out)
+    write_json(facts, described)
+    return evaluation
+
+
+def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Path) -> pd.DataFrame:
+    """Write `predictions.parquet` and `evaluation.csv` into the run folder."""
+    from jaxcxr.eval.predict import predict_table, write_table
+
+    table = predict_table(config, params, store)
+    write_table(table, out / "predictions.parquet")
+    evaluation = evaluate(table, list(config.data.findings), config.evaluation)
+    with replacing(out / "evaluation.csv") as part:
+        evaluation.to_csv(part, index=False)
+    return evaluation
+
+
+def _headline(plan: Any) -> str:
+    m = plan.mechanism
+    if m is None:
+        return f"training without privacy: {plan.steps} steps of {plan.config.training.expected_batch_size} expected films"
+    from jaxcxr.accounting import plan as planned
+
+    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
+    counted = f", class counts noised by {plan.class_counts.noise_multiplier:.4g}" if plan.class_counts is not None else ""
+    return (
+        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or remove one): "
+        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} steps{counted} "
+        f"(at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP {cost.epsilon_rdp:.4g})"
+    )
+
+
+def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
+    """What an image-level run costs the cohort's median, 95th-percentile and maximum patient, said and listed; nothing for
+    other runs. How many films the patients have is private: this is for the operator.
+    """
+    if plan.mechanism is None or plan.config.privacy.unit != "image":
+        return []
+    from jaxcxr.accounting import Spending
+    from jaxcxr.accounting.group_privacy import films_per_patient, patient_epsilons
+
+    m = plan.mechanism
+    try:
+        counts = films_per_patient(plan.split.frame["patient_id"].tolist(), plan.config.data.store)
+    except InputError as error:
+        say(f"no epsilon for patients: {error}")
+        return []
+    rows = patient_epsilons([*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts)
+    told = "; ".join(
+        f"{row.patient} ({row.films} film{'s' if row.films > 1 else ''}) "
+        + (f"at most {row.epsilon.upper:.4g}" if row.epsilon.upper < math.inf else "not protected")
+        for row in rows
+    )
+    say(f"epsilon of a patient, for the operator only, as the numbers of films are private: {told}")
+    return [
+        {
+            "patient": row.patient,
+            "films": row.films,
+            "epsilon_upper": row.epsilon.upper if row.epsilon.upper < math.inf else None,
+            "epsilon_lower": row.epsilon.lower,
+        }
+        for row in rows
+    ]
+
+
+def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
+    if not rows:
+        return
+    write_json(path, {"for": "the operator; not for release: how many films patients have is private", "patients": rows})
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run folder as a row source of `summary.csv`."""
+    spent, evaluation = spent_of(folder), read_evaluation(folder / "evaluation.csv")
+    if spent is None:
+        return Run(evaluation, steps=read_facts(folder)["steps"])
+    steps = spent.steps  # fewer than planned after a budget stop
+    return Run(evaluation, spent.budget, spent.delta, spent.noise_multiplier, spent.sample_rate, steps)
