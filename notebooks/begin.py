@@ -1,4 +1,6 @@
-"""How every notebook here begins: in the project's folder, without library chatter, in its full or its quick setting."""
+"""How every notebook here begins: in the project's folder, without library chatter, in its full or its quick
+setting.
+"""
 
 import dataclasses
 import io

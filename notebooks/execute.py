@@ -1,8 +1,8 @@
 """Execute the notebooks from top to bottom and keep their outputs.
 
-python notebooks/execute.py                     all of them, in the full setting (about half an hour on two cores)
-python notebooks/execute.py 05 06               some of them
-JAXCXR_QUICK=1 python notebooks/execute.py --out FOLDER     the reduced setting, outputs kept elsewhere
+python notebooks/execute.py                     all of them, in the full setting (about half an hour on two
+cores) python notebooks/execute.py 05 06               some of them JAXCXR_QUICK=1 python notebooks/execute.py
+--out FOLDER     the reduced setting, outputs kept elsewhere
 
 Progress bars and the time of execution are left out of what is kept.
 """
@@ -49,7 +49,9 @@ def executed(path: Path) -> nbformat.NotebookNode:
         for output in cell.outputs:
             said = output.get("text", "") if output.output_type == "stream" else ""
             if output.output_type == "error" or "error:" in said:
-                raise RuntimeError(f"{path.name}: {cell.source[:80]!r} failed: {said or output.get('evalue')}")
+                raise RuntimeError(
+                    f"{path.name}: {cell.source[:80]!r} failed: {said or output.get('evalue')}"
+                )
         cell.outputs = _kept(cell.outputs)
         cell.metadata = {}
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
@@ -57,7 +59,9 @@ def executed(path: Path) -> nbformat.NotebookNode:
 
 
 def _kept(outputs: list[Any]) -> list[Any]:
-    """Outputs without what goes to stderr (progress), what was printed in pieces in one, lines as they last stood on screen."""
+    """Outputs without what goes to stderr (progress), what was printed in pieces in one, lines as they last
+    stood on screen.
+    """
     kept: list[Any] = []
     for output in outputs:
         if output.get("name") == "stderr":

@@ -2,11 +2,13 @@
 
 python scripts/ablate.py                          every question of configs/ablations.yaml
 python scripts/ablate.py --questions recipe       one of them
-python scripts/ablate.py --minutes 30             begin no run after half an hour; the same command goes on later
+python scripts/ablate.py --minutes 30             begin no run after half an hour; the same command goes on
+later
 
-Finished runs are not run again. Tables and figures over all that is finished go to --report: results.csv (a row a run),
-comparisons.csv (a row an arm, with intervals), ablations.md, ablations.png/.svg and budgets.png/.svg. Questions that are not
-asked for, or have no finished run, keep the rows that the report has of them.
+Finished runs are not run again. Tables and figures over all that is finished go to --report: results.csv (a
+row a run), comparisons.csv (a row an arm, with intervals), ablations.md, ablations.png/.svg and
+budgets.png/.svg. Questions that are not asked for, or have no finished run, keep the rows that the report has
+of them.
 """
 
 import dataclasses
@@ -48,17 +50,25 @@ def main() -> None:
     study = load(studies.Study, arguments.grid)
     unknown = [name for name in arguments.questions if name not in study.questions]
     if unknown:
-        raise InputError(f"--questions: expected some of {', '.join(study.questions)}; found {', '.join(unknown)}")
+        raise InputError(
+            f"--questions: expected some of {', '.join(study.questions)}; found {', '.join(unknown)}"
+        )
     everything = study.questions
-    chosen = {name: q for name, q in everything.items() if not arguments.questions or name in arguments.questions}
+    chosen = {
+        name: q for name, q in everything.items() if not arguments.questions or name in arguments.questions
+    }
     study = dataclasses.replace(study, questions=chosen)
     done = studies.run(study, arguments.out, arguments.minutes)
     compared = studies.comparisons(study, arguments.out)
     if compared.empty:
-        raise InputError(f"{arguments.out}: no finished run of {', '.join(chosen)} there yet; expected time for one")
+        raise InputError(
+            f"{arguments.out}: no finished run of {', '.join(chosen)} there yet; expected time for one"
+        )
     asked = {name: question.asks for name, question in everything.items()}
     compared = with_other_questions(compared, arguments.report / "comparisons.csv", list(asked))
-    results = with_other_questions(studies.results(study, arguments.out), arguments.report / "results.csv", list(asked))
+    results = with_other_questions(
+        studies.results(study, arguments.out), arguments.report / "results.csv", list(asked)
+    )
     write_study(results, compared, asked, arguments.report)
     print(f"{arguments.report}: results.csv, comparisons.csv, ablations.md, ablations.png, ablations.svg")
     if not done:

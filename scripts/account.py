@@ -8,9 +8,10 @@ Noised class counts:     add --counts-noise 50 (they are paid from the same budg
 A run so far:            account.py --run runs/demo
 All models of a sweep:   account.py --sweep runs/sweep-demo
 
-Adjacency: add or remove one unit (--replace-one: one unit replaced by another). Sampling: Poisson, each unit joins a step with
-probability batch / n. Epsilon is an upper bound (epsilon_pld), with a lower bound beside it; gdp_mu is the mu of Gaussian
-differential privacy that covers the whole curve from --delta on. --json prints JSON.
+Adjacency: add or remove one unit (--replace-one: one unit replaced by another). Sampling: Poisson, each unit
+joins a step with probability batch / n. Epsilon is an upper bound (epsilon_pld), with a lower bound beside
+it; gdp_mu is the mu of Gaussian differential privacy that covers the whole curve from --delta on. --json
+prints JSON.
 """
 
 import dataclasses
@@ -112,7 +113,9 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
             rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
         return rows
     if (a.epochs is None) == (a.steps is None):
-        raise InputError(f"expected --epochs or --steps, exactly one; found epochs {a.epochs}, steps {a.steps}")
+        raise InputError(
+            f"expected --epochs or --steps, exactly one; found epochs {a.epochs}, steps {a.steps}"
+        )
     if a.steps is not None and not 0 < a.steps <= accounting.MOST_STEPS:
         raise InputError(f"--steps: expected 1 to {accounting.MOST_STEPS:,}, found {a.steps}")
     if not a.eps and not a.noise:
@@ -126,7 +129,9 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
             raise InputError(f"--eps {value:g}: {error}") from error
         found = accounting.plan(sigma, delta, rate, steps, already)
         row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found)
-        row |= {"gdp_mu": accounting.gdp_mu([*already, accounting.Spending(rate, sigma, steps)], delta)} | ADJACENCY
+        row |= {
+            "gdp_mu": accounting.gdp_mu([*already, accounting.Spending(rate, sigma, steps)], delta)
+        } | ADJACENCY
         rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
     return rows
 
@@ -142,8 +147,14 @@ def _checked(a: Arguments) -> tuple[float, float, int, int]:
     if not 0 < a.batch <= a.n:
         raise InputError(f"--batch: expected 1 to --n ({a.n}), found {a.batch}")
     if not LEAST_DELTA <= a.delta < 1 / a.n:
-        raise InputError(f"--delta: expected at least {LEAST_DELTA:g} and less than 1/N = {1 / a.n:.3g}, found {a.delta:g}")
-    named = {"eps": a.eps, "noise": a.noise, "counts-noise": () if a.counts_noise is None else (a.counts_noise,)}
+        raise InputError(
+            f"--delta: expected at least {LEAST_DELTA:g} and less than 1/N = {1 / a.n:.3g}, found {a.delta:g}"
+        )
+    named = {
+        "eps": a.eps,
+        "noise": a.noise,
+        "counts-noise": () if a.counts_noise is None else (a.counts_noise,),
+    }
     for name, values in named.items():
         for value in values:
             if not 0 < value < math.inf:
@@ -185,10 +196,17 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
     if spent is None:
         raise InputError(f"{folder}: trained without privacy: its epsilon is infinite")
     if a.films and spent.terms.unit != "image":
-        raise InputError(f"--films: the unit of {folder} is the {spent.terms.unit} already; its epsilon is the patient's")
+        raise InputError(
+            f"--films: the unit of {folder} is the {spent.terms.unit} already; its epsilon is the patient's"
+        )
     bounds, spendings, done = spent.bounds(), spent.spendings, spent.steps
     more = accounting.affordable_steps(
-        spendings, spent.sample_rate, spent.noise_multiplier, spent.budget, spent.delta, wanted=spent.steps_planned - done
+        spendings,
+        spent.sample_rate,
+        spent.noise_multiplier,
+        spent.budget,
+        spent.delta,
+        wanted=spent.steps_planned - done,
     )
     return {
         "unit": spent.terms.unit,
@@ -209,10 +227,20 @@ def _of_sweep(folder: Path) -> list[dict[str, Any]]:
 
     cost = sweep_cost(folder)
     rows: list[dict[str, Any]] = [{"what": f"model {run.name}", "epsilon": run.epsilon} for run in cost.runs]
-    rows.append({"what": "all of these models", "epsilon": cost.publish_all.upper, "epsilon_lower": cost.publish_all.lower})
-    drawn = f"the best of them, if their number was drawn beforehand ({cost.repetitions}, mean {len(cost.runs)})"
+    rows.append(
+        {
+            "what": "all of these models",
+            "epsilon": cost.publish_all.upper,
+            "epsilon_lower": cost.publish_all.lower,
+        }
+    )
+    drawn = (
+        f"the best of them, if their number was drawn beforehand ({cost.repetitions}, mean {len(cost.runs)})"
+    )
     rows.append({"what": drawn, "epsilon": cost.choose_best})
-    rows += [{"what": f"model {name}", "epsilon": math.inf, "epsilon_lower": math.inf} for name in cost.unprotected]
+    rows += [
+        {"what": f"model {name}", "epsilon": math.inf, "epsilon_lower": math.inf} for name in cost.unprotected
+    ]
     return [row | {"delta": cost.delta, "unit": cost.unit} for row in rows]
 
 

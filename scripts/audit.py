@@ -1,12 +1,14 @@
-"""Attack the private training with inserted canaries, and check every step against what the accountant assumes.
+"""Attack the private training with inserted canaries, and check every step against what the accountant
+assumes.
 
-python scripts/audit.py --out runs/demo       audits by the run's own configuration; its privacy card then shows the finding
-python scripts/audit.py --config configs/demo.yaml --out runs/audit
-python scripts/audit.py --model network --out runs/demo       the network itself, narrower; takes minutes
+python scripts/audit.py --out runs/demo       audits by the run's own configuration; its privacy card then
+shows the finding python scripts/audit.py --config configs/demo.yaml --out runs/audit python scripts/audit.py
+--model network --out runs/demo       the network itself, narrower; takes minutes
 
-A logistic regression, or the network, is trained on the cohort's films with the package's own sampler, clipping, compiled step,
-noise and accounting; about half of the canaries are in. Writes audit.json (the finding), membership.csv and membership.png and
-.svg (what attacks that threshold a score, such as the loss, achieve). Exit status 1 if the claim is refuted. What is written
+A logistic regression, or the network, is trained on the cohort's films with the package's own sampler,
+clipping, compiled step, noise and accounting; about half of the canaries are in. Writes audit.json (the
+finding), membership.csv and membership.png and .svg (what attacks that threshold a score, such as the loss,
+achieve). Exit status 1 if the claim is refuted. What is written
 comes from private data: it stays in the house, but for the figures that the privacy card prints.
 """
 
@@ -36,7 +38,8 @@ class Arguments:
         model: what is trained: `logistic` regression on the pixels, or the `network`.
         width: of the network, a multiple of 32.
         side: pixels to which films are shrunk for the network.
-        canaries: films that are each inserted with a chance of one half; 500, or 200 for the network, unless given.
+        canaries: films that are each inserted with a chance of one half; 500, or 200 for the network, unless
+            given.
         films: at most so many films of the training split.
         steps: length of the audited run.
         sample_rate: expected share of the films in a step.
@@ -63,9 +66,15 @@ class Arguments:
 
 
 def _refuse_impossible(arguments: Arguments) -> None:
-    if arguments.inserted < 20 or arguments.steps < 2 or arguments.films < 1 or not 0 < arguments.sample_rate < 1:
+    if (
+        arguments.inserted < 20
+        or arguments.steps < 2
+        or arguments.films < 1
+        or not 0 < arguments.sample_rate < 1
+    ):
         raise InputError(
-            "expected at least 20 --canaries, 2 --steps and 1 of the --films, and a --sample-rate between 0 and 1; found "
+            "expected at least 20 --canaries, 2 --steps and 1 of the --films, and a --sample-rate between 0 "
+            "and 1; found "
             f"{arguments.inserted}, {arguments.steps}, {arguments.films} and {arguments.sample_rate:g}"
         )
     if not (arguments.epsilon > 0 and math.isfinite(arguments.epsilon)):
@@ -149,7 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     spent = [accounting.Spending(mechanism.sample_rate, noise, arguments.steps)]
     limit = f"limit at epsilon {found.epsilon_claimed:.3g}"
     curves = {limit: (rates, trade_off(spent, delta, rates))}
-    curves |= {name: (curve.false_positive_rate, curve.true_positive_rate) for name, curve in found.curves.items()}
+    curves |= {
+        name: (curve.false_positive_rate, curve.true_positive_rate) for name, curve in found.curves.items()
+    }
     bands = {name: curve.band() for name, curve in found.curves.items()}
     rows = [
         pd.DataFrame({"attack": name, "false_positive_rate": x, "true_positive_rate": y}).assign(
@@ -158,19 +169,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, (x, y) in curves.items()
     ]
     pd.concat(rows).to_csv(arguments.out / "membership.csv", index=False)
-    edges = {name: ((band.false_high, band.true_low), (band.false_low, band.true_high)) for name, band in bands.items()}
+    edges = {
+        name: ((band.false_high, band.true_low), (band.false_low, band.true_high))
+        for name, band in bands.items()
+    }
     trade_off_figure(curves, arguments.out, "membership", bands=edges)
 
     print(
-        f"{path}: {model.name} of {model.coordinates} parameters, {len(cohort)} films, {found.canaries} canaries, "
+        f"{path}: {model.name} of {model.coordinates} parameters, {len(cohort)} films, {found.canaries} "
+        "canaries, "
         f"{arguments.steps} steps, noise multiplier {noise:.4g}"
     )
-    print(pd.DataFrame(described["attacks"]).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    print(
+        pd.DataFrame(described["attacks"]).to_string(index=False, float_format=lambda value: f"{value:.4g}")
+    )
     for check in found.checks:
-        print(f"{'FAILED' if check.failed else 'passed'}: {check.name} (p = {check.p_value:.2g}; {check.found})")
+        print(
+            f"{'FAILED' if check.failed else 'passed'}: {check.name} (p = {check.p_value:.2g}; {check.found})"
+        )
     verdict = "THE CLAIM IS REFUTED" if found.accused else "nothing found against the claim"
     print(
-        f"epsilon claimed {found.epsilon_claimed:.4g}, at least {found.epsilon_lower:.4g} with {found.confidence:.0%} "
+        f"epsilon claimed {found.epsilon_claimed:.4g}, at least {found.epsilon_lower:.4g} with "
+        f"{found.confidence:.0%} "
         f"confidence (delta {delta:g}): {verdict}"
     )
     print(f"{arguments.out}: audit.json, membership.csv, membership.png, membership.svg")

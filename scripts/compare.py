@@ -1,6 +1,7 @@
 """Compare two models on the same test films: paired differences with intervals and p-values, group by group.
 
-python scripts/compare.py runs/sweep-demo/non_private runs/sweep-demo/epsilon_7.89 --out runs/sweep-demo/comparison
+python scripts/compare.py runs/sweep-demo/non_private runs/sweep-demo/epsilon_7.89 --out
+runs/sweep-demo/comparison
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ from jaxcxr.config import EvaluationConfig
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Compare two models on the same test films: paired differences (A minus B) with intervals and p-values, group by group.
+    """Compare two models on the same test films: paired differences (A minus B) with intervals and p-values,
+    group by group.
 
     Attributes:
         run_a, run_b: run folders, or predictions files (.parquet or .csv) of any models.
@@ -25,7 +27,9 @@ class Arguments:
     run_a: tyro.conf.Positional[Path]
     run_b: tyro.conf.Positional[Path]
     out: Path
-    evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig] = dataclasses.field(default_factory=EvaluationConfig)
+    evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig] = dataclasses.field(
+        default_factory=EvaluationConfig
+    )
 
 
 def main() -> None:
@@ -40,7 +44,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     comparison.to_csv(arguments.out / "comparison.csv", index=False)
     facts = (read_facts(arguments.run_a), read_facts(arguments.run_b))
-    write_page(comparison_page(comparison, (str(arguments.run_a), str(arguments.run_b)), facts), arguments.out)
+    write_page(
+        comparison_page(comparison, (str(arguments.run_a), str(arguments.run_b)), facts), arguments.out
+    )
     print(f"A {arguments.run_a}\nB {arguments.run_b}\n")
     print(comparison_text(comparison))
     print(f"\n{arguments.out}: comparison.csv ({len(comparison)} rows), report.html")

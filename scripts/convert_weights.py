@@ -2,13 +2,15 @@
 
 python scripts/convert_weights.py pretraining_resnet9_512.pth --out weights/mimic-512
 python scripts/convert_weights.py weights/mimic-512 --to-torch --out mimic-512.pth
-python scripts/convert_weights.py weights/mimic-512 --head map --mapping configs/mimic_to_uka.yaml --out weights/mimic-512-mish
+python scripts/convert_weights.py weights/mimic-512 --head map --mapping configs/mimic_to_uka.yaml --out
+weights/mimic-512-mish
 
-Reads .pth and .pt (plain, of Opacus or DataParallel, or in a checkpoint), .safetensors, and run, weights and release folders.
-Writes a weights folder for `model.weights`, or with --to-torch a .pth, .pt or .safetensors file.
+Reads .pth and .pt (plain, of Opacus or DataParallel, or in a checkpoint), .safetensors, and run, weights and
+release folders. Writes a weights folder for `model.weights`, or with --to-torch a .pth, .pt or .safetensors
+file.
 
-Weights that release.py refuses are refused here; --watermark converts them, marked in name and content. Weights of a private
-run are registered in its store, as a release is.
+Weights that release.py refuses are refused here; --watermark converts them, marked in name and content.
+Weights of a private run are registered in its store, as a release is.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ class Arguments:
         head: keep the last layer, replace it by a fresh one, or map its rows by the names of the findings.
         findings: to predict, in order; the weights' own unless given (the paper's eight for a file).
         trained: of a file: the findings that its head predicts, in order; for --head map.
-        mapping: of --head map: YAML with `findings` to predict and `mapping`, wanted finding -> trained finding, or `new`.
+        mapping: of --head map: YAML with `findings` to predict and `mapping`, wanted finding -> trained
+            finding, or `new`.
         activation: of a file: of the network it was trained with.
         width: of a file: channels of its first layer.
         size: of a file: side of the films it was trained on, in pixels.
@@ -70,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr.models.heads import HeadMapping
     from jaxcxr.workflows.conversion import Weights, convert, with_head
 
-    given = Weights({}, arguments.trained or UKA_FINDINGS, arguments.activation, arguments.width, arguments.size)
+    given = Weights(
+        {}, arguments.trained or UKA_FINDINGS, arguments.activation, arguments.width, arguments.size
+    )
     if arguments.head == "keep" and arguments.findings and not arguments.weights.is_dir():
         given = dataclasses.replace(given, findings=arguments.findings)
 
@@ -81,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.head == "replace":
             return with_head(weights, arguments.findings or weights.findings, None, arguments.seed)
         if arguments.findings and arguments.findings != weights.findings:
-            raise InputError(f"--findings: the weights predict {', '.join(weights.findings)}; use --head map or --head replace")
+            raise InputError(
+                f"--findings: the weights predict {', '.join(weights.findings)}; use --head map or --head "
+                "replace"
+            )
         return weights
 
     out, weights = convert(

@@ -1,4 +1,5 @@
-"""Describe the cohort of a store: the paper's Table 1 and figures of comorbidities beside the paper's values, and a data card.
+"""Describe the cohort of a store: the paper's Table 1 and figures of comorbidities beside the paper's values,
+and a data card.
 
 python scripts/describe.py stores/example --out runs/cohort
 """
@@ -54,7 +55,9 @@ def main() -> None:
     (out / "data_card.md").write_text(card, encoding="utf-8")
     print(table.to_string(index=False))
     print(comorbidities.loc[comorbidities["split"] == "all"].round(2).to_string(index=False))
-    print(f"written to {out}: table_1.csv, comorbidities.csv, figure_s1 to figure_s4 (PNG, SVG), data_card.md")
+    print(
+        f"written to {out}: table_1.csv, comorbidities.csv, figure_s1 to figure_s4 (PNG, SVG), data_card.md"
+    )
 
 
 if __name__ == "__main__":

@@ -14,18 +14,21 @@ from jaxcxr.config import EvaluationConfig
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Evaluate a predictions file of any model: metrics with intervals, groups of patients and fairness, as evaluation.csv,
-    figures, report.html and on the screen.
+    """Evaluate a predictions file of any model: metrics with intervals, groups of patients and fairness, as
+    evaluation.csv, figures, report.html and on the screen.
 
     Attributes:
-        predictions: .parquet or .csv with image_id, patient_id, split, y_<finding> (1, 0, empty) and p_<finding> (probability).
+        predictions: .parquet or .csv with image_id, patient_id, split, y_<finding> (1, 0, empty) and
+            p_<finding> (probability).
         out: folder for evaluation.csv, figures/ and report.html.
         evaluation: how the predictions are judged.
     """
 
     predictions: tyro.conf.Positional[Path]
     out: Path
-    evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig] = dataclasses.field(default_factory=EvaluationConfig)
+    evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig] = dataclasses.field(
+        default_factory=EvaluationConfig
+    )
 
 
 def main() -> None:
@@ -56,7 +59,8 @@ def main() -> None:
     print(screen_table(evaluation))
     print(f"\n{groups_text(evaluation)}\n")
     print(
-        f"{arguments.out}: evaluation.csv ({len(evaluation)} rows), report.html, figures/roc.png, figures/calibration.png "
+        f"{arguments.out}: evaluation.csv ({len(evaluation)} rows), report.html, figures/roc.png, "
+        "figures/calibration.png "
         "(and .svg)"
     )
 

@@ -45,7 +45,9 @@ def main() -> None:
     model = load_model(arguments.model)
     unknown = [finding for finding in arguments.finding if finding not in model.findings]
     if unknown:
-        raise InputError(f"--finding: the model predicts {', '.join(model.findings)}; found {', '.join(unknown)}")
+        raise InputError(
+            f"--finding: the model predicts {', '.join(model.findings)}; found {', '.join(unknown)}"
+        )
     film = model.prepare(arguments.film)[0]
     probabilities = model.predict_prepared(film[None])[0]
     likeliest = [model.findings[i] for i in np.argsort(-probabilities)[:3]]

@@ -1,8 +1,8 @@
 """Turn a data set and its image files into a store that training reads.
 
-python scripts/prepare.py csv --source configs/prepare_example.yaml --table metadata.csv --images FOLDER --out stores/example
-python scripts/prepare.py nih --folder FOLDER --out stores/nih
-python scripts/prepare.py verify stores/nih
+python scripts/prepare.py csv --source configs/prepare_example.yaml --table metadata.csv --images FOLDER --out
+stores/example python scripts/prepare.py nih --folder FOLDER --out stores/nih python scripts/prepare.py verify
+stores/nih
 
 A run that was interrupted goes on if the same command is given again. docs/data.md describes every source.
 """
@@ -43,8 +43,10 @@ class Common:
         dtype: of the stored pixels; training reads uint8.
         processes: how many decode images; by default one a usable core.
         shards: number of files of records; by default as many as keep each below 128 MiB.
-        strict: stop at the first file that cannot be used, instead of leaving it out and naming it in quarantine.csv.
-        refuse_flagged: leave out secondary captures and films with burnt-in annotation, instead of naming them in flagged.csv.
+        strict: stop at the first file that cannot be used, instead of leaving it out and naming it in
+            quarantine.csv.
+        refuse_flagged: leave out secondary captures and films with burnt-in annotation, instead of naming
+            them in flagged.csv.
         verify: read every record again when done and compare it with its checksum.
         duplicates: look for nearly equal films of different patients.
     """
@@ -89,7 +91,8 @@ class Published(Common):
     Attributes:
         folder: holds the set's tables.
         images: folder of its images; by default the same.
-        config: YAML choices, such as what uncertain labels mean (configs/prepare_<name>.yaml); the defaults are written there.
+        config: YAML choices, such as what uncertain labels mean (configs/prepare_<name>.yaml); the defaults
+            are written there.
     """
 
     folder: Path
@@ -195,7 +198,11 @@ def _cohort(command: Any, processes: int) -> tuple[Cohort, Path, tuple[str, ...]
         if not command.folder.is_dir():
             raise InputError(f"{command.folder}: no such folder")
         options = load(kind, command.config) if command.config else kind()
-        return read(command.folder, images, dataclasses.replace(options, draw=options.draw.keyed(begun))), images, ()
+        return (
+            read(command.folder, images, dataclasses.replace(options, draw=options.draw.keyed(begun))),
+            images,
+            (),
+        )
     images = _folder(command.images)
     if isinstance(command, Dicom):
         config = load(dicom.DicomSource, command.source)
@@ -244,7 +251,8 @@ def _tell_duplicates(store: Store) -> None:
     pairs = read_listing(store.path / DUPLICATES_FILE)
     if len(pairs):
         print(
-            f"{len(pairs):,} pairs of nearly equal films of different patients, {len(across_splits(pairs)):,} of them across "
+            f"{len(pairs):,} pairs of nearly equal films of different patients, "
+            f"{len(across_splits(pairs)):,} of them across "
             f"splits; see {store.path / DUPLICATES_FILE}"
         )
 

@@ -4,7 +4,8 @@ python scripts/pretrain.py --config configs/pretrain_mimic.yaml --out weights/mi
 
 The weights that come with the package are made by (the folder must not exist):
 
-python scripts/pretrain.py --config configs/pretrain_synthetic.yaml --out src/jaxcxr/weights/synthetic-64 --bfloat16
+python scripts/pretrain.py --config configs/pretrain_synthetic.yaml --out src/jaxcxr/weights/synthetic-64
+--bfloat16
 
 Every field of the configuration is a flag as well, such as --training.steps 1000.
 """
@@ -26,7 +27,8 @@ class Arguments:
     Attributes:
         out: folder of the weights; it must not exist.
         config: the experiment (YAML), with privacy null.
-        bfloat16: write one safetensors file of half the size, in numbers of 16 bits, instead of float32 by orbax.
+        bfloat16: write one safetensors file of half the size, in numbers of 16 bits, instead of float32 by
+            orbax.
     """
 
     out: Path

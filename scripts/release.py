@@ -2,11 +2,13 @@
 
 python scripts/release.py runs/demo                       build runs/demo/release and check it
 python scripts/release.py --check FOLDER --manifest TABLE --store STORE
-                                                          check a folder against a cohort's manifest and register
+                                                          check a folder against a cohort's manifest and
+                                                          register
 
-A run that must not be released (without privacy, unfinished, seeded, with class weights that the guarantee does not cover, or
-refuted by its audit, for example) is refused; --watermark builds runs/demo/not-for-release from it, every file marked so.
-A release is registered in the store of its cohort (releases.jsonl), and counts on the privacy cards of all later ones.
+A run that must not be released (without privacy, unfinished, seeded, with class weights that the guarantee
+does not cover, or refuted by its audit, for example) is refused; --watermark builds runs/demo/not-for-release
+from it, every file marked so. A release is registered in the store of its cohort (releases.jsonl), and counts
+on the privacy cards of all later ones.
 """
 
 import dataclasses
@@ -26,9 +28,10 @@ class Arguments:
     Attributes:
         folder: run folder; with check, the folder to be checked.
         check: only check the folder.
-        manifest: table with image_id, patient_id and path (.csv or .parquet); that of the run's store unless given.
-        store: of the run's cohort, if it is not where the run's configuration says; with check, its register of released models
-            is asked (without it, that of the run folder in which a release lies).
+        manifest: table with image_id, patient_id and path (.csv or .parquet); that of the run's store unless
+            given.
+        store: of the run's cohort, if it is not where the run's configuration says; with check, its register
+            of released models is asked (without it, that of the run folder in which a release lies).
         watermark: build a marked folder of a run that must not be released.
     """
 
@@ -55,11 +58,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         unchecked = (*by_itself.unchecked, *registered.unchecked)
     else:
         built = build_release(arguments.folder, manifest, arguments.watermark, arguments.store)
-        print(f"{built.folder}: " + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked"))
+        print(
+            f"{built.folder}: "
+            + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked")
+        )
         unchecked = built.unchecked
         secret = arguments.folder / "checkpoints" / "secret.key"
         if secret.is_file():
-            print(f"{secret}: with it the noise can be removed; delete it now that the run is finished, or lock it away")
+            print(
+                f"{secret}: with it the noise can be removed; delete it now that the run is finished, or "
+                "lock it away"
+            )
     for sentence in unchecked:
         print(f"not checked: {sentence}")
 

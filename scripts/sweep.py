@@ -2,11 +2,13 @@
 
 python scripts/sweep.py               the paper's six budgets and the non-private model
 python scripts/sweep.py --eps 0.29    one budget (or several; inf is the non-private model)
-python scripts/sweep.py --recipe recommended    each budget by the rule of configs/recommended.yaml (docs/recipes.md)
-python scripts/sweep.py --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
+python scripts/sweep.py --recipe recommended    each budget by the rule of configs/recommended.yaml
+(docs/recipes.md) python scripts/sweep.py --recipe recommended --beside runs/sweep-demo    another sweep in
+the same figure
 
-Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it stopped.
-Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for every budget.
+Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
+stopped. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
+every budget.
 """
 
 import dataclasses
@@ -31,11 +33,13 @@ class Arguments:
         eps: budgets; the paper's six and inf (no privacy) unless given.
         config: the private experiment; its privacy.epsilon is replaced by each budget.
         nonprivate_config: the non-private experiment.
-        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope, clip norm and
-            averaging for each budget by the rule, for no more film passes, and averages all predictions over views of a film.
+        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope,
+            clip norm and averaging for each budget by the rule, for no more film passes, and averages all
+            predictions over views of a film.
         rule: of the recommended recipe (YAML).
         beside: a finished sweep folder, drawn in the same figure.
-        out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it is not the paper's.
+        out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
+            is not the paper's.
     """
 
     eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
@@ -53,7 +57,9 @@ def main() -> None:
     if private.privacy is None:
         raise InputError(f"{arguments.config}: privacy: expected a budget to sweep over, found null")
     if arguments.beside is not None and not (arguments.beside / "summary.csv").is_file():
-        raise InputError(f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there")
+        raise InputError(
+            f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
+        )
     rule = load(Rule, arguments.rule) if arguments.recipe == "recommended" else None
     experiments: dict[float, Experiment] = {}
     for epsilon in arguments.eps:
@@ -61,7 +67,9 @@ def main() -> None:
             raise InputError(f"--eps: expected positive budgets, found {epsilon:g}")
         config = load(Experiment, arguments.nonprivate_config)
         if epsilon < math.inf:
-            config = dataclasses.replace(private, privacy=dataclasses.replace(private.privacy, epsilon=epsilon))
+            config = dataclasses.replace(
+                private, privacy=dataclasses.replace(private.privacy, epsilon=epsilon)
+            )
         elif config.privacy is not None or (config.data.store, config.data.findings) != (
             private.data.store,
             private.data.findings,
@@ -74,15 +82,19 @@ def main() -> None:
         if rule is not None:
             from jaxcxr.workflows.experiment import number_of_units
 
-            config = with_views(config, rule) if config.privacy is None else recommended(config, number_of_units(config), rule)
+            config = (
+                with_views(config, rule)
+                if config.privacy is None
+                else recommended(config, number_of_units(config), rule)
+            )
         experiments[epsilon] = config
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
     sweep(experiments, arguments.out or Path("runs") / name, arguments.beside)
 
 
 def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None = None) -> None:
-    """Run the experiments, one folder a budget, and write the summary, tables and figures over all that the sweep folder
-    holds.
+    """Run the experiments, one folder a budget, and write the summary, tables and figures over all that the
+    sweep folder holds.
     """
     from jaxcxr.data.store import open_store
     from jaxcxr.report.figures.sweep_figures import figure_2
@@ -97,7 +109,10 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     untouched = None if first.model.weights is None else evaluate_untouched(first, out / "untouched")
     for epsilon, config in experiments.items():
         name = "non_private" if math.isinf(epsilon) else f"epsilon_{epsilon:g}"
-        if run_experiment(config, out / name, resume=(out / name / "config.yaml").exists(), beside=False) is None:
+        if (
+            run_experiment(config, out / name, resume=(out / name / "config.yaml").exists(), beside=False)
+            is None
+        ):
             raise SystemExit(130)
     runs = finished_runs(out)
     summary = summarise(runs)
@@ -105,14 +120,17 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     write_tables(summary, out / "tables")
     other = None if beside is None else (beside.resolve().name, pd.read_csv(beside / "summary.csv"))
     figure_2(summary, out, beside=other)
-    folders = {r.epsilon: out / ("non_private" if math.isinf(r.epsilon) else f"epsilon_{r.epsilon:g}") for r in runs}
+    folders = {
+        r.epsilon: out / ("non_private" if math.isinf(r.epsilon) else f"epsilon_{r.epsilon:g}") for r in runs
+    }
     films = open_store(Path(first.data.store)).manifest
     write_sweep(out, runs, folders, first.evaluation, films, first.data.findings)
     print(f"\n{_screen(summary, untouched)}\n")
     if any(math.isfinite(run.epsilon) for run in runs):
         print(f"{write_cost(out)}\n")
     print(
-        f"{out}: report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, correlations.csv, figure_2.png, "
+        f"{out}: report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, correlations.csv, "
+        "figure_2.png, "
         "figure_2.svg, tables/, figures/, and a run folder for each budget"
     )
 
@@ -132,7 +150,11 @@ def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
     def of(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.loc[(frame["finding"] == "average") & (frame["metric"] == "auroc")]
 
-    paper = of(paper_results()).set_index("epsilon")["mean"] if same_findings_as_paper(summary) else pd.Series(dtype=float)
+    paper = (
+        of(paper_results()).set_index("epsilon")["mean"]
+        if same_findings_as_paper(summary)
+        else pd.Series(dtype=float)
+    )
     lines = []
     for row in of(summary).to_dict("records"):
         private = math.isfinite(row["epsilon"])
@@ -141,14 +163,21 @@ def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
                 "epsilon": f"{row['epsilon']:g}" if private else "no privacy",
                 "noise multiplier": f"{row['noise_multiplier']:.4g}" if private else "",
                 "average AUROC": f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
-                "paper (another cohort)": f"{paper[row['epsilon']]:.2f}" if row["epsilon"] in paper.index else "",
+                "paper (another cohort)": f"{paper[row['epsilon']]:.2f}"
+                if row["epsilon"] in paper.index
+                else "",
             }
         )
     if untouched is not None:
         row = of(untouched).iloc[0]
         text = f"{row['bootstrap_mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
         lines.append(
-            {"epsilon": "before training", "noise multiplier": "", "average AUROC": text, "paper (another cohort)": ""}
+            {
+                "epsilon": "before training",
+                "noise multiplier": "",
+                "average AUROC": text,
+                "paper (another cohort)": "",
+            }
         )
     return pd.DataFrame(lines).to_string(index=False)
 

@@ -22,8 +22,8 @@ class Arguments:
         config: the experiment (YAML).
         out: run folder; runs/<name of the configuration> unless given.
         resume: go on with the run in that folder from its newest checkpoint.
-        delete_secret: when the run is finished, delete the secret behind its noise: nobody can subtract the noise then, and
-            the run cannot go on. With resume also for a run that is finished already.
+        delete_secret: when the run is finished, delete the secret behind its noise: nobody can subtract the
+            noise then, and the run cannot go on. With resume also for a run that is finished already.
     """
 
     config: Path = Path("configs/demo.yaml")

@@ -54,7 +54,9 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     films = np.clip(rng.normal(100 + 40 * labels[:, :1, None], 30, (n, 32, 32)), 0, 255).astype(np.uint8)
     path = tmp_path_factory.mktemp("stores") / "tiny"
-    return write_store(path, frame, iter(films), size=32, findings=FINDINGS, preprocessing={"made": "by hand"})
+    return write_store(
+        path, frame, iter(films), size=32, findings=FINDINGS, preprocessing={"made": "by hand"}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +84,9 @@ def tiny_config(tiny_store: Store) -> Experiment:
 def tiny_nonprivate_config(tiny_config: Experiment) -> Experiment:
     """Twenty steps without privacy on the tiny store."""
     config = dataclasses.replace(tiny_config, privacy=None)
-    return changed(config, "training", steps=20, augmentation="flip_rotate", expected_batch_size=16, log_every=5)
+    return changed(
+        config, "training", steps=20, augmentation="flip_rotate", expected_batch_size=16, log_every=5
+    )
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +97,10 @@ def tiny_plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
 
 def declared(plan: Plan) -> dict[str, object]:
     """Training fields that declare what `plan` computed from its labels: the same weights, hence the same compiled step."""
-    return {"class_weights": "public", "positive_rates": tuple(float(1 / (1 + weight)) for weight in plan.weights)}
+    return {
+        "class_weights": "public",
+        "positive_rates": tuple(float(1 / (1 + weight)) for weight in plan.weights),
+    }
 
 
 def changed(config: Experiment, section: str, **fields: object) -> Experiment:

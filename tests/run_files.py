@@ -17,7 +17,9 @@ CONFIG = Experiment(
 FACTS = {"jaxcxr": "0.1.0", "positive_weights": [1.0, 1.0], "class_weights_covered": True, "release": True}
 
 
-def write_run(folder: Path, terms: Terms, entries: Sequence[AnyEntry], config: Experiment = CONFIG, **facts: object) -> Path:
+def write_run(
+    folder: Path, terms: Terms, entries: Sequence[AnyEntry], config: Experiment = CONFIG, **facts: object
+) -> Path:
     """A private run in a new folder; `facts` are written over what follows from the others."""
     folder.mkdir(parents=True)
     privacy, steps = config.privacy, [entry for entry in entries if isinstance(entry, Entry)]
@@ -48,5 +50,7 @@ def write_plain_run(folder: Path, config: Experiment = CONFIG, **facts: object) 
     """A run without privacy in a new folder."""
     folder.mkdir(parents=True)
     dump(dataclasses.replace(config, privacy=None), folder / "config.yaml")
-    (folder / "run.json").write_text(json.dumps({"store_fingerprint": "ab12", "steps": config.training.steps} | facts))
+    (folder / "run.json").write_text(
+        json.dumps({"store_fingerprint": "ab12", "steps": config.training.steps} | facts)
+    )
     return folder

@@ -136,18 +136,35 @@ def test_the_demo_is_read_as_it_is_written() -> None:
         ({"privacy.epsilon": float("nan")}, "privacy.epsilon: expected a finite number, found nan"),
         ({"privacy.delta": 1.0}, "privacy.delta: expected less than 1, found 1.0"),
         ({"privacy.noise_multiplier": 0.0}, "privacy.noise_multiplier: expected greater than 0, found 0.0"),
-        ({"privacy.l2_clip_norm": 1e-18}, "privacy.l2_clip_norm: expected greater than or equal to 0.000001, found 1e-18"),
-        ({"privacy.stability": 1e-12}, "privacy.stability: expected greater than or equal to 0.000001, found 1e-12"),
-        ({"training.expected_batch_size": 0}, "training.expected_batch_size: expected greater than 0, found 0"),
-        ({"training.warmup_steps": -1}, "training.warmup_steps: expected greater than or equal to 0, found -1"),
-        ({"training.positive_rates": [0.1] * 7 + [1.0]}, "training.positive_rates.7: expected less than 1, found 1.0"),
+        (
+            {"privacy.l2_clip_norm": 1e-18},
+            "privacy.l2_clip_norm: expected greater than or equal to 0.000001, found 1e-18",
+        ),
+        (
+            {"privacy.stability": 1e-12},
+            "privacy.stability: expected greater than or equal to 0.000001, found 1e-12",
+        ),
+        (
+            {"training.expected_batch_size": 0},
+            "training.expected_batch_size: expected greater than 0, found 0",
+        ),
+        (
+            {"training.warmup_steps": -1},
+            "training.warmup_steps: expected greater than or equal to 0, found -1",
+        ),
+        (
+            {"training.positive_rates": [0.1] * 7 + [1.0]},
+            "training.positive_rates.7: expected less than 1, found 1.0",
+        ),
     ],
     ids=str,
 )
-def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path, changes: dict[str, Any], start: str) -> None:
-    assert refusal(write(tmp_path, with_changes(changes))) == start or refusal(tmp_path / "experiment.yaml").startswith(
-        f"{start} ("
-    )
+def test_a_wrong_field_is_named_with_what_was_found(
+    tmp_path: Path, changes: dict[str, Any], start: str
+) -> None:
+    assert refusal(write(tmp_path, with_changes(changes))) == start or refusal(
+        tmp_path / "experiment.yaml"
+    ).startswith(f"{start} (")
 
 
 @pytest.mark.parametrize(
@@ -177,13 +194,18 @@ def test_a_number_that_yaml_reads_as_text_is_refused_with_the_way_to_write_it(
     if hint is not None:
         message = refusal(written(text))
         assert message.startswith(f"{key}: expected a valid ")
-        assert message.endswith(f" (YAML reads {text.strip(chr(39))} as text here; write {hint}, without quotes)")
-    config = load(Experiment, written(hint or text))  # what the hint says is accepted, as the number that was meant
+        assert message.endswith(
+            f" (YAML reads {text.strip(chr(39))} as text here; write {hint}, without quotes)"
+        )
+    config = load(
+        Experiment, written(hint or text)
+    )  # what the hint says is accepted, as the number that was meant
     assert getattr(getattr(config, section), field) == float(text.strip("'"))
 
 
 @pytest.mark.parametrize(
-    ("key", "text"), [("training.steps", "'30.5'"), ("privacy.delta", "'nan'"), ("privacy.allow_large_delta", "'1'")]
+    ("key", "text"),
+    [("training.steps", "'30.5'"), ("privacy.delta", "'nan'"), ("privacy.allow_large_delta", "'1'")],
 )
 def test_a_text_that_is_no_number_of_the_kind_gets_no_hint(tmp_path: Path, key: str, text: str) -> None:
     message = refusal(write(tmp_path, with_changes({key: yaml.safe_load(text)})))
@@ -198,9 +220,15 @@ def test_a_text_that_is_no_number_of_the_kind_gets_no_hint(tmp_path: Path, key: 
             "data: 1\nprivacy: {a: 1}\n# again\nprivacy: {b: 2}\n",
             "line 4: key 'privacy' stands on line 2 already; expected it once",
         ),
-        ("training:\n  steps: 1\n  'steps': 2\n", "line 3: key 'steps' stands on line 2 already; expected it once"),
+        (
+            "training:\n  steps: 1\n  'steps': 2\n",
+            "line 3: key 'steps' stands on line 2 already; expected it once",
+        ),
         ("data: {size: 64, size: 64}\n", "line 1: key 'size' stands on line 1 already; expected it once"),
-        ("data:\n- {a: 1}\n- {a: 1, b: [{c: 1,\n   c: 2}]}\n", "line 4: key 'c' stands on line 3 already; expected it once"),
+        (
+            "data:\n- {a: 1}\n- {a: 1, b: [{c: 1,\n   c: 2}]}\n",
+            "line 4: key 'c' stands on line 3 already; expected it once",
+        ),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
@@ -220,8 +248,14 @@ def test_a_mapping_may_override_what_it_merges(tmp_path: Path) -> None:
 
 
 def test_every_wrong_field_is_named(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, with_changes({"privacy.delta": 2.0, "model.widht": 64, "data.size": REMOVED})))
-    assert {part.split(":")[0] for part in message.split("; ")} == {"privacy.delta", "model.widht", "data.size"}
+    message = refusal(
+        write(tmp_path, with_changes({"privacy.delta": 2.0, "model.widht": 64, "data.size": REMOVED}))
+    )
+    assert {part.split(":")[0] for part in message.split("; ")} == {
+        "privacy.delta",
+        "model.widht",
+        "data.size",
+    }
 
 
 @pytest.mark.parametrize(
@@ -235,12 +269,18 @@ def test_every_wrong_field_is_named(tmp_path: Path) -> None:
         ({"training.class_weights": "none"}, ("training:", "positive_rates", "'public'")),
         ({"training.augmentation": "flip_rotate"}, ("training.augmentation:", "private", "'none'")),
         ({"training.views": 2}, ("training.views:", "2 equal views", "augmentation")),
-        ({"privacy": None, "training.optimizer": "adam_bc"}, ("training.optimizer:", "adam_bc", "privacy is null")),
+        (
+            {"privacy": None, "training.optimizer": "adam_bc"},
+            ("training.optimizer:", "adam_bc", "privacy is null"),
+        ),
         ({"training.optimizer": "least_squares"}, ("training.scope:", "'least_squares'", "'head'", "'all'")),
         (SQUARES | {"training.averaging": "tail"}, ("training.averaging:", "'least_squares'", "'tail'")),
         (SQUARES | {"training.decay": "cosine"}, ("training.decay:", "'least_squares'", "'cosine'")),
         (SQUARES | {"training.warmup_steps": 3}, ("training.warmup_steps:", "'least_squares'", "found 3")),
-        (SQUARES | {"privacy.clipping": "per_layer"}, ("privacy.clipping:", "'least_squares'", "'flat' or 'automatic'")),
+        (
+            SQUARES | {"privacy.clipping": "per_layer"},
+            ("privacy.clipping:", "'least_squares'", "'flat' or 'automatic'"),
+        ),
         ({"data.findings": []}, ("data.findings:", "at least one", "[]")),
         ({"data.findings": ["a"] * 8}, ("data.findings:", "distinct")),
     ],
@@ -285,7 +325,9 @@ def test_what_is_no_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
     assert refusal(path).startswith("not valid YAML (")
 
 
-@pytest.mark.parametrize(("content", "found"), [("", "NoneType"), ("- 1", "list"), ("7", "int"), ("text", "str")])
+@pytest.mark.parametrize(
+    ("content", "found"), [("", "NoneType"), ("- 1", "list"), ("7", "int"), ("text", "str")]
+)
 def test_what_is_no_mapping_is_refused(tmp_path: Path, content: str, found: str) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(content)
@@ -296,7 +338,9 @@ def test_flags_replace_fields_and_nothing_else() -> None:
     config = load(Experiment, ROOT / "configs" / "demo.yaml")
     assert override(config, [], prog="train.py") == config
     changed = override(
-        config, ["--privacy.epsilon", "1.06", "--training.microbatch-size", "16", "--model.weights", "None"], prog="train.py"
+        config,
+        ["--privacy.epsilon", "1.06", "--training.microbatch-size", "16", "--model.weights", "None"],
+        prog="train.py",
     )
     expected = dataclasses.replace(
         config,
@@ -320,7 +364,10 @@ def test_flags_work_without_privacy() -> None:
         (["--privacy.epsilon", "-1"], "command line: privacy.epsilon: expected greater than 0"),
         (["--privacy.epsilon", "inf"], "command line: privacy.epsilon: expected a finite number"),
         (["--model.width", "33"], "command line: model.width: expected a multiple of 32"),
-        (["--training.epochs", "2"], f"command line: training: set exactly one of steps ({STEPS}) and epochs (2.0)"),
+        (
+            ["--training.epochs", "2"],
+            f"command line: training: set exactly one of steps ({STEPS}) and epochs (2.0)",
+        ),
         (["--training.augmentation", "flip_rotate"], "command line: training.augmentation: "),
     ],
 )
@@ -331,8 +378,12 @@ def test_flags_are_checked_as_a_file_is(flags: list[str], start: str) -> None:
     assert str(caught.value).startswith(start)
 
 
-@pytest.mark.parametrize("flags", [["--privacy.epsilonn", "1"], ["--training.steps", "many"], ["--model.activation", "gelu"]])
-def test_a_flag_that_cannot_be_read_ends_with_code_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "flags", [["--privacy.epsilonn", "1"], ["--training.steps", "many"], ["--model.activation", "gelu"]]
+)
+def test_a_flag_that_cannot_be_read_ends_with_code_2(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         override(load(Experiment, ROOT / "configs" / "demo.yaml"), flags, prog="train.py")
     assert caught.value.code == 2
@@ -343,7 +394,9 @@ def test_a_flag_that_cannot_be_read_ends_with_code_2(flags: list[str], capsys: p
 positive = st.floats(1e-12, 1e12)
 rate = st.floats(1e-12, 0.999)
 count = st.integers(1, 10**9)
-name = st.text(min_size=1, max_size=8) | st.sampled_from(["1e-6", "null", "yes", "0x10", "2020-01-01", "~", "a: b", "#", "'"])
+name = st.text(min_size=1, max_size=8) | st.sampled_from(
+    ["1e-6", "null", "yes", "0x10", "2020-01-01", "~", "a: b", "#", "'"]
+)
 
 
 @st.composite
@@ -353,13 +406,20 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
     rates = draw(st.none() | st.lists(rate, min_size=len(findings), max_size=len(findings)))
     seed = st.integers(-(2**40), 2**40)
     domain = st.sampled_from(["private", "public"])
-    synthetic = st.fixed_dictionaries({"domain": domain, "n_train": count, "n_valid": count, "n_test": count, "seed": seed})
+    synthetic = st.fixed_dictionaries(
+        {"domain": domain, "n_train": count, "n_valid": count, "n_test": count, "seed": seed}
+    )
     private = st.fixed_dictionaries(
         {"epsilon": st.floats(1e-6, 500.0), "delta": rate, "l2_clip_norm": st.floats(1e-6, 1e12)},
         optional={"dataset_size": count, "noise_multiplier": positive, "allow_large_delta": st.booleans()},
     )
     training = st.fixed_dictionaries(
-        {"expected_batch_size": count, "microbatch_size": count, "learning_rate": positive, "seed": st.none() | seed}
+        {
+            "expected_batch_size": count,
+            "microbatch_size": count,
+            "learning_rate": positive,
+            "seed": st.none() | seed,
+        }
     )
     length = st.fixed_dictionaries({"steps": count}) | st.fixed_dictionaries({"epochs": positive})
     weighing = {} if rates is None else {"class_weights": "public", "positive_rates": rates}
@@ -379,7 +439,9 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=30, deadline=None)
 @given(values=experiments())
-def test_what_is_dumped_loads_as_the_same(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_dumped_loads_as_the_same(
+    values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     config = validate(Experiment, values, source="drawn")
     assert list(config.data.findings) == values["data"]["findings"]
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
@@ -387,7 +449,9 @@ def test_what_is_dumped_loads_as_the_same(values: dict[str, Any], tmp_path_facto
     assert load(Experiment, path) == config
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in OTHER_KINDS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p.stem not in OTHER_KINDS], ids=lambda path: path.stem
+)
 def test_a_dump_of_what_we_ship_loads_as_the_same_and_spells_out_defaults(path: Path, tmp_path: Path) -> None:
     config = load(Experiment, path)
     dump(config, tmp_path / "config.yaml")
@@ -402,13 +466,23 @@ def test_a_dump_of_what_we_ship_loads_as_the_same_and_spells_out_defaults(path: 
 
 def test_a_configuration_cannot_be_changed() -> None:
     config = load(Experiment, ROOT / "configs" / "demo.yaml")
-    parts = [config, config.data, config.data.synthetic, config.model, config.training, config.privacy, config.evaluation]
+    parts = [
+        config,
+        config.data,
+        config.data.synthetic,
+        config.model,
+        config.training,
+        config.privacy,
+        config.evaluation,
+    ]
     for part in parts:
         assert part is not None
         for field in dataclasses.fields(part):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(part, field.name, None)
-    assert hash(config) == hash(load(Experiment, ROOT / "configs" / "demo.yaml")), "something inside can be changed"
+    assert hash(config) == hash(load(Experiment, ROOT / "configs" / "demo.yaml")), (
+        "something inside can be changed"
+    )
 
 
 def test_digest_fields_name_every_field_with_its_section() -> None:
@@ -416,5 +490,7 @@ def test_digest_fields_name_every_field_with_its_section() -> None:
     assert fields["privacy.epsilon"] == 7.89
     assert fields["training.steps"] == STEPS
     assert not [
-        key for key in load(Experiment, ROOT / "configs" / "demo_nonprivate.yaml").digest_fields() if key.startswith("privacy.")
+        key
+        for key in load(Experiment, ROOT / "configs" / "demo_nonprivate.yaml").digest_fields()
+        if key.startswith("privacy.")
     ]

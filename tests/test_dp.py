@@ -25,7 +25,13 @@ N, BATCH, STEPS, CLIP = 200, 40, 3, 0.5
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(N, 6)).astype(np.float32), RNG.integers(0, 3, N)
 PLAN = dp.calibrate(
-    epsilon=4.0, delta=1e-3, n_units=N, expected_batch_size=BATCH, steps=STEPS, l2_clip_norm=CLIP, rule=dp.Flat()
+    epsilon=4.0,
+    delta=1e-3,
+    n_units=N,
+    expected_batch_size=BATCH,
+    steps=STEPS,
+    l2_clip_norm=CLIP,
+    rule=dp.Flat(),
 )
 
 
@@ -42,7 +48,9 @@ def start() -> Any:
 
 
 def test_the_pages_example_runs_as_it_stands_and_is_short() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own_models.md").read_text(encoding="utf-8"), flags=re.S)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (DOCS / "own_models.md").read_text(encoding="utf-8"), flags=re.S
+    )
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     names: dict[str, Any] = {}
     exec(code, names)  # the page's own words
@@ -93,7 +101,9 @@ def test_a_loop_of_ones_own_with_any_library(make: Any) -> None:
 
 def quiet(**changed: Any) -> dp.Plan:
     """A plan with hardly any noise, to see what is summed."""
-    return dataclasses.replace(PLAN, mechanism=dataclasses.replace(PLAN.mechanism, noise_multiplier=1e-6, **changed))
+    return dataclasses.replace(
+        PLAN, mechanism=dataclasses.replace(PLAN.mechanism, noise_multiplier=1e-6, **changed)
+    )
 
 
 def drawn_mean(gradients: dp.PrivateGradients, step: int) -> Any:
@@ -118,12 +128,18 @@ def test_a_gradient_is_that_of_the_drawn_examples_clipped(devices: int, size: in
 
 
 def test_discrete_noise_has_the_same_mean() -> None:
-    plan = dataclasses.replace(PLAN, noise="discrete", mechanism=dataclasses.replace(PLAN.mechanism, noise_multiplier=0.5))
+    plan = dataclasses.replace(
+        PLAN, noise="discrete", mechanism=dataclasses.replace(PLAN.mechanism, noise_multiplier=0.5)
+    )
     gradients = plan.gradients(linear, (X, Y), 4)
     found, expected = gradients(start()), drawn_mean(gradients, 0)
     assert_near(found, expected, 6 * 0.5 * CLIP / BATCH)
     assert (
-        max(float(jnp.abs(f - e).max()) for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)) > 1e-5
+        max(
+            float(jnp.abs(f - e).max())
+            for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+        )
+        > 1e-5
     )
 
 
@@ -147,7 +163,9 @@ def test_one_step_as_a_pure_function_and_in_optaxs_shape() -> None:
     assert_near(updates, jax.tree.map(jnp.negative, expected), 1e-6)
     assert int(state[0].made) == 1  # type: ignore[index]
     with pytest.raises(ValueError, match="expected Gaussian noise"):
-        dp.noised_gradient(linear, start(), batch, real, dataclasses.replace(PLAN.mechanism, discrete_coordinates=21), key)
+        dp.noised_gradient(
+            linear, start(), batch, real, dataclasses.replace(PLAN.mechanism, discrete_coordinates=21), key
+        )
 
 
 def test_every_step_is_in_the_ledger(tmp_path: Path) -> None:
@@ -162,7 +180,14 @@ def test_every_step_is_in_the_ledger(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused_by_name() -> None:
-    budget: Any = {"epsilon": 1.0, "delta": 1e-4, "n_units": N, "expected_batch_size": 10, "steps": 5, "l2_clip_norm": 1.0}
+    budget: Any = {
+        "epsilon": 1.0,
+        "delta": 1e-4,
+        "n_units": N,
+        "expected_batch_size": 10,
+        "steps": 5,
+        "l2_clip_norm": 1.0,
+    }
     for changed, message in (
         ({"delta": 0.01}, "delta: expected less than 1/N = 0.005, found 0.01"),
         ({"expected_batch_size": 201}, "expected_batch_size: expected 1 to N = 200, found 201"),
@@ -176,6 +201,8 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         PLAN.gradients(linear, (X[1:], Y))
     with pytest.raises(ValueError, match="microbatch_size: expected at least 1"):
         PLAN.gradients(linear, (X, Y), microbatch_size=0)
-    few = dataclasses.replace(PLAN, mechanism=dataclasses.replace(PLAN.mechanism, n_units=2, expected_batch_size=2))
+    few = dataclasses.replace(
+        PLAN, mechanism=dataclasses.replace(PLAN.mechanism, n_units=2, expected_batch_size=2)
+    )
     with pytest.raises(ValueError, match="n_units: at a declared N of 2 a step drew 200 units"):
         few.gradients(linear, (X, Y))(start())

@@ -75,7 +75,11 @@ def imports_of(module: str, source: str) -> frozenset[str]:
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
+            if (
+                called in ("import_module", "__import__")
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 found.add(str(node.args[0].value))
     return frozenset(found)
 
@@ -119,7 +123,8 @@ def direct_violations(sources: Sources) -> list[str]:
         f"{module} imports {name}"
         for module, source in sorted(sources.items())
         for name in sorted(imports_of(module, source))
-        if (name in sources or f"{name}.__init__" in sources or room_of(name) is None) and is_wrong(module, name)
+        if (name in sources or f"{name}.__init__" in sources or room_of(name) is None)
+        and is_wrong(module, name)
     ]
 
 
@@ -148,9 +153,14 @@ def indirect_violations(sources: Sources) -> list[str]:
         reached, waiting = set(), loaded_with(module, sources)
         while waiting:
             reached |= waiting
-            waiting = {m for r in waiting for name in imports[r] for m in loaded_with(name, sources)} - reached
+            waiting = {
+                m for r in waiting for name in imports[r] for m in loaded_with(name, sources)
+            } - reached
         wrong += [
-            f"{module} reaches {name} through {r}" for r in sorted(reached) for name in imports[r] if name.split(".")[0] in JAX
+            f"{module} reaches {name} through {r}"
+            for r in sorted(reached)
+            for name in imports[r]
+            if name.split(".")[0] in JAX
         ]
     return wrong
 
@@ -182,12 +192,14 @@ def test_no_jax_behind_the_wall() -> None:
 
 def test_accounting_runs_without_jax() -> None:
     """In a process of its own: what its dependencies import counts too."""
-    modules = [module.removesuffix(".__init__") for module in SOURCES if is_within(module, "jaxcxr.accounting")]
+    modules = [
+        module.removesuffix(".__init__") for module in SOURCES if is_within(module, "jaxcxr.accounting")
+    ]
     assert len(modules) > 5
-    loaded = (
-        f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint([m for m in {JAX} if m in sys.modules])"
+    loaded = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint([m for m in {JAX} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
@@ -235,7 +247,10 @@ def test_the_files_are_there() -> None:
         ("jaxcxr.eval.evaluate", "from jaxcxr.training.plan import model_of"),
         ("jaxcxr.eval.predict", "from jaxcxr.report.paper.supplementary_tables import Run"),
         ("jaxcxr.eval.predict", "from jaxcxr.workflows.experiment import read_run"),
-        ("jaxcxr.report.paper.supplementary_tables", "import importlib; importlib.import_module('jaxcxr.training.loop')"),
+        (
+            "jaxcxr.report.paper.supplementary_tables",
+            "import importlib; importlib.import_module('jaxcxr.training.loop')",
+        ),
         ("jaxcxr.report.figures.sweep_figures", "from jax import numpy"),
         ("jaxcxr.workflows.experiment", "import flax.linen"),
         ("jaxcxr.workflows.experiment", "from scripts import train"),

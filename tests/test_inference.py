@@ -52,9 +52,7 @@ def model(folder: Path) -> Model:
 
 
 def test_importing_the_package_loads_nothing_else() -> None:
-    code = (
-        "import sys, jaxcxr; print([m for m in ('jax', 'numpy', 'yaml') if m in sys.modules], 'load_model' in jaxcxr.__all__)"
-    )
+    code = "import sys, jaxcxr; print([m for m in ('jax', 'numpy', 'yaml') if m in sys.modules], 'load_model' in jaxcxr.__all__)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[] True"
     with pytest.raises(AttributeError, match="no attribute 'load_modell'"):
@@ -80,13 +78,22 @@ def test_films_are_prepared_as_for_training(model: Model, tmp_path: Path) -> Non
     Image.fromarray(raw).save(tmp_path / "film.png")
     expected = model.predict_prepared(preprocess(raw, SIZE)[None])
     np.testing.assert_array_equal(model.predict(tmp_path / "film.png"), expected)
-    np.testing.assert_array_equal(model.predict([str(tmp_path / "film.png"), raw.astype(float)])[1:], expected)
+    np.testing.assert_array_equal(
+        model.predict([str(tmp_path / "film.png"), raw.astype(float)])[1:], expected
+    )
     np.testing.assert_array_equal(model.predict(raw), expected)
     assert model.predict(np.stack([raw, raw])).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
-    "films", [np.zeros((2, 3, 8, 8)), [np.full((4, 4), np.nan)], [np.zeros((0, 4))], ["absent.png"], [np.zeros((4, 4), str)]]
+    "films",
+    [
+        np.zeros((2, 3, 8, 8)),
+        [np.full((4, 4), np.nan)],
+        [np.zeros((0, 4))],
+        ["absent.png"],
+        [np.zeros((4, 4), str)],
+    ],
 )
 def test_what_is_no_film(model: Model, films: list[np.ndarray]) -> None:
     with pytest.raises(InputError):
@@ -98,8 +105,12 @@ def test_prepared_films_must_be_of_the_models_size(model: Model) -> None:
         model.predict_prepared(np.zeros((1, 16, 16), np.uint8))
 
 
-def test_a_run_folder_and_a_release_folder(folder: Path, tmp_path: Path, tiny_config: Experiment, model: Model) -> None:
-    config = dataclasses.replace(tiny_config, data=DataConfig("", SIZE, FINDINGS), model=ModelConfig("relu", WIDTH))
+def test_a_run_folder_and_a_release_folder(
+    folder: Path, tmp_path: Path, tiny_config: Experiment, model: Model
+) -> None:
+    config = dataclasses.replace(
+        tiny_config, data=DataConfig("", SIZE, FINDINGS), model=ModelConfig("relu", WIDTH)
+    )
     for name in ("run", "release"):
         (tmp_path / name).mkdir()
         dump(config, tmp_path / name / "config.yaml")
@@ -112,7 +123,9 @@ def test_a_run_folder_and_a_release_folder(folder: Path, tmp_path: Path, tiny_co
     checkpoints.close()
     write_state(tmp_path / "release" / "weights.safetensors", state())
     for name in ("run", "release"):
-        np.testing.assert_array_equal(load_model(tmp_path / name).predict_prepared(FILMS), model.predict_prepared(FILMS))
+        np.testing.assert_array_equal(
+            load_model(tmp_path / name).predict_prepared(FILMS), model.predict_prepared(FILMS)
+        )
 
 
 def test_folders_without_a_model(tmp_path: Path, folder: Path) -> None:
@@ -133,7 +146,10 @@ def test_folders_without_a_model(tmp_path: Path, folder: Path) -> None:
 
 def test_a_torch_file_becomes_a_folder_and_a_file_again(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
-    assert convert(tmp_path / "w.safetensors", tmp_path / "new" / "folder", GIVEN)[0] == tmp_path / "new" / "folder"
+    assert (
+        convert(tmp_path / "w.safetensors", tmp_path / "new" / "folder", GIVEN)[0]
+        == tmp_path / "new" / "folder"
+    )
     record = json.loads((tmp_path / "new" / "folder" / "provenance.json").read_text())
     assert record["source"] == "w.safetensors"
     assert len(record["source_sha256"]) == 64
@@ -158,7 +174,9 @@ def test_another_head(tmp_path: Path) -> None:
 
 def test_a_head_of_another_length_than_the_findings(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
-    with pytest.raises(InputError, match=r"with 2 findings: fc\.weight has shape \(3, 256\), expected \(2, 256\)"):
+    with pytest.raises(
+        InputError, match=r"with 2 findings: fc\.weight has shape \(3, 256\), expected \(2, 256\)"
+    ):
         convert(tmp_path / "w.safetensors", tmp_path / "w", dataclasses.replace(GIVEN, findings=("a", "b")))
     assert not (tmp_path / "w").exists()
 
@@ -191,7 +209,8 @@ def test_an_export_that_gives_other_probabilities_is_not_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "jaxcxr.workflows.conversion.run_stablehlo", lambda _, films: np.zeros((len(films), len(FINDINGS)), np.float32)
+        "jaxcxr.workflows.conversion.run_stablehlo",
+        lambda _, films: np.zeros((len(films), len(FINDINGS)), np.float32),
     )
     with pytest.raises(InputError, match="the exported model's probabilities differ by"):
         export_model(folder, tmp_path / "m.stablehlo")
@@ -207,5 +226,7 @@ def test_stablehlo_takes_any_number_of_films(folder: Path, tmp_path: Path) -> No
         "import sys, numpy as np, jax.export as e; f = e.deserialize(bytearray(open(sys.argv[1], 'rb').read()));"
         f"print([f.call(np.zeros((n, {SIZE}, {SIZE}), np.uint8)).shape for n in (1, 5)], 'jaxcxr' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code, tmp_path / "m.stablehlo"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "m.stablehlo"], capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "[(1, 3), (5, 3)] False"

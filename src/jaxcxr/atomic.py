@@ -9,7 +9,8 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; what is written there takes the place of `path` when the block ends.
+    """Yield a name beside `path` to write to; what is written there takes the place of `path` when the block
+    ends.
 
     A block that fails, or a process that is killed in it, leaves `path` as it was.
     """

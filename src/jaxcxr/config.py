@@ -1,7 +1,8 @@
 """What an experiment is: frozen dataclasses read from one strict YAML file.
 
-Every field has one place, one type and one unit. Unknown keys, texts where numbers belong and impossible values are refused
-with the file, the key, what was found and what is expected. Nothing here has an effect: a configuration is data.
+Every field has one place, one type and one unit. Unknown keys, texts where numbers belong and impossible
+values are refused with the file, the key, what was found and what is expected. Nothing here has an effect: a
+configuration is data.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Views = Literal["one", "mirrored", "mirrored_moved"]
 ClipNorm = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
-"""Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be nothing beside it."""
+"""Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be
+nothing beside it.
+"""
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 ConfigT = TypeVar("ConfigT")
@@ -32,7 +35,9 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """An embedded, procedurally drawn cohort (`jaxcxr.data.synthetic`); it is made if the store does not exist yet."""
+    """An embedded, procedurally drawn cohort (`jaxcxr.data.synthetic`); it is made if the store does not
+    exist yet.
+    """
 
     __pydantic_config__ = STRICT
     domain: Literal["private", "public"]
@@ -51,8 +56,9 @@ class DataConfig:
         size: side of the square images, in pixels; it must be the store's.
         findings: names of the findings to predict, in output order.
         synthetic: recipe of an embedded cohort, used if `store` does not exist; null for real films.
-        on_device: keep all training films on every device and send it indices only: `auto` where an accelerator has the memory
-            for it, `always` or `never`. It goes with training.augmentation 'none'; the result differs by rounding at most.
+        on_device: keep all training films on every device and send it indices only: `auto` where an
+            accelerator has the memory for it, `always` or `never`. It goes with training.augmentation 'none';
+            the result differs by rounding at most.
     """
 
     __pydantic_config__ = STRICT
@@ -71,16 +77,19 @@ class ModelConfig:
         activation: `mish` (the paper's private runs) or `relu` (its non-private ones).
         width: channels of the first layer; the paper's network has 64.
         dtype: precision of activations; parameters, norms and sums are always float32.
-        weights: folder with the weights to start from; null starts at random. A private run refuses weights that were trained
-            on its own films or patients, as far as they are recorded (`jaxcxr.training.trained_on`).
-        weights_ids_unrelated: declares that image and patient ids which the weights' training films share with the store are
-            of different images and people, such as '1' in two hospitals. Equal pixels are refused all the same.
+        weights: folder with the weights to start from; null starts at random. A private run refuses weights
+            that were trained on its own films or patients, as far as they are recorded
+            (`jaxcxr.training.trained_on`).
+        weights_ids_unrelated: declares that image and patient ids which the weights' training films share
+            with the store are of different images and people, such as '1' in two hospitals. Equal pixels are
+            refused all the same.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
         scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
-        remat: compute maps again in the backward pass instead of keeping them: less memory for more arithmetic, the same result
-            (`layerwise` and non-private steps).
-        prediction_views: what a prediction averages: `one` (the film as it is, as in the paper), `mirrored` (also flipped) or
-            `mirrored_moved` (both also moved a little in four directions). Costs no privacy.
+        remat: compute maps again in the backward pass instead of keeping them: less memory for more
+            arithmetic, the same result (`layerwise` and non-private steps).
+        prediction_views: what a prediction averages: `one` (the film as it is, as in the paper), `mirrored`
+            (also flipped) or `mirrored_moved` (both also moved a little in four directions). Costs no
+            privacy.
     """
 
     __pydantic_config__ = STRICT
@@ -100,30 +109,35 @@ class PrivacyConfig:
     """The claim to be made about the released model, and the mechanism that earns it.
 
     Attributes:
-        epsilon: budget, at most 500; with `delta` the guarantee of the whole run under add/remove adjacency of one unit.
-        delta: budget, at least 1e-15; refused if it is not smaller than 1 / `dataset_size` and 1 / the units that are there,
-            unless `allow_large_delta`.
-        l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the summed moments of
-            `training.optimizer` least_squares; at least 1e-6.
-        clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm / sqrt(layers); or
-            `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| + `stability`) and leaves no clip norm to
-            tune (Bu et al. 2023, arXiv 2206.07136).
+        epsilon: budget, at most 500; with `delta` the guarantee of the whole run under add/remove adjacency
+            of one unit.
+        delta: budget, at least 1e-15; refused if it is not smaller than 1 / `dataset_size` and 1 / the units
+            that are there, unless `allow_large_delta`.
+        l2_clip_norm: bound on each unit's contribution to the summed gradient (the paper: 1.5), or to the
+            summed moments of `training.optimizer` least_squares; at least 1e-6.
+        clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm /
+            sqrt(layers); or `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| +
+            `stability`) and leaves no clip norm to tune (Bu et al. 2023, arXiv 2206.07136).
         stability: gamma of automatic clipping, in units of a gradient norm; at least 1e-6.
-        unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a patient with many
-            films less; `patient`, all films of one at once: at most `films_per_patient` of a drawn patient's films are used,
-            their mean gradient is clipped; `patient_one_image`, the same with one film, drawn afresh each time.
+        unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a
+            patient with many films less; `patient`, all films of one at once: at most `films_per_patient` of
+            a drawn patient's films are used, their mean gradient is clipped; `patient_one_image`, the same
+            with one film, drawn afresh each time.
         films_per_patient: bound on a patient's films in a step, for `patient`.
         method: how the clipped sum is computed, `vmap` (reference) or `layerwise` (faster, same result).
-        dataset_size: the declared, public number N of units, on which sample rate, steps and noise depend; it need not be
-            exact, and had better not be. Null counts the training split, and the run is not for release
-            (`jaxcxr.records.declarations`).
+        dataset_size: the declared, public number N of units, on which sample rate, steps and noise depend; it
+            need not be exact, and had better not be. Null counts the training split, and the run is not for
+            release (`jaxcxr.records.declarations`).
         noise_multiplier: noise standard deviation over the clip norm; null calibrates it to the budget.
-        noise: `gaussian`, or `discrete`: each unit's contribution rounded to a grid by itself (`jaxcxr.privacy.hardened_sum`),
-            sums in whole numbers, and noise drawn exactly (`jaxcxr.privacy.rounded_noise`), so that the last
-            digits of the weights tell nothing either; it takes longer.
-        class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts' sensitivity; null
-            takes what would cost a tenth of the budget alone. Counts are noised discretely whatever `noise` says.
-        allow_large_delta: accept delta >= 1 / N, at which the guarantee permits publishing somebody's record outright.
+        noise: `gaussian`, or `discrete`: each unit's contribution rounded to a grid by itself
+            (`jaxcxr.privacy.hardened_sum`), sums in whole numbers, and noise drawn exactly
+            (`jaxcxr.privacy.rounded_noise`), so that the last digits of the weights tell nothing either; it
+            takes longer.
+        class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts'
+            sensitivity; null takes what would cost a tenth of the budget alone. Counts are noised discretely
+            whatever `noise` says.
+        allow_large_delta: accept delta >= 1 / N, at which the guarantee permits publishing somebody's record
+            outright.
     """
 
     __pydantic_config__ = STRICT
@@ -149,32 +163,37 @@ class TrainingConfig:
     Attributes:
         expected_batch_size: expected number of images a Poisson batch; the divisor of every gradient sum.
         steps, epochs: length of the run, exactly one of them; an epoch is N / expected_batch_size steps.
-        microbatch_size: images a device handles at once; changes memory and speed, and the result by rounding only. Null
-            chooses it by the device's memory (`jaxcxr.training.memory`).
+        microbatch_size: images a device handles at once; changes memory and speed, and the result by rounding
+            only. Null chooses it by the device's memory (`jaxcxr.training.memory`).
         learning_rate: of the optimiser.
-        optimizer: `nadam` (the paper's), `sgd` with `momentum`, `adam_bc`, Adam that takes the noise's known part out of its
-            second moment (Tang et al. 2024, arXiv 2312.14334), or `least_squares`: a step releases moments of features and
-            residuals instead of a gradient, and solves for the head with them (`jaxcxr.training.least_squares`; after Mehta et
-            al. 2022, arXiv 2211.13403). It goes with scope `head` and is meant for one step of the whole cohort
-            (expected_batch_size N); a `learning_rate` of 1 makes the step as computed.
+        optimizer: `nadam` (the paper's), `sgd` with `momentum`, `adam_bc`, Adam that takes the noise's known
+            part out of its second moment (Tang et al. 2024, arXiv 2312.14334), or `least_squares`: a step
+            releases moments of features and residuals instead of a gradient, and solves for the head with
+            them (`jaxcxr.training.least_squares`; after Mehta et al. 2022, arXiv 2211.13403). It goes with
+            scope `head` and is meant for one step of the whole cohort (expected_batch_size N); a
+            `learning_rate` of 1 makes the step as computed.
         momentum: of `sgd`.
-        decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear growth).
-        class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper` computes p
-            from the training labels and is not covered by the privacy claim; `noised` computes it from noised counts of them,
-            which the budget pays for; `public` uses `positive_rates`; `none` weighs 1.
-        positive_rates: declared, public p of each finding, for `public`; known from elsewhere. A run whose rates plainly are
-            its own cohort's is not for release (`jaxcxr.records.declarations`).
+        decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear
+            growth).
+        class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper`
+            computes p from the training labels and is not covered by the privacy claim; `noised` computes it
+            from noised counts of them, which the budget pays for; `public` uses `positive_rates`; `none`
+            weighs 1.
+        positive_rates: declared, public p of each finding, for `public`; known from elsewhere. A run whose
+            rates plainly are its own cohort's is not for release (`jaxcxr.records.declarations`).
         augmentation: `flip_rotate` (the paper's non-private runs) or `none`.
-        views: augmented views of a film in a step; their mean gradient is the film's, and is clipped in a private run (De et
-            al. 2022, arXiv 2204.13650). More than one goes with an augmentation.
-        scope: which parameters are trained, as in `jaxcxr.models.trainable`; the others are neither clipped, noised nor moved.
-        averaging: `ema` or `tail` predicts and releases an average of the weights over the steps, `none` the last ones; it is
-            free of privacy cost.
+        views: augmented views of a film in a step; their mean gradient is the film's, and is clipped in a
+            private run (De et al. 2022, arXiv 2204.13650). More than one goes with an augmentation.
+        scope: which parameters are trained, as in `jaxcxr.models.trainable`; the others are neither clipped,
+            noised nor moved.
+        averaging: `ema` or `tail` predicts and releases an average of the weights over the steps, `none` the
+            last ones; it is free of privacy cost.
         ema_decay: of `ema`, after a rise over the first steps.
-        tail_share: part of the run, up to its end, over which `tail` averages evenly (Shejwalkar et al. 2022, arXiv
-            2210.01864).
+        tail_share: part of the run, up to its end, over which `tail` averages evenly (Shejwalkar et al. 2022,
+            arXiv 2210.01864).
         log_every, checkpoint_every: steps between rows of metrics.jsonl, and between checkpoints.
-        seed: null draws all randomness from the operating system; a number makes the run repeatable and unfit for release.
+        seed: null draws all randomness from the operating system; a number makes the run repeatable and unfit
+            for release.
     """
 
     __pydantic_config__ = STRICT
@@ -207,14 +226,14 @@ class EvaluationConfig:
     Attributes:
         redraws: bootstrap redraws (the paper: 1,000).
         resample: what is redrawn, `patient` or `image` (the paper).
-        threshold: `youden_test_per_draw` (the paper: re-chosen on the test images of every redraw), `youden_test`,
-            `youden_validation` (chosen once, on other patients), or `fixed`; `auto` is `youden_validation` where the
-            predictions have validation images, else `youden_test`.
+        threshold: `youden_test_per_draw` (the paper: re-chosen on the test images of every redraw),
+            `youden_test`, `youden_validation` (chosen once, on other patients), or `fixed`; `auto` is
+            `youden_validation` where the predictions have validation images, else `youden_test`.
         fixed_thresholds: for `fixed`, one for all findings or one each; null is 0.5.
-        groups: groups of patients to judge apart, as in `jaxcxr.eval.groups`, such as `age:0,30,60`, `sex` or `sex*age`;
-            null takes the paper's as far as the predictions have their columns.
-        min_group_images, min_group_positives: a group with fewer test images, or fewer positives or negatives of a finding, is
-            named and not judged.
+        groups: groups of patients to judge apart, as in `jaxcxr.eval.groups`, such as `age:0,30,60`, `sex` or
+            `sex*age`; null takes the paper's as far as the predictions have their columns.
+        min_group_images, min_group_positives: a group with fewer test images, or fewer positives or negatives
+            of a finding, is named and not judged.
         seed: of the redraws.
     """
 
@@ -250,31 +269,43 @@ class Experiment:
         if not findings or len(set(findings)) != len(findings):
             raise InputError(f"data.findings: expected distinct names, at least one; found {list(findings)}")
         if (training.steps is None) == (training.epochs is None):
-            raise InputError(f"training: set exactly one of steps ({training.steps}) and epochs ({training.epochs})")
+            raise InputError(
+                f"training: set exactly one of steps ({training.steps}) and epochs ({training.epochs})"
+            )
         if (training.class_weights == "public") != (training.positive_rates is not None):
             raise InputError("training: positive_rates goes with class_weights 'public', and only with it")
         if self.privacy is None and training.class_weights == "noised":
-            raise InputError("training.class_weights 'noised' is paid from a privacy budget, and privacy is null")
+            raise InputError(
+                "training.class_weights 'noised' is paid from a privacy budget, and privacy is null"
+            )
         counts_noise = None if self.privacy is None else self.privacy.class_counts_noise_multiplier
         if counts_noise is not None and training.class_weights != "noised":
-            raise InputError("privacy.class_counts_noise_multiplier: only training.class_weights 'noised' makes use of it")
+            raise InputError(
+                "privacy.class_counts_noise_multiplier: only training.class_weights 'noised' makes use of it"
+            )
         if training.positive_rates is not None and len(training.positive_rates) != len(findings):
             raise InputError(
-                f"training.positive_rates: expected {len(findings)} rates, one a finding; found {len(training.positive_rates)}"
+                f"training.positive_rates: expected {len(findings)} rates, one a finding; found "
+                f"{len(training.positive_rates)}"
             )
         if self.data.on_device == "always" and training.augmentation != "none":
             raise InputError(
-                f"data.on_device: 'always' goes with training.augmentation 'none', found {training.augmentation!r}"
+                "data.on_device: 'always' goes with training.augmentation 'none', found "
+                f"{training.augmentation!r}"
             )
         if training.views > 1 and training.augmentation == "none":
-            raise InputError(f"training.views: {training.views} equal views are one; expected an augmentation beside them")
+            raise InputError(
+                f"training.views: {training.views} equal views are one; expected an augmentation beside them"
+            )
         if self.privacy is not None and training.augmentation != "none" and training.views == 1:
             raise InputError(
                 "training.augmentation: private runs take a film as it is, or average several views; "
                 "expected 'none', or training.views of 2 or more"
             )
         if self.privacy is None and training.optimizer == "adam_bc":
-            raise InputError("training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null")
+            raise InputError(
+                "training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null"
+            )
         if training.optimizer == "least_squares":
             self._check_least_squares()
 
@@ -283,13 +314,21 @@ class Experiment:
         wanted = {"scope": "head", "averaging": "none", "decay": "none", "warmup_steps": 0}
         for name, value in wanted.items():
             if (found := getattr(training, name)) != value:
-                raise InputError(f"training.{name}: optimizer 'least_squares' goes with {value!r}, found {found!r}")
+                raise InputError(
+                    f"training.{name}: optimizer 'least_squares' goes with {value!r}, found {found!r}"
+                )
         if self.privacy is not None and self.privacy.clipping == "per_layer":
-            raise InputError("privacy.clipping: optimizer 'least_squares' clips no layers; expected 'flat' or 'automatic'")
+            raise InputError(
+                "privacy.clipping: optimizer 'least_squares' clips no layers; expected 'flat' or 'automatic'"
+            )
 
     def digest_fields(self) -> dict[str, Any]:
-        """Flat `section.key -> value` view, for comparing two configurations field by field; a null section has no fields."""
-        return {f"{s}.{k}": v for s, fields in dataclasses.asdict(self).items() for k, v in (fields or {}).items()}
+        """Flat `section.key -> value` view, for comparing two configurations field by field; a null section
+        has no fields.
+        """
+        return {
+            f"{s}.{k}": v for s, fields in dataclasses.asdict(self).items() for k, v in (fields or {}).items()
+        }
 
 
 class _RepeatedKey(yaml.YAMLError):
@@ -307,7 +346,10 @@ class _OnceLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 line, name = key.start_mark.line + 1, (key.tag, key.value)
                 if name in first:
-                    raise _RepeatedKey(f"line {line}: key {key.value!r} stands on line {first[name]} already; expected it once")
+                    raise _RepeatedKey(
+                        f"line {line}: key {key.value!r} stands on line {first[name]} already; expected it "
+                        "once"
+                    )
                 first[name] = line
         return node
 
@@ -316,7 +358,8 @@ def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
     """Read a YAML file into the frozen dataclass `cls`, strictly.
 
     Raises:
-        InputError: the file is missing or no YAML, or a key is repeated, unknown, absent, of a wrong type or out of range.
+        InputError: the file is missing or no YAML, or a key is repeated, unknown, absent, of a wrong type or
+            out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -361,7 +404,9 @@ def _sentence(error: Any) -> str:
 
 
 def _number_of(found: Any, whole: bool) -> str | None:
-    """How YAML wants the number that a text stands for to be written; None if it stands for none (of the kind)."""
+    """How YAML wants the number that a text stands for to be written; None if it stands for none (of the
+    kind).
+    """
     if not isinstance(found, str):
         return None
     try:
@@ -379,7 +424,9 @@ def _number_of(found: Any, whole: bool) -> str | None:
 
 
 def override(config: ConfigT, arguments: Sequence[str], prog: str) -> ConfigT:
-    """Replace fields by command-line flags such as `--privacy.epsilon 1.06`; the result is validated as a file would be."""
+    """Replace fields by command-line flags such as `--privacy.epsilon 1.06`; the result is validated as a
+    file would be.
+    """
     cls = type(config)
     changed = tyro.cli(tyro.conf.AvoidSubcommands[cls], default=config, args=list(arguments), prog=prog)  # type: ignore[valid-type]
     return validate(cls, dataclasses.asdict(changed), source="command line")  # type: ignore[arg-type]

@@ -1,20 +1,21 @@
-"""Differentially private gradients for a loop of one's own and any JAX model: Flax Linen, NNX, Equinox, plain functions.
+"""Differentially private gradients for a loop of one's own and any JAX model: Flax Linen, NNX, Equinox, plain
+functions.
 
-    plan = dp.calibrate(epsilon=3.0, delta=1e-6, n_units=60_000, expected_batch_size=512, steps=1_000, l2_clip_norm=1.0)
-    gradients = plan.gradients(loss, (images, labels))
-    for _ in range(plan.steps):
+    plan = dp.calibrate(epsilon=3.0, delta=1e-6, n_units=60_000, expected_batch_size=512, steps=1_000,
+    l2_clip_norm=1.0) gradients = plan.gradients(loss, (images, labels)) for _ in range(plan.steps):
         updates, state = optimizer.update(gradients(params), state, params)
         params = optax.apply_updates(params, updates)
 
-Guarantee: all that `PrivateGradients` has returned is (epsilon, delta)-differentially private for adding or removing one unit,
-with epsilon as `PrivateGradients.epsilon` says, at most the plan's. A unit is one element of the leading axis of `examples`: an
-image, or all images of a patient. The guarantee covers what is computed from the gradients alone: everything else that the loop
-uses (learning rates, when to stop, which weights to keep) must be fixed before, or be chosen on public data. The numbers given
-to `calibrate` are published with the model, N too: declare a rounded one. The loss of an example must depend on private data
-through that example alone.
+Guarantee: all that `PrivateGradients` has returned is (epsilon, delta)-differentially private for adding or
+removing one unit, with epsilon as `PrivateGradients.epsilon` says, at most the plan's. A unit is one element
+of the leading axis of `examples`: an image, or all images of a patient. The guarantee covers what is computed
+from the gradients alone: everything else that the loop uses (learning rates, when to stop, which weights to
+keep) must be fixed before, or be chosen on public data. The numbers given to `calibrate` are published with
+the model, N too: declare a rounded one. The loss of an example must depend on private data through that
+example alone.
 
-`noised_gradient` is one step as a pure function, for those who draw and account for themselves; `privately` is the same in
-optax's shape.
+`noised_gradient` is one step as a pure function, for those who draw and account for themselves; `privately`
+is the same in optax's shape.
 """
 
 import dataclasses
@@ -65,8 +66,8 @@ class Plan:
     Attributes:
         mechanism: of each step.
         steps: how many.
-        noise: `gaussian`, in floating point, or `discrete`, in whole numbers, for which the sums' sensitivity is a theorem
-            (`privacy.mechanism`) at about twice the time.
+        noise: `gaussian`, in floating point, or `discrete`, in whole numbers, for which the sums' sensitivity
+            is a theorem (`privacy.mechanism`) at about twice the time.
     """
 
     mechanism: Mechanism
@@ -86,7 +87,8 @@ class Plan:
         Args:
             loss: (parameters, one example) -> its loss, traceable by JAX.
             examples: numpy arrays with a leading axis of units.
-            microbatch_size: units that a device handles at once; it changes memory and speed, and nothing else.
+            microbatch_size: units that a device handles at once; it changes memory and speed, and nothing
+                else.
             devices: of this process, over which microbatches are spread; all of them unless given.
             ledger: a new file in which every step is written down before it is released (`records.ledger`).
 
@@ -128,21 +130,24 @@ def calibrate(
     """
     if not 0 < delta < 1 / n_units:
         raise ValueError(
-            f"delta: expected less than 1/N = {1 / n_units:.3g}, found {delta!r}: it may publish one unit outright"
+            f"delta: expected less than 1/N = {1 / n_units:.3g}, found {delta!r}: it may publish one unit "
+            "outright"
         )
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, found {steps}")
     sample_rate = accounting.sample_rate_of(expected_batch_size, n_units)
     sigma = accounting.calibrated_noise(epsilon, delta, sample_rate, steps)
-    return Plan(Mechanism(n_units, expected_batch_size, l2_clip_norm, sigma, epsilon, delta, rule=rule), steps, noise)
+    return Plan(
+        Mechanism(n_units, expected_batch_size, l2_clip_norm, sigma, epsilon, delta, rule=rule), steps, noise
+    )
 
 
 class PrivateGradients:
     """The steps of a plan: each call draws a Poisson batch and returns its noised mean gradient.
 
-    Every call is a new release, from randomness of its own that comes from the operating system and is kept nowhere: nothing
-    is drawn twice. A loop that goes on after a crash makes a new object with the steps that are left, and counts the steps
-    since its last checkpoint as spent if anybody saw their results.
+    Every call is a new release, from randomness of its own that comes from the operating system and is kept
+    nowhere: nothing is drawn twice. A loop that goes on after a crash makes a new object with the steps that
+    are left, and counts the steps since its last checkpoint as spent if anybody saw their results.
 
     Attributes:
         plan: what may be spent.
@@ -161,7 +166,9 @@ class PrivateGradients:
         """See `Plan.gradients`."""
         lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(examples)}
         if len(lengths) != 1:
-            raise ValueError(f"examples: expected one leading axis of units for all, found lengths {sorted(lengths)}")
+            raise ValueError(
+                f"examples: expected one leading axis of units for all, found lengths {sorted(lengths)}"
+            )
         if microbatch_size < 1:
             raise ValueError(f"microbatch_size: expected at least 1, found {microbatch_size}")
         self.plan, self.entries = plan, list[Entry]()
@@ -181,12 +188,15 @@ class PrivateGradients:
         """
         step = len(self.entries)
         if step >= self.plan.steps:
-            raise ValueError(f"steps: all {self.plan.steps} of the plan are spent; one more would break its epsilon")
+            raise ValueError(
+                f"steps: all {self.plan.steps} of the plan are spent; one more would break its epsilon"
+            )
         mechanism = self._mechanism(params)
         drawn = mechanism.draw(self._secret, step, self._present)
         if len(drawn) > mechanism.most_units:
             raise ValueError(
-                f"n_units: at a declared N of {mechanism.n_units} a step drew {len(drawn)} units, where sums have room for "
+                f"n_units: at a declared N of {mechanism.n_units} a step drew {len(drawn)} units, where sums "
+                "have room for "
                 f"{mechanism.most_units}; declare a number nearer to the {self._present} that are there"
             )
         entry = mechanism.entry(step)  # what is paid for precedes what is released
@@ -199,7 +209,11 @@ class PrivateGradients:
         for rows in self._rows(mechanism, step, drawn):
             is_real = rows >= 0
             batch = jax.tree.map(lambda leaf, rows=rows: leaf[np.maximum(rows, 0)], self._examples)
-            total = accumulate(params, total, *jax.device_put((batch, is_real), NamedSharding(self._mesh, P(device_sums.AXIS))))
+            total = accumulate(
+                params,
+                total,
+                *jax.device_put((batch, is_real), NamedSharding(self._mesh, P(device_sums.AXIS))),
+            )
         return finish(total, mechanism.randomness(mechanism.noise_key(self._secret, step), params))
 
     def epsilon(self, delta: float | None = None) -> Bounds:
@@ -216,7 +230,9 @@ class PrivateGradients:
         return dataclasses.replace(self.plan.mechanism, discrete_coordinates=coordinates)
 
     def _rows(self, mechanism: Mechanism, step: int, drawn: Any) -> list[np.ndarray]:
-        """Which units stand in each microbatch, -1 for none: in random order, or each in a place drawn for it alone."""
+        """Which units stand in each microbatch, -1 for none: in random order, or each in a place drawn for it
+        alone.
+        """
         if mechanism.grid is None:
             order = drawn[sampling.in_random_order(self._secret, step, self._present, drawn)]
         else:
@@ -232,7 +248,9 @@ class PrivateGradients:
             return device_sums.nothing_yet(exact_sum.empty(params), self._mesh)
 
         def on_one(params: PyTree, total: PyTree, batch: PyTree, is_real: Any) -> PyTree:
-            return device_sums.plus_own(total, self._mechanism(params).clipped_sum(self._loss, params, batch, is_real).total)
+            return device_sums.plus_own(
+                total, self._mechanism(params).clipped_sum(self._loss, params, batch, is_real).total
+            )
 
         def finish(total: PyTree, randomness: PyTree) -> PyTree:
             exact = device_sums.collected(total, self._mesh)
@@ -258,8 +276,8 @@ def noised_gradient(
 ) -> PyTree:
     """The noised mean gradient of one step from one microbatch: a pure function, to be called inside jit.
 
-    Guarantee: that of `privacy.mechanism`, if the real examples are a Poisson batch (`Mechanism.draw`) and the key is
-    used once.
+    Guarantee: that of `privacy.mechanism`, if the real examples are a Poisson batch (`Mechanism.draw`) and
+    the key is used once.
 
     Args:
         loss: (parameters, one example) -> its loss.
@@ -273,7 +291,10 @@ def noised_gradient(
         ValueError: the mechanism's noise is discrete, which is not drawn inside jit.
     """
     if mechanism.grid is not None:
-        raise ValueError("mechanism: expected Gaussian noise; discrete noise is drawn by `Mechanism.randomness`, outside jit")
+        raise ValueError(
+            "mechanism: expected Gaussian noise; discrete noise is drawn by `Mechanism.randomness`, outside "
+            "jit"
+        )
     return mechanism.release(mechanism.clipped_sum(loss, params, examples, is_real).total, key)
 
 
@@ -294,7 +315,9 @@ def privately(loss: Loss, mechanism: Mechanism) -> optax.GradientTransformationE
     def init(_: PyTree) -> Steps:
         return Steps(jnp.zeros((), jnp.int32))
 
-    def update(examples: PyTree, state: Steps, params: PyTree | None = None, *, is_real: Any, key: Any, **_: Any) -> Any:
+    def update(
+        examples: PyTree, state: Steps, params: PyTree | None = None, *, is_real: Any, key: Any, **_: Any
+    ) -> Any:
         if params is None:
             raise ValueError("params: expected the parameters, of which the gradient is taken")
         return noised_gradient(loss, params, examples, is_real, mechanism, key), Steps(state.made + 1)

@@ -1,4 +1,6 @@
-"""A trained model in three lines: `import jaxcxr`, `model = jaxcxr.load_model("runs/demo")`, `model.predict(["film.dcm"])`."""
+"""A trained model in three lines: `import jaxcxr`, `model = jaxcxr.load_model("runs/demo")`,
+`model.predict(["film.dcm"])`.
+"""
 
 import dataclasses
 import functools
@@ -48,8 +50,8 @@ class Model:
     def predict(self, images: Film | Iterable[Film]) -> Float[np.ndarray, "n findings"]:
         """Probability of each finding on each film.
 
-        Files and grey values alike are made square, scaled and equalised as the paper's films (`data.images.preprocess`).
-        Films that come from a store are prepared already: see `predict_prepared`.
+        Files and grey values alike are made square, scaled and equalised as the paper's films
+        (`data.images.preprocess`). Films that come from a store are prepared already: see `predict_prepared`.
 
         Args:
             images: films, an array [n, height, width], or one film.
@@ -69,7 +71,10 @@ class Model:
     def predict_prepared(self, films: UInt8[np.ndarray, "n size size"]) -> Float[np.ndarray, "n findings"]:
         """Probability of each finding on films that are prepared as the training films were."""
         if films.ndim != 3 or films.shape[1:] != (self.size, self.size) or films.dtype != np.uint8:
-            raise InputError(f"films: expected uint8 [n, {self.size}, {self.size}], found {films.dtype} {list(films.shape)}")
+            raise InputError(
+                f"films: expected uint8 [n, {self.size}, {self.size}], found {films.dtype} "
+                f"{list(films.shape)}"
+            )
         rows = []
         for first in range(0, len(films), BATCH):
             piece = films[first : first + BATCH]
@@ -78,7 +83,9 @@ class Model:
             rows.append(np.asarray(self._probabilities(self.params, padded))[: len(piece)])
         return np.concatenate(rows) if rows else np.zeros((0, len(self.findings)), np.float32)
 
-    def predictor(self, any_batch: bool = False) -> Callable[[PyTree, UInt8[Array, "n size size"]], Float[Array, "n findings"]]:
+    def predictor(
+        self, any_batch: bool = False
+    ) -> Callable[[PyTree, UInt8[Array, "n size size"]], Float[Array, "n findings"]]:
         """The function (parameters, prepared images) -> probabilities, not compiled."""
         other_side = None if self.views == "one" else mirror_permutation(self.findings)
         return predictor(self.network, self.views, other_side, any_batch)
@@ -93,7 +100,9 @@ def _grey(film: Any) -> np.ndarray:
         return read_image(film)
     array = np.asarray(film)
     if array.ndim != 2 or array.dtype.kind not in "uif" or array.size == 0 or not np.all(np.isfinite(array)):
-        raise InputError(f"films: expected finite grey values [height, width], found {array.dtype} {list(array.shape)}")
+        raise InputError(
+            f"films: expected finite grey values [height, width], found {array.dtype} {list(array.shape)}"
+        )
     return array
 
 
@@ -101,8 +110,9 @@ def load_model(path: str | Path) -> Model:
     """The model in a folder that this package wrote.
 
     Args:
-        path: a run folder (config.yaml and checkpoints/; the newest checkpoint is taken), a weights folder (provenance.json and
-            params/ or a .safetensors file) or a release folder (config.yaml and a .safetensors file).
+        path: a run folder (config.yaml and checkpoints/; the newest checkpoint is taken), a weights folder
+            (provenance.json and params/ or a .safetensors file) or a release folder (config.yaml and a
+            .safetensors file).
 
     Raises:
         InputError: there is no such folder, it holds no model, or weights and configuration do not fit.
@@ -118,14 +128,22 @@ def load_model(path: str | Path) -> Model:
         dtype=DTYPES[model.dtype],
         scale_norm=model.scale_norm,
     )
-    like = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((data.size, data.size), jnp.uint8))
+    like = jax.eval_shape(
+        network.init, jax.random.key(0), jax.ShapeDtypeStruct((data.size, data.size), jnp.uint8)
+    )
     params = jax.tree.map(jnp.asarray, _read_params(path, like))
     return Model(data.findings, data.size, network, params, model.prediction_views)
 
 
 def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: object) -> dict[str, object]:
-    """A provenance record that `load_model` can read: who made the weights, from what, and which network they are for."""
-    return {"made_by": made_by, **facts, "config": {"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)}}
+    """A provenance record that `load_model` can read: who made the weights, from what, and which network they
+    are for.
+    """
+    return {
+        "made_by": made_by,
+        **facts,
+        "config": {"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)},
+    }
 
 
 def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
@@ -134,7 +152,9 @@ def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
         return config.data, config.model
     record = path / "provenance.json"
     if not record.is_file():
-        raise InputError(f"{path}: expected config.yaml or provenance.json there, which say what the network looks like")
+        raise InputError(
+            f"{path}: expected config.yaml or provenance.json there, which say what the network looks like"
+        )
     try:
         config = json.loads(record.read_text(encoding="utf-8"))["config"]
         data, model = config["data"], config["model"]
@@ -166,10 +186,17 @@ def _from_checkpoint(folder: Path, like: PyTree) -> PyTree:
 
 def _fitting(params: PyTree, like: PyTree, source: Path) -> PyTree:
     shapes: Sequence[dict[str, tuple[int, ...]]] = [
-        {jax.tree_util.keystr(place): tuple(leaf.shape) for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        {
+            jax.tree_util.keystr(place): tuple(leaf.shape)
+            for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        }
         for tree in (params, like)
     ]
     if shapes[0] != shapes[1]:
-        differing = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
-        raise InputError(f"{source}: the checkpoint does not fit config.yaml; it differs in {', '.join(differing)}")
+        differing = sorted(
+            name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
+        )
+        raise InputError(
+            f"{source}: the checkpoint does not fit config.yaml; it differs in {', '.join(differing)}"
+        )
     return params

@@ -15,7 +15,9 @@ def exact_chi_square(release: Release) -> float:
     with mp.workdps(50):
         q, k, variance = mp.mpf(release.sample_rate), release.films, mp.mpf(release.noise_multiplier) ** 2
         law = [mp.binomial(k, j) * q**j * (1 - q) ** (k - j) for j in range(k + 1)]
-        moment = mp.fsum(a * b * mp.e ** (i * j / variance) for i, a in enumerate(law) for j, b in enumerate(law))
+        moment = mp.fsum(
+            a * b * mp.e ** (i * j / variance) for i, a in enumerate(law) for j, b in enumerate(law)
+        )
         return float(moment**release.steps - 1)
 
 
@@ -30,7 +32,9 @@ def exact_chi_square(release: Release) -> float:
         (Release(0.1, 20.0, 10, films=4), 0.2),
     ],
 )
-def test_chi_square_is_exact_for_one_film_and_above_the_truth_for_several(release: Release, looseness: float) -> None:
+def test_chi_square_is_exact_for_one_film_and_above_the_truth_for_several(
+    release: Release, looseness: float
+) -> None:
     exact = exact_chi_square(release)
     assert exact <= chi_square([release]) <= exact * (1 + looseness)
 
@@ -50,10 +54,17 @@ def distance(release: Release, others: np.ndarray) -> float:
     weights = binom.pmf(np.arange(release.films + 1), release.films, release.sample_rate)
 
     def density(means: np.ndarray) -> np.ndarray:
-        return sum(w * np.exp(-(((x - m) / release.noise_multiplier) ** 2) / 2) for w, m in zip(weights, means, strict=True))
+        return sum(
+            w * np.exp(-(((x - m) / release.noise_multiplier) ** 2) / 2)
+            for w, m in zip(weights, means, strict=True)
+        )
 
     means = np.arange(release.films + 1.0)
-    return float(np.trapezoid(np.abs(density(means) - density(others)), x)) / release.noise_multiplier / math.sqrt(8 * math.pi)
+    return (
+        float(np.trapezoid(np.abs(density(means) - density(others)), x))
+        / release.noise_multiplier
+        / math.sqrt(8 * math.pi)
+    )
 
 
 @pytest.mark.parametrize("release", [Release(1e-3, 1.0, 1), Release(0.05, 5.0, 1, films=3)])

@@ -26,7 +26,11 @@ def exact_law() -> list[tuple[Any, Any]]:
     for _ in range(DOUBLINGS):
         power = np.convolve(power, power)
     scale = mp.mpf(4096) ** STEPS
-    return [((index - 2 * STEPS) * mp.mpf(GRID), mp.mpf(int(count)) / scale) for index, count in enumerate(power) if count]
+    return [
+        ((index - 2 * STEPS) * mp.mpf(GRID), mp.mpf(int(count)) / scale)
+        for index, count in enumerate(power)
+        if count
+    ]
 
 
 def exact_delta(epsilon: float) -> Any:

@@ -15,12 +15,16 @@ RATE, STEPS, DELTA = 128 / 153502, 179885, 6e-6
 
 
 @pytest.mark.parametrize(("epsilon", "sigma", "sigma_rdp"), [(0.29, 4.311, 4.695), (1.06, 1.462, 1.557)])
-def test_the_papers_run_is_calibrated_to_half_a_percent(epsilon: float, sigma: float, sigma_rdp: float) -> None:
+def test_the_papers_run_is_calibrated_to_half_a_percent(
+    epsilon: float, sigma: float, sigma_rdp: float
+) -> None:
     plan = accounting.calibrate(epsilon, DELTA, RATE, STEPS)
     assert plan.noise_multiplier == pytest.approx(sigma, rel=5e-3)
     assert epsilon * (1 - accounting.CALIBRATION_TOLERANCE) <= plan.epsilon_pld <= epsilon
     assert plan.epsilon_rdp > plan.epsilon_pld
-    assert accounting.epsilon_rdp([Spending(RATE, sigma_rdp, STEPS)], DELTA) == pytest.approx(epsilon, rel=5e-3)
+    assert accounting.epsilon_rdp([Spending(RATE, sigma_rdp, STEPS)], DELTA) == pytest.approx(
+        epsilon, rel=5e-3
+    )
 
 
 def test_published_values_of_other_accountants() -> None:
@@ -49,7 +53,9 @@ def test_one_gaussian_release_against_the_closed_form() -> None:
     def phi(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))
 
-    exact = phi(1 / (2 * sigma) - epsilon * sigma) - math.exp(epsilon) * phi(-1 / (2 * sigma) - epsilon * sigma)
+    exact = phi(1 / (2 * sigma) - epsilon * sigma) - math.exp(epsilon) * phi(
+        -1 / (2 * sigma) - epsilon * sigma
+    )
     assert exact <= delta
     assert exact == pytest.approx(delta, rel=0.02)
 
@@ -131,10 +137,20 @@ def test_impossible_releases_are_named(spending: Spending, named: str) -> None:
 
 def test_the_configuration_has_the_accountants_limits() -> None:
     limits = {
-        name: {key: getattr(bound, key) for bound in field.metadata for key in ("le", "ge") if hasattr(bound, key)}
-        for name, field in ((name, PrivacyConfig.__annotations__[name].__metadata__[0]) for name in ("epsilon", "delta"))
+        name: {
+            key: getattr(bound, key)
+            for bound in field.metadata
+            for key in ("le", "ge")
+            if hasattr(bound, key)
+        }
+        for name, field in (
+            (name, PrivacyConfig.__annotations__[name].__metadata__[0]) for name in ("epsilon", "delta")
+        )
     }
-    assert limits == {"epsilon": {"le": loss_distribution.NO_GUARANTEE}, "delta": {"ge": loss_distribution.LEAST_DELTA}}
+    assert limits == {
+        "epsilon": {"le": loss_distribution.NO_GUARANTEE},
+        "delta": {"ge": loss_distribution.LEAST_DELTA},
+    }
 
 
 # q, sigma, steps, delta, epsilon: what once took hundreds of gigabytes, or gave no answer.
@@ -159,8 +175,12 @@ def test_extremes_are_answered(rate: float, sigma: float, steps: int, delta: flo
 
 
 @pytest.mark.parametrize("delta", [1e-5, 1e-15])
-@pytest.mark.parametrize(("rate", "sigma", "steps"), [(1e-4, 0.2, 10), (1e-7, 0.5, 10**5), (0.9, 0.3, 3), (0.5, 1000.0, 10**5)])
-def test_arrays_stay_small(rate: float, sigma: float, steps: int, delta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rate", "sigma", "steps"), [(1e-4, 0.2, 10), (1e-7, 0.5, 10**5), (0.9, 0.3, 3), (0.5, 1000.0, 10**5)]
+)
+def test_arrays_stay_small(
+    rate: float, sigma: float, steps: int, delta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     longest = []
     on_grid, composed_curve = summed_loss.on_grid, summed_loss.composed_curve
 
@@ -189,7 +209,9 @@ def test_arrays_stay_small(rate: float, sigma: float, steps: int, delta: float, 
     st.floats(-15, -0.1).map(lambda x: 10.0**x),
     st.integers(1, 4),
 )
-def test_bounds_are_in_order_and_fall_with_delta(rate: float, sigma: float, steps: int, delta: float, films: int) -> None:
+def test_bounds_are_in_order_and_fall_with_delta(
+    rate: float, sigma: float, steps: int, delta: float, films: int
+) -> None:
     """Any plan is answered; more delta, fewer steps and fewer films never cost more than what bounds may be apart."""
     bounds, looser = accounting.profile([Spending(rate, sigma, steps)], (delta, min(2 * delta, 0.99)), films)
     one = accounting.epsilon_bounds([Spending(rate, sigma, steps)], delta)

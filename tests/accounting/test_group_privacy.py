@@ -61,7 +61,11 @@ def test_ten_thousand_films_are_said_to_be_unprotected() -> None:
 def test_the_cohorts_median_95th_percentile_and_maximum() -> None:
     counts = films_per_patient(["a"] * 7 + ["b"] * 2 + [f"p{i}" for i in range(18)], "table")
     rows = patient_epsilons([Spending(0.05, 1.5, 20)], 1e-5, counts)
-    assert [(row.patient, row.films) for row in rows] == [("median", 1), ("95th percentile", 2), ("maximum", 7)]
+    assert [(row.patient, row.films) for row in rows] == [
+        ("median", 1),
+        ("95th percentile", 2),
+        ("maximum", 7),
+    ]
     assert rows[0].epsilon.upper < rows[1].epsilon.lower < rows[1].epsilon.upper < rows[2].epsilon.lower
     assert np.sort(counts).tolist() == [1] * 18 + [2, 7]
 

@@ -50,7 +50,9 @@ def root(delta_at: Callable[[Any], Any], delta: float) -> Any:
 
 @pytest.mark.parametrize("delta", [1e-1, 1e-5, 1e-9, 1e-12, 1e-15])
 @pytest.mark.parametrize(("sigma", "steps", "films"), [(2.0, 1, 1), (20.0, 100, 3), (100.0, 10_000, 1)])
-def test_the_composition_encloses_the_closed_form_at_every_delta(sigma: float, steps: int, films: int, delta: float) -> None:
+def test_the_composition_encloses_the_closed_form_at_every_delta(
+    sigma: float, steps: int, films: int, delta: float
+) -> None:
     releases = (Release(1.0, sigma, steps, films),)
     mu = mp.sqrt(steps) * films / sigma
     truth = root(lambda e: gaussian_delta(e, mu), delta)
@@ -100,7 +102,10 @@ def test_bounds_agree_with_dp_accounting_where_it_is_precise(
 ) -> None:
     """Google's own bound, on a grid fine enough, at a delta at which its rounding errors do not matter."""
     bounds = epsilon_bounds((Release(rate, sigma, steps, adjacency=adjacency),), 1e-6)
-    relation = {"add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE, "replace_one": NeighboringRelation.REPLACE_ONE}
+    relation = {
+        "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace_one": NeighboringRelation.REPLACE_ONE,
+    }
     single = pld.from_gaussian_mechanism(
         sigma, value_discretization_interval=bounds.upper * 2e-3 / math.sqrt(steps) / 10, sampling_prob=rate, neighboring_relation=relation[adjacency]
     )  # fmt: skip

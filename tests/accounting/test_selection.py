@@ -21,7 +21,9 @@ def test_publishing_all_is_composition() -> None:
 
 @pytest.mark.parametrize(("repetitions", "shape"), [("poisson", math.inf), ("geometric", 1.0)])
 @pytest.mark.parametrize("mean", [1.5, 7.0])
-def test_choosing_the_best_is_papernot_and_steinkes_bound(repetitions: str, shape: float, mean: float) -> None:
+def test_choosing_the_best_is_papernot_and_steinkes_bound(
+    repetitions: str, shape: float, mean: float
+) -> None:
     run = SelfComposedDpEvent(PoissonSampledDpEvent(0.05, GaussianDpEvent(1.2)), 50)
     accountant = RdpAccountant()
     accountant.compose(RepeatAndSelectDpEvent(run, mean, shape))
@@ -32,7 +34,9 @@ def test_choosing_the_best_is_papernot_and_steinkes_bound(repetitions: str, shap
 
 def test_the_most_expensive_candidate_decides_and_repeating_costs() -> None:
     assert (
-        choose_best([CHEAP, EXPENSIVE], DELTA, 2.0) == choose_best([EXPENSIVE], DELTA, 2.0) > choose_best([CHEAP], DELTA, 2.0)
+        choose_best([CHEAP, EXPENSIVE], DELTA, 2.0)
+        == choose_best([EXPENSIVE], DELTA, 2.0)
+        > choose_best([CHEAP], DELTA, 2.0)
     )
     assert choose_best([EXPENSIVE], DELTA, 1.0) >= accounting.epsilon_rdp(EXPENSIVE, DELTA)
     assert choose_best([EXPENSIVE], DELTA, 20.0) > choose_best([EXPENSIVE], DELTA, 2.0)

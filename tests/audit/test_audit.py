@@ -55,7 +55,9 @@ def by_drawn_size(subject: Subject) -> Subject:
     """The noised sum divided by what was drawn instead of by what was declared."""
     return dataclasses.replace(
         subject,
-        release=lambda total, key, drawn: jax.tree.map(lambda g: g * BATCH / max(drawn, 1), MECHANISM.release(total, key)),
+        release=lambda total, key, drawn: jax.tree.map(
+            lambda g: g * BATCH / max(drawn, 1), MECHANISM.release(total, key)
+        ),
     )
 
 
@@ -148,7 +150,9 @@ def test_a_planted_fault_is_caught(fault: Callable[[Subject], Subject], check: s
     ],
     ids=["no noise", "a tenth of the noise", "same key", "always in"],
 )
-def test_the_attack_alone_refutes_the_claim_where_a_fault_helps_it(fault: Callable[[Subject], Subject], attack: str) -> None:
+def test_the_attack_alone_refutes_the_claim_where_a_fault_helps_it(
+    fault: Callable[[Subject], Subject], attack: str
+) -> None:
     found = audited(2, fault)
     assert found.attacks[attack] > found.epsilon_claimed
     assert found.curves[attack].auroc > 0.8
@@ -167,7 +171,11 @@ def test_what_is_written_is_json_and_says_both_figures() -> None:
     again = json.loads(json.dumps(described))
     assert again["card"]["canaries"] == CANARIES
     assert again["card"]["accused"] is False
-    assert {row["attack"] for row in again["attacks"]} == {"white-box alignment", "white-box variation", "black-box loss"}
+    assert {row["attack"] for row in again["attacks"]} == {
+        "white-box alignment",
+        "white-box variation",
+        "black-box loss",
+    }
     assert len(again["checks"]) == 5
     assert again["data"] == "ab12" * 16
     # The exact figure follows from a sample rate and a delta that follow from the number of films there are.

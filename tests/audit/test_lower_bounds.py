@@ -19,10 +19,14 @@ def test_without_delta_the_bound_is_binomial() -> None:
     assert expit(epsilon) ** 50 == pytest.approx(0.05, rel=1e-4)
 
 
-@pytest.mark.parametrize(("canaries", "guesses", "correct"), [(100, 50, 45), (1000, 400, 390), (200, 200, 120), (60, 30, 10)])
+@pytest.mark.parametrize(
+    ("canaries", "guesses", "correct"), [(100, 50, 45), (1000, 400, 390), (200, 200, 120), (60, 30, 10)]
+)
 @pytest.mark.parametrize("delta", [0.0, 1e-5, 1e-2])
 @pytest.mark.parametrize("confidence", [0.95, 0.99])
-def test_the_statistic_is_jax_privacys(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> None:
+def test_the_statistic_is_jax_privacys(
+    canaries: int, guesses: int, correct: int, delta: float, confidence: float
+) -> None:
     auditing = pytest.importorskip("jax_privacy.auditing")
     theirs = auditing._epsilon_one_run(0.0, canaries, guesses, correct, 1 - confidence, delta)
     assert one_run_epsilon(canaries, guesses, correct, delta, confidence) == pytest.approx(theirs, abs=1e-4)
@@ -57,7 +61,9 @@ def test_the_order_of_canaries_does_not_matter(scores: list[int], random: Random
     pairs = sorted(zip(scores, included, strict=True))  # left-out first among equals
     random.shuffle(shuffled := list(pairs))
     found = [
-        epsilon_from_scores(np.array([s for s, _ in order], float), np.array([i for _, i in order]), 1e-5, 0.9)
+        epsilon_from_scores(
+            np.array([s for s, _ in order], float), np.array([i for _, i in order]), 1e-5, 0.9
+        )
         for order in (pairs, pairs[::-1], shuffled)
     ]
     assert found[0] == found[1] == found[2]
@@ -95,7 +101,10 @@ def test_the_band_of_a_curve_is_clopper_and_pearsons_and_holds_the_truth() -> No
         found = membership_curve(scores, included)
         place = np.searchsorted(-np.unique(scores)[::-1], -0.8) - 0  # thresholds above 0.8
         ends = found.band()
-        held += ends.false_low[place] <= 0.2 <= ends.false_high[place] and ends.true_low[place] <= 0.2 <= ends.true_high[place]
+        held += (
+            ends.false_low[place] <= 0.2 <= ends.false_high[place]
+            and ends.true_low[place] <= 0.2 <= ends.true_high[place]
+        )
     assert held >= 0.94 * 300
 
 

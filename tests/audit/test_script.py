@@ -41,7 +41,9 @@ def run(tiny_config: Experiment, tiny_store: Store, tmp_path: Path) -> Path:
         "made_with": {"code_fingerprint": code_fingerprint()},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
-    ledger = Ledger(folder / "ledger.jsonl", Terms("image", "add_remove", 50, tiny_store.fingerprint, seeded=False))
+    ledger = Ledger(
+        folder / "ledger.jsonl", Terms("image", "add_remove", 50, tiny_store.fingerprint, seeded=False)
+    )
     for step in range(6):
         ledger.record(Entry(step, 0.12, 1.0, 1.0))
     ledger.close()
@@ -64,12 +66,18 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
 
 @pytest.mark.parametrize("too_much", [1, 4], ids=["right", "clipped too little"])
 def test_the_network_is_audited_through_the_layerwise_step(
-    script: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, too_much: int
+    script: ModuleType,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    too_much: int,
 ) -> None:
     """With a network that compiles quickly, whose gradients the audit takes film by film as it does those of a large one."""
     whole, traced = clipping.clipped_sum, []
 
-    def clipped(loss: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, rule: Any, method: str) -> Any:
+    def clipped(
+        loss: Any, params: Any, units: Any, is_real: Any, l2_clip_norm: float, rule: Any, method: str
+    ) -> Any:
         traced.append((l2_clip_norm, method))
         return whole(loss, params, units, is_real, too_much * l2_clip_norm, rule, "layerwise")
 
@@ -78,7 +86,10 @@ def test_the_network_is_audited_through_the_layerwise_step(
     monkeypatch.setattr("jaxcxr.audit.canaries._COORDINATES_AT_ONCE", 3000)
     config = load(Experiment, run / "config.yaml")
     assert config.privacy is not None
-    dump(dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, l2_clip_norm=0.05)), run / "config.yaml")
+    dump(
+        dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, l2_clip_norm=0.05)),
+        run / "config.yaml",
+    )
     size = ["--canaries", "40", "--films", "40", "--steps", "4", "--side", "16", "--epsilon", "50"]
     arguments = ["--model", "network", "--out", str(run), *size]
     if too_much > 1:
@@ -89,7 +100,9 @@ def test_the_network_is_audited_through_the_layerwise_step(
     assert traced == [(pytest.approx(0.05, rel=1e-3), "layerwise")]  # one compilation for all microbatches
     said = capsys.readouterr().out
     verdict = "passed" if too_much == 1 else "FAILED"
-    assert f"{verdict}: released sum is the clipped sum" in said  # against each film's gradient by its definition
+    assert (
+        f"{verdict}: released sum is the clipped sum" in said
+    )  # against each film's gradient by its definition
     assert "passed: films are drawn independently" in said
     finding = json.loads((run / "audit.json").read_text())["card"]
     assert (finding["model"], finding["accused"]) == ("network, narrower", too_much > 1)
@@ -121,7 +134,9 @@ def test_another_cohorts_run_folder_is_refused(script: ModuleType, run: Path) ->
         (["--config", "none.yaml"], "no such configuration"),
     ],
 )
-def test_impossible_audits_are_refused(script: ModuleType, run: Path, arguments: list[str], complaint: str) -> None:
+def test_impossible_audits_are_refused(
+    script: ModuleType, run: Path, arguments: list[str], complaint: str
+) -> None:
     with pytest.raises(InputError, match=complaint):
         script.main(["--out", str(run), *arguments])
     assert not (run / "audit.json").exists()
@@ -136,7 +151,9 @@ def test_the_network_is_not_audited_for_a_run_that_releases_moments(script: Modu
     assert not (run / "audit.json").exists()
 
 
-def test_a_run_without_privacy_has_no_claim(script: ModuleType, tiny_nonprivate_config: Experiment, tmp_path: Path) -> None:
+def test_a_run_without_privacy_has_no_claim(
+    script: ModuleType, tiny_nonprivate_config: Experiment, tmp_path: Path
+) -> None:
     dump(tiny_nonprivate_config, tmp_path / "config.yaml")
     with pytest.raises(InputError, match="no claim to audit"):
         script.main(["--out", str(tmp_path)])

@@ -80,7 +80,10 @@ def test_a_ratio_is_taken_within_rounds(results: list[Details]) -> None:
 def test_failures_and_disagreements_are_rows_with_their_error(results: list[Details]) -> None:
     rows = {d.row.name: d.row for d in results}
     assert rows["opacus ew"].error == "RuntimeError: no"
-    assert rows["opacus hooks"].error == "its gradient sum differs from the reference by 1 of the reference's norm"
+    assert (
+        rows["opacus hooks"].error
+        == "its gradient sum differs from the reference by 1 of the reference's norm"
+    )
     assert rows["opacus ew"].median_s is rows["opacus hooks"].median_s is None
     assert rows["opacus functorch"].error is None
     assert ("opacus hooks", "time") not in FakeWorker.asked
@@ -181,27 +184,44 @@ def test_shown(tmp_path: Path, results: list[Details]) -> None:
     assert len(lines) == 2 + 8
     assert lines[9].split()[:5] == ["opacus", "ghost", "1200", "1800", "3.3"]
     assert "RuntimeError: no" in lines[8]
-    assert "3.00 times the speed of opacus ghost" in speedups([d for d in results if d.row.name != "opacus functorch"])[0]
+    assert (
+        "3.00 times the speed of opacus ghost"
+        in speedups([d for d in results if d.row.name != "opacus functorch"])[0]
+    )
     figure([d.row for d in results], tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 10_000
 
 
 def test_a_row_says_which_network_it_is_of(monkeypatch: pytest.MonkeyPatch, results: list[Details]) -> None:
     others = [NetworkCase("vit_s", 32, 4), NetworkCase("transformer", 32, 4)]
-    details = [d for case in others for d in measure(case, names_of(["opacus"]), rounds=2, say=lambda _: None)]
-    assert [d.row.network for d in (*results, *details)] == ["resnet9"] * 8 + ["vit_s"] * 8 + ["transformer"] * 8
+    details = [
+        d for case in others for d in measure(case, names_of(["opacus"]), rounds=2, say=lambda _: None)
+    ]
+    assert [d.row.network for d in (*results, *details)] == ["resnet9"] * 8 + ["vit_s"] * 8 + [
+        "transformer"
+    ] * 8
     # equal sizes of different networks are different cases
     headings = [line for line in screen_table([*results, *details]).splitlines() if line.endswith("float32")]
-    assert headings == ["32 px x 4, float32", "vit_s, 32 px x 4, float32", "transformer, 32 tokens x 4, float32"]
-    assert [sentence.split(":")[0] for sentence in speedups(details)] == [case_name(details[0].row), case_name(details[8].row)]
+    assert headings == [
+        "32 px x 4, float32",
+        "vit_s, 32 px x 4, float32",
+        "transformer, 32 tokens x 4, float32",
+    ]
+    assert [sentence.split(":")[0] for sentence in speedups(details)] == [
+        case_name(details[0].row),
+        case_name(details[8].row),
+    ]
 
 
 def test_speeds_are_compared_within_rounds() -> None:
     def timed(name: str, *turns: float) -> Details:
         return Details(
-            Row(name, 32, 4, "float32", median_s=float(np.median(turns))), seconds=tuple((float(t), float(t)) for t in turns)
+            Row(name, 32, 4, "float32", median_s=float(np.median(turns))),
+            seconds=tuple((float(t), float(t)) for t in turns),
         )
 
     # A machine that slows down, and one round in which it slowed down between the two turns; their medians have the ratio 2.
-    (sentence,) = speedups([timed("jaxcxr layerwise", 1, 2, 4), timed("opacus ew", 3, 6, 4), timed("opacus ghost", 30, 60, 40)])
+    (sentence,) = speedups(
+        [timed("jaxcxr layerwise", 1, 2, 4), timed("opacus ew", 3, 6, 4), timed("opacus ghost", 30, 60, 40)]
+    )
     assert sentence == "32 px x 4, float32: jaxcxr layerwise has 3.00 times the speed of opacus ew"

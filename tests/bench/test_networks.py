@@ -26,7 +26,10 @@ TINY: dict[str, tuple[int, dict[str, Any]]] = {
 }
 CANNOT = {
     # by PyTorch's expanded weights
-    ("vit_s", "opacus ew"): "view size is not compatible",  # the cotangent of the patches has the channels last
+    (
+        "vit_s",
+        "opacus ew",
+    ): "view size is not compatible",  # the cotangent of the patches has the channels last
     ("densenet121", "opacus ew"): "view size is not compatible",  # a part of a concatenated map
     ("convnext_t", "opacus ew"): "cannot handle function mul",  # the layer scale
 }
@@ -66,7 +69,10 @@ def known(request: pytest.FixtureRequest) -> Known:
 
 def norms(gradients: Any) -> np.ndarray:
     return np.sqrt(
-        sum(np.sum(np.square(leaf.reshape(len(leaf), -1)), axis=1, dtype=float) for leaf in jax.tree.leaves(gradients))
+        sum(
+            np.sum(np.square(leaf.reshape(len(leaf), -1)), axis=1, dtype=float)
+            for leaf in jax.tree.leaves(gradients)
+        )
     )
 
 
@@ -101,7 +107,9 @@ def test_as_many_parameters_as_published(name: str, published: int) -> None:
 
 def test_the_text_transformer_is_gpt_2_in_that_size() -> None:
     options = {"vocabulary": 50257, "width": 768, "depth": 12, "heads": 12}
-    tied = jax_networks.parameter_shapes(NetworkCase("transformer", 1024, 1, options={**options, "tied": True}))
+    tied = jax_networks.parameter_shapes(
+        NetworkCase("transformer", 1024, 1, options={**options, "tied": True})
+    )
     assert n_parameters(tied) == 124_439_808  # "gpt2" of Hugging Face, transformers.GPT2LMHeadModel
     untied = jax_networks.parameter_shapes(NetworkCase("transformer", 1024, 1, options=options))
     assert n_parameters(untied) == 124_439_808 + 50257 * 768
@@ -117,7 +125,9 @@ def test_outputs_and_gradients(known: Known) -> None:
     assert {name: array.shape for name, array in gradients.items()} == torch_shapes(shapes)
     assert all(np.all(np.isfinite(array)) for array in gradients.values())
     # Attention does not change when all keys move by the same vector: the bias of the keys has no gradient but rounding.
-    without_a_say = [name for name, array in gradients.items() if not np.any(array) and not name.endswith("key.bias")]
+    without_a_say = [
+        name for name, array in gradients.items() if not np.any(array) and not name.endswith("key.bias")
+    ]
     assert without_a_say == []
 
 
@@ -125,8 +135,13 @@ def test_the_private_step_is_the_definition(known: Known) -> None:
     lengths = norms(known.gradients)
     assert lengths.min() < known.case.l2_clip_norm < lengths.max()
     assert distance(to_torch(known.clipped), by_definition(known)) < 1e-4
-    for own in (lengths.min() / 2, lengths.max() * 2):  # had all been clipped, or none, the sum would be another
-        assert distance(weighted(known.gradients, np.minimum(1.0, own / lengths)), by_definition(known)) > 0.01
+    for own in (
+        lengths.min() / 2,
+        lengths.max() * 2,
+    ):  # had all been clipped, or none, the sum would be another
+        assert (
+            distance(weighted(known.gradients, np.minimum(1.0, own / lengths)), by_definition(known)) > 0.01
+        )
 
 
 @pytest.mark.parametrize("name", PEERS["opacus"])
@@ -141,7 +156,11 @@ def test_the_torch_network_has_the_same_sum(known: Known, name: str) -> None:
         return
     contender.step()
     found = contender.on_host(contender.step())  # a second step must not add to the first
-    expected = weighted(known.gradients, np.ones(known.case.batch)) if name == "torch nonprivate" else by_definition(known)
+    expected = (
+        weighted(known.gradients, np.ones(known.case.batch))
+        if name == "torch nonprivate"
+        else by_definition(known)
+    )
     assert found.keys() == expected.keys()
     assert distance(found, expected) < 1e-4
 
@@ -149,9 +168,13 @@ def test_the_torch_network_has_the_same_sum(known: Known, name: str) -> None:
 def test_contenders_in_jax() -> None:
     """On a transformer without blocks, which compiles at once."""
     case = dataclasses.replace(tiny("transformer"), options={**TINY["transformer"][1], "depth": 0})
-    gradient = jax.jit(jax.vmap(jax.grad(jax_networks.loss_of(case)), in_axes=(None, 0)), compiler_options=FAST)
+    gradient = jax.jit(
+        jax.vmap(jax.grad(jax_networks.loss_of(case)), in_axes=(None, 0)), compiler_options=FAST
+    )
     gradients = gradient(jax_networks.parameters(case), case.examples())
-    case = dataclasses.replace(case, l2_clip_norm=float(np.median(norms(gradients))))  # shortens one of the three
+    case = dataclasses.replace(
+        case, l2_clip_norm=float(np.median(norms(gradients)))
+    )  # shortens one of the three
     factors = np.minimum(1.0, case.l2_clip_norm / norms(gradients))
     assert factors.min() < 0.99 * factors.max()
     held = [*(leaf[0] for leaf in jax.tree.leaves(gradients)), *case.examples().values()]
@@ -183,7 +206,9 @@ def test_least_flops_of_a_step() -> None:
     assert least_flops(lambda w, x: square(x @ w).sum(), w, x) == 2 * once + 3 * 2 * 5 * 4 * 5
     assert least_flops(lambda w, x: (x @ x.T).sum() + w.sum(), w, x) == 2 * 5 * 3 * 5
     with pytest.raises(NotImplementedError, match="scan"):
-        least_flops(lambda w, x: jax.lax.scan(lambda c, row: (c + row @ w, None), jnp.zeros(4), x)[0].sum(), w, x)
+        least_flops(
+            lambda w, x: jax.lax.scan(lambda c, row: (c + row @ w, None), jnp.zeros(4), x)[0].sum(), w, x
+        )
 
 
 def test_least_flops_of_a_network() -> None:

@@ -27,11 +27,15 @@ def with_group_norms(net: "torch.nn.Module") -> "torch.nn.Module":
     return net
 
 
-def agrees(ours: "torch.nn.Module", theirs: "torch.nn.Module", weights: list["torch.Tensor"], shape: tuple[int, ...]) -> None:
+def agrees(
+    ours: "torch.nn.Module", theirs: "torch.nn.Module", weights: list["torch.Tensor"], shape: tuple[int, ...]
+) -> None:
     """`weights` are those of `theirs` in the order of `ours`."""
     mine = ours.state_dict()
     assert [array.numel() for array in mine.values()] == [array.numel() for array in weights]
-    ours.load_state_dict({name: array.reshape(mine[name].shape) for (name, array) in zip(mine, weights, strict=True)})
+    ours.load_state_dict(
+        {name: array.reshape(mine[name].shape) for (name, array) in zip(mine, weights, strict=True)}
+    )
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs.eval()(x)
@@ -44,7 +48,11 @@ def randomised(net: "torch.nn.Module") -> "torch.nn.Module":
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in net.parameters():
-            spread = 1 / math.sqrt(max(1, p[0].numel())) if p.ndim > 1 and p.shape[0] > 1 and p[0].numel() > 1 else 0.1
+            spread = (
+                1 / math.sqrt(max(1, p[0].numel()))
+                if p.ndim > 1 and p.shape[0] > 1 and p[0].numel() > 1
+                else 0.1
+            )
             p.copy_(spread * torch.randn(p.shape, generator=generator) + (1.0 if p.ndim == 1 else 0.0))
     return net
 

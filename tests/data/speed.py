@@ -47,8 +47,13 @@ def main(folder: Path, films: int = 20_000, rounds: int = 1, processes: int = 2,
         alone = timed("decode and resize alone", lambda: floor(folder, names, processes), films)
         for left in ("store", ".store.partial"):
             shutil.rmtree(folder / left, ignore_errors=True)
-        ours = timed("scripts/prepare.py", lambda: subprocess.run(command, check=True, capture_output=True), films)
-        print(f"share of the floor: {alone[0] / ours[0]:.0%} by wall, {alone[1] / ours[1]:.0%} by processor", flush=True)
+        ours = timed(
+            "scripts/prepare.py", lambda: subprocess.run(command, check=True, capture_output=True), films
+        )
+        print(
+            f"share of the floor: {alone[0] / ours[0]:.0%} by wall, {alone[1] / ours[1]:.0%} by processor",
+            flush=True,
+        )
         read(open_store(folder / "store").split("train"), batch)
     shutil.rmtree(folder / "store")
 
@@ -71,8 +76,15 @@ def made(folder: Path, films: int) -> list[str]:
         noisy = bases[index % 200] + rng.normal(0, 2.5, (SIZE, SIZE))
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, compress_level=3)
     index = np.arange(films)
-    table = {"path": names, "patient_id": index // 2, "age": 20 + index % 70, "sex": np.where(index // 2 % 2, "M", "F")}
-    pd.DataFrame(table | {"a": (index % 3 == 0).astype(int), "b": (index % 7 == 0).astype(int)}).to_csv(folder / "films.csv")
+    table = {
+        "path": names,
+        "patient_id": index // 2,
+        "age": 20 + index % 70,
+        "sex": np.where(index // 2 % 2, "M", "F"),
+    }
+    pd.DataFrame(table | {"a": (index % 3 == 0).astype(int), "b": (index % 7 == 0).astype(int)}).to_csv(
+        folder / "films.csv"
+    )
     (folder / "map.yaml").write_text(MAP)
     return names
 
@@ -87,7 +99,9 @@ def floor(folder: Path, names: list[str], processes: int) -> None:
 def _decoded(path: str) -> int:
     with Image.open(path) as picture:
         grey = picture.convert("L")
-        return np.asarray(grey if grey.size == (SIZE, SIZE) else grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR)).nbytes
+        return np.asarray(
+            grey if grey.size == (SIZE, SIZE) else grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        ).nbytes
 
 
 def timed(what: str, work: Callable[[], object], films: int) -> tuple[float, float]:
@@ -118,7 +132,10 @@ def read(split: Split, batch: int) -> None:
             for place in range(0, some, batch):
                 split.read(order[place : place + batch])
             found.append(some / (time.perf_counter() - start))
-    print("read " + ", ".join(f"{kind} {np.median(found):.0f} films/s" for kind, found in rates.items()), flush=True)
+    print(
+        "read " + ", ".join(f"{kind} {np.median(found):.0f} films/s" for kind, found in rates.items()),
+        flush=True,
+    )
     print(f"load {os.getloadavg()[0]:.1f}", flush=True)
 
 

@@ -60,4 +60,6 @@ def test_each_label_row_is_kept_or_mirrored_and_inputs_are_untouched(seed, count
 
 def test_a_finding_without_its_other_side_cannot_be_flipped():
     with pytest.raises(ValueError, match="effusion_left"):
-        flip_rotate(half_bright(1), np.zeros((1, 1), np.float32), ("effusion_right",), np.random.default_rng(0))
+        flip_rotate(
+            half_bright(1), np.zeros((1, 1), np.float32), ("effusion_right",), np.random.default_rng(0)
+        )

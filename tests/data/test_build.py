@@ -61,7 +61,9 @@ def test_a_store_is_made_from_files(hospital):
     assert sum(counted) == COUNT
     listing = read_listing(store.path / "quarantine.csv")
     assert listing["path"].tolist() == ["3.png", "17.png"]
-    assert listing["reason"][0] == "cannot be read as PNG, JPEG, TIFF or DICOM (the image cannot be identified)"
+    assert (
+        listing["reason"][0] == "cannot be read as PNG, JPEG, TIFF or DICOM (the image cannot be identified)"
+    )
     assert str(folder) not in "".join(listing["reason"])
     for name in ("train", "valid", "test"):
         split = store.split(name)
@@ -77,7 +79,9 @@ def test_a_store_is_made_from_files(hospital):
 def test_only_declared_columns_enter_the_store(hospital):
     folder, frame = hospital
     assert "name" not in made(folder, frame).manifest.columns
-    assert made(folder, frame.assign(scanner="A"), "other", groups=["scanner"]).manifest["scanner"].eq("A").all()
+    assert (
+        made(folder, frame.assign(scanner="A"), "other", groups=["scanner"]).manifest["scanner"].eq("A").all()
+    )
 
 
 def test_processes_shards_and_interruptions_do_not_change_the_fingerprint(hospital):
@@ -193,7 +197,12 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         made(folder, frame, progress=die)
-    for changes in ({"size": 32}, {"how": Preprocessing(normalisation="none")}, {"shards": 3}, {"refuse_flagged": True}):
+    for changes in (
+        {"size": 32},
+        {"how": Preprocessing(normalisation="none")},
+        {"shards": 3},
+        {"refuse_flagged": True},
+    ):
         with pytest.raises(InputError, match=r"unfinished store of another kind lies in \.store\.partial"):
             made(folder, frame, **changes)
     for other in (frame.assign(congestion=1.0), frame.assign(path=frame["path"].to_numpy()[::-1])):
@@ -216,7 +225,9 @@ def test_a_full_disk_is_said_and_what_is_done_is_kept(hospital, processes, limit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(InputError, match=r"full: cannot be written \(.*File too large.*kept in \.full\.partial"):
+        with pytest.raises(
+            InputError, match=r"full: cannot be written \(.*File too large.*kept in \.full\.partial"
+        ):
             made(folder, frame, "full", processes=processes)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -281,7 +292,11 @@ def test_a_run_that_goes_on_strictly_does_not_pass_over_what_was_given_up(hospit
 
 def test_two_at_once_are_refused(hospital):
     folder, frame = hospital
-    with journal.alone(folder / "lock", "x"), pytest.raises(InputError, match="busy"), journal.alone(folder / "lock", "busy"):
+    with (
+        journal.alone(folder / "lock", "x"),
+        pytest.raises(InputError, match="busy"),
+        journal.alone(folder / "lock", "busy"),
+    ):
         pass
 
     def again(films):
@@ -384,7 +399,9 @@ def test_checksums_of_other_films_are_found(hospital):
     store = made(folder, frame)
     records = pd.read_parquet(store.path / "records.parquet")
     records.assign(image_id=records["image_id"].to_numpy()[::-1]).to_parquet(store.path / "records.parquet")
-    with pytest.raises(InputError, match=r"records\.parquet and manifest\.parquet do not name the same films"):
+    with pytest.raises(
+        InputError, match=r"records\.parquet and manifest\.parquet do not name the same films"
+    ):
         verify(store)
 
 
@@ -465,7 +482,14 @@ def test_make_shard_may_be_called_again(hospital):
     with pytest.raises(KeyboardInterrupt):
         made(folder, frame, progress=die)
     work = journal.Work(
-        folder / ".store.partial", 7, (0, 1), ("0.png", "1.png"), ("film0", "film1"), folder / "images", 16, Preprocessing()
+        folder / ".store.partial",
+        7,
+        (0, 1),
+        ("0.png", "1.png"),
+        ("film0", "film1"),
+        folder / "images",
+        16,
+        Preprocessing(),
     )
 
     def on_the_disk(films):

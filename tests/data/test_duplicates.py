@@ -21,7 +21,9 @@ from jaxcxr.errors import InputError
 
 def film(seed: int, side: int = 64) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     return np.asarray(coarse)
 
 
@@ -40,7 +42,9 @@ def test_a_hash_outlives_noise_and_another_size_but_not_another_film():
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_a_hash_says_which_low_cosines_are_above_their_median(side):
-    low = dctn(film(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float), norm="ortho")[:17, :17]
+    low = dctn(
+        film(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float), norm="ortho"
+    )[:17, :17]
     low = low.ravel()[1:257]
     assert perceptual_hash(film(0, side)) == np.packbits(low > np.median(low)).tobytes().hex()
 
@@ -51,7 +55,9 @@ def test_close_pairs_are_all_found():
     hashes[2400] = hashes[7]
     hashes[2400, 2] ^= np.uint64(0b1011)
     hashes[1100] = hashes[1099]
-    assert close_pairs(hashes, 10).tolist() == [[1099, 1100, 0], [7, 2400, 3]] or sorted(close_pairs(hashes, 10).tolist()) == [
+    assert close_pairs(hashes, 10).tolist() == [[1099, 1100, 0], [7, 2400, 3]] or sorted(
+        close_pairs(hashes, 10).tolist()
+    ) == [
         [7, 2400, 3],
         [1099, 1100, 0],
     ]
@@ -62,7 +68,9 @@ def test_close_pairs_are_all_found():
 @pytest.fixture
 def store(tmp_path):
     films = [film(seed, 80) for seed in range(12)]
-    films[9] = np.clip(films[2].astype(int) + np.random.default_rng(0).integers(-3, 4, (80, 80)), 0, 255).astype(np.uint8)
+    films[9] = np.clip(
+        films[2].astype(int) + np.random.default_rng(0).integers(-3, 4, (80, 80)), 0, 255
+    ).astype(np.uint8)
     films[5] = films[4]
     for index, pixels in enumerate(films):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
@@ -82,12 +90,14 @@ def store(tmp_path):
 
 def test_one_person_under_two_ids_is_found_and_one_with_two_films_is_not(store):
     pairs = near_duplicates(store)
-    assert pairs[["image_id_a", "image_id_b", "patient_id_a", "patient_id_b", "split_a", "split_b"]].to_numpy().tolist() == [
-        ["f2", "f9", "p2", "p9", "train", "test"]
-    ]
+    assert pairs[
+        ["image_id_a", "image_id_b", "patient_id_a", "patient_id_b", "split_a", "split_b"]
+    ].to_numpy().tolist() == [["f2", "f9", "p2", "p9", "train", "test"]]
     assert len(across_splits(pairs)) == 1
     assert len(near_duplicates(store, most=256)) == 1  # whatever the hashes say, the films have to be alike
-    same_side = dataclasses.replace(store, manifest=store.manifest.assign(patient_id=store.manifest["image_id"]))
+    same_side = dataclasses.replace(
+        store, manifest=store.manifest.assign(patient_id=store.manifest["image_id"])
+    )
     pairs = near_duplicates(same_side)
     assert pairs["image_id_a"].tolist() == ["f4", "f2"]
     assert len(across_splits(pairs)) == 1

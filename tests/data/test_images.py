@@ -120,7 +120,14 @@ def test_the_window_and_the_rescaling_of_a_dicom_count(tmp_path):
     falling = read_image(dicom(tmp_path / "slope.dcm", values, RescaleSlope=-1, RescaleIntercept=4000))
     np.testing.assert_array_equal(falling, 4000.0 - values)
     both = read_image(
-        dicom(tmp_path / "both.dcm", values, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=1000, WindowWidth=500)
+        dicom(
+            tmp_path / "both.dcm",
+            values,
+            RescaleSlope=2,
+            RescaleIntercept=-100,
+            WindowCenter=1000,
+            WindowWidth=500,
+        )
     )
     assert (both[values > 700] == both.max()).all()
 
@@ -130,18 +137,28 @@ def test_the_shape_of_the_presentation_decides_and_is_not_applied_twice(tmp_path
     np.testing.assert_array_equal(read_image(both), RAMP.max() - RAMP)
     odd = read_film(dicom(tmp_path / "b.dcm", PresentationLUTShape="INVERSE"))
     np.testing.assert_array_equal(odd.pixels, RAMP.max() - RAMP)
-    assert odd.flags == ("photometric interpretation and presentation shape disagree; the shape was followed",)
-    other = read_film(dicom(tmp_path / "c.dcm", PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY"))
+    assert odd.flags == (
+        "photometric interpretation and presentation shape disagree; the shape was followed",
+    )
+    other = read_film(
+        dicom(tmp_path / "c.dcm", PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY")
+    )
     np.testing.assert_array_equal(other.pixels, RAMP)
 
 
 def test_bits_beyond_those_stored_are_cut_off(tmp_path):
     values = np.arange(400, dtype=np.uint16).reshape(20, 20)
     with_overlay = values | np.uint16(0x8000)
-    np.testing.assert_array_equal(read_image(dicom(tmp_path / "a.dcm", with_overlay, BitsStored=12, HighBit=11)), values)
-    np.testing.assert_array_equal(read_image(dicom(tmp_path / "b.dcm", values << 4, BitsStored=12, HighBit=15)), values)
+    np.testing.assert_array_equal(
+        read_image(dicom(tmp_path / "a.dcm", with_overlay, BitsStored=12, HighBit=11)), values
+    )
+    np.testing.assert_array_equal(
+        read_image(dicom(tmp_path / "b.dcm", values << 4, BitsStored=12, HighBit=15)), values
+    )
     signed = (np.arange(400).reshape(20, 20) - 200).astype(np.int16)
-    shown = dicom(tmp_path / "c.dcm", signed & np.int16(0x0FFF), BitsStored=12, HighBit=11, PixelRepresentation=1)
+    shown = dicom(
+        tmp_path / "c.dcm", signed & np.int16(0x0FFF), BitsStored=12, HighBit=11, PixelRepresentation=1
+    )
     np.testing.assert_array_equal(read_image(shown), signed)
 
 
@@ -151,7 +168,12 @@ def test_padding_is_dark_and_does_not_stretch_the_range(tmp_path, interpretation
     values = np.add.outer(np.arange(20), np.arange(20)).astype(np.uint16) + 1000
     values[:, :5] = padding
     film = read_image(
-        dicom(tmp_path / "film.dcm", values, PhotometricInterpretation=interpretation, PixelPaddingValue=int(values[0, 0]))
+        dicom(
+            tmp_path / "film.dcm",
+            values,
+            PhotometricInterpretation=interpretation,
+            PixelPaddingValue=int(values[0, 0]),
+        )
     )
     assert (film[:, :5] == film.min()).all()
     assert np.ptp(film) == np.ptp(values[:, 5:].astype(int))
@@ -203,7 +225,9 @@ def test_the_first_of_several_windows_counts(tmp_path):
     ],
 )
 def test_a_film_stored_turned_is_put_upright(tmp_path, orientation, stored):
-    film = read_film(dicom(tmp_path / "film.dcm", np.ascontiguousarray(stored), PatientOrientation=orientation))
+    film = read_film(
+        dicom(tmp_path / "film.dcm", np.ascontiguousarray(stored), PatientOrientation=orientation)
+    )
     np.testing.assert_array_equal(film.pixels, RAMP)
     assert bool(film.flags) == (orientation[0] != "A" and orientation != ["L", "F"])
 
@@ -212,7 +236,9 @@ def test_burnt_in_annotation_and_secondary_captures_are_flagged(tmp_path):
     film = read_film(dicom(tmp_path / "a.dcm", BurnedInAnnotation="YES", ConversionType="WSD"))
     assert [flag.split(":")[0] for flag in film.flags] == ["burnt-in annotation", "secondary capture"]
     assert read_film(dicom(tmp_path / "b.dcm", BurnedInAnnotation="NO")).flags == ()
-    assert read_film(dicom(tmp_path / "c.dcm", SOPClassUID=SecondaryCaptureImageStorage)).flags == ("secondary capture",)
+    assert read_film(dicom(tmp_path / "c.dcm", SOPClassUID=SecondaryCaptureImageStorage)).flags == (
+        "secondary capture",
+    )
 
 
 def test_nothing_of_the_patient_is_in_an_error_or_a_warning(tmp_path, recwarn):
@@ -229,7 +255,8 @@ def test_nothing_of_the_patient_is_in_an_error_or_a_warning(tmp_path, recwarn):
 
 
 @pytest.mark.parametrize(
-    ("text", "age"), [("058Y", 58), ("58", 58), ("18M", 1.5), ("010D", 10 / 365.25), ("004W", 28 / 365.25), ("000Y", 0)]
+    ("text", "age"),
+    [("058Y", 58), ("58", 58), ("18M", 1.5), ("010D", 10 / 365.25), ("004W", 28 / 365.25), ("000Y", 0)],
 )
 def test_ages_are_read_as_dicom_writes_them(text, age):
     assert age_years(text) == pytest.approx(age)
@@ -245,12 +272,20 @@ def test_an_age_comes_from_two_dates_in_any_old_form():
     assert years_between("19400305", "1995.09.26") == pytest.approx(55.56, abs=0.01)
     assert np.isnan(years_between("19400305", "19390101"))
     assert np.isnan(years_between("", "19390101"))
-    np.testing.assert_array_equal([plausible_age(age) for age in (-1.0, 0.0, 120.0, 121.0)], [np.nan, 0, 120, np.nan])
+    np.testing.assert_array_equal(
+        [plausible_age(age) for age in (-1.0, 0.0, 120.0, 121.0)], [np.nan, 0, 120, np.nan]
+    )
 
 
 def test_a_colour_dicom_is_made_grey(tmp_path):
     colour = np.repeat(RAMP[..., None], 3, axis=2)
-    path = dicom(tmp_path / "rgb.dcm", colour, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    path = dicom(
+        tmp_path / "rgb.dcm",
+        colour,
+        SamplesPerPixel=3,
+        PhotometricInterpretation="RGB",
+        PlanarConfiguration=0,
+    )
     np.testing.assert_array_equal(read_image(path), RAMP)
 
 
@@ -290,7 +325,9 @@ def test_percentiles_pass_over_a_bright_marker():
     image[:2, :2] = 60000
     film = preprocess(image, 64, Preprocessing(normalisation="percentile"))
     assert 100 < film.mean() < 155
-    even = preprocess(np.arange(4096, dtype=np.uint16).reshape(64, 64), 64, Preprocessing(normalisation="percentile"))
+    even = preprocess(
+        np.arange(4096, dtype=np.uint16).reshape(64, 64), 64, Preprocessing(normalisation="percentile")
+    )
     assert (even == 0).mean() < 0.01
     assert (even == 255).mean() < 0.01
 

@@ -56,7 +56,10 @@ def test_comorbidities_are_whole_numbers():
         ({"congestion": ["1", "0", "yes", ""]}, ["row 3", "'congestion'", "'yes'"]),
         ({"congestion": ["1", "0", "0.5", ""]}, ["row 3", "'0.5'"]),
         ({"congestion": ["1", "-1", "0", ""]}, ["row 2", "'-1'"]),
-        ({"split": ["train", "train", "validate", "test"]}, ["row 3", "'split'", "'validate'", "train, valid, test"]),
+        (
+            {"split": ["train", "train", "validate", "test"]},
+            ["row 3", "'split'", "'validate'", "train, valid, test"],
+        ),
         ({"split": ["train", "train", "", "test"]}, ["row 3", "'split'"]),
         ({"age": ["63", "-1", "", "0"]}, ["row 2", "'age'", "'-1'"]),
         ({"age": ["63", "inf", "", "0"]}, ["row 2", "'age'", "'inf'"]),
@@ -64,7 +67,10 @@ def test_comorbidities_are_whole_numbers():
         ({"sex": ["F", "F", "m", ""]}, ["row 3", "'sex'", "'m'"]),
         ({"view": ["PA", "LATERAL", "", ""]}, ["row 2", "'view'", "'LATERAL'"]),
         ({"image_id": ["1", "2", "3", "2"]}, ["rows 2 and 4", "'image_id'", "'2'"]),
-        ({"path": ["1.png", "2.png", "1.png", "4.png"]}, ["rows 1 and 3", "'path'", "'1.png'", "one row a film"]),
+        (
+            {"path": ["1.png", "2.png", "1.png", "4.png"]},
+            ["rows 1 and 3", "'path'", "'1.png'", "one row a film"],
+        ),
         ({"patient_id": ["p1", "p1", "", "p3"]}, ["row 3", "'patient_id'"]),
         ({"patient_id": ["p1", "p1", "p1", "p3"]}, ["'p1'", "'train'", "'valid'"]),
         ({"comorbidities": ["1", "1.5", "", "0"]}, ["row 2", "'comorbidities'", "'1.5'"]),
@@ -85,7 +91,9 @@ def test_a_missing_column_is_named(column):
 
 
 def test_a_missing_column_is_likened_to_those_there_but_no_patient_is_shown():
-    with pytest.raises(InputError, match=r"'patient_id' is missing among the 2 of the table; did you mean 'Patient ID'\?"):
+    with pytest.raises(
+        InputError, match=r"'patient_id' is missing among the 2 of the table; did you mean 'Patient ID'\?"
+    ):
         check_manifest(pd.DataFrame(columns=["image_id", "Patient ID"]), FINDINGS, "films.csv")
     headless = pd.DataFrame(columns=["DOE^JANE", "1950-01-02", "F", "1.png"])
     with pytest.raises(InputError, match="is its first row the header") as refusal:
@@ -104,7 +112,9 @@ def test_a_comma_at_the_end_of_each_row_moves_no_column(tmp_path):
     }
 
 
-@pytest.mark.parametrize("rows", ["1.png,7,F,x\n2.png,2,M,\n", "1.png,7,F\n2.png,2,M,x\n", "1.png,7,F,,\n2.png,2,M,,\n"])
+@pytest.mark.parametrize(
+    "rows", ["1.png,7,F,x\n2.png,2,M,\n", "1.png,7,F\n2.png,2,M,x\n", "1.png,7,F,,\n2.png,2,M,,\n"]
+)
 def test_cells_beyond_the_header_are_refused(tmp_path, rows):
     (tmp_path / "films.csv").write_text("path,patient,sex\n" + rows)
     with pytest.raises(InputError, match=r"more cells than the 3|Expected 3 fields in line 3, saw 4"):
@@ -145,7 +155,9 @@ def test_an_unreadable_table_is_refused(tmp_path, name, content, words):
         read_manifest(tmp_path / name, FINDINGS)
 
 
-@pytest.mark.parametrize(("labels", "kind"), [(["1", "0", "0", "0"], "positive"), (["1", "0", "1", "1"], "negative")])
+@pytest.mark.parametrize(
+    ("labels", "kind"), [(["1", "0", "0", "0"], "positive"), (["1", "0", "1", "1"], "negative")]
+)
 def test_a_split_without_positives_or_negatives_is_refused(labels, kind):
     frame = table(
         split=["train", "train", "test", "test"],

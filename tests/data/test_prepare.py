@@ -46,7 +46,16 @@ def hospital(tmp_path):
 
 
 def prepare(monkeypatch, folder, *flags):
-    paths = ["--source", folder / "source.yaml", "--table", folder / "films.csv", "--images", folder, "--out", folder / "store"]
+    paths = [
+        "--source",
+        folder / "source.yaml",
+        "--table",
+        folder / "films.csv",
+        "--images",
+        folder,
+        "--out",
+        folder / "store",
+    ]
     arguments = [str(argument) for argument in (*paths, "--size", 16, "--processes", 1, *flags)]
     monkeypatch.setattr(sys, "argv", ["prepare.py", "csv", *arguments])
     load_script("prepare.py").main()
@@ -126,7 +135,9 @@ def test_a_bad_table_is_refused_before_any_work(hospital, monkeypatch, row, colu
 
 def drawn(hospital, **draw):
     """The column map with splits drawn by patient."""
-    given = ", ".join(f"{name}: {value}" for name, value in {"train": 0.4, "valid": 0.3, "test": 0.3, **draw}.items())
+    given = ", ".join(
+        f"{name}: {value}" for name, value in {"train": 0.4, "valid": 0.3, "test": 0.3, **draw}.items()
+    )
     text = SOURCE.replace(", split: split", "") + f"draw: {{{given}}}\n"
     (hospital / "source.yaml").write_text(text)
 
@@ -155,7 +166,9 @@ def test_an_interrupted_preparation_goes_on_with_the_splits_that_it_drew(hospita
         prepare_drawn(monkeypatch, hospital)
     key = json.loads((hospital / ".store.partial" / "plan.json").read_text())["split"]["key"]
     store = prepare_drawn(monkeypatch, hospital)
-    assert done == 6 + 12 - 5  # the films that were done are not done again, so that the plan was found to be the same
+    assert (
+        done == 6 + 12 - 5
+    )  # the films that were done are not done again, so that the plan was found to be the same
     assert store.description()["split"] == {
         "method": "keyed hash",
         "key": key,
@@ -234,7 +247,18 @@ def test_real_radiographs_of_every_kind(tmp_path):
         "--images",
         str(RADIOGRAPHS),
     ]
-    command = [sys.executable, str(SCRIPT), "csv", *flags, "--out", str(tmp_path / "store"), "--size", "32", "--processes", "2"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "csv",
+        *flags,
+        "--out",
+        str(tmp_path / "store"),
+        "--size",
+        "32",
+        "--processes",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     store = open_store(tmp_path / "store")
@@ -242,12 +266,16 @@ def test_real_radiographs_of_every_kind(tmp_path):
     assert "dicom/udacity_test5.dcm" in set(listing["path"])
     assert len(store.manifest) + len(listing) == len(table) - 1
     assert "dicom/highdicom_dx_image.dcm" not in {*store.manifest["path"], *listing["path"]}
-    films = {name: image for split in map(store.split, ("train", "valid", "test")) for name, image in named(split)}
+    films = {
+        name: image for split in map(store.split, ("train", "valid", "test")) for name, image in named(split)
+    }
     turned = films["dicom/gdcm-CR-MONO1-10-chest.dcm"].astype(int).ravel()
     assert np.corrcoef(turned, films["png16/gdcm_cr_chest_10in16.png"].astype(int).ravel())[0, 1] > 0.99
     again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert again.returncode == 2
-    assert again.stderr == f"error: {tmp_path / 'store'}: exists already, expected a new folder for the store\n"
+    assert (
+        again.stderr == f"error: {tmp_path / 'store'}: exists already, expected a new folder for the store\n"
+    )
 
 
 SECRETS = ("DOE", "JANE", "SECRETSTREET", "19501231", "FREETEXT")
@@ -285,7 +313,9 @@ def dicom_hospital(folder):
     for index in range(12):
         flagged = {"BurnedInAnnotation": "YES", "ConversionType": "WSD"} if index == 5 else {}
         window = {"WindowCenter": "-9000", "WindowWidth": "2"} if index == 6 else {}
-        write_film(images / f"{index}.dcm", PatientID=f"p{index}", SOPInstanceUID=f"1.{index}", **flagged, **window)
+        write_film(
+            images / f"{index}.dcm", PatientID=f"p{index}", SOPInstanceUID=f"1.{index}", **flagged, **window
+        )
     bad = {
         "modality": {"Modality": "DOE^JANE"}, "rows": {"Rows": 4000}, "frames": {"NumberOfFrames": "3"}, "nameless": {"PatientID": ""},
         "pixelless": {"PixelData": None}, "photometry": {"PhotometricInterpretation": "DOE JANE"}, "copy": {"SOPInstanceUID": "1.0", "PatientID": "p0"},
@@ -293,7 +323,9 @@ def dicom_hospital(folder):
         "age": {"PatientAge": "DOE"}, "view": {"ViewPosition": "JANE"}, "rowless": {},
     }  # fmt: skip
     for place, (name, tags) in enumerate(bad.items()):
-        write_film(images / f"{name}.dcm", **{"PatientID": f"q{place}", "SOPInstanceUID": f"2.{place}", **tags})
+        write_film(
+            images / f"{name}.dcm", **{"PatientID": f"q{place}", "SOPInstanceUID": f"2.{place}", **tags}
+        )
     whole = (images / "0.dcm").read_bytes()
     (images / "torn.dcm").write_bytes(whole[: len(whole) // 3])
     (images / "letter.txt").write_text("DOE^JANE, SECRETSTREET, born 19501231")
@@ -326,7 +358,14 @@ def everything_in(folder):
 
 def test_nothing_undeclared_reaches_store_screen_or_reports(tmp_path, monkeypatch, capfd):
     images = dicom_hospital(tmp_path)
-    arguments = ["--source", REPOSITORY / "configs/prepare_dicom.yaml", "--table", tmp_path / "labels.csv", "--images", images]
+    arguments = [
+        "--source",
+        REPOSITORY / "configs/prepare_dicom.yaml",
+        "--table",
+        tmp_path / "labels.csv",
+        "--images",
+        images,
+    ]
     base = [str(a) for a in ("dicom", *arguments, "--size", 16, "--processes", 1, "--verify")]
 
     def run_script(name, *flags):

@@ -120,7 +120,9 @@ def chexpert_folder(folder, cells=("1.0", "0.0", "-1.0", "", "1.0")):
     for index, cell in enumerate(cells):
         lateral = index == 4
         path = f"CheXpert-v1.0-small/train/patient{index:05d}/study1/view1_{'lateral' if lateral else 'frontal'}.jpg"
-        labels = [cell if label in ("Edema", "Atelectasis", "Pleural Effusion") else "" for label in chexpert.LABELS]
+        labels = [
+            cell if label in ("Edema", "Atelectasis", "Pleural Effusion") else "" for label in chexpert.LABELS
+        ]
         rows.append([path, "Unknown" if index == 3 else "Male", str(60 + index), "Lateral" if lateral else "Frontal",
                      "" if lateral else "AP", *labels])  # fmt: skip
     pd.DataFrame(rows, columns=CHEXPERT_HEADER).to_csv(folder / "train.csv", index=False)
@@ -157,7 +159,10 @@ def test_chexpert_as_the_papers_findings(tmp_path):
     frame = chexpert.read(tmp_path, tmp_path, Options(labels="paper", split="drawn")).manifest
     expected = {"cardiomegaly": [1, 0, 0, 0], "congestion": [0, 1, 0, 0]}
     for side in ("right", "left"):
-        expected |= {f"pneumonic_infiltrates_{side}": [0, 0, np.nan, 0], f"atelectasis_{side}": [0, 0, 0, np.nan]}
+        expected |= {
+            f"pneumonic_infiltrates_{side}": [0, 0, np.nan, 0],
+            f"atelectasis_{side}": [0, 0, 0, np.nan],
+        }
         expected[f"pleural_effusion_{side}"] = [0, 0, 0, 0]
     for finding, labels in expected.items():
         np.testing.assert_array_equal(frame[finding], labels)
@@ -190,10 +195,12 @@ def mimic_folder(folder, suffix=""):
             "StudyDate": ["21800506"] * 6,
         }
     )
-    splits = films[["dicom_id", "study_id", "subject_id"]].assign(split=["train", "train", "validate", "test", "test", "test"])
-    studies = pd.DataFrame({"subject_id": ["10000001", "10000002", "10000003"], "study_id": ["51", "52", "53"]}).assign(
-        **{label: ["1.0", "-1.0", "0.0"] for label in chexpert.LABELS}
+    splits = films[["dicom_id", "study_id", "subject_id"]].assign(
+        split=["train", "train", "validate", "test", "test", "test"]
     )
+    studies = pd.DataFrame(
+        {"subject_id": ["10000001", "10000002", "10000003"], "study_id": ["51", "52", "53"]}
+    ).assign(**{label: ["1.0", "-1.0", "0.0"] for label in chexpert.LABELS})
     people = pd.DataFrame(
         {
             "subject_id": ["10000001", "10000002"],
@@ -247,7 +254,13 @@ PADCHEST = [
     ("PA", "1950", "O", "['normal', ' exclude']", "[['exclude']]"),
     ("AP", "", "", "[' laminar atelectasis ', '']", "[['laminar atelectasis', 'loc basal']]"),
     ("PA", "1950", "M", "nan", "nan"),
-    ("PA", "1960", "M", "['infiltrates']", "[nan, ['infiltrates', 'loc left'], [], ['normal', 'loc right'], nan]"),
+    (
+        "PA",
+        "1960",
+        "M",
+        "['infiltrates']",
+        "[nan, ['infiltrates', 'loc left'], [], ['normal', 'loc right'], nan]",
+    ),
     ("PA", "1970", "F", "['pleural effusion']", "[['pleural effusion both sides', 'loc pleural']]"),
     (
         "PA",
@@ -274,7 +287,17 @@ def test_padchest_sides_come_from_its_sentences(tmp_path):
     padchest_folder(tmp_path)
     cohort = padchest.read(tmp_path, tmp_path, Options(labels="paper"))
     frame = cohort.manifest.set_index(by_id)
-    assert frame.index.tolist() == ["0.png", "1.png", "2.png", "4.png", "6.png", "7.png", "8.png", "9.png", "10.png"]
+    assert frame.index.tolist() == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "4.png",
+        "6.png",
+        "7.png",
+        "8.png",
+        "9.png",
+        "10.png",
+    ]
     assert cohort.excluded == {"labelled 'exclude'": 1, "view lateral": 1}
     columns = ["pleural_effusion_right", "pleural_effusion_left", "pneumonic_infiltrates_right", "pneumonic_infiltrates_left",
                "atelectasis_right", "cardiomegaly"]  # fmt: skip
@@ -313,7 +336,11 @@ def test_padchest_labels_of_another_form_are_refused(tmp_path, labels):
 
 def vindr_folder(folder):
     votes = {"a": (1, 1, 0), "b": (0, 1, 0), "c": (1, 1, 1), "d": (0, 0, 0)}
-    rows = [(film, f"R{i}", vote, 1 - vote) for film, given_votes in votes.items() for i, vote in enumerate(given_votes)]
+    rows = [
+        (film, f"R{i}", vote, 1 - vote)
+        for film, given_votes in votes.items()
+        for i, vote in enumerate(given_votes)
+    ]
     (folder / "annotations").mkdir()
     pd.DataFrame(rows, columns=["image_id", "rad_id", "Pleural effusion", "Other disease(s)"]).to_csv(
         folder / "annotations" / "image_labels_train.csv", index=False
@@ -323,7 +350,9 @@ def vindr_folder(folder):
     )
 
 
-@pytest.mark.parametrize(("agreement", "expected"), [("majority", [1, 0, 1, 0]), ("any", [1, 1, 1, 0]), ("all", [0, 0, 1, 0])])
+@pytest.mark.parametrize(
+    ("agreement", "expected"), [("majority", [1, 0, 1, 0]), ("any", [1, 1, 1, 0]), ("all", [0, 0, 1, 0])]
+)
 def test_vindr_readers_vote(tmp_path, agreement, expected):
     vindr_folder(tmp_path)
     cohort = vindr.read(tmp_path, tmp_path, vindr.VindrOptions(agreement=agreement, valid_fraction=0.0))
@@ -345,9 +374,16 @@ def test_vindr_ages_come_from_the_files(tmp_path):
 
 
 def test_vindr_of_the_challenge_has_one_row_a_box(tmp_path):
-    rows = [("a", "Cardiomegaly", "R1"), ("a", "Cardiomegaly", "R1"), ("a", "Cardiomegaly", "R2"), ("a", "No finding", "R3")]
+    rows = [
+        ("a", "Cardiomegaly", "R1"),
+        ("a", "Cardiomegaly", "R1"),
+        ("a", "Cardiomegaly", "R2"),
+        ("a", "No finding", "R3"),
+    ]
     rows += [("b", "Cardiomegaly", "R1"), ("b", "No finding", "R2"), ("b", "No finding", "R3")]
-    pd.DataFrame(rows, columns=["image_id", "class_name", "rad_id"]).to_csv(tmp_path / "train.csv", index=False)
+    pd.DataFrame(rows, columns=["image_id", "class_name", "rad_id"]).to_csv(
+        tmp_path / "train.csv", index=False
+    )
     frame = vindr.read(tmp_path, tmp_path, vindr.VindrOptions(split="drawn")).manifest.set_index(by_id)
     assert frame["cardiomegaly"].to_dict() == {"a": 1, "b": 0}
     with pytest.raises(InputError, match="no test films"):
@@ -411,11 +447,18 @@ def dicom_folder(folder):
     code = Dataset()
     code.CodeMeaning = "postero-anterior"
     person = {"PatientName": "DOE^JANE", "PatientSex": "F"}
-    write_dicom(images / "a", PatientID="1", SOPInstanceUID="1.1", ViewPosition="AP", PatientAge="058Y", **person)
+    write_dicom(
+        images / "a", PatientID="1", SOPInstanceUID="1.1", ViewPosition="AP", PatientAge="058Y", **person
+    )
     write_dicom(images / "deep" / "b.dcm", PatientID="2", SOPInstanceUID="1.2", ViewCodeSequence=[code], PatientBirthDate="1940.03.05",
                 StudyDate="20100305", **person)  # fmt: skip
     write_dicom(
-        images / "deep" / "er" / "c.dcm", PatientID="3", SOPInstanceUID="1.3", ViewPosition="LL", PatientAge="58", **person
+        images / "deep" / "er" / "c.dcm",
+        PatientID="3",
+        SOPInstanceUID="1.3",
+        ViewPosition="LL",
+        PatientAge="58",
+        **person,
     )
     write_dicom(images / "d.dcm", PatientID="4", SOPInstanceUID="1.4", Modality="CT", **person)
     write_dicom(images / "e.dcm", PatientID="1", SOPInstanceUID="1.1", **person)
@@ -455,7 +498,11 @@ def test_a_folder_of_dicom_files_joins_its_table(tmp_path):
 
 def test_what_a_folder_hides_or_cannot_show_is_named_not_lost(tmp_path):
     images = dicom_folder(tmp_path)
-    odd = (images / os.fsdecode(b"M\xfcller.dcm"), images / ".store.partial" / "x.dcm", tmp_path / "z" / "y.dcm")
+    odd = (
+        images / os.fsdecode(b"M\xfcller.dcm"),
+        images / ".store.partial" / "x.dcm",
+        tmp_path / "z" / "y.dcm",
+    )
     for place, path in enumerate(odd):
         path.parent.mkdir(exist_ok=True)
         write_dicom(path, PatientID=f"9{place}", SOPInstanceUID=f"7.{place}")
@@ -495,7 +542,9 @@ def test_a_file_without_the_tag_does_not_belong_to_a_row_without_a_key(tmp_path)
     images = dicom_folder(tmp_path)
     config = load(folder_of_dicom.DicomSource, REPOSITORY / "configs/prepare_dicom.yaml")
     config = dataclasses.replace(config, join=folder_of_dicom.Join("AccessionNumber", "accession"))
-    write_dicom(images / "i.dcm", PatientID="9", SOPInstanceUID="1.9", ViewPosition="AP", AccessionNumber="A1")
+    write_dicom(
+        images / "i.dcm", PatientID="9", SOPInstanceUID="1.9", ViewPosition="AP", AccessionNumber="A1"
+    )
     frame = pd.DataFrame({"accession": ["", "A1"], "cardiomegaly": ["1", "0"], "congestion": ["1", "0"]})
     frame.to_csv(tmp_path / "labels.csv", index=False)
     cohort = folder_of_dicom.read(images, tmp_path / "labels.csv", config)
@@ -527,7 +576,12 @@ def test_a_key_that_stands_twice_or_joins_nothing_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("read", "options", "columns", "write"),
     [
-        (nih.read, DRAWN, ["Image Index", "Finding Labels", "Patient Age"], lambda f: nih_folder(f, old=False)),
+        (
+            nih.read,
+            DRAWN,
+            ["Image Index", "Finding Labels", "Patient Age"],
+            lambda f: nih_folder(f, old=False),
+        ),
         (chexpert.read, DRAWN, ["Path", "Sex", "Edema"], chexpert_folder),
         (mimic.read, mimic.MimicOptions(), ["dicom_id"], mimic_folder),
         (padchest.read, DRAWN, ["Labels", "Projection"], padchest_folder),
@@ -541,7 +595,9 @@ def test_a_missing_table_or_column_is_named(tmp_path, read, options, columns, wr
     for column in columns:
         write(tmp_path)
         table = next(
-            path for path in sorted(tmp_path.iterdir()) if path.suffix == ".csv" and column in path.read_text().split("\n")[0]
+            path
+            for path in sorted(tmp_path.iterdir())
+            if path.suffix == ".csv" and column in path.read_text().split("\n")[0]
         )
         table.write_text(table.read_text().replace(column, "renamed", 1))
         with pytest.raises(InputError, match=column):
@@ -596,7 +652,9 @@ def test_every_adapter_gives_a_checked_manifest_of_its_findings(tmp_path, name):
     cohort = read(tmp_path)
     again = check_manifest(cohort.manifest, cohort.findings, name)
     pd.testing.assert_frame_equal(again, cohort.manifest)
-    assert all(str(part) for part in (cohort.provenance.licence, cohort.provenance.access, cohort.provenance.origin))
+    assert all(
+        str(part) for part in (cohort.provenance.licence, cohort.provenance.access, cohort.provenance.origin)
+    )
 
 
 @pytest.mark.parametrize("name", WRITERS)

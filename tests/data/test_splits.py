@@ -27,7 +27,9 @@ KEY = "000102030405060708090a0b0c0d0e0f"
 DRAW = SplitDraw(0.5, 0.2, 0.3, key=KEY)
 EXAMPLES = int(os.environ.get("JAXCXR_FUZZ", "5"))
 
-ids = st.lists(st.text(min_size=1, max_size=8).map(str.strip).filter(bool), min_size=1, max_size=40, unique=True)
+ids = st.lists(
+    st.text(min_size=1, max_size=8).map(str.strip).filter(bool), min_size=1, max_size=40, unique=True
+)
 
 
 def films(patients: list[str]) -> pd.DataFrame:
@@ -54,7 +56,11 @@ def test_a_patient_more_or_less_and_another_order_change_nobody_elses_split(pati
     valid = side_of(valid_from_train(frame, 0.4, draw))
     alone = [side_of(valid_from_train(frame.iloc[[row]], 0.4, draw)) for row in range(len(frame))]
     assert valid == {patient: side for one in alone for patient, side in one.items()}
-    assert all(side == "test" for patient, side in side_of(frame).items() if side == "test" and valid[patient] != "test")
+    assert all(
+        side == "test"
+        for patient, side in side_of(frame).items()
+        if side == "test" and valid[patient] != "test"
+    )
 
 
 def test_the_place_of_a_patient_is_the_hash_that_is_documented():
@@ -137,7 +143,9 @@ def two_each(patients: list[int]) -> list[tuple[int, int]]:
 
 def write_table(folder: Path, patients: list[int]) -> None:
     rows = [(f"{p}_{f}.png", f"p{p}", 20 + p, "FM"[p % 2], int(p % 5 == 0)) for p, f in two_each(patients)]
-    pd.DataFrame(rows, columns=["path", "patient", "age", "sex", "rare"]).to_csv(folder / "films.csv", index=False)
+    pd.DataFrame(rows, columns=["path", "patient", "age", "sex", "rare"]).to_csv(
+        folder / "films.csv", index=False
+    )
 
 
 SOURCE = table.TableSource(
@@ -150,7 +158,9 @@ def write_dicoms(folder: Path, patients: list[int]) -> None:
     rows = two_each(patients)
     for patient, film in rows:
         name = f"{patient}_{film}"
-        write_dicom(folder / "images" / f"{name}.dcm", PatientID=f"p{patient}", SOPInstanceUID=f"1.{patient}.{film}")
+        write_dicom(
+            folder / "images" / f"{name}.dcm", PatientID=f"p{patient}", SOPInstanceUID=f"1.{patient}.{film}"
+        )
     columns = {"uid": [f"1.{p}.{f}" for p, f in rows], "rare": [p % 5 == 0 for p, _ in rows]}
     pd.DataFrame(columns).astype({"rare": int}).to_csv(folder / "labels.csv", index=False)
 
@@ -173,7 +183,14 @@ def write_nih(folder: Path, patients: list[int]) -> None:
 def write_chexpert(folder: Path, patients: list[int]) -> None:
     columns = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *chexpert.LABELS]
     rows = [
-        [f"CheXpert-v1.0/train/patient{p:05d}/study1/view{f}_frontal.jpg", "Male", "60", "Frontal", "AP", *[str(p % 2)] * 14]
+        [
+            f"CheXpert-v1.0/train/patient{p:05d}/study1/view{f}_frontal.jpg",
+            "Male",
+            "60",
+            "Frontal",
+            "AP",
+            *[str(p % 2)] * 14,
+        ]
         for p, f in two_each(patients)
     ]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "train.csv", index=False)
@@ -184,30 +201,59 @@ def write_mimic(folder: Path, patients: list[int]) -> None:
     images = pd.DataFrame(rows, columns=["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"])
     sides = [("train", "validate", "test")[p % 7 % 3] for p, _ in two_each(patients)]
     labels = dict.fromkeys(chexpert.LABELS, "1.0")
-    for kind, frame in (("metadata", images), ("split", images.assign(split=sides)), ("chexpert", images.assign(**labels))):
+    for kind, frame in (
+        ("metadata", images),
+        ("split", images.assign(split=sides)),
+        ("chexpert", images.assign(**labels)),
+    ):
         frame.to_csv(folder / f"mimic-cxr-2.0.0-{kind}.csv", index=False)
 
 
 def write_padchest(folder: Path, patients: list[int]) -> None:
     rows = [
-        (f"{p}_{f}.png", "0", "20140915", f"9{p}", "1950", "M", "PA", "['hiatal hernia']" if p % 5 == 0 else "['normal']", "[]")
+        (
+            f"{p}_{f}.png",
+            "0",
+            "20140915",
+            f"9{p}",
+            "1950",
+            "M",
+            "PA",
+            "['hiatal hernia']" if p % 5 == 0 else "['normal']",
+            "[]",
+        )
         for p, f in two_each(patients)
     ]
     columns = ["ImageID", "ImageDir", "StudyDate_DICOM", "PatientID", "PatientBirth", "PatientSex_DICOM", "Projection", "Labels",
                "LabelsLocalizationsBySentence"]  # fmt: skip
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv")
+    pd.DataFrame(rows, columns=columns).to_csv(
+        folder / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+    )
 
 
 def write_vindr(folder: Path, patients: list[int]) -> None:
-    for split, mine in (("train", [p for p in patients if p % 4]), ("test", [p for p in patients if p % 4 == 0])):
+    for split, mine in (
+        ("train", [p for p in patients if p % 4]),
+        ("test", [p for p in patients if p % 4 == 0]),
+    ):
         rows = [(f"v{p}", "R1", int(p % 5 == 0)) for p in mine]
-        pd.DataFrame(rows, columns=["image_id", "rad_id", "Mass"]).to_csv(folder / f"image_labels_{split}.csv", index=False)
+        pd.DataFrame(rows, columns=["image_id", "rad_id", "Mass"]).to_csv(
+            folder / f"image_labels_{split}.csv", index=False
+        )
 
 
 def write_uka(folder: Path, patients: list[int]) -> None:
     """One patient is in `valid`: whether that one is there must not decide for the rest."""
     rows = [
-        (f"{p}_{f}", "valid" if p == 3 else "train" if p % 4 else "test", "p0", str(p), "M", "50", *["negative"] * 8)
+        (
+            f"{p}_{f}",
+            "valid" if p == 3 else "train" if p % 4 else "test",
+            "p0",
+            str(p),
+            "M",
+            "50",
+            *["negative"] * 8,
+        )
         for p, f in two_each(patients)
     ]
     columns = ["image_id", "split", "subset", "subject_id", "patient_sex", "age", *UKA_FINDINGS]
@@ -218,13 +264,25 @@ SOURCES: dict[str, tuple[Write, Callable[[Path, SplitDraw], Cohort]]] = {
     "csv": (write_table, lambda f, draw: table.read(f / "films.csv", dataclasses.replace(SOURCE, draw=draw))),
     "dicom": (write_dicoms, read_dicoms),
     "nih, drawn": (write_nih, lambda f, draw: nih.read(f, f, Options(split="drawn", draw=draw))),
-    "nih, valid from train": (write_nih, lambda f, draw: nih.read(f, f, Options(valid_fraction=0.4, draw=draw))),
+    "nih, valid from train": (
+        write_nih,
+        lambda f, draw: nih.read(f, f, Options(valid_fraction=0.4, draw=draw)),
+    ),
     "chexpert": (write_chexpert, lambda f, draw: chexpert.read(f, f, Options(split="drawn", draw=draw))),
-    "chexpert, valid from train": (write_chexpert, lambda f, draw: chexpert.read(f, f, Options(valid_fraction=0.4, draw=draw))),
+    "chexpert, valid from train": (
+        write_chexpert,
+        lambda f, draw: chexpert.read(f, f, Options(valid_fraction=0.4, draw=draw)),
+    ),
     "mimic": (write_mimic, lambda f, draw: mimic.read(f, f, mimic.MimicOptions(draw=draw))),
-    "mimic, drawn": (write_mimic, lambda f, draw: mimic.read(f, f, mimic.MimicOptions(split="drawn", draw=draw))),
+    "mimic, drawn": (
+        write_mimic,
+        lambda f, draw: mimic.read(f, f, mimic.MimicOptions(split="drawn", draw=draw)),
+    ),
     "padchest": (write_padchest, lambda f, draw: padchest.read(f, f, Options(draw=draw))),
-    "vindr, drawn": (write_vindr, lambda f, draw: vindr.read(f, f, vindr.VindrOptions(split="drawn", draw=draw))),
+    "vindr, drawn": (
+        write_vindr,
+        lambda f, draw: vindr.read(f, f, vindr.VindrOptions(split="drawn", draw=draw)),
+    ),
     "vindr, valid from train": (
         write_vindr,
         lambda f, draw: vindr.read(f, f, vindr.VindrOptions(valid_fraction=0.4, draw=draw)),
@@ -275,7 +333,9 @@ def test_every_source_says_how_its_splits_came_about(tmp_path, name):
 def test_a_published_list_that_names_valid_patients_keeps_them(tmp_path):
     write_uka(tmp_path, list(range(8)))
     assert (uka.read(tmp_path, tmp_path, uka.UkaOptions()).manifest["split"] == "valid").sum() == 2
-    with pytest.raises(InputError, match=r"valid_fraction: found 0\.1, but the list names validation patients"):
+    with pytest.raises(
+        InputError, match=r"valid_fraction: found 0\.1, but the list names validation patients"
+    ):
         uka.read(tmp_path, tmp_path, uka.UkaOptions(valid_fraction=0.1))
     write_uka(tmp_path, [1, 2, 4, *range(5, 60)])
     cohort = uka.read(tmp_path, tmp_path, uka.UkaOptions(valid_fraction=0.3, draw=DRAW))
@@ -294,10 +354,12 @@ def test_one_patient_in_valid_does_not_decide_for_the_others(tmp_path):
     assert side_of(manifests[0]) == side_of(manifests[1]) | {"10000001": "valid"}
     write_chexpert(tmp_path, [1, 2, 3, 5, 6, 7, 8, 9])
     table = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)[:1]
-    table.assign(**{"Path": "CheXpert-v1.0/valid/patient9/study1/view1.jpg", "Frontal/Lateral": "Lateral"}).to_csv(
-        tmp_path / "valid.csv", index=False
-    )
-    assert set(chexpert.read(tmp_path, tmp_path, Options(valid_fraction=0.4, draw=DRAW)).manifest["split"]) == {"train"}
+    table.assign(
+        **{"Path": "CheXpert-v1.0/valid/patient9/study1/view1.jpg", "Frontal/Lateral": "Lateral"}
+    ).to_csv(tmp_path / "valid.csv", index=False)
+    assert set(
+        chexpert.read(tmp_path, tmp_path, Options(valid_fraction=0.4, draw=DRAW)).manifest["split"]
+    ) == {"train"}
 
 
 def test_a_file_is_found_elsewhere_whether_or_not_the_others_lie_in_their_place(tmp_path):
@@ -310,7 +372,9 @@ def test_a_file_is_found_elsewhere_whether_or_not_the_others_lie_in_their_place(
         (tmp_path / "images" / name).touch()
     moved = names[41]
     for place in ("b", "a"):
-        (tmp_path / "images" / moved).rename(tmp_path / place / moved) if place == "b" else (tmp_path / place / moved).touch()
+        (tmp_path / "images" / moved).rename(tmp_path / place / moved) if place == "b" else (
+            tmp_path / place / moved
+        ).touch()
     paths = nih.read(tmp_path, tmp_path, Options(valid_fraction=0.0)).manifest["path"].tolist()
     assert paths == [f"a/{moved}" if name == moved else f"images/{name}" for name in names]
 

@@ -37,7 +37,10 @@ def cohort(count: int = 40, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
 
 def write(path, frame, images, **changes):
     return write_store(
-        path, frame, images, **{"size": SIZE, "findings": FINDINGS, "preprocessing": {"resize": "none"}, **changes}
+        path,
+        frame,
+        images,
+        **{"size": SIZE, "findings": FINDINGS, "preprocessing": {"resize": "none"}, **changes},
     )
 
 
@@ -157,7 +160,9 @@ def test_none_leaves_its_row_out(tmp_path):
     store = write(tmp_path / "a", frame, films)
     keep = np.array([row not in (0, 5) for row in range(8)])
     assert store.manifest["image_id"].tolist() == frame.loc[keep, "image_id"].tolist()
-    np.testing.assert_array_equal(store.split("train").read_all(), images[keep & (frame["split"] == "train").to_numpy()])
+    np.testing.assert_array_equal(
+        store.split("train").read_all(), images[keep & (frame["split"] == "train").to_numpy()]
+    )
     assert store.fingerprint == write(tmp_path / "b", frame[keep], images[keep]).fingerprint
     with pytest.raises(InputError, match="none of the 8 images"):
         write(tmp_path / "c", frame, [None] * 8)
@@ -193,7 +198,9 @@ def test_the_fingerprint_follows_the_data_and_nothing_else(tmp_path):
 def test_the_fingerprint_follows_the_libraries_that_make_pixels(tmp_path, monkeypatch):
     before = write(tmp_path / "a", *cohort()).fingerprint
     installed = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == "pillow" else installed(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0" if name == "pillow" else installed(name)
+    )
     assert write(tmp_path / "b", *cohort()).fingerprint != before
 
 
@@ -261,7 +268,9 @@ def test_memory_is_flat_in_the_number_of_films(tmp_path):
     assert most < 40
 
 
-@pytest.mark.parametrize("name", ["store.json", "manifest.parquet", "dataset_info.json", "films-train.array_record-00000"])
+@pytest.mark.parametrize(
+    "name", ["store.json", "manifest.parquet", "dataset_info.json", "films-train.array_record-00000"]
+)
 def test_an_incomplete_store_is_refused(tmp_path, name):
     frame, images = cohort()
     store = write(tmp_path / "a", frame, images)
@@ -299,7 +308,9 @@ def test_writing_and_reading_say_nothing_and_need_no_tensorflow(tmp_path):
         "open_store('a').split('train').read_all()\n"
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'jax', 'flax')))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -7,7 +7,13 @@ import pytest
 from jaxcxr.config import SyntheticConfig
 from jaxcxr.data.findings import UKA_FINDINGS, mirrored
 from jaxcxr.data.synthetic import SIDE_UNNAMED, cohort
-from jaxcxr.data.synthetic.cohort import AGE_GROUPS, FINDING_CORRELATIONS, MAX_COMORBIDITIES, MAX_FILMS, PUBLIC_READER_BLUNDER
+from jaxcxr.data.synthetic.cohort import (
+    AGE_GROUPS,
+    FINDING_CORRELATIONS,
+    MAX_COMORBIDITIES,
+    MAX_FILMS,
+    PUBLIC_READER_BLUNDER,
+)
 
 TABLE_1_RATES = (0.467, 0.085, 0.080, 0.065, 0.115, 0.081, 0.097, 0.078)
 TABLE_1_AGES = {
@@ -44,7 +50,9 @@ def share_is(values: pd.Series, patients: pd.Series, expected: float) -> bool:
 @pytest.mark.parametrize("counts", [(50, 7, 13), (1, 1, 1), (400, 0, 0), (10, 0, 3)])
 def test_counts_are_exact_and_patients_stay_in_one_split(domain, counts):
     frame = cohort(SyntheticConfig(domain, *counts))
-    assert frame["split"].value_counts().reindex(["train", "valid", "test"], fill_value=0).tolist() == list(counts)
+    assert frame["split"].value_counts().reindex(["train", "valid", "test"], fill_value=0).tolist() == list(
+        counts
+    )
     assert (frame.groupby("patient_id")["split"].nunique() == 1).all()
     assert frame["image_id"].is_unique
 
@@ -72,7 +80,9 @@ def test_equal_recipes_give_equal_cohorts_and_other_seeds_others():
 
 
 def test_test_films_do_not_depend_on_how_many_train():
-    small, large = (cohort(SyntheticConfig("private", n, 20, 30)).query("split == 'test'") for n in (100, 300))
+    small, large = (
+        cohort(SyntheticConfig("private", n, 20, 30)).query("split == 'test'") for n in (100, 300)
+    )
     assert small["draw_film_seed"].tolist() == large["draw_film_seed"].tolist()
 
 
@@ -107,7 +117,9 @@ def test_private_sex_and_ages_are_those_of_table_1(private):
 
 def test_comorbidities_rise_with_age_as_in_figure_s2(private):
     people = private.drop_duplicates("patient_id")
-    means = [people["comorbidities"][people["age"].ge(g[0]) & people["age"].lt(g[1])].mean() for g in AGE_GROUPS]
+    means = [
+        people["comorbidities"][people["age"].ge(g[0]) & people["age"].lt(g[1])].mean() for g in AGE_GROUPS
+    ]
     assert means == pytest.approx([0.8, 1.0, 1.1, 1.1, 1.1], abs=0.13)
     assert people["comorbidities"].std() == pytest.approx(1.3, abs=0.1)
 
@@ -158,7 +170,10 @@ def test_readers_mostly_agree_with_what_was_drawn_and_less_on_hard_films(private
 def test_old_and_ill_patients_have_harder_films(private):
     assert private["draw_difficulty"].corr(private["age"]) > 0.3
     assert private["draw_difficulty"].corr(private["comorbidities"]) > 0.15
-    by_group = [private["draw_difficulty"][private["age"].ge(g[0]) & private["age"].lt(g[1])].mean() for g in AGE_GROUPS]
+    by_group = [
+        private["draw_difficulty"][private["age"].ge(g[0]) & private["age"].lt(g[1])].mean()
+        for g in AGE_GROUPS
+    ]
     assert by_group == sorted(by_group)
 
 

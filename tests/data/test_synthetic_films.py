@@ -23,7 +23,10 @@ def private() -> pd.DataFrame:
 def films_with(frame: pd.DataFrame, n: int, **grades: int) -> list[dict]:
     """Rows whose grades are all zero but for the named ones, in whatever else they differ."""
     rows = frame.drop_duplicates("patient_id").head(n).to_dict("records")
-    return [row | {f"draw_{f}": 0 for f in UKA_FINDINGS} | {f"draw_{f}": g for f, g in grades.items()} for row in rows]
+    return [
+        row | {f"draw_{f}": 0 for f in UKA_FINDINGS} | {f"draw_{f}": g for f, g in grades.items()}
+        for row in rows
+    ]
 
 
 def signed_difference(row_with: dict, row_without: dict, size: int = 64) -> np.ndarray:
@@ -74,11 +77,15 @@ def test_label_columns_do_not_reach_the_film(private):
 @pytest.mark.parametrize("finding", SIDED)
 def test_sided_findings_are_drawn_on_their_side(private, finding):
     on_left_half, on_right_half = 0.0, 0.0
-    for with_it, without in zip(films_with(private, 25, **{finding: 4}), films_with(private, 25), strict=True):
+    for with_it, without in zip(
+        films_with(private, 25, **{finding: 4}), films_with(private, 25), strict=True
+    ):
         change = np.abs(signed_difference(with_it, without))
         on_left_half += change[:, :32].sum()
         on_right_half += change[:, 32:].sum()
-    own, other = (on_left_half, on_right_half) if finding.endswith("_right") else (on_right_half, on_left_half)
+    own, other = (
+        (on_left_half, on_right_half) if finding.endswith("_right") else (on_right_half, on_left_half)
+    )
     # Atelectasis also pulls the mediastinum over, which shows on both sides.
     assert own > (1.5 if finding.startswith("atelectasis") else 4) * other
 
@@ -125,7 +132,10 @@ def test_hard_films_are_noisier_and_less_inflated(private):
     heart = (slice(None), slice(36, 46), slice(34, 42))
     grain = [np.median(np.abs(np.diff(films[heart], n=2, axis=2))) / films.std() for films in (easy, hard)]
     assert grain[1] > 1.5 * grain[0]
-    dark = [(np.stack([equalize_hist(film)[20:50, 8:56] for film in films]) < 0.4).mean() for films in (easy, hard)]
+    dark = [
+        (np.stack([equalize_hist(film)[20:50, 8:56] for film in films]) < 0.4).mean()
+        for films in (easy, hard)
+    ]
     assert dark[1] < 0.95 * dark[0]
 
 
@@ -137,7 +147,9 @@ def test_the_two_hospitals_films_look_different(private):
         for a, b in zip(ours, theirs, strict=True)
     ]
     assert np.mean(apart) < 0.95
-    ours, theirs = (np.stack([render(row, 64)[12:52, 12:52] for row in rows]).astype(float) for rows in (ours, theirs))
+    ours, theirs = (
+        np.stack([render(row, 64)[12:52, 12:52] for row in rows]).astype(float) for rows in (ours, theirs)
+    )
     assert theirs.std(axis=(1, 2)).mean() > 1.2 * ours.std(axis=(1, 2)).mean()
 
 

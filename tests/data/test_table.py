@@ -96,7 +96,9 @@ def test_an_image_id_and_comorbidities_may_have_columns(tmp_path):
 
 
 def test_an_empty_cell_can_be_given_a_label(tmp_path):
-    frame = manifest(tmp_path, GRADED.replace("column: water}", "column: water, grades: {1: 1, 0: 0, '': 0}}"), GRADED_CSV)
+    frame = manifest(
+        tmp_path, GRADED.replace("column: water}", "column: water, grades: {1: 1, 0: 0, '': 0}}"), GRADED_CSV
+    )
     np.testing.assert_array_equal(frame["congestion"], [1, 0, 0, 1])
 
 
@@ -119,13 +121,19 @@ def test_an_empty_cell_can_be_given_a_label(tmp_path):
 )
 def test_a_bad_cell_or_column_is_refused_with_its_place(tmp_path, old, new, words):
     with pytest.raises(InputError) as refusal:
-        manifest(tmp_path, GRADED, GRADED_CSV.replace(old, new, 1) if old != "heart" else GRADED_CSV.replace("heart", "cor"))
+        manifest(
+            tmp_path,
+            GRADED,
+            GRADED_CSV.replace(old, new, 1) if old != "heart" else GRADED_CSV.replace("heart", "cor"),
+        )
     for word in ["films.csv", *words]:
         assert word in str(refusal.value)
 
 
 def test_a_label_nobody_declared_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"row 2, column 'finding': found 'Efusion', expected one of 'Pneumonia'.*'Mass'"):
+    with pytest.raises(
+        InputError, match=r"row 2, column 'finding': found 'Efusion', expected one of 'Pneumonia'.*'Mass'"
+    ):
         manifest(tmp_path, LISTED, LISTED_CSV.replace("Effusion|Mass", "Efusion|Mass"))
 
 
@@ -133,7 +141,10 @@ def test_a_label_nobody_declared_is_refused(tmp_path):
     ("yaml", "words"),
     [
         (LISTED + "graded: {a: {column: finding}}\n", "exactly one of 'graded' and 'listed'"),
-        ("columns: {path: file, patient_id: pid}\ndraw: {train: 1.0, valid: 0.0, test: 0.0}\n", "exactly one of 'graded'"),
+        (
+            "columns: {path: file, patient_id: pid}\ndraw: {train: 1.0, valid: 0.0, test: 0.0}\n",
+            "exactly one of 'graded'",
+        ),
         (LISTED.replace("pid}", "pid, split: finding}"), "exactly one of 'columns.split' and 'draw'"),
         (LISTED.replace("train: 0.5", "train: 0.9"), "sum to 1"),
         (LISTED + "keep: {pid: [nobody]}\n", "none of its 6 rows"),

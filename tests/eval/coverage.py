@@ -16,7 +16,16 @@ from jaxcxr.eval.delong import delong
 from jaxcxr.eval.metrics import METRICS, point_metrics
 
 THRESHOLD = 0.5
-SHOWN = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1", "brier")
+SHOWN = (
+    "auroc",
+    "average_precision",
+    "accuracy",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "f1",
+    "brier",
+)
 SHOWN = (*SHOWN, "calibration_in_the_large", "selection_rate")
 
 
@@ -26,7 +35,11 @@ def cohort(patients: int, rng: np.random.Generator) -> pd.DataFrame:
     patient = np.repeat(np.arange(patients), films)
     group = rng.random(patients)[patient] < 0.4
     ill = rng.normal(size=patients)[patient] + rng.normal(size=len(patient)) > 1.2
-    signal = np.where(group, 1.0, 1.6) * ill + 0.7 * rng.normal(size=patients)[patient] + 0.7 * rng.normal(size=len(patient))
+    signal = (
+        np.where(group, 1.0, 1.6) * ill
+        + 0.7 * rng.normal(size=patients)[patient]
+        + 0.7 * rng.normal(size=len(patient))
+    )
     p = 1 / (1 + np.exp(-(signal - 0.8)))
     return pd.DataFrame({"patient_id": patient, "group": group, "y_a": ill.astype(float), "p_a": p})
 
@@ -44,10 +57,18 @@ def main(data_sets: int = 500, patients: int = 250, redraws: int = 500) -> None:
     for seed in range(data_sets):
         table = cohort(patients, np.random.default_rng([2, seed]))
         group = table["group"].to_numpy()
-        ill = {"patient": table.loc[table["y_a"] == 1, "patient_id"].nunique(), "image": int(table["y_a"].sum())}
+        ill = {
+            "patient": table.loc[table["y_a"] == 1, "patient_id"].nunique(),
+            "image": int(table["y_a"].sum()),
+        }
         for resample in ("patient", "image"):
             masks = [np.ones(len(table), bool), group, ~group]
-            how = {"thresholds": np.array([THRESHOLD]), "redraws": redraws, "resample": resample, "seed": seed}
+            how = {
+                "thresholds": np.array([THRESHOLD]),
+                "redraws": redraws,
+                "resample": resample,
+                "seed": seed,
+            }
             draws = bootstrap(table, ["a"], masks, **how).metrics[:, 0]
             for metric in SHOWN:
                 s = spread_of(metric, draws[0, METRICS.index(metric)], ill[resample])

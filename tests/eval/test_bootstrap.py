@@ -34,7 +34,9 @@ def predictions(n=60, patients=25, seed=0, decimals=1):
         if finding == "unknown":
             y[rng.random(n) < 0.3] = np.nan
         table[f"y_{finding}"] = y
-        table[f"p_{finding}"] = np.round(np.clip(rng.normal(0.4 + 0.2 * np.nan_to_num(y), 0.2), 0, 1), decimals)
+        table[f"p_{finding}"] = np.round(
+            np.clip(rng.normal(0.4 + 0.2 * np.nan_to_num(y), 0.2), 0, 1), decimals
+        )
     return pd.DataFrame(table)
 
 
@@ -97,7 +99,9 @@ def test_points_equal_the_plain_metrics_under_any_ties(data):
     if table.empty:
         return
     cuts = None if cut is None else np.array([cut])
-    got = bootstrap(table, ["a"], [np.ones(len(y), bool)], thresholds=cuts, redraws=1, resample="image", seed=0)
+    got = bootstrap(
+        table, ["a"], [np.ones(len(y), bool)], thresholds=cuts, redraws=1, resample="image", seed=0
+    )
     expected = point_metrics(y, p, youden_threshold(y, p) if cut is None else cut)
     np.testing.assert_allclose(got.metrics[0, 0, :, 0], [expected[m] for m in METRICS], rtol=0, atol=1e-12)
 
@@ -108,7 +112,9 @@ def test_whole_number_products_do_not_overflow():
     y = (rng.random(150_000) < 0.5).astype(float)
     p = np.round(rng.random(150_000) * 0.6 + 0.3 * y, 3)
     table = pd.DataFrame({"patient_id": np.arange(len(y)), "y_a": y, "p_a": p})
-    got = bootstrap(table, ["a"], [np.ones(len(y), bool)], thresholds=None, redraws=1, resample="image", seed=0)
+    got = bootstrap(
+        table, ["a"], [np.ones(len(y), bool)], thresholds=None, redraws=1, resample="image", seed=0
+    )
     expected = point_metrics(y, p, youden_threshold(y, p))
     np.testing.assert_allclose(got.metrics[0, 0, :, 0], [expected[m] for m in METRICS], rtol=0, atol=1e-12)
 
@@ -141,7 +147,9 @@ def test_redraws_are_paired_and_nested():
 
 def test_pairing_narrows_the_difference_of_two_models():
     table = predictions(n=400, patients=200, decimals=6)
-    other = table.assign(p_common=np.clip(table["p_common"] + np.random.default_rng(1).normal(0, 0.05, 400), 0, 1))
+    other = table.assign(
+        p_common=np.clip(table["p_common"] + np.random.default_rng(1).normal(0, 0.05, 400), 0, 1)
+    )
     a, b = (redraw(t, ["common"], redraws=300).metrics[0, 0, 0, 1:] for t in (table, other))
     assert (a - b).std() < 0.5 * np.hypot(a.std(), b.std())
 
@@ -151,7 +159,9 @@ def test_copies_of_a_patients_films_add_no_certainty():
     table["patient_id"] = [f"p{i}" for i in range(200)]
     ninefold = pd.concat([table] * 9, ignore_index=True)
     std = {
-        (name, resample): spread(redraw(t, ["common"], redraws=400, resample=resample).metrics[0, 0, 0, 1:]).std
+        (name, resample): spread(
+            redraw(t, ["common"], redraws=400, resample=resample).metrics[0, 0, 0, 1:]
+        ).std
         for name, t in (("once", table), ("ninefold", ninefold))
         for resample in ("patient", "image")
     }
@@ -182,7 +192,13 @@ def test_an_average_precision_has_students_interval_on_the_logit_scale():
     assert (s.ci_low, s.ci_high) == pytest.approx((low, high), rel=1e-6)
     assert (s.mean, s.std, s.redraws) == (pytest.approx(0.88), pytest.approx(draws.std(ddof=1)), 5)
     alike, none = np.full(3, 0.5), np.full(3, np.nan)
-    for estimate, others, k in ((1.0, draws, 9), (0.0, draws, 9), (0.85, draws, 1), (0.5, alike, 9), (np.nan, none, 0)):
+    for estimate, others, k in (
+        (1.0, draws, 9),
+        (0.0, draws, 9),
+        (0.85, draws, 1),
+        (0.5, alike, 9),
+        (np.nan, none, 0),
+    ):
         same, plain = spread_of("average_precision", np.array([estimate, *others]), k), spread(others)
         np.testing.assert_equal(dataclasses.astuple(same), dataclasses.astuple(plain))
 
@@ -204,7 +220,9 @@ def precisions(n, seed, redraws):
     p = 1 / (1 + np.exp(-2 * y - rng.normal(size=n)))
     table = pd.DataFrame({"patient_id": np.arange(n), "y_a": y, "p_a": p})
     how = {"thresholds": np.array([0.5]), "redraws": redraws, "resample": "patient", "seed": seed}
-    return bootstrap(table, ["a"], [np.ones(n, bool)], **how).metrics[0, 0, METRICS.index("average_precision")]
+    return bootstrap(table, ["a"], [np.ones(n, bool)], **how).metrics[
+        0, 0, METRICS.index("average_precision")
+    ]
 
 
 def test_papers_std_mixes_findings_and_redraws():
@@ -230,7 +248,8 @@ def test_holm_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("change", "how", "message"), [({"split": "train"}, {}, "'test', found none"), ({}, {"seed": -1}, "found -1")]
+    ("change", "how", "message"),
+    [({"split": "train"}, {}, "'test', found none"), ({}, {"seed": -1}, "found -1")],
 )
 def test_what_cannot_be_drawn_is_refused(change, how, message):
     table = predictions().assign(**change)

@@ -56,7 +56,9 @@ def test_difference_is_that_of_the_paired_redraws():
     everyone = row(got, "all", "lung", "auroc")
     assert everyone["std"] == pytest.approx(paired.std(ddof=1))
     assert everyone["std"] < 0.9 * np.hypot(draws[0].std(), draws[1].std())
-    assert (everyone["ci_low"], everyone["ci_high"]) == pytest.approx(tuple(np.percentile(paired, [2.5, 97.5])))
+    assert (everyone["ci_low"], everyone["ci_high"]) == pytest.approx(
+        tuple(np.percentile(paired, [2.5, 97.5]))
+    )
     parity = row(got, "sex_F", "average", "statistical_parity_difference")
     assert parity["difference"] == pytest.approx(
         row(one, "sex_F", "average", "statistical_parity_difference")["value"]
@@ -102,7 +104,9 @@ def write(folder, a, b):
 
 def test_files_are_put_into_one_order_and_need_not_share_all(tmp_path):
     a = model(0)
-    shuffled = model(1).sample(frac=1, random_state=0).drop(columns=["sex"]).assign(y_hernia=0.0, p_hernia=0.5)
+    shuffled = (
+        model(1).sample(frac=1, random_state=0).drop(columns=["sex"]).assign(y_hernia=0.0, p_hernia=0.5)
+    )
     shuffled = shuffled[(shuffled["split"] == "test") | (shuffled.index % 2 == 0)]
     first, second, findings = read_pair(*write(tmp_path, a, shuffled))
     assert findings == ("heart", "lung")
@@ -110,7 +114,8 @@ def test_files_are_put_into_one_order_and_need_not_share_all(tmp_path):
     expected = compare(a, model(1), FINDINGS, CONFIG)
     aurocs = got["metric"] == "auroc"
     pd.testing.assert_frame_equal(
-        got.loc[aurocs, ["difference", "ci_low", "p_value"]], expected.loc[aurocs, ["difference", "ci_low", "p_value"]]
+        got.loc[aurocs, ["difference", "ci_low", "p_value"]],
+        expected.loc[aurocs, ["difference", "ci_low", "p_value"]],
     )
 
 

@@ -11,7 +11,11 @@ def test_equals_scipy_and_fishers_interval():
     x = rng.normal(size=8)
     y = x + rng.normal(size=8)
     got = pearson(np.append(x, [np.nan, 1.0]), np.append(y, [1.0, np.inf]))
-    assert (got.r, got.p_value, got.n) == (pytest.approx(pearsonr(x, y).statistic), pytest.approx(pearsonr(x, y).pvalue), 8)
+    assert (got.r, got.p_value, got.n) == (
+        pytest.approx(pearsonr(x, y).statistic),
+        pytest.approx(pearsonr(x, y).pvalue),
+        8,
+    )
     z, half = np.arctanh(got.r), 1.959963984540054 / np.sqrt(5)
     assert (got.ci_low, got.ci_high) == pytest.approx((np.tanh(z - half), np.tanh(z + half)))
 
@@ -29,7 +33,9 @@ def evaluations():
     for epsilon, loss in ((np.inf, 0.0), (8.0, 0.02), (1.0, 0.05)):
         for i, finding in enumerate(["a", "b", "c", "d"]):
             value = 0.7 + 0.05 * i - loss * (4 - i)
-            lines.append({"epsilon": epsilon, "group": "all", "finding": finding, "metric": "auroc", "value": value})
+            lines.append(
+                {"epsilon": epsilon, "group": "all", "finding": finding, "metric": "auroc", "value": value}
+            )
         for group, slope in (("sex_F", 0.02), ("age_0_30", -0.01), ("sex_F*age_0_30", 9.0)):
             value = 0.0 if np.isinf(epsilon) else slope * np.log(epsilon) + 0.003 * (epsilon == 1.0)
             lines.append(
@@ -39,7 +45,9 @@ def evaluations():
                 }
             )  # fmt: skip
     frame = pd.DataFrame(lines)
-    return frame.assign(attribute=frame["group"].str.replace("_F", "").str.replace("_0_30", "").replace("all", ""))
+    return frame.assign(
+        attribute=frame["group"].str.replace("_F", "").str.replace("_0_30", "").replace("all", "")
+    )
 
 
 def test_the_papers_analyses():
@@ -47,9 +55,13 @@ def test_the_papers_analyses():
     got = privacy_correlations(evaluations(), samples, 8.0).set_index("analysis")
     private, public = np.array([0.62, 0.69, 0.76, 0.83]), np.array([0.7, 0.75, 0.8, 0.85])
     count = [45, 30, 20, 10]
-    assert got.loc["sample size and non-private AUROC", "r"] == pytest.approx(np.corrcoef(count, public)[0, 1])
+    assert got.loc["sample size and non-private AUROC", "r"] == pytest.approx(
+        np.corrcoef(count, public)[0, 1]
+    )
     assert got.loc["sample size and private AUROC", "r"] == pytest.approx(np.corrcoef(count, private)[0, 1])
-    assert got.loc["sample size and loss of AUROC", "r"] == pytest.approx(np.corrcoef(count, public - private)[0, 1])
+    assert got.loc["sample size and loss of AUROC", "r"] == pytest.approx(
+        np.corrcoef(count, public - private)[0, 1]
+    )
     assert got.loc["non-private AUROC and private minus non-private AUROC", "r"] == pytest.approx(1)
     assert (got["n"].iloc[:4] == 4).all()
     # The non-private model has no log epsilon, and intersections are not counted again; here each attribute has one group.

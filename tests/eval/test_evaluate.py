@@ -33,7 +33,9 @@ def predictions(n=90):
 
 
 def row(evaluation, finding, metric, group="all"):
-    chosen = evaluation[(evaluation["group"] == group) & (evaluation["finding"] == finding) & (evaluation["metric"] == metric)]
+    chosen = evaluation[
+        (evaluation["group"] == group) & (evaluation["finding"] == finding) & (evaluation["metric"] == metric)
+    ]
     assert len(chosen) == 1
     return chosen.iloc[0]
 
@@ -43,7 +45,10 @@ PLAIN = {"groups": ()}
 
 @pytest.mark.parametrize("policy", ["youden_test_per_draw", "youden_test", "youden_validation", "fixed"])
 def test_evaluation_is_in_the_form_of_the_contract(policy):
-    table, config = predictions(), EvaluationConfig(redraws=40, threshold=policy, seed=3, fixed_thresholds=(0.4, 0.6), **PLAIN)
+    table, config = (
+        predictions(),
+        EvaluationConfig(redraws=40, threshold=policy, seed=3, fixed_thresholds=(0.4, 0.6), **PLAIN),
+    )
     evaluation = evaluate(table, ["heart", "lung"], config)
     assert list(evaluation.columns) == list(EVALUATION_COLUMNS)
     assert list(EVALUATION_COLUMNS)[: len(CONTRACT)] == CONTRACT
@@ -62,7 +67,11 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
     ).metrics[0]
 
     chosen_on = table[table["split"] == ("valid" if policy == "youden_validation" else "test")]
-    threshold = 0.6 if policy == "fixed" else youden_threshold(chosen_on["y_lung"].to_numpy(), chosen_on["p_lung"].to_numpy())
+    threshold = (
+        0.6
+        if policy == "fixed"
+        else youden_threshold(chosen_on["y_lung"].to_numpy(), chosen_on["p_lung"].to_numpy())
+    )
     y, p = test["y_lung"].to_numpy(), test["p_lung"].to_numpy()
     points = point_metrics(y, p, threshold)
     lung = row(evaluation, "lung", "accuracy")
@@ -83,7 +92,9 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
     assert both["value"] == pytest.approx((row(evaluation, "heart", "auroc")["value"] + points["auroc"]) / 2)
     assert both["std"] == pytest.approx(average(drawn[:, 0])[1:].std(ddof=1))
     assert both["std_paper"] == pytest.approx(std_paper(drawn[:, 0, 1:]))
-    assert row(evaluation, "lung", "auroc")["std_paper"] == pytest.approx(row(evaluation, "lung", "auroc")["std"])
+    assert row(evaluation, "lung", "auroc")["std_paper"] == pytest.approx(
+        row(evaluation, "lung", "auroc")["std"]
+    )
     assert both["n"] == len(test)
     assert pd.isna(both["positives"])
 
@@ -96,12 +107,16 @@ def test_auto_takes_validation_films_where_there_are_any():
 
 
 def test_a_group_is_a_row_mask():
-    table, config = predictions(), EvaluationConfig(redraws=30, min_group_images=5, min_group_positives=2, **PLAIN)
+    table, config = (
+        predictions(),
+        EvaluationConfig(redraws=30, min_group_images=5, min_group_positives=2, **PLAIN),
+    )
     women = (table["sex"] == "F").to_numpy()
     evaluation = evaluate(table, ["heart", "lung"], config, groups={"sex_F": women})
     assert list(dict.fromkeys(evaluation["group"])) == ["all", "sex_F", "group"]
     pd.testing.assert_frame_equal(
-        evaluation[evaluation["group"] == "all"].reset_index(drop=True), evaluate(table, ["heart", "lung"], config)
+        evaluation[evaluation["group"] == "all"].reset_index(drop=True),
+        evaluate(table, ["heart", "lung"], config),
     )
     test = table[women & (table["split"] == "test")]
     got = row(evaluation, "heart", "accuracy", "sex_F")
@@ -138,7 +153,9 @@ def test_a_finding_of_one_class_is_not_defined_and_leaves_the_average():
     assert (lung["note"] == "not defined: one class only").all()
     for metric in METRICS:
         assert row(evaluation, "average", metric)["value"] == row(evaluation, "heart", metric)["value"]
-        assert row(evaluation, "average", metric)["ci_low"] == pytest.approx(row(evaluation, "heart", metric)["ci_low"])
+        assert row(evaluation, "average", metric)["ci_low"] == pytest.approx(
+            row(evaluation, "heart", metric)["ci_low"]
+        )
 
 
 def test_no_threshold_leaves_the_metrics_that_need_none():
@@ -193,7 +210,10 @@ def spoil(column, value):
         (lambda t: t.drop(columns="p_heart"), "column 'p_heart' is missing"),
         (lambda t: t.drop(columns=["p_heart", "p_lung"]), "at least one column p_<finding>, found none"),
         (lambda t: t.rename(columns={"p_lung": "p_average", "y_lung": "y_average"}), "'p_average'"),
-        (spoil("p_lung", 1.5), r"row 5 \(image_id 'i4'\), column 'p_lung': expected a probability in \[0, 1\], found 1.5"),
+        (
+            spoil("p_lung", 1.5),
+            r"row 5 \(image_id 'i4'\), column 'p_lung': expected a probability in \[0, 1\], found 1.5",
+        ),
         (spoil("p_lung", -0.1), "column 'p_lung': .* found -0.1"),
         (spoil("p_lung", None), "row 5 .* column 'p_lung': .* found nothing"),
         (spoil("y_heart", 0.5), "row 5 .* column 'y_heart': expected 1, 0 or empty, found 0.5"),
@@ -201,7 +221,10 @@ def spoil(column, value):
         (spoil("y_heart", "yes"), "column 'y_heart': expected 1, 0 or empty, found 'yes'"),
         (spoil("image_id", "i1"), "row 5, column 'image_id': expected each image once, found 'i1'"),
         (spoil("image_id", None), "row 5, column 'image_id': expected a value, found nothing"),
-        (spoil("patient_id", "p44"), "column 'patient_id': expected each patient in one split only, found 'p44'"),
+        (
+            spoil("patient_id", "p44"),
+            "column 'patient_id': expected each patient in one split only, found 'p44'",
+        ),
         (spoil("split", "hold-out"), "column 'split': expected one of train, valid, test, found 'hold-out'"),
         (lambda t: t.rename(columns={"p_lung": "p_any", "y_lung": "y_any"}), "the name 'any' is kept"),
         (spoil("p_lung", "nan"), "row 5 .* column 'p_lung': expected a probability .* found nothing"),
@@ -240,7 +263,8 @@ def test_an_empty_file_and_another_schema_version_are_refused(tmp_path):
     table.attrs["schema_version"] = 99
     table.to_parquet(tmp_path / "future.parquet")
     with pytest.raises(
-        InputError, match=r"future.parquet: written with version 99 of the predictions schema; expected version 1"
+        InputError,
+        match=r"future.parquet: written with version 99 of the predictions schema; expected version 1",
     ):
         read_predictions(tmp_path / "future.parquet")
 
@@ -284,10 +308,17 @@ def test_script_writes_and_prints_the_evaluation(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     written = pd.read_csv(out / "evaluation.csv")
-    config = EvaluationConfig(redraws=20, resample="image", threshold="youden_test_per_draw", seed=7, groups=("sex",))
+    config = EvaluationConfig(
+        redraws=20, resample="image", threshold="youden_test_per_draw", seed=7, groups=("sex",)
+    )
     expected = evaluate(*read_predictions(path), config)
     np.testing.assert_allclose(written["ci_low"], expected["ci_low"], rtol=1e-12)
-    assert {path.name for path in (out / "figures").iterdir()} == {"roc.png", "roc.svg", "calibration.png", "calibration.svg"}
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        "roc.png",
+        "roc.svg",
+        "calibration.png",
+        "calibration.svg",
+    }
     assert "the paper's code" in done.stdout
     assert "how it was trained is not known here" in (out / "report.html").read_text()
     average_line = next(line for line in done.stdout.splitlines() if line.strip().startswith("average"))

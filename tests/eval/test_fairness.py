@@ -11,7 +11,10 @@ SMALL = {"min_group_images": 1, "min_group_positives": 1}
 
 def value(evaluation, group, finding, metric, column="value"):
     chosen = evaluation.loc[
-        (evaluation["group"] == group) & (evaluation["finding"] == finding) & (evaluation["metric"] == metric), column
+        (evaluation["group"] == group)
+        & (evaluation["finding"] == finding)
+        & (evaluation["metric"] == metric),
+        column,
     ]
     assert len(chosen) == 1, (group, finding, metric)
     return chosen.iloc[0]
@@ -68,7 +71,9 @@ def films(seed=0, n=600):
     }
     for i, finding in enumerate(("heart", "lung")):
         y = (rng.random(n) < 0.3).astype(float)
-        p = np.clip(0.3 + (0.2 + 0.1 * i) * y + (0.1 * (table["sex"] == "F") + 0.2) * rng.normal(size=n), 0, 1)
+        p = np.clip(
+            0.3 + (0.2 + 0.1 * i) * y + (0.1 * (table["sex"] == "F") + 0.2) * rng.normal(size=n), 0, 1
+        )
         y[rng.random(n) < 0.1] = np.nan
         table[f"y_{finding}"], table[f"p_{finding}"] = y, np.round(p, 2)
     return pd.DataFrame(table)
@@ -85,7 +90,9 @@ def test_equals_fairlearn():
         test = table[(table["split"] == "test") & table[f"y_{finding}"].notna()]
         y, p = test[f"y_{finding}"].astype(int), test[f"p_{finding}"]
         called = (p >= value(got, "all", finding, "accuracy", "threshold")).astype(int)
-        age = pd.cut(test["age"], [20, 40, 60, 90], right=False, labels=["age_20_40", "age_40_60", "age_60_90"]).astype(str)
+        age = pd.cut(
+            test["age"], [20, 40, 60, 90], right=False, labels=["age_20_40", "age_40_60", "age_60_90"]
+        ).astype(str)
         for attribute, of in (("sex", "sex_" + test["sex"]), ("age", age)):
             measured = {
                 "accuracy": accuracy_score,
@@ -101,7 +108,11 @@ def test_equals_fairlearn():
             areas = fairness.MetricFrame(metrics=roc_auc_score, y_true=y, y_pred=p, sensitive_features=of)
             assert value(got, attribute, finding, "auroc_gap") == pytest.approx(areas.difference(), abs=1e-12)
             how = {"y_true": y, "y_pred": called, "sensitive_features": of}
-            for name in ("demographic_parity_difference", "equalized_odds_difference", "equal_opportunity_difference"):
+            for name in (
+                "demographic_parity_difference",
+                "equalized_odds_difference",
+                "equal_opportunity_difference",
+            ):
                 expected = getattr(fairness, name)(**how)
                 assert value(got, attribute, finding, name) == pytest.approx(expected, abs=1e-12)
 
@@ -112,10 +123,16 @@ def test_difference_to_the_rest_is_that_of_the_films_that_are_left():
     got = evaluate(table, ["heart", "lung"], config)
     masks = {"F": (table["sex"] == "F").to_numpy(), "others": (table["sex"] != "F").to_numpy()}
     split = evaluate(table, ["heart", "lung"], config, groups=masks)
-    for metric, name in [("auroc", "auroc_vs_rest"), ("accuracy", "statistical_parity_difference"), ("brier", "brier_vs_rest")]:
+    for metric, name in [
+        ("auroc", "auroc_vs_rest"),
+        ("accuracy", "statistical_parity_difference"),
+        ("brier", "brier_vs_rest"),
+    ]:
         expected = value(split, "F", "lung", metric) - value(split, "others", "lung", metric)
         assert value(got, "sex_F", "lung", name) == pytest.approx(expected, abs=1e-12)
-    missed = value(split, "F", "any", "no_finding_among_ill") - value(split, "others", "any", "no_finding_among_ill")
+    missed = value(split, "F", "any", "no_finding_among_ill") - value(
+        split, "others", "any", "no_finding_among_ill"
+    )
     assert value(got, "sex_F", "any", "no_finding_among_ill_vs_rest") == pytest.approx(missed, abs=1e-12)
 
 
@@ -124,7 +141,9 @@ def test_the_rest_has_a_known_value_of_the_attribute():
     table.loc[table["sex"] == "unknown", "sex"] = None
     got = evaluate(table, ["heart"], EvaluationConfig(redraws=5, groups=("sex",), **SMALL))
     women, men = (value(got, g, "heart", "accuracy") for g in ("sex_F", "sex_M"))
-    assert value(got, "sex_F", "heart", "statistical_parity_difference") == pytest.approx(women - men, abs=1e-12)
+    assert value(got, "sex_F", "heart", "statistical_parity_difference") == pytest.approx(
+        women - men, abs=1e-12
+    )
 
 
 def test_differences_are_paired():
@@ -133,7 +152,9 @@ def test_differences_are_paired():
     config = EvaluationConfig(redraws=200, groups=("sex",), **SMALL)
     got = evaluate(table, ["lung"], config)
     apart = np.hypot(*(value(got, g, "lung", "accuracy", "std") for g in ("sex_F", "sex_M")))
-    assert value(got, "sex_F", "lung", "statistical_parity_difference", "std") == pytest.approx(apart, rel=0.2)
+    assert value(got, "sex_F", "lung", "statistical_parity_difference", "std") == pytest.approx(
+        apart, rel=0.2
+    )
     best = max(("sex_F", "sex_M", "sex_unknown"), key=lambda g: value(got, g, "lung", "accuracy"))
     assert value(got, best, "lung", "accuracy_vs_best") == 0
     assert value(got, best, "lung", "accuracy_vs_best", "std") == 0
@@ -141,8 +162,12 @@ def test_differences_are_paired():
 
 
 def test_intervals_of_the_largest_difference_hold_it():
-    got = evaluate(films(n=1500), ["heart", "lung"], EvaluationConfig(redraws=200, groups=("sex", "age:20,40,60,90")))
-    gaps = got[got["metric"].isin(["auroc_gap", "equalized_odds_difference", "demographic_parity_difference"])]
+    got = evaluate(
+        films(n=1500), ["heart", "lung"], EvaluationConfig(redraws=200, groups=("sex", "age:20,40,60,90"))
+    )
+    gaps = got[
+        got["metric"].isin(["auroc_gap", "equalized_odds_difference", "demographic_parity_difference"])
+    ]
     assert ((gaps["ci_low"] <= gaps["value"]) & (gaps["value"] <= gaps["ci_high"])).all()
     assert gaps["p_value"].isna().all()
 
@@ -157,7 +182,9 @@ def test_small_groups_are_named_and_not_judged():
     assert (small["note"] == "suppressed: fewer than 40 images").all()
     assert "sex_unknown" not in " ".join(got.loc[got["group"] == "sex", "reference"])
     rare = table.assign(y_heart=table["y_heart"].where((table["sex"] != "F") | (table.index % 9 == 0), 0.0))
-    got = evaluate(rare, ["heart", "lung"], EvaluationConfig(redraws=5, groups=("sex",), min_group_positives=20))
+    got = evaluate(
+        rare, ["heart", "lung"], EvaluationConfig(redraws=5, groups=("sex",), min_group_positives=20)
+    )
     assert value(got, "sex_F", "heart", "auroc", "note") == "suppressed: fewer than 20 positives"
     assert value(got, "sex_M", "heart", "statistical_parity_difference", "note").startswith("rest suppressed")
     assert value(got, "sex_F", "average", "auroc", "note") == "over 1 of 2 findings"
@@ -184,4 +211,6 @@ def test_a_group_of_one_class_and_an_empty_group_are_not_defined():
 def test_calibration_error_is_not_compared_between_groups():
     names = set(evaluate(films(), ["heart"], EvaluationConfig(redraws=5))["metric"])
     assert not any(name.startswith("ece_") for name in names)
-    assert {f"{m}_vs_best" for m in METRICS if m not in ("ece", "selection_rate", "calibration_in_the_large")} <= names
+    assert {
+        f"{m}_vs_best" for m in METRICS if m not in ("ece", "selection_rate", "calibration_in_the_large")
+    } <= names

@@ -18,7 +18,9 @@ SEX = ["F", "M", "M", "F", None, "unknown"]
 
 def test_the_papers_groups_are_the_default():
     groups = make_groups(table(age=AGE, sex=SEX), None)
-    found = {group.name: np.flatnonzero(group.rows).tolist() for group in groups if "*" not in group.attribute}
+    found = {
+        group.name: np.flatnonzero(group.rows).tolist() for group in groups if "*" not in group.attribute
+    }
     assert found == {
         "age_0_30": [0], "age_30_60": [1], "age_60_70": [2], "age_70_80": [], "age_80_100": [3],
         "sex_F": [0, 3], "sex_M": [1, 2], "sex_unknown": [5],
@@ -50,7 +52,10 @@ def test_whole_numbers_and_open_bins_have_short_names():
 
 def test_any_column_makes_groups_of_its_values():
     groups = make_groups(table(ward=[2, 10, 2, 2, np.nan, 10]), ["ward"])
-    assert [(g.name, np.flatnonzero(g.rows).tolist()) for g in groups] == [("ward_2", [0, 2, 3]), ("ward_10", [1, 5])]
+    assert [(g.name, np.flatnonzero(g.rows).tolist()) for g in groups] == [
+        ("ward_2", [0, 2, 3]),
+        ("ward_10", [1, 5]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_what_makes_no_groups_is_refused(columns, specs, message):
 def test_a_column_of_ten_thousand_values_is_refused():
     frame = pd.DataFrame({"mrn": [f"p{i}" for i in range(10_000)]})
     with pytest.raises(
-        InputError, match="column 'mrn': expected at most 50 values to make groups of, found 10000; give bin edges"
+        InputError,
+        match="column 'mrn': expected at most 50 values to make groups of, found 10000; give bin edges",
     ):
         make_groups(frame, ["mrn"])

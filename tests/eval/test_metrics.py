@@ -15,7 +15,14 @@ from sklearn.metrics import (
 )
 
 from jaxcxr.errors import InputError
-from jaxcxr.eval.metrics import NEED_A_THRESHOLD, calibration_bin, choose_thresholds, levels, point_metrics, youden_threshold
+from jaxcxr.eval.metrics import (
+    NEED_A_THRESHOLD,
+    calibration_bin,
+    choose_thresholds,
+    levels,
+    point_metrics,
+    youden_threshold,
+)
 
 SCORES = np.linspace(0, 1, 6)
 
@@ -75,7 +82,13 @@ def test_threshold_itself_counts_as_positive():
     y, p = np.array([0.0, 1.0]), np.array([0.2, 0.7])
     assert youden_threshold(y, p) == 0.7
     got = point_metrics(y, p, 0.7)
-    assert [got[m] for m in ("auroc", "accuracy", "sensitivity", "specificity", "selection_rate")] == [1, 1, 1, 1, 0.5]
+    assert [got[m] for m in ("auroc", "accuracy", "sensitivity", "specificity", "selection_rate")] == [
+        1,
+        1,
+        1,
+        1,
+        0.5,
+    ]
     assert point_metrics(y, p, np.nextafter(0.7, 1))["sensitivity"] == 0.0
 
 

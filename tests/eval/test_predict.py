@@ -41,8 +41,12 @@ def test_a_row_a_held_out_film_with_its_own_labels_and_views(
     assert (np.abs(found - alone).max() < 1e-5) == (views == "one")
 
 
-def test_a_side_without_the_other_is_refused_before_training(tiny_config: Experiment, tiny_store: Store) -> None:
+def test_a_side_without_the_other_is_refused_before_training(
+    tiny_config: Experiment, tiny_store: Store
+) -> None:
     config = changed(tiny_config, "model", prediction_views="mirrored")
     config = changed(config, "data", findings=("atelectasis_left",))
-    with pytest.raises(InputError, match=r"model\.prediction_views 'mirrored': cannot flip films: 'atelectasis_left'"):
+    with pytest.raises(
+        InputError, match=r"model\.prediction_views 'mirrored': cannot flip films: 'atelectasis_left'"
+    ):
         make_plan(config, tiny_store)

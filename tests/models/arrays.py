@@ -15,7 +15,12 @@ def plain_convolution(x: Any, kernel: Any, stride: int, padding: int) -> Any:
     """One map through XLA's convolution, which knows nothing of small maps or copies."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x[None], kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions, precision="highest"
+        x[None],
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=dimensions,
+        precision="highest",
     )[0]
 
 

@@ -38,18 +38,28 @@ def flax_group_norm(groups: int) -> Any:
     return lambda x, scale, bias: reference.apply({"params": {"scale": scale, "bias": bias}}, x[None])[0]
 
 
-@pytest.mark.parametrize(("shape", "groups"), [((5, 4, 12), 4), ((5, 4, 12), 1), ((3, 3, 6), 6), ((1, 1, 8), 2)])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((5, 4, 12), 4), ((5, 4, 12), 1), ((3, 3, 6), 6), ((1, 1, 8), 2)]
+)
 def test_group_norm_is_flax_group_norm(shape: tuple[int, int, int], groups: int) -> None:
     x, scale, bias = 3 * normal(0, *shape) + 0.5, 1 + normal(1, shape[-1]), normal(2, shape[-1])
-    found = output_and_gradients(lambda x, s, b: layers.group_norm(x, s, b, None, "identity", groups, 1e-5), x, scale, bias)
-    assert_all_close(found, output_and_gradients(flax_group_norm(groups), x, scale, bias), rtol=1e-4, atol=2e-5)
+    found = output_and_gradients(
+        lambda x, s, b: layers.group_norm(x, s, b, None, "identity", groups, 1e-5), x, scale, bias
+    )
+    assert_all_close(
+        found, output_and_gradients(flax_group_norm(groups), x, scale, bias), rtol=1e-4, atol=2e-5
+    )
 
 
 def test_group_norm_keeps_groups_apart() -> None:
     x = normal(0, 4, 4, 8) * jnp.repeat(jnp.asarray([1e-2, 1.0, 1e2, 1e4]), 2)
-    y = np.asarray(layers.group_norm(x, jnp.ones(8), jnp.zeros(8), None, "identity", 4, 1e-5)).reshape(16, 4, 2)
+    y = np.asarray(layers.group_norm(x, jnp.ones(8), jnp.zeros(8), None, "identity", 4, 1e-5)).reshape(
+        16, 4, 2
+    )
     np.testing.assert_allclose(y.mean(axis=(0, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(y.std(axis=(0, 2)), np.sqrt([1 / (1 + 1e-5 / float(x[..., :2].var())), 1, 1, 1]), rtol=1e-4)
+    np.testing.assert_allclose(
+        y.std(axis=(0, 2)), np.sqrt([1 / (1 + 1e-5 / float(x[..., :2].var())), 1, 1, 1]), rtol=1e-4
+    )
 
 
 def test_group_norm_of_a_bfloat16_map_is_one_with_float32_sums() -> None:
@@ -72,7 +82,9 @@ def test_group_norm_of_a_bfloat16_map_is_one_with_float32_sums() -> None:
 def test_group_norm_far_from_zero(mean: float, tolerance: float) -> None:
     """Only the map's own rounding is left, mean / spread times float32's 6e-8."""
     x, scale, bias = mean + normal(0, 8, 8, 8), 1 + normal(1, 8), normal(2, 8)
-    found = output_and_gradients(lambda x, s, b: layers.group_norm(x, s, b, None, "identity", 2, 1e-5), x, scale, bias)
+    found = output_and_gradients(
+        lambda x, s, b: layers.group_norm(x, s, b, None, "identity", 2, 1e-5), x, scale, bias
+    )
     expected = output_and_gradients(flax_group_norm(2), x, scale, bias)
     for f, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(f, e, atol=tolerance * np.abs(e).max())
@@ -81,7 +93,9 @@ def test_group_norm_far_from_zero(mean: float, tolerance: float) -> None:
 @pytest.fixture(params=["cpu", "default"])
 def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is written for the CPU, and what is written for everything else, both run here."""
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **written: written[request.param](*arguments))
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *arguments, **written: written[request.param](*arguments)
+    )
     return request.param
 
 
@@ -90,7 +104,12 @@ def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("formulation")
 def test_norm_residual_and_activation_are_what_they_say(activation: str, with_residual: bool) -> None:
     # biases of some -20 to 20: also where the exponentials are held
-    arguments = normal(0, 5, 4, 8), 1 + normal(1, 8), 12 * normal(2, 8), *([normal(3, 5, 4, 8)] if with_residual else [])
+    arguments = (
+        normal(0, 5, 4, 8),
+        1 + normal(1, 8),
+        12 * normal(2, 8),
+        *([normal(3, 5, 4, 8)] if with_residual else []),
+    )
     function = {"mish": lambda z: z * jnp.tanh(jax.nn.softplus(z)), "relu": jax.nn.relu}[activation]
 
     def found(x: Any, scale: Any, bias: Any, residual: Any = None) -> Any:
@@ -99,13 +118,21 @@ def test_norm_residual_and_activation_are_what_they_say(activation: str, with_re
     def expected(x: Any, scale: Any, bias: Any, residual: Any = 0.0) -> Any:
         return function(flax_group_norm(2)(x, scale, bias) + residual)
 
-    assert_all_close(output_and_gradients(found, *arguments), output_and_gradients(expected, *arguments), rtol=1e-4, atol=2e-5)
+    assert_all_close(
+        output_and_gradients(found, *arguments),
+        output_and_gradients(expected, *arguments),
+        rtol=1e-4,
+        atol=2e-5,
+    )
 
 
 def test_group_norm_of_a_constant_map_is_its_bias() -> None:
     scale, bias = normal(1, 4), normal(2, 4)
     y, dx, *_ = output_and_gradients(
-        lambda x, s, b: layers.group_norm(x, s, b, None, "identity", 2, 1e-5), np.full((3, 3, 4), 7, np.float32), scale, bias
+        lambda x, s, b: layers.group_norm(x, s, b, None, "identity", 2, 1e-5),
+        np.full((3, 3, 4), 7, np.float32),
+        scale,
+        bias,
     )
     np.testing.assert_allclose(y, np.broadcast_to(bias, y.shape), atol=1e-3)
     assert np.isfinite(dx).all()
@@ -129,7 +156,12 @@ def pool_by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y = np.zeros(((h + 1) // 2, (w + 1) // 2, c), np.float32)
     dy, dx = np.asarray(normal(99, *y.shape)), np.zeros_like(x)
     for i, j, k in np.ndindex(*y.shape):
-        places = [(r, s) for r in range(2 * i - 1, 2 * i + 2) for s in range(2 * j - 1, 2 * j + 2) if 0 <= r < h and 0 <= s < w]
+        places = [
+            (r, s)
+            for r in range(2 * i - 1, 2 * i + 2)
+            for s in range(2 * j - 1, 2 * j + 2)
+            if 0 <= r < h and 0 <= s < w
+        ]
         first = max(places, key=lambda place, k=k: x[(*place, k)])  # max returns the first of equals
         y[i, j, k] = x[(*first, k)]
         dx[(*first, k)] += dy[i, j, k]
@@ -145,7 +177,10 @@ def pool(x: Any) -> Any:
 
 @pytest.mark.parametrize("sides", SIDES)
 def test_max_pool_is_the_window_maximum(sides: tuple[int, int]) -> None:
-    x = np.random.default_rng(0).permutation(sides[0] * sides[1] * 3).reshape(*sides, 3).astype(np.float32) - 50
+    x = (
+        np.random.default_rng(0).permutation(sides[0] * sides[1] * 3).reshape(*sides, 3).astype(np.float32)
+        - 50
+    )
     assert_all_close(output_and_gradients(pool, x), output_and_gradients(window_pool, x), atol=1e-6)
 
 

@@ -50,7 +50,11 @@ def test_number_of_parameters_is_the_papers() -> None:
 
 
 def test_parameters_have_these_names_and_shapes() -> None:
-    expected: dict[str, tuple[int, ...]] = {"conv1/kernel": (7, 7, 3, 64), "norm1/scale": (64,), "norm1/bias": (64,)}
+    expected: dict[str, tuple[int, ...]] = {
+        "conv1/kernel": (7, 7, 3, 64),
+        "norm1/scale": (64,),
+        "norm1/bias": (64,),
+    }
     into = 64
     for stage, out in enumerate((64, 128, 256, 512), start=1):
         block = f"stage{stage}_block1"
@@ -104,7 +108,9 @@ def test_maps_are_bfloat16_and_parameters_mean_and_logits_float32() -> None:
 
 def plain_network(film: Any, activation: str) -> Any:
     """The network of the paper spelt out on three real channels, with nothing of the project's but the parameters."""
-    act = {"mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)), "relu": lambda x: jnp.maximum(x, 0)}[activation]
+    act = {"mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)), "relu": lambda x: jnp.maximum(x, 0)}[
+        activation
+    ]
 
     def conv(x: Any, leaves: Any, stride: int, padding: int) -> Any:
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -132,7 +138,10 @@ def plain_network(film: Any, activation: str) -> Any:
 @pytest.mark.parametrize("activation", ["mish", "relu"])
 def test_it_is_the_papers_network(activation: str) -> None:
     np.testing.assert_allclose(
-        logits(activation)[0], jax.jit(plain_network, static_argnums=1)(FILMS[0], activation), rtol=1e-3, atol=1e-3
+        logits(activation)[0],
+        jax.jit(plain_network, static_argnums=1)(FILMS[0], activation),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
@@ -158,12 +167,18 @@ def test_one_film_at_a_time_equals_vmap() -> None:
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
 def test_grey_values_are_scaled_to_one_and_the_film_stands_for_three_channels(dtype: Any) -> None:
     def first_layer(film: Any) -> Any:
-        _, state = ResNet9(3, width=32).apply(params(), film, capture_intermediates=lambda module, _: module.name == "conv1")
+        _, state = ResNet9(3, width=32).apply(
+            params(), film, capture_intermediates=lambda module, _: module.name == "conv1"
+        )
         return state["intermediates"]["conv1"]["__call__"][0]
 
     three = jnp.asarray(np.repeat(np.asarray(FILMS[:1, ..., None]) / 255, 3, axis=-1), jnp.float32)
     kernel = params()["params"]["conv1"]["kernel"]
-    expected = jax.lax.conv_general_dilated(three, kernel, (2, 2), [(3, 3)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+    expected = jax.lax.conv_general_dilated(
+        three, kernel, (2, 2), [(3, 3)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )[0]
     found = jax.jit(first_layer)(FILMS[0].astype(dtype))
     for parity in range(4):
-        np.testing.assert_allclose(found[parity], expected[parity // 2 :: 2, parity % 2 :: 2], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found[parity], expected[parity // 2 :: 2, parity % 2 :: 2], rtol=1e-4, atol=1e-5
+        )

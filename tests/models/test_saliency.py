@@ -70,4 +70,6 @@ def test_one_cell_for_each_place_of_the_papers_networks_last_map() -> None:
     params = filled(shapes, scale=0.1)
     cells = activation_map(model, params, film, 1)
     assert cells.shape == (2, 2)
-    assert cells.sum() == pytest.approx(float(logit(params, film, 1, model) - params["params"]["head"]["bias"][1]), abs=1e-4)
+    assert cells.sum() == pytest.approx(
+        float(logit(params, film, 1, model) - params["params"]["head"]["bias"][1]), abs=1e-4
+    )

@@ -18,7 +18,9 @@ class Halves(nn.Module):
     def __call__(self, film: jax.Array) -> jax.Array:
         gain = self.param("gain", nn.initializers.ones, ())
         grey, half = film.astype(jnp.float32) / 255.0 - 0.5, film.shape[1] // 2
-        return gain * jnp.stack([(grey * grey[0, 0]).mean(), grey[:, :half].mean() * 3, grey[:, half:].sum() / 100])
+        return gain * jnp.stack(
+            [(grey * grey[0, 0]).mean(), grey[:, :half].mean() * 3, grey[:, half:].sum() / 100]
+        )
 
 
 def predicted(views: str, films: np.ndarray = FILMS) -> np.ndarray:
@@ -44,12 +46,16 @@ def test_one_view_is_the_network() -> None:
 def test_a_mirrored_film_has_its_sides_exchanged() -> None:
     expected = sigmoid((logits(FILMS) + logits(FILMS[:, :, ::-1])[:, [0, 2, 1]]) / 2)
     np.testing.assert_allclose(predicted("mirrored"), expected, rtol=1e-5)
-    assert np.abs(expected - sigmoid((logits(FILMS) + logits(FILMS[:, :, ::-1])) / 2)).max() > 1e-3  # were they not
+    assert (
+        np.abs(expected - sigmoid((logits(FILMS) + logits(FILMS[:, :, ::-1])) / 2)).max() > 1e-3
+    )  # were they not
 
 
 @pytest.mark.parametrize("views", ["mirrored", "mirrored_moved"])
 def test_a_film_and_its_mirror_image_are_predicted_alike(views: str) -> None:
-    np.testing.assert_allclose(predicted(views, FILMS[:, :, ::-1].copy()), predicted(views)[:, [0, 2, 1]], rtol=1e-4)
+    np.testing.assert_allclose(
+        predicted(views, FILMS[:, :, ::-1].copy()), predicted(views)[:, [0, 2, 1]], rtol=1e-4
+    )
 
 
 def test_moved_films_repeat_their_edge() -> None:
@@ -58,7 +64,9 @@ def test_moved_films_repeat_their_edge() -> None:
     wide = np.pad(films[0], 2, mode="edge")
     plain = [films[0], wide[:64, 2:66], wide[4:, 2:66], wide[2:66, :64], wide[2:66, 4:]]
     both = logits(np.stack(plain)), logits(np.stack([film[:, ::-1] for film in plain]))[:, [0, 2, 1]]
-    np.testing.assert_allclose(predicted("mirrored_moved", films)[0], sigmoid(np.concatenate(both).mean(axis=0)), rtol=1e-5)
+    np.testing.assert_allclose(
+        predicted("mirrored_moved", films)[0], sigmoid(np.concatenate(both).mean(axis=0)), rtol=1e-5
+    )
 
 
 def test_sides_must_be_known() -> None:

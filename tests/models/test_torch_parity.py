@@ -27,7 +27,9 @@ def random_state(width: int) -> State:
     rng = np.random.default_rng(3)
     return {
         name: rng.normal(
-            float("weight" in name and len(shape) == 1), 1.4 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.2, shape
+            float("weight" in name and len(shape) == 1),
+            1.4 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.2,
+            shape,
         ).astype(np.float32)
         for name, shape in torch_shapes(N, width).items()
     }
@@ -94,7 +96,10 @@ def compared(size: int, width: int, activation: str, trained: bool) -> tuple[flo
         for name, expected in torch_gradients(net, size).items()
     )
     expected_norms = np.asarray(
-        [np.sqrt(sum(np.sum(g**2) for g in torch_gradients(net, size, slice(i, i + 1)).values())) for i in range(2)]
+        [
+            np.sqrt(sum(np.sum(g**2) for g in torch_gradients(net, size, slice(i, i + 1)).values()))
+            for i in range(2)
+        ]
     )
     of_norms = np.max(np.abs(np.asarray(norms) - expected_norms) / expected_norms)
     return float(of_logits), float(of_gradients), float(of_norms)
@@ -125,7 +130,9 @@ def nadam_difference(steps: int = 50) -> float:
         updates, state = update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     found = to_torch(params)
-    return max(float(np.abs(found[name] - weight.detach().numpy()).max()) for name, weight in net.named_parameters())
+    return max(
+        float(np.abs(found[name] - weight.detach().numpy()).max()) for name, weight in net.named_parameters()
+    )
 
 
 def test_fifty_nadam_steps_along_torchs_own_gradients() -> None:
@@ -134,11 +141,18 @@ def test_fifty_nadam_steps_along_torchs_own_gradients() -> None:
 
 def table() -> str:
     """The differences of all cases, as Markdown: `python -m tests.models.test_torch_parity`."""
-    lines = ["| films | width | activation | weights | logits | gradients | gradient norms |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| films | width | activation | weights | logits | gradients | gradient norms |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for size, width, activation, trained in CASES:
         numbers = " | ".join(f"{value:.1e}" for value in compared(size, width, activation, trained))
-        lines.append(f"| {size} px | {width} | {activation} | {'trained' if trained else 'random'} | {numbers} |")
-    return "\n".join([*lines, f"\nNAdam, largest difference of a weight after 50 steps: {nadam_difference():.1e}"])
+        lines.append(
+            f"| {size} px | {width} | {activation} | {'trained' if trained else 'random'} | {numbers} |"
+        )
+    return "\n".join(
+        [*lines, f"\nNAdam, largest difference of a weight after 50 steps: {nadam_difference():.1e}"]
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ WIDTH, FINDINGS = 32, ("heart", "water_right", "water_left")
 
 def random_state(n_findings: int = len(FINDINGS), width: int = WIDTH) -> State:
     rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in torch_shapes(n_findings, width).items()}
+    return {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in torch_shapes(n_findings, width).items()
+    }
 
 
 def assert_same(found: State, expected: State) -> None:
@@ -90,7 +93,9 @@ def test_every_misfit_is_named() -> None:
 
 
 def test_another_width_is_refused() -> None:
-    with pytest.raises(InputError, match=r"width 64 .*conv1\.weight has shape \(32, 3, 7, 7\), expected \(64, 3, 7, 7\)"):
+    with pytest.raises(
+        InputError, match=r"width 64 .*conv1\.weight has shape \(32, 3, 7, 7\), expected \(64, 3, 7, 7\)"
+    ):
         from_torch(random_state(), len(FINDINGS))
 
 
@@ -120,13 +125,20 @@ def as_tensors(state: State, prefix: str = "") -> dict[str, Any]:
     return {prefix + name: torch.from_numpy(array) for name, array in state.items()}
 
 
-@pytest.mark.parametrize("prefix", ["", "_module.", "module.", "module._module.", "_orig_mod._module.", "model."])
+@pytest.mark.parametrize(
+    "prefix", ["", "_module.", "module.", "module._module.", "_orig_mod._module.", "model."]
+)
 @pytest.mark.parametrize("wrap", ["plain", "checkpoint"])
 def test_state_dicts_in_their_wrappings(tmp_path: Path, prefix: str, wrap: str) -> None:
     torch = pytest.importorskip("torch")
     state = as_tensors(random_state(), prefix)
     optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 5e-4}]}
-    checkpoint = {"epoch": 3, "loss": torch.tensor(0.1), "model_state_dict": state, "optimizer_state_dict": optimizer}
+    checkpoint = {
+        "epoch": 3,
+        "loss": torch.tensor(0.1),
+        "model_state_dict": state,
+        "optimizer_state_dict": optimizer,
+    }
     torch.save(state if wrap == "plain" else checkpoint, tmp_path / "w.pth")
     assert_same(read_state(tmp_path / "w.pth"), random_state())
 
@@ -141,7 +153,9 @@ def test_a_prefix_on_some_names_only_stays(tmp_path: Path) -> None:
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    torch.save({name: tensor.bfloat16() for name, tensor in as_tensors(random_state()).items()}, tmp_path / "w.pth")
+    torch.save(
+        {name: tensor.bfloat16() for name, tensor in as_tensors(random_state()).items()}, tmp_path / "w.pth"
+    )
     found = read_state(tmp_path / "w.pth")["conv1.weight"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, random_state()["conv1.weight"], rtol=2**-8)
@@ -150,7 +164,9 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 def test_two_state_dicts_need_a_key(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     other = {name: np.zeros_like(array) for name, array in random_state().items()}
-    torch.save({"model": as_tensors(random_state()), "ema": as_tensors(other), "epoch": 1}, tmp_path / "w.pth")
+    torch.save(
+        {"model": as_tensors(random_state()), "ema": as_tensors(other), "epoch": 1}, tmp_path / "w.pth"
+    )
     with pytest.raises(InputError, match="several state dicts, under model, ema"):
         read_state(tmp_path / "w.pth")
     assert_same(read_state(tmp_path / "w.pth", key="ema"), other)
@@ -181,7 +197,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, legacy: bool, inside
     mark, file = tmp_path / "mark", tmp_path / "w.pth"
     bad = Malicious(mark)
     torch.save(
-        {"model": as_tensors(random_state()), "loss": bad} if inside else bad, file, _use_new_zipfile_serialization=not legacy
+        {"model": as_tensors(random_state()), "loss": bad} if inside else bad,
+        file,
+        _use_new_zipfile_serialization=not legacy,
     )
     with pytest.raises(InputError, match=r"w\.pth: refused, .*could run code"):
         read_state(file)
@@ -204,9 +222,12 @@ def test_damaged_checkpoints(tmp_path: Path, damage: str) -> None:
     torch.save(as_tensors(random_state(width=32)), file)
     whole = file.read_bytes()
     file.write_bytes(
-        {"empty": b"", "text": b"<html>404</html>", "cut": whole[: len(whole) // 2], "flipped": b"\0" * 2000 + whole[2000:]}[
-            damage
-        ]
+        {
+            "empty": b"",
+            "text": b"<html>404</html>",
+            "cut": whole[: len(whole) // 2],
+            "flipped": b"\0" * 2000 + whole[2000:],
+        }[damage]
     )
     with pytest.raises(InputError, match=r"w\.pth: "):
         read_state(file)
@@ -242,7 +263,12 @@ def test_a_head_by_names() -> None:
 @pytest.mark.parametrize(
     ("trained", "wanted", "mapping", "text"),
     [
-        (FINDINGS, ("heart", "air", "bone"), {}, "no counterpart for air, bone; map each to one of heart, water_right"),
+        (
+            FINDINGS,
+            ("heart", "air", "bone"),
+            {},
+            "no counterpart for air, bone; map each to one of heart, water_right",
+        ),
         (FINDINGS, ("heart", "air"), {"air": "wind"}, r"no counterpart for air \(from wind\)"),
         (FINDINGS, ("heart",), {"air": "heart"}, "mapped but not wanted: air"),
         (FINDINGS[:2], ("heart",), {}, "predict 3 findings, 2 are named"),

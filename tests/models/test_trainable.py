@@ -12,7 +12,9 @@ WIDTH, N = 32, 3
 
 
 def params() -> Any:
-    shapes = jax.eval_shape(ResNet9(N, width=WIDTH).init, jax.random.key(0), jax.ShapeDtypeStruct((32, 32), np.uint8))
+    shapes = jax.eval_shape(
+        ResNet9(N, width=WIDTH).init, jax.random.key(0), jax.ShapeDtypeStruct((32, 32), np.uint8)
+    )
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
 
 
@@ -33,7 +35,12 @@ def test_head_and_norm_has_every_norm_and_no_convolution() -> None:
     found = trained("head_and_norm")
     norms = 1 + 2 * 4 + 3  # first layer, two a block, three shortcuts
     assert len(found) == 2 + 2 * norms
-    assert {"norm1/scale", "norm1/bias", "stage2_block1/shortcut_norm/bias", "stage4_block1/norm2/scale"} <= found
+    assert {
+        "norm1/scale",
+        "norm1/bias",
+        "stage2_block1/shortcut_norm/bias",
+        "stage4_block1/norm2/scale",
+    } <= found
     assert not any("conv" in name for name in found)
 
 
@@ -44,7 +51,9 @@ def test_last_stage_is_stage_four_and_the_head() -> None:
 
 
 def test_a_scope_that_names_nothing() -> None:
-    with pytest.raises(InputError, match="scope 'head': names no parameter of this network, whose parts are trunk"):
+    with pytest.raises(
+        InputError, match="scope 'head': names no parameter of this network, whose parts are trunk"
+    ):
         trained_mask("head", {"params": {"trunk": {"kernel": np.zeros(2)}}})
 
 

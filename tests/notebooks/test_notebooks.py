@@ -21,7 +21,9 @@ by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code_cells(path: Path) -> list[dict[str, Any]]:
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return [
+        cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
 
 
 def texts(cell: dict[str, Any]) -> list[str]:
@@ -34,7 +36,12 @@ def texts(cell: dict[str, Any]) -> list[str]:
 
 
 def pictures(cells: list[Any]) -> int:
-    return sum(kind.startswith("image/") for cell in cells for output in cell["outputs"] for kind in output.get("data", {}))
+    return sum(
+        kind.startswith("image/")
+        for cell in cells
+        for output in cell["outputs"]
+        for kind in output.get("data", {})
+    )
 
 
 def test_there_are_six() -> None:
@@ -47,7 +54,11 @@ def test_a_notebook_is_kept_as_it_ran(path: Path) -> None:
     cells = code_cells(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
-        assert {output["output_type"] for output in cell["outputs"]} <= {"stream", "display_data", "execute_result"}
+        assert {output["output_type"] for output in cell["outputs"]} <= {
+            "stream",
+            "display_data",
+            "execute_result",
+        }
         assert all(output.get("name") != "stderr" for output in cell["outputs"])
         for text in [*texts(cell), "".join(cell["source"])]:
             assert not TRACES.search(text), text[:200]

@@ -38,7 +38,9 @@ def weigh(squared: Any) -> Any:
     return jax.tree.map(lambda own: 1 / (1 + jnp.sqrt(whole)) + 1 / (2 + jnp.sqrt(own)), squared)
 
 
-def check(loss: Callable[[Any, Any], Any], params: Any, examples: Any, tolerance: float = 1e-11) -> dict[str, Any]:
+def check(
+    loss: Callable[[Any, Any], Any], params: Any, examples: Any, tolerance: float = 1e-11
+) -> dict[str, Any]:
     """That all the package's sums are those of `vmap(grad)`, leaf by leaf; which parameters are differentiated directly."""
 
     @partial(jax.jit, compiler_options=QUICK)

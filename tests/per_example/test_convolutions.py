@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 
 from jaxcxr.per_example import convolutions, jaxprs
-from jaxcxr.per_example.convolutions import Convolution, convolve_small, is_small, kernel_gradient, patches_are_small, rule_of
+from jaxcxr.per_example.convolutions import (
+    Convolution,
+    convolve_small,
+    is_small,
+    kernel_gradient,
+    patches_are_small,
+    rule_of,
+)
 from jaxcxr.per_example.geometry import Geometry, patch_gram, rows
 from tests.models.arrays import assert_all_close, normal, output_and_gradients, plain_convolution
 
 
-def rule_for(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int, dtype: Any = jnp.float32) -> Convolution:
+def rule_for(
+    x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: int, dtype: Any = jnp.float32
+) -> Convolution:
     """The rule of a convolution of one map."""
     arguments = (jax.ShapeDtypeStruct(shape, dtype) for shape in (x, kernel))
     program = jaxprs.trace(lambda x, w: plain_convolution(x, w, stride, padding), *arguments)
@@ -41,7 +50,9 @@ def shape_of(x: tuple[int, ...], k: int, stride: int, padding: int) -> Geometry:
         (9, 8, 7, 2, 3),  # the first layer's
     ],
 )
-def test_a_rules_convolution_is_the_plain_one(height: int, width: int, k: int, stride: int, padding: int) -> None:
+def test_a_rules_convolution_is_the_plain_one(
+    height: int, width: int, k: int, stride: int, padding: int
+) -> None:
     x, kernel = normal(0, height, width, 3), normal(1, k, k, 3, 5)
     rule = rule_for(x.shape, kernel.shape, stride, padding)
     assert is_small(rule.shape) == (k > 1 and max(height, width) <= convolutions.SMALL_MAP)
@@ -55,7 +66,9 @@ def test_small_maps_are_convolved_with_other_edges_too() -> None:
     shape = Geometry((4, 3), 3, (3, 3), 5, (2, 2), ((0, 1), (1, 1)), (1, 1), (1, 1), 1, (2, 2))
     found = output_and_gradients(lambda x, w: convolve_small(x, w, shape), x, kernel)
     numbers = ("NHWC", "HWIO", "NHWC")
-    plain = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), ((0, 1), (1, 1)), dimension_numbers=numbers)  # noqa: E731
+    plain = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (2, 2), ((0, 1), (1, 1)), dimension_numbers=numbers
+    )
     assert_all_close(found, output_and_gradients(plain, x, kernel))
 
 
@@ -113,7 +126,9 @@ def test_patches_are_for_small_maps_and_windows_that_overlap_little(
 
 
 @PATCHES
-def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: int, stride: int, padding: int) -> None:
+def test_the_gram_matrix_of_patches(
+    records: int, height: int, width: int, k: int, stride: int, padding: int
+) -> None:
     x = normal(0, records, height, width, 3)
     unfolded = patches(x, k, stride, padding).reshape(-1, k * k * 3)
     found = np.asarray(jax.jit(lambda x: patch_gram(x, shape_of(x.shape[1:], k, stride, padding)))(x))
@@ -121,8 +136,12 @@ def test_the_gram_matrix_of_patches(records: int, height: int, width: int, k: in
 
 
 @pytest.mark.parametrize(("side", "positions"), [(8, 64), (16, 256)])
-def test_the_kernel_gradient_in_parts_is_that_of_all_maps(side: int, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolutions, "CPU_POSITIONS", 2 * positions)  # two maps a part, the last part one map
+def test_the_kernel_gradient_in_parts_is_that_of_all_maps(
+    side: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        convolutions, "CPU_POSITIONS", 2 * positions
+    )  # two maps a part, the last part one map
     x, dy, kernel = normal(0, 5, side, side, 3), normal(1, 5, side, side, 4), normal(2, 3, 3, 3, 4)
 
     def summed(kernel: Any) -> Any:

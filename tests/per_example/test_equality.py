@@ -88,7 +88,9 @@ def test_convolutions(name: str) -> None:
     st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2)), min_size=3, max_size=3),
     st.booleans(),
 )
-def test_any_convolution(sides: Any, inputs: int, features: int, groups: int, padding: Any, channels_first: bool) -> None:
+def test_any_convolution(
+    sides: Any, inputs: int, features: int, groups: int, padding: Any, channels_first: bool
+) -> None:
     """Of sides (length, window, stride, dilation of input and window), where the output has a place."""
     length, window, stride, gaps, window_gaps = zip(*sides, strict=True)
     padding = padding[: len(sides)]
@@ -98,7 +100,9 @@ def test_any_convolution(sides: Any, inputs: int, features: int, groups: int, pa
         return
     last = ((0, d + 1, *range(1, d + 1)), (d + 1, d, *range(d)), (0, d + 1, *range(1, d + 1)))
     first = ((0, 1, *range(2, d + 2)),) * 3
-    kernel = (*window, inputs, features * groups) if not channels_first else (features * groups, inputs, *window)
+    kernel = (
+        (*window, inputs, features * groups) if not channels_first else (features * groups, inputs, *window)
+    )
 
     def loss(params: Any, x: Any) -> Any:
         numbers = jax.lax.ConvDimensionNumbers(*(first if channels_first else last))
@@ -111,7 +115,9 @@ def test_any_convolution(sides: Any, inputs: int, features: int, groups: int, pa
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.sampled_from(["batch", "contracted", "x", "w"]), min_size=2, max_size=6).filter(lambda kinds: "w" in kinds),
+    st.lists(st.sampled_from(["batch", "contracted", "x", "w"]), min_size=2, max_size=6).filter(
+        lambda kinds: "w" in kinds
+    ),
     st.randoms(use_true_random=False),
     st.booleans(),
 )
@@ -239,7 +245,9 @@ def test_a_module_of_equinox() -> None:
         eqx.nn.MLP(5, 3, 7, 1, key=keys[2]),
     ]
     arrays, rest = eqx.partition(eqx.nn.Sequential(layers), eqx.is_inexact_array)
-    assert check(lambda p, x: jnp.sum(jnp.sin(eqx.combine(p, rest)(x))), filled(arrays), normal(4, 6, 6)) == {}
+    assert (
+        check(lambda p, x: jnp.sum(jnp.sin(eqx.combine(p, rest)(x))), filled(arrays), normal(4, 6, 6)) == {}
+    )
 
 
 def test_any_tree_of_inputs_and_a_key_for_dropout() -> None:
@@ -250,7 +258,12 @@ def test_any_tree_of_inputs_and_a_key_for_dropout() -> None:
             return nn.Dense(3, **F64)(nn.Dropout(0.5, deterministic=False)(x))
 
     model = Net()
-    examples = {"image": normal(2, 3), "words": tokens(4), "key": jax.random.split(jax.random.key(3), N), "y": normal(3)}
+    examples = {
+        "image": normal(2, 3),
+        "words": tokens(4),
+        "key": jax.random.split(jax.random.key(3), N),
+        "y": normal(3),
+    }
 
     def loss(params: Any, example: Any) -> Any:
         logits = model.apply(params, example["image"], example["words"], rngs={"dropout": example["key"]})
@@ -262,7 +275,9 @@ def test_any_tree_of_inputs_and_a_key_for_dropout() -> None:
 
 
 def test_frozen_parameters_and_frozen_batch_statistics_are_constants() -> None:
-    model = nn.Sequential([nn.Dense(6, **F64), nn.BatchNorm(use_running_average=True, **F64), nn.Dense(3, **F64)])
+    model = nn.Sequential(
+        [nn.Dense(6, **F64), nn.BatchNorm(use_running_average=True, **F64), nn.Dense(3, **F64)]
+    )
     variables = filled(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(4)))
     variables["batch_stats"] = jax.tree.map(jnp.square, variables["batch_stats"])
     frozen = variables["params"].pop("layers_0")
@@ -281,7 +296,9 @@ def test_a_custom_derivative_is_what_counts() -> None:
     def odd(x: Any, w: Any) -> Any:
         return x @ w
 
-    odd.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, dy: (dy @ saved[1].T, 3.0 * jnp.outer(saved[0], dy)))
+    odd.defvjp(
+        lambda x, w: (x @ w, (x, w)), lambda saved, dy: (dy @ saved[1].T, 3.0 * jnp.outer(saved[0], dy))
+    )
     params = filled({"odd": jnp.zeros((4, 3)), "even": jnp.zeros((3, 2))})
     direct = check(lambda p, x: jnp.sum(jnp.sin(odd(x, p["odd"]) @ p["even"])), params, normal(4))
     assert direct == {"odd": ("custom_vjp_call",)}
@@ -345,7 +362,9 @@ def test_lookups_beyond_the_table() -> None:
     for mode in ("clip", "fill"):
 
         def loss(params: Any, index: Any, mode: str = mode) -> Any:
-            rows = jnp.take(params["table"], index, axis=0, mode=mode, **({} if mode == "clip" else {"fill_value": 0.0}))
+            rows = jnp.take(
+                params["table"], index, axis=0, mode=mode, **({} if mode == "clip" else {"fill_value": 0.0})
+            )
             return jnp.sum(jnp.sin(rows))
 
         assert check(loss, params, index) == {}

@@ -83,7 +83,9 @@ def test_each_patients_gradient_is_that_of_all_its_images(dtype: Any) -> None:
         assert each.dtype == dtype
         expected = jnp.stack([rule.total(x[i : i + 1], dy[i : i + 1]) for i in range(2)])
         distance = jnp.linalg.norm((each - expected).astype(jnp.float32))
-        assert distance <= (1e-6 if dtype == jnp.float32 else 1e-2) * jnp.linalg.norm(each.astype(jnp.float32))
+        assert distance <= (1e-6 if dtype == jnp.float32 else 1e-2) * jnp.linalg.norm(
+            each.astype(jnp.float32)
+        )
 
 
 def test_every_kernel_of_the_network_has_a_rule() -> None:
@@ -105,7 +107,9 @@ class Rounded(nn.Module):
         x = nn.Conv(8, (3, 3), padding=1, name="many", **how)(x)
         x = jnp.tanh(nn.Conv(16, (3, 3), 2, name="flax", **how)(x))
         x = nn.Conv(32, (3, 3), 2, padding=1, name="few", **how)(jnp.tanh(x))
-        return nn.Dense(24, dtype=jnp.bfloat16, name="dense")(jnp.tanh(x)).mean(axis=(0, 1)).astype(jnp.float32)
+        return (
+            nn.Dense(24, dtype=jnp.bfloat16, name="dense")(jnp.tanh(x)).mean(axis=(0, 1)).astype(jnp.float32)
+        )
 
 
 def contributions(clip: float) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +132,10 @@ def contributions(clip: float) -> tuple[np.ndarray, np.ndarray]:
         return total, jnp.sqrt(sum(jax.tree.leaves(squared)))[one]
 
     found = [jax.tree.map(np.asarray, summed(one)) for one in range(16)]
-    lengths = [np.sqrt(sum(np.sum(np.square(leaf.astype(float))) for leaf in jax.tree.leaves(total))) for total, _ in found]
+    lengths = [
+        np.sqrt(sum(np.sum(np.square(leaf.astype(float))) for leaf in jax.tree.leaves(total)))
+        for total, _ in found
+    ]
     return np.asarray(lengths), np.asarray([norm for _, norm in found])
 
 
@@ -162,8 +169,18 @@ def test_a_batch_of_no_example_has_sum_zero() -> None:
     ("loss", "params", "examples", "message"),
     [
         (lambda p, x: x @ p["w"], {"w": np.ones((3, 2))}, np.ones((4, 3)), "loss: expected one number"),
-        (lambda p, x: jnp.sum(x * p["w"]), {"w": np.ones(3, int)}, np.ones((4, 3)), r"params\['w'\]: expected floating point"),
-        (lambda p, x: jnp.sum(x[0] * p["w"]), {"w": np.ones(3)}, (np.ones((4, 3)), np.ones(5)), "lengths \\[4, 5\\]"),
+        (
+            lambda p, x: jnp.sum(x * p["w"]),
+            {"w": np.ones(3, int)},
+            np.ones((4, 3)),
+            r"params\['w'\]: expected floating point",
+        ),
+        (
+            lambda p, x: jnp.sum(x[0] * p["w"]),
+            {"w": np.ones(3)},
+            (np.ones((4, 3)), np.ones(5)),
+            "lengths \\[4, 5\\]",
+        ),
         (lambda p, _: jnp.sum(p["w"]), {"w": np.ones(3)}, {}, "lengths none"),
     ],
     ids=["vector", "integers", "lengths", "no leaf"],

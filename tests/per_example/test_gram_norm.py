@@ -26,7 +26,10 @@ def cancelling(spread: float) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and cotangents whose weight gradient, the sum over positions, is the small rest of large terms of both signs."""
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(EXAMPLES, 1, CHANNELS)), POSITIONS, axis=1)
-    dy = np.repeat(rng.normal(size=(EXAMPLES, 1, CHANNELS)), POSITIONS, axis=1) * np.asarray([1, -1, 1, -1])[:, None]
+    dy = (
+        np.repeat(rng.normal(size=(EXAMPLES, 1, CHANNELS)), POSITIONS, axis=1)
+        * np.asarray([1, -1, 1, -1])[:, None]
+    )
     x, dy = (v + spread * rng.normal(size=v.shape) for v in (x, dy))
     return x.astype(np.float32), dy.astype(np.float32)
 
@@ -73,7 +76,9 @@ def test_the_same_where_the_sum_is_made_of_winograds_products(spread: float) -> 
 
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     met = [padded[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]
-    true = np.sqrt(sum((np.einsum("nhwc,nhwo->nco", m, np.asarray(dy, np.float64)) ** 2).sum(axis=(1, 2)) for m in met))
+    true = np.sqrt(
+        sum((np.einsum("nhwc,nhwo->nco", m, np.asarray(dy, np.float64)) ** 2).sum(axis=(1, 2)) for m in met)
+    )
     clip = float(true.min()) / 2
     clipped = jax.jit(lambda is_real: clipped_sum(loss, params, (x, dy), is_real, clip))
     norms = np.asarray(clipped(np.ones(examples, bool))[2], np.float64)

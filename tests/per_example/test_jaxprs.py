@@ -38,7 +38,9 @@ def test_a_call_is_known_by_the_program_inside() -> None:
 
 def test_a_checkpoint_has_its_options() -> None:
     policy = jax.checkpoint_policies.dots_saveable
-    options = jaxprs.checkpoint_options(equation(jax.checkpoint(jnp.sin, policy=policy, prevent_cse=False), X))
+    options = jaxprs.checkpoint_options(
+        equation(jax.checkpoint(jnp.sin, policy=policy, prevent_cse=False), X)
+    )
     assert options == {"policy": policy, "prevent_cse": False}
     assert jaxprs.checkpoint_options(equation(jax.jit(jnp.sin), X)) is None
 
@@ -118,5 +120,8 @@ def test_every_equation_is_evaluated_as_it_stands(function: Any) -> None:
     for found, expected in zip(jax.jit(replayed)(X), jax.tree.leaves(function(X)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     if "while" not in str(jaxprs.trace(function, X)):
-        gradients = [jax.grad(lambda x, f=f: sum(jnp.sum(v) for v in jax.tree.leaves(f(x))))(X) for f in (replayed, function)]
+        gradients = [
+            jax.grad(lambda x, f=f: sum(jnp.sum(v) for v in jax.tree.leaves(f(x))))(X)
+            for f in (replayed, function)
+        ]
         np.testing.assert_allclose(*gradients, rtol=1e-6)

@@ -36,7 +36,11 @@ def assert_near(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(("h", "w", "channels"), [(4, 6, WIDE), (8, 4, WIDE), (5, 7, NARROW), (6, 8, NARROW)])
 def test_it_is_the_plain_convolution_and_its_gradients(h: int, w: int, channels: int) -> None:
-    x, kernel, dy = normal(0, 3, h, w, channels), normal(1, 3, 3, channels, channels + 1), normal(2, 3, h, w, channels + 1)
+    x, kernel, dy = (
+        normal(0, 3, h, w, channels),
+        normal(1, 3, 3, channels, channels + 1),
+        normal(2, 3, h, w, channels + 1),
+    )
     assert same_convolution.serves(rule(x.shape[1:], kernel.shape, 1, 1).shape, x.dtype)
 
     @jax.jit
@@ -59,11 +63,17 @@ def test_it_is_the_plain_convolution_and_its_gradients(h: int, w: int, channels:
 def test_rounding_is_that_of_the_plain_convolution() -> None:
     """Against float64, within four times the plain convolution's own error: no digit is lost to the sums and differences."""
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 8, 8, WIDE)) + 3.0, rng.normal(size=(3, 3, WIDE, WIDE))  # a mean beside the spread
+    x, kernel = (
+        rng.normal(size=(2, 8, 8, WIDE)) + 3.0,
+        rng.normal(size=(3, 3, WIDE, WIDE)),
+    )  # a mean beside the spread
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     exact = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
     x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-    errors = [np.linalg.norm(np.asarray(f(x, kernel), np.float64) - exact) for f in (same_convolution.convolve, maps)]
+    errors = [
+        np.linalg.norm(np.asarray(f(x, kernel), np.float64) - exact)
+        for f in (same_convolution.convolve, maps)
+    ]
     assert errors[0] <= 4 * errors[1]
 
 
@@ -100,7 +110,9 @@ def test_other_shapes_are_not_served(x: Any, kernel: Any, stride: int, padding: 
 def test_it_is_used_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(
-        same_convolution, "convolve", lambda x, kernel: taken.append(x.dtype) or plain_convolution(x[0], kernel, 1, 1)[None]
+        same_convolution,
+        "convolve",
+        lambda x, kernel: taken.append(x.dtype) or plain_convolution(x[0], kernel, 1, 1)[None],
     )
     for dtype in (jnp.float32, jnp.bfloat16):
         x, kernel = normal(0, 1, 4, 4, WIDE).astype(dtype), normal(1, 3, 3, WIDE, WIDE).astype(dtype)

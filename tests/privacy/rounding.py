@@ -54,7 +54,9 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def total(step: Step, mechanism: Mechanism, params: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def total(
+    step: Step, mechanism: Mechanism, params: Any, images: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
     """The exact sum of a batch, in float64."""
     sums, size = step.start(params), step.microbatch_size
     for first in range(0, len(images), size):
@@ -117,7 +119,10 @@ def search(width: int, side: int, units: int, trials: int) -> None:
 
     def some(alike: int) -> tuple[np.ndarray, np.ndarray]:
         """Films of `alike` kinds in turn."""
-        films, given = rng.integers(0, 256, (alike, side, side)).astype(np.uint8), rng.integers(0, 2, (alike, FINDINGS))
+        films, given = (
+            rng.integers(0, 256, (alike, side, side)).astype(np.uint8),
+            rng.integers(0, 2, (alike, FINDINGS)),
+        )
         kind = np.arange(units + 1) % alike
         return films[kind], given[kind].astype(np.float32)
 
@@ -134,7 +139,9 @@ def search(width: int, side: int, units: int, trials: int) -> None:
         if rng.random() < 0.3:
             given[unit] = rng.choice([0.0, 1.0, np.nan], FINDINGS)
         else:
-            changed[unit] = np.clip(changed[unit] + rng.normal(0, 10.0 ** rng.uniform(-0.5, 2), (side, side)), 0, 255)
+            changed[unit] = np.clip(
+                changed[unit] + rng.normal(0, 10.0 ** rng.uniform(-0.5, 2), (side, side)), 0, 255
+            )
         now = rounding(changed, given)
         if now > best:
             best, images, labels = now, changed, given
@@ -168,10 +175,14 @@ def invariance() -> None:
             for n in (1, 2, 4, 8)
             for backwards in (False, True)
         }
-        print(f"{name}: {len(set(found.values()))} different sums on 1, 2, 4, 8 devices in two orders: {set(found.values())}")
+        print(
+            f"{name}: {len(set(found.values()))} different sums on 1, 2, 4, 8 devices in two orders: {set(found.values())}"
+        )
     port = 20000 + os.getpid() % 20000
     processes = [
-        subprocess.Popen([sys.executable, __file__, "process"], env=os.environ | {"DEVICES": "1", "PLACE": f"{i} {port}"})
+        subprocess.Popen(
+            [sys.executable, __file__, "process"], env=os.environ | {"DEVICES": "1", "PLACE": f"{i} {port}"}
+        )
         for i in (0, 1)
     ]
     if any(process.wait() for process in processes):
@@ -187,7 +198,9 @@ def process() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["batches", "search", "invariance", "process"])
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--width", type=int, default=32)

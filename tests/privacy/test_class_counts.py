@@ -61,7 +61,9 @@ def test_no_digit_of_a_noised_count_tells_whether_a_unit_is_there(patients: np.n
         steps = vector(counts) / counts.step
         np.testing.assert_array_equal(steps, np.rint(steps))
         assert np.abs(steps).max() < 2**52
-        if patients is None:  # whole images are whole steps, so that the noise of either world is in whole steps too
+        if (
+            patients is None
+        ):  # whole images are whole steps, so that the noise of either world is in whole steps too
             for world in exact:
                 noise = (vector(counts) - world) / counts.step
                 np.testing.assert_array_equal(noise, np.rint(noise))
@@ -69,8 +71,12 @@ def test_no_digit_of_a_noised_count_tells_whether_a_unit_is_there(patients: np.n
 
 @pytest.mark.parametrize("patients", [None, np.array([0, 1, 1, 1, 2, 2, 2])])
 @pytest.mark.parametrize("step", [2.0**-12, 2.0**-2, 1.0, 4.0])
-def test_one_unit_moves_the_counts_by_its_own_rounded_contribution(patients: np.ndarray | None, step: float) -> None:
-    labels = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, NAN, 1], [0, 0, NAN], [1, 1, 0], [1, NAN, 0]], np.float32)
+def test_one_unit_moves_the_counts_by_its_own_rounded_contribution(
+    patients: np.ndarray | None, step: float
+) -> None:
+    labels = np.array(
+        [[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, NAN, 1], [0, 0, NAN], [1, 1, 0], [1, NAN, 0]], np.float32
+    )
     everyone = rounded_counts(labels, step, patients)
     longest = 0.0
     for unit in range(7 if patients is None else 3):
@@ -114,5 +120,7 @@ def test_statistics_that_cost_more_than_the_budget_are_refused() -> None:
 
 
 def test_rates_stay_usable_whatever_the_noise() -> None:
-    counts = NoisedCounts(np.array([-5.0, 3.0, 0.2]), np.array([10.0, -4.0, 0.1]), 1.0, class_counts_entry(3, 1.0))
+    counts = NoisedCounts(
+        np.array([-5.0, 3.0, 0.2]), np.array([10.0, -4.0, 0.1]), 1.0, class_counts_entry(3, 1.0)
+    )
     np.testing.assert_allclose(counts.rates(), [0.01, 0.99, 0.2], rtol=1e-6)

@@ -58,7 +58,9 @@ def norm_of(tree: Any) -> float:
 
 def assert_same(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    difference = jax.tree.map(lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), found, expected)
+    difference = jax.tree.map(
+        lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), found, expected
+    )
     assert norm_of(difference) <= tolerance * norm_of(expected)
 
 
@@ -72,19 +74,25 @@ def test_the_sum_is_that_of_a_python_loop(method: str) -> None:
     for g, real in zip(gradients(x), REAL, strict=True):
         factor = real * min(1.0, CLIP / norm_of(g))
         total = jax.tree.map(lambda t, leaf, s=factor: t + s * leaf, total, g)
-    assert_same(summed(x, REAL, CLIP, method)[0], total, tolerance=3e-5)  # the sum's factors are CLIP_MARGIN smaller
+    assert_same(
+        summed(x, REAL, CLIP, method)[0], total, tolerance=3e-5
+    )  # the sum's factors are CLIP_MARGIN smaller
 
 
 @METHODS
 def test_the_sum_is_that_of_jax_privacy(method: str) -> None:
     clipped = jax_privacy.clipped_grad(loss, l2_clip_norm=CLIP, batch_argnums=1, keep_batch_dim=False)
-    assert_same(summed(batch(), EVERYONE, CLIP, method)[0], clipped(PARAMS, (batch(), LABELS)), tolerance=3e-5)
+    assert_same(
+        summed(batch(), EVERYONE, CLIP, method)[0], clipped(PARAMS, (batch(), LABELS)), tolerance=3e-5
+    )
 
 
 @METHODS
 def test_padding_contributes_nothing(method: str) -> None:
     x = batch()
-    assert_same(summed(x.at[2].set(99.0), REAL, CLIP, method)[0], summed(x, REAL, CLIP, method)[0], tolerance=1e-6)
+    assert_same(
+        summed(x.at[2].set(99.0), REAL, CLIP, method)[0], summed(x, REAL, CLIP, method)[0], tolerance=1e-6
+    )
     assert norm_of(summed(x, [False] * 6, CLIP, method)[0]) == 0.0
 
 
@@ -101,15 +109,21 @@ def test_neighbouring_batches_differ_by_at_most_the_clip_norm(
 ) -> None:
     x, one = batch(seed, scale), seed % 6
     everyone, _, norms = summed(x, EVERYONE, clip, method, rule)
-    without, alone = (summed(x, [(i == one) is only for i in range(6)], clip, method, rule)[0] for only in (False, True))
-    difference = norm_of(jax.tree.map(lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), everyone, without))
+    without, alone = (
+        summed(x, [(i == one) is only for i in range(6)], clip, method, rule)[0] for only in (False, True)
+    )
+    difference = norm_of(
+        jax.tree.map(lambda u, v: np.asarray(u, np.float64) - np.asarray(v, np.float64), everyone, without)
+    )
     # the difference of two float32 sums carries their rounding; what the unit adds is measured alone
     assert difference <= clip * (1 + 1e-5)
     assert norm_of(alone) <= clip
     if rule == Flat():
         assert norm_of(alone) == pytest.approx(min(float(norms[one]), clip * (1 - CLIP_MARGIN)), rel=1e-4)
     if rule == Flat(stability=0.01):
-        assert norm_of(alone) == pytest.approx(clip * float(norms[one]) / (float(norms[one]) + 0.01), rel=1e-4)
+        assert norm_of(alone) == pytest.approx(
+            clip * float(norms[one]) / (float(norms[one]) + 0.01), rel=1e-4
+        )
 
 
 @settings(deadline=None)
@@ -118,11 +132,15 @@ def test_neighbouring_batches_differ_by_at_most_the_clip_norm(
     st.floats(1e-3, 1e3),
     st.sampled_from(RULES),
 )
-def test_no_rule_lets_a_gradient_be_longer_than_the_clip_norm(squared: list[list[float]], clip: float, rule: ClipRule) -> None:
+def test_no_rule_lets_a_gradient_be_longer_than_the_clip_norm(
+    squared: list[list[float]], clip: float, rule: ClipRule
+) -> None:
     layers = {(str(i),): jnp.asarray(own, jnp.float32) for i, own in enumerate(squared)}
     factors = rule.factors(layers, clip)
     assert set(factors) == set(layers)
-    total = sum(np.square(np.asarray(factors[layer], float)) * np.asarray(own, float) for layer, own in layers.items())
+    total = sum(
+        np.square(np.asarray(factors[layer], float)) * np.asarray(own, float) for layer, own in layers.items()
+    )
     assert (total <= clip**2 * (1 + 1e-5)).all()
 
 
@@ -143,7 +161,9 @@ def test_clipped_layer_by_layer_each_layer_has_its_share(method: str) -> None:
     found = by_layer(summed(x, [False] * 5 + [True], clip, method, PerLayer())[0])
     share = clip / np.sqrt(2)
     assert min(parts.values()) < share < max(parts.values())
-    assert found == pytest.approx({layer: min(norm, share * (1 - CLIP_MARGIN)) for layer, norm in parts.items()}, rel=1e-5)
+    assert found == pytest.approx(
+        {layer: min(norm, share * (1 - CLIP_MARGIN)) for layer, norm in parts.items()}, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)

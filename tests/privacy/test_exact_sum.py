@@ -41,13 +41,17 @@ def test_the_order_of_float32_sums_matters_where_that_of_exact_ones_does_not() -
     parts = [jnp.float32(value).reshape(1) for value in (1.0, 2.0**-25, 2.0**-25, -1.0)]
     floats = {float(sum(order[1:], start=order[0])[0]) for order in itertools.permutations(parts)}
     assert len(floats) > 1
-    exact = {int(steps(summed([of_floats(part) for part in order]))[0]) for order in itertools.permutations(parts)}
+    exact = {
+        int(steps(summed([of_floats(part) for part in order]))[0]) for order in itertools.permutations(parts)
+    }
     assert exact == {round(2.0**-24 / STEP)}
 
 
 def test_the_largest_sums_that_are_declared_do_not_overflow() -> None:
     """`UNITS` units in one coordinate, in as many parts as there may be; and what the low words may come to."""
-    aligned = exact_sum.of_floats(jnp.full(1, UNITS * 2.0), STEP, True)  # 2 is the power of two above the clip norm
+    aligned = exact_sum.of_floats(
+        jnp.full(1, UNITS * 2.0), STEP, True
+    )  # 2 is the power of two above the clip norm
     assert steps(aligned)[0] == round(UNITS * 2.0 / STEP)
     assert abs(int(aligned.high[0])) <= 2**30
     most = exact_sum.of_floats(jnp.full(1, (2.0 ** (LOW_BITS - 1)) * STEP), STEP, True)
@@ -70,7 +74,9 @@ def test_whole_steps_of_so_many_units_do_not_overflow(bits: int) -> None:
     st.lists(st.integers(-(2**31) + 2**LOW_BITS, 2**31 - 2**LOW_BITS - 1), min_size=1, max_size=20),
     st.integers(-(2**30), 2**30),
 )
-def test_whole_steps_are_kept_and_noise_in_steps_is_added_before_anything_is_rounded(values: list[int], noise: int) -> None:
+def test_whole_steps_are_kept_and_noise_in_steps_is_added_before_anything_is_rounded(
+    values: list[int], noise: int
+) -> None:
     total = summed([exact_sum.of_steps(jnp.asarray([value], jnp.int32), True) for value in values])
     assert steps(total)[0] == sum(values)
     released = exact_sum.plus_steps(total, jnp.asarray([noise], jnp.int32), 2.0**-20)

@@ -30,7 +30,9 @@ def drawn(seed: int, sizes: Any) -> Any:
     return {
         "params": {
             layer: {
-                name: (rng.normal(size=(len(sizes), int(np.prod(shape)))) * sizes).reshape(-1, *shape).astype(np.float32)
+                name: (rng.normal(size=(len(sizes), int(np.prod(shape)))) * sizes)
+                .reshape(-1, *shape)
+                .astype(np.float32)
                 for name, shape in leaves.items()
             }
             for layer, leaves in SHAPES.items()
@@ -48,7 +50,9 @@ def alone(gradients: Any, unit: int, how: Any = clipped) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), powers=st.lists(st.integers(-4, 8), min_size=UNITS, max_size=UNITS))
-def test_the_sum_is_the_whole_sum_of_contributions_none_longer_than_accounted(seed: int, powers: list[int]) -> None:
+def test_the_sum_is_the_whole_sum_of_contributions_none_longer_than_accounted(
+    seed: int, powers: list[int]
+) -> None:
     gradients = drawn(seed, 10.0 ** np.asarray(powers))
     for how in (clipped, per_layer, automatic):
         total = flat(how(gradients, np.ones(UNITS, bool))[0])
@@ -102,14 +106,21 @@ def test_more_units_than_fit_are_refused() -> None:
     places=st.sampled_from([1, 2, 3, 8, 16]),
     data=st.data(),
 )
-def test_a_unit_keeps_its_place_whatever_other_units_are_there(step: int, units: set[int], places: int, data: Any) -> None:
+def test_a_unit_keeps_its_place_whatever_other_units_are_there(
+    step: int, units: set[int], places: int, data: Any
+) -> None:
     everyone = np.array(sorted(units))
     fewer = everyone[everyone != data.draw(st.sampled_from(sorted(units)))]
 
     def places_of(some: np.ndarray) -> dict[int, int]:
         rows = sampling.in_places(bytes(32), step, 200, some, places)
         assert sorted(rows[rows >= 0].tolist()) == list(range(len(some)))  # each once
-        return {int(some[position]): column for row in rows for column, position in enumerate(row) if position >= 0}
+        return {
+            int(some[position]): column
+            for row in rows
+            for column, position in enumerate(row)
+            if position >= 0
+        }
 
     before, after = places_of(everyone), places_of(fewer)
     assert all(before[unit] == place for unit, place in after.items())

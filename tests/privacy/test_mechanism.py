@@ -12,10 +12,14 @@ from jaxcxr.accounting import Spending
 from jaxcxr.privacy.mechanism import Mechanism
 
 SECRET = bytes(range(32))
-MECHANISM = Mechanism(n_units=1000, expected_batch_size=50, l2_clip_norm=1.5, noise_multiplier=2.0, epsilon=1.0, delta=1e-6)
+MECHANISM = Mechanism(
+    n_units=1000, expected_batch_size=50, l2_clip_norm=1.5, noise_multiplier=2.0, epsilon=1.0, delta=1e-6
+)
 
 
-def released(total: dict[str, jax.Array], step: int, mechanism: Mechanism = MECHANISM) -> dict[str, np.ndarray]:
+def released(
+    total: dict[str, jax.Array], step: int, mechanism: Mechanism = MECHANISM
+) -> dict[str, np.ndarray]:
     exact = mechanism.counted(total, True)
     out = jax.jit(mechanism.release)(exact, jnp.asarray(mechanism.noise_key(SECRET, step)))
     return jax.tree.map(np.asarray, out)
@@ -54,7 +58,9 @@ def test_the_rate_follows_the_declared_size_not_the_records_present() -> None:
 DISCRETE = dataclasses.replace(MECHANISM, expected_batch_size=64, discrete_coordinates=100_006)
 
 
-def released_on_the_grid(total: dict[str, jax.Array], step: int, is_finite: bool = True) -> dict[str, np.ndarray]:
+def released_on_the_grid(
+    total: dict[str, jax.Array], step: int, is_finite: bool = True
+) -> dict[str, np.ndarray]:
     """Of a sum in whole steps."""
     randomness = DISCRETE.randomness(DISCRETE.noise_key(SECRET, step), total)
     return jax.tree.map(np.asarray, jax.jit(DISCRETE.release)(DISCRETE.counted(total, is_finite), randomness))

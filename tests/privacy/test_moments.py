@@ -26,7 +26,10 @@ def clipped(x: Any, r: Any, is_film: Any, is_real: Any, clip: float, **how: Any)
 def drawn(seed: int, sizes: Any = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Features of the given sizes, and residuals, of each film."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(UNITS, FILMS, D)) * np.broadcast_to(np.asarray(sizes, float), (UNITS,))[:, None, None]
+    x = (
+        rng.normal(size=(UNITS, FILMS, D))
+        * np.broadcast_to(np.asarray(sizes, float), (UNITS,))[:, None, None]
+    )
     return x.astype(np.float32), rng.normal(size=(UNITS, FILMS, FINDINGS)).astype(np.float32)
 
 
@@ -35,8 +38,13 @@ def of_units(x: np.ndarray, r: np.ndarray, is_film: np.ndarray) -> list[tuple[np
     found = []
     for unit in range(UNITS):
         films = [i for i in range(FILMS) if is_film[unit, i]]
-        a = np.mean([np.outer(x[unit, i], x[unit, i]).astype(float) for i in films] or [np.zeros((D, D))], axis=0)
-        b = np.mean([np.outer(x[unit, i], r[unit, i]).astype(float) for i in films] or [np.zeros((D, FINDINGS))], axis=0)
+        a = np.mean(
+            [np.outer(x[unit, i], x[unit, i]).astype(float) for i in films] or [np.zeros((D, D))], axis=0
+        )
+        b = np.mean(
+            [np.outer(x[unit, i], r[unit, i]).astype(float) for i in films] or [np.zeros((D, FINDINGS))],
+            axis=0,
+        )
         found.append((a, b))
     return found
 
@@ -45,7 +53,11 @@ def length(of: Moments) -> float:
     """Of the whole matrices: an entry off the diagonal of the triangle stands for two."""
     rows, columns = np.triu_indices(np.asarray(of.residuals).shape[0])
     twice = np.where(rows == columns, 1.0, 2.0)
-    return float(np.sqrt(np.sum(twice * np.asarray(of.features, float) ** 2) + np.sum(np.asarray(of.residuals, float) ** 2)))
+    return float(
+        np.sqrt(
+            np.sum(twice * np.asarray(of.features, float) ** 2) + np.sum(np.asarray(of.residuals, float) ** 2)
+        )
+    )
 
 
 def difference(a: Moments, b: Moments) -> float:
@@ -175,7 +187,9 @@ def test_what_is_not_finite_is_not_hidden(wrong: float, where: str) -> None:
     x, r = drawn(3)
     (x if where == "features" else r)[0, 0, 0] = wrong
     total, norms = clipped(x, r, ALL, REAL, 1.0)
-    assert not np.isfinite(np.asarray(norms)).all()  # which stops the run (`exact_sum`); the unit itself adds nothing
+    assert not np.isfinite(
+        np.asarray(norms)
+    ).all()  # which stops the run (`exact_sum`); the unit itself adds nothing
     others, _ = clipped(x, r, ALL, np.arange(UNITS) != 0, 1.0)
     assert difference(total, others) == 0
 
@@ -183,7 +197,9 @@ def test_what_is_not_finite_is_not_hidden(wrong: float, where: str) -> None:
 def test_without_a_clip_norm_nothing_is_clipped() -> None:
     x, r = drawn(4, 100.0)
     total, _ = jax.jit(moment_sum)(x, r, ALL, REAL)
-    np.testing.assert_allclose(symmetric(total.features, D), sum(a for a, _ in of_units(x, r, ALL)), rtol=1e-4)
+    np.testing.assert_allclose(
+        symmetric(total.features, D), sum(a for a, _ in of_units(x, r, ALL)), rtol=1e-4
+    )
     np.testing.assert_allclose(total.residuals, sum(b for _, b in of_units(x, r, ALL)), rtol=1e-4)
 
 
@@ -202,7 +218,9 @@ def test_the_triangle_gives_the_matrix_again_and_noise_off_its_diagonal_has_half
     np.testing.assert_array_equal(symmetric(upper_triangle(matrix), 40), matrix)
     like = Moments(jnp.zeros(80_200), jnp.zeros((400, 3)))
     normal = np.random.default_rng(7).normal
-    continuous = moments.halved_off_diagonal(Moments(*(jnp.asarray(normal(size=part.shape), jnp.float32) for part in like)))
+    continuous = moments.halved_off_diagonal(
+        Moments(*(jnp.asarray(normal(size=part.shape), jnp.float32) for part in like))
+    )
     whole = moments.discrete_noise(np.arange(4, dtype=np.uint32), like, 1.5, 2.0)
     deviation = 2.0 * 1.5 / moments.step_for(1.5, 2.0)
     for drawn_noise, scale in ((continuous, 1.0), (whole, deviation)):
@@ -211,11 +229,18 @@ def test_the_triangle_gives_the_matrix_again_and_noise_off_its_diagonal_has_half
         assert np.diag(noise).std() == pytest.approx(1.0, rel=0.15)
         assert noise[np.triu_indices(400, 1)].std() == pytest.approx(np.sqrt(0.5), rel=0.02)
         assert (np.asarray(drawn_noise.residuals) / scale).std() == pytest.approx(1.0, rel=0.1)
-        assert np.abs(np.linalg.eigvalsh(noise)).max() == pytest.approx(np.sqrt(2 * 400), rel=0.05)  # as the ridge takes it
+        assert np.abs(np.linalg.eigvalsh(noise)).max() == pytest.approx(
+            np.sqrt(2 * 400), rel=0.05
+        )  # as the ridge takes it
 
 
 def test_more_than_the_theorem_allows_is_refused() -> None:
     with pytest.raises(ValueError, match="at most 256 units"):
         clipped_steps(
-            jnp.zeros((257, 1, 2)), jnp.zeros((257, 1, 1)), jnp.ones((257, 1), bool), jnp.ones(257, bool), 1.0, 2.0**-21
+            jnp.zeros((257, 1, 2)),
+            jnp.zeros((257, 1, 1)),
+            jnp.ones((257, 1), bool),
+            jnp.ones(257, bool),
+            1.0,
+            2.0**-21,
         )

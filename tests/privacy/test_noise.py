@@ -8,8 +8,12 @@ from jaxcxr.privacy import noise
 SECRET = bytes(range(32))
 
 
-def draw(purpose: str = "noise", step: int = 0, stddev: float = 1.0, size: int = 200_001, secret: bytes = SECRET) -> np.ndarray:
-    tree = noise.gaussian_noise(jnp.asarray(noise.derive_key(secret, purpose, step)), {"a": jnp.zeros(size)}, stddev)
+def draw(
+    purpose: str = "noise", step: int = 0, stddev: float = 1.0, size: int = 200_001, secret: bytes = SECRET
+) -> np.ndarray:
+    tree = noise.gaussian_noise(
+        jnp.asarray(noise.derive_key(secret, purpose, step)), {"a": jnp.zeros(size)}, stddev
+    )
     return np.asarray(tree["a"])
 
 
@@ -22,7 +26,12 @@ def test_draws_are_normal_with_the_asked_deviation() -> None:
 
 def test_neighbouring_coordinates_are_independent() -> None:
     z = draw()
-    for lag in (1, 2, len(z) // 2, len(z) // 2 + 1):  # the two draws of a Box-Muller pair lie half the array apart
+    for lag in (
+        1,
+        2,
+        len(z) // 2,
+        len(z) // 2 + 1,
+    ):  # the two draws of a Box-Muller pair lie half the array apart
         assert abs(np.corrcoef(z[:-lag], z[lag:])[0, 1]) * np.sqrt(len(z) - lag) < 5
         assert abs(np.corrcoef(z[:-lag] ** 2, z[lag:] ** 2)[0, 1]) * np.sqrt(len(z) - lag) < 5
 
@@ -41,7 +50,12 @@ def test_leaves_steps_purposes_and_secrets_are_independent() -> None:
     tree = noise.gaussian_noise(
         jnp.asarray(noise.derive_key(SECRET, "noise", 0)), {"a": jnp.zeros(5000), "b": jnp.zeros(5000)}, 1.0
     )
-    others = [tree["b"], draw(step=1, size=5000), draw("augmentation", size=5000), draw(secret=bytes(32), size=5000)]
+    others = [
+        tree["b"],
+        draw(step=1, size=5000),
+        draw("augmentation", size=5000),
+        draw(secret=bytes(32), size=5000),
+    ]
     for other in others:
         assert abs(np.corrcoef(tree["a"], other)[0, 1]) * np.sqrt(5000) < 5
 

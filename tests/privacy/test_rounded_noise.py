@@ -37,7 +37,9 @@ def test_draws_are_independent_and_belong_to_their_key() -> None:
     np.testing.assert_array_equal(z, draw(2 * chunk))
 
 
-def test_exact_arithmetic_decides_as_floating_point_does_where_that_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_arithmetic_decides_as_floating_point_does_where_that_is_sure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     quick = draw(1500)
     asked = []
     decide = rounded_noise._decide
@@ -51,7 +53,9 @@ def test_exact_arithmetic_decides_as_floating_point_does_where_that_is_sure(monk
 def test_the_density_is_the_probability_of_a_whole_number(deviation: int) -> None:
     for magnitude in (0, 1, deviation // 3, deviation, 5 * deviation + 1, 12 * deviation):
         exact = float(rounded_noise._exact_density(magnitude, deviation))
-        assert rounded_noise._density(np.array([float(magnitude)]), deviation)[0] == pytest.approx(exact, rel=2.0**-44)
+        assert rounded_noise._density(np.array([float(magnitude)]), deviation)[0] == pytest.approx(
+            exact, rel=2.0**-44
+        )
         if magnitude <= deviation:
             cell = np.diff(stats.norm.cdf(np.array([magnitude - 0.5, magnitude + 0.5]) / deviation))[0]
             assert exact == pytest.approx(cell * deviation * math.sqrt(2 * math.pi), rel=1e-7)
@@ -61,7 +65,9 @@ def test_the_density_is_the_probability_of_a_whole_number(deviation: int) -> Non
 def test_the_stair_lies_above_the_curve(deviation: int) -> None:
     cells = rounded_noise._cells(deviation)
     for index in (0, 1, len(cells.weights) // 2, len(cells.weights) - 1):
-        top = rounded_noise._exact_density(index << cells.bits, deviation) * cells.scale / cells.weights[index]
+        top = (
+            rounded_noise._exact_density(index << cells.bits, deviation) * cells.scale / cells.weights[index]
+        )
         assert top < 1
         assert index > len(cells.weights) // 2 or top > 0.999
     assert sum(cells.weights) < 2**64
@@ -93,7 +99,9 @@ def test_neighbouring_sums_differ_on_the_grid_by_what_the_noise_is_scaled_to(
     total = (rng.integers(-1000, 1000, coordinates) + 0.499999) * grid.step
     unit = rng.normal(size=coordinates)
     unit *= clip / np.linalg.norm(unit)
-    whole = math.floor(clip / grid.step / math.sqrt(coordinates) - 1e-5)  # and a little more, which rounding makes a whole step
+    whole = math.floor(
+        clip / grid.step / math.sqrt(coordinates) - 1e-5
+    )  # and a little more, which rounding makes a whole step
     for moved in (unit, np.full(coordinates, (whole + 2e-6) * grid.step)):
         apart = np.linalg.norm(np.rint((total + moved) / grid.step) - np.rint(total / grid.step))
         assert sigma * apart <= grid.deviation

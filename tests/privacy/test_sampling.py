@@ -25,10 +25,15 @@ def test_units_join_independently_of_each_other_and_of_the_step() -> None:
     joined = np.zeros((steps, n))
     for step in range(steps):
         joined[step, poisson_batch(SECRET, step, n, q)] = 1
-    assert stats.chisquare(joined.sum(axis=0), np.full(n, steps * q) * joined.sum() / (steps * q * n)).pvalue > 1e-4
+    assert (
+        stats.chisquare(joined.sum(axis=0), np.full(n, steps * q) * joined.sum() / (steps * q * n)).pvalue
+        > 1e-4
+    )
     correlations = np.corrcoef(joined.T)[np.triu_indices(n, 1)] * np.sqrt(steps)
     assert np.abs(correlations).max() < 5
-    between_steps = np.array([np.corrcoef(joined[:-1, i], joined[1:, i])[0, 1] for i in range(n)]) * np.sqrt(steps)
+    between_steps = np.array([np.corrcoef(joined[:-1, i], joined[1:, i])[0, 1] for i in range(n)]) * np.sqrt(
+        steps
+    )
     assert np.abs(between_steps).max() < 5
 
 

@@ -11,7 +11,12 @@ from tests.test_imports import SOURCES, imports_of, loaded_with
 
 SECRET = bytes(range(32))
 BINDING = Binding(
-    configuration={"privacy.l2_clip_norm": 1.5, "privacy.dataset_size": None, "training.microbatch_size": 4, "run.steps": 6},
+    configuration={
+        "privacy.l2_clip_norm": 1.5,
+        "privacy.dataset_size": None,
+        "training.microbatch_size": 4,
+        "run.steps": 6,
+    },
     starting_weights="aa",
     data="bb",
     code={"jaxcxr": "0.1.0", "sources": "cc"},
@@ -62,19 +67,30 @@ def test_the_bound_secret_tells_no_secret_and_needs_a_digest() -> None:
 
 
 def test_changes_of_a_run_folder_are_found() -> None:
-    fields = {"privacy.l2_clip_norm": 1.5, "privacy.dataset_size": None, "training.microbatch_size": None, "evaluation.seed": 3}
+    fields = {
+        "privacy.l2_clip_norm": 1.5,
+        "privacy.dataset_size": None,
+        "training.microbatch_size": None,
+        "evaluation.seed": 3,
+    }
     fields["model.weights"] = "a folder"
     recorded = BINDING.as_json()
     facts = {"steps": 6, "store_fingerprint": "bb", "initial_weights_sha256": "aa", "made_with": {}}
     assert altered(None, "", fields, facts) == []  # a run of an earlier version
     assert altered(recorded, BINDING.digest, fields, facts) == []
-    assert altered(recorded, BINDING.digest, fields | {"privacy.dataset_size": 8000}, facts) == ["privacy.dataset_size"]
-    assert altered(recorded, BINDING.digest, fields | {"training.microbatch_size": 8}, facts) == ["training.microbatch_size"]
+    assert altered(recorded, BINDING.digest, fields | {"privacy.dataset_size": 8000}, facts) == [
+        "privacy.dataset_size"
+    ]
+    assert altered(recorded, BINDING.digest, fields | {"training.microbatch_size": 8}, facts) == [
+        "training.microbatch_size"
+    ]
     for name, other in {"steps": 7, "store_fingerprint": "bc", "initial_weights_sha256": "ab"}.items():
         assert altered(recorded, BINDING.digest, fields, facts | {name: other}) == [f"run.{name}"]
     deleted = ["run.initial_weights_sha256", "run.steps", "run.store_fingerprint"]
     assert altered(recorded, BINDING.digest, fields, {}) == deleted
-    assert altered(recorded, BINDING.digest, {"model.weights": None}, {"store_fingerprint": "bb"}) == ["run.steps"]
+    assert altered(recorded, BINDING.digest, {"model.weights": None}, {"store_fingerprint": "bb"}) == [
+        "run.steps"
+    ]
     edited = recorded | {"configuration": recorded["configuration"] | {"privacy.dataset_size": 8000}}
     for record, in_ledger in (
         (edited, BINDING.digest),
@@ -88,8 +104,16 @@ def test_changes_of_a_run_folder_are_found() -> None:
 
 
 DECIDE_NOTHING = {
-    *("jaxcxr.config", "jaxcxr.errors", "jaxcxr.atomic"),  # a configuration acts through its values, which are bound
-    *("jaxcxr.data.__init__", "jaxcxr.data.manifest", "jaxcxr.data.duplicates"),  # the data themselves are bound
+    *(
+        "jaxcxr.config",
+        "jaxcxr.errors",
+        "jaxcxr.atomic",
+    ),  # a configuration acts through its values, which are bound
+    *(
+        "jaxcxr.data.__init__",
+        "jaxcxr.data.manifest",
+        "jaxcxr.data.duplicates",
+    ),  # the data themselves are bound
 }
 
 
@@ -98,7 +122,9 @@ def test_the_fingerprint_covers_all_code_that_training_runs() -> None:
     reached, waiting = set(), {module for module in SOURCES if module.startswith("jaxcxr.training")}
     while waiting:
         reached |= waiting
-        waiting = {m for r in waiting for name in imports_of(r, SOURCES[r]) for m in loaded_with(name, SOURCES)} - reached
+        waiting = {
+            m for r in waiting for name in imports_of(r, SOURCES[r]) for m in loaded_with(name, SOURCES)
+        } - reached
     bound = {name.removesuffix(".py").replace("/", ".") for name in provenance.TRAINS}
     outside = {m for m in reached if not any(f"{m}.".startswith(f"jaxcxr.{part}.") for part in bound)}
     assert outside - {"jaxcxr.__init__"} <= DECIDE_NOTHING
@@ -121,7 +147,9 @@ def test_the_fingerprint_changes_with_the_code_that_trains_only(
     file: str, changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = Path(provenance.__file__).parents[1]
-    copy = shutil.copytree(package, tmp_path / "jaxcxr", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    copy = shutil.copytree(
+        package, tmp_path / "jaxcxr", ignore=shutil.ignore_patterns("weights", "__pycache__")
+    )
     monkeypatch.setattr(provenance, "_package", lambda: copy)
     before = provenance.training_code_fingerprint(), provenance.code_fingerprint()
     with (copy / file).open("a") as source:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from jaxcxr.accounting import Spending
 from jaxcxr.errors import InputError
 from jaxcxr.records.chain import chained
-from jaxcxr.records.ledger import Entry, Ledger, Statistic, Terms, has_entries, read_ledger, read_with_heads, run_name
+from jaxcxr.records.ledger import (
+    Entry,
+    Ledger,
+    Statistic,
+    Terms,
+    has_entries,
+    read_ledger,
+    read_with_heads,
+    run_name,
+)
 
 TERMS = Terms("image", "add_remove", 100, "abc", seeded=False, run="r1")
 COUNTS = Statistic("class_counts", 3.0, 2.0)
@@ -111,8 +120,12 @@ def test_no_field_of_any_line_can_be_changed(tmp_path: Path) -> None:
     lines, tried = path.read_text().splitlines(), 0
     for number, line in enumerate(lines):
         for field, value in json.loads(line).items():
-            other = not value if isinstance(value, bool) else f"{value}0" if isinstance(value, str) else value + 1
-            path.write_text("\n".join([*lines[:number], edited(line, **{field: other}), *lines[number + 1 :]]) + "\n")
+            other = (
+                not value if isinstance(value, bool) else f"{value}0" if isinstance(value, str) else value + 1
+            )
+            path.write_text(
+                "\n".join([*lines[:number], edited(line, **{field: other}), *lines[number + 1 :]]) + "\n"
+            )
             with pytest.raises(InputError, match="line"):
                 read_ledger(path)
             tried += 1
@@ -139,7 +152,9 @@ def test_no_field_of_any_line_can_be_changed(tmp_path: Path) -> None:
     ids=["missing", "two missing", "first missing", "swapped", "last moved", "doubled", "edited", "chain edited", "terms edited",
          "renumbered", "broken", "unchained", "no object"],
 )  # fmt: skip
-def test_what_was_done_to_a_ledger_is_named(tmp_path: Path, change: Callable[[list[str]], list[str]], message: str) -> None:
+def test_what_was_done_to_a_ledger_is_named(
+    tmp_path: Path, change: Callable[[list[str]], list[str]], message: str
+) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text("\n".join(change(written(path, 5))) + "\n")
     for open_it in (lambda: Ledger(path, TERMS), lambda: read_ledger(path), lambda: read_with_heads(path)):
@@ -151,7 +166,9 @@ def test_what_was_done_to_a_ledger_is_named(tmp_path: Path, change: Callable[[li
     "values", [{"step": "0"}, {"step": True}, {"step": 0.0}, {"sample_rate": "much"}, {"noise_multiplier": float("nan")},
                {"noise_multiplier": -1.0}, {"l2_clip_norm": None}, {"surplus": 1}],
 )  # fmt: skip
-def test_a_value_of_another_type_is_refused_though_its_chain_is_right(tmp_path: Path, values: dict[str, object]) -> None:
+def test_a_value_of_another_type_is_refused_though_its_chain_is_right(
+    tmp_path: Path, values: dict[str, object]
+) -> None:
     path = tmp_path / "ledger.jsonl"
     first, _ = chained("ledger", "", 1, dataclasses.asdict(TERMS))
     second, _ = chained("ledger", json.loads(first)["chain"], 2, {**dataclasses.asdict(entry(0)), **values})
@@ -179,7 +196,9 @@ def test_no_changed_byte_goes_unseen(tmp_path_factory: pytest.TempPathFactory, d
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
     written(path, 3)
     whole = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(whole) - 2))  # the last byte ends the last line: without it, it is half a line
+    place = data.draw(
+        st.integers(0, len(whole) - 2)
+    )  # the last byte ends the last line: without it, it is half a line
     whole[place] = data.draw(st.integers(33, 126).filter(lambda byte: byte != whole[place]))
     before = read_ledger(path)
     path.write_bytes(bytes(whole))
@@ -190,7 +209,9 @@ def test_no_changed_byte_goes_unseen(tmp_path_factory: pytest.TempPathFactory, d
     assert after == before  # white space between two values
 
 
-@pytest.mark.parametrize("change", [{"dataset_size": 99}, {"data_fingerprint": "x"}, {"seeded": True}, {"unit": "patient"}])
+@pytest.mark.parametrize(
+    "change", [{"dataset_size": 99}, {"data_fingerprint": "x"}, {"seeded": True}, {"unit": "patient"}]
+)
 def test_a_ledger_of_other_terms_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     Ledger(tmp_path / "ledger.jsonl", TERMS).close()
     with pytest.raises(InputError, match=next(iter(change))):

@@ -90,7 +90,12 @@ def foreign(run: Path) -> None:
 
 def cheaper(run: Path) -> None:
     shutil.rmtree(run)
-    write_run(run, TERMS, [dataclasses.replace(entry, noise_multiplier=9.0) for entry in STEPS], noise_multiplier=1.0)
+    write_run(
+        run,
+        TERMS,
+        [dataclasses.replace(entry, noise_multiplier=9.0) for entry in STEPS],
+        noise_multiplier=1.0,
+    )
 
 
 def generous(run: Path) -> None:
@@ -98,7 +103,9 @@ def generous(run: Path) -> None:
 
 
 def unprotected(run: Path) -> None:
-    (run / "config.yaml").write_text((write_plain_run(run.parent.parent / "plain") / "config.yaml").read_text())
+    (run / "config.yaml").write_text(
+        (write_plain_run(run.parent.parent / "plain") / "config.yaml").read_text()
+    )
 
 
 @pytest.mark.parametrize("door", DOORS)

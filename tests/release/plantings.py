@@ -183,7 +183,9 @@ def in_floats(encoding: str) -> Planting:
         kernel = weights["params/conv1/kernel"]
         content = bytearray(kernel.tobytes())
         content[100 : 100 + len(letters)] = letters
-        weights["params/conv1/kernel"] = np.frombuffer(bytes(content), np.float32).reshape(kernel.shape).copy()
+        weights["params/conv1/kernel"] = (
+            np.frombuffer(bytes(content), np.float32).reshape(kernel.shape).copy()
+        )
         save_file(weights, path)
 
     return plant

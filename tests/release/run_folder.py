@@ -41,10 +41,14 @@ def cohort() -> Store:
     """A store of the manifest's films; copy its folder to release from it."""
     folder = Path(tempfile.mkdtemp(prefix="jaxcxr-cohort-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    frame = MANIFEST.assign(split="train", age=50.0, sex="F", view="AP", cardiomegaly=1.0, congestion=[0.0, 1.0, 0.0] * 3)
+    frame = MANIFEST.assign(
+        split="train", age=50.0, sex="F", view="AP", cardiomegaly=1.0, congestion=[0.0, 1.0, 0.0] * 3
+    )
     films = np.arange(9 * 32 * 32, dtype=np.uint8).reshape(9, 32, 32)
     findings = ("cardiomegaly", "congestion")
-    return write_store(folder / "store", frame, iter(films), size=32, findings=findings, preprocessing={"made": "by hand"})
+    return write_store(
+        folder / "store", frame, iter(films), size=32, findings=findings, preprocessing={"made": "by hand"}
+    )
 
 
 DATA, CODE, SECRET = cohort().fingerprint, "c0de" * 16, bytes(range(32))
@@ -53,7 +57,9 @@ DATA, CODE, SECRET = cohort().fingerprint, "c0de" * 16, bytes(range(32))
 def network_params() -> dict:
     """Parameters of the network that CONFIG describes, at random."""
     rng = np.random.default_rng(0)
-    flat = {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in network_shapes(CONFIG).items()}
+    flat = {
+        name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in network_shapes(CONFIG).items()
+    }
     return nested_weights(flat)
 
 
@@ -70,14 +76,21 @@ def make_run(
     **facts: object,
 ) -> Path:
     """A finished run in a new folder, trained on `store`, or on a store of its own."""
-    store = store or Path(shutil.copytree(cohort().path, folder.parent / f"hospital of {folder.name}" / "store"))
+    store = store or Path(
+        shutil.copytree(cohort().path, folder.parent / f"hospital of {folder.name}" / "store")
+    )
     training = dataclasses.replace(CONFIG.training, seed=seed, class_weights=class_weights)
-    entries = [Statistic("class_counts", 20.0, 2**0.5), *(Entry(step, 0.05, 1.0, 1.5) for step in range(steps))]
+    entries = [
+        Statistic("class_counts", 20.0, 2**0.5),
+        *(Entry(step, 0.05, 1.0, 1.5) for step in range(steps)),
+    ]
     write_run(
         folder,
         Terms(unit, "add_remove", 200, DATA, seeded=seed is not None, run=run_name(secret)),
         entries,
-        dataclasses.replace(CONFIG, training=training, data=dataclasses.replace(CONFIG.data, store=str(store))),
+        dataclasses.replace(
+            CONFIG, training=training, data=dataclasses.replace(CONFIG.data, store=str(store))
+        ),
         code_fingerprint=CODE,
         **{"release": seed is None and class_weights != "paper"} | facts,
     )

@@ -36,7 +36,9 @@ def quick() -> Iterator[None]:
     """What an exported file gives is for tests/test_inference.py; here it counts who may write one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Model, "predict_prepared", lambda _, films: np.zeros((len(films), 2), np.float32))
-        patch.setattr(conversion, "_probabilities", lambda _model, _state, films: np.zeros((len(films), 2), np.float32))
+        patch.setattr(
+            conversion, "_probabilities", lambda _model, _state, films: np.zeros((len(films), 2), np.float32)
+        )
         yield
 
 
@@ -78,14 +80,20 @@ def nameless(folder: Path, params: dict) -> Path:
 
 def overspent(folder: Path, params: dict) -> Path:
     run = private(folder, params, epsilon=0.5)
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("epsilon: 3.0", "epsilon: 0.5"))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("epsilon: 3.0", "epsilon: 0.5")
+    )
     return run
 
 
 RUNS: dict[str, tuple[Callable[..., Path], str | None, bool]] = {
     "finished": (private, None, False),
     "seeded": (lambda f, p: private(f, p, seed=3), "training.seed", True),
-    "exact label counts": (lambda f, p: private(f, p, class_weights="paper"), "class weights not covered", True),
+    "exact label counts": (
+        lambda f, p: private(f, p, class_weights="paper"),
+        "class weights not covered",
+        True,
+    ),
     "said not to be for release": (
         lambda f, p: private(f, p, release=False),
         "does not say that the run may be released",
@@ -136,7 +144,10 @@ def test_release_export_and_conversion_give_the_same_answer(kind: str, params: d
     marked = {door: outcome(door, *arguments, "--watermark") for door, arguments in doors.items()}
     assert set(marked.values()) == ({"written"} if markable else {answer}), marked
     if markable:
-        assert {path.name for path in out.iterdir()} == {"m.not-for-release.safetensors", "weights.not-for-release"}
+        assert {path.name for path in out.iterdir()} == {
+            "m.not-for-release.safetensors",
+            "weights.not-for-release",
+        }
         assert any(reason in mark for mark in marks_of(out / "m.not-for-release.safetensors"))
         assert (
             any(reason in mark for mark in marks_of(run / "not-for-release" / "model.safetensors"))
@@ -158,7 +169,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory, params: dict) -> Path:
     return folder
 
 
-def test_public_weights_and_releases_pass_and_spoilt_releases_do_not(params: dict, weights: Path, tmp_path: Path) -> None:
+def test_public_weights_and_releases_pass_and_spoilt_releases_do_not(
+    params: dict, weights: Path, tmp_path: Path
+) -> None:
     release = build_release(private(tmp_path / "run", params)).folder
     for source in (weights, release, Path("jaxcxr/weights/synthetic-64")):
         with passage(source) as found:
@@ -243,7 +256,9 @@ def test_an_export_that_differs_is_neither_kept_nor_registered(
     params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = private(tmp_path / "run", params)
-    monkeypatch.setattr(conversion, "_probabilities", lambda _model, _state, films: np.ones((len(films), 2), np.float32))
+    monkeypatch.setattr(
+        conversion, "_probabilities", lambda _model, _state, films: np.ones((len(films), 2), np.float32)
+    )
     with pytest.raises(InputError, match="nothing was kept"):
         export_model(run, tmp_path / "a.safetensors")
     assert list(tmp_path.rglob(REGISTER)) == []

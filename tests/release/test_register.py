@@ -33,7 +33,9 @@ SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
 @pytest.fixture(autouse=True, scope="module")
 def tiny_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()})
+        patch.setattr(
+            check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+        )
         yield
 
 
@@ -57,7 +59,10 @@ def lines(store: Path) -> list[dict]:
 def test_the_first_model_has_no_siblings_and_is_registered(store: Path, tmp_path: Path) -> None:
     card = released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
     assert (card.siblings, card.together) == ([], None)
-    assert any(said.startswith("No other model of this cohort is published: the register") for said in card.assumptions)
+    assert any(
+        said.startswith("No other model of this cohort is published: the register")
+        for said in card.assumptions
+    )
     first, entry = lines(store)
     assert first["store"] == cohort().fingerprint
     assert entry["run"] == run_name(SECRETS[0])
@@ -73,7 +78,9 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
     first = released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
     second = released(make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="patient_one_image"))
     run = make_run(tmp_path / "c", store=store, secret=SECRETS[2], unit="patient", epsilon=1.2)
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("epsilon: 3.0", "epsilon: 1.2"))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("epsilon: 3.0", "epsilon: 1.2")
+    )
     third = released(run)
     assert second.siblings is not None
     assert third.siblings is not None
@@ -88,7 +95,9 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
         assert card.together.epsilon_upper is not None
         assert exact <= card.together.epsilon_upper <= exact * 1.0001
     assert third.claim.epsilon_upper == first.claim.epsilon_upper
-    assert third.together.epsilon_upper > third.claim.budget  # no refusal, but what a reader sees beside the own one
+    assert (
+        third.together.epsilon_upper > third.claim.budget
+    )  # no refusal, but what a reader sees beside the own one
     assert third.for_release
     text = " ".join(card_html(third).split())
     claim = text[text.index('class="claim"') : text.index("What this means")]
@@ -114,16 +123,22 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
     ],
     ids=["dropped", "cheaper", "less together", "fewer", "no figure", "not looked up"],
 )  # fmt: skip
-def test_siblings_on_a_card_cannot_be_made_to_look_better(store: Path, tmp_path: Path, change: object, named: str) -> None:
+def test_siblings_on_a_card_cannot_be_made_to_look_better(
+    store: Path, tmp_path: Path, change: object, named: str
+) -> None:
     released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
-    folder = build_release(make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="patient"), MANIFEST).folder
+    folder = build_release(
+        make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="patient"), MANIFEST
+    ).folder
     assert check_release(folder, MANIFEST).wrong == ()
     path = folder / "privacy_card.json"
     card = json.loads(path.read_text())
     change(card)  # type: ignore[operator]
     path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     wrong = check_release(folder, None).wrong
-    assert any("does not follow from its own mechanisms" in sentence and named in sentence for sentence in wrong), wrong
+    assert any(
+        "does not follow from its own mechanisms" in sentence and named in sentence for sentence in wrong
+    ), wrong
 
 
 def test_a_release_again_counts_once_and_a_run_trained_anew_counts_too(store: Path, tmp_path: Path) -> None:
@@ -156,7 +171,9 @@ def test_an_earlier_state_of_a_run_is_no_sibling_of_its_later_one(store: Path, t
 def test_a_copy_of_a_released_run_is_refused(store: Path, tmp_path: Path) -> None:
     released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
     copy = make_run(tmp_path / "b", store=store, secret=SECRETS[0], unit="patient_one_image")
-    with pytest.raises(InputError, match=r"no joint epsilon holds .* comes from the same secret, and its noise would cancel"):
+    with pytest.raises(
+        InputError, match=r"no joint epsilon holds .* comes from the same secret, and its noise would cancel"
+    ):
         released(copy)
     assert len(lines(store)) == 2
 
@@ -164,7 +181,12 @@ def test_a_copy_of_a_released_run_is_refused(store: Path, tmp_path: Path) -> Non
 def test_one_ledger_pays_for_one_model(store: Path, tmp_path: Path) -> None:
     """A copy that is bound to the same, but came to other weights: noise that both share cancels in the difference."""
     released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
-    params = {"params": {**PARAMS["params"], "head": {"bias": PARAMS["params"]["head"]["bias"] * np.float32(1 + 1e-6)}}}
+    params = {
+        "params": {
+            **PARAMS["params"],
+            "head": {"bias": PARAMS["params"]["head"]["bias"] * np.float32(1 + 1e-6)},
+        }
+    }
     copy = make_run(tmp_path / "b", store=store, secret=SECRETS[0], unit="patient", params=params)
     with pytest.raises(InputError, match="other weights were released with this very ledger"):
         released(copy)
@@ -175,8 +197,12 @@ def test_a_run_that_started_from_a_released_model_of_its_cohort_stays(store: Pat
     first = make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient")
     released(first)
     start = weights_digest(PARAMS)
-    later = make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="patient", initial_weights_sha256=start)
-    with pytest.raises(InputError, match="not for release: it started from a released model of its own cohort"):
+    later = make_run(
+        tmp_path / "b", store=store, secret=SECRETS[1], unit="patient", initial_weights_sha256=start
+    )
+    with pytest.raises(
+        InputError, match="not for release: it started from a released model of its own cohort"
+    ):
         released(later)
     assert released(first).for_release
     elsewhere = make_run(tmp_path / "c", secret=SECRETS[2], unit="patient", initial_weights_sha256=start)
@@ -221,15 +247,20 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
     assert "knows no release with its ledger" in refused(fingerprints=ledger)
     data = card.fingerprints.model_copy(update={"data": "cd" * 32})
     assert "is about other data" in refused(fingerprints=data)
-    dearer = tuple(row.model_copy(update={"noise_multiplier": 2 * row.noise_multiplier}) for row in card.mechanisms)
+    dearer = tuple(
+        row.model_copy(update={"noise_multiplier": 2 * row.noise_multiplier}) for row in card.mechanisms
+    )
     assert "claims something else than was registered" in refused(
         mechanisms=tuple(
-            new if new.name == "noised gradient" else old for new, old in zip(dearer, card.mechanisms, strict=True)
+            new if new.name == "noised gradient" else old
+            for new, old in zip(dearer, card.mechanisms, strict=True)
         )
     )
     state = load_file(away / "model.safetensors")
     save_file({name: array * 2 for name, array in state.items()}, away / "model.safetensors")
-    assert check_registered(away, store).wrong == (f"{store / REGISTER}: other weights were registered with its ledger",)
+    assert check_registered(away, store).wrong == (
+        f"{store / REGISTER}: other weights were registered with its ledger",
+    )
 
 
 def test_films_and_patients_together_are_counted_for_a_film(store: Path, tmp_path: Path) -> None:
@@ -246,13 +277,20 @@ def test_films_and_patients_together_are_counted_for_a_film(store: Path, tmp_pat
     assert "there is no figure for all of them together" not in card_html(alone)
 
 
-@pytest.mark.parametrize("spent", [SPENT, [Spending(0.3, 2.0, 40)], [Spending(1.0, 9.0, 3), Spending(0.01, 0.8, 100)]])
+@pytest.mark.parametrize(
+    "spent", [SPENT, [Spending(0.3, 2.0, 40)], [Spending(1.0, 9.0, 3), Spending(0.01, 0.8, 100)]]
+)
 def test_replacing_one_bounds_adding_and_removing_one(spent: list[Spending]) -> None:
     """What the figure of mixed units rests on."""
-    assert accounting.epsilon_bounds(spent, 1e-5, "replace_one").lower > accounting.epsilon_bounds(spent, 1e-5).upper
+    assert (
+        accounting.epsilon_bounds(spent, 1e-5, "replace_one").lower
+        > accounting.epsilon_bounds(spent, 1e-5).upper
+    )
 
 
-def test_without_the_register_nothing_is_released(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_register_nothing_is_released(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "run", store=store, unit="patient")
     moved = store.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=f"{store}: no such store; .* --store names where it lies now"):
@@ -263,7 +301,9 @@ def test_without_the_register_nothing_is_released(store: Path, tmp_path: Path, m
         released(run, moved)
     (moved / "store.json").write_text(json.dumps(facts))
     (moved / register.LOCK).mkdir()  # the superuser may write to folders that are read-only
-    with pytest.raises(InputError, match=r"moved: the register of released models cannot be written \(Is a directory\)"):
+    with pytest.raises(
+        InputError, match=r"moved: the register of released models cannot be written \(Is a directory\)"
+    ):
         released(run, moved)
     (moved / register.LOCK).rmdir()
 
@@ -272,7 +312,9 @@ def test_without_the_register_nothing_is_released(store: Path, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "truncate", full)
-        with pytest.raises(InputError, match=r"cannot be written .No space left on device., and nothing is released without"):
+        with pytest.raises(
+            InputError, match=r"cannot be written .No space left on device., and nothing is released without"
+        ):
             released(run, moved)
     monkeypatch.setattr(register, "_PATIENCE", 0.0)
     with (

@@ -29,7 +29,17 @@ from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
 
 OF_THE_NETWORK = check.network_shapes
-IDS = ("IMG-0003", "Müller^Anna", "p-77", "1.2.840.113619.2", "483920", "0042", "88241907", "scan004", "deadbeefcafe0123")
+IDS = (
+    "IMG-0003",
+    "Müller^Anna",
+    "p-77",
+    "1.2.840.113619.2",
+    "483920",
+    "0042",
+    "88241907",
+    "scan004",
+    "deadbeefcafe0123",
+)
 SPECIAL = {
     "weights: bytes of a kernel": "IMG-0003",
     "weights: bytes of a kernel, UTF-16": "deadbeefcafe0123",
@@ -51,7 +61,9 @@ SPECIAL = {
 def tiny_network() -> Iterator[None]:
     """The check's idea of the network is the tiny one of the plantings, not the real one of five megabytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()})
+        patch.setattr(
+            check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+        )
         yield
 
 
@@ -112,11 +124,17 @@ def test_the_same_run_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
 
 
 def test_how_the_model_is_judged_stays_in_the_house_and_packaged_weights_keep_their_name() -> None:
-    judged = dataclasses.replace(CONFIG.evaluation, threshold="fixed", fixed_thresholds=(0.317, 0.402), groups=("ward:3",))
+    judged = dataclasses.replace(
+        CONFIG.evaluation, threshold="fixed", fixed_thresholds=(0.317, 0.402), groups=("ward:3",)
+    )
     released = public_config(dataclasses.replace(CONFIG, evaluation=judged))
     assert released.evaluation.fixed_thresholds is None
     assert released.evaluation.groups is None
-    for weights, shown in ((None, None), ("/pacs/weights", "not released"), ("jaxcxr/weights/../../../pacs", "not released")):
+    for weights, shown in (
+        (None, None),
+        ("/pacs/weights", "not released"),
+        ("jaxcxr/weights/../../../pacs", "not released"),
+    ):
         model = dataclasses.replace(CONFIG.model, weights=weights)
         assert public_config(dataclasses.replace(CONFIG, model=model)).model.weights == shown
 
@@ -129,7 +147,9 @@ def test_a_planted_identifier_is_refused_and_named(release: Path, place: str) ->
     wrong = check_release(release, MANIFEST).wrong
     assert wrong
     shown = "483920" if place == "orbax: number" else unicodedata.normalize("NFC", value)[:16].lower()
-    assert any(shown in sentence.split(": ", 1)[1].lower() for sentence in wrong if "no part" not in sentence), wrong
+    assert any(
+        shown in sentence.split(": ", 1)[1].lower() for sentence in wrong if "no part" not in sentence
+    ), wrong
 
 
 def test_fifty_plantings_at_least() -> None:
@@ -160,7 +180,12 @@ def test_what_could_not_be_looked_for_is_said(built: Path) -> None:
     assert bare.startswith("8 of 9 identifiers are numbers of fewer than 4 digits")
     assert short.startswith("8 of 9 identifiers have fewer than")
     assert check_release(built, None).unchecked == ("no manifest was given, and no identifier looked for",)
-    assert check_release(built, numbered.iloc[[2]].assign(image_id="long-enough", path="films/long-enough")).unchecked == ()
+    assert (
+        check_release(
+            built, numbered.iloc[[2]].assign(image_id="long-enough", path="films/long-enough")
+        ).unchecked
+        == ()
+    )
 
 
 def test_short_numbers_are_still_found_in_foreign_files_and_names(release: Path) -> None:
@@ -188,7 +213,9 @@ def test_a_card_made_to_look_better_is_refused(release: Path, change: object, na
     change(card)  # type: ignore[operator]
     path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     wrong = check_release(release, None).wrong
-    assert any("does not follow from its own mechanisms" in sentence and named in sentence for sentence in wrong)
+    assert any(
+        "does not follow from its own mechanisms" in sentence and named in sentence for sentence in wrong
+    )
 
 
 def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
@@ -199,7 +226,10 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     wrong = check_release(release, None).wrong
     assert "config.yaml: privacy.unit is patient, privacy_card.json says image" in wrong
     assert "config.yaml: privacy.delta is 1e-06, privacy_card.json says 0.0001" in wrong
-    assert any(sentence.startswith("config.yaml: privacy.dataset_size is 7, privacy_card.json says ") for sentence in wrong)
+    assert any(
+        sentence.startswith("config.yaml: privacy.dataset_size is 7, privacy_card.json says ")
+        for sentence in wrong
+    )
     assert "config.yaml: privacy.class_counts_noise_multiplier is 0.5, privacy_card.json says 20.0" in wrong
 
 
@@ -217,7 +247,10 @@ def test_a_card_of_its_own_must_be_that_of_the_configuration(release: Path, fact
     of_card = facts_of_card(read_card(release / "privacy_card.json"))
     rate = facts.pop("rate", None)
     if rate is not None:
-        rows = (row if row.sample_rate == 1 else row.model_copy(update={"sample_rate": rate}) for row in of_card.mechanisms)
+        rows = (
+            row if row.sample_rate == 1 else row.model_copy(update={"sample_rate": rate})
+            for row in of_card.mechanisms
+        )
         facts = {"mechanisms": tuple(rows)}
     write_card(card_of(dataclasses.replace(of_card, **facts)), release)
     (wrong,) = check_release(release, None).wrong
@@ -231,7 +264,10 @@ def test_a_release_of_moments_says_so_and_of_gradients_does_not(tmp_path: Path) 
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     folder = build_release(run, MANIFEST).folder
     card = json.loads((folder / "privacy_card.json").read_text())
-    assert {row["name"]: row["steps"] for row in card["mechanisms"]} == {"noised moments": 5, "noised class counts": 1}
+    assert {row["name"]: row["steps"] for row in card["mechanisms"]} == {
+        "noised moments": 5,
+        "noised class counts": 1,
+    }
     assert check_release(folder, MANIFEST).wrong == ()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["training"].update(optimizer="nadam")
@@ -247,7 +283,8 @@ def test_other_weights_than_the_orbax_ones_are_refused(release: Path) -> None:
     weights = load_file(release / "model.safetensors")
     save_file({name: array + 1 for name, array in weights.items()}, release / "model.safetensors")
     assert any(
-        "orbax/params/params.head.bias/0: is not the file" in sentence for sentence in check_release(release, None).wrong
+        "orbax/params/params.head.bias/0: is not the file" in sentence
+        for sentence in check_release(release, None).wrong
     )
 
 
@@ -269,8 +306,12 @@ def test_a_manifest_that_names_nobody_is_refused(built: Path) -> None:
         check_release(built / "nowhere", MANIFEST)
 
 
-@pytest.mark.parametrize(("changes", "reason"), [({"seed": 1}, "training.seed"), ({"class_weights": "paper"}, "class weights")])
-def test_a_run_that_must_stay_is_refused_or_marked_everywhere(tmp_path: Path, changes: dict, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"seed": 1}, "training.seed"), ({"class_weights": "paper"}, "class weights")]
+)
+def test_a_run_that_must_stay_is_refused_or_marked_everywhere(
+    tmp_path: Path, changes: dict, reason: str
+) -> None:
     run = make_run(tmp_path / "run", **changes)
     with pytest.raises(InputError, match=f"not for release.*{reason}"):
         build_release(run, MANIFEST)
@@ -322,7 +363,9 @@ def test_a_run_that_an_audit_refutes_is_not_released(tmp_path: Path) -> None:
 
 def test_a_release_with_an_identifier_is_not_built(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    spoilt = pd.concat([MANIFEST, pd.DataFrame({"image_id": ["cardiomegaly"], "patient_id": ["pp11"], "path": ["a.dcm"]})])
+    spoilt = pd.concat(
+        [MANIFEST, pd.DataFrame({"image_id": ["cardiomegaly"], "patient_id": ["pp11"], "path": ["a.dcm"]})]
+    )
     with pytest.raises(InputError, match="holds the image_id 'cardiomegaly'"):
         build_release(run, spoilt)
     assert [path.name for path in run.iterdir() if "release" in path.name] == []
@@ -337,15 +380,21 @@ def test_the_house_card_does_not_pass(release: Path) -> None:
 
 
 def test_the_manifest_is_the_runs_own(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", params={"params": {**PARAMS["params"], "head": {"bias": np.float32([0.5, 2.0])}}})
+    run = make_run(
+        tmp_path / "run", params={"params": {**PARAMS["params"], "head": {"bias": np.float32([0.5, 2.0])}}}
+    )
     assert check_release(build_release(run).folder, cohort().manifest).wrong == ()
     shutil.rmtree(run / "release")
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("- cardiomegaly", "- IMG-0003"))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("- cardiomegaly", "- IMG-0003")
+    )
     with pytest.raises(InputError, match="holds the image_id 'img-0003'"):
         build_release(run)
 
 
-def test_other_parameters_than_the_networks_are_refused(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_parameters_than_the_networks_are_refused(
+    release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(check, "network_shapes", OF_THE_NETWORK)
     (wrong, *_) = check_release(release, None).wrong
     assert wrong.startswith(
@@ -357,4 +406,6 @@ def test_the_real_network_is_released_and_read_back(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(check, "network_shapes", OF_THE_NETWORK)
     params = network_params()
     model = load_model(build_release(make_run(tmp_path / "run", params=params), MANIFEST).folder)
-    np.testing.assert_array_equal(model.params["params"]["head"]["kernel"], params["params"]["head"]["kernel"])
+    np.testing.assert_array_equal(
+        model.params["params"]["head"]["kernel"], params["params"]["head"]["kernel"]
+    )

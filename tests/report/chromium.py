@@ -55,7 +55,9 @@ class Browser:
         self._numbers, self._rest, self.events = itertools.count(1), b"", []
         self._session: str | None = None
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -95,7 +97,13 @@ class Browser:
 
     def open(self, page: Path, width: int, height: int = 900) -> None:
         """Load a file at a width in CSS pixels; earlier events are forgotten."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         self.events.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -114,7 +122,9 @@ class Browser:
                     found.append(str(params["args"]))
                 case "Log.entryAdded":
                     found.append(params["entry"]["text"])
-                case "Network.requestWillBeSent" if not params["request"]["url"].startswith(("file:", "data:")):
+                case "Network.requestWillBeSent" if not params["request"]["url"].startswith(
+                    ("file:", "data:")
+                ):
                     found.append(params["request"]["url"])
         return found
 

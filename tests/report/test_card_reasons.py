@@ -28,7 +28,9 @@ def bound(run: Path) -> Path:
     """The same, bound to its configuration."""
     settled = {"release": True, "against_release": [], "near_duplicates": {"within": True, "across": False}}
     settled |= {"split_origin": "unknown", "initial_weights_record": "none"}
-    bound_to = load(Experiment, run / "config.yaml").digest_fields() | {f"run.{name}": said for name, said in settled.items()}
+    bound_to = load(Experiment, run / "config.yaml").digest_fields() | {
+        f"run.{name}": said for name, said in settled.items()
+    }
     bind(run, Binding(bound_to, "aa" * 32, DATA, {}, {}, {}))
     edit(run / "run.json", initial_weights_sha256="aa" * 32, **settled)
     return run
@@ -85,10 +87,14 @@ def test_counted_rates_stand_against_release_without_a_number(run: Path) -> None
 @pytest.mark.parametrize(
     ("section", "fields"), [("privacy", {"dataset_size": 250}), ("training", {"learning_rate": 2e-3}), ("privacy", {"clipping": "automatic"})]
 )  # fmt: skip
-def test_a_configuration_that_was_edited_afterwards_is_found(bound: Path, section: str, fields: dict[str, Any]) -> None:
+def test_a_configuration_that_was_edited_afterwards_is_found(
+    bound: Path, section: str, fields: dict[str, Any]
+) -> None:
     configure(bound, section, **fields)
     name = f"{section}.{next(iter(fields))}"
-    assert facts_of_run(bound).reasons == (f"its files were changed after it was begun, or are of several runs ({name})",)
+    assert facts_of_run(bound).reasons == (
+        f"its files were changed after it was begun, or are of several runs ({name})",
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,14 +109,18 @@ def test_a_configuration_that_was_edited_afterwards_is_found(bound: Path, sectio
 def test_a_fact_that_was_edited_afterwards_is_found(bound: Path, fact: str, said: object) -> None:
     """The card would repeat it: films that were never looked at as looked at, an assumption as checked."""
     edit(bound / "run.json", **{fact: said})
-    assert facts_of_run(bound).reasons == (f"its files were changed after it was begun, or are of several runs (run.{fact})",)
+    assert facts_of_run(bound).reasons == (
+        f"its files were changed after it was begun, or are of several runs (run.{fact})",
+    )
 
 
 def test_what_stands_against_release_cannot_be_edited_away(run: Path) -> None:
     configure(run, "training", class_weights="public", positive_rates=[0.1234, 0.4321])
     edit(run / "run.json", initial_weights_sha256="aa" * 32)
     settled = {"release": False, "against_release": [COUNTED_RATES]}
-    bound_to = load(Experiment, run / "config.yaml").digest_fields() | {f"run.{name}": said for name, said in settled.items()}
+    bound_to = load(Experiment, run / "config.yaml").digest_fields() | {
+        f"run.{name}": said for name, said in settled.items()
+    }
     bind(run, Binding(bound_to, "aa" * 32, DATA, {}, {}, {}))
     edit(run / "run.json", **settled)
     assert facts_of_run(run).reasons == (AGAINST_RELEASE[COUNTED_RATES],)

@@ -26,13 +26,18 @@ def evaluations(budgets=(np.inf, 7.89, 1.06), undefined="sex_unknown"):
     names = ["epsilon", "group", "attribute", "reference", "finding", "metric", "value"]
     frame = pd.DataFrame(lines, columns=names)
     frame = frame.assign(
-        label=frame["group"].str.replace("_", " "), ci_low=frame["value"] - 0.01, ci_high=frame["value"] + 0.01
+        label=frame["group"].str.replace("_", " "),
+        ci_low=frame["value"] - 0.01,
+        ci_high=frame["value"] + 0.01,
     )
     return frame.reindex(columns=["epsilon", *EVALUATION_COLUMNS])
 
 
 def texts(svg):
-    return ["".join(element.itertext()).strip() for element in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+    return [
+        "".join(element.itertext()).strip()
+        for element in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
 
 
 def test_figure_4_draws_each_group_that_is_defined(tmp_path):

@@ -17,7 +17,13 @@ DELTA = 1e-5
 
 
 def sweep(
-    folder: Path, name: str, sigma: float, delta: float = DELTA, fingerprint: str = "ab", seeded: bool = False, run: str = ""
+    folder: Path,
+    name: str,
+    sigma: float,
+    delta: float = DELTA,
+    fingerprint: str = "ab",
+    seeded: bool = False,
+    run: str = "",
 ) -> None:
     privacy = dataclasses.replace(CONFIG.privacy, epsilon=2.0, delta=delta)
     training = dataclasses.replace(CONFIG.training, steps=50)
@@ -52,7 +58,10 @@ def test_a_sweep_says_what_it_costs_on_the_screen_and_in_a_file(tmp_path: Path) 
     assert f"the best one alone would cost {cost.choose_best:.4g}" in said
     assert "non_private has no guarantee" in said
     found = json.loads((tmp_path / "privacy.json").read_text())
-    assert found["claim"]["publish_all"] == {"epsilon_upper": cost.publish_all.upper, "epsilon_lower": cost.publish_all.lower}
+    assert found["claim"]["publish_all"] == {
+        "epsilon_upper": cost.publish_all.upper,
+        "epsilon_lower": cost.publish_all.lower,
+    }
     assert found["claim"]["choose_best_of_a_fixed_list"]["epsilon_upper"] == cost.publish_all.upper
     assert found["claim"]["choose_best_of_a_random_number"]["mean"] == 2
     assert found["without_any_guarantee"] == ["non_private"]
@@ -60,7 +69,10 @@ def test_a_sweep_says_what_it_costs_on_the_screen_and_in_a_file(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"seeded": True}, "b had a seed .* run the sweep without a seed"), ({"run": "a"}, "a and b come from the same secret")],
+    [
+        ({"seeded": True}, "b had a seed .* run the sweep without a seed"),
+        ({"run": "a"}, "a and b come from the same secret"),
+    ],
 )
 def test_runs_that_share_their_noise_have_no_joint_claim(tmp_path: Path, change: dict, message: str) -> None:
     """With one noise, scaled differently, two models give it away: their difference is free of it."""
@@ -74,7 +86,9 @@ def test_runs_that_share_their_noise_have_no_joint_claim(tmp_path: Path, change:
     assert "no joint epsilon holds" in found["why"]
 
 
-@pytest.mark.parametrize(("change", "message"), [({"fingerprint": "cd"}, "data_fingerprint"), ({"delta": 1e-6}, "have delta")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"fingerprint": "cd"}, "data_fingerprint"), ({"delta": 1e-6}, "have delta")]
+)
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, change: dict, message: str) -> None:
     sweep(tmp_path, "a", 2.0)
     sweep(tmp_path, "b", 2.0, **change)

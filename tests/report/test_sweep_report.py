@@ -10,7 +10,9 @@ from jaxcxr.report.sweep_report import compare_with_non_private, write_sweep
 from tests.report.films import predicted_films
 
 FINDINGS = ["congestion", "hernia"]
-CONFIG = EvaluationConfig(redraws=40, groups=("sex", "age:0,30,60,80"), min_group_images=20, min_group_positives=3)
+CONFIG = EvaluationConfig(
+    redraws=40, groups=("sex", "age:0,30,60,80"), min_group_images=20, min_group_positives=3
+)
 
 
 def model(signal):
@@ -38,13 +40,24 @@ def test_a_sweep_leaves_tables_figures_and_comparisons(tmp_path, swept):
     names = {path.relative_to(tmp_path / "out").as_posix() for path in written}
     assert {"evaluations.csv", "comparisons.csv", "correlations.csv"} <= names
     assert {f"tables/table_{i}.{e}" for i in (1, 2, 3) for e in ("md", "tex", "csv")} <= names
-    figures = ("figure_3", "figure_4", "figure_4_age", "heat_map", "figure_s1", "figure_s2", "figure_s3", "figure_s4")
+    figures = (
+        "figure_3",
+        "figure_4",
+        "figure_4_age",
+        "heat_map",
+        "figure_s1",
+        "figure_s2",
+        "figure_s3",
+        "figure_s4",
+    )
     assert {f"figures/{stem}.{e}" for stem in figures for e in ("png", "svg")} <= names
     assert all(path.stat().st_size > 100 for path in written)
     comparisons = pd.read_csv(tmp_path / "out" / "comparisons.csv")
     assert list(dict.fromkeys(comparisons["epsilon"])) == [7.89, 1.0]
     auroc = comparisons[
-        (comparisons["group"] == "all") & (comparisons["finding"] == "average") & (comparisons["metric"] == "auroc")
+        (comparisons["group"] == "all")
+        & (comparisons["finding"] == "average")
+        & (comparisons["metric"] == "auroc")
     ]
     assert (auroc["difference"] > 0).all()
     assert auroc["difference"].is_monotonic_increasing

@@ -43,8 +43,13 @@ def test_noise_for_a_budget_and_epsilon_of_a_plan_are_inverse(tmp_path: Path) ->
 
 def test_steps_that_a_budget_buys(tmp_path: Path) -> None:
     found = answer(*PLAN, "--noise", "1.2", "--eps", "2.04", cwd=tmp_path)
-    assert answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"]), cwd=tmp_path)["epsilon_pld"] <= 2.04
-    assert answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"] + 1), cwd=tmp_path)["epsilon_pld"] > 2.04
+    assert (
+        answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"]), cwd=tmp_path)["epsilon_pld"] <= 2.04
+    )
+    assert (
+        answer(*PLAN, "--noise", "1.2", "--steps", str(found["steps"] + 1), cwd=tmp_path)["epsilon_pld"]
+        > 2.04
+    )
     assert found["epochs"] == found["steps"] / 50
     assert found["adjacency"] == "add_remove"
 
@@ -84,13 +89,22 @@ def test_numbers_out_of_range_get_one_sentence() -> None:
 
 
 def test_patients_counts_and_replacing(tmp_path: Path) -> None:
-    plain = answer(*PLAN, "--steps", "50", "--noise", "1.5", "--films", "1", "3", "--replace-one", cwd=tmp_path)
-    assert plain["epsilon_of_1_films"] == plain["epsilon_pld"] < plain["epsilon_replace_one"] < plain["epsilon_of_3_films"]
+    plain = answer(
+        *PLAN, "--steps", "50", "--noise", "1.5", "--films", "1", "3", "--replace-one", cwd=tmp_path
+    )
+    assert (
+        plain["epsilon_of_1_films"]
+        == plain["epsilon_pld"]
+        < plain["epsilon_replace_one"]
+        < plain["epsilon_of_3_films"]
+    )
     counted = answer(*PLAN, "--steps", "50", "--eps", "1.5", "--counts-noise", "20", cwd=tmp_path)
     free = answer(*PLAN, "--steps", "50", "--eps", "1.5", cwd=tmp_path)
     assert counted["noise_multiplier"] > free["noise_multiplier"]
     assert 1.49 < counted["epsilon_pld"] <= 1.5
-    refused = script("account", *PLAN, "--steps", "50", "--eps", "0.5", "--counts-noise", "2", cwd=tmp_path, expect=2)
+    refused = script(
+        "account", *PLAN, "--steps", "50", "--eps", "0.5", "--counts-noise", "2", cwd=tmp_path, expect=2
+    )
     assert "statistics alone cost" in refused
 
 
@@ -122,23 +136,33 @@ def test_release_is_built_checked_and_refused(tmp_path: Path) -> None:
     built = script("release", "run", "--manifest", "manifest.csv", cwd=tmp_path)
     assert "built and checked" in built
     assert "not checked: 4 of 45 identifiers have fewer than 6 characters" in built
-    assert "nothing found" in script("release", "run/release", "--check", "--manifest", "manifest.csv", cwd=tmp_path)
+    assert "nothing found" in script(
+        "release", "run/release", "--check", "--manifest", "manifest.csv", cwd=tmp_path
+    )
     (run / "release" / "IMG-0003.txt").write_text("")
-    refused = script("release", "run/release", "--check", "--manifest", "manifest.csv", cwd=tmp_path, expect=2)
+    refused = script(
+        "release", "run/release", "--check", "--manifest", "manifest.csv", cwd=tmp_path, expect=2
+    )
     assert "IMG-0003.txt" in refused
     make_run(tmp_path / "seeded", seed=3)
-    assert "not for release" in script("release", "seeded", "--manifest", "manifest.csv", cwd=tmp_path, expect=2)
+    assert "not for release" in script(
+        "release", "seeded", "--manifest", "manifest.csv", cwd=tmp_path, expect=2
+    )
 
 
 def test_audit_refuses(tmp_path: Path) -> None:
-    assert "at least 20" in script("audit", "--canaries", "3", cwd=tmp_path, expect=2)  # the rest: tests/audit/test_script.py
+    assert "at least 20" in script(
+        "audit", "--canaries", "3", cwd=tmp_path, expect=2
+    )  # the rest: tests/audit/test_script.py
 
 
 def test_audit_writes_its_finding(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     text = (ROOT / "configs" / "demo.yaml").read_text().replace("size: 64", "size: 32")
     (tmp_path / "demo.yaml").write_text(text.replace("n_train: 8000", "n_train: 300").replace("n_valid: 1000", "n_valid: 150").replace("n_test: 2000", "n_test: 150"))  # fmt: skip
-    said = script("audit", "--config", "demo.yaml", "--out", "out", "--canaries", "60", "--steps", "20", cwd=tmp_path)
+    said = script(
+        "audit", "--config", "demo.yaml", "--out", "out", "--canaries", "60", "--steps", "20", cwd=tmp_path
+    )
     assert "nothing found against the claim" in said
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["card"]["accused"] is False
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", "membership.csv", "membership.png", "membership.svg"}  # fmt: skip

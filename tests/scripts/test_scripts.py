@@ -85,7 +85,9 @@ def _console_undone() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_plan: Plan, tiny_nonprivate_config: Experiment) -> Path:
+def home(
+    tmp_path_factory: pytest.TempPathFactory, tiny_plan: Plan, tiny_nonprivate_config: Experiment
+) -> Path:
     """A folder with the demo's configurations made small, where the scripts run.
 
     What is compiled into their steps is taken from the tiny experiments, so that a session compiles those once for all its tests.
@@ -102,10 +104,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_plan: Plan, tiny_nonpriv
         few = dataclasses.replace(cohort, n_train=200, n_valid=100 if cohort.n_valid else 0, n_test=100)
         config = changed(config, "data", size=32, synthetic=few, findings=FINDINGS)
         recipe = None if name == "pretrain_synthetic" else "configs/pretrain_synthetic.yaml"
-        config = changed(config, "model", width=32, weights=recipe and "weights/synthetic-64", pretraining=recipe)
+        config = changed(
+            config, "model", width=32, weights=recipe and "weights/synthetic-64", pretraining=recipe
+        )
         like = tiny if config.privacy else tiny_nonprivate_config
         if config.privacy:
-            private = dataclasses.replace(tiny.privacy, epsilon=7.89, noise_multiplier=mechanism.noise_multiplier)
+            private = dataclasses.replace(
+                tiny.privacy, epsilon=7.89, noise_multiplier=mechanism.noise_multiplier
+            )
             config = dataclasses.replace(config, privacy=private)
         config = dataclasses.replace(config, training=like.training)
         config = changed(config, "training", steps=2, seed=None, **declared(tiny_plan))
@@ -128,10 +134,22 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
     ]  # fmt: skip
     assert set(summary["epsilon"]) == {7.89, float("inf")}
     assert set(summary["metric"]) >= {"auroc", "accuracy", "specificity", "sensitivity"}
-    for name in ("figure_2.png", "figure_2.svg", "tables/table_epsilon_7.89.md", "tables/table_non_private.tex"):
+    for name in (
+        "figure_2.png",
+        "figure_2.svg",
+        "tables/table_epsilon_7.89.md",
+        "tables/table_non_private.tex",
+    ):
         assert (swept / name).stat().st_size > 500
     for folder in ("epsilon_7.89", "non_private"):
-        for name in ("config.yaml", "run.json", "metrics.jsonl", "predictions.parquet", "evaluation.csv", "checkpoints"):
+        for name in (
+            "config.yaml",
+            "run.json",
+            "metrics.jsonl",
+            "predictions.parquet",
+            "evaluation.csv",
+            "checkpoints",
+        ):
             assert (swept / folder / name).exists()
     assert (swept / "epsilon_7.89" / "ledger.jsonl").read_text().count("\n") == 3
     assert not (swept / "non_private" / "ledger.jsonl").exists()
@@ -147,19 +165,30 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
 
 
 def test_the_readme_names_every_file_that_a_run_writes(swept: Path) -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## A run folder, and what in it is private")[2]
-    cells = [line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    section = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## A run folder, and what in it is private")[2]
+    )
+    cells = [
+        line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `")
+    ]
     named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     patterns = [re.sub(r"<step>", "*", name) for name in named]
     for folder in ("epsilon_7.89", "non_private"):
         for path in (swept / folder).rglob("*"):
             file = path.relative_to(swept / folder).as_posix()
-            known = any(fnmatch.fnmatch(file, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
+            known = any(
+                fnmatch.fnmatch(file, f"{pattern}*" if pattern.endswith("/") else pattern)
+                for pattern in patterns
+            )
             assert path.is_dir() or known, f"README.md does not say what {file} is, and whether it may leave"
 
 
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # figures are drawn by the test above
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda *_, **__: None
+    )  # figures are drawn by the test above
     before = {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")}
     alone = (swept / "figure_2.svg").read_bytes()
     call("sweep", "--eps", "7.89", "--out", "sweep", "--beside", "sweep", cwd=home)
@@ -167,7 +196,9 @@ def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch
     assert b"sweep, private" not in alone
     assert {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")} == before
     assert set(pd.read_csv(swept / "summary.csv")["epsilon"]) == {7.89, float("inf")}
-    refused = call("sweep", "--eps", "7.89", "--out", "sweep", "--training.learning-rate", "0.1", cwd=home, expect=2)
+    refused = call(
+        "sweep", "--eps", "7.89", "--out", "sweep", "--training.learning-rate", "0.1", cwd=home, expect=2
+    )
     assert "training.learning_rate: 0.001 there, 0.1 now" in refused.stderr
     refused = call("sweep", "--eps", "7.89", "--beside", "nowhere", cwd=home, expect=2)
     assert "--beside nowhere: expected a finished sweep folder" in refused.stderr
@@ -178,8 +209,13 @@ def test_pretrain_writes_weights_once(swept: Path, home: Path) -> None:
     assert "weights/again: weights and provenance.json" in said.stdout
     provenance = json.loads((home / "weights" / "again" / "provenance.json").read_text())
     assert provenance["config"]["data"]["synthetic"]["domain"] == "public"
-    assert "weights/again: exists already" in call("pretrain", "--out", "weights/again", cwd=home, expect=2).stderr
-    assert (home / "weights" / "synthetic-64" / "provenance.json").exists()  # the sweep made those that it starts from
+    assert (
+        "weights/again: exists already"
+        in call("pretrain", "--out", "weights/again", cwd=home, expect=2).stderr
+    )
+    assert (
+        home / "weights" / "synthetic-64" / "provenance.json"
+    ).exists()  # the sweep made those that it starts from
 
 
 def test_train_and_evaluate(swept: Path, home: Path) -> None:
@@ -187,7 +223,9 @@ def test_train_and_evaluate(swept: Path, home: Path) -> None:
     assert "--resume" in call("train", "--out", "one", cwd=home, expect=2).stderr
     (home / "one" / "report.html").unlink()
     call("train", "--out", "one", "--resume", cwd=home)
-    assert "Average AUROC" in (home / "one" / "report.html").read_text()  # a finished run without a page is given one
+    assert (
+        "Average AUROC" in (home / "one" / "report.html").read_text()
+    )  # a finished run without a page is given one
     call("evaluate", "one/predictions.parquet", "--out", "judged", "--redraws", "10", cwd=home)
     assert "for one film added or removed" in (home / "judged" / "report.html").read_text()
     assert set(pd.read_csv(home / "judged" / "evaluation.csv")["finding"]) >= {"cardiomegaly", "average"}
@@ -198,7 +236,14 @@ PLAN = ["--n", "5000", "--batch", "100", "--epochs", "3", "--delta", "6e-6"]
 
 def test_account_answers_in_numbers(tmp_path: Path) -> None:
     answer = json.loads(process("account", "--eps", "2.04", *PLAN, "--json", cwd=tmp_path).stdout)
-    assert {"noise_multiplier", "epsilon_pld", "epsilon_rdp", "steps", "sample_rate", "delta"} <= answer.keys()
+    assert {
+        "noise_multiplier",
+        "epsilon_pld",
+        "epsilon_rdp",
+        "steps",
+        "sample_rate",
+        "delta",
+    } <= answer.keys()
     assert answer["steps"] == 150
     assert 2.03 < answer["epsilon_pld"] <= 2.04 < answer["epsilon_rdp"]
     assert "noise_multiplier" in call("account", "--eps", "2.04", *PLAN, cwd=tmp_path).stdout
@@ -207,7 +252,10 @@ def test_account_answers_in_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--eps", "0", "--n", "100", "--batch", "10", "--steps", "5", "--delta", "1e-4"], "expected a positive number"),
+        (
+            ["--eps", "0", "--n", "100", "--batch", "10", "--steps", "5", "--delta", "1e-4"],
+            "expected a positive number",
+        ),
         (["--eps", "1", "--n", "100", "--batch", "101", "--steps", "5", "--delta", "1e-4"], "--batch"),
         (["--eps", "1", "--n", "100", "--batch", "10", "--steps", "5", "--delta", "0.02"], "less than 1/N"),
         (["--eps", "1", "--n", "100", "--batch", "10", "--delta", "1e-4"], "exactly one"),
@@ -229,14 +277,18 @@ def test_contact_sheet_draws(tmp_path: Path) -> None:
 def test_real_radiographs_from_files_to_a_private_model(home: Path, tmp_path: Path) -> None:
     table = pd.read_csv(REAL_FILMS / "metadata.csv", dtype=str, keep_default_na=False)
     table[table["source"].str.startswith("nih")].to_csv(tmp_path / "table.csv", index=False)
-    source = (ROOT / "configs" / "prepare_example.yaml").read_text().replace("same_patient:", "# same_patient:")
+    source = (
+        (ROOT / "configs" / "prepare_example.yaml").read_text().replace("same_patient:", "# same_patient:")
+    )
     (tmp_path / "source.yaml").write_text(source)
     files = ["--source", "source.yaml", "--table", "table.csv", "--images", str(REAL_FILMS)]
     said = process("prepare", "csv", *files, "--out", "real", "--size", "32", cwd=tmp_path)
     assert "real: 9" in said.stdout
     store = json.loads((tmp_path / "real" / "store.json").read_text())
     config = load(Experiment, home / "configs" / "demo.yaml")
-    config = dataclasses.replace(config, data=DataConfig(store="real", size=32, findings=tuple(store["findings"][:3])))
+    config = dataclasses.replace(
+        config, data=DataConfig(store="real", size=32, findings=tuple(store["findings"][:3]))
+    )
     config = changed(config, "model", weights=None, pretraining=None)
     dump(config, tmp_path / "real.yaml")
     said = call("train", "--config", "real.yaml", "--out", "run", cwd=tmp_path)

@@ -42,7 +42,11 @@ def main(folder: Path) -> None:
             raise InputError("the ledger's disk is full")
         record(self, entry)
 
-    seen: dict[str, Any] = {"devices": jax.device_count(), "processes": jax.process_count(), "several": several}
+    seen: dict[str, Any] = {
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "several": several,
+    }
     if several:
         Ledger.record = full_disk  # type: ignore[method-assign]
         try:
@@ -59,7 +63,9 @@ def main(folder: Path) -> None:
         seen["occupied"] = str(error)
     if is_first():
         flat = jax.tree_util.tree_leaves_with_path(outcome.params)
-        np.savez(folder / "params.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat})
+        np.savez(
+            folder / "params.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+        )
     (folder / f"seen.{jax.process_index()}.json").write_text(json.dumps(seen))
     print("done")
 

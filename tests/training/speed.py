@@ -80,7 +80,9 @@ class Way:
             "is_real": np.ones(units, bool),
         }
         pieces = [slice(i, i + self.at_once) for i in range(0, units, self.at_once)]
-        self.pieces = [self.step.place({key: value[piece] for key, value in rows.items()}) for piece in pieces]
+        self.pieces = [
+            self.step.place({key: value[piece] for key, value in rows.items()}) for piece in pieces
+        ]
         self.randomness: Any = np.asarray(self.mechanism.noise_key(bytes(32), 0))
         if kind == "hardened":
             self.randomness = self.step.replicate(self.mechanism.randomness(self.randomness, params))
@@ -106,13 +108,19 @@ def _float_step(release: Gradients, mechanism: FloatSums, units: int) -> Step:
     def finish(params: Any, state: Any, gradient: Any, randomness: Any) -> Any:
         updates, state = chosen.update(mechanism.release(gradient, randomness), state, params)
         params = optax.apply_updates(params, updates)
-        return params, state, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+        return (
+            params,
+            state,
+            jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])),
+        )
 
     return dataclasses.replace(sums, finish=jax.jit(finish, donate_argnums=(0, 1)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--units", type=int, default=32)
     parser.add_argument("--places", type=int, default=8)
@@ -123,7 +131,10 @@ def main() -> None:
     ways = {kind: Way(kind, a.size, a.units, a.places, a.batch) for kind in a.kinds}
     for way in ways.values():
         way.seconds()
-    rows = [sampling.in_places(bytes(32), t, 8000, np.flatnonzero(sampling_draw(t, a.batch)), a.places) for t in range(200)]
+    rows = [
+        sampling.in_places(bytes(32), t, 8000, np.flatnonzero(sampling_draw(t, a.batch)), a.places)
+        for t in range(200)
+    ]
     empty = float(np.mean([(r < 0).mean() for r in rows]))
     times: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(a.rounds):

@@ -73,7 +73,9 @@ def test_which_weights_are_used() -> None:
 
 @pytest.fixture(scope="module")
 def plan(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
-    config = changed(tiny_config, "training", scope="head", averaging="ema", learning_rate=0.05, **declared(tiny_plan))
+    config = changed(
+        tiny_config, "training", scope="head", averaging="ema", learning_rate=0.05, **declared(tiny_plan)
+    )
     return make_plan(changed(config, "privacy", noise_multiplier=2.0), tiny_store)
 
 

@@ -33,11 +33,14 @@ def by_patient(tiny_config: Experiment, tiny_store: Store) -> Any:
 
 def test_microbatches_cover_the_batch_once_and_mask_the_rest(plan: Plan) -> None:
     films = np.array([[4], [0], [9], [9], [2]])
-    pieces = [microbatch(plan, SECRET, 0, films, slice(first, first + 3), plan.split.read) for first in (0, 3)]
+    pieces = [
+        microbatch(plan, SECRET, 0, films, slice(first, first + 3), plan.split.read) for first in (0, 3)
+    ]
     real = np.concatenate([piece["image"][piece["is_real"]] for piece in pieces])
     np.testing.assert_array_equal(real[:, 0], plan.split.read(films[:, 0]))
     np.testing.assert_array_equal(
-        np.concatenate([piece["label"][piece["is_real"]] for piece in pieces])[:, 0], plan.split.labels[films[:, 0]]
+        np.concatenate([piece["label"][piece["is_real"]] for piece in pieces])[:, 0],
+        plan.split.labels[films[:, 0]],
     )
     assert all(piece["image"].shape == (3, 1, 32, 32) for piece in pieces)
     assert not pieces[1]["image"][2].any()
@@ -98,11 +101,15 @@ def test_what_a_patient_brings_does_not_depend_on_others(by_patient: Any) -> Non
     np.testing.assert_array_equal(some, everyone[[3, 11, 24]])
 
 
-def test_a_film_without_a_patient_is_refused(by_patient: Any, tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_film_without_a_patient_is_refused(
+    by_patient: Any, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = tiny_store.split("train", ("cardiomegaly", "atelectasis_right", "atelectasis_left"))
     split.frame.loc[split.frame.index[3], "patient_id"] = ""
     monkeypatch.setattr(Store, "split", lambda *_: split)
-    with pytest.raises(InputError, match=r"needs a patient_id; found none for 1 films, the first is image_id 'film003'"):
+    with pytest.raises(
+        InputError, match=r"needs a patient_id; found none for 1 films, the first is image_id 'film003'"
+    ):
         by_patient(unit="patient")
 
 
@@ -136,7 +143,9 @@ def test_a_flipped_view_has_its_sides_exchanged(viewed: Plan) -> None:
     assert seen == {tuple(labels[film]), tuple(labels[film][[0, 2, 1]])}
 
 
-def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_than_the_clip_norm(viewed: Plan) -> None:
+def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_than_the_clip_norm(
+    viewed: Plan,
+) -> None:
     privacy = viewed.config.privacy
     assert privacy is not None
     clip = privacy.l2_clip_norm
@@ -144,17 +153,23 @@ def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_
     sums = jax.jit(lambda p, b: jax.tree.leaves(gradient_sum(p, b)[0]))
     params: Any = Tiny(3).init(jax.random.key(0), jnp.zeros((32, 32), jnp.uint8))
     with_, without, alone = (sums(params, batch_of(viewed, films)) for films in ([4, 0, 9], [4, 9], [0]))
-    difference = np.concatenate([np.ravel(np.asarray(a, np.float64) - b) for a, b in zip(with_, without, strict=True)])
+    difference = np.concatenate(
+        [np.ravel(np.asarray(a, np.float64) - b) for a, b in zip(with_, without, strict=True)]
+    )
     assert 0.99 * clip < np.linalg.norm(difference) <= clip * (1 + 1e-5)
 
     def loss(params: Any, images: Any, labels: Any) -> Any:
         logits = jax.vmap(lambda image: Tiny(3).apply(params, image))(images)
         return jnp.mean(
-            jax.vmap(lambda z, y: objective.weighted_cross_entropy(z, y, jnp.asarray(viewed.weights)))(logits, labels)
+            jax.vmap(lambda z, y: objective.weighted_cross_entropy(z, y, jnp.asarray(viewed.weights)))(
+                logits, labels
+            )
         )
 
     batch = batch_of(viewed, [0])
     head: Any = jax.jit(jax.grad(loss))(params, batch["image"][0], batch["label"][0])["params"]["head"]
     mean = np.concatenate([np.ravel(head[name]) for name in ("bias", "kernel")])
     clipped = mean * min(1, clip / np.linalg.norm(mean))
-    np.testing.assert_allclose(np.concatenate([np.ravel(leaf) for leaf in alone]), clipped, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(
+        np.concatenate([np.ravel(leaf) for leaf in alone]), clipped, rtol=1e-3, atol=1e-7
+    )

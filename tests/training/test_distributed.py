@@ -26,7 +26,9 @@ CHILD = Path(__file__).with_name("one_process.py")
 PROCESSES = 2
 
 
-def start(folder: Path, config: Experiment, processes: int = PROCESSES, devices: int = 1) -> list[subprocess.Popen[str]]:
+def start(
+    folder: Path, config: Experiment, processes: int = PROCESSES, devices: int = 1
+) -> list[subprocess.Popen[str]]:
     """Start the processes of a run in `folder`, each with so many virtual devices."""
     (folder / "occupied").mkdir(parents=True)
     (folder / "occupied" / "stranger.txt").write_text("mine")
@@ -34,7 +36,11 @@ def start(folder: Path, config: Experiment, processes: int = PROCESSES, devices:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(CHILD.parents[2] / "src")}
+    env = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": str(CHILD.parents[2] / "src"),
+    }
     env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
     return [
         subprocess.Popen(
@@ -54,7 +60,9 @@ def finish(children: list[subprocess.Popen[str]]) -> None:
         for index, child in enumerate(children):
             out, complaints = child.communicate(timeout=240)
             assert child.returncode == 0, complaints
-            assert ("done" in out.splitlines()) == (index == 0)  # XLA itself says on each that it is connected
+            assert ("done" in out.splitlines()) == (
+                index == 0
+            )  # XLA itself says on each that it is connected
     finally:
         for child in children:
             child.kill()
@@ -71,7 +79,9 @@ class Worlds:
 
 @pytest.fixture(scope="module")
 def worlds(tiny_config: Experiment, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    config = changed(tiny_config, "training", steps=4, expected_batch_size=3, checkpoint_every=2, class_weights="none")
+    config = changed(
+        tiny_config, "training", steps=4, expected_batch_size=3, checkpoint_every=2, class_weights="none"
+    )
     config = changed(config, "privacy", noise_multiplier=1.0)
     out = tmp_path_factory.mktemp("worlds")
     children = start(out / "together", config)
@@ -95,13 +105,24 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def test_two_processes_do_what_one_device_does(worlds: Worlds) -> None:
     for index in range(PROCESSES):
-        assert [seen(worlds, index)[key] for key in ("processes", "devices", "several", "steps")] == [2, 2, True, 4]
+        assert [seen(worlds, index)[key] for key in ("processes", "devices", "several", "steps")] == [
+            2,
+            2,
+            True,
+            4,
+        ]
     together, alone = worlds.together / "run", worlds.alone
     assert (together / "ledger.jsonl").read_bytes() == (alone / "ledger.jsonl").read_bytes()
     assert len((alone / "ledger.jsonl").read_text().splitlines()) == 1 + 4
-    logged = [[[row[key] for key in ("step", "images", "epsilon")] for row in rows(run)] for run in (together, alone)]
+    logged = [
+        [[row[key] for key in ("step", "images", "epsilon")] for row in rows(run)]
+        for run in (together, alone)
+    ]
     assert logged[0] == logged[1]
-    found, expected = np.load(worlds.together / "params.npz"), jax.tree_util.tree_leaves_with_path(worlds.params)
+    found, expected = (
+        np.load(worlds.together / "params.npz"),
+        jax.tree_util.tree_leaves_with_path(worlds.params),
+    )
     assert set(found.files) == {jax.tree_util.keystr(path) for path, _ in expected}
     for path, leaf in expected:
         np.testing.assert_allclose(found[jax.tree_util.keystr(path)], leaf, rtol=1e-4, atol=1e-6)
@@ -110,7 +131,9 @@ def test_two_processes_do_what_one_device_does(worlds: Worlds) -> None:
 def test_a_process_with_nothing_drawn_takes_part(worlds: Worlds) -> None:
     shares = [seen(worlds, index)["shares"] for index in range(PROCESSES)]
     assert [step for step, _ in shares[0]] == [step for step, _ in shares[1]]
-    assert any(first > 0 and second == 0 for (_, first), (_, second) in zip(*shares, strict=True)), "choose another seed"
+    assert any(first > 0 and second == 0 for (_, first), (_, second) in zip(*shares, strict=True)), (
+        "choose another seed"
+    )
     films = sum(films for share in shares for _, films in share)  # of the steps after the accident
     assert films == rows(worlds.together / "run")[-1]["images"]
 

@@ -13,7 +13,14 @@ from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.moments import Moments, symmetric, upper_triangle
-from jaxcxr.training.least_squares import CONSTANT, FEATURE_SCALE, RIDGE, LeastSquares, curvature, empty_moments
+from jaxcxr.training.least_squares import (
+    CONSTANT,
+    FEATURE_SCALE,
+    RIDGE,
+    LeastSquares,
+    curvature,
+    empty_moments,
+)
 from jaxcxr.training.step import make_step
 
 SIDE, FEATURES, FINDINGS = 4, 4, 3
@@ -33,7 +40,10 @@ class Quarters(ResNet9):
 
 
 def quarters(films: np.ndarray) -> np.ndarray:
-    return films.astype(float).reshape(-1, 2, SIDE // 2, 2, SIDE // 2).mean(axis=(2, 4)).reshape(-1, FEATURES) / 64
+    return (
+        films.astype(float).reshape(-1, 2, SIDE // 2, 2, SIDE // 2).mean(axis=(2, 4)).reshape(-1, FEATURES)
+        / 64
+    )
 
 
 MODEL = Quarters(FINDINGS)
@@ -114,13 +124,17 @@ def test_the_sum_is_that_of_features_and_weighted_residuals(
         own = slice(first, first + per_unit)
         own_a, own_b = x[own].T @ x[own] / per_unit, x[own].T @ r[own] / per_unit
         norms.append(np.sqrt(np.sum(own_a**2) + np.sum(own_b**2)))
-        factor = 1 if clip is None else min(1, clip / norms[-1]) if gamma is None else clip / (norms[-1] + gamma)
+        factor = (
+            1 if clip is None else min(1, clip / norms[-1]) if gamma is None else clip / (norms[-1] + gamma)
+        )
         a, b = a + factor * own_a, b + factor * own_b
     assert min(norms) < 0.6 < max(norms)
     rounding = 1e-4 if clip is None else 0.01 * clip
     np.testing.assert_allclose(symmetric(total.features, FEATURES + 1), a, rtol=1e-3, atol=rounding)
     np.testing.assert_allclose(total.residuals, b, rtol=1e-3, atol=rounding)
-    assert log["loss"] == pytest.approx(loss_of(as_rows(start), films, labels, WEIGHTS) * 8 / per_unit, rel=1e-4)
+    assert log["loss"] == pytest.approx(
+        loss_of(as_rows(start), films, labels, WEIGHTS) * 8 / per_unit, rel=1e-4
+    )
     if clip is not None:
         assert log["norm"] == pytest.approx(sum(norms), rel=1e-3)
         assert log["clipped"] == sum(norm > clip for norm in norms)
@@ -160,7 +174,11 @@ def test_steps_never_raise_the_loss_and_end_at_the_optimum(
     assert losses[1] < losses[0] - 1e-3
     assert (np.diff(losses) < 1e-6).all()
     shape = (FEATURES + 1, FINDINGS)
-    best = minimize(lambda flat: loss_of(flat.reshape(shape), films, labels, weights), as_rows(start).ravel(), method="BFGS")
+    best = minimize(
+        lambda flat: loss_of(flat.reshape(shape), films, labels, weights),
+        as_rows(start).ravel(),
+        method="BFGS",
+    )
     assert losses[-1] == pytest.approx(best.fun, abs=2e-5)
     np.testing.assert_allclose(as_rows(params), best.x.reshape(shape), atol=0.1)
 
@@ -189,7 +207,9 @@ def test_the_private_step_is_numpys(start: Any, sigma: float) -> None:
     step = inverse @ b / curvature(WEIGHTS)
     kernel = step[:-1] * SCALE
     expected = np.concatenate([kernel, (CONSTANT * step[-1] - CENTRE @ kernel)[None]])
-    np.testing.assert_allclose(-as_rows(jax.jit(squares.direction)(start, released)), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        -as_rows(jax.jit(squares.direction)(start, released)), expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_step_is_that_of_the_scaled_logits(cohort: Any, start: Any) -> None:
@@ -208,7 +228,9 @@ def test_overwhelming_noise_leaves_the_head_where_it_is(cohort: Any, start: Any)
     for sigma in (1e4, 1e6, 1e8):
         mechanism = private(sigma=sigma)
         squares = LeastSquares(MODEL, WEIGHTS, SHAPE, mechanism)
-        released = jax.jit(mechanism.release)(mechanism.counted(total, True), mechanism.noise_key(bytes(32), 0))
+        released = jax.jit(mechanism.release)(
+            mechanism.counted(total, True), mechanism.noise_key(bytes(32), 0)
+        )
         moved.append(np.abs(as_rows(jax.jit(squares.direction)(start, released))).max())
     assert moved[0] < 5
     assert moved[1] < 0.03 * moved[0]

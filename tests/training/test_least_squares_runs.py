@@ -32,7 +32,15 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def config(tiny_config: Experiment, tiny_plan: Plan) -> Experiment:
     fields = {"optimizer": "least_squares", "scope": "head", "expected_batch_size": 50, "learning_rate": 1.0}
-    config = changed(tiny_config, "training", steps=1, checkpoint_every=1, microbatch_size=16, **fields, **declared(tiny_plan))
+    config = changed(
+        tiny_config,
+        "training",
+        steps=1,
+        checkpoint_every=1,
+        microbatch_size=16,
+        **fields,
+        **declared(tiny_plan),
+    )
     config.check()
     return config
 
@@ -57,14 +65,19 @@ def test_one_release_of_everybody_is_what_is_spent(
     assert outcome.finished
     mechanism = plan.mechanism
     assert mechanism is not None
-    assert read_ledger(tmp_path / "run" / "ledger.jsonl")[1] == [Entry(0, 1.0, mechanism.noise_multiplier, 1.0)]
+    assert read_ledger(tmp_path / "run" / "ledger.jsonl")[1] == [
+        Entry(0, 1.0, mechanism.noise_multiplier, 1.0)
+    ]
     assert 8.0 * 0.998 <= epsilon_pld([Spending(1.0, mechanism.noise_multiplier, 1)], 1e-4) <= 8.0
     assert noised == [(MOMENTS, mechanism.noise_multiplier * 1.0)]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert (row["images"], row["epsilon"] <= 8.0) == (50, True)
     start = plan.initial_params((tmp_path / "run" / "checkpoints" / "secret.key").read_bytes())["params"]
     for name, node in outcome.params["params"].items():
-        same = [np.array_equal(u, v) for u, v in zip(jax.tree.leaves(node), jax.tree.leaves(start[name]), strict=True)]
+        same = [
+            np.array_equal(u, v)
+            for u, v in zip(jax.tree.leaves(node), jax.tree.leaves(start[name]), strict=True)
+        ]
         assert not any(same) if name == "head" else all(same)
 
 
@@ -85,11 +98,15 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
         "is_film": np.ones((len(rows), 1), bool),
         "is_real": np.ones(len(rows), bool),
     }
-    squares = LeastSquares(plan.model(), plan.weights, (32, 32), mechanism, stability=0.5 if clipping == "automatic" else None)
+    squares = LeastSquares(
+        plan.model(), plan.weights, (32, 32), mechanism, stability=0.5 if clipping == "automatic" else None
+    )
     exact, log = jax.jit(squares.summed)(start, batch)
     assert float(log["clipped"]) > len(rows) / 2
     params = functions.replicate(start)
-    total, _ = functions.collect(functions.accumulate(params, functions.start(params), functions.place(batch)))
+    total, _ = functions.collect(
+        functions.accumulate(params, functions.start(params), functions.place(batch))
+    )
     step = mechanism.step_size(exact.high)
     for found, wanted in zip(exact_sum.value(total, step), exact_sum.value(exact, step), strict=True):
         np.testing.assert_allclose(
@@ -101,7 +118,9 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
     direction = jax.jit(squares.direction)(start, jax.jit(mechanism.release)(exact, key))["params"]["head"]
     head = {name: np.asarray(leaf) for name, leaf in start["params"]["head"].items()}
     state = functions.replicate(plan.optimizer().init(plan.trained(start)))
-    moved, _, finite = functions.finish(functions.replicate(jax.tree.map(np.asarray, start)), state, total, key)
+    moved, _, finite = functions.finish(
+        functions.replicate(jax.tree.map(np.asarray, start)), state, total, key
+    )
     assert bool(finite)
     for name, before in head.items():
         after = np.asarray(moved["params"]["head"][name])
@@ -129,10 +148,14 @@ def test_a_resumed_run_ends_in_the_same_bits(
     resumed = run(three, tmp_path / "cut", resume=True)
     for u, v in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         assert np.asarray(u).tobytes() == np.asarray(v).tobytes()
-    assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
+    assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (
+        tmp_path / "whole" / "ledger.jsonl"
+    ).read_bytes()
 
 
-def test_discrete_noise_has_a_draw_for_each_moment(config: Experiment, tiny_store: Store, tmp_path: Path) -> None:
+def test_discrete_noise_has_a_draw_for_each_moment(
+    config: Experiment, tiny_store: Store, tmp_path: Path
+) -> None:
     gaussian = make_plan(config, tiny_store)
     plan = make_plan(changed(config, "privacy", noise="discrete"), tiny_store)
     assert plan.mechanism is not None
@@ -142,7 +165,9 @@ def test_discrete_noise_has_a_draw_for_each_moment(config: Experiment, tiny_stor
     assert dataclasses.replace(plan.mechanism, discrete_coordinates=None) == gaussian.mechanism
 
 
-@pytest.mark.parametrize("section", [{"unit": "patient", "films_per_patient": 2}, {"clipping": "automatic"}, None])
+@pytest.mark.parametrize(
+    "section", [{"unit": "patient", "films_per_patient": 2}, {"clipping": "automatic"}, None]
+)
 def test_other_units_clippings_and_no_privacy_run(
     config: Experiment, tiny_store: Store, tmp_path: Path, section: dict[str, Any] | None
 ) -> None:

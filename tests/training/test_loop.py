@@ -118,7 +118,11 @@ def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: Plan) 
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert rows[-1]["epsilon"] <= 8.0
     assert sum(row["images"] for row in rows) == sum(
-        len(plan.mechanism.draw(bound_secret((out / "checkpoints" / SECRET_FILE).read_bytes(), terms.binding), step, 50))
+        len(
+            plan.mechanism.draw(
+                bound_secret((out / "checkpoints" / SECRET_FILE).read_bytes(), terms.binding), step, 50
+            )
+        )
         for step in range(6)
     )
     assert (out / "checkpoints" / SECRET_FILE).stat().st_mode & 0o777 == 0o600
@@ -135,7 +139,9 @@ def test_a_resumed_run_ends_in_the_same_bits(
     resumed = run(plan, tmp_path / "cut", resume=True)
     assert bits(resumed.params) == bits(whole[1].params)
     assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (whole[0] / "ledger.jsonl").read_bytes()
-    rows = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rows[-1] == 6
     assert len(rows) == len(set(rows))
 
@@ -167,9 +173,20 @@ def test_a_killed_process_resumes_to_the_same_bits(
     dump(tiny_config, tmp_path / "config.yaml")
     out = tmp_path / "killed"
     root = Path(__file__).parents[2]
-    arguments = [str(root / "scripts" / "train.py"), "--config", str(tmp_path / "config.yaml"), "--out", str(out)]
-    command, env = [sys.executable, "-c", AS_A_SCRIPT, *arguments], os.environ | {"PYTHONPATH": str(root / "src")}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, text=True) as process:
+    arguments = [
+        str(root / "scripts" / "train.py"),
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--out",
+        str(out),
+    ]
+    command, env = (
+        [sys.executable, "-c", AS_A_SCRIPT, *arguments],
+        os.environ | {"PYTHONPATH": str(root / "src")},
+    )
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, text=True
+    ) as process:
         ledger = out / "ledger.jsonl"
         while process.poll() is None and (not ledger.exists() or ledger.read_text().count("\n") < 5):
             time.sleep(0.01)  # waits for the step to kill in, not for time to pass
@@ -182,7 +199,9 @@ def test_a_killed_process_resumes_to_the_same_bits(
     assert ledger.read_bytes() == (whole[0] / "ledger.jsonl").read_bytes()
 
 
-def test_a_finished_run_resumes_to_itself_without_another_step(whole: tuple[Path, loop.Outcome], plan: Plan) -> None:
+def test_a_finished_run_resumes_to_itself_without_another_step(
+    whole: tuple[Path, loop.Outcome], plan: Plan
+) -> None:
     before = (whole[0] / "ledger.jsonl").read_bytes()
     again = run(plan, whole[0], resume=True)
     assert again.finished
@@ -203,7 +222,9 @@ def test_a_run_is_not_begun_over_and_not_continued_as_another(
         run(plan, tmp_path)
 
 
-def test_unseeded_runs_differ_and_say_whether_they_may_be_released(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+def test_unseeded_runs_differ_and_say_whether_they_may_be_released(
+    plan: Plan, tiny_store: Store, tmp_path: Path
+) -> None:
     # with the noise and class weights of the seeded plan, so that the compiled step is the same one
     config = changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1, **declared(plan))
     config = changed(config, "privacy", noise_multiplier=plan.mechanism.noise_multiplier)  # type: ignore[union-attr]
@@ -211,14 +232,21 @@ def test_unseeded_runs_differ_and_say_whether_they_may_be_released(plan: Plan, t
     a, b = (run(unseeded, tmp_path / name) for name in "ab")
     assert bits(a.params) != bits(b.params)
     facts = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert (facts["release"], facts["against_release"]) == (False, ["dataset_size_counted", "positive_rates_counted"])
-    sound = changed(changed(config, "training", class_weights="none", positive_rates=None), "privacy", dataset_size=50)
+    assert (facts["release"], facts["against_release"]) == (
+        False,
+        ["dataset_size_counted", "positive_rates_counted"],
+    )
+    sound = changed(
+        changed(config, "training", class_weights="none", positive_rates=None), "privacy", dataset_size=50
+    )
     assert make_plan(sound, tiny_store).describe()["release"] is True
     uncovered = make_plan(changed(config, "training", class_weights="paper", positive_rates=None), tiny_store)
     assert uncovered.describe()["release"] is False
 
 
-def test_training_stops_before_the_step_that_would_exceed(plan: Plan, tiny_store: Store, tmp_path: Path) -> None:
+def test_training_stops_before_the_step_that_would_exceed(
+    plan: Plan, tiny_store: Store, tmp_path: Path
+) -> None:
     assert plan.mechanism is not None
     sigma = plan.mechanism.noise_multiplier
     short = make_plan(changed(plan.config, "privacy", noise_multiplier=sigma, epsilon=6.5), tiny_store)
@@ -251,12 +279,16 @@ def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) 
     for step, drawn in enumerate([3, 0, 11, 4, 1, 0, 7]):
         gradient, logged = functions.start(params)
         images = rng.integers(0, 256, (drawn, 32, 32)).astype(np.uint8)
-        for piece in microbatches(images, rng.integers(0, 2, (drawn, 3)).astype(np.float32), functions.microbatch_size):
+        for piece in microbatches(
+            images, rng.integers(0, 2, (drawn, 3)).astype(np.float32), functions.microbatch_size
+        ):
             gradient, logged = functions.accumulate(params, (gradient, logged), functions.place(piece))
         gradient, logged = functions.collect((gradient, logged))
         assert int(logged["count"]) == drawn
         before = bits(params)
-        params, state, finite = functions.finish(params, state, gradient, plan.mechanism.noise_key(bytes(32), step))
+        params, state, finite = functions.finish(
+            params, state, gradient, plan.mechanism.noise_key(bytes(32), step)
+        )
         assert bool(finite)
         assert bits(params) != before  # an empty batch moves the weights too: by noise
     assert functions.accumulate._cache_size() == 1  # type: ignore[attr-defined]
@@ -273,12 +305,17 @@ def linear_loss(params: Any, unit: Any) -> Any:
 
 def test_two_devices_do_what_one_does(plan: Plan) -> None:
     rng = np.random.default_rng(1)
-    images, labels = rng.integers(0, 256, (7, 8, 8)).astype(np.uint8), rng.integers(0, 2, (7, 3)).astype(np.float32)
+    images, labels = (
+        rng.integers(0, 256, (7, 8, 8)).astype(np.uint8),
+        rng.integers(0, 2, (7, 3)).astype(np.float32),
+    )
     start = {"kernel": jnp.asarray(rng.normal(size=(64, 3)), jnp.float32)}
     sums = []
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
-        functions = make_step(objective.Gradients(linear_loss, plan.mechanism), plan.optimizer(), 6, 2, devices)
+        functions = make_step(
+            objective.Gradients(linear_loss, plan.mechanism), plan.optimizer(), 6, 2, devices
+        )
         params = functions.replicate(jax.tree.map(jnp.copy, start))
         total = functions.start(params)
         for piece in microbatches(images, labels, functions.microbatch_size):
@@ -293,7 +330,9 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
         sums.append((summed, moved))
     (one, moved_one), (two, moved_two) = sums
     for u, v in zip(jax.tree.leaves(one[0]), jax.tree.leaves(two[0]), strict=True):
-        np.testing.assert_array_equal(u, v)  # sums of the same microbatches are exact, wherever they were added
+        np.testing.assert_array_equal(
+            u, v
+        )  # sums of the same microbatches are exact, wherever they were added
     for u, v in zip(jax.tree.leaves(moved_one), jax.tree.leaves(moved_two), strict=True):
         np.testing.assert_allclose(u, v, atol=1e-5)
 
@@ -315,7 +354,8 @@ def test_a_full_disk_loses_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoints, "save", limited)
             with pytest.raises(
-                InputError, match=r"checkpoint of step 6 could not be written \(File too large\).* of step 3: free"
+                InputError,
+                match=r"checkpoint of step 6 could not be written \(File too large\).* of step 3: free",
             ):
                 run(plan, out)
     finally:
@@ -353,7 +393,9 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
         command = [sys.executable, "-c", FULL_DISK, str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"error: {tmp_path}/{name}: checkpoint of step 6 could not be written (File too large)")
+        assert done.stderr.startswith(
+            f"error: {tmp_path}/{name}: checkpoint of step 6 could not be written (File too large)"
+        )
         assert done.stderr.count("\n") == 1
         assert done.stdout == ""
 
@@ -467,17 +509,23 @@ def test_the_reference_way_of_clipping_gives_the_same_kind_of_sum(plan: Plan) ->
     films = {"image": np.zeros((2, 1, 32, 32), np.uint8), "label": np.zeros((2, 1, 3), np.float32)}
     batch = films | {"is_film": np.ones((2, 1), bool), "is_real": np.ones(2, bool)}
     params = plan.random_params(bytes(32))
-    kinds = [jax.eval_shape(clipped_sum(plan.model(), plan.weights, 1.0, method), params, batch) for method in get_args(Method)]
+    kinds = [
+        jax.eval_shape(clipped_sum(plan.model(), plan.weights, 1.0, method), params, batch)
+        for method in get_args(Method)
+    ]
     assert kinds[0] == kinds[1]
     assert jax.tree.structure(kinds[0][0]) == jax.tree.structure(params)
 
 
-def test_divergence_is_said_and_not_saved(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_said_and_not_saved(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Plan.random_params
     wild = lambda self, secret: jax.tree.map(lambda leaf: leaf * np.float32(1e30), original(self, secret))  # noqa: E731
     monkeypatch.setattr(Plan, "random_params", wild)
     with pytest.raises(
-        InputError, match=r"diverged at or before step 2: weights are not finite; lower training\.learning_rate"
+        InputError,
+        match=r"diverged at or before step 2: weights are not finite; lower training\.learning_rate",
     ):
         run(plan, tmp_path / "wild")
     checkpoints = Checkpoints(tmp_path / "wild" / "checkpoints")
@@ -488,7 +536,9 @@ def test_divergence_is_said_and_not_saved(plan: Plan, tmp_path: Path, monkeypatc
 def test_the_non_private_loop_learns_and_keeps_no_ledger(
     tiny_nonprivate_config: Experiment, tiny_store: Store, tmp_path: Path
 ) -> None:
-    config = changed(tiny_nonprivate_config, "training", learning_rate=1e-2)  # a rate at which the quick network learns
+    config = changed(
+        tiny_nonprivate_config, "training", learning_rate=1e-2
+    )  # a rate at which the quick network learns
     outcome = run(make_plan(config, tiny_store), tmp_path / "plain")
     rows = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
     assert outcome.finished

@@ -57,7 +57,9 @@ def test_the_largest_that_fits_is_chosen_from_few_compilations(
     assert len(sizes) <= 5
 
 
-@pytest.mark.parametrize(("needed", "pixels", "choice"), [(512, 64**2, 32), (512, 512**2, 2), (3, 64**2, 4), (512, 2048**2, 1)])
+@pytest.mark.parametrize(
+    ("needed", "pixels", "choice"), [(512, 64**2, 32), (512, 512**2, 2), (3, 64**2, 4), (512, 2048**2, 1)]
+)
 def test_on_a_processor_nothing_is_compiled(needed: int, pixels: int, choice: int) -> None:
     assert choose_microbatch(lambda _: pytest.fail("compiled"), None, needed, pixels) == choice
 
@@ -74,7 +76,9 @@ def free(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
     return make_plan(changed(config, "privacy", noise_multiplier=1.0), tiny_store)
 
 
-def test_the_choice_is_written_down_and_kept(free: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_is_written_down_and_kept(
+    free: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "run.json"
     begun = begin_or_continue(free, None, path)
     assert begun.microbatch_size == 4  # six units expected, on two devices
@@ -94,7 +98,10 @@ def test_an_accelerators_memory_bounds_the_microbatch(
     free: Plan, tiny_store: Store, tiny_net: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiler's own figures for the tiny network, and devices that have just enough and just too little for two units."""
-    wide = make_plan(changed(changed(free.config, "training", expected_batch_size=4), "data", on_device="never"), tiny_store)
+    wide = make_plan(
+        changed(changed(free.config, "training", expected_batch_size=4), "data", on_device="never"),
+        tiny_store,
+    )
     seen: dict[int, int] = {}
     original = memory.choose_microbatch
 
@@ -112,11 +119,15 @@ def test_an_accelerators_memory_bounds_the_microbatch(
     kept = 5 * 4 * sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
     assert seen[2] > 2 * 32 * 32
     for spare, choice in ((8, 2), (-8, 1)):
-        monkeypatch.setattr(memory, "device_bytes", lambda _, spare=spare: round((seen[2] + kept + spare) / memory.STEP_SHARE))
+        monkeypatch.setattr(
+            memory, "device_bytes", lambda _, spare=spare: round((seen[2] + kept + spare) / memory.STEP_SHARE)
+        )
         assert wide.with_microbatch_size().microbatch_size == choice
 
 
-def test_films_that_fit_are_kept_on_the_device(free: Plan, tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_films_that_fit_are_kept_on_the_device(
+    free: Plan, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kept(on_device: str, available: int | None, **training: Any) -> bool:
         config = changed(changed(free.config, "data", on_device=on_device), "training", **training)
         monkeypatch.setattr(memory, "device_bytes", lambda _: available)
@@ -129,8 +140,12 @@ def test_films_that_fit_are_kept_on_the_device(free: Plan, tiny_store: Store, mo
     assert not kept("never", 10**9)
     assert kept("always", None)
     assert not kept("auto", 10**9, augmentation="flip_rotate", views=2)
-    with pytest.raises(InputError, match=r"data\.on_device: 'always' goes with training\.augmentation 'none'"):
-        changed(changed(free.config, "data", on_device="always"), "training", augmentation="flip_rotate", views=2).check()
+    with pytest.raises(
+        InputError, match=r"data\.on_device: 'always' goes with training\.augmentation 'none'"
+    ):
+        changed(
+            changed(free.config, "data", on_device="always"), "training", augmentation="flip_rotate", views=2
+        ).check()
 
 
 def test_indices_stand_for_the_same_films(free: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +166,9 @@ def test_indices_stand_for_the_same_films(free: Plan, monkeypatch: pytest.Monkey
 def test_a_run_with_films_on_the_device_ends_the_same(
     free: Plan, tiny_store: Store, tiny_net: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "bound_secret", lambda secret, _: secret)  # for both to draw the same, which they never do else
+    monkeypatch.setattr(
+        loop, "bound_secret", lambda secret, _: secret
+    )  # for both to draw the same, which they never do else
     ends = []
     for on_device in ("always", "never"):
         run = make_plan(changed(free.config, "data", on_device=on_device), tiny_store)

@@ -12,7 +12,9 @@ NAN = np.nan
 
 
 def loss(logits: np.ndarray, labels: list[float], weights: np.ndarray = WEIGHTS) -> float:
-    return float(weighted_cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.float32), jnp.asarray(weights)))
+    return float(
+        weighted_cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.float32), jnp.asarray(weights))
+    )
 
 
 def test_loss_by_hand() -> None:
@@ -44,12 +46,12 @@ def test_unknown_labels_have_no_gradient(scale: float) -> None:
 
 
 def test_sure_and_wrong_stays_finite() -> None:
-    assert loss(np.asarray([-200.0, 200.0], np.float32), [1, 0], np.asarray([3.0, 3.0], np.float32)) == pytest.approx(
-        (600 + 200) / 2
-    )
-    assert loss(np.asarray([200.0, -200.0], np.float32), [1, 0], np.asarray([3.0, 3.0], np.float32)) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert loss(
+        np.asarray([-200.0, 200.0], np.float32), [1, 0], np.asarray([3.0, 3.0], np.float32)
+    ) == pytest.approx((600 + 200) / 2)
+    assert loss(
+        np.asarray([200.0, -200.0], np.float32), [1, 0], np.asarray([3.0, 3.0], np.float32)
+    ) == pytest.approx(0, abs=1e-6)
 
 
 def test_positive_weights_are_negatives_to_a_positive() -> None:
@@ -66,7 +68,9 @@ def test_positive_rates_count_known_labels_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "column", [[0, 0, 0], [1, 1, 1], [NAN, NAN, NAN], [0, NAN, 0]], ids=["negative", "positive", "unknown", "mixed"]
+    "column",
+    [[0, 0, 0], [1, 1, 1], [NAN, NAN, NAN], [0, NAN, 0]],
+    ids=["negative", "positive", "unknown", "mixed"],
 )
 def test_a_finding_without_both_labels_is_named(column: list[float]) -> None:
     labels = np.asarray([[1, 0, 1], column, [0, 1, 1]], np.float32).T

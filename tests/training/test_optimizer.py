@@ -12,7 +12,13 @@ SETTINGS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum_decay": 4e-3}
 
 
 def torch_nadam(
-    start: float, gradients: np.ndarray, rates: np.ndarray, b1: float, b2: float, eps: float, momentum_decay: float
+    start: float,
+    gradients: np.ndarray,
+    rates: np.ndarray,
+    b1: float,
+    b2: float,
+    eps: float,
+    momentum_decay: float,
 ) -> list[float]:
     """One scalar parameter by the formulas of torch's documentation, in float64; its value after each step."""
     parameter, m, v, mu_product = float(start), 0.0, 0.0, 1.0
@@ -51,7 +57,8 @@ def test_fifty_steps_are_torchs(settings: dict[str, float]) -> None:
     start = np.asarray([0.5, -1, 2, 0], np.float32)
     found = np.stack(run(nadam(1e-2, **settings), jnp.asarray(start), list(jnp.asarray(gradients))))
     expected = np.stack(
-        [torch_nadam(s, g, np.full(50, 1e-2), **settings) for s, g in zip(start, gradients.T, strict=True)], axis=1
+        [torch_nadam(s, g, np.full(50, 1e-2), **settings) for s, g in zip(start, gradients.T, strict=True)],
+        axis=1,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -59,7 +66,9 @@ def test_fifty_steps_are_torchs(settings: dict[str, float]) -> None:
 def test_the_defaults_are_torchs() -> None:
     gradients = np.random.default_rng(1).normal(size=20).astype(np.float32)
     found = run(nadam(1e-2), jnp.float32(0), list(jnp.asarray(gradients)))
-    np.testing.assert_allclose(found, torch_nadam(0, gradients, np.full(20, 1e-2), **SETTINGS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found, torch_nadam(0, gradients, np.full(20, 1e-2), **SETTINGS), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_first_step_in_closed_form() -> None:
@@ -78,13 +87,19 @@ def test_rates_follow_the_schedule_from_step_zero() -> None:
 
 def test_it_is_not_optaxs_nadam() -> None:
     gradients = list(jnp.asarray(np.random.default_rng(2).normal(size=10).astype(np.float32)))
-    ours, theirs = run(nadam(0.01), jnp.float32(0), gradients), run(optax.nadam(0.01), jnp.float32(0), gradients)
+    ours, theirs = (
+        run(nadam(0.01), jnp.float32(0), gradients),
+        run(optax.nadam(0.01), jnp.float32(0), gradients),
+    )
     assert abs(float(ours[-1] - theirs[-1])) > 1e-3
 
 
 def test_each_leaf_goes_its_own_way() -> None:
     rng = np.random.default_rng(3)
-    gradients = [{"a": jnp.asarray(rng.normal(size=2)), "b": {"c": jnp.asarray(rng.normal(size=(2, 2)))}} for _ in range(3)]
+    gradients = [
+        {"a": jnp.asarray(rng.normal(size=2)), "b": {"c": jnp.asarray(rng.normal(size=(2, 2)))}}
+        for _ in range(3)
+    ]
     together = run(nadam(0.1), jax.tree.map(jnp.zeros_like, gradients[0]), gradients)[-1]
     alone = run(nadam(0.1), jnp.zeros((2, 2)), [g["b"]["c"] for g in gradients])[-1]
     np.testing.assert_allclose(together["b"]["c"], alone, rtol=1e-6)

@@ -62,7 +62,9 @@ def test_declared_size_sets_rate_and_steps(tiny_config: Experiment, tiny_store: 
     assert plan.steps == 20
 
 
-def test_facts_of_a_run_must_not_change_under_way(tiny_config: Experiment, tiny_store: Store, tmp_path: Path) -> None:
+def test_facts_of_a_run_must_not_change_under_way(
+    tiny_config: Experiment, tiny_store: Store, tmp_path: Path
+) -> None:
     plan = make_plan(tiny_config, tiny_store)
     begin_or_continue(plan, None, tmp_path / "run.json")
     begin_or_continue(plan, None, tmp_path / "run.json")
@@ -74,11 +76,16 @@ def test_facts_of_a_run_must_not_change_under_way(tiny_config: Experiment, tiny_
 
 def test_weights_travel_and_misfits_are_listed(tmp_path: Path) -> None:
     params = {
-        "params": {"a": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}, "b": {"bias": np.ones(2, np.float32)}}
+        "params": {
+            "a": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)},
+            "b": {"bias": np.ones(2, np.float32)},
+        }
     }
     save_weights(tmp_path / "w", params, {"from": "here"})
     again = load_weights(tmp_path / "w", params)
-    assert all(np.array_equal(u, v) for u, v in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True))
+    assert all(
+        np.array_equal(u, v) for u, v in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True)
+    )
     other = {"params": {"a": {"kernel": np.zeros((3, 3), np.float32)}, "c": {"bias": np.ones(2, np.float32)}}}
     with pytest.raises(InputError, match=r"\['b'\].*surplus.*\['c'\].*missing") as error:
         load_weights(tmp_path / "w", other)
@@ -102,7 +109,15 @@ def test_the_secret_is_made_once_and_is_the_owners(tmp_path: Path) -> None:
 @pytest.fixture
 def declared_config(tiny_config: Experiment) -> Experiment:
     """A run that declares everything, with no statistic of the labels."""
-    config = changed(tiny_config, "training", seed=None, class_weights="none", steps=None, epochs=3.0, expected_batch_size=2)
+    config = changed(
+        tiny_config,
+        "training",
+        seed=None,
+        class_weights="none",
+        steps=None,
+        epochs=3.0,
+        expected_batch_size=2,
+    )
     return changed(config, "privacy", dataset_size=50)
 
 
@@ -119,7 +134,9 @@ def test_everything_public_follows_from_declared_numbers(
         found = split(self, *arguments)
         kept = (found.frame["patient_id"] != found.frame["patient_id"].iloc[0]).to_numpy()
         assert 0 < (~kept).sum() < 4
-        return dataclasses.replace(found, frame=found.frame[kept].reset_index(drop=True), labels=found.labels[kept])
+        return dataclasses.replace(
+            found, frame=found.frame[kept].reset_index(drop=True), labels=found.labels[kept]
+        )
 
     monkeypatch.setattr(Store, "split", fewer)
     without = make_plan(config, tiny_store)
@@ -149,13 +166,20 @@ def test_a_number_of_images_where_the_unit_is_the_patient_is_remarked_on(
 ) -> None:
     plan = make_plan(changed(declared_config, "privacy", unit="patient"), tiny_store)
     (told,) = plan.remarks()
-    assert "50 looks like the number of images (50), but the unit is the patient, and 25 patients are there" in told
+    assert (
+        "50 looks like the number of images (50), but the unit is the patient, and 25 patients are there"
+        in told
+    )
 
 
-def test_a_small_declared_size_does_not_admit_a_large_delta(declared_config: Experiment, tiny_store: Store) -> None:
+def test_a_small_declared_size_does_not_admit_a_large_delta(
+    declared_config: Experiment, tiny_store: Store
+) -> None:
     """0.03 is below 1 / 20 and above 1 / 50: with 50 images there, one of them may be published."""
     config = changed(declared_config, "privacy", dataset_size=20, delta=0.03)
-    with pytest.raises(InputError, match=r"less than 1/N = 0\.02 for N = 50 images \(those that are there\), found 0\.03"):
+    with pytest.raises(
+        InputError, match=r"less than 1/N = 0\.02 for N = 50 images \(those that are there\), found 0\.03"
+    ):
         make_plan(config, tiny_store)
     with pytest.raises(InputError, match=r"less than 1/N = 0\.01 for N = 100 images, found 0\.015"):
         make_plan(changed(config, "privacy", dataset_size=100, delta=0.015), tiny_store)
@@ -163,7 +187,9 @@ def test_a_small_declared_size_does_not_admit_a_large_delta(declared_config: Exp
 
 
 @pytest.mark.parametrize("of", ["training images", "training patients", "all images"])
-def test_the_cohorts_own_rates_are_not_public(declared_config: Experiment, tiny_store: Store, of: str) -> None:
+def test_the_cohorts_own_rates_are_not_public(
+    declared_config: Experiment, tiny_store: Store, of: str
+) -> None:
     findings = list(declared_config.data.findings)
     training = tiny_store.split("train").frame
     tables = {
@@ -172,7 +198,9 @@ def test_the_cohorts_own_rates_are_not_public(declared_config: Experiment, tiny_
         "all images": tiny_store.manifest[findings],
     }
     rates = tuple(float(rate) for rate in tables[of].mean())
-    plan = make_plan(changed(declared_config, "training", class_weights="public", positive_rates=rates), tiny_store)
+    plan = make_plan(
+        changed(declared_config, "training", class_weights="public", positive_rates=rates), tiny_store
+    )
     assert plan.describe()["against_release"] == ["positive_rates_counted"]
     assert not plan.may_be_released()
     guessed = changed(declared_config, "training", class_weights="public", positive_rates=(0.3, 0.4, 0.65))
@@ -181,7 +209,11 @@ def test_the_cohorts_own_rates_are_not_public(declared_config: Experiment, tiny_
 
 @pytest.mark.parametrize(("section", "fields"), [("privacy", {"noise": "discrete"}), ("training", {"optimizer": "least_squares", "scope": "head"})])  # fmt: skip
 def test_proved_sums_need_kernels_that_repeat_their_roundings(
-    declared_config: Experiment, tiny_store: Store, section: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    declared_config: Experiment,
+    tiny_store: Store,
+    section: str,
+    fields: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = changed(declared_config, section, **fields)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -193,7 +225,9 @@ def test_proved_sums_need_kernels_that_repeat_their_roundings(
     make_plan(config, tiny_store)
 
 
-def test_a_batch_for_which_sums_have_no_room_is_refused(declared_config: Experiment, tiny_store: Store) -> None:
+def test_a_batch_for_which_sums_have_no_room_is_refused(
+    declared_config: Experiment, tiny_store: Store
+) -> None:
     plan = make_plan(changed(declared_config, "privacy", noise="discrete"), tiny_store)
     assert plan.mechanism is not None
     for batch, refused in ((2_090_000, False), (2_100_000, True)):

@@ -103,7 +103,8 @@ def test_a_copied_run_cannot_use_its_noise_on_another_gradient(
     with pytest.raises(InputError, match=r"privacy\.clipping: 'flat' there, 'automatic' now"):
         train(plan, tmp_path / "run", resume=True, progress=False)
     with pytest.raises(
-        InputError, match=r"begun as another one; it differs in the configuration \(privacy\.clipping: flat there"
+        InputError,
+        match=r"begun as another one; it differs in the configuration \(privacy\.clipping: flat there",
     ):
         train(plan, copy, resume=True, progress=False)
 
@@ -124,20 +125,28 @@ def test_a_copied_run_cannot_use_its_noise_on_another_gradient(
     assert len(keys) == 6  # nothing was drawn so far
 
     chained_anew(copy / "ledger.jsonl", json.loads((copy / "run.json").read_text())["binding"]["digest"])
-    train(plan, copy, resume=True, progress=False)  # every record forged: what is left is that the noise is another
+    train(
+        plan, copy, resume=True, progress=False
+    )  # every record forged: what is left is that the noise is another
     again = dict(keys[6:])
     assert sorted(again) == [3, 4, 5]
     assert all(again[step] != original[step] for step in again)
 
 
 def test_the_noise_differs_even_if_nothing_is_checked(
-    config: Experiment, tiny_store: Store, tmp_path: Path, keys: list[tuple[int, bytes]], monkeypatch: pytest.MonkeyPatch
+    config: Experiment,
+    tiny_store: Store,
+    tmp_path: Path,
+    keys: list[tuple[int, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The secret of a run put into another folder, for another clip norm: sum and batches are masked anew."""
     batches: list[bytes] = []
     drawn = sampling.poisson_batch
     monkeypatch.setattr(
-        sampling, "poisson_batch", lambda secret, *rest: batches.append(hashlib.sha256(secret).digest()) or drawn(secret, *rest)
+        sampling,
+        "poisson_batch",
+        lambda secret, *rest: batches.append(hashlib.sha256(secret).digest()) or drawn(secret, *rest),
     )
     train(make_plan(config, tiny_store), tmp_path / "a", progress=False)
     (tmp_path / "b" / "checkpoints").mkdir(parents=True)
@@ -180,11 +189,17 @@ def test_all_randomness_but_the_starting_weights_is_bound(
     by = {whose: {purpose for used, purpose in seen if used == whose} for whose in (secret, bound)}
     assert by[secret] == {"initial weights"}
     assert by[bound] == {"noise", "batch", "films of a unit", "views of a film", "class_counts"}
-    assert {used for used, _ in seen} <= {secret, bound, bytes(32)}  # zeros stand for a secret where only shapes are asked for
+    assert {used for used, _ in seen} <= {
+        secret,
+        bound,
+        bytes(32),
+    }  # zeros stand for a secret where only shapes are asked for
 
 
 @pytest.fixture
-def begun(config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
+def begun(
+    config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Plan], None]:
     """A run in `run`, stopped before its first step; called with a plan it goes on with that, up to there."""
 
     def stop(*_: Any) -> Any:
@@ -200,7 +215,9 @@ def begun(config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: py
     return go_on
 
 
-def test_what_the_run_was_begun_with_goes_on(begun: Callable[[Plan], None], config: Experiment, tiny_store: Store) -> None:
+def test_what_the_run_was_begun_with_goes_on(
+    begun: Callable[[Plan], None], config: Experiment, tiny_store: Store
+) -> None:
     begun(make_plan(config, tiny_store))
 
 
@@ -209,7 +226,12 @@ def test_what_the_run_was_begun_with_goes_on(begun: Callable[[Plan], None], conf
     [
         (resume, "training_code_fingerprint", lambda: "other", r"the code \(other sources\)"),
         (resume, "__version__", "9.9", r"the code \(jaxcxr: 0\..* there, 9\.9 now\)"),
-        (resume.importlib.metadata, "version", lambda _: "99", r"library versions \(flax: .* there, 99 now; jax: "),
+        (
+            resume.importlib.metadata,
+            "version",
+            lambda _: "99",
+            r"library versions \(flax: .* there, 99 now; jax: ",
+        ),
         (jax, "default_backend", lambda: "tpu", r"the platform \(device: cpu there, tpu now\)"),
     ],
 )
@@ -225,7 +247,8 @@ def test_another_version_or_platform_does_not_go_on(
 ) -> None:
     monkeypatch.setattr(target, name, value)
     with pytest.raises(
-        InputError, match=rf"run\.json: the run was begun as another one; it differs in {told}.*or begin a new run"
+        InputError,
+        match=rf"run\.json: the run was begun as another one; it differs in {told}.*or begin a new run",
     ):
         begun(make_plan(config, tiny_store))
 
@@ -238,7 +261,11 @@ def test_other_data_and_other_starting_weights_do_not_go_on(
         begun(dataclasses.replace(plan, fingerprint="00" * 32))
     initial = Plan.random_params
     with monkeypatch.context() as patch:
-        patch.setattr(Plan, "random_params", lambda self, secret: jax.tree.map(lambda leaf: leaf + 1, initial(self, secret)))
+        patch.setattr(
+            Plan,
+            "random_params",
+            lambda self, secret: jax.tree.map(lambda leaf: leaf + 1, initial(self, secret)),
+        )
         with pytest.raises(InputError, match="it differs in the starting weights"):
             begun(plan)
 
@@ -251,7 +278,11 @@ def test_weights_that_were_exchanged_do_not_go_on(
     for seed in (1, 2):
         shutil.rmtree(tmp_path / "weights", ignore_errors=True)
         save_weights(tmp_path / "weights", plan.random_params(bytes([seed]) * 32), {"from": "elsewhere"})
-        refused = pytest.raises(StopError) if seed == 1 else pytest.raises(InputError, match="differs in the starting weights")
+        refused = (
+            pytest.raises(StopError)
+            if seed == 1
+            else pytest.raises(InputError, match="differs in the starting weights")
+        )
         with refused:
             train(plan, tmp_path / "run", resume=True, progress=False)
 
@@ -264,9 +295,7 @@ def test_a_run_of_an_earlier_version_is_not_changed_under_way(
     run = tmp_path / "run"
     chained_anew(run / "ledger.jsonl", "")
     edit_json(run / "run.json", lambda facts: facts.pop("binding"))
-    told = (
-        r"run\.json: the run was begun by an earlier version \(jaxcxr 0\.1\.0\), .*finish it with that version, or begin a new"
-    )
+    told = r"run\.json: the run was begun by an earlier version \(jaxcxr 0\.1\.0\), .*finish it with that version, or begin a new"
     if without_facts:
         (run / "run.json").unlink()
         told = "the ledger says what another release has cost"
@@ -274,7 +303,9 @@ def test_a_run_of_an_earlier_version_is_not_changed_under_way(
         begun(make_plan(config, tiny_store))
 
 
-def test_everything_configured_is_bound_but_evaluation_and_paths(config: Experiment, tiny_store: Store) -> None:
+def test_everything_configured_is_bound_but_evaluation_and_paths(
+    config: Experiment, tiny_store: Store
+) -> None:
     plan = make_plan(config, tiny_store)
     bound = binding_of(plan, plan.describe(), "aa")
     fields = config.digest_fields()
@@ -282,17 +313,29 @@ def test_everything_configured_is_bound_but_evaluation_and_paths(config: Experim
     assert missing == {name for name in fields if name.startswith("evaluation.")} | {
         *("data.store", "model.weights", "model.pretraining")
     }
-    for name in ("noise_multiplier", "n_units", "sample_rate", "steps", "positive_weights", "release", "against_release"):
+    for name in (
+        "noise_multiplier",
+        "n_units",
+        "sample_rate",
+        "steps",
+        "positive_weights",
+        "release",
+        "against_release",
+    ):
         assert f"run.{name}" in bound.configuration
     assert validate(Experiment, dataclasses.asdict(config), "again").digest_fields() == fields
 
 
-def test_another_calibration_of_the_same_budget_is_another_release(config: Experiment, tiny_store: Store) -> None:
+def test_another_calibration_of_the_same_budget_is_another_release(
+    config: Experiment, tiny_store: Store
+) -> None:
     """The same unit noise at another scale hides another sum, though the configuration says null for both."""
     plan = make_plan(config, tiny_store)
     assert plan.mechanism is not None
     louder = dataclasses.replace(plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=1.0001))
-    assert binding_of(plan, plan.describe(), "aa").digest != binding_of(louder, louder.describe(), "aa").digest
+    assert (
+        binding_of(plan, plan.describe(), "aa").digest != binding_of(louder, louder.describe(), "aa").digest
+    )
 
 
 def test_other_flags_of_xla_are_another_platform(
@@ -304,7 +347,10 @@ def test_other_flags_of_xla_are_another_platform(
     assert platform["kind"] == jax.devices()[0].device_kind
     for flags, changes in (
         ("--xla_cpu_max_isa=SSE4_2", True),
-        ("--xla_force_host_platform_device_count=8 --xla_dump_to=/tmp/x", False),  # the same sums on any number of devices
+        (
+            "--xla_force_host_platform_device_count=8 --xla_dump_to=/tmp/x",
+            False,
+        ),  # the same sums on any number of devices
         ("--xla_gpu_deterministic_ops=true", False),  # of another platform
     ):
         monkeypatch.setenv("XLA_FLAGS", flags)

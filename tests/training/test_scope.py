@@ -51,7 +51,9 @@ def batch_of(plan: Plan, films: list[int]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("scope", ["head", "head_and_norm", "last_stage"])
 @pytest.mark.parametrize("method", ["vmap", "layerwise"])
-def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(plan_of: Any, scope: Any, method: Any) -> None:
+def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(
+    plan_of: Any, scope: Any, method: Any
+) -> None:
     plan: Plan = plan_of(scope)
     params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8, 20])
     total, _ = jax.jit(clipped_sum(plan.model(), plan.weights, CLIP, method, scope))(params, batch)
@@ -76,7 +78,9 @@ def _reference(plan: Plan, params: Any, batch: Any, mask: Any) -> list[np.ndarra
         _whole_gradients["of"] = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(
             params, batch["image"][:, 0], batch["label"][:, 0]
         )
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(split(_whole_gradients["of"], mask)[0])]
+    leaves = [
+        np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(split(_whole_gradients["of"], mask)[0])
+    ]
     norms = np.sqrt(sum((leaf**2).reshape(len(leaf), -1).sum(axis=1) for leaf in leaves))
     assert (norms > CLIP).any()
     return [np.tensordot(np.minimum(1, CLIP / norms), leaf, axes=1) for leaf in leaves]
@@ -121,7 +125,9 @@ def test_the_head_alone_needs_no_backward_pass_through_the_trunk(plan_of: Any) -
         gradient_sum = clipped_sum(plan.model(), plan.weights, CLIP, "layerwise", scope)
         return str(jax.make_jaxpr(gradient_sum)(params, batch)).count(kind)
 
-    forward = str(jax.make_jaxpr(jax.vmap(plan.model().apply, in_axes=(None, 0)))(params, batch["image"][:, 0]))  # type: ignore[arg-type]
+    forward = str(
+        jax.make_jaxpr(jax.vmap(plan.model().apply, in_axes=(None, 0)))(params, batch["image"][:, 0])
+    )  # type: ignore[arg-type]
     assert count("head", "conv_general_dilated[") == forward.count("conv_general_dilated[") == 1
     assert count("head", "dot_general[") < count("last_stage", "dot_general[") < count("all", "dot_general[")
 
@@ -135,5 +141,7 @@ def test_a_scope_that_names_nothing_is_refused(plan_of: Any, monkeypatch: pytest
             return nn.Dense(self.n_findings, name="classifier")(image.reshape(-1).astype(jnp.float32))
 
     monkeypatch.setattr(Plan, "model", lambda _: Headless(3))
-    with pytest.raises(InputError, match="scope 'head': names no parameter of this network, whose parts are classifier"):
+    with pytest.raises(
+        InputError, match="scope 'head': names no parameter of this network, whose parts are classifier"
+    ):
         plan_of("head")

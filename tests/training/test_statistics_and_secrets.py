@@ -33,7 +33,9 @@ class StopError(Exception):
 def noised(config: Experiment, **privacy: object) -> Experiment:
     config = changed(config, "training", class_weights="noised", seed=None)
     return changed(
-        config, "privacy", **{"dataset_size": 50, "noise_multiplier": 1.5, "class_counts_noise_multiplier": 20.0, **privacy}
+        config,
+        "privacy",
+        **{"dataset_size": 50, "noise_multiplier": 1.5, "class_counts_noise_multiplier": 20.0, **privacy},
     )
 
 
@@ -71,11 +73,14 @@ def test_training_noise_pays_for_the_counts(tiny_config: Experiment, tiny_store:
     assert (paid.weights, free.already()) == (None, [])
 
 
-def test_counts_that_cost_more_than_the_budget_are_refused(tiny_config: Experiment, tiny_store: Store) -> None:
+def test_counts_that_cost_more_than_the_budget_are_refused(
+    tiny_config: Experiment, tiny_store: Store
+) -> None:
     for sigma in (None, 1.5):
         dear = noised(tiny_config, epsilon=0.5, class_counts_noise_multiplier=2.0, noise_multiplier=sigma)
         with pytest.raises(
-            InputError, match=r"privacy\.epsilon 0\.5: the noised class counts alone cost 1\.69\d at .* of 2: nothing"
+            InputError,
+            match=r"privacy\.epsilon 0\.5: the noised class counts alone cost 1\.69\d at .* of 2: nothing",
         ):
             make_plan(dear, tiny_store)
 
@@ -83,8 +88,14 @@ def test_counts_that_cost_more_than_the_budget_are_refused(tiny_config: Experime
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: dataclasses.replace(c, privacy=None), "training.class_weights 'noised' is paid from a privacy budget"),
-        (lambda c: changed(c, "training", class_weights="none"), "class_counts_noise_multiplier: only training.class_weights"),
+        (
+            lambda c: dataclasses.replace(c, privacy=None),
+            "training.class_weights 'noised' is paid from a privacy budget",
+        ),
+        (
+            lambda c: changed(c, "training", class_weights="none"),
+            "class_counts_noise_multiplier: only training.class_weights",
+        ),
         (lambda c: changed(c, "privacy", class_counts_noise_multiplier=0.0), "greater than 0"),
     ],
 )
@@ -140,7 +151,9 @@ def test_a_begun_run_keeps_the_noise_of_its_counts(
     """As if another version of the accountant had calibrated it."""
     calibrated = make_plan(noised(tiny_config, class_counts_noise_multiplier=None), tiny_store)
     assert calibrated.class_counts is not None
-    other = dataclasses.replace(calibrated, class_counts=dataclasses.replace(calibrated.class_counts, noise_multiplier=33.0))
+    other = dataclasses.replace(
+        calibrated, class_counts=dataclasses.replace(calibrated.class_counts, noise_multiplier=33.0)
+    )
     begin(other, tmp_path / "run", monkeypatch)
     resumed = begin(calibrated, tmp_path / "run", monkeypatch, resume=True)
     assert resumed.class_counts == other.class_counts
@@ -164,7 +177,9 @@ def test_noise_of_counts_that_does_not_fit_the_grid_is_refused(
     tiny_config: Experiment, tiny_store: Store, sigma: float
 ) -> None:
     config = noised(tiny_config, class_counts_noise_multiplier=sigma)
-    with pytest.raises(InputError, match=r"privacy\.class_counts_noise_multiplier: .* does not fit .*expected one between"):
+    with pytest.raises(
+        InputError, match=r"privacy\.class_counts_noise_multiplier: .* does not fit .*expected one between"
+    ):
         make_plan(config, tiny_store)
 
 
@@ -175,7 +190,9 @@ def test_an_epsilon_in_the_log_includes_the_counts(plan: Plan, tmp_path: Path) -
     assert log._epsilon(6) == epsilon_pld([*plan.already(), steps], 1e-4) > epsilon_pld([steps], 1e-4)
 
 
-def test_the_ledger_of_another_run_is_refused(tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_of_another_run_is_refused(
+    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Same terms, same lines: only the name of the run tells them apart."""
     out = tmp_path / "run"
     begin(tiny_plan, out, monkeypatch)
@@ -187,7 +204,9 @@ def test_the_ledger_of_another_run_is_refused(tiny_plan: Plan, tmp_path: Path, m
         train(tiny_plan, out, resume=True, progress=False)
 
 
-def test_a_deleted_secret_is_gone_and_said_to_be(tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_secret_is_gone_and_said_to_be(
+    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     begin(tiny_plan, out, monkeypatch)
     folder = out / "checkpoints"
@@ -196,7 +215,9 @@ def test_a_deleted_secret_is_gone_and_said_to_be(tiny_plan: Plan, tmp_path: Path
     delete_secret(folder)  # a second time is nothing
     assert [path.name for path in folder.iterdir() if path.is_file()] == [DELETED_FILE]
     assert secret not in (folder / DELETED_FILE).read_bytes()
-    with pytest.raises(InputError, match=r"secret\.key: the secret was deleted when the run was finished .* cannot go on"):
+    with pytest.raises(
+        InputError, match=r"secret\.key: the secret was deleted when the run was finished .* cannot go on"
+    ):
         train(tiny_plan, out, resume=True, progress=False)
     assert not (folder / SECRET_FILE).exists()
 
@@ -224,19 +245,29 @@ def test_discrete_noise_counts_the_trained_parameters(tiny_config: Experiment, t
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert head.mechanism.discrete_coordinates == 3 * 256 + 3  # 256 features of a network of width 32
     assert plan.describe()["discrete_coordinates"] == plan.mechanism.discrete_coordinates
-    with pytest.raises(InputError, match=r"privacy\.noise: discrete noise: a noise multiplier of 1e-06 does not fit"):
+    with pytest.raises(
+        InputError, match=r"privacy\.noise: discrete noise: a noise multiplier of 1e-06 does not fit"
+    ):
         make_plan(changed(config, "privacy", noise_multiplier=1e-6), tiny_store)
 
 
-def test_patients_of_an_image_level_run_are_told_to_the_operator(plan: Plan, tiny_plan: Plan, tmp_path: Path) -> None:
+def test_patients_of_an_image_level_run_are_told_to_the_operator(
+    plan: Plan, tiny_plan: Plan, tmp_path: Path
+) -> None:
     said: list[str] = []
     rows = experiment._of_patients(tiny_plan, said.append)
-    assert [(row["patient"], row["films"]) for row in rows] == [("median", 2), ("95th percentile", 2), ("maximum", 2)]
+    assert [(row["patient"], row["films"]) for row in rows] == [
+        ("median", 2),
+        ("95th percentile", 2),
+        ("maximum", 2),
+    ]
     assert 8.0 < rows[0]["epsilon_lower"] < rows[0]["epsilon_upper"]  # type: ignore[operator]
     assert "for the operator only" in said[0]
     assert "maximum (2 films) at most" in said[0]
     experiment._write_patients(rows, tmp_path / "patients.json")
-    assert json.loads((tmp_path / "patients.json").read_text())["for"].startswith("the operator; not for release")
+    assert json.loads((tmp_path / "patients.json").read_text())["for"].startswith(
+        "the operator; not for release"
+    )
     by_patient = dataclasses.replace(tiny_plan, config=changed(tiny_plan.config, "privacy", unit="patient"))
     assert experiment._of_patients(by_patient, said.append) == []
     assert len(said) == 1

@@ -25,7 +25,15 @@ from jaxcxr.training import trained_on
 from jaxcxr.training.checkpoint import flat_weights, provenance, save_weights, units_of_weights
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue
-from jaxcxr.training.trained_on import Films, Overlap, TrainedOn, checked_start, films_of, overlap, with_training
+from jaxcxr.training.trained_on import (
+    Films,
+    Overlap,
+    TrainedOn,
+    checked_start,
+    films_of,
+    overlap,
+    with_training,
+)
 from jaxcxr.workflows.conversion import Weights, convert, units_of_source
 from jaxcxr.workflows.experiment import pretrain, run_experiment
 from tests.conftest import FINDINGS, changed
@@ -53,9 +61,13 @@ Make = Callable[..., Store]
 def made(tmp_path: Path) -> Make:
     """Stores of films of 32 pixels, each film a matter of its number; two films a patient."""
 
-    def make(name: str, films: list[int], ids: str = "", valid: list[int] | None = None, **changes: Any) -> Store:
+    def make(
+        name: str, films: list[int], ids: str = "", valid: list[int] | None = None, **changes: Any
+    ) -> Store:
         numbers = [*films, *(valid or [])]
-        pixels = [np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8) for number in numbers]
+        pixels = [
+            np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8) for number in numbers
+        ]
         frame = pd.DataFrame(
             {
                 "image_id": [f"{ids}film{number}" for number in numbers],
@@ -84,7 +96,9 @@ def pretrained(tiny_nonprivate_config: Experiment, tmp_path: Path) -> Callable[.
     """Weights that two steps on a store have left."""
 
     def make(store: Store, name: str = "weights", start: Path | None = None) -> Path:
-        config = changed(private(tiny_nonprivate_config, store, start), "training", steps=2, augmentation="none")
+        config = changed(
+            private(tiny_nonprivate_config, store, start), "training", steps=2, augmentation="none"
+        )
         pretrain(config, tmp_path / name, say=lambda _: None)
         return tmp_path / name
 
@@ -139,7 +153,12 @@ def test_a_single_film_or_patient_is_found(made: Make, params: PyTree, tmp_path:
         ([*range(100, 120), 7], "", {}, Overlap(1, 1, 1)),
         ([*range(100, 120), 7], "x", {}, Overlap(1, 0, 0)),
         ([*range(100, 120)], "x", {"image_id": [*(f"i{i}" for i in range(19)), "film3"]}, Overlap(0, 1, 0)),
-        ([*range(100, 120)], "x", {"patient_id": [*(f"i{i}" for i in range(18)), "patient0", "patient0"]}, Overlap(0, 0, 1)),
+        (
+            [*range(100, 120)],
+            "x",
+            {"patient_id": [*(f"i{i}" for i in range(18)), "patient0", "patient0"]},
+            Overlap(0, 0, 1),
+        ),
     ):
         store = made(f"private{found}", films, ids, **changes)
         record = units_of_weights(weights)
@@ -147,7 +166,10 @@ def test_a_single_film_or_patient_is_found(made: Make, params: PyTree, tmp_path:
         assert overlap(record, films_of(store, "train")) == found
         for unrelated in (False, True):
             if unrelated and not found.pixels:
-                assert checked_start(weights, provenance(weights), store, unrelated).known == "ids_declared_unrelated"
+                assert (
+                    checked_start(weights, provenance(weights), store, unrelated).known
+                    == "ids_declared_unrelated"
+                )
                 continue
             with pytest.raises(InputError, match="cannot start from these weights") as refusal:
                 checked_start(weights, provenance(weights), store, unrelated)
@@ -184,18 +206,26 @@ def test_a_record_is_handed_on_through_further_training_and_conversion(
     store = made("private", [*range(200, 250), 3])
     with pytest.raises(InputError, match="1 film with the same pixels"):
         checked_start(second, provenance(second), store, ids_unrelated=False)
-    third = weights_of(make_plan(private(tiny_config, store, None), store).random_params(bytes(32)), tmp_path / "third", None)
+    third = weights_of(
+        make_plan(private(tiny_config, store, None), store).random_params(bytes(32)), tmp_path / "third", None
+    )
     fourth = pretrained(made("c", list(range(300, 330))), "fourth", start=third)
     record = units_of_weights(fourth)
     assert record is not None
     assert not record.complete
     assert checked_start(fourth, provenance(fourth), store, ids_unrelated=False).known == "none"
     with pytest.raises(InputError, match="2 films with the same pixels"):
-        checked_start(fourth, provenance(fourth), made("again", [300, 301, *range(400, 450)]), ids_unrelated=False)
+        checked_start(
+            fourth, provenance(fourth), made("again", [300, 301, *range(400, 450)]), ids_unrelated=False
+        )
 
 
 def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
-    tiny_nonprivate_config: Experiment, made: Make, params: PyTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_nonprivate_config: Experiment,
+    made: Make,
+    params: PyTree,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jaxcxr.workflows.conversion.from_torch", lambda *_, **__: params)
     store = made("known", list(range(20)))
@@ -207,7 +237,9 @@ def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
     assert units_of_weights(tmp_path / "converted") is not None
     overlapping = made("private", [4, *range(100, 120)])
     with pytest.raises(InputError, match="1 film with the same pixels"):
-        checked_start(tmp_path / "converted", provenance(tmp_path / "converted"), overlapping, ids_unrelated=False)
+        checked_start(
+            tmp_path / "converted", provenance(tmp_path / "converted"), overlapping, ids_unrelated=False
+        )
 
     # A run has no record of its own: its store says what it was trained on, as long as it is the same one.
     run = tmp_path / "run"
@@ -216,7 +248,9 @@ def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
     for fingerprint, known in ((store.fingerprint, True), ("another", False)):
         (run / "run.json").write_text(json.dumps({"store_fingerprint": fingerprint}))
         found = units_of_source(run)
-        assert (found is not None and overlap(found, films_of(overlapping, "train")) == Overlap(1, 1, 1)) == known
+        assert (
+            found is not None and overlap(found, films_of(overlapping, "train")) == Overlap(1, 1, 1)
+        ) == known
     assert units_of_source(tmp_path / "absent.pth") is None
 
 
@@ -229,7 +263,10 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
     assert plan.pretrained_params() is not None
     assert plan.describe()["initial_weights_record"] == "none"
     assert make_plan(private(tiny_config, store, None), store).describe()["initial_weights_record"] is None
-    assert "initial_weights_record" not in make_plan(dataclasses.replace(plan.config, privacy=None), store).describe()
+    assert (
+        "initial_weights_record"
+        not in make_plan(dataclasses.replace(plan.config, privacy=None), store).describe()
+    )
     own = weights_of(params, tmp_path / "own", None, store_fingerprint=store.fingerprint)
     with pytest.raises(InputError, match="trained on that very store"):
         make_plan(private(tiny_config, store, own), store).pretrained_params()
@@ -237,7 +274,12 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
 
 @pytest.mark.parametrize("place", ["record", "file", "marked release"])
 def test_marked_weights_start_no_private_run_and_no_pretraining(
-    place: str, tiny_config: Experiment, tiny_nonprivate_config: Experiment, made: Make, params: PyTree, tmp_path: Path
+    place: str,
+    tiny_config: Experiment,
+    tiny_nonprivate_config: Experiment,
+    made: Make,
+    params: PyTree,
+    tmp_path: Path,
 ) -> None:
     """Whatever says that weights must not leave: a record that was rewritten does not unmark the file beside it."""
     folder, store = tmp_path / "w", made("private", list(range(50)))
@@ -256,14 +298,20 @@ def test_marked_weights_start_no_private_run_and_no_pretraining(
     assert not list(tmp_path.glob("washed*"))
 
 
-def test_held_out_films_that_the_weights_know_are_said_and_not_refused(made: Make, params: PyTree, tmp_path: Path) -> None:
+def test_held_out_films_that_the_weights_know_are_said_and_not_refused(
+    made: Make, params: PyTree, tmp_path: Path
+) -> None:
     weights = weights_of(params, tmp_path / "w", units_of(made("known", list(range(20)))))
-    start = checked_start(weights, provenance(weights), made("private", list(range(100, 120)), valid=[4, 5, 6, 200]), False)
+    start = checked_start(
+        weights, provenance(weights), made("private", list(range(100, 120)), valid=[4, 5, 6, 200]), False
+    )
     assert start.known == "recorded"
     assert start.held_out is not None
     assert "3 films with the same pixels, 3 films with the same image_id and 2 patients" in start.held_out
     assert "valid: " in start.held_out
-    clean = checked_start(weights, provenance(weights), made("clean", list(range(100, 120)), valid=[200]), False)
+    clean = checked_start(
+        weights, provenance(weights), made("clean", list(range(100, 120)), valid=[200]), False
+    )
     assert clean.held_out is None
 
 
@@ -305,14 +353,18 @@ def test_an_overlap_is_counted_as_sets_would(data: st.DataObject) -> None:
 
     def some() -> Films:
         films = data.draw(st.lists(st.tuples(numbers, numbers, numbers), max_size=12))
-        return Films([f"{a:064x}" for a, _, _ in films], [f"i{b}" for _, b, _ in films], [f"{c}" for _, _, c in films])
+        return Films(
+            [f"{a:064x}" for a, _, _ in films], [f"i{b}" for _, b, _ in films], [f"{c}" for _, _, c in films]
+        )
 
     trainings, mine = [some() for _ in range(data.draw(st.integers(1, 3)))], some()
     record: TrainedOn | None = None
     for films in trainings:
         record = with_training(films, record, from_random=record is None)
     assert record is not None
-    pixels, images, patients = ({v for f in trainings for v in kind(f)} for kind in (_pixels, _images, _patients))
+    pixels, images, patients = (
+        {v for f in trainings for v in kind(f)} for kind in (_pixels, _images, _patients)
+    )
     expected = (
         sum(value in pixels for value in mine.pixels),
         sum(value in images for value in mine.image_ids),
@@ -335,7 +387,9 @@ def _patients(films: Films) -> Any:
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "of other weights", "costly", "of a later format"])
-def test_a_damaged_record_is_refused_and_not_taken_for_none(damage: str, made: Make, params: PyTree, tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused_and_not_taken_for_none(
+    damage: str, made: Make, params: PyTree, tmp_path: Path
+) -> None:
     store = made("known", list(range(20)))
     weights = weights_of(params, tmp_path / "w", units_of(store))
     file = weights / "trained_on.npz"
@@ -346,7 +400,9 @@ def test_a_damaged_record_is_refused_and_not_taken_for_none(damage: str, made: M
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
     elif damage == "of other weights":
-        shutil.copy(weights_of(params, tmp_path / "other", units_of(made("x", [1, 2]))) / "trained_on.npz", file)
+        shutil.copy(
+            weights_of(params, tmp_path / "other", units_of(made("x", [1, 2]))) / "trained_on.npz", file
+        )
     else:
         with np.load(file) as arrays:
             changed_arrays = dict(arrays)
@@ -363,7 +419,10 @@ def test_a_film_of_one_grey_value_is_nobodys(tmp_path: Path) -> None:
     frame = pd.DataFrame({"image_id": ["a", "b"], "patient_id": ["p", "q"], "path": ["1", "2"], "split": "train", "age": 1.0, "sex": "F",
                           FINDINGS[0]: 1.0})  # fmt: skip
     for name, prefix in (("one", "x"), ("two", "y")):
-        films = [np.full((16, 16), 7, np.uint8), np.random.default_rng(len(prefix)).integers(0, 9, (16, 16), dtype=np.uint8)]
+        films = [
+            np.full((16, 16), 7, np.uint8),
+            np.random.default_rng(len(prefix)).integers(0, 9, (16, 16), dtype=np.uint8),
+        ]
         films[1][0, 0] = ord(prefix)
         ids = frame.assign(image_id=prefix + frame["image_id"], patient_id=prefix + frame["patient_id"])
         write_store(tmp_path / name, ids, iter(films), size=16, findings=FINDINGS[:1], preprocessing={})

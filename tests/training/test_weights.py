@@ -36,7 +36,9 @@ def test_the_weights_that_are_shipped_are_the_recorded_ones() -> None:
     assert hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
     assert 0.75 < record["test_auroc"]["average"] < 1
     recipe = load(Experiment, ROOT / "configs" / "pretrain_synthetic.yaml")
-    assert validate(Experiment, record["config"], "record") == recipe, "made by another configuration: make them anew"
+    assert validate(Experiment, record["config"], "record") == recipe, (
+        "made by another configuration: make them anew"
+    )
 
 
 def test_the_demo_starts_from_the_shipped_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,7 +48,10 @@ def test_the_demo_starts_from_the_shipped_weights(monkeypatch: pytest.MonkeyPatc
         assert config.model.weights == SHIPPED
         model = jaxcxr.load_model(config.model.weights)
         assert (model.findings, model.size) == (config.data.findings, config.data.size)
-        assert (model.network.activation, model.network.width) == (config.model.activation, config.model.width)
+        assert (model.network.activation, model.network.width) == (
+            config.model.activation,
+            config.model.width,
+        )
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model.params))
 
 
@@ -67,7 +72,11 @@ def test_sixteen_bits_are_rounded_to_the_nearest(params: PyTree, tmp_path: Path)
         np.testing.assert_array_equal(kept, np.asarray(exact).astype(jnp.bfloat16).astype(np.float32))
     record = provenance(tmp_path / "w")
     file = tmp_path / "w" / "weights.safetensors"
-    assert record == {"from": "here", "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert record == {
+        "from": "here",
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 2 * numbers < file.stat().st_size < 2.1 * numbers
 
@@ -87,7 +96,9 @@ def test_the_file_of_a_release_is_read_and_a_misfit_named(params: PyTree, tmp_pa
         load_weights(tmp_path, params)
 
 
-def test_a_seeded_pretraining_gives_the_same_file_again(tiny_nonprivate_config: Experiment, tmp_path: Path) -> None:
+def test_a_seeded_pretraining_gives_the_same_file_again(
+    tiny_nonprivate_config: Experiment, tmp_path: Path
+) -> None:
     config = changed(tiny_nonprivate_config, "training", steps=2, seed=0)
     for name in ("a", "b"):
         pretrain(config, tmp_path / name, say=lambda _: None, bfloat16=True)

@@ -29,12 +29,16 @@ def with_epsilon(config: Experiment, epsilon: float) -> Experiment:
 
 def test_a_small_budget_trains_less_of_the_network() -> None:
     config = private(epochs=None, steps=7_500)
-    small, large = (recommended(with_epsilon(config, epsilon), 20_000, RULE).training for epsilon in (0.5, 0.51))
+    small, large = (
+        recommended(with_epsilon(config, epsilon), 20_000, RULE).training for epsilon in (0.5, 0.51)
+    )
     assert (small.scope, large.scope) == ("head", "all")
     assert (small.expected_batch_size, large.expected_batch_size) == (512, 4096)
 
 
-@pytest.mark.parametrize(("epochs", "batch", "steps"), [(150.0, 4096, 1124), (2.0, 3070, 100), (30.0, 4096, 1124)])
+@pytest.mark.parametrize(
+    ("epochs", "batch", "steps"), [(150.0, 4096, 1124), (2.0, 3070, 100), (30.0, 4096, 1124)]
+)
 def test_film_passes_are_those_of_the_experiment_or_fewer(epochs: float, batch: int, steps: int) -> None:
     config = private(epochs=epochs)
     t = recommended(config, 153_502, RULE).training
@@ -69,7 +73,9 @@ def test_what_is_not_the_recipe_stays() -> None:
 def test_what_is_no_rule_is_refused() -> None:
     for ends in ((None, 1e4), (1e4, 1e4, None), (1e4,), ()):
         bands = tuple(Band(end, "head", 512, 5.0, 0.2) for end in ends)
-        with pytest.raises(InputError, match="bands: expected rising values of up_to and null as the last one"):
+        with pytest.raises(
+            InputError, match="bands: expected rising values of up_to and null as the last one"
+        ):
             recommended(private(), 1000, dataclasses.replace(RULE, bands=bands))
     with pytest.raises(InputError, match="privacy is null"):
         recommended(dataclasses.replace(private(), privacy=None), 1000, RULE)

@@ -37,13 +37,21 @@ def test_the_grid_is_every_arm_budget_and_seed() -> None:
     assert paper.privacy is not None
     assert paper.privacy.epsilon == 7.89
     assert by_key["paper", 0.29, 2].config.training.learning_rate == 1e-4
-    assert {by_key["recommended", epsilon, 1].config.training.averaging for epsilon in (0.29, 7.89)} == {"tail"}
+    assert {by_key["recommended", epsilon, 1].config.training.averaging for epsilon in (0.29, 7.89)} == {
+        "tail"
+    }
     assert len({c.digest for c in found}) == 3 * 2 * 2 + 1  # untouched weights have neither budget nor seed
 
 
 def test_questions_share_their_runs() -> None:
     one = Question("?", "a", {"a": Arm(), "b": Arm({"privacy.l2_clip_norm": 0.5})}, (1.0,), (1,))
-    other = Question("?", "a", {"a": Arm({"privacy.l2_clip_norm": 1.5}), "c": Arm({"model.activation": "relu"})}, (1.0,), (1,))
+    other = Question(
+        "?",
+        "a",
+        {"a": Arm({"privacy.l2_clip_norm": 1.5}), "c": Arm({"model.activation": "relu"})},
+        (1.0,),
+        (1,),
+    )
     assert len({c.digest for c in cells(study_of(one=one, other=other))}) == 3
 
 
@@ -89,7 +97,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             y = rng.integers(0, 2, n)
             frame[f"y_{finding}"] = y.astype(np.float32)
             noise = np.random.default_rng(seed).normal(size=n)
-            frame[f"p_{finding}"] = (1 / (1 + np.exp(-(skill * y + rng.normal(size=n) + 0.3 * noise)))).astype(np.float32)
+            frame[f"p_{finding}"] = (
+                1 / (1 + np.exp(-(skill * y + rng.normal(size=n) + 0.3 * noise)))
+            ).astype(np.float32)
         folder.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(folder / "predictions.parquet")
         (folder / "run.json").write_text(json.dumps({"noise_multiplier": 1.0}))
@@ -102,7 +112,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return object()
 
     monkeypatch.setattr(experiment, "run_experiment", run)
-    monkeypatch.setattr(experiment, "evaluate_untouched", lambda config, out, **_: predict(config, out, 0.2, 0))
+    monkeypatch.setattr(
+        experiment, "evaluate_untouched", lambda config, out, **_: predict(config, out, 0.2, 0)
+    )
     monkeypatch.setattr(study, "REDRAWS", 40)
     return done
 
@@ -167,7 +179,9 @@ def test_intervals_cover_films_and_seeds() -> None:
 
 def test_the_study_that_we_ship_can_be_run() -> None:
     shipped = load(Study, ROOT / "configs" / "ablations.yaml")
-    shipped = dataclasses.replace(shipped, experiment=str(ROOT / shipped.experiment), rule=str(ROOT / shipped.rule))
+    shipped = dataclasses.replace(
+        shipped, experiment=str(ROOT / shipped.experiment), rule=str(ROOT / shipped.rule)
+    )
     found = list(cells(shipped))
     assert {c.epsilon for c in found if c.question == "recipe"} == {0.29, 1.06, 7.89}
     assert all(len(q.seeds) >= 3 for q in shipped.questions.values())

@@ -1,9 +1,10 @@
 """Bounds on the success of any attacker, whatever they know besides: what epsilon and delta mean in practice.
 
 A test that says "this person was in the data" with false-positive rate a has a true-positive rate of at most
-min over epsilon of exp(epsilon) a + delta(epsilon) (Kairouz et al. 2015; the whole curve is used, not one point of it).
-An attacker who would guess a record right with probability a beforehand guesses it right with at most that probability from the
-model (Balle et al. 2022; Hayes et al. 2023), so that the same curve bounds reconstruction.
+min over epsilon of exp(epsilon) a + delta(epsilon) (Kairouz et al. 2015; the whole curve is used, not one
+point of it). An attacker who would guess a record right with probability a beforehand guesses it right with
+at most that probability from the model (Balle et al. 2022; Hayes et al. 2023), so that the same curve bounds
+reconstruction.
 """
 
 import dataclasses
@@ -25,10 +26,10 @@ class AttackBounds:
     """Upper bounds on the success of any attack on one unit.
 
     Attributes:
-        true_positive_rate: false-positive rate -> bound on the true-positive rate of membership inference; equally, prior
-            probability of guessing a record -> bound on the probability of reconstructing it.
-        advantage: bound on true-positive minus false-positive rate, at any threshold: the reconstruction and membership
-            advantage; delta at epsilon 0.
+        true_positive_rate: false-positive rate -> bound on the true-positive rate of membership inference;
+            equally, prior probability of guessing a record -> bound on the probability of reconstructing it.
+        advantage: bound on true-positive minus false-positive rate, at any threshold: the reconstruction and
+            membership advantage; delta at epsilon 0.
     """
 
     true_positive_rate: Mapping[float, float]
@@ -47,10 +48,13 @@ def attack_bounds(spendings: Sequence[Spending], delta: float, films: int = 1) -
 
 
 def trade_off(
-    spendings: Sequence[Spending], delta: float, false_positive_rates: Float[np.ndarray, " points"], films: int = 1
+    spendings: Sequence[Spending],
+    delta: float,
+    false_positive_rates: Float[np.ndarray, " points"],
+    films: int = 1,
 ) -> Float[np.ndarray, " points"]:
-    """The ROC curve that no attack on a unit of `films` films exceeds: a bound on the true-positive rate at each false-positive
-    rate. Arguments are those of `attack_bounds`.
+    """The ROC curve that no attack on a unit of `films` films exceeds: a bound on the true-positive rate at
+    each false-positive rate. Arguments are those of `attack_bounds`.
     """
     return _highest(releases_of(spendings, films), delta, false_positive_rates)
 
@@ -58,10 +62,15 @@ def trade_off(
 @functools.lru_cache(maxsize=64)
 def _bounds(releases: tuple[Release, ...], delta: float) -> AttackBounds:
     rates = _highest(releases, delta, np.array([*FALSE_POSITIVE_RATES]))
-    return AttackBounds(dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)), float(upper_curve(releases, delta)[1][0]))
+    return AttackBounds(
+        dict(zip(FALSE_POSITIVE_RATES, rates.tolist(), strict=True)),
+        float(upper_curve(releases, delta)[1][0]),
+    )
 
 
-def _highest(releases: tuple[Release, ...], delta: float, rates: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+def _highest(
+    releases: tuple[Release, ...], delta: float, rates: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, " points"]:
     epsilons, deltas = upper_curve(releases, delta)
     rates = rates[:, None]
     likely, unlikely = np.exp(epsilons) * rates + deltas, 1 - np.exp(-epsilons) * (1 - deltas - rates)

@@ -1,7 +1,8 @@
-"""Planning a run: the noise that a budget asks for, what a plan will cost, and the steps that a budget still buys.
+"""Planning a run: the noise that a budget asks for, what a plan will cost, and the steps that a budget still
+buys.
 
-Guarantee: `calibrated_noise` and `affordable_steps` keep the upper bound on epsilon of everything together, what was released
-before included, within the budget.
+Guarantee: `calibrated_noise` and `affordable_steps` keep the upper bound on epsilon of everything together,
+what was released before included, within the budget.
 """
 
 import dataclasses
@@ -13,7 +14,14 @@ from typing import Any
 
 from scipy.optimize import brentq
 
-from jaxcxr.accounting.epsilon import MOST_STEPS, Spending, epsilon_bounds, epsilon_pld, epsilon_rdp, releases_of
+from jaxcxr.accounting.epsilon import (
+    MOST_STEPS,
+    Spending,
+    epsilon_bounds,
+    epsilon_pld,
+    epsilon_rdp,
+    releases_of,
+)
 from jaxcxr.accounting.loss_distribution import NO_GUARANTEE, is_within, renyi_epsilon, require_order
 from jaxcxr.errors import InputError
 
@@ -28,8 +36,8 @@ class Plan:
     """A planned run, and what it will have cost.
 
     Attributes:
-        epsilon_pld, epsilon_rdp: at `delta`, by privacy loss distribution (the claim) and by Rényi moments (a looser
-            cross-check).
+        epsilon_pld, epsilon_rdp: at `delta`, by privacy loss distribution (the claim) and by Rényi moments (a
+            looser cross-check).
         epsilon_lower: no epsilon below this one is true.
     """
 
@@ -54,7 +62,8 @@ def sample_rate_of(expected_batch_size: int, n_units: int) -> float:
 
 
 def steps_of_epochs(epochs: float, n_units: int, expected_batch_size: int) -> int:
-    """Number of steps in `epochs` epochs of N / expected_batch_size steps each, rounded to the nearest (at least 1).
+    """Number of steps in `epochs` epochs of N / expected_batch_size steps each, rounded to the nearest (at
+    least 1).
 
     Raises:
         InputError: epochs is not a positive number, or makes more steps than can be accounted for.
@@ -75,17 +84,25 @@ def require_epsilon(epsilon: float) -> None:
     """
     if not 0 < epsilon <= NO_GUARANTEE:
         raise InputError(
-            f"epsilon: expected a positive number of at most {NO_GUARANTEE:g} (a larger one protects nobody), found {epsilon:g}"
+            f"epsilon: expected a positive number of at most {NO_GUARANTEE:g} (a larger one protects "
+            f"nobody), found {epsilon:g}"
         )
 
 
-def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> Plan:
+def calibrate(
+    epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()
+) -> Plan:
     """A run with `calibrated_noise`, and what it will have cost."""
-    return plan(calibrated_noise(epsilon, delta, sample_rate, steps, already), delta, sample_rate, steps, already)
+    return plan(
+        calibrated_noise(epsilon, delta, sample_rate, steps, already), delta, sample_rate, steps, already
+    )
 
 
-def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> float:
-    """The noise multiplier with which everything together costs the budget, or less by at most `CALIBRATION_TOLERANCE` of it.
+def calibrated_noise(
+    epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()
+) -> float:
+    """The noise multiplier with which everything together costs the budget, or less by at most
+    `CALIBRATION_TOLERANCE` of it.
 
     Args:
         epsilon: budget of the whole run, at most 500.
@@ -95,14 +112,15 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
         already: what else the budget pays for, such as noised class counts.
 
     Raises:
-        InputError: epsilon, delta or the plan is out of range, `already` alone exceeds the budget, or no noise multiplier up to
-            a million reaches it.
+        InputError: epsilon, delta or the plan is out of range, `already` alone exceeds the budget, or no
+            noise multiplier up to a million reaches it.
     """
     require_epsilon(epsilon)
     before = epsilon_pld(already, delta)
     if before >= epsilon:
         raise InputError(
-            f"the released statistics alone cost epsilon {before:.4g} at delta {delta:g}: nothing is left for training"
+            f"the released statistics alone cost epsilon {before:.4g} at delta {delta:g}: nothing is left "
+            "for training"
         )
 
     tried: list[float] = []
@@ -127,7 +145,8 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
     while spent(high) > epsilon:
         if high >= most:
             raise InputError(
-                f"no noise multiplier up to {MOST_NOISE:g} keeps everything within epsilon {epsilon:g} at delta {delta:g}"
+                f"no noise multiplier up to {MOST_NOISE:g} keeps everything within epsilon {epsilon:g} at "
+                f"delta {delta:g}"
             )
         step = max(step, 1.2 * excess(high))
         low, high, step = high, min(most, high + step), 2 * step
@@ -136,7 +155,8 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
         low, high, step = max(least, low - step), low, 2 * step
     if spent(low) <= epsilon:
         return math.exp(low)
-    # `high` always keeps the budget. Every fourth point halves what is left, so that the search ends whatever the curve.
+    # `high` always keeps the budget. Every fourth point halves what is left, so that the search ends whatever
+    # the curve.
     for round_ in itertools.count(1):
         if spent(high) >= epsilon * (1 - CALIBRATION_TOLERANCE) or high - low < 1e-9:
             break
@@ -147,7 +167,9 @@ def calibrated_noise(epsilon: float, delta: float, sample_rate: float, steps: in
 
 
 def _crossing(places: Mapping[float, float]) -> float:
-    """Where the value is 0, by the parabola through the three points nearest to it; `places` maps values to places."""
+    """Where the value is 0, by the parabola through the three points nearest to it; `places` maps values to
+    places.
+    """
     nearest = sorted(places, key=abs)[:3]
     return sum(places[a] * math.prod(b / (b - a) for b in nearest if b != a) for a in nearest)
 
@@ -162,7 +184,9 @@ def _root(function: Callable[[float], float], low: float, high: float, tolerance
     return float(root)
 
 
-def plan(noise_multiplier: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()) -> Plan:
+def plan(
+    noise_multiplier: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()
+) -> Plan:
     """What a run with this noise will cost, together with what is spent `already`."""
     spending = [*already, Spending(sample_rate, noise_multiplier, steps)]
     bounds, by_renyi = epsilon_bounds(spending, delta), epsilon_rdp(spending, delta)
@@ -171,7 +195,12 @@ def plan(noise_multiplier: float, delta: float, sample_rate: float, steps: int, 
 
 
 def affordable_steps(
-    spent: Sequence[Spending], sample_rate: float, noise_multiplier: float, epsilon: float, delta: float, wanted: int
+    spent: Sequence[Spending],
+    sample_rate: float,
+    noise_multiplier: float,
+    epsilon: float,
+    delta: float,
+    wanted: int,
 ) -> int:
     """How many more steps, at most `wanted`, keep the whole composition within (epsilon, delta)."""
     require_epsilon(epsilon)

@@ -1,12 +1,14 @@
-"""Bounds on delta and epsilon from the chi-square divergence: closed forms that stay precise where units are hardly ever drawn.
+"""Bounds on delta and epsilon from the chi-square divergence: closed forms that stay precise where units are
+hardly ever drawn.
 
-With r the likelihood ratio P/Q of all releases together, chi^2 = E_Q[(r - 1)^2], and 1 + chi^2 is the product of those of the
-releases. For s = exp(epsilon) - 1, from (y - s)+ <= y^2 / (4 s) follow
+With r the likelihood ratio P/Q of all releases together, chi^2 = E_Q[(r - 1)^2], and 1 + chi^2 is the product
+of those of the releases. For s = exp(epsilon) - 1, from (y - s)+ <= y^2 / (4 s) follow
 
     E_Q[(r - exp(epsilon))+] <= chi^2 / (4 s)                   in direction "remove", and
     E_Q[(1 - exp(epsilon) r)+] <= chi^2 (1 + s)^2 / (4 s)       in direction "add"
 
-(the second with y = (1 - r)(1 + s)), and by Cauchy-Schwarz the total variation is at most half the root of chi^2.
+(the second with y = (1 - r)(1 + s)), and by Cauchy-Schwarz the total variation is at most half the root of
+chi^2.
 """
 
 import math
@@ -15,15 +17,19 @@ from collections.abc import Sequence
 from jaxcxr.accounting.dominating_pair import Release
 
 _SAFETY = 1 + 1e-10
-"""Well above all rounding errors: exponents of at most 700 carry the few units in their last place into the result."""
+"""Well above all rounding errors: exponents of at most 700 carry the few units in their last place into the
+result.
+"""
 _LARGEST_EXPONENT = 700.0
 
 
 def chi_square(releases: Sequence[Release]) -> float:
-    """Upper bound on the chi-square divergence, with from without the unit, of all releases together; infinity above 1.
+    """Upper bound on the chi-square divergence, with from without the unit, of all releases together;
+    infinity above 1.
 
-    With j films of k drawn, and j' in a second draw, one release has 1 + chi^2 = E exp(j j' / sigma^2). The mean over j' is
-    (1 - q + q exp(j / sigma^2))^k, a convex function of j, which lies below its chord from 0 to k: exact for one film.
+    With j films of k drawn, and j' in a second draw, one release has 1 + chi^2 = E exp(j j' / sigma^2). The
+    mean over j' is (1 - q + q exp(j / sigma^2))^k, a convex function of j, which lies below its chord from 0
+    to k: exact for one film.
     """
     total = 0.0
     for r in releases:
@@ -38,7 +44,9 @@ def chi_square(releases: Sequence[Release]) -> float:
 
 
 def total_variation_by_chi_square(releases: Sequence[Release]) -> float:
-    """Upper bound on the total variation, in either direction; replacing a unit is leaving it out and adding another."""
+    """Upper bound on the total variation, in either direction; replacing a unit is leaving it out and adding
+    another.
+    """
     changes = 2 if any(r.adjacency == "replace_one" for r in releases) else 1
     return min(1.0, changes * math.sqrt(chi_square(releases)) / 2 * _SAFETY)
 

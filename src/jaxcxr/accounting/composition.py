@@ -1,25 +1,28 @@
-"""The losses of many releases summed, by an exponentially tilted Fourier transform with a bound on its rounding error.
+"""The losses of many releases summed, by an exponentially tilted Fourier transform with a bound on its
+rounding error.
 
-A sum S of independent losses on a grid of width h has P(S = s) = exp(K - t s) P_t(S = s), where P_t is the law of the sum of
-losses with probabilities p_k exp(t k h) / M, and K the sum of their log M (Esscher 1932). With t near the saddle point, epsilon
-lies in the middle of P_t, and so does all that delta(epsilon) = sum over s > epsilon of P(S = s) (1 - exp(epsilon - s))
-depends on: an absolute error in P_t is a relative error in delta, however small delta is. Without tilt (t = 0) rounding errors
-of 1e-16 are compared with delta itself.
+A sum S of independent losses on a grid of width h has P(S = s) = exp(K - t s) P_t(S = s), where P_t is the
+law of the sum of losses with probabilities p_k exp(t k h) / M, and K the sum of their log M (Esscher 1932).
+With t near the saddle point, epsilon lies in the middle of P_t, and so does all that delta(epsilon) = sum
+over s > epsilon of P(S = s) (1 - exp(epsilon - s))
+depends on: an absolute error in P_t is a relative error in delta, however small delta is. Without tilt (t =
+0) rounding errors of 1e-16 are compared with delta itself.
 
-Rounding (u = 2^-53, length n a power of 2). In a Fourier transform every input reaches every output by one path of log2 n
-butterflies, each of which multiplies by a root of unity (relative error at most sqrt(5) u, and u for the root) and adds (u). An
-output is therefore a sum of inputs times roots, each off by a relative (1 + 8u)^(log2 n) - 1, about E = 8 u log2 n: its error
-is at most E times the sum of the inputs' magnitudes, which is 1 for probabilities. A power by repeated squaring has steps - 1
-products in its expanded tree, each off by 3u. So with a the computed magnitude of a coefficient f and b = (a + 2E)(1 + 3u), the
-product of powers is off by at most
+Rounding (u = 2^-53, length n a power of 2). In a Fourier transform every input reaches every output by one
+path of log2 n butterflies, each of which multiplies by a root of unity (relative error at most sqrt(5) u, and
+u for the root) and adds (u). An output is therefore a sum of inputs times roots, each off by a relative (1 +
+8u)^(log2 n) - 1, about E = 8 u log2 n: its error is at most E times the sum of the inputs' magnitudes, which
+is 1 for probabilities. A power by repeated squaring has steps - 1 products in its expanded tree, each off by
+3u. So with a the computed magnitude of a coefficient f and b = (a + 2E)(1 + 3u), the product of powers is off
+by at most
 
     prod b^steps - prod |f|^steps <= prod b^steps min(1, sum steps (b - |f|) / b), with b - |f| <= 3E + 3u b.
 
-The inverse transform passes on the mean of that over all frequencies and adds E times the mean magnitude. `_transformed`
-computes this sum; the upper bound adds it to every probability, the lower one subtracts it.
+The inverse transform passes on the mean of that over all frequencies and adds E times the mean magnitude.
+`_transformed` computes this sum; the upper bound adds it to every probability, the lower one subtracts it.
 
-Aliasing: P_t has at most `_OUTSIDE` beyond either end of the window (Chernoff); as the transform is circular it comes out at
-the other end.
+Aliasing: P_t has at most `_OUTSIDE` beyond either end of the window (Chernoff); as the transform is circular
+it comes out at the other end.
 """
 
 import dataclasses
@@ -44,12 +47,13 @@ Losses = Sequence[tuple[GridLoss, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A bound on delta at evenly spaced epsilons; between them it is linear in exp(epsilon), as the profile of a discrete
-    loss is.
+    """A bound on delta at evenly spaced epsilons; between them it is linear in exp(epsilon), as the profile
+    of a discrete loss is.
 
     Attributes:
         first, spacing: of the epsilons.
-        deltas: bounds at these epsilons; an upper one falls, a lower one may say nothing (0) far from the tilt.
+        deltas: bounds at these epsilons; an upper one falls, a lower one may say nothing (0) far from the
+            tilt.
         side: of the bound.
     """
 
@@ -71,7 +75,9 @@ class Curve:
         return max(0.0, self.first + (place - 1) * self.spacing + part)
 
     def at(self, epsilons: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
-        """For an upper bound: delta at each of `epsilons`, by the next smaller one of the curve; 1 below the first."""
+        """For an upper bound: delta at each of `epsilons`, by the next smaller one of the curve; 1 below the
+        first.
+        """
         place = np.floor((epsilons - self.first) / self.spacing).astype(int)
         return np.where(place < 0, 1.0, self.deltas[np.clip(place, 0, len(self.deltas) - 1)])
 
@@ -84,8 +90,8 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
         grid: its width.
         tilt: t above; it decides where the curve is precise, not whether it is a bound.
         side: whether the bound is an upper or a lower one.
-        failure_probability: of a lower bound: what may be left out of delta, with which the offsets of the losses
-            may be further from their mean than is allowed for.
+        failure_probability: of a lower bound: what may be left out of delta, with which the offsets of the
+            losses may be further from their mean than is allowed for.
     """
     log_moments = [_log_moment(tilt, loss, grid) for loss, _ in losses]
     low, high, open_below, open_above = _window(losses, grid, tilt, log_moments)
@@ -102,8 +108,12 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
     deltas = _profile(weights, grid)
 
     steps = sum(n for _, n in losses)
-    largest = min(700.0, tilt * grid * max(max(abs(g.first), abs(g.first + len(g.probabilities))) for g, _ in losses))
-    relative = UNIT_ROUNDOFF * (steps * (16 + 4 * largest + 4 * max(map(abs, log_moments))) + 16 * length + 8 * abs(total))
+    largest = min(
+        700.0, tilt * grid * max(max(abs(g.first), abs(g.first + len(g.probabilities))) for g, _ in losses)
+    )
+    relative = UNIT_ROUNDOFF * (
+        steps * (16 + 4 * largest + 4 * max(map(abs, log_moments))) + 16 * length + 8 * abs(total)
+    )
     imprecise = 8 * UNIT_ROUNDOFF * (float(np.max(np.abs(epsilons))) + steps * grid)
     if side == "upper":
         beyond = open_above * _OUTSIDE * math.exp(min(total - tilt * high, _LARGEST_EXPONENT))
@@ -117,7 +127,9 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
 
 
 def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
-    """Number of multiples of the grid that the sum of tilted losses spans, except with negligible probability."""
+    """Number of multiples of the grid that the sum of tilted losses spans, except with negligible
+    probability.
+    """
     low, high, *_ = _window(losses, grid, tilt, [_log_moment(tilt, loss, grid) for loss, _ in losses])
     return (high - low) / grid
 
@@ -125,8 +137,8 @@ def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
 def _profile(weights: np.ndarray, grid: float) -> np.ndarray:
     """At each loss s of a grid, the sum over larger losses r of weight times 1 - exp(s - r).
 
-    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive terms only:
-    (1 - exp(-h)) times the sum over l of exp(-l h) times the weight beyond s + l h.
+    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive
+    terms only: (1 - exp(-h)) times the sum over l of exp(-l h) times the weight beyond s + l h.
     """
     above = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
     summed: Any = lfilter([1.0], [1.0, -math.exp(-grid)], above[::-1])
@@ -145,9 +157,11 @@ def _log_moment(tilt: float, loss: GridLoss, grid: float) -> float:
     return top + math.log(float(np.sum(loss.probabilities * np.exp(np.maximum(exponents - top, -300.0)))))
 
 
-def _window(losses: Losses, grid: float, tilt: float, log_moments: Sequence[float]) -> tuple[float, float, bool, bool]:
-    """Where the sum of tilted losses lies, except with probability `_OUTSIDE` on either side (Chernoff), and whether it can be
-    beyond either end at all.
+def _window(
+    losses: Losses, grid: float, tilt: float, log_moments: Sequence[float]
+) -> tuple[float, float, bool, bool]:
+    """Where the sum of tilted losses lies, except with probability `_OUTSIDE` on either side (Chernoff), and
+    whether it can be beyond either end at all.
     """
     mean = variance = least = most = 0.0
     for (loss, n), moment in zip(losses, log_moments, strict=True):
@@ -161,7 +175,9 @@ def _window(losses: Losses, grid: float, tilt: float, log_moments: Sequence[floa
     scales = np.geomspace(2.0, 16.0, 6) / max(math.sqrt(variance), grid)
     for scale in (*scales.tolist(), *(share * tilt for share in (0.25, 0.5, 1.0))):
         down, up = (
-            sum(n * _log_moment(tilt + sign * scale, loss, grid) for loss, n in losses) - total - math.log(_OUTSIDE)
+            sum(n * _log_moment(tilt + sign * scale, loss, grid) for loss, n in losses)
+            - total
+            - math.log(_OUTSIDE)
             for sign in (-1, 1)
         )
         low, high = max(low, float(-down / scale)), min(high, float(up / scale))
@@ -169,9 +185,17 @@ def _window(losses: Losses, grid: float, tilt: float, log_moments: Sequence[floa
 
 
 def _transformed(
-    losses: Losses, grid: float, tilt: float, log_moments: Sequence[float], first: int, length: int, side: Side
+    losses: Losses,
+    grid: float,
+    tilt: float,
+    log_moments: Sequence[float],
+    first: int,
+    length: int,
+    side: Side,
 ) -> tuple[Float[np.ndarray, "length"], float]:
-    """Probabilities of the sum of tilted losses on multiples first, first + 1, ..., and a bound on their errors."""
+    """Probabilities of the sum of tilted losses on multiples first, first + 1, ..., and a bound on their
+    errors.
+    """
     transform_error = 8 * UNIT_ROUNDOFF * math.log2(length)
     product = np.ones(length // 2 + 1, complex)
     log_largest, relative = np.zeros(len(product)), np.zeros(len(product))
@@ -186,7 +210,9 @@ def _transformed(
         relative += steps * (3 * transform_error + 3 * UNIT_ROUNDOFF * magnitude) / magnitude
         product *= _power(spectrum, steps)
     summed: Any = scipy.fft.irfft(product, length)
-    passed_on = np.exp(log_largest) * np.minimum(1.0, relative) * (1 + transform_error) + transform_error * np.abs(product)
+    passed_on = np.exp(log_largest) * np.minimum(1.0, relative) * (
+        1 + transform_error
+    ) + transform_error * np.abs(product)
     # Frequencies but the first and the last stand for two; the doubled sum allows for its own rounding.
     rounding = 2 * (2 * float(passed_on.sum())) / length
     return np.roll(summed, -(first % length)), rounding
@@ -206,21 +232,29 @@ def _power(values: Complex[np.ndarray, "n"], exponent: int) -> Complex[np.ndarra
 
 def _sum_of_offsets(losses: Losses, failure_probability: float) -> float:
     """What the offsets of all releases add to the sum at least, except with this probability (Chernoff)."""
-    offsets = [(g.offsets, g.probabilities / g.probabilities.sum(), n) for g, n in losses if g.offsets is not None]
+    offsets = [
+        (g.offsets, g.probabilities / g.probabilities.sum(), n) for g, n in losses if g.offsets is not None
+    ]
     means = [float(np.sum(p * d)) for d, p, _ in offsets]
-    deviation = math.sqrt(sum(n * float(np.sum(p * (d - m) ** 2)) for (d, p, n), m in zip(offsets, means, strict=True)))
+    deviation = math.sqrt(
+        sum(n * float(np.sum(p * (d - m) ** 2)) for (d, p, n), m in zip(offsets, means, strict=True))
+    )
     certain = sum(n * (float(d.min()) - m) for (d, _, n), m in zip(offsets, means, strict=True))
     fall = -certain
     for scale in np.geomspace(0.5, 24, 12) / max(deviation, 1e-300):
-        log_moment = sum(n * _log_mean_exp(scale * (m - d), p) for (d, p, n), m in zip(offsets, means, strict=True))
+        log_moment = sum(
+            n * _log_mean_exp(scale * (m - d), p) for (d, p, n), m in zip(offsets, means, strict=True)
+        )
         fall = min(fall, float((log_moment - math.log(failure_probability)) / scale))
     return sum(n * m for (_, _, n), m in zip(offsets, means, strict=True)) - fall
 
 
 def _log_mean_exp(values: np.ndarray, probabilities: np.ndarray) -> float:
-    """log of the mean of exp(values): precise where it is near 0, and without a limit where a rare value is large.
+    """log of the mean of exp(values): precise where it is near 0, and without a limit where a rare value is
+    large.
 
-    Values whose probability is less than any float (5e-324) count for nothing: no failure probability is that small.
+    Values whose probability is less than any float (5e-324) count for nothing: no failure probability is that
+    small.
     """
     values, probabilities = values[probabilities > 0], probabilities[probabilities > 0]
     top = float(values.max())

@@ -1,15 +1,15 @@
 """The privacy loss of one release on a grid, from above and from below.
 
-Above: the line is cut where the loss is a multiple of the grid; the probabilities P and Q of each piece are spread onto the two
-multiples at its ends, so that both sums are kept (the "connect the dots" of Doroshenko et al. 2022). That is a mean-preserving
-spread of the likelihood ratio under Q, and delta(epsilon) is the mean of a convex function of it: the result
-dominates the pair.
+Above: the line is cut where the loss is a multiple of the grid; the probabilities P and Q of each piece are
+spread onto the two multiples at its ends, so that both sums are kept (the "connect the dots" of Doroshenko et
+al. 2022). That is a mean-preserving spread of the likelihood ratio under Q, and delta(epsilon) is the mean of
+a convex function of it: the result dominates the pair.
 
 Below: pieces about the multiples of the grid are merged. That is post-processing, so that the merged
 pair is dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.
 
-Rounding errors are kept on the safe side: probabilities are raised (lowered) by their error bounds, and `slack` bounds the
-error of the loss at the cuts.
+Rounding errors are kept on the safe side: probabilities are raised (lowered) by their error bounds, and
+`slack` bounds the error of the loss at the cuts.
 """
 
 import dataclasses
@@ -48,7 +48,9 @@ def on_grid(pair: Pair, grid: float, side: Side) -> GridLoss:
 
 
 def range_of(pair: Pair) -> tuple[float, float]:
-    """The losses that the grid covers: from `pair.low` to `pair.high`, and at most `HIGHEST_LOSS` in magnitude."""
+    """The losses that the grid covers: from `pair.low` to `pair.high`, and at most `HIGHEST_LOSS` in
+    magnitude.
+    """
     low, high = pair.loss(np.array([pair.low, pair.high]))[0]
     return float(max(low, -HIGHEST_LOSS)), float(min(high, HIGHEST_LOSS))
 
@@ -62,7 +64,9 @@ def _spread(pair: Pair, grid: float) -> GridLoss:
     # The share of P that goes to the upper end: (1 - exp(loss) Q/P) / (1 - exp(-grid)).
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.exp(losses[:-1] + np.log(q) - np.log(p))
-        error = (p_error / p + q_error / np.maximum(q, q_error)) * ratio + 8 * UNIT_ROUNDOFF * (1 + np.abs(losses[:-1]))
+        error = (p_error / p + q_error / np.maximum(q, q_error)) * ratio + 8 * UNIT_ROUNDOFF * (
+            1 + np.abs(losses[:-1])
+        )
         share = (1 - ratio + error) / -np.expm1(-grid)
     share = np.where(np.isfinite(share), np.clip(share, 0.0, 1.0), 1.0)
     raised = p + p_error
@@ -81,7 +85,9 @@ def _spread(pair: Pair, grid: float) -> GridLoss:
         float(np.max(losses[edges == -np.inf] - least, initial=0.0)),
         float(np.max(most - losses[edges == np.inf], initial=0.0)),
     )
-    return GridLoss(first, probabilities, slack=slack, infinite=float(above[0] + above_error[0]) + pair.p.missing)
+    return GridLoss(
+        first, probabilities, slack=slack, infinite=float(above[0] + above_error[0]) + pair.p.missing
+    )
 
 
 def _merged(pair: Pair, grid: float) -> GridLoss:
@@ -93,7 +99,8 @@ def _merged(pair: Pair, grid: float) -> GridLoss:
     losses = np.arange(first, last + 1) * grid
     with np.errstate(divide="ignore", invalid="ignore"):
         true = np.log(lowered) - np.log(raised) - 8 * UNIT_ROUNDOFF * (1 + np.abs(losses))
-    # Where the loss has no limit the lowest piece has next to no probability and lies far off: it is left out.
+    # Where the loss has no limit the lowest piece has next to no probability and lies far off: it is left
+    # out.
     lowered = np.where(true < losses - grid, 0.0, lowered)
     offsets = np.where(lowered > 0, np.minimum(true - losses, grid), 0.0)
     return GridLoss(first, lowered, offsets)

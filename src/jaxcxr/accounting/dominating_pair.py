@@ -1,14 +1,15 @@
 """The dominating pair of one release: two mixtures of Gaussians on the line, and their privacy loss.
 
-A unit whose k films each join a batch with probability q, clipped to norm 1, moves the noised sum like a number that is drawn
-from the binomial distribution (k, q): with the unit the answer is a mixture of Gaussians N(j, sigma^2), without it
-N(0, sigma^2).
-This pair dominates the mechanism (one film: Zhu, Dong & Wang 2022; several: Ganesh 2024): for every epsilon its
-delta(epsilon) = E_P[(1 - exp(epsilon - L))+], with the privacy loss L = log P/Q, is at least the mechanism's, and domination
-survives composition. P is with the unit and Q without it in direction "remove", the reverse in direction "add".
+A unit whose k films each join a batch with probability q, clipped to norm 1, moves the noised sum like a
+number that is drawn
+from the binomial distribution (k, q): with the unit the answer is a mixture of Gaussians N(j, sigma^2),
+without it N(0, sigma^2). This pair dominates the mechanism (one film: Zhu, Dong & Wang 2022; several: Ganesh
+2024): for every epsilon its delta(epsilon) = E_P[(1 - exp(epsilon - L))+], with the privacy loss L = log P/Q,
+is at least the mechanism's, and domination survives composition. P is with the unit and Q without it in
+direction "remove", the reverse in direction "add".
 
-In every pair here the loss rises with x, so that intervals of losses are intervals of the line, whose probabilities are
-differences of normal distribution functions.
+In every pair here the loss rises with x, so that intervals of losses are intervals of the line, whose
+probabilities are differences of normal distribution functions.
 """
 
 import dataclasses
@@ -61,9 +62,11 @@ class Mixture:
     weight_error: float = 0.0
 
     def log_ratio(self, x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logarithm of this mixture's density over that of N(0, sigma^2) at `x`; its slope; a bound on its rounding error.
+        """Logarithm of this mixture's density over that of N(0, sigma^2) at `x`; its slope; a bound on its
+        rounding error.
 
-        Written as log(1 + sum of w (exp(e) - 1) - missing), it keeps its relative precision where a unit is rarely drawn.
+        Written as log(1 + sum of w (exp(e) - 1) - missing), it keeps its relative precision where a unit is
+        rarely drawn.
         """
         excess, size, slope, exponent = (np.zeros_like(x) for _ in range(4))
         if self.means == (0.0,) and not self.missing:
@@ -88,23 +91,33 @@ class Mixture:
         return value, slope, error + 8 * UNIT_ROUNDOFF * exponent
 
     def limit(self, sign: int) -> tuple[float, float]:
-        """The component that dominates towards -infinity or infinity: its mean and the logarithm of its weight."""
-        mean, weight = max(zip(self.means, self.weights, strict=True), key=lambda component: sign * component[0])
+        """The component that dominates towards -infinity or infinity: its mean and the logarithm of its
+        weight.
+        """
+        mean, weight = max(
+            zip(self.means, self.weights, strict=True), key=lambda component: sign * component[0]
+        )
         if mean == 0:
             others = math.fsum(w for m, w in zip(self.means, self.weights, strict=True) if m != 0)
-            return mean, math.log1p(-min(others + self.missing, 1 - weight / 2)) if others < 0.5 else math.log(weight)
+            return mean, math.log1p(
+                -min(others + self.missing, 1 - weight / 2)
+            ) if others < 0.5 else math.log(weight)
         return mean, math.log(weight)
 
     def masses(self, edges: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities of the intervals between `edges`, and bounds on their rounding errors: a distribution function is off
-        by the few units in the last place of `ndtr`, and by what the rounding of its argument moves it.
+        """Probabilities of the intervals between `edges`, and bounds on their rounding errors: a distribution
+        function is off by the few units in the last place of `ndtr`, and by what the rounding of its argument
+        moves it.
         """
         mass, error = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
         for mean, weight in zip(self.means, self.weights, strict=True):
             z = (edges - mean) / sigma
             tail = ndtr(-np.abs(z))
             with np.errstate(invalid="ignore"):
-                off = np.where(tail > 0, tail * (32 + 4 * z * z + 2 * np.abs(z * edges) / sigma), 0.0) * UNIT_ROUNDOFF
+                off = (
+                    np.where(tail > 0, tail * (32 + 4 * z * z + 2 * np.abs(z * edges) / sigma), 0.0)
+                    * UNIT_ROUNDOFF
+                )
             a, b = tail[:-1], tail[1:]
             straddles = (z[:-1] < 0) & (z[1:] > 0)
             mass += weight * np.where(straddles, 1 - a - b, np.abs(a - b))
@@ -133,7 +146,10 @@ class Pair:
 
     def loss(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The privacy loss at `x`, its slope, and a bound on its rounding error."""
-        (p, p_slope, p_error), (q, q_slope, q_error) = self.p.log_ratio(x, self.sigma), self.q.log_ratio(x, self.sigma)
+        (p, p_slope, p_error), (q, q_slope, q_error) = (
+            self.p.log_ratio(x, self.sigma),
+            self.q.log_ratio(x, self.sigma),
+        )
         return p - q, p_slope - q_slope, p_error + q_error + UNIT_ROUNDOFF * np.abs(p - q)
 
     def limits(self) -> tuple[float, float]:
@@ -150,7 +166,9 @@ class Pair:
         return self.loss((x[1:] + x[:-1]) / 2)[0], self.p.masses(x, self.sigma)[0]
 
     def places(self, losses: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-        """Where the loss reaches each of ascending `losses`; infinite beyond its limits. The caller checks with `loss`."""
+        """Where the loss reaches each of ascending `losses`; infinite beyond its limits. The caller checks
+        with `loss`.
+        """
         below, above = self.limits()
         x = self._inverse(losses)
         x = np.where(losses <= below, -np.inf, np.where(losses >= above, np.inf, x))
@@ -162,7 +180,9 @@ class Pair:
         if self.p == NOTHING and self.q.means in ((0.0, -1.0), (-1.0,)):
             return -self._inverse_of_one_film(-losses, self.q)
         beyond = np.geomspace(1e-3, 32.0, 256) * (self.high - self.low)
-        x = np.concatenate([self.low - beyond[::-1], np.linspace(self.low, self.high, _TABLE + 1), self.high + beyond])
+        x = np.concatenate(
+            [self.low - beyond[::-1], np.linspace(self.low, self.high, _TABLE + 1), self.high + beyond]
+        )
         table = np.maximum.accumulate(self.loss(x)[0])
         place = np.clip(np.searchsorted(table, losses), 1, len(x) - 1)
         low, high = x[place - 1], x[place]
@@ -190,9 +210,10 @@ class Pair:
 def films_drawn(sample_rate: float, films: int, truncated: float, side: Side) -> Mixture:
     """How many films of one unit are in a Poisson batch, as the means of a mixture.
 
-    Counts of probability at most `truncated` at either end, and counts between the 64 that are kept of very many, are moved to
-    a neighbour. More films tell more (Ganesh 2024, monotonicity): for an upper bound counts are moved up, and what would be
-    moved above the largest is `missing`; for a lower bound they are moved down.
+    Counts of probability at most `truncated` at either end, and counts between the 64 that are kept of very
+    many, are moved to a neighbour. More films tell more (Ganesh 2024, monotonicity): for an upper bound
+    counts are moved up, and what would be moved above the largest is `missing`; for a lower bound they are
+    moved down.
     """
     if films == 1 or sample_rate == 1:
         rest = ((0.0, 1 - sample_rate),) if sample_rate < 1 else ()
@@ -216,7 +237,9 @@ def films_drawn(sample_rate: float, films: int, truncated: float, side: Side) ->
         if least > 0:
             kept, sums = np.concatenate([[0], kept]), np.concatenate([[law.cdf(least - 1)], sums])
     present = sums > 0
-    return Mixture(tuple(kept[present].astype(float).tolist()), tuple(sums[present].tolist()), missing, _WEIGHT_ERROR)
+    return Mixture(
+        tuple(kept[present].astype(float).tolist()), tuple(sums[present].tolist()), missing, _WEIGHT_ERROR
+    )
 
 
 def pair_of(release: Release, truncated: float, direction: Direction, side: Side) -> Pair:

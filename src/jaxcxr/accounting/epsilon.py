@@ -1,8 +1,10 @@
-"""What releases cost: epsilon of steps of the Poisson-subsampled Gaussian mechanism and of released statistics together.
+"""What releases cost: epsilon of steps of the Poisson-subsampled Gaussian mechanism and of released
+statistics together.
 
-Guarantee: every epsilon returned is an upper bound at the given delta, of all given releases together, under add/remove
-adjacency of one unit unless replace-one is asked for; `epsilon_bounds` also says from where on it would be too small. The
-bounds are those of `loss_distribution`; Rényi moments (RDP) stand beside them as a looser cross-check.
+Guarantee: every epsilon returned is an upper bound at the given delta, of all given releases together, under
+add/remove adjacency of one unit unless replace-one is asked for; `epsilon_bounds` also says from where on it
+would be too small. The bounds are those of `loss_distribution`; Rényi moments (RDP) stand beside them as a
+looser cross-check.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ from jaxcxr.accounting.dominating_pair import Adjacency, Release
 from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
 
-ACCOUNTANT = "privacy loss distribution, both bounds by tilted Fourier composition with a rounding allowance (jaxcxr)"
+ACCOUNTANT = (
+    "privacy loss distribution, both bounds by tilted Fourier composition with a rounding allowance (jaxcxr)"
+)
 MOST_STEPS = 10**9
 LEAST_RATE, NOISE_RANGE = 1e-12, (1e-6, 1e9)
 """Ranges for which bounds are computed; what is outside is refused."""
@@ -28,12 +32,13 @@ LEAST_RATE, NOISE_RANGE = 1e-12, (1e-6, 1e9)
 
 @dataclasses.dataclass(frozen=True)
 class Spending:
-    """`steps` releases of the Poisson-subsampled Gaussian mechanism, or one released statistic if `sample_rate` is 1 and
-    `steps` 1.
+    """`steps` releases of the Poisson-subsampled Gaussian mechanism, or one released statistic if
+    `sample_rate` is 1 and `steps` 1.
 
     Attributes:
         sample_rate: probability with which each unit takes part in a step.
-        noise_multiplier: noise standard deviation over the clip norm; 0 means no noise, hence epsilon infinity.
+        noise_multiplier: noise standard deviation over the clip norm; 0 means no noise, hence epsilon
+            infinity.
         steps: how many releases.
     """
 
@@ -47,15 +52,18 @@ def _require_spending(spent: Spending) -> None:
         raise InputError(f"sample rate: expected 0, or {LEAST_RATE:g} to 1, found {spent.sample_rate:g}")
     if not (spent.noise_multiplier == 0 or NOISE_RANGE[0] <= spent.noise_multiplier <= NOISE_RANGE[1]):
         low, high = NOISE_RANGE
-        raise InputError(f"noise multiplier: expected 0 (no noise), or {low:g} to {high:g}, found {spent.noise_multiplier:g}")
+        raise InputError(
+            f"noise multiplier: expected 0 (no noise), or {low:g} to {high:g}, found "
+            f"{spent.noise_multiplier:g}"
+        )
     if spent.steps < 0:
         raise InputError(f"steps: expected 0 or more, found {spent.steps}")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress dp-accounting's warnings about single Rényi orders that underflow: hundreds, and the result does not depend on
-    them.
+    """Suppress dp-accounting's warnings about single Rényi orders that underflow: hundreds, and the result
+    does not depend on them.
     """
     logger = logging.getLogger("absl")
     before = logger.level
@@ -79,7 +87,8 @@ def composed(spendings: Sequence[Spending]) -> list[Spending]:
     """Equal releases merged, empty ones dropped, sorted: composition does not depend on their order.
 
     Raises:
-        InputError: a rate, noise multiplier or number of steps is out of the range for which bounds are computed.
+        InputError: a rate, noise multiplier or number of steps is out of the range for which bounds are
+            computed.
     """
     counts: dict[tuple[float, float], int] = {}
     for spent in spendings:
@@ -91,7 +100,9 @@ def composed(spendings: Sequence[Spending]) -> list[Spending]:
     return [Spending(q, sigma, steps) for (q, sigma), steps in sorted(counts.items()) if steps > 0 and q > 0]
 
 
-def releases_of(spendings: Sequence[Spending], films: int = 1, adjacency: Adjacency = "add_remove") -> tuple[Release, ...]:
+def releases_of(
+    spendings: Sequence[Spending], films: int = 1, adjacency: Adjacency = "add_remove"
+) -> tuple[Release, ...]:
     """The releases that `spendings` are for a unit with `films` films.
 
     Raises:
@@ -101,7 +112,9 @@ def releases_of(spendings: Sequence[Spending], films: int = 1, adjacency: Adjace
         raise InputError(f"films: expected at least 1, found {films}")
     if films != 1 and adjacency != "add_remove":
         raise InputError(f"adjacency: expected add_remove for a unit of {films} films, found {adjacency}")
-    return tuple(Release(s.sample_rate, s.noise_multiplier, s.steps, films, adjacency) for s in composed(spendings))
+    return tuple(
+        Release(s.sample_rate, s.noise_multiplier, s.steps, films, adjacency) for s in composed(spendings)
+    )
 
 
 def rdp_accountant(spendings: Sequence[Spending]) -> rdp.RdpAccountant:
@@ -113,8 +126,8 @@ def rdp_accountant(spendings: Sequence[Spending]) -> rdp.RdpAccountant:
 
 
 def epsilon_rdp(spendings: Sequence[Spending], delta: float) -> float:
-    """Upper bound on epsilon by Rényi differential privacy (Mironov 2017; Opacus 1.3, which the paper used, reports this
-    one).
+    """Upper bound on epsilon by Rényi differential privacy (Mironov 2017; Opacus 1.3, which the paper used,
+    reports this one).
     """
     loss_distribution.require_delta(delta)
     if any(s.noise_multiplier == 0 for s in composed(spendings)):
@@ -134,7 +147,9 @@ def epsilon_pld(spendings: Sequence[Spending], delta: float, adjacency: Adjacenc
     return loss_distribution.epsilon_upper(releases_of(spendings, adjacency=adjacency), delta)
 
 
-def epsilon_bounds(spendings: Sequence[Spending], delta: float, adjacency: Adjacency = "add_remove") -> Bounds:
+def epsilon_bounds(
+    spendings: Sequence[Spending], delta: float, adjacency: Adjacency = "add_remove"
+) -> Bounds:
     """As `epsilon_pld`, with a lower bound beside it."""
     return loss_distribution.epsilon_bounds(releases_of(spendings, adjacency=adjacency), delta)
 
@@ -146,8 +161,9 @@ def profile(spendings: Sequence[Spending], deltas: Sequence[float], films: int =
 
 
 def gdp_mu(spendings: Sequence[Spending], delta: float, films: int = 1) -> float:
-    """The least mu, rounded up by about a thousandth, with which mu-Gaussian differential privacy promises no more than
-    holds at any delta from `delta` on (recommended as the one figure to report by Gomez et al. 2025, arXiv 2503.10945).
+    """The least mu, rounded up by about a thousandth, with which mu-Gaussian differential privacy promises no
+    more than holds at any delta from `delta` on (recommended as the one figure to report by Gomez et al.
+    2025, arXiv 2503.10945).
 
     Returns:
         mu; 0 if delta covers everything, infinity if there is no guarantee.

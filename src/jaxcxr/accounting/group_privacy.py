@@ -1,8 +1,9 @@
 """What an image-level guarantee is worth to a patient who has several films.
 
-Guarantee: `patient_bounds` holds for adding or removing all films of one patient at once. Each of the patient's k films joins a
-step independently, so j of them do with binomial probability and move the sum by at most j clip norms: a mixture of Gaussians
-that dominates every step (Ganesh 2024), composed exactly. k times the epsilon of one image is no
+Guarantee: `patient_bounds` holds for adding or removing all films of one patient at once. Each of the
+patient's k films joins a step independently, so j of them do with binomial probability and move the sum by at
+most j clip norms: a mixture of Gaussians that dominates every step (Ganesh 2024), composed exactly. k times
+the epsilon of one image is no
 bound: the true epsilon is often larger.
 """
 

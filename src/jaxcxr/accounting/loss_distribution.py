@@ -1,10 +1,10 @@
 """Upper and lower bounds on the epsilon of composed releases, from the distribution of their privacy loss.
 
-Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and `Bounds.lower` never
-above it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on the safe side (`discretisation`,
-`composition`, `summed_loss`).
-Releases without sampling are Gaussian releases and are composed in closed form (`gaussian`); where another closed form gives a
-smaller upper bound, that one is returned (`chi_square`).
+Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and
+`Bounds.lower` never above it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on
+the safe side (`discretisation`, `composition`, `summed_loss`). Releases without sampling are Gaussian
+releases and are composed in closed form (`gaussian`); where another closed form gives a smaller upper bound,
+that one is returned (`chi_square`).
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ def require_order(lower: float, upper: float, what: str) -> None:
     """
     if not lower <= upper:
         raise ContradictionError(
-            f"{what}: the lower bound {lower:.10g} exceeds the upper bound {upper:.10g}; this is a defect of the accountant, "
+            f"{what}: the lower bound {lower:.10g} exceeds the upper bound {upper:.10g}; this is a defect of "
+            "the accountant, "
             "so do not use either figure, and report the sample rate, noise multiplier, steps and delta"
         )
 
@@ -92,7 +93,9 @@ def is_within(releases: Sequence[Release], delta: float, epsilon: float) -> bool
 
 
 def _without_composition(releases: Sequence[Release], delta: float) -> float | None:
-    """Epsilon where it needs no composition: 0 if delta covers everything, infinity if a release has no noise."""
+    """Epsilon where it needs no composition: 0 if delta covers everything, infinity if a release has no
+    noise.
+    """
     if not releases or total_variation(releases) <= delta:
         return 0.0
     return math.inf if any(r.noise_multiplier == 0 for r in releases) else None
@@ -127,13 +130,16 @@ def renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
 
 
 def gdp_mu(releases: Sequence[Release], delta: float) -> float:
-    """The least mu, rounded up, whose Gaussian profile lies above that of the releases at every delta from `delta` on."""
+    """The least mu, rounded up, whose Gaussian profile lies above that of the releases at every delta from
+    `delta` on.
+    """
     epsilons, deltas = upper_curve(releases, delta)
     if deltas[0] <= delta:
         return 0.0
     if math.isinf(epsilon_upper(releases, delta)):
         return math.inf
-    # From one point to the next our delta is at most that of the first; the Gaussian one must be as large at the second.
+    # From one point to the next our delta is at most that of the first; the Gaussian one must be as large at
+    # the second.
     after = np.append(epsilons[1:], epsilons[-1])
     low, high = np.full(len(epsilons), 1e-12), np.full(len(epsilons), 100.0)
     for _ in range(60):
@@ -143,8 +149,11 @@ def gdp_mu(releases: Sequence[Release], delta: float) -> float:
     return float(high.max()) * (1 + 1e-9)
 
 
-def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Points (epsilon, delta) that all hold of the releases together, from epsilon 0 to that of `delta`: the privacy profile.
+def upper_curve(
+    releases: Sequence[Release], delta: float
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Points (epsilon, delta) that all hold of the releases together, from epsilon 0 to that of `delta`: the
+    privacy profile.
 
     No release gives (0, 0), one without noise (0, 1); beyond `NO_GUARANTEE` there are no points.
     """
@@ -165,9 +174,10 @@ def upper_curve(releases: Sequence[Release], delta: float) -> tuple[Float[np.nda
 
 
 def total_variation(releases: Sequence[Release]) -> float:
-    """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the mean over the
-    number of films drawn of that of two Gaussians (convexity); or the distance of the Gaussian that they make together; or
-    that by the chi-square divergence. Where it is at most delta, epsilon is 0 exactly.
+    """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the
+    mean over the number of films drawn of that of two Gaussians (convexity); or the distance of the Gaussian
+    that they make together; or that by the chi-square divergence. Where it is at most delta, epsilon is 0
+    exactly.
     """
     total = 0.0
     for r in releases:
@@ -179,7 +189,11 @@ def total_variation(releases: Sequence[Release]) -> float:
         mean = r.films * r.sample_rate * _distance(far / r.noise_multiplier)
         most = drawn * _distance(far * r.films / r.noise_multiplier)
         total += r.steps * min(mean, most)
-    return min(total * (1 + 64 * UNIT_ROUNDOFF), _gaussian_total_variation(releases), total_variation_by_chi_square(releases))
+    return min(
+        total * (1 + 64 * UNIT_ROUNDOFF),
+        _gaussian_total_variation(releases),
+        total_variation_by_chi_square(releases),
+    )
 
 
 def _gaussian_total_variation(releases: Sequence[Release]) -> float:

@@ -1,10 +1,10 @@
 """What several models of one cohort cost together: all of them published, or only the best one.
 
-Guarantee: `publish_all` is the composition of everything that was released. `choose_best` holds if the number of runs was
-itself drawn from a Poisson or geometric distribution before any result was seen, each run's settings were drawn independently
-from the candidates, and only the best run's model is published (Papernot & Steinke 2022, Theorems 6 and 2); the score that
-decides must be computed inside the run or from other people's images. For a fixed list of runs, of which the best is picked,
-only `publish_all` holds.
+Guarantee: `publish_all` is the composition of everything that was released. `choose_best` holds if the number
+of runs was itself drawn from a Poisson or geometric distribution before any result was seen, each run's
+settings were drawn independently from the candidates, and only the best run's model is published (Papernot &
+Steinke 2022, Theorems 6 and 2); the score that decides must be computed inside the run or from other people's
+images. For a fixed list of runs, of which the best is picked, only `publish_all` holds.
 """
 
 import math
@@ -26,9 +26,13 @@ def publish_all(runs: Sequence[Sequence[Spending]], delta: float) -> Bounds:
 
 
 def choose_best(
-    runs: Sequence[Sequence[Spending]], delta: float, mean_runs: float | None = None, repetitions: Repetitions = "poisson"
+    runs: Sequence[Sequence[Spending]],
+    delta: float,
+    mean_runs: float | None = None,
+    repetitions: Repetitions = "poisson",
 ) -> float:
-    """Upper bound on epsilon of publishing the best of a random number of runs, each one of `runs` drawn at random.
+    """Upper bound on epsilon of publishing the best of a random number of runs, each one of `runs` drawn at
+    random.
 
     Args:
         runs: what each candidate costs.
@@ -44,14 +48,18 @@ def choose_best(
         return math.inf
     with quiet():
         accountants = [rdp_accountant(run) for run in different]
-        # A run that draws its settings at random costs, at each Rényi order, at most the most expensive candidate.
+        # A run that draws its settings at random costs, at each Rényi order, at most the most expensive
+        # candidate.
         orders = np.asarray(accountants[0]._orders)
         single = np.max([np.asarray(a._rdp) for a in accountants], axis=0)
         used = orders > 1
         orders, single = orders[used], single[used]
         if repetitions == "poisson":
             deltas = np.array(
-                [compute_delta(orders.tolist(), single.tolist(), math.log1p(1 / (order - 1)))[0] for order in orders]
+                [
+                    compute_delta(orders.tolist(), single.tolist(), math.log1p(1 / (order - 1)))[0]
+                    for order in orders
+                ]
             )
             repeated = single + mean * deltas + math.log(mean) / (orders - 1)
         else:

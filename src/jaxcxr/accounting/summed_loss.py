@@ -1,7 +1,8 @@
-"""The summed loss of all releases: the choice of tilt and grid for its composition, and the resulting bounds on epsilon.
+"""The summed loss of all releases: the choice of tilt and grid for its composition, and the resulting bounds
+on epsilon.
 
-What is chosen here decides how tight the bounds are, not whether they hold: `composition` gives bounds at any tilt and on any
-grid. Both choices follow from Rényi moments of the losses, evaluated at evenly spaced places.
+What is chosen here decides how tight the bounds are, not whether they hold: `composition` gives bounds at any
+tilt and on any grid. Both choices follow from Rényi moments of the losses, evaluated at evenly spaced places.
 """
 
 import math
@@ -24,7 +25,9 @@ _LEAST_CELLS, _PLENTY_OF_CELLS, _MOST_CELLS = 1 << 13, 1 << 16, 1 << 21
 _DEVIATIONS = 16.0
 """Width of the summed loss that matters, in standard deviations of the tilted sum."""
 _STEEPEST = 300.0
-"""Largest tilt times the largest loss of one release; where losses are bounded Rényi moments may ask for an infinite one."""
+"""Largest tilt times the largest loss of one release; where losses are bounded Rényi moments may ask for an
+infinite one.
+"""
 _TILTS_OF_A_PROFILE = 6
 
 
@@ -39,8 +42,8 @@ def upper_of_sum(releases: Sequence[Release], delta: float) -> float:
 
 
 def lower_of_sum(releases: Sequence[Release], delta: float, upper: float = math.inf) -> float:
-    """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest is taken;
-    finer grids are tried until it is near `upper`.
+    """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest
+    is taken; finer grids are tried until it is near `upper`.
     """
     found = 0.0
     for share in _LOWER_SHARES:
@@ -55,9 +58,9 @@ def _largest_sum(releases: Sequence[Release], direction: Direction) -> float:
     """Supremum of the summed loss: in direction "add" a film is drawn in no step."""
     if direction == "remove":
         return math.inf
-    return sum(-r.steps * r.films * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases) * (
-        1 + 1e-12
-    )
+    return sum(
+        -r.steps * r.films * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases
+    ) * (1 + 1e-12)
 
 
 def deltas_of_sum(
@@ -84,7 +87,9 @@ def _directions(releases: Sequence[Release]) -> tuple[Direction, ...]:
     return ("remove",) if all(r.adjacency == "replace_one" for r in releases) else ("remove", "add")
 
 
-def _curve(releases: Sequence[Release], delta: float, direction: Direction, side: Side, share: float) -> Curve:
+def _curve(
+    releases: Sequence[Release], delta: float, direction: Direction, side: Side, share: float
+) -> Curve:
     """A bound on delta(epsilon) in one direction, near the truth about `delta`."""
     steps = sum(r.steps for r in releases)
     truncated = _TRUNCATED * delta
@@ -102,10 +107,11 @@ def _curve(releases: Sequence[Release], delta: float, direction: Direction, side
 
 
 def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float) -> tuple[float, float]:
-    """The tilt at which the loss is composed, and the grid on which spreading it adds about `share` to epsilon.
+    """The tilt at which the loss is composed, and the grid on which spreading it adds about `share` to
+    epsilon.
 
-    Spreading a loss over a cell of width h multiplies its moment of order t by about 1 + t (t + 1) h^2 / 12, which costs
-    steps (t + 1) h^2 / 12 of epsilon.
+    Spreading a loss over a cell of width h multiplies its moment of order t by about 1 + t (t + 1) h^2 / 12,
+    which costs steps (t + 1) h^2 / 12 of epsilon.
     """
     tilt, near, deviation = _renyi(pairs, delta)
     steps = sum(n for _, n in pairs)
@@ -119,13 +125,19 @@ def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float
 
 
 def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, float, float]:
-    """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12), that epsilon,
-    and the standard deviation of the summed loss if tilted so; from losses at evenly spaced places.
+    """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12),
+    that epsilon, and the standard deviation of the summed loss if tilted so; from losses at evenly spaced
+    places.
     """
-    sampled = [(np.minimum(losses, HIGHEST_LOSS), mass, n) for pair, n in pairs for losses, mass in (pair.sampled(),)]
+    sampled = [
+        (np.minimum(losses, HIGHEST_LOSS), mass, n) for pair, n in pairs for losses, mass in (pair.sampled(),)
+    ]
     means = [float(np.sum(mass * losses)) for losses, mass, _ in sampled]
     deviation = math.sqrt(
-        sum(n * float(np.sum(mass * (losses - m) ** 2)) for (losses, mass, n), m in zip(sampled, means, strict=True))
+        sum(
+            n * float(np.sum(mass * (losses - m) ** 2))
+            for (losses, mass, n), m in zip(sampled, means, strict=True)
+        )
     )
 
     def moments(tilt: float) -> tuple[float, float]:
@@ -141,7 +153,9 @@ def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, floa
         return total, math.sqrt(variance)
 
     def epsilon(tilt: float) -> float:
-        return (moments(tilt)[0] - math.log(delta) + tilt * math.log(tilt / (tilt + 1)) - math.log1p(tilt)) / tilt
+        return (
+            moments(tilt)[0] - math.log(delta) + tilt * math.log(tilt / (tilt + 1)) - math.log1p(tilt)
+        ) / tilt
 
     # Between a sum that is nearly normal and one in which a single rare loss matters.
     largest = max(max(float(losses.max()) for losses, _, _ in sampled), 1e-300)

@@ -1,9 +1,11 @@
-"""Attack the training itself: insert canaries by coin flips, train privately, and see what the result tells of the coins.
+"""Attack the training itself: insert canaries by coin flips, train privately, and see what the result tells
+of the coins.
 
-The claim is refuted if the attack proves a larger epsilon (one-run audit, Steinke et al. 2023), or if a step did not do what
-the accountant assumes (`mechanism`). White-box, the attacker sees every released gradient: a canary's score is how well they
-align with its own gradient, or by how much the alignment with its first gradient changes from step to step (which sees repeated
-noise). Black-box, the attacker sees the final model: the score is by how much training lowered the canary's loss.
+The claim is refuted if the attack proves a larger epsilon (one-run audit, Steinke et al. 2023), or if a step
+did not do what the accountant assumes (`mechanism`). White-box, the attacker sees every released gradient: a
+canary's score is how well they align with its own gradient, or by how much the alignment with its first
+gradient changes from step to step (which sees repeated noise). Black-box, the attacker sees the final model:
+the score is by how much training lowered the canary's loss.
 """
 
 import dataclasses
@@ -54,7 +56,9 @@ class Films:
 
     def with_(self, others: "Films") -> "Films":
         """These, then the others."""
-        return Films(np.concatenate([self.images, others.images]), np.concatenate([self.labels, others.labels]))
+        return Films(
+            np.concatenate([self.images, others.images]), np.concatenate([self.labels, others.labels])
+        )
 
     def shrunk(self, side: int) -> "Films":
         """With images of at most `side` pixels a side: means of square blocks."""
@@ -77,7 +81,8 @@ class Subject:
         learning_rate: of plain gradient descent on the released gradients.
         draw: (step, films present) -> indices of the batch.
         key: step -> noise key.
-        clipped_sum: (parameters, (images, labels), which are real) -> exact sum of clipped gradients; real films come first.
+        clipped_sum: (parameters, (images, labels), which are real) -> exact sum of clipped gradients; real
+            films come first.
         release: (sum, key, drawn) -> released gradient.
     """
 
@@ -157,15 +162,17 @@ class Audit:
 
 
 def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate: float = 0.1) -> Subject:
-    """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real training, which cuts
-    the batch into microbatches, sums them over all devices, adds the noise and divides.
+    """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real
+    training, which cuts the batch into microbatches, sums them over all devices, adds the noise and divides.
 
     As in training, keys come from the secret bound to what is trained, here the audited mechanism and model.
     """
     described = dataclasses.asdict(mechanism) | {"rule": repr(mechanism.rule)}
     configuration = {**described, "model": model.name, "learning_rate": learning_rate}
     code = {"sources": training_code_fingerprint()}
-    audited = Binding(configuration, weights_digest(model.params), data="canaries", code=code, libraries={}, platform={})
+    audited = Binding(
+        configuration, weights_digest(model.params), data="canaries", code=code, libraries={}, platform={}
+    )
     secret = bound_secret(secret, audited.digest)
     step = make_step(model.release(mechanism), _RELEASED_ONLY, mechanism.expected_batch_size, _MICROBATCH)
     size = step.microbatch_size
@@ -175,7 +182,9 @@ def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate:
         placed, total = step.replicate(params), step.start(step.replicate(params))
         for first in range(0, int(np.sum(is_real)), size):
             rows = slice(first, first + size)
-            total = step.accumulate(placed, total, step.place(_rows(images[rows], labels[rows], is_real[rows], size)))
+            total = step.accumulate(
+                placed, total, step.place(_rows(images[rows], labels[rows], is_real[rows], size))
+            )
         return step.collect(total)[0]
 
     def release(total: ExactSum, key: Any, _: int) -> PyTree:
@@ -268,7 +277,8 @@ class _Record:
 def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarray, steps: int) -> _Record:
     """Train, and follow every step.
 
-    The attacker knows which films of the cohort were in a batch: the guarantee for a canary holds whatever the others did. Of
+    The attacker knows which films of the cohort were in a batch: the guarantee for a canary holds whatever
+    the others did. Of
     the canaries they know the rates only: half of those drawn are not there.
     """
     m, n = subject.mechanism, len(cohort)
@@ -291,12 +301,16 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
         for rows in clipped(params, others):
             of_cohort += rows.sum(axis=0)
         own = np.empty((len(canaries), coordinates), np.float32)
-        for first, rows in zip(range(0, len(own), _block(coordinates)), clipped(params, canaries), strict=True):
+        for first, rows in zip(
+            range(0, len(own), _block(coordinates)), clipped(params, canaries), strict=True
+        ):
             own[first : first + len(rows)] = rows
         exact = of_cohort + taken.astype(np.float32) @ own
         expected = of_cohort + 0.5 * m.sample_rate * own.sum(axis=0)
         examples, is_real = _padded(others.with_(canaries.at(drawn_canaries)), _BLOCK)
-        released = subject.release(subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices))
+        released = subject.release(
+            subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices)
+        )
         total = _flat(released) * m.expected_batch_size
         noise[step], sums[step] = (total - exact) / deviation, exact / deviation
         surprise = ((total - expected) / deviation).astype(np.float32)
@@ -309,7 +323,8 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
 
 @functools.lru_cache(maxsize=4)
 def _gradients_of(loss: Loss, one_by_one: bool) -> Any:
-    """Compiled once a loss: a suite audits many times. Weight gradients of a batch of films at once are grouped convolutions,
+    """Compiled once a loss: a suite audits many times. Weight gradients of a batch of films at once are
+    grouped convolutions,
     for which XLA has no fast kernel: large models take one film after the other.
     """
     if one_by_one:
@@ -335,19 +350,27 @@ def _block(coordinates: int) -> int:
     return max(1, min(_BLOCK, _COORDINATES_AT_ONCE // coordinates))
 
 
-def _clipped_gradients(gradients_of: Any, params: PyTree, films: Films, l2_clip_norm: float) -> Iterator[np.ndarray]:
-    """Clipped gradient of each film, by its definition and apart from the code under audit: blocks [b, d] in float32."""
+def _clipped_gradients(
+    gradients_of: Any, params: PyTree, films: Films, l2_clip_norm: float
+) -> Iterator[np.ndarray]:
+    """Clipped gradient of each film, by its definition and apart from the code under audit: blocks [b, d] in
+    float32.
+    """
     block = _block(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)))
     for first in range(0, len(films), block):
         some = films.at(np.arange(first, min(first + block, len(films))))
         leaves = jax.tree.leaves(gradients_of(params, _padded(some, block)[0]))
-        rows = np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)[: len(some)]
+        rows = np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)[
+            : len(some)
+        ]
         norms = np.sqrt(np.einsum("bd,bd->b", rows, rows, dtype=np.float64))[:, None]
         yield rows * np.minimum(1.0, l2_clip_norm / np.maximum(norms, 1e-300)).astype(np.float32)
 
 
 def _own_directions(rows: np.ndarray) -> np.ndarray:
-    """What is a canary's own in its gradient: less the mean of all canaries' gradients, at length 1. The rows become it."""
+    """What is a canary's own in its gradient: less the mean of all canaries' gradients, at length 1. The rows
+    become it.
+    """
     rows -= rows.mean(axis=0)  # in place: a network's are large
     rows /= np.maximum(np.sqrt(np.einsum("md,md->m", rows, rows))[:, None], 1e-30)
     return rows

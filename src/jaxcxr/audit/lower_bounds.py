@@ -1,6 +1,8 @@
-"""What guesses about canaries prove about epsilon: the one-run audit's lower bound, and the curve of a membership attack.
+"""What guesses about canaries prove about epsilon: the one-run audit's lower bound, and the curve of a
+membership attack.
 
-Source: Steinke, Nasr & Jagielski 2023, 'Privacy auditing with one (1) training run', Theorem 5.2 and its proof for delta > 0.
+Source: Steinke, Nasr & Jagielski 2023, 'Privacy auditing with one (1) training run', Theorem 5.2 and its
+proof for delta > 0.
 """
 
 import dataclasses
@@ -19,8 +21,8 @@ _LARGEST = 50.0
 
 
 def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Probability of at least so many correct guesses about canaries that were each included by a fair coin, if the mechanism
-    were (epsilon, delta)-private.
+    """Probability of at least so many correct guesses about canaries that were each included by a fair coin,
+    if the mechanism were (epsilon, delta)-private.
 
     Args:
         canaries: m, of which the others were abstained from.
@@ -33,7 +35,8 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
     tail = float(binom.sf(correct - 1, guesses, right))
     if delta == 0 or correct == 0:
         return tail
-    # With delta, an adversary may win up to 2 m delta canaries outright; the worst way to spread them is the largest mean.
+    # With delta, an adversary may win up to 2 m delta canaries outright; the worst way to spread them is the
+    # largest mean.
     extra = np.arange(1, correct + 1)
     gained = binom.sf(correct - extra - 1, guesses, right) - tail
     return float(min(1.0, tail + 2 * canaries * delta * max(0.0, float(np.max(gained / extra)))))
@@ -54,13 +57,16 @@ def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, con
 
 
 def epsilon_from_scores(
-    scores: Float[np.ndarray, " canaries"], included: Bool[np.ndarray, " canaries"], delta: float, confidence: float
+    scores: Float[np.ndarray, " canaries"],
+    included: Bool[np.ndarray, " canaries"],
+    delta: float,
+    confidence: float,
 ) -> float:
-    """Lower bound on epsilon: the highest scores are guessed as included and the lowest as left out, for several numbers of
-    guesses, each at its part of the confidence.
+    """Lower bound on epsilon: the highest scores are guessed as included and the lowest as left out, for
+    several numbers of guesses, each at its part of the confidence.
 
-    Which canaries are guessed follows from their scores alone: where equal scores would have to be told apart to make up
-    the number, all of them are abstained from.
+    Which canaries are guessed follows from their scores alone: where equal scores would have to be told apart
+    to make up the number, all of them are abstained from.
 
     Raises:
         ValueError: a score is not a number.
@@ -74,7 +80,8 @@ def epsilon_from_scores(
     bounds = []
     for part in GUESS_SHARES:
         half = max(1, int(part * len(scores) / 2))
-        # Above the largest score that is not among the highest, below the smallest that is not among the lowest.
+        # Above the largest score that is not among the highest, below the smallest that is not among the
+        # lowest.
         high, low = scores > ascending[-half - 1], scores < ascending[half]
         correct = int(included[high].sum() + (~included[low]).sum())
         bounds.append(one_run_epsilon(len(scores), int(high.sum() + low.sum()), correct, delta, 1 - share))
@@ -104,13 +111,16 @@ class MembershipCurve:
         return [float(self.true_positive_rate[place]) for place in places]
 
     def band(self, confidence: float = 0.95) -> "Band":
-        """Where the rates of each threshold lie: both intervals (Clopper and Pearson 1934) together at this confidence, for one
-        threshold that was fixed beforehand.
+        """Where the rates of each threshold lie: both intervals (Clopper and Pearson 1934) together at this
+        confidence, for one threshold that was fixed beforehand.
         """
         each = (1 + confidence) / 2  # half of what may be missed for either rate
         false, true = (
             _clopper_pearson(np.rint(rate * count), count, each)
-            for rate, count in ((self.false_positive_rate, self.left_out), (self.true_positive_rate, self.included))
+            for rate, count in (
+                (self.false_positive_rate, self.left_out),
+                (self.true_positive_rate, self.included),
+            )
         )
         return Band(*false, *true)
 

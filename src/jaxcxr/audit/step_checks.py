@@ -1,9 +1,11 @@
-"""Whether every step did what the accountant assumes: the noise, the clipping and the sampler, each against its claimed law.
+"""Whether every step did what the accountant assumes: the noise, the clipping and the sampler, each against
+its claimed law.
 
-An attack only sees faults that help it. The house can look inside: released gradient less the exact clipped sum is the noise,
-which must be normal with the claimed deviation whatever was drawn, and independent of the sum and of every other step's; and
-each film must be drawn as often as claimed, independently of the others and of the other steps. Each check has a p-value; a
-right implementation fails one with probability `SIGNIFICANCE`.
+An attack only sees faults that help it. The house can look inside: released gradient less the exact clipped
+sum is the noise, which must be normal with the claimed deviation whatever was drawn, and independent of the
+sum and of every other step's; and each film must be drawn as often as claimed, independently of the others
+and of the other steps. Each check has a p-value; a right implementation fails one with probability
+`SIGNIFICANCE`.
 """
 
 import dataclasses
@@ -45,13 +47,19 @@ def check_mechanism(
     """Check what a run did.
 
     Args:
-        noise: released sum less the exact clipped sum, over the claimed noise deviation (noise multiplier x clip norm): it
-            should be standard normal.
+        noise: released sum less the exact clipped sum, over the claimed noise deviation (noise multiplier x
+            clip norm): it should be standard normal.
         sums: the exact clipped sums, in the same unit.
         drawn: which films were in which batch.
         sample_rate: claimed probability of each.
     """
-    return (_scale(noise), _signal(noise, sums), _independence(noise), _rates(drawn, sample_rate), _draws(drawn, sample_rate))
+    return (
+        _scale(noise),
+        _signal(noise, sums),
+        _independence(noise),
+        _rates(drawn, sample_rate),
+        _draws(drawn, sample_rate),
+    )
 
 
 def _fisher(p_values: np.ndarray) -> float:
@@ -64,9 +72,7 @@ def _scale(noise: np.ndarray) -> Check:
     d = noise.shape[1]
     tails = 2 * np.minimum(chi2.cdf(energies, d), chi2.sf(energies, d))
     deviations = np.sqrt(energies / d)
-    found = (
-        f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to {deviations.max():.3g} a step"
-    )
+    found = f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to {deviations.max():.3g} a step"
     return Check("noise has the claimed deviation in every step", _fisher(np.minimum(tails, 1.0)), found)
 
 
@@ -76,7 +82,9 @@ def _signal(noise: np.ndarray, sums: np.ndarray) -> Check:
     if not present.any():
         return Check("released sum is the clipped sum", 1.0, "no batch held a film")
     along = np.einsum("td,td->t", noise[present], sums[present]) / lengths[present]
-    found = f"deviates along the sum by {np.abs(along).mean():.3g} noise deviations on average; 0.8 is expected"
+    found = (
+        f"deviates along the sum by {np.abs(along).mean():.3g} noise deviations on average; 0.8 is expected"
+    )
     return Check("released sum is the clipped sum", _fisher(2 * norm.sf(np.abs(along))), found)
 
 
@@ -89,7 +97,11 @@ def _independence(noise: np.ndarray) -> Check:
     cosines = (unit @ unit.T)[np.triu_indices(steps, 1)]
     largest = float(np.abs(cosines).max())
     p_value = min(1.0, 2 * len(cosines) * float(norm.sf(largest * np.sqrt(d))))
-    return Check("noise of one step tells nothing of another's", p_value, f"largest correlation of two steps {largest:.3g}")
+    return Check(
+        "noise of one step tells nothing of another's",
+        p_value,
+        f"largest correlation of two steps {largest:.3g}",
+    )
 
 
 def _rates(drawn: np.ndarray, sample_rate: float) -> Check:
@@ -108,15 +120,22 @@ def _draws(drawn: np.ndarray, sample_rate: float) -> Check:
     """Batches of a fixed size, or epochs in which every film comes once, vary less than independent draws."""
     steps, films = drawn.shape
     sizes, times = drawn.sum(axis=1), drawn.sum(axis=0)
-    p_value = min(1.0, 2 * min(_dispersion(sizes, films, sample_rate), _dispersion(times, steps, sample_rate)))
+    p_value = min(
+        1.0, 2 * min(_dispersion(sizes, films, sample_rate), _dispersion(times, steps, sample_rate))
+    )
     expected = np.sqrt(films * sample_rate * (1 - sample_rate))
-    return Check("films are drawn independently", p_value, f"batch sizes vary by {sizes.std():.3g}, {expected:.3g} expected")
+    return Check(
+        "films are drawn independently",
+        p_value,
+        f"batch sizes vary by {sizes.std():.3g}, {expected:.3g} expected",
+    )
 
 
 def _dispersion(counts: np.ndarray, n: int, q: float) -> float:
     """Two-sided p-value of the squared deviations of independent binomial counts.
 
-    Their sum is gamma-distributed nearly enough: exactly chi-squared for normal counts, here with the binomial's kurtosis.
+    Their sum is gamma-distributed nearly enough: exactly chi-squared for normal counts, here with the
+    binomial's kurtosis.
     """
     variance = n * q * (1 - q)
     total = float(np.square(counts - n * q).sum()) / variance

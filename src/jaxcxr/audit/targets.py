@@ -1,4 +1,6 @@
-"""What is trained for an audit: a logistic regression, quick enough for many audits, or the network itself, narrower."""
+"""What is trained for an audit: a logistic regression, quick enough for many audits, or the network itself,
+narrower.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -68,8 +70,8 @@ def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
 
 
 def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: int) -> Model:
-    """The network of a configuration with another width, random weights and layers in float32, with the clipped sums of the
-    real training, by the configured method. All parameters are trained.
+    """The network of a configuration with another width, random weights and layers in float32, with the
+    clipped sums of the real training, by the configured method. All parameters are trained.
 
     Args:
         config: of a private experiment.
@@ -78,18 +80,22 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
         seed: of the weights.
 
     Raises:
-        InputError: the width is none, or the configuration clips otherwise than the whole gradient to the clip norm, or
-            releases no gradients.
+        InputError: the width is none, or the configuration clips otherwise than the whole gradient to the
+            clip norm, or releases no gradients.
     """
     privacy = config.privacy
     if privacy is None or privacy.clipping != "flat":
         found = None if privacy is None else privacy.clipping
         raise InputError(f"privacy.clipping: an audit of the network expects 'flat', found {found!r}")
     if config.training.optimizer == "least_squares":
-        raise InputError("training.optimizer: an audit of the network is of gradients; 'least_squares' releases moments")
+        raise InputError(
+            "training.optimizer: an audit of the network is of gradients; 'least_squares' releases moments"
+        )
     if width < 1 or width % 32:
         raise InputError(f"--width: expected a multiple of 32 (groups of normalisation), found {width}")
-    model = model_of(dataclasses.replace(config, model=dataclasses.replace(config.model, width=width, dtype="float32")))
+    model = model_of(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, width=width, dtype="float32"))
+    )
     training = config.training
     weights = np.ones(len(config.data.findings), np.float32)
     if training.class_weights == "public":

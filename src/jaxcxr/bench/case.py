@@ -1,4 +1,6 @@
-"""What every contender of the benchmark is given: the same network, weights, films, labels, loss and precision."""
+"""What every contender of the benchmark is given: the same network, weights, films, labels, loss and
+precision.
+"""
 
 import dataclasses
 import math
@@ -26,9 +28,11 @@ class Case:
         activation: `mish` or `relu`.
         width: channels of the first stage (the paper: 64).
         n_findings: outputs.
-        l2_clip_norm: bound on each film's gradient; with these weights it clips some films and leaves others, at any size.
-        peers_keep_memory: whether the other libraries, too, run with the setting of the C library that this package's scripts
-            make (`training.cpu_allocator.keep_memory`); without it they run as their users get them.
+        l2_clip_norm: bound on each film's gradient; with these weights it clips some films and leaves others,
+            at any size.
+        peers_keep_memory: whether the other libraries, too, run with the setting of the C library that this
+            package's scripts make (`training.cpu_allocator.keep_memory`); without it they run as their users
+            get them.
     """
 
     network: ClassVar[str] = "resnet9"
@@ -42,7 +46,9 @@ class Case:
     peers_keep_memory: bool = False
 
     def weights(self) -> State:
-        """Random parameters in the torch layout; the norms' scales and biases are not at their initial one and zero."""
+        """Random parameters in the torch layout; the norms' scales and biases are not at their initial one
+        and zero.
+        """
         rng = np.random.default_rng(0)
 
         def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -70,8 +76,8 @@ class Case:
     def least_flops(self) -> float:
         """Floating-point operations of the convolutions of one non-private step.
 
-        Forward, input gradient and weight gradient cost the same; the first layer needs no input gradient. The first layer
-        counts with three input channels, as the paper wrote it.
+        Forward, input gradient and weight gradient cost the same; the first layer needs no input gradient.
+        The first layer counts with three input channels, as the paper wrote it.
         """
         side, total = self.size, 0.0
         for name, shape in torch_shapes(self.n_findings, self.width).items():
@@ -137,8 +143,9 @@ class NetworkCase:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The random parameter of this torch name and shape: outputs of layers are of the order of their inputs. Scales, also
-        those of ConvNeXt's blocks, are near one, so that every parameter has a say in the gradient.
+        """The random parameter of this torch name and shape: outputs of layers are of the order of their
+        inputs. Scales, also those of ConvNeXt's blocks, are near one, so that every parameter has a say in
+        the gradient.
         """
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         if len(shape) > 1:
@@ -146,18 +153,23 @@ class NetworkCase:
         return rng.normal(0.0 if name.endswith("bias") else 1.0, 0.1, shape).astype(np.float32)
 
     def examples(self) -> dict[str, np.ndarray]:
-        """Input and label of each example. Images and volumes have their channels last; the label of a text is the text a token
-        later.
+        """Input and label of each example. Images and volumes have their channels last; the label of a text
+        is the text a token later.
         """
         rng = np.random.default_rng(1)
         if self.network == "transformer":
-            texts = rng.integers(0, self.options.get("vocabulary", 8192), (self.batch, self.size + 1)).astype(np.int32)
+            texts = rng.integers(0, self.options.get("vocabulary", 8192), (self.batch, self.size + 1)).astype(
+                np.int32
+            )
             return {"input": texts[:, :-1], "label": texts[:, 1:]}
         sides = (FRAMES, self.size, self.size) if self.network == "resnet18_3d" else (self.size, self.size)
         contrast = rng.uniform(0.2, 2, (self.batch, *(1 for _ in sides), 1))
         images = 0.5 + contrast * rng.normal(0, 1, (self.batch, *sides, 3))
         n_classes = self.options.get("n_classes", 400)
-        return {"input": images.astype(np.float32), "label": rng.integers(0, n_classes, self.batch).astype(np.int32)}
+        return {
+            "input": images.astype(np.float32),
+            "label": rng.integers(0, n_classes, self.batch).astype(np.int32),
+        }
 
 
 AnyCase = Case | NetworkCase
@@ -171,7 +183,8 @@ class Contender:
         step: computes the sum once and returns when it is there.
         on_host: what `step` returned -> gradient sums in the torch layout.
         held_bytes: parameters and batch.
-        device_peak: most bytes ever allocated on the accelerator, or None where the process's own memory is what counts.
+        device_peak: most bytes ever allocated on the accelerator, or None where the process's own memory is
+            what counts.
     """
 
     step: Callable[[], Any]

@@ -12,10 +12,11 @@ LOOPS = ("scan", "while", "cond")
 
 
 def least_flops(loss: Callable[[Any, Any], Float[Array, ""]], params: PyTree, example: PyTree) -> float:
-    """Operations of the products and convolutions of one example's loss and of its gradient with respect to `params`.
+    """Operations of the products and convolutions of one example's loss and of its gradient with respect to
+    `params`.
 
-    The gradient of an operand costs what the product costs, and is needed where that operand depends on a parameter. Everything
-    but products is left out. Leaves may be shapes.
+    The gradient of an operand costs what the product costs, and is needed where that operand depends on a
+    parameter. Everything but products is left out. Leaves may be shapes.
 
     Raises:
         NotImplementedError: the loss has a loop or a branch, whose operations nobody can count beforehand.
@@ -34,12 +35,17 @@ def _flops(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[float, list[bool]]:
 
     for equation in jaxpr.eqns:
         name: str = equation.primitive.name
-        shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in (*equation.invars, *equation.outvars)]
+        shapes: list[Any] = [
+            getattr(atom.aval, "shape", ()) for atom in (*equation.invars, *equation.outvars)
+        ]
         if name in LOOPS:
             raise NotImplementedError(f"operations of a {name}")
         inputs = [of(atom) for atom in equation.invars]
         outputs = [any(inputs)] * len(equation.outvars)
-        inner = next((_open(value) for value in equation.params.values() if isinstance(value, (Jaxpr, ClosedJaxpr))), None)
+        inner = next(
+            (_open(value) for value in equation.params.values() if isinstance(value, (Jaxpr, ClosedJaxpr))),
+            None,
+        )
         if name in ("dot_general", "conv_general_dilated"):
             left, right, out = shapes
             if name == "dot_general":

@@ -1,4 +1,6 @@
-"""The contenders in JAX on the networks other than the paper's; each sees a loss of one example and nothing of the network."""
+"""The contenders in JAX on the networks other than the paper's; each sees a loss of one example and nothing
+of the network.
+"""
 
 from collections.abc import Callable
 
@@ -36,7 +38,9 @@ def loss_of(case: NetworkCase) -> Loss:
     def loss(params: PyTree, example: PyTree) -> Float[Array, ""]:
         logits = model.apply(params, example["input"])
         assert isinstance(logits, jax.Array)
-        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), example["label"]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), example["label"]
+        ).mean()
 
     return loss
 

@@ -1,7 +1,7 @@
 """The benchmark: contenders checked against each other, then timed in turns.
 
-Each contender is a process of its own (`worker`). All exist at once and exactly one runs at any time; the rounds are
-interleaved, so that a machine that slows down slows all of them.
+Each contender is a process of its own (`worker`). All exist at once and exactly one runs at any time; the
+rounds are interleaved, so that a machine that slows down slows all of them.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from jaxcxr.bench.case import AnyCase, GradientSums
 from jaxcxr.bench.worker import serve
 
 OURS = ("jaxcxr vmap", "jaxcxr nonprivate", "jaxcxr layerwise")
-"""Turns are taken in this order: each private step next to the one that it is compared with, which halves the scatter of the
-ratio between rounds where the machine's speed varies."""
+"""Turns are taken in this order: each private step next to the one that it is compared with, which halves the
+scatter of the ratio between rounds where the machine's speed varies.
+"""
 PEERS: Mapping[str, tuple[str, ...]] = {
     "opacus": ("torch nonprivate", "opacus hooks", "opacus functorch", "opacus ew", "opacus ghost"),
     "jax_privacy": ("jax_privacy clipped_grad",),
@@ -43,7 +44,8 @@ class Row:
         spread_s: between the quartiles of the step times.
         images_per_s: batch / median_s.
         peak_bytes: see `worker.peak_bytes`.
-        ratio_to_nonprivate: to the non-private step of the same library: the median over rounds of the ratio in a round.
+        ratio_to_nonprivate: to the non-private step of the same library: the median over rounds of the ratio
+            in a round.
         error: why there are no figures.
         network: of the case.
     """
@@ -122,15 +124,17 @@ def names_of(peers: Sequence[str]) -> tuple[str, ...]:
 
 
 def nonprivate_of(name: str) -> str:
-    """The non-private step that a private one is compared with: of the same library, on the same network code."""
+    """The non-private step that a private one is compared with: of the same library, on the same network
+    code.
+    """
     return "torch nonprivate" if name.startswith(("torch", "opacus")) else "jaxcxr nonprivate"
 
 
 def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str], None]) -> list[Details]:
     """Check, then time the contenders on one case.
 
-    A contender that fails, or whose sum differs from the reference (`jaxcxr vmap` for the private ones), has a row with its
-    error.
+    A contender that fails, or whose sum differs from the reference (`jaxcxr vmap` for the private ones), has
+    a row with its error.
     """
     workers: dict[str, Worker] = {}
     try:
@@ -169,7 +173,9 @@ def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str
     ]
 
 
-def _take_turns(workers: Mapping[str, Worker], rounds: int, say: Callable[[str], None]) -> dict[str, list[list[float]]]:
+def _take_turns(
+    workers: Mapping[str, Worker], rounds: int, say: Callable[[str], None]
+) -> dict[str, list[list[float]]]:
     seconds: dict[str, list[list[float]]] = {name: [] for name in workers}
     order = list(workers)
     for index in range(rounds):
@@ -183,7 +189,11 @@ def _take_turns(workers: Mapping[str, Worker], rounds: int, say: Callable[[str],
 
 
 def _row(
-    case: AnyCase, name: str, seconds: Mapping[str, Sequence[Sequence[float]]], peak: int | None, error: str | None
+    case: AnyCase,
+    name: str,
+    seconds: Mapping[str, Sequence[Sequence[float]]],
+    peak: int | None,
+    error: str | None,
 ) -> Row:
     if error is not None:
         return Row(name, case.size, case.batch, case.dtype, error=error, network=case.network)
@@ -228,7 +238,12 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[library] = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": cores, "python": platform.python_version(), "versions": versions}
+    return {
+        "processor": _processor(),
+        "cores": cores,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def _processor() -> str:
@@ -236,7 +251,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def write_results(details: Sequence[Details], out: Path) -> None:

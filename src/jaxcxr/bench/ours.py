@@ -24,7 +24,12 @@ def contender(name: str, case: Case) -> Contender:
     device = jax.devices()[0]
     params = jax.device_put(from_torch(case.weights(), case.n_findings, case.width), device)
     real = np.ones((case.batch, 1), bool)
-    units = {"image": case.films()[:, None], "label": case.labels()[:, None], "is_film": real, "is_real": real[:, 0]}
+    units = {
+        "image": case.films()[:, None],
+        "label": case.labels()[:, None],
+        "is_film": real,
+        "is_real": real[:, 0],
+    }
     batch = jax.device_put(units, device)
     loss = objective.unit_loss(model, weights)
     maker, method = name.split(" ")
@@ -38,7 +43,9 @@ def contender(name: str, case: Case) -> Contender:
         sums = jax_privacy_sum(of_image, case.l2_clip_norm, params, images)
         return contender_of(sums, params, images, to_torch)
     if method == "nonprivate":
-        sums = jax.jit(lambda p, b: gradients.plain_sum(loss, p, _units(b), b["is_real"].astype(jnp.float32))[0])
+        sums = jax.jit(
+            lambda p, b: gradients.plain_sum(loss, p, _units(b), b["is_real"].astype(jnp.float32))[0]
+        )
     else:
         how: Any = (case.l2_clip_norm, Flat(), method)
         sums = jax.jit(lambda p, b: clipped_sum(loss, p, _units(b), b["is_real"], *how)[0])
@@ -46,7 +53,10 @@ def contender(name: str, case: Case) -> Contender:
 
 
 def contender_of(
-    sums: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, on_host: Callable[[PyTree], GradientSums]
+    sums: Callable[[PyTree, PyTree], PyTree],
+    params: PyTree,
+    batch: PyTree,
+    on_host: Callable[[PyTree], GradientSums],
 ) -> Contender:
     """The contender that computes `sums(params, batch)`, both of which lie on the device."""
     device = jax.devices()[0]
@@ -99,7 +109,9 @@ def _device_peak(device: Any) -> int | None:
 def product_rate(dtype: str, side: int = 4096, repetitions: int = 5) -> float:
     """Floating-point operations a second of a square matrix product on this machine, the best of several."""
     side = side if jax.devices()[0].platform != "cpu" else min(side, 2048)
-    a = jax.device_put(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)).astype(DTYPES[dtype])
+    a = jax.device_put(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)).astype(
+        DTYPES[dtype]
+    )
     product = jax.jit(lambda x: x @ x)
     jax.block_until_ready(product(a))
     best = np.inf

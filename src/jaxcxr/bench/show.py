@@ -14,12 +14,14 @@ COLOURS = {"jaxcxr": "#0b6e4f", "jax_privacy": "#8fb8de", "torch": "#b0413e", "o
 def case_name(row: Row) -> str:
     """The heading of a case's rows; the paper's network is not named."""
     network = "" if row.network == "resnet9" else f"{row.network}, "
-    return f"{network}{row.size} {'tokens' if row.network == 'transformer' else 'px'} x {row.batch}, {row.dtype}"
+    return (
+        f"{network}{row.size} {'tokens' if row.network == 'transformer' else 'px'} x {row.batch}, {row.dtype}"
+    )
 
 
 def screen_table(details: Sequence[Details]) -> str:
-    """One line a row: step time and spread, films a second, peak memory, ratio to the own non-private step, share of the
-    machine's matrix-product rate.
+    """One line a row: step time and spread, films a second, peak memory, ratio to the own non-private step,
+    share of the machine's matrix-product rate.
     """
     header = f"{'':25}{'step ms':>9}{'spread':>8}{'films/s':>9}{'peak MB':>9}{'ratio':>7}{'of peak':>9}"
     lines = []
@@ -37,14 +39,12 @@ def _line(details: Details) -> str:
     peak = f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes is not None else "-"
     ratio = f"{row.ratio_to_nonprivate:.2f}" if row.ratio_to_nonprivate is not None else "-"
     share = f"{details.share_of_product_rate:.0%}" if details.share_of_product_rate is not None else "-"
-    return (
-        f"{row.name:25}{row.median_s * 1e3:9.0f}{row.spread_s * 1e3:8.0f}{row.images_per_s:9.1f}{peak:>9}{ratio:>7}{share:>9}"
-    )
+    return f"{row.name:25}{row.median_s * 1e3:9.0f}{row.spread_s * 1e3:8.0f}{row.images_per_s:9.1f}{peak:>9}{ratio:>7}{share:>9}"
 
 
 def speedups(details: Sequence[Details]) -> list[str]:
-    """One sentence a case: the private step against its own non-private one and against the fastest of each peer, by the median
-    over rounds of the ratio within a round.
+    """One sentence a case: the private step against its own non-private one and against the fastest of each
+    peer, by the median over rounds of the ratio within a round.
     """
     sentences = []
     for case, group in itertools.groupby(details, key=lambda d: case_name(d.row)):
@@ -52,7 +52,9 @@ def speedups(details: Sequence[Details]) -> list[str]:
         ours = timed.get("jaxcxr layerwise")
         if ours is None:
             continue
-        of_peers = ([d for d in timed.values() if d.row.name.startswith(peer)] for peer in ("opacus", "jax_privacy"))
+        of_peers = (
+            [d for d in timed.values() if d.row.name.startswith(peer)] for peer in ("opacus", "jax_privacy")
+        )
         fastest = (min(own, key=lambda d: d.row.median_s or 0.0, default=None) for own in of_peers)
         parts = []
         for other in (timed.get("jaxcxr nonprivate"), *fastest):

@@ -1,7 +1,8 @@
 """Parameters of any network in torch's names and layout, and back.
 
 The torch network has a module of the same name for each Flax module: `block0/attention/query/kernel` is
-`block0.attention.query.weight`. A parameter that is no layer's (`positions`) is the weight of a torch module of that name.
+`block0.attention.query.weight`. A parameter that is no layer's (`positions`) is the weight of a torch module
+of that name.
 """
 
 from typing import Any
@@ -23,8 +24,8 @@ def torch_name(path: tuple[Any, ...]) -> str:
 def to_torch(params: PyTree) -> dict[str, np.ndarray]:
     """Torch name -> array in torch's layout.
 
-    Kernels [*sides, in, out] become [out, in, *sides]. Attention's [in, heads, features] and [heads, features, out] become
-    [out, in], and its biases vectors.
+    Kernels [*sides, in, out] become [out, in, *sides]. Attention's [in, heads, features] and [heads,
+    features, out] become [out, in], and its biases vectors.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params["params"])
     return {torch_name(path): _to_torch(path, np.asarray(leaf)) for path, leaf in leaves}

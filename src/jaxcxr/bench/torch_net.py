@@ -1,4 +1,6 @@
-"""The same network in torch, for the parity tests and the benchmark: what the paper's authors ran, but for its training."""
+"""The same network in torch, for the parity tests and the benchmark: what the paper's authors ran, but for
+its training.
+"""
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -24,7 +26,9 @@ class TorchBlock(nn.Module):
         self.act1, self.act2 = ACTIVATIONS[activation](), ACTIVATIONS[activation]()
         self.downsample = None
         if stride != 1 or into != out:
-            self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.GroupNorm(GROUPS, out))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(into, out, 1, stride, bias=False), nn.GroupNorm(GROUPS, out)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, into, h, w] -> [n, out, h / stride, w / stride]."""
@@ -44,7 +48,9 @@ class TorchResNet9(nn.Module):
         into = width
         for stage in range(4):
             out = width * 2**stage
-            self.add_module(f"layer{stage + 1}", nn.Sequential(TorchBlock(into, out, 1 if stage == 0 else 2, activation)))
+            self.add_module(
+                f"layer{stage + 1}", nn.Sequential(TorchBlock(into, out, 1 if stage == 0 else 2, activation))
+            )
             into = out
         self.fc = nn.Linear(into, n_findings)
 
@@ -72,11 +78,15 @@ def torch_films(films: UInt8[np.ndarray, "n h w"]) -> torch.Tensor:
 
 def losses(logits: torch.Tensor, labels: torch.Tensor, positive_weights: torch.Tensor) -> torch.Tensor:
     """The paper's loss of each film: binary cross-entropy, positives weighted, mean over findings; [n]."""
-    terms = functional.binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=positive_weights, reduction="none")
+    terms = functional.binary_cross_entropy_with_logits(
+        logits.float(), labels, pos_weight=positive_weights, reduction="none"
+    )
     return terms.mean(dim=1)
 
 
-def torch_probabilities(weights: State, activation: str, films: UInt8[np.ndarray, "n h w"]) -> Float[np.ndarray, "n findings"]:
+def torch_probabilities(
+    weights: State, activation: str, films: UInt8[np.ndarray, "n h w"]
+) -> Float[np.ndarray, "n findings"]:
     """Probability of each finding on each film."""
     with torch.no_grad():
         return torch.sigmoid(torch_net(weights, activation)(torch_films(films))).numpy()

@@ -15,7 +15,9 @@ from jaxcxr.bench.torch_networks import torch_network
 
 
 def contender(name: str, case: AnyCase) -> Contender:
-    """`torch nonprivate`, or `opacus` with `hooks`, `functorch`, `ew` (expanded weights) or `ghost` (its fast clipping)."""
+    """`torch nonprivate`, or `opacus` with `hooks`, `functorch`, `ew` (expanded weights) or `ghost` (its fast
+    clipping).
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problem = _other_network(case, device) if isinstance(case, NetworkCase) else _resnet9(case, device)
     net, inputs, labels, losses_at = problem
@@ -96,8 +98,12 @@ def _plain(net: nn.Module, losses_of: Callable[[Any], torch.Tensor]) -> Callable
     return step
 
 
-def _opacus(net: nn.Module, losses_of: Callable[[Any], torch.Tensor], mode: str, case: AnyCase) -> Callable[[], Any]:
-    """Forward, backward and clipping by Opacus's own module and optimiser; its noise and update are left out, as ours are."""
+def _opacus(
+    net: nn.Module, losses_of: Callable[[Any], torch.Tensor], mode: str, case: AnyCase
+) -> Callable[[], Any]:
+    """Forward, backward and clipping by Opacus's own module and optimiser; its noise and update are left out,
+    as ours are.
+    """
     from opacus.grad_sample.utils import wrap_model  # pyright: ignore[reportMissingImports]
     from opacus.optimizers import (  # pyright: ignore[reportMissingImports]
         DPOptimizer,

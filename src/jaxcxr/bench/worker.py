@@ -1,4 +1,6 @@
-"""A contender in a process of its own, which runs when it is told to: it shares no memory, threads or caches with another."""
+"""A contender in a process of its own, which runs when it is told to: it shares no memory, threads or caches
+with another.
+"""
 
 import contextlib
 import ctypes
@@ -32,14 +34,17 @@ def build(name: str, case: AnyCase) -> Contender:
 
 
 def serve(pipe: Connection, name: str, case: AnyCase) -> None:
-    """Answer requests until the pipe closes: ('sums',), ('time', n), ('peak', n), ('rate', dtype), ('least_flops',).
+    """Answer requests until the pipe closes: ('sums',), ('time', n), ('peak', n), ('rate', dtype),
+    ('least_flops',).
 
     An answer is ('ok', value), or ('error', one line) after which the process ends.
     """
     # The libraries talk; what they say would tear the table on the screen.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    jax.config.update("jax_enable_compilation_cache", False)  # or a first step would be one without compilation the next time
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # or a first step would be one without compilation the next time
     if name.startswith("jaxcxr") or case.peers_keep_memory:
         keep_memory()
     with contextlib.suppress(OSError):
@@ -92,9 +97,9 @@ def _timed(contender: Contender) -> float:
 def peak_bytes(contender: Contender, repetitions: int) -> int | None:
     """Most memory that a step needs: parameters, batch and everything alive at once during the step.
 
-    On an accelerator its allocator knows. On a CPU it is the growth of the process's resident memory over its idle state
-    (weights, code and batch loaded, free memory given back), from the kernel's high-water mark, plus parameters and batch.
-    None where the kernel keeps no such mark.
+    On an accelerator its allocator knows. On a CPU it is the growth of the process's resident memory over its
+    idle state (weights, code and batch loaded, free memory given back), from the kernel's high-water mark,
+    plus parameters and batch. None where the kernel keeps no such mark.
     """
     on_device = contender.device_peak()
     if on_device is not None:

@@ -1,9 +1,11 @@
-"""How a script speaks to its user: its own lines only, and one sentence for a mistake; and what it keeps for the next script.
+"""How a script speaks to its user: its own lines only, and one sentence for a mistake; and what it keeps for
+the next script.
 
-Compiling the network takes longer than a short run, so scripts keep what XLA compiled, under `~/.cache/jaxcxr` (or
-`$XDG_CACHE_HOME/jaxcxr`), and the next process with the same network and data shape loads it: the same machine code, hence the
-same bits. The folder is its owner's only, since compiled code holds constants of the run such as class weights; it may be
-deleted at any time. `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
+Compiling the network takes longer than a short run, so scripts keep what XLA compiled, under
+`~/.cache/jaxcxr` (or `$XDG_CACHE_HOME/jaxcxr`), and the next process with the same network and data shape
+loads it: the same machine code, hence the same bits. The folder is its owner's only, since compiled code
+holds constants of the run such as class weights; it may be deleted at any time. `JAX_COMPILATION_CACHE_DIR`
+names another folder; `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
 """
 
 import hashlib
@@ -25,7 +27,9 @@ def quiet() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("absl").addFilter(_is_news)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only orbax runs coroutines here; it raises the first failure
+    logging.getLogger("asyncio").setLevel(
+        logging.CRITICAL
+    )  # only orbax runs coroutines here; it raises the first failure
     sys.unraisablehook = _report
 
 
@@ -35,10 +39,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _report(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Python's report of an error that nobody can catch, but for those of writes that end after the first failed one.
+    """Python's report of an error that nobody can catch, but for those of writes that end after the first
+    failed one.
 
-    Where a checkpoint cannot be written, orbax raises the first failure and closes its event loop. Tensorstore's threads then
-    find it closed and report that, once for every other array.
+    Where a checkpoint cannot be written, orbax raises the first failure and closes its event loop.
+    Tensorstore's threads then find it closed and report that, once for every other array.
     """
     error = unraisable.exc_value
     elsewhere = threading.current_thread() is not threading.main_thread()
@@ -47,7 +52,9 @@ def _report(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def keep_compilations() -> None:
-    """Have JAX keep what it compiles for the next process (see the module's docstring); call it before jax is imported."""
+    """Have JAX keep what it compiles for the next process (see the module's docstring); call it before jax is
+    imported.
+    """
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -55,21 +62,26 @@ def keep_compilations() -> None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = caches / "jaxcxr" / f"compiled-{_processor()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or none that can be written: everything works, compiled anew each time
+    except (
+        OSError,
+        RuntimeError,
+    ):  # no home, or none that can be written: everything works, compiled anew each time
         return
     if os.access(folder, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def repeat_on_gpus() -> None:
-    """Have XLA choose GPU kernels that add in a fixed order, or a resumed run would end in other bits; call it before jax is
-    imported. Flags that the user has set are left as they are.
+    """Have XLA choose GPU kernels that add in a fixed order, or a resumed run would end in other bits; call
+    it before jax is imported. Flags that the user has set are left as they are.
     """
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
 
 
 def _processor() -> str:
-    """Short name of this kind of processor: a home shared by unlike machines must not hand one the other's machine code."""
+    """Short name of this kind of processor: a home shared by unlike machines must not hand one the other's
+    machine code.
+    """
     described = platform.machine() + platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

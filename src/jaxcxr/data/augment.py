@@ -1,6 +1,7 @@
 """The paper's augmentation of non-private training, on the host: a small rotation and a medio-lateral flip.
 
-Source: the paper, Non-DP Training. Unlike the paper's code, a flip also swaps the labels of the right and the left side.
+Source: the paper, Non-DP Training. Unlike the paper's code, a flip also swaps the labels of the right and the
+left side.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,14 @@ def flip_rotate(
     findings: Sequence[str],
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "n height width"], Float32[np.ndarray, "n findings"]]:
-    """Rotate each image by an angle uniform in [-10, 10] degrees and flip it left to right with probability 0.5.
+    """Rotate each image by an angle uniform in [-10, 10] degrees and flip it left to right with probability
+    0.5.
 
     Args:
         images: the batch; not changed.
         labels: 1, 0 or NaN; not changed.
-        findings: names of the label columns; those ending in `_right` and `_left` change places when their image is flipped.
+        findings: names of the label columns; those ending in `_right` and `_left` change places when their
+            image is flipped.
         rng: the only source of randomness: the same generator state gives the same result.
 
     Returns:

@@ -1,8 +1,8 @@
-"""From a manifest and its files to a store: in parallel, with flat memory, and so that a kill at any moment loses one film a
-process.
+"""From a manifest and its files to a store: in parallel, with flat memory, and so that a kill at any moment
+loses one film a process.
 
-Each shard is the work of one process (`jaxcxr.data.journal`). All that is done lies in a hidden folder beside the store,
-which becomes the store in one rename.
+Each shard is the work of one process (`jaxcxr.data.journal`). All that is done lies in a hidden folder beside
+the store, which becomes the store in one rename.
 """
 
 import concurrent.futures
@@ -89,13 +89,15 @@ def build_store(
         processes: how many to use; 1 stays in this one.
         shards: how many to make in all, at least one a split; by default some of at most 128 MiB.
         strict: stop at the first file that cannot be used; otherwise it goes to quarantine.csv.
-        refuse_flagged: quarantine films with burnt-in annotation and the like, instead of naming them in flagged.csv.
+        refuse_flagged: quarantine films with burnt-in annotation and the like, instead of naming them in
+            flagged.csv.
         duplicates: look for nearly equal films of different patients and list them in duplicates.csv.
         progress: called with the number of films done since the last call, those of an earlier run first.
 
     Raises:
-        InputError: the store exists, another process is making it, what was begun has another manifest or preprocessing, the
-            disk is full, processes keep ending, no file can be used, or (`strict`) one cannot.
+        InputError: the store exists, another process is making it, what was begun has another manifest or
+            preprocessing, the disk is full, processes keep ending, no file can be used, or (`strict`) one
+            cannot.
     """
     path, how = Path(path), how or Preprocessing()
     if path.exists():
@@ -112,7 +114,9 @@ def build_store(
                 try:
                     _run(works, processes, progress)
                 except InputError:
-                    if not any(work.file(suffix).exists() for work in works for suffix in ("json", "journal")):
+                    if not any(
+                        work.file(suffix).exists() for work in works for suffix in ("json", "journal")
+                    ):
                         shutil.rmtree(building)
                     raise
                 _assemble(
@@ -124,7 +128,8 @@ def build_store(
             for leftover in building.glob("shard-*"):
                 leftover.unlink()
             publish(building, path)
-            # The plan goes last: without it, another manifest's run could take over what was killed just before.
+            # The plan goes last: without it, another manifest's run could take over what was killed just
+            # before.
             for name in (_PLAN_FILE, "lock"):
                 (path / name).unlink(missing_ok=True)
     return open_store(path)
@@ -136,31 +141,45 @@ def _building(path: Path) -> Path:
 
 @contextmanager
 def _on_disk(path: Path, building: Path) -> Iterator[None]:
-    """A disk that is full or may not be written is the user's to mend; any other failure of the system keeps its trace."""
+    """A disk that is full or may not be written is the user's to mend; any other failure of the system keeps
+    its trace.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        kept = f"; what is done is kept in {building.name}, give the same command again" if building.is_dir() else ""
+        kept = (
+            f"; what is done is kept in {building.name}, give the same command again"
+            if building.is_dir()
+            else ""
+        )
         raise InputError(f"{path}: cannot be written ({error.strerror}){kept}") from error
 
 
 def begun_split_key(path: str | Path) -> str | None:
-    """Key of the splits of an unfinished store that is to become `path`; None if there is none, or its splits are not drawn."""
+    """Key of the splits of an unfinished store that is to become `path`; None if there is none, or its splits
+    are not drawn.
+    """
     file = _building(Path(path)) / _PLAN_FILE
     try:
         split = json.loads(file.read_text(encoding="utf-8")).get("split")
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{file}: expected the plan of an unfinished store; delete that folder to begin anew") from error
+        raise InputError(
+            f"{file}: expected the plan of an unfinished store; delete that folder to begin anew"
+        ) from error
     return split.get("key") if isinstance(split, dict) else None
 
 
 def read_listing(path: Path) -> pd.DataFrame:
     """A store's quarantine.csv, flagged.csv or duplicates.csv, as text; an empty table if there is none."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame(columns=["path", "reason"])
+    return (
+        pd.read_csv(path, dtype=str, keep_default_na=False)
+        if path.is_file()
+        else pd.DataFrame(columns=["path", "reason"])
+    )
 
 
 def _works(
@@ -173,7 +192,9 @@ def _works(
     strict: bool,
     refuse: bool,
 ) -> list[Work]:
-    """Cut each split into shards; the cuts depend on the manifest and the options alone, so that a resumed run has the same."""
+    """Cut each split into shards; the cuts depend on the manifest and the options alone, so that a resumed
+    run has the same.
+    """
     most = max(1, SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
     per_shard = -(-len(frame) // shards) if shards else min(most, max(16, -(-len(frame) // 32)))
     works: list[Work] = []
@@ -218,7 +239,8 @@ def _same_plan(
     differing = [key for key, value in plan.items() if before.get(key) != value]
     if differing:
         raise InputError(
-            f"{path}: an unfinished store of another kind lies in {building.name} (its {' and '.join(differing)} differ); "
+            f"{path}: an unfinished store of another kind lies in {building.name} (its "
+            f"{' and '.join(differing)} differ); "
             "give the same command again to go on with it, or delete that folder"
         )
 
@@ -242,7 +264,8 @@ def _run(works: Sequence[Work], processes: int, progress: Callable[[int], object
             now = [(work, _journaled(work)) for work in waiting]
             if now == before:
                 raise InputError(
-                    f"{works[0].building}: its processes end twice before any of them has done a film; expected memory for "
+                    f"{works[0].building}: its processes end twice before any of them has done a film; "
+                    "expected memory for "
                     f"{processes} films at once, and a program that starts under `if __name__ == '__main__'`"
                 ) from error
             before = now
@@ -280,7 +303,9 @@ def _run_in_pool(works: Sequence[Work], processes: int, progress: Callable[[int]
 
 
 def _without_fatal_files(works: Sequence[Work]) -> list[Work]:
-    """After a process died, try each file that was being read alone; one that ends its process again is given up."""
+    """After a process died, try each file that was being read alone; one that ends its process again is given
+    up.
+    """
     found = []
     for work in works:
         trying = work.file("trying")
@@ -337,7 +362,9 @@ def _assemble(
     how: Preprocessing, findings: Sequence[str], preprocessing: Mapping[str, str], sources: Mapping[str, object],
     split: Mapping[str, object] | None,
 ) -> None:  # fmt: skip
-    """Name the shards as TFDS does, passing over empty ones, and write the tables; may be repeated after a kill."""
+    """Name the shards as TFDS does, passing over empty ones, and write the tables; may be repeated after a
+    kill.
+    """
     shards: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
     entries: list[dict[str, Any]] = []
     for work in works:
@@ -356,7 +383,9 @@ def _assemble(
         raise InputError(f"{works[0].images / bad[0][0]}: {bad[0][1]}")
     if len(bad) == len(names):
         shutil.rmtree(building)
-        raise InputError(f"{path}: none of the {len(names)} images could be used; the first: {bad[0][0]}: {bad[0][1]}")
+        raise InputError(
+            f"{path}: none of the {len(names)} images could be used; the first: {bad[0][0]}: {bad[0][1]}"
+        )
     odd = [(names[entry["row"]], flag) for entry in entries for flag in entry.get("flags", ())]
     for name, rows in ((QUARANTINE_FILE, refused + bad), (FLAGGED_FILE, odd)):
         if rows:

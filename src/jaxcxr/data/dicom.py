@@ -1,7 +1,8 @@
-"""What a DICOM file says: its grey values as a radiologist would see them, and the few tags that a manifest needs.
+"""What a DICOM file says: its grey values as a radiologist would see them, and the few tags that a manifest
+needs.
 
-Only the tags named in this module are read. Names, addresses and free text of a header never enter the program, so that they
-cannot leave it in a log, an error or a report.
+Only the tags named in this module are read. Names, addresses and free text of a header never enter the
+program, so that they cannot leave it in a log, an error or a report.
 
 Source: DICOM PS3.3, C.7.6.3 (image pixel), C.8.11 (digital X-ray), C.11 (look-up tables and windows).
 """
@@ -27,15 +28,28 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import HTJ2K, JPEG2000, UID, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSNearLossless, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from jaxcxr.errors import InputError
 
 RADIOGRAPHY_MODALITIES: tuple[str, ...] = ("CR", "DX", "RG", "OT")
-"""DICOM modalities that can hold a chest radiograph (computed, digital, film, other); a file that names none passes."""
+"""DICOM modalities that can hold a chest radiograph (computed, digital, film, other); a file that names none
+passes.
+"""
 
 MAX_PIXELS = 200_000_000
-"""A radiograph has some 20 million pixels; a header that claims more than ten times that is damaged or hostile."""
+"""A radiograph has some 20 million pixels; a header that claims more than ten times that is damaged or
+hostile.
+"""
 
 MAX_AGE = 120.0
 """Years; an age above is a typing error (NIH ChestX-ray14 had 414, the RSNA challenge has 155)."""
@@ -48,7 +62,16 @@ _PIXEL_TAGS = (
     "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
     "PresentationLUTShape", "PatientOrientation",
 )  # fmt: skip
-_COLOURS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_COLOURS = (
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_422",
+    "YBR_PARTIAL_420",
+    "YBR_ICT",
+    "YBR_RCT",
+)
 _OF_THE_EXTRA = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _LOSSY = (JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _QUOTED = re.compile(r"""(?<!\w)b?(?:'[^']*'|"[^"]*")""")
@@ -80,13 +103,14 @@ def is_dicom(path: Path, head: bytes) -> bool:
 def read_dicom(path: Path) -> Film:
     """Read one frontal radiograph.
 
-    Stored bits beyond `BitsStored` are cut off, padding becomes the darkest value, the modality look-up table or rescaling and
-    then the VOI look-up table or the first window are applied, films meant to be shown inverted are inverted (the presentation
-    look-up table's shape decides, else MONOCHROME1), and a film stored turned or mirrored (`PatientOrientation`) is put
-    upright with the patient's right side on the left.
+    Stored bits beyond `BitsStored` are cut off, padding becomes the darkest value, the modality look-up table
+    or rescaling and then the VOI look-up table or the first window are applied, films meant to be shown
+    inverted are inverted (the presentation look-up table's shape decides, else MONOCHROME1), and a film
+    stored turned or mirrored (`PatientOrientation`) is put upright with the patient's right side on the left.
 
     Raises:
-        InputError: no film can be had; the message holds nothing of the file's content but its technical tags.
+        InputError: no film can be had; the message holds nothing of the file's content but its technical
+            tags.
     """
     with silent():
         dataset = _open(path, _PIXEL_TAGS)
@@ -143,7 +167,9 @@ def age_years(text: str) -> float:
 
 
 def years_between(birth: str, examination: str) -> float:
-    """Age from two DICOM dates (`19400305`; the old `1940.03.05` and `1940-03-05` too); NaN if either is no date."""
+    """Age from two DICOM dates (`19400305`; the old `1940.03.05` and `1940-03-05` too); NaN if either is no
+    date.
+    """
     first, last = _date(birth), _date(examination)
     if first is None or last is None or last < first:
         return float("nan")
@@ -185,7 +211,9 @@ def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
     modality = str(dataset.get("Modality") or "")
     if modality and modality not in RADIOGRAPHY_MODALITIES:
         shown = repr(modality) if re.fullmatch(r"[A-Z]{2,8}", modality) else "of another form"
-        raise InputError(f"{path}: DICOM modality {shown}, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}")
+        raise InputError(
+            f"{path}: DICOM modality {shown}, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}"
+        )
     if "PixelData" not in dataset:
         raise InputError(f"{path}: DICOM without pixel data, expected a radiograph")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
@@ -194,7 +222,9 @@ def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
     if not rows or not columns:
         raise InputError(f"{path}: the image is empty, {columns} x {rows} pixels")
     if rows * columns > MAX_PIXELS:
-        raise InputError(f"{path}: an image of {columns} x {rows} pixels, expected at most {MAX_PIXELS} pixels")
+        raise InputError(
+            f"{path}: an image of {columns} x {rows} pixels, expected at most {MAX_PIXELS} pixels"
+        )
     syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.BitsStored)
     if syntax.is_compressed and not _can_decode(syntax, bits):
         if syntax in _OF_THE_EXTRA:
@@ -202,14 +232,17 @@ def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
         else:
             needed = "; or ".join(" ".join(line.split()) for line in get_decoder(syntax).missing_dependencies)
         raise InputError(
-            f"{path}: DICOM of {bits} bits compressed as {syntax.name!r}, which needs a library that is not installed: {needed}"
+            f"{path}: DICOM of {bits} bits compressed as {syntax.name!r}, which needs a library that is not "
+            f"installed: {needed}"
         )
 
 
 def _can_decode(syntax: UID, bits: int) -> bool:
     decoder = get_decoder(syntax)
     if syntax == JPEGExtended12Bit and bits > 8:
-        return "pylibjpeg" in decoder.available_plugins  # the others are named for it too, and read 8 bits alone
+        return (
+            "pylibjpeg" in decoder.available_plugins
+        )  # the others are named for it too, and read 8 bits alone
     return decoder.is_available
 
 
@@ -223,7 +256,9 @@ def _film(dataset: pydicom.Dataset, path: Path) -> Film:
     interpretation = str(dataset.PhotometricInterpretation)
     if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         shown = repr(interpretation) if interpretation in _COLOURS else "of another form"
-        raise InputError(f"{path}: DICOM photometric interpretation {shown}, expected MONOCHROME1 or MONOCHROME2")
+        raise InputError(
+            f"{path}: DICOM photometric interpretation {shown}, expected MONOCHROME1 or MONOCHROME2"
+        )
     stored = _significant(stored, bits, high, dataset)
     padding = _padding(stored, dataset)
     values, remarks = _seen_through_window(apply_modality_lut(stored, dataset), dataset, padding)
@@ -231,7 +266,9 @@ def _film(dataset: pydicom.Dataset, path: Path) -> Film:
     inside = values[~padding] if padding.any() and not padding.all() else values
     if inverted:
         values = (
-            inside.max() - values if np.issubdtype(values.dtype, np.floating) else int(inside.max()) - values.astype(np.int64)
+            inside.max() - values
+            if np.issubdtype(values.dtype, np.floating)
+            else int(inside.max()) - values.astype(np.int64)
         )
         darkest = 0
     else:
@@ -259,7 +296,8 @@ def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Data
     if bits == width:
         return stored
     syntax, signed = dataset.file_meta.TransferSyntaxUID, dataset.PixelRepresentation == 1
-    # Signed values whose sign was left out before they were compressed have -1 at the top of the unsigned range.
+    # Signed values whose sign was left out before they were compressed have -1 at the top of the unsigned
+    # range.
     if syntax in _LOSSY and not (signed and stored.max() >= 3 << (bits - 2)):
         # An error of the compression may lift white above the range: cut off, it would be black.
         lowest = -(1 << (bits - 1)) if signed else 0
@@ -283,8 +321,12 @@ def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     return (stored >= low) & (stored <= high)
 
 
-def _seen_through_window(values: np.ndarray, dataset: pydicom.Dataset, padding: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Apply the VOI look-up table, else the first window; one that would leave a single grey value is passed over."""
+def _seen_through_window(
+    values: np.ndarray, dataset: pydicom.Dataset, padding: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Apply the VOI look-up table, else the first window; one that would leave a single grey value is passed
+    over.
+    """
     inside = ~padding if not padding.all() else np.ones(padding.shape, dtype=bool)
     if "VOILUTSequence" in dataset and len(dataset.VOILUTSequence):
         seen = apply_voi_lut(_whole(values), dataset, prefer_lut=True)
@@ -346,5 +388,7 @@ def _date(text: str) -> datetime.date | None:
 
 
 def message_of(error: BaseException) -> str:
-    """What a library says of a damaged file, in one line without what it quotes: damage can move a name into any tag."""
+    """What a library says of a damaged file, in one line without what it quotes: damage can move a name into
+    any tag.
+    """
     return " ".join(_QUOTED.sub("...", str(error)).split()) or type(error).__name__

@@ -1,9 +1,12 @@
-"""Films that are nearly the same although their ids differ: one person under two ids, or one film filed twice.
+"""Films that are nearly the same although their ids differ: one person under two ids, or one film filed
+twice.
 
-Each film has a perceptual hash of 256 bits; films whose hashes nearly agree are compared again, pixel by pixel at low
-resolution. A split by patient does not protect against them, so `scripts/prepare.py` reports them.
+Each film has a perceptual hash of 256 bits; films whose hashes nearly agree are compared again, pixel by
+pixel at low resolution. A split by patient does not protect against them, so `scripts/prepare.py` reports
+them.
 
-Source of the hash: Zauner, Implementation and benchmarking of perceptual image hash functions (2010), with 16 x 16 cosines.
+Source of the hash: Zauner, Implementation and benchmarking of perceptual image hash functions (2010), with 16
+x 16 cosines.
 """
 
 from collections.abc import Iterator
@@ -37,14 +40,18 @@ def perceptual_hash(film: UInt[np.ndarray, "size size"]) -> str:
         rows = np.add.reduce(values.reshape(_SIDE, box, len(values)), axis=1, dtype=np.uint16)
         small = np.einsum("ijk->ij", rows.astype(np.float32).reshape(_SIDE, _SIDE, box))
     else:
-        small = np.asarray(Image.fromarray(values).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
+        small = np.asarray(
+            Image.fromarray(values).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32
+        )
     low = (_COSINES @ small @ _COSINES.T).ravel()[1:257]
     # Half of 256 numbers are above the 128th smallest, as above their median.
     return np.packbits(low > np.sort(low)[127]).tobytes().hex()
 
 
 def close_pairs(hashes: UInt[np.ndarray, "n 4"], most: int) -> Int[np.ndarray, "pairs 3"]:
-    """All pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first, second, bits; first < second."""
+    """All pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first, second, bits;
+    first < second.
+    """
     return np.concatenate([np.zeros((0, 3), dtype=np.int64), *_close_pairs(hashes, most)])
 
 
@@ -62,7 +69,8 @@ def _close_pairs(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 
 def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.DataFrame:
-    """Pairs of nearly equal films of different patients. A film of one grey value throughout resembles no other.
+    """Pairs of nearly equal films of different patients. A film of one grey value throughout resembles no
+    other.
 
     Args:
         store: with hashes (`jaxcxr.data.build` writes them); without, there are no pairs.
@@ -70,7 +78,8 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
         at_least: correlation of the two films at 64 x 64 pixels.
 
     Returns:
-        `image_id_a`, `image_id_b`, `patient_id_a`, `patient_id_b`, `split_a`, `split_b`, `bits`, `correlation`, closest first.
+        `image_id_a`, `image_id_b`, `patient_id_a`, `patient_id_b`, `split_a`, `split_b`, `bits`,
+        `correlation`, closest first.
     """
     named = ("image_id", "patient_id", "split")
     columns = [*(f"{column}_{side}" for column in named for side in "ab"), "bits", "correlation"]
@@ -84,7 +93,10 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
     pairs = np.concatenate(
         [
             np.zeros((0, 3), dtype=np.int64),
-            *(some[patients[some[:, 0]] != patients[some[:, 1]]] for some in _close_pairs(hashes[candidates], most)),
+            *(
+                some[patients[some[:, 0]] != patients[some[:, 1]]]
+                for some in _close_pairs(hashes[candidates], most)
+            ),
         ]
     )
     pairs[:, :2] = candidates[pairs[:, :2]]
@@ -92,7 +104,11 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
     sides = [store.manifest.iloc[pairs[:, place]].reset_index(drop=True) for place in (0, 1)]
     found = pd.DataFrame(
         {
-            **{f"{column}_{side}": rows[column] for column in named for side, rows in zip("ab", sides, strict=True)},
+            **{
+                f"{column}_{side}": rows[column]
+                for column in named
+                for side, rows in zip("ab", sides, strict=True)
+            },
             "bits": pairs[:, 2],
             "correlation": correlations,
         }
@@ -108,12 +124,13 @@ def across_splits(pairs: pd.DataFrame) -> pd.DataFrame:
 def listed_duplicates(store: Store) -> dict[str, bool] | None:
     """Whether a store's listing of nearly equal films of different patients touches its training split.
 
-    A pair within the training split is one person or film under two units of the claim, perhaps: what such a person is promised
-    is the guarantee for two units. A pair across the splits makes the evaluation too good. Counts are private and not told.
+    A pair within the training split is one person or film under two units of the claim, perhaps: what such a
+    person is promised is the guarantee for two units. A pair across the splits makes the evaluation too good.
+    Counts are private and not told.
 
     Returns:
-        `within`: two training films are nearly equal; `across`: a training film and one of another split are. None if nobody
-        has looked (`prepare.py --no-duplicates`, or a store without perceptual hashes).
+        `within`: two training films are nearly equal; `across`: a training film and one of another split are.
+        None if nobody has looked (`prepare.py --no-duplicates`, or a store without perceptual hashes).
 
     Raises:
         InputError: the listing is damaged.
@@ -125,12 +142,16 @@ def listed_duplicates(store: Store) -> dict[str, bool] | None:
         pairs = pd.read_csv(path, dtype=str, keep_default_na=False)
         first, second = pairs["split_a"] == "train", pairs["split_b"] == "train"
     except (ValueError, KeyError) as error:
-        raise InputError(f"{path}: expected the listing of nearly equal films, with columns split_a and split_b") from error
+        raise InputError(
+            f"{path}: expected the listing of nearly equal films, with columns split_a and split_b"
+        ) from error
     return {"within": bool((first & second).any()), "across": bool((first ^ second).any())}
 
 
 def _alike(store: Store, pairs: np.ndarray, at_least: float) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs whose films also correlate, with their correlation; each film is read once, however many pairs it is in."""
+    """The pairs whose films also correlate, with their correlation; each film is read once, however many
+    pairs it is in.
+    """
     rows, positions = np.unique(pairs[:, :2], return_inverse=True)
     small = np.empty((len(rows), _SIDE**2), dtype=np.float32)
     sides = store.manifest["split"].to_numpy()
@@ -152,7 +173,9 @@ def _alike(store: Store, pairs: np.ndarray, at_least: float) -> tuple[np.ndarray
 def _thumbnails(films: np.ndarray) -> np.ndarray:
     """Films at low resolution, each with mean 0 and length 1, so that a product of two is their correlation."""
     box = (_SIDE, _SIDE), Image.Resampling.BOX
-    small = np.array([np.asarray(Image.fromarray(film.astype(np.float32)).resize(*box)).ravel() for film in films])
+    small = np.array(
+        [np.asarray(Image.fromarray(film.astype(np.float32)).resize(*box)).ravel() for film in films]
+    )
     small -= small.mean(axis=1, keepdims=True)
     length = np.linalg.norm(small, axis=1, keepdims=True)
     return np.divide(small, length, out=np.zeros_like(small), where=length > 0)

@@ -1,8 +1,8 @@
 """How a file becomes the square grey image that a network sees.
 
-Source: the paper, Data Pre-processing, after Johnson et al., MIMIC-CXR-JPG: resize, shift and scale to [0, 255], equalise the
-histogram; in the paper's order. Grey values are taken as their file means them (for DICOM see `jaxcxr.data.dicom`), and the
-scaling makes 10 or 12 significant bits in a 16-bit file fill the range.
+Source: the paper, Data Pre-processing, after Johnson et al., MIMIC-CXR-JPG: resize, shift and scale to [0,
+255], equalise the histogram; in the paper's order. Grey values are taken as their file means them (for DICOM
+see `jaxcxr.data.dicom`), and the scaling makes 10 or 12 significant bits in a 16-bit file fill the range.
 """
 
 import dataclasses
@@ -20,7 +20,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from jaxcxr.data.dicom import MAX_PIXELS, RADIOGRAPHY_MODALITIES, Film, is_dicom, message_of, read_dicom
 from jaxcxr.errors import InputError
 
-__all__ = ["PREPROCESSING", "RADIOGRAPHY_MODALITIES", "Preprocessing", "preprocess", "read_film", "read_image"]
+__all__ = [
+    "PREPROCESSING",
+    "RADIOGRAPHY_MODALITIES",
+    "Preprocessing",
+    "preprocess",
+    "read_film",
+    "read_image",
+]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _AT_ONCE = 16 << 20
@@ -48,8 +55,9 @@ class Preprocessing:
 
     Attributes:
         fit: how a film becomes square: `squeeze` (the paper) or `pad`.
-        normalisation: `paper` scales by minimum and maximum and equalises the histogram; `percentile` scales by percentiles,
-            which a bright marker or a dark collimated edge cannot move; `none` keeps the grey values as they are.
+        normalisation: `paper` scales by minimum and maximum and equalises the histogram; `percentile` scales
+            by percentiles, which a bright marker or a dark collimated edge cannot move; `none` keeps the grey
+            values as they are.
         dtype: of the stored pixels; training reads `uint8`. `uint16` cannot be equalised over 256 levels.
     """
 
@@ -60,7 +68,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Refuse what cannot be combined."""
         if self.dtype == "uint16" and self.normalisation == "paper":
-            raise InputError("normalisation 'paper' equalises 256 levels; expected dtype 'uint8', found 'uint16'")
+            raise InputError(
+                "normalisation 'paper' equalises 256 levels; expected dtype 'uint8', found 'uint16'"
+            )
 
     def described(self) -> dict[str, str]:
         """What `preprocess` does, in order, for the record of a store."""
@@ -77,8 +87,8 @@ def read_film(path: str | Path) -> Film:
     """Read one film from PNG, JPEG or TIFF (8 or 16 bits, grey, colour or palette) or DICOM.
 
     Raises:
-        InputError: the file is missing, no image, truncated, empty, of several frames, no radiograph by its DICOM modality, or
-            compressed in a way no installed library can read.
+        InputError: the file is missing, no image, truncated, empty, of several frames, no radiograph by its
+            DICOM modality, or compressed in a way no installed library can read.
     """
     path = Path(path)
     try:
@@ -100,14 +110,17 @@ def read_film(path: str | Path) -> Film:
 
 
 def read_image(path: str | Path) -> Num[np.ndarray, "height width"]:
-    """Grey values of one film, as integers or floats, bright where the film is bright; not yet scaled (see `read_film`)."""
+    """Grey values of one film, as integers or floats, bright where the film is bright; not yet scaled (see
+    `read_film`).
+    """
     return read_film(path).pixels
 
 
 def preprocess(
     image: Num[np.ndarray, "height width"], size: int, how: Preprocessing | None = None
 ) -> UInt[np.ndarray, "{size} {size}"]:
-    """Make a film square, then scale it, then equalise its histogram, as far as `how` asks (the paper by default).
+    """Make a film square, then scale it, then equalise its histogram, as far as `how` asks (the paper by
+    default).
 
     A film of one grey value throughout becomes black, unless its grey values are kept.
 
@@ -160,8 +173,8 @@ def _equalised(film: np.ndarray) -> np.ndarray:
 
 
 def _levels(counts: np.ndarray) -> np.ndarray:
-    """New grey value of each of 256: levels are spread by the share of pixels at or below each; the darkest level present
-    becomes 0, the brightest 255.
+    """New grey value of each of 256: levels are spread by the share of pixels at or below each; the darkest
+    level present becomes 0, the brightest 255.
     """
     share = np.cumsum(counts) / counts.sum()
     darkest = share[np.flatnonzero(counts)[0]]
@@ -176,7 +189,9 @@ def _through(table: np.ndarray, film: np.ndarray) -> np.ndarray:
 
 
 def _of_bytes(image: np.ndarray) -> np.ndarray:
-    """The paper's preprocessing of bytes that need no resizing: one look-up table does what scaling and equalising would."""
+    """The paper's preprocessing of bytes that need no resizing: one look-up table does what scaling and
+    equalising would.
+    """
     counts = np.array(Image.fromarray(image).histogram())
     present = np.flatnonzero(counts)
     low, high = present[0], present[-1] + 1
@@ -187,11 +202,15 @@ def _of_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(image: np.ndarray, values: np.ndarray, top: int) -> np.ndarray:
-    """Grey values over the range that their number of bits spans; windows and slopes below 0 are shifted up to 0."""
+    """Grey values over the range that their number of bits spans; windows and slopes below 0 are shifted up
+    to 0.
+    """
     low, high = min(0.0, float(image.min())), float(image.max())
     bits = next((bits for bits in (8, 10, 12, 14, 16) if high - low <= 2**bits - 1), None)
     span = 2**bits - 1 if bits else high - low
-    return np.clip((values - np.float32(low)) * np.float32(top / span), 0, top).astype(np.uint16 if top > 255 else np.uint8)
+    return np.clip((values - np.float32(low)) * np.float32(top / span), 0, top).astype(
+        np.uint16 if top > 255 else np.uint8
+    )
 
 
 def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
@@ -199,10 +218,13 @@ def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
         with Image.open(source, formats=_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(
-                    f"{path}: an image of {picture.width} x {picture.height} pixels, expected at most {MAX_PIXELS}"
+                    f"{path}: an image of {picture.width} x {picture.height} pixels, expected at most "
+                    f"{MAX_PIXELS}"
                 )
             if getattr(picture, "n_frames", 1) != 1:
-                raise InputError(f"{path}: found an image of {getattr(picture, 'n_frames', '?')} frames, expected one")
+                raise InputError(
+                    f"{path}: found an image of {getattr(picture, 'n_frames', '?')} frames, expected one"
+                )
             picture.load()
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
             upright = ImageOps.exif_transpose(picture) if turned else picture
@@ -217,5 +239,9 @@ def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
         MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
         # Pillow would name the memory that it read from.
-        why = "the image cannot be identified" if isinstance(error, UnidentifiedImageError) else message_of(error)
+        why = (
+            "the image cannot be identified"
+            if isinstance(error, UnidentifiedImageError)
+            else message_of(error)
+        )
         raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM ({why})") from error

@@ -1,8 +1,8 @@
 """One shard of a store, made so that a kill at any moment costs one film.
 
-While a shard is made, its films are appended to a plain file and each is noted in a journal with its checksum; whoever goes on
-believes the journal as far as the checksums hold. The complete shard is rewritten as ArrayRecord, and counts once it is on the
-disk; until then its films are kept.
+While a shard is made, its films are appended to a plain file and each is noted in a journal with its
+checksum; whoever goes on believes the journal as far as the checksums hold. The complete shard is rewritten
+as ArrayRecord, and counts once it is on the disk; until then its films are kept.
 """
 
 import dataclasses
@@ -57,12 +57,17 @@ class Work:
     fatal: frozenset[int] = frozenset()
 
     def file(self, suffix: str) -> Path:
-        """One of the files of the shard: `raw`, `journal`, `trying`, `array_record` or `json` (last, once on the disk)."""
+        """One of the files of the shard: `raw`, `journal`, `trying`, `array_record` or `json` (last, once on
+        the disk).
+        """
         return self.building / f"shard-{self.number:05d}.{suffix}"
 
 
-def make_shard(work: Work, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False) -> str | None:
-    """Make one shard, or what is missing of it; return what `settle` is to note of it, or None if stopped before.
+def make_shard(
+    work: Work, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False
+) -> str | None:
+    """Make one shard, or what is missing of it; return what `settle` is to note of it, or None if stopped
+    before.
 
     Raises:
         InputError: a file cannot be used and `work.strict` is set.
@@ -90,7 +95,9 @@ def make_shard(work: Work, progress: Callable[[int], object], stopped: Callable[
 
 
 def settle(work: Work, made: str | None) -> None:
-    """Wait until a shard of `make_shard` is on the disk, and let it count; not by a process that has films to decode."""
+    """Wait until a shard of `make_shard` is on the disk, and let it count; not by a process that has films to
+    decode.
+    """
     if made is None:
         return
     with work.file("array_record").open("rb") as file:
@@ -166,7 +173,9 @@ def _sealed(work: Work, raw: BinaryIO, entries: Sequence[dict[str, Any]]) -> str
 
 
 class alone:  # noqa: N801  used as a function
-    """Hold a lock file, or refuse after waiting `patience` seconds; the system drops the lock of a dead process."""
+    """Hold a lock file, or refuse after waiting `patience` seconds; the system drops the lock of a dead
+    process.
+    """
 
     def __init__(self, path: Path, refusal: str, patience: float = 0.0) -> None:
         self._path, self._refusal, self._patience = path, refusal, patience

@@ -1,6 +1,7 @@
 """Which films there are: one row an image, with its patient, split, groups and findings.
 
-The manifest is the contract between a hospital's tables and everything after them; it is checked once, here, and trusted later.
+The manifest is the contract between a hospital's tables and everything after them; it is checked once, here,
+and trusted later.
 """
 
 import difflib
@@ -59,7 +60,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if path.suffix == ".csv":
             return text_cells(path)
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a {path.suffix[1:]} table ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{path}: cannot be read as a {path.suffix[1:]} table ({' '.join(str(error).split())})"
+        ) from error
     raise InputError(f"{path}: expected a .parquet or .csv file, found suffix {path.suffix!r}")
 
 
@@ -70,7 +73,12 @@ def text_cells(path: Path) -> pd.DataFrame:
         ValueError: it cannot be parsed, two columns have one name, or rows hold more cells than the header.
         OSError: it cannot be read.
     """
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    how: dict[str, Any] = {
+        "dtype": str,
+        "keep_default_na": False,
+        "encoding": "utf-8-sig",
+        "index_col": False,
+    }
     header = list(pd.read_csv(path, nrows=0, **how).columns)
     named = [name.strip() for name in pd.read_csv(path, nrows=1, header=None, **how).iloc[0]]
     for place, name in enumerate(named):
@@ -78,7 +86,8 @@ def text_cells(path: Path) -> pd.DataFrame:
             pair = f"{named.index(name) + 1} and {place + 1}"
             raise ValueError(f"columns {pair} of the header have the same name; is its first row the header?")
     with warnings.catch_warnings():
-        # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells may be cut.
+        # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells
+        # may be cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             return pd.read_csv(path, **how)
@@ -96,7 +105,8 @@ def text_cells(path: Path) -> pd.DataFrame:
 def missing_column(column: str, columns: Iterable[object]) -> str:
     """What to say of a column that is not there.
 
-    Only names like the wanted one are shown: in a table without a header, a patient stands in the place of the names.
+    Only names like the wanted one are shown: in a table without a header, a patient stands in the place of
+    the names.
     """
     names = {str(name).casefold(): str(name) for name in columns}
     alike = [names[name] for name in difflib.get_close_matches(column.casefold(), names, cutoff=0.7)]
@@ -116,12 +126,14 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
         source: what errors call the table, such as its file.
 
     Returns:
-        A copy in the same row order with a fresh index: ids and paths as text, age (years) as float64 with NaN for unknown,
-        `sex` and `view` with `unknown` filled in, labels as float32 in {0, 1, NaN}; other columns are kept as they are.
+        A copy in the same row order with a fresh index: ids and paths as text, age (years) as float64 with
+        NaN for unknown, `sex` and `view` with `unknown` filled in, labels as float32 in {0, 1, NaN}; other
+        columns are kept as they are.
 
     Raises:
-        InputError: a column is missing, the table is empty, a cell is outside its range, an `image_id` or `path` repeats, or a
-            patient is on two sides of a split. A row is named by its index label plus 1: counted from 1, without the header.
+        InputError: a column is missing, the table is empty, a cell is outside its range, an `image_id` or
+            `path` repeats, or a patient is on two sides of a split. A row is named by its index label plus 1:
+            counted from 1, without the header.
     """
     missing = [column for column in (*REQUIRED, *findings) if column not in frame.columns]
     if missing:
@@ -143,7 +155,9 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
     _refuse(wrong | (columns["age"] < 0), checked, "age", source, "a number of years, at least 0, or empty")
     for finding in findings:
         labels, wrong = _numbers(checked, finding)
-        _refuse(wrong | ~(np.isnan(labels) | np.isin(labels, (0, 1))), checked, finding, source, "1, 0 or empty")
+        _refuse(
+            wrong | ~(np.isnan(labels) | np.isin(labels, (0, 1))), checked, finding, source, "1, 0 or empty"
+        )
         columns[finding] = labels.astype(np.float32)
     checked = checked.assign(**columns)
     if "comorbidities" in checked.columns:
@@ -159,7 +173,8 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
 
 
 def require_positives(frame: pd.DataFrame, findings: Sequence[str], source: str = "manifest") -> None:
-    """Refuse a split in which a finding has no positive or no negative film: neither training nor AUROC is defined there.
+    """Refuse a split in which a finding has no positive or no negative film: neither training nor AUROC is
+    defined there.
 
     Raises:
         InputError: names the split and the finding.
@@ -169,7 +184,8 @@ def require_positives(frame: pd.DataFrame, findings: Sequence[str], source: str 
             for value, kind in ((1, "positive"), (0, "negative")):
                 if not np.any(rows.loc[:, finding] == value):
                     raise InputError(
-                        f"{source}: split {split!r} has no {kind} image of {finding!r} among {len(rows)}; expected one"
+                        f"{source}: split {split!r} has no {kind} image of {finding!r} among {len(rows)}; "
+                        "expected one"
                     )
 
 
@@ -177,7 +193,8 @@ def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Cells of a column as stripped text, an empty text where there is none."""
     cells = frame.loc[:, column]
     return np.array(
-        ["" if absent else str(cell).strip() for cell, absent in zip(cells, cells.isna(), strict=True)], dtype=object
+        ["" if absent else str(cell).strip() for cell, absent in zip(cells, cells.isna(), strict=True)],
+        dtype=object,
     )
 
 
@@ -187,7 +204,9 @@ def numbers_of(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of a column as float64 with NaN for empty ones, and where a cell is neither empty nor a finite number."""
+    """Cells of a column as float64 with NaN for empty ones, and where a cell is neither empty nor a finite
+    number.
+    """
     text = text_of(frame, column)
     numbers = pd.Series(pd.to_numeric(pd.Series(text), errors="coerce")).to_numpy(dtype=np.float64)
     return numbers, (text != "") & ~np.isfinite(numbers)
@@ -197,7 +216,9 @@ def _refuse(wrong: np.ndarray, frame: pd.DataFrame, column: str, source: str, ex
     if wrong.any():
         first = frame.iloc[np.flatnonzero(wrong)[:1]]
         found = text_of(first, column)[0]
-        raise InputError(f"{source}: row {first.index[0] + 1}, column {column!r}: found {found!r}, expected {expected}")
+        raise InputError(
+            f"{source}: row {first.index[0] + 1}, column {column!r}: found {found!r}, expected {expected}"
+        )
 
 
 def _refuse_repeated(frame: pd.DataFrame, column: str, expected: str, source: str) -> None:
@@ -205,7 +226,10 @@ def _refuse_repeated(frame: pd.DataFrame, column: str, expected: str, source: st
     for row, cell in zip(frame.index + 1, frame[column], strict=True):
         first = first_row.setdefault(cell, row)
         if first != row:
-            raise InputError(f"{source}: rows {first} and {row}, column {column!r}: {cell!r} stands twice, expected {expected}")
+            raise InputError(
+                f"{source}: rows {first} and {row}, column {column!r}: {cell!r} stands twice, expected "
+                f"{expected}"
+            )
 
 
 def _refuse_shared_patients(frame: pd.DataFrame, source: str) -> None:
@@ -213,4 +237,7 @@ def _refuse_shared_patients(frame: pd.DataFrame, source: str) -> None:
     for patient, split in zip(frame["patient_id"], frame["split"], strict=True):
         first = side.setdefault(patient, split)
         if first != split:
-            raise InputError(f"{source}: patient {patient!r} has images in splits {first!r} and {split!r}, expected one split")
+            raise InputError(
+                f"{source}: patient {patient!r} has images in splits {first!r} and {split!r}, expected one "
+                "split"
+            )

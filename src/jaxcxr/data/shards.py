@@ -1,7 +1,8 @@
 """Records of films in ArrayRecord files, in the encoding of TFDS, written and read without TensorFlow.
 
-A record is a `tf.train.Example` with the features `image` (raw bytes) and `image_id`. Records are not compressed: films after
-histogram equalisation hardly shrink, and a reader then costs a copy instead of a decompression.
+A record is a `tf.train.Example` with the features `image` (raw bytes) and `image_id`. Records are not
+compressed: films after histogram equalisation hardly shrink, and a reader then costs a copy instead of a
+decompression.
 """
 
 import bisect
@@ -59,7 +60,9 @@ def image_of(record: bytes) -> memoryview:
 
 
 class ShardWriter:
-    """A shard that is being written, with its number of records and their bytes; it raises OSError where it cannot write."""
+    """A shard that is being written, with its number of records and their bytes; it raises OSError where it
+    cannot write.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -89,7 +92,8 @@ class ShardWriter:
 
 
 class FilmReader:
-    """Random access to the films of several shards, as if they were one array. Safe to use from several threads.
+    """Random access to the films of several shards, as if they were one array. Safe to use from several
+    threads.
 
     Args:
         files: the shards, in order.
@@ -110,8 +114,8 @@ class FilmReader:
         flat = films.reshape(len(positions), self._size**2).view(np.uint8)
         for place, position in enumerate(positions.tolist()):
             shard = bisect.bisect_right(self._starts, position) - 1
-            # One at a time: the library's buffer is then used again while the processor still has it at hand, which more
-            # than halves the time that lists of records take.
+            # One at a time: the library's buffer is then used again while the processor still has it at hand,
+            # which more than halves the time that lists of records take.
             (record,) = self._reader(shard).read([position - self._starts[shard]])  # type: ignore[attr-defined]
             flat[place] = np.frombuffer(image_of(record), dtype=np.uint8)
         return films
@@ -175,7 +179,9 @@ def shard_name(split: str, shard: int) -> str:
     return f"{_DATASET}-{split}.array_record-{shard:05d}"
 
 
-def write_dataset_info(folder: Path, shards: Mapping[str, Sequence[tuple[int, int]]], size: int, dtype: str) -> None:
+def write_dataset_info(
+    folder: Path, shards: Mapping[str, Sequence[tuple[int, int]]], size: int, dtype: str
+) -> None:
     """Describe the shards to TFDS: number of records and of bytes of each, by split."""
     # TFDS takes half a second to import: opening a store should not wait for it.
     import tensorflow_datasets as tfds

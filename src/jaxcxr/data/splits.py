@@ -1,13 +1,16 @@
-"""Patient-level train/valid/test splits, in which each patient's side follows from the patient's own id and a key.
+"""Patient-level train/valid/test splits, in which each patient's side follows from the patient's own id and a
+key.
 
-A patient's place is HMAC-SHA256(key, purpose and patient id), read as a 64-bit number, against the cumulative fractions. So no
-other patient, label, number of images or order of rows has a say: a patient added or removed changes nobody else's split, and
-the training split of two neighbouring cohorts differs by that patient alone, which is what a claim of differential privacy
-under add/remove of one unit supposes of the population that it speaks of. The price is that shares of findings and groups are
-balanced in expectation only: of n patients with a rare finding, a split of fraction f gets f n, give or take sqrt(n f (1 - f)).
+A patient's place is HMAC-SHA256(key, purpose and patient id), read as a 64-bit number, against the cumulative
+fractions. So no other patient, label, number of images or order of rows has a say: a patient added or removed
+changes nobody else's split, and the training split of two neighbouring cohorts differs by that patient alone,
+which is what a claim of differential privacy under add/remove of one unit supposes of the population that it
+speaks of. The price is that shares of findings and groups are
+balanced in expectation only: of n patients with a rare finding, a split of fraction f gets f n, give or take
+sqrt(n f (1 - f)).
 
-Source: the paper (Patient Cohort) allocates patients, not films, to training and test; HMAC as a keyed pseudo-random function:
-RFC 2104, FIPS 198-1.
+Source: the paper (Patient Cohort) allocates patients, not films, to training and test; HMAC as a keyed
+pseudo-random function: RFC 2104, FIPS 198-1.
 """
 
 import dataclasses
@@ -41,11 +44,13 @@ class SplitDraw:
 
     Attributes:
         train, valid, test: fractions; they sum to 1, and hold in expectation.
-        key: at least 32 hexadecimal digits (128 bits). The same key, fractions and patient ids give the same splits, so two
-            stores of one cohort share them. Null takes a new one from the operating system for each store, which `store.json`
-            then keeps.
-        seed: instead of `key`, a number that a key is derived from: repeatable, and public to whoever knows the number.
-        stratified: true is refused. Dealing patients by their findings made each one's split depend on all the others.
+        key: at least 32 hexadecimal digits (128 bits). The same key, fractions and patient ids give the same
+            splits, so two stores of one cohort share them. Null takes a new one from the operating system for
+            each store, which `store.json` then keeps.
+        seed: instead of `key`, a number that a key is derived from: repeatable, and public to whoever knows
+            the number.
+        stratified: true is refused. Dealing patients by their findings made each one's split depend on all
+            the others.
     """
 
     __pydantic_config__ = STRICT
@@ -57,17 +62,20 @@ class SplitDraw:
     stratified: bool = False
 
     def keyed(self, begun: str | None = None) -> "SplitDraw":
-        """The draw with its key: its own, that of its seed, the one that a preparation was `begun` with, or a new one.
+        """The draw with its key: its own, that of its seed, the one that a preparation was `begun` with, or a
+        new one.
 
         Raises:
-            InputError: the fractions do not lie in [0, 1] and sum to 1, the key is too short or not hexadecimal, there are both
-                key and seed, or stratified splits are asked for.
+            InputError: the fractions do not lie in [0, 1] and sum to 1, the key is too short or not
+                hexadecimal, there are both key and seed, or stratified splits are asked for.
         """
         check_fractions(self.fractions())
         if self.stratified:
             raise InputError(
-                "draw.stratified: dealing patients by their findings made a patient's split depend on other patients and is no "
-                "longer done; remove the line (a keyed hash of the patient id balances the splits in expectation)"
+                "draw.stratified: dealing patients by their findings made a patient's split depend on other "
+                "patients and is no "
+                "longer done; remove the line (a keyed hash of the patient id balances the splits in "
+                "expectation)"
             )
         if self.key is not None and self.seed is not None:
             raise InputError("draw: expected key or seed, found both")
@@ -101,10 +109,11 @@ def split_by_patient(frame: pd.DataFrame, draw: SplitDraw) -> pd.DataFrame:
 
 
 def valid_from_train(frame: pd.DataFrame, fraction: float, draw: SplitDraw) -> pd.DataFrame:
-    """Move about a fraction of the training patients to `valid`, for sources that publish no validation split.
+    """Move about a fraction of the training patients to `valid`, for sources that publish no validation
+    split.
 
-    Whether a source publishes one is for the caller to know from the source, not from the rows: otherwise one patient in
-    `valid` would decide for all patients in `train`.
+    Whether a source publishes one is for the caller to know from the source, not from the rows: otherwise one
+    patient in `valid` would decide for all patients in `train`.
     """
     drawn = _by_hash(text_of(frame, "patient_id"), {"train": 1 - fraction, "valid": fraction}, draw, _VALID)
     sides = [new if old == "train" else old for old, new in zip(frame["split"], drawn, strict=True)]
@@ -120,10 +129,14 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
     """Refuse fractions that do not lie in [0, 1] and sum to 1."""
     parts = np.array(list(fractions.values()), dtype=np.float64)
     if not np.all((parts >= 0) & (parts <= 1)) or not np.isclose(parts.sum(), 1):
-        raise InputError(f"split fractions: expected numbers in [0, 1] that sum to 1, found {dict(fractions)}")
+        raise InputError(
+            f"split fractions: expected numbers in [0, 1] that sum to 1, found {dict(fractions)}"
+        )
 
 
-def _by_hash(patients: Sequence[str] | np.ndarray, fractions: Mapping[str, float], draw: SplitDraw, purpose: str) -> list[str]:
+def _by_hash(
+    patients: Sequence[str] | np.ndarray, fractions: Mapping[str, float], draw: SplitDraw, purpose: str
+) -> list[str]:
     if draw.key is None:
         raise ValueError("a draw without its key; expected SplitDraw.keyed() before")
     names = [name for name in SPLITS if fractions.get(name, 0) > 0]
@@ -144,7 +157,8 @@ def _checked(key: str) -> str:
         size = 0
     if size < KEY_BYTES or len(key) != 2 * size:
         raise InputError(
-            f"draw.key: expected at least {2 * KEY_BYTES} hexadecimal digits ({8 * KEY_BYTES} bits, as `openssl rand -hex "
+            f"draw.key: expected at least {2 * KEY_BYTES} hexadecimal digits ({8 * KEY_BYTES} bits, as "
+            "`openssl rand -hex "
             f"{KEY_BYTES}` prints them, in quotes), found a text of {len(key)} characters that is none"
         )
     return key.lower()

@@ -3,14 +3,16 @@
 A store is a folder:
 
     manifest.parquet           the checked manifest, one row an image, in the order the images were given
-    records.parquet            SHA-256 of each film's pixels (and its perceptual hash), in the order of the manifest
-    store.json                 size, findings, counts, preprocessing, versions, digests, how the splits came about and the key
+    records.parquet            SHA-256 of each film's pixels (and its perceptual hash), in the order of the
+    manifest store.json                 size, findings, counts, preprocessing, versions, digests, how the
+    splits came about and the key
                                of drawn ones (never released); written last
-    quarantine.csv             files that could not be used, and why; flagged.csv: films that were used but are odd
-    dataset_info.json, features.json, films-<split>.array_record-<shard>
+    quarantine.csv             files that could not be used, and why; flagged.csv: films that were used but
+    are odd dataset_info.json, features.json, films-<split>.array_record-<shard>
                                the TFDS dataset `films`; `tfds.builder_from_directory(folder)` reads it too
 
-Records lie in manifest order within each split, so that row i of a split is its record i. No TensorFlow is needed.
+Records lie in manifest order within each split, so that row i of a split is its record i. No TensorFlow is
+needed.
 """
 
 import dataclasses
@@ -67,14 +69,17 @@ class Split:
         return len(self.frame)
 
     def read(self, indices: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
-        """Read the images at `indices`, in that order; an index may repeat. A random order costs what a sequential one does.
+        """Read the images at `indices`, in that order; an index may repeat. A random order costs what a
+        sequential one does.
 
         Raises:
             IndexError: an index is outside [0, n).
         """
         positions = np.asarray(indices, dtype=np.int64)
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
-            raise IndexError(f"expected indices in [0, {len(self)}), found {positions.min()}..{positions.max()}")
+            raise IndexError(
+                f"expected indices in [0, {len(self)}), found {positions.min()}..{positions.max()}"
+            )
         return self._source.read(positions)
 
     def read_all(self) -> UInt[np.ndarray, "n size size"]:
@@ -90,8 +95,8 @@ class Store:
         path: folder of the store.
         size: side of the images, in pixels.
         findings: names of the label columns.
-        fingerprint: SHA-256 over manifest, preprocessing, library versions and image bytes; two stores with one fingerprint
-            hold the same data.
+        fingerprint: SHA-256 over manifest, preprocessing, library versions and image bytes; two stores with
+            one fingerprint hold the same data.
         manifest: every row, in the order the images were written.
         dtype: of the pixels, `uint8` or `uint16`.
         shards: number of records in each shard, by split.
@@ -120,7 +125,9 @@ class Store:
         wanted = self.findings if findings is None else tuple(findings)
         for finding in wanted:
             if finding not in self.findings:
-                raise InputError(f"{self.path}: finding {finding!r} is not in this store; it has {list(self.findings)}")
+                raise InputError(
+                    f"{self.path}: finding {finding!r} is not in this store; it has {list(self.findings)}"
+                )
         frame = self.manifest.loc[self.manifest["split"] == name].reset_index(drop=True)
         labels = frame.loc[:, list(wanted)].to_numpy(dtype=np.float32)
         lengths = self.shards.get(name, ())
@@ -135,10 +142,13 @@ class Store:
         """How the splits came about.
 
         Returns:
-            `keyed_hash`: from each patient's id and a key alone (`jaxcxr.data.splits`), on top of published splits perhaps.
-            `given`: they stood in the source's own table or list, or in the recipe of an embedded cohort; how the source
-            came by them is not known here. `unknown`: nothing says; the store was made by an earlier version, which could
-            deal patients so that each one's split depended on all others, or by a program that did not say.
+            `keyed_hash`: from each patient's id and a key alone (`jaxcxr.data.splits`), on top of published
+                splits perhaps.
+            `given`: they stood in the source's own table or list, or in the recipe of an embedded cohort; how
+                the source
+            came by them is not known here. `unknown`: nothing says; the store was made by an earlier version,
+            which could deal patients so that each one's split depended on all others, or by a program that
+            did not say.
         """
         match self.description().get("split"):
             case {"method": "keyed hash"}:
@@ -149,7 +159,9 @@ class Store:
 
 
 def declared(manifest: pd.DataFrame, findings: Sequence[str], groups: Sequence[str] = ()) -> pd.DataFrame:
-    """The columns that may enter a store: the contract's, the findings and declared groups; nothing else of a table does."""
+    """The columns that may enter a store: the contract's, the findings and declared groups; nothing else of a
+    table does.
+    """
     wanted = [*REQUIRED, "view", "comorbidities", *groups, *findings]
     kept = manifest.loc[:, [column for column in dict.fromkeys(wanted) if column in manifest.columns]]
     kept.attrs = {}  # parquet files carry these notes from table to table
@@ -168,20 +180,24 @@ def write_store(
 ) -> Store:
     """Write a store from images in memory, all of it or nothing (`jaxcxr.data.build` makes one from files).
 
-    The images are taken one by one, so memory does not grow with their number. The store is built in a hidden sibling folder
-    and renamed when it is complete; a killed process leaves that folder (`.<name>.<digits>.partial`), never a half store.
+    The images are taken one by one, so memory does not grow with their number. The store is built in a hidden
+    sibling folder and renamed when it is complete; a killed process leaves that folder
+    (`.<name>.<digits>.partial`), never a half store.
 
     Args:
         path: folder to make; it must not exist.
-        manifest: one row an image (see `jaxcxr.data.manifest`); only the columns of the contract enter the store.
-        images: in the order of the manifest's rows; None leaves its row out of the store (a film that could not be read).
+        manifest: one row an image (see `jaxcxr.data.manifest`); only the columns of the contract enter the
+            store.
+        images: in the order of the manifest's rows; None leaves its row out of the store (a film that could
+            not be read).
         size: side of the images, in pixels.
         findings: label columns of the manifest.
         preprocessing: what was done to the images, as values JSON can hold; part of the fingerprint.
         split: how the splits came about (`jaxcxr.data.splits`); None where that is not known.
 
     Raises:
-        InputError: `path` exists, the manifest breaks its contract, or there are more or fewer images than rows.
+        InputError: `path` exists, the manifest breaks its contract, or there are more or fewer images than
+            rows.
         ValueError: an image is not UInt8 of shape [size, size].
     """
     path = Path(path)
@@ -195,7 +211,9 @@ def write_store(
     try:
         records, shards = _write_in_order(building, frame, images, size)
         if not any(shards.values()):
-            raise InputError(f"{path}: none of the {len(frame)} images could be used, so there is no store to write")
+            raise InputError(
+                f"{path}: none of the {len(frame)} images could be used, so there is no store to write"
+            )
         finish(
             building, frame, records, shards, size=size, dtype="uint8", findings=findings, preprocessing=preprocessing,
             split=split,
@@ -225,7 +243,8 @@ def finish(
     Args:
         building: folder with the shards.
         frame: the checked manifest.
-        records: `row` (position in `frame`), `sha256` and optionally `phash`, one row a film kept, ascending rows.
+        records: `row` (position in `frame`), `sha256` and optionally `phash`, one row a film kept, ascending
+            rows.
         shards: number of records and of bytes of each shard, by split.
         size: side of the films, in pixels.
         dtype: of their pixels.
@@ -236,7 +255,9 @@ def finish(
     """
     kept = frame.iloc[records["row"].to_numpy()].reset_index(drop=True)
     kept.to_parquet(building / MANIFEST_FILE, index=False)
-    records.drop(columns="row").assign(image_id=kept["image_id"].to_numpy()).to_parquet(building / RECORDS_FILE, index=False)
+    records.drop(columns="row").assign(image_id=kept["image_id"].to_numpy()).to_parquet(
+        building / RECORDS_FILE, index=False
+    )
     write_dataset_info(building, shards, size, dtype)
     digest = hashlib.sha256("".join(records["sha256"]).encode()).hexdigest()
     versions = versions_of(_LIBRARIES)
@@ -265,7 +286,9 @@ def publish(building: Path, path: Path) -> None:
     try:
         building.rename(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot become a store ({error.strerror}), expected no folder there") from error
+        raise InputError(
+            f"{path}: cannot become a store ({error.strerror}), expected no folder there"
+        ) from error
 
 
 def open_store(path: str | Path) -> Store:
@@ -280,7 +303,9 @@ def open_store(path: str | Path) -> Store:
     try:
         description = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
         if description["format"] not in _READABLE:
-            raise InputError(f"{path / STORE_FILE}: found store format {description['format']}, expected {_FORMAT}")
+            raise InputError(
+                f"{path / STORE_FILE}: found store format {description['format']}, expected {_FORMAT}"
+            )
         manifest = pd.read_parquet(path / MANIFEST_FILE)
         counts, shards = description["counts"], _shards(path)
         store = Store(
@@ -295,7 +320,9 @@ def open_store(path: str | Path) -> Store:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a complete store ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{path}: not a complete store ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     _check_files(path, manifest, counts, shards)
     return store
 
@@ -322,11 +349,14 @@ def _shards(path: Path) -> dict[str, tuple[int, ...]]:
     return {split["name"]: tuple(int(length) for length in split["shardLengths"]) for split in info["splits"]}
 
 
-def _check_files(path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], shards: Mapping[str, Sequence[int]]) -> None:
+def _check_files(
+    path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], shards: Mapping[str, Sequence[int]]
+) -> None:
     for name, rows in _counts(manifest).items():
         if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
             raise InputError(
-                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names {counts.get(name, 0)}, "
+                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names "
+                f"{counts.get(name, 0)}, "
                 f"the shards hold {sum(shards.get(name, ()))}"
             )
     for split, lengths in shards.items():
@@ -338,7 +368,9 @@ def _check_files(path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], 
 def _write_in_order(
     folder: Path, frame: pd.DataFrame, images: Iterable[Any], size: int
 ) -> tuple[pd.DataFrame, dict[str, list[tuple[int, int]]]]:
-    """Write the shards of all splits while their films arrive interleaved; hold at most one film and the open shards."""
+    """Write the shards of all splits while their films arrive interleaved; hold at most one film and the open
+    shards.
+    """
     per_shard = max(1, SHARD_BYTES // size**2)
     films = _checked(images, frame, size)
     rows: list[tuple[int, str]] = []
@@ -365,7 +397,9 @@ def _checked(images: Iterable[Any], frame: pd.DataFrame, size: int) -> Iterator[
         if film is None:
             continue
         if film.shape != (size, size) or film.dtype != np.uint8:
-            raise ValueError(f"image {row}: expected UInt8 [{size}, {size}], found {film.dtype} {list(film.shape)}")
+            raise ValueError(
+                f"image {row}: expected UInt8 [{size}, {size}], found {film.dtype} {list(film.shape)}"
+            )
         yield row, film
 
 
@@ -404,7 +438,9 @@ def fingerprint_of(
         "size": size,
         "findings": list(findings),
         "preprocessing": dict(preprocessing),
-        "versions": {name: versions[name] for name in (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS) if name in versions},
+        "versions": {
+            name: versions[name] for name in (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS) if name in versions
+        },
         "images": digest,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""Whether a store still is what was written: every record against its checksum, the manifest against the fingerprint."""
+"""Whether a store still is what was written: every record against its checksum, the manifest against the
+fingerprint.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -25,7 +27,9 @@ def verify(store: Store, progress: Callable[[int], object] = lambda _: None) -> 
         InputError: names the first film whose pixels, or the manifest, are not those that were written.
     """
     if not (store.path / RECORDS_FILE).is_file():
-        raise InputError(f"{store.path}: an older store without {RECORDS_FILE}, so without checksums; prepare it again")
+        raise InputError(
+            f"{store.path}: an older store without {RECORDS_FILE}, so without checksums; prepare it again"
+        )
     records = pd.read_parquet(store.path / RECORDS_FILE)
     if records["image_id"].tolist() != store.manifest["image_id"].tolist():
         raise InputError(f"{store.path}: {RECORDS_FILE} and {MANIFEST_FILE} do not name the same films")
@@ -33,7 +37,9 @@ def verify(store: Store, progress: Callable[[int], object] = lambda _: None) -> 
     digest = hashlib.sha256("".join(records["sha256"]).encode()).hexdigest()
     known = described["preprocessing"], digest, described["versions"]
     if fingerprint_of(store.manifest, store.size, store.findings, *known) != store.fingerprint:
-        raise InputError(f"{store.path}: the manifest or the checksums are not those of the fingerprint in {STORE_FILE}")
+        raise InputError(
+            f"{store.path}: the manifest or the checksums are not those of the fingerprint in {STORE_FILE}"
+        )
     for name in SPLITS:
         rows = np.flatnonzero((store.manifest["split"] == name).to_numpy())
         split, expected = store.split(name), records["sha256"].to_numpy()[rows]
@@ -42,10 +48,14 @@ def verify(store: Store, progress: Callable[[int], object] = lambda _: None) -> 
             try:
                 films = split.read(some)
             except Exception as error:
-                raise InputError(f"{store.path}: split {name!r} cannot be read ({' '.join(str(error).split())})") from error
+                raise InputError(
+                    f"{store.path}: split {name!r} cannot be read ({' '.join(str(error).split())})"
+                ) from error
             for index, film in zip(some, films, strict=True):
                 if hashlib.sha256(film.tobytes()).hexdigest() != expected[index]:
                     image = split.frame["image_id"].iat[index]
-                    raise InputError(f"{store.path}: film {image!r} of split {name!r} is not what was written")
+                    raise InputError(
+                        f"{store.path}: film {image!r} of split {name!r} is not what was written"
+                    )
             progress(len(some))
     return len(store.manifest)

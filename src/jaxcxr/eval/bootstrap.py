@@ -1,14 +1,15 @@
 """How far the metrics would move with other patients: the bootstrap (the paper: 1,000 redraws).
 
-A redraw is a vector of multiplicities, how often each patient (or film) was drawn. What a metric needs of a redraw are weighted
-sums over films: at each level of probability (`metrics.levels`) for the areas under the curves and for Youden's criterion, over
-everybody for the rest. So the films are sorted into levels once, in a sparse matrix with a column a patient; a redraw is a
-product with it, and cumulative sums over the levels. Counts are whole numbers until the last division, so that ties, in
-probability or in Youden's index, are exact.
+A redraw is a vector of multiplicities, how often each patient (or film) was drawn. What a metric needs of a
+redraw are weighted
+sums over films: at each level of probability (`metrics.levels`) for the areas under the curves and for
+Youden's criterion, over everybody for the rest. So the films are sorted into levels once, in a sparse matrix
+with a column a patient; a redraw is a product with it, and cumulative sums over the levels. Counts are whole
+numbers until the last division, so that ties, in probability or in Youden's index, are exact.
 
-Redraw r of a seed depends on the seed, r and the patients (or the number) of the test rows, never on a probability or a label.
-Two models with predictions for the same rows in the same order, and two groups of the same rows, therefore get the same
-redraws, and the difference of their draws is a paired bootstrap.
+Redraw r of a seed depends on the seed, r and the patients (or the number) of the test rows, never on a
+probability or a label. Two models with predictions for the same rows in the same order, and two groups of the
+same rows, therefore get the same redraws, and the difference of their draws is a paired bootstrap.
 """
 
 import dataclasses
@@ -35,7 +36,9 @@ BLOCK = 16
 MAX_THREADS = 8
 
 EXACT_IN_FLOAT32 = 2**22
-"""Films up to which single precision counts exactly (to 2^24), with room for a redraw that holds more films than there are."""
+"""Films up to which single precision counts exactly (to 2^24), with room for a redraw that holds more films
+than there are.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +64,11 @@ class Redrawn:
     """The metrics of groups of films, on the films themselves and in every redraw.
 
     Attributes:
-        metrics: in the order of `METRICS`; draw 0 is the films themselves, each once, draws 1 and up are the redraws. NaN where
-            a draw holds one class of a finding only, and in what needs a threshold where there is none.
-        no_finding_among_ill: share of the films with any positive label on which no finding is called (underdiagnosis).
+        metrics: in the order of `METRICS`; draw 0 is the films themselves, each once, draws 1 and up are the
+            redraws. NaN where a draw holds one class of a finding only, and in what needs a threshold where
+            there is none.
+        no_finding_among_ill: share of the films with any positive label on which no finding is called
+            (underdiagnosis).
         ill: number of films with any positive label.
     """
 
@@ -73,7 +78,9 @@ class Redrawn:
 
 
 def clusters(patient_ids: pd.Series, resample: Resample) -> Int[np.ndarray, " n"]:
-    """Number of the thing that is drawn, for each film: its patient in order of appearance, or the film itself."""
+    """Number of the thing that is drawn, for each film: its patient in order of appearance, or the film
+    itself.
+    """
     return pd.factorize(patient_ids)[0] if resample == "patient" else np.arange(len(patient_ids))
 
 
@@ -97,9 +104,10 @@ def draw_all(count: int, seed: int, redraws: int) -> UInt16[np.ndarray, "count d
 class _Sums:
     """What a draw's multiplicities are multiplied with, for one finding of one group.
 
-    `counts` has a row a level for the positives, one a level and one more for the negatives, one a level for the negatives tied
-    with it (where there are any), and one each for the positives and the negatives called at a threshold given beforehand.
-    `values` has a row a calibration bin for probability minus label, and one for its square.
+    `counts` has a row a level for the positives, one a level and one more for the negatives, one a level for
+    the negatives tied with it (where there are any), and one each for the positives and the negatives called
+    at a threshold given beforehand. `values` has a row a calibration bin for probability minus label, and one
+    for its square.
     """
 
     levels: Levels
@@ -110,7 +118,10 @@ class _Sums:
 
 
 def _sums(
-    y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], cluster: Int[np.ndarray, " n"], threshold: float | None
+    y: Float[np.ndarray, " n"],
+    p: Float[np.ndarray, " n"],
+    cluster: Int[np.ndarray, " n"],
+    threshold: float | None,
 ) -> _Sums:
     at = levels(y, p)
     count, width = at.thresholds.size, int(cluster.max(initial=-1)) + 1
@@ -118,7 +129,10 @@ def _sums(
     tied_row = 2 * count + 1 + np.searchsorted(tied, at.negative_level[at.negative_tied])
     last = 2 * count + 1 + tied.size
     called = p >= (np.nan if threshold is None else threshold)
-    called_positives, called_negatives = at.positives[called[at.positives]], at.negatives[called[at.negatives]]
+    called_positives, called_negatives = (
+        at.positives[called[at.positives]],
+        at.negatives[called[at.negatives]],
+    )
     films = [at.positives, at.negatives, at.negatives[at.negative_tied], called_positives, called_negatives]
     rows = [at.positive_level, count + at.negative_level, tied_row]
     rows += [np.full(called_positives.size, last), np.full(called_negatives.size, last + 1)]
@@ -152,7 +166,8 @@ def _drawn_metrics(
     n_positive, n_negative = counted[count - 1].astype(np.float64), counted[2 * count].astype(np.float64)
     tp, fp = counted[:count].astype(np.float64), counted[count : 2 * count].astype(np.float64)
 
-    # A negative below a positive wins a pair and one at its probability half a pair: counted twice, both are whole numbers.
+    # A negative below a positive wins a pair and one at its probability half a pair: counted twice, both are
+    # whole numbers.
     beaten_twice = 2 * (n_negative - fp)
     beaten_twice[sums.tied] += counted[2 * count + 1 : -2]
     won_twice = np.einsum("kd,kd->d", positives, beaten_twice)
@@ -205,18 +220,19 @@ def bootstrap(
     resample: Resample,
     seed: int,
 ) -> Redrawn:
-    """The metrics of each finding in each group of films, on the films themselves and in each of `redraws` redraws.
+    """The metrics of each finding in each group of films, on the films themselves and in each of `redraws`
+    redraws.
 
     Args:
         test: table with `patient_id`, `y_<finding>` and `p_<finding>`, one row a film, test films only.
         findings: names of the findings.
-        groups: masks over the rows of `test`. All the films are redrawn and then the groups taken from them, so that draws of
-            two groups are paired, too.
-        thresholds: one a finding, for all groups and redraws; None chooses Youden's anew in every redraw and group, on the very
-            films that are then judged (the paper's code), which flatters.
+        groups: masks over the rows of `test`. All the films are redrawn and then the groups taken from them,
+            so that draws of two groups are paired, too.
+        thresholds: one a finding, for all groups and redraws; None chooses Youden's anew in every redraw and
+            group, on the very films that are then judged (the paper's code), which flatters.
         redraws: number of redraws.
-        resample: `patient` draws patients and takes all films of each; `image` (the paper) draws films as if they were
-            independent, which understates the spread where patients have several.
+        resample: `patient` draws patients and takes all films of each; `image` (the paper) draws films as if
+            they were independent, which understates the spread where patients have several.
         seed: not negative.
 
     Raises:
@@ -237,7 +253,10 @@ def bootstrap(
     with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as threads:
         for f, finding in enumerate(findings):
             cut = None if thresholds is None else float(thresholds[f])
-            prepared = [_sums(np.where(mask, labels[finding], np.nan), scores[finding], cluster, cut) for mask in groups]
+            prepared = [
+                _sums(np.where(mask, labels[finding], np.nan), scores[finding], cluster, cut)
+                for mask in groups
+            ]
 
             def fill(block: slice, f: int = f, prepared: Sequence[_Sums] = prepared) -> None:
                 # Rows of a block lie together: products with sparse matrices add whole rows.
@@ -253,7 +272,9 @@ def bootstrap(
                 rows = mask & ill
                 cuts = chosen[g, :, block] if thresholds is None else np.asarray(thresholds)[:, None]
                 if rows.any() and not np.isnan(cuts).all():
-                    called = np.any([scores[f][rows, None] >= cut for f, cut in zip(findings, cuts, strict=True)], axis=0)
+                    called = np.any(
+                        [scores[f][rows, None] >= cut for f, cut in zip(findings, cuts, strict=True)], axis=0
+                    )
                     weights = drawn[:, block].astype(np.float64, order="C")[cluster[rows]]
                     with np.errstate(invalid="ignore", divide="ignore"):
                         missed[g, block] = (weights * ~called).sum(axis=0) / weights.sum(axis=0)
@@ -265,7 +286,8 @@ def bootstrap(
 def average(draws: Float[np.ndarray, "*groups findings draws"]) -> Float[np.ndarray, "*groups draws"]:
     """Mean over the findings in each draw, draw 0 being the films themselves.
 
-    A finding that is not defined on the films themselves is left out of the mean, and a redraw in which another one is
+    A finding that is not defined on the films themselves is left out of the mean, and a redraw in which
+    another one is
     undefined has no average: the mean is over the same findings in every draw.
     """
     defined = ~np.isnan(draws[..., :1])
@@ -275,7 +297,9 @@ def average(draws: Float[np.ndarray, "*groups findings draws"]) -> Float[np.ndar
 
 
 def spread(draws: Float[np.ndarray, " redraws"]) -> Spread:
-    """Mean, standard deviation and 95 % interval of one metric's redraws; NaN where too few of them are defined."""
+    """Mean, standard deviation and 95 % interval of one metric's redraws; NaN where too few of them are
+    defined.
+    """
     defined = draws[~np.isnan(draws)]
     if not defined.size:
         return Spread(np.nan, np.nan, np.nan, np.nan, 0)
@@ -285,8 +309,8 @@ def spread(draws: Float[np.ndarray, " redraws"]) -> Spread:
 
 
 def around_estimate(estimate: float, draws: Float[np.ndarray, " redraws"]) -> Spread:
-    """`spread` of a metric that noise makes larger (a sum of absolute values): redraws are moved so that their mean is the
-    estimate.
+    """`spread` of a metric that noise makes larger (a sum of absolute values): redraws are moved so that
+    their mean is the estimate.
     """
     if not np.isfinite(draws).any():
         return spread(draws)
@@ -294,21 +318,22 @@ def around_estimate(estimate: float, draws: Float[np.ndarray, " redraws"]) -> Sp
 
 
 def on_logit_scale(estimate: float, draws: Float[np.ndarray, " redraws"], clusters: int) -> Spread:
-    """`spread` of an average precision, with another interval: Student's on the logit scale, from the redraws' standard
-    deviation.
+    """`spread` of an average precision, with another interval: Student's on the logit scale, from the
+    redraws' standard deviation.
 
-    An average precision is skewed and, with few positives, biased upwards, and its redraws, in which films come several times,
-    are biased upwards once more: a percentile interval, which takes both over, lies too high, and is too short besides
-    (docs/statistics.md). Where there is no logit (0 or 1), or one cluster only, it stays.
+    An average precision is skewed and, with few positives, biased upwards, and its redraws, in which films
+    come several times,
+    are biased upwards once more: a percentile interval, which takes both over, lies too high, and is too
+    short besides (docs/statistics.md). Where there is no logit (0 or 1), or one cluster only, it stays.
 
     Args:
         estimate: on the films themselves.
         draws: its redraws.
-        clusters: that are drawn and have a positive: their number less one is the degrees of freedom, and the bootstrap's
-            variance lacks the factor number / (number - 1).
+        clusters: that are drawn and have a positive: their number less one is the degrees of freedom, and the
+            bootstrap's variance lacks the factor number / (number - 1).
 
-    Source: the logit interval of Boyd, Eng & Page, Area under the precision-recall curve: point estimates and confidence
-        intervals, ECML 2013, here with a bootstrap by clusters and their number.
+    Source: the logit interval of Boyd, Eng & Page, Area under the precision-recall curve: point estimates and
+        confidence intervals, ECML 2013, here with a bootstrap by clusters and their number.
     """
     found = spread(draws)
     if not (0 < estimate < 1 and found.std > 0 and clusters > 1):
@@ -320,8 +345,8 @@ def on_logit_scale(estimate: float, draws: Float[np.ndarray, " redraws"], cluste
 
 
 def spread_of(metric: str, row: Float[np.ndarray, " draws"], clusters: int) -> Spread:
-    """What the redraws of a metric say about it, its estimate (draw 0) in front: percentiles, but for two metrics whose redraws
-    lie to one side of it; `clusters` is how many that are drawn have a positive.
+    """What the redraws of a metric say about it, its estimate (draw 0) in front: percentiles, but for two
+    metrics whose redraws lie to one side of it; `clusters` is how many that are drawn have a positive.
     """
     match metric:
         case "ece":
@@ -333,17 +358,20 @@ def spread_of(metric: str, row: Float[np.ndarray, " draws"], clusters: int) -> S
 
 
 def std_paper(draws: Float[np.ndarray, "findings redraws"]) -> float:
-    """The '±' of the paper's 'average': one standard deviation (ddof = 1) over all redraws of all findings together.
+    """The '±' of the paper's 'average': one standard deviation (ddof = 1) over all redraws of all findings
+    together.
 
-    It is mostly the difference between easy and hard findings and says little about how well the average is known; for that,
-    take the standard deviation of `average` over the redraws. The paper's 0.90 ± 0.04 is this number.
+    It is mostly the difference between easy and hard findings and says little about how well the average is
+    known; for that, take the standard deviation of `average` over the redraws. The paper's 0.90 ± 0.04 is
+    this number.
     """
     return spread(draws.ravel()).std
 
 
 def p_value(differences: Float[np.ndarray, " redraws"]) -> float:
-    """Two-sided p-value of 'no difference', from the redraws of a difference: the level at which the percentile interval just
-    reaches zero, with the observed sample counted as one redraw more so that it is never 0.
+    """Two-sided p-value of 'no difference', from the redraws of a difference: the level at which the
+    percentile interval just reaches zero, with the observed sample counted as one redraw more so that it is
+    never 0.
     """
     defined = differences[~np.isnan(differences)]
     if not defined.size:

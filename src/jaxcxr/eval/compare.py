@@ -1,7 +1,8 @@
-"""Two models on the same films: differences with paired intervals, p-values and DeLong's check, group by group.
+"""Two models on the same films: differences with paired intervals, p-values and DeLong's check, group by
+group.
 
-Both models meet the same redraws, so that what a difficult or easy redraw does to both cancels out. Each model keeps its own
-thresholds, chosen by the same policy.
+Both models meet the same redraws, so that what a difficult or easy redraw does to both cancels out. Each
+model keeps its own thresholds, chosen by the same policy.
 """
 
 from collections.abc import Sequence
@@ -45,20 +46,24 @@ COMPARISON_COLUMNS: tuple[str, ...] = (
 
 
 def read_pair(a: str | Path, b: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-    """Read two predictions files, or run folders that hold one, and put the second's films into the first's order.
+    """Read two predictions files, or run folders that hold one, and put the second's films into the first's
+    order.
 
     Returns:
         Both tables, and the findings that both predict, in the first's order.
 
     Raises:
-        InputError: a file is refused (`predictions.read_predictions`), the files have no finding in common or not the same test
-            films, or they disagree about a film's patient, split or labels.
+        InputError: a file is refused (`predictions.read_predictions`), the files have no finding in common or
+            not the same test films, or they disagree about a film's patient, split or labels.
     """
     path_a, path_b = _file(a), _file(b)
     (first, findings_a), (second, findings_b) = read_predictions(path_a), read_predictions(path_b)
     findings = tuple(f for f in findings_a if f in findings_b)
     if not findings:
-        raise InputError(f"{path_b}: expected a finding of {path_a} ({', '.join(findings_a)}), found {', '.join(findings_b)}")
+        raise InputError(
+            f"{path_b}: expected a finding of {path_a} ({', '.join(findings_a)}), found "
+            f"{', '.join(findings_b)}"
+        )
     return first, align(first, second, findings), findings
 
 
@@ -68,7 +73,8 @@ def _file(path: str | Path) -> Path:
 
 
 def align(a: pd.DataFrame, b: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
-    """The rows of `b` in the order of those of `a`; validation films that only one of them has stay out of it.
+    """The rows of `b` in the order of those of `a`; validation films that only one of them has stay out of
+    it.
 
     Raises:
         InputError: the test films are not the same, or differ in patient or label.
@@ -89,7 +95,8 @@ def align(a: pd.DataFrame, b: pd.DataFrame, findings: Sequence[str]) -> pd.DataF
             film = differs.to_numpy().argmax()
             expected, found = (f"{t[column].iloc[film]!s}" for t in (first, second))
             raise InputError(
-                f"{source_b}: image_id {first.index[film]!r}, column {column!r}: expected {expected} as in {source_a}, "
+                f"{source_b}: image_id {first.index[film]!r}, column {column!r}: expected {expected} as in "
+                f"{source_a}, "
                 f"found {found}"
             )
     others = b.loc[b["split"] != "test"]
@@ -115,11 +122,12 @@ def compare(
         estimates_of_a: what `measure(a, findings, config)` gave, if it is at hand.
 
     Returns:
-        One row an estimate, with the columns `COMPARISON_COLUMNS`: `value_a`, `value_b` and their `difference`, positive where
-        a is larger; its 95 % percentile interval, standard deviation and two-sided bootstrap `p_value` over paired redraws;
-        `p_holm`, corrected over the findings of the same group and metric; `delong_p` for an AUROC, by patient where patients
-        are redrawn. The rows are those of `evaluate.evaluate`, but for differences to the best group and between the groups
-        furthest apart, which need not be the same in both: so the difference between the models in, say, a
+        One row an estimate, with the columns `COMPARISON_COLUMNS`: `value_a`, `value_b` and their
+        `difference`, positive where a is larger; its 95 % percentile interval, standard deviation and
+        two-sided bootstrap `p_value` over paired redraws; `p_holm`, corrected over the findings of the same
+        group and metric; `delong_p` for an AUROC, by patient where patients are redrawn. The rows are those
+        of `evaluate.evaluate`, but for differences to the best group and between the groups furthest apart,
+        which need not be the same in both: so the difference between the models in, say, a
         `statistical_parity_difference` is there too.
     """
     groups = {group.name: group for group in make_groups(a, config.groups)}
@@ -149,7 +157,9 @@ def compare(
     cluster = clusters(pd.Series(test_a["patient_id"]), config.resample)
     is_test = (a["split"] == "test").to_numpy()
     frame["delong_p"] = np.nan
-    asked = frame.loc[single & (frame["metric"] == "auroc") & frame["difference"].notna(), ["group", "finding"]]
+    asked = frame.loc[
+        single & (frame["metric"] == "auroc") & frame["difference"].notna(), ["group", "finding"]
+    ]
     for index, group, finding in asked.itertuples(name=None):
         member = np.ones(len(test_a), bool) if group == "all" else groups[str(group)].rows[is_test]
         y = np.where(member, test_a[f"y_{finding}"].to_numpy(np.float64), np.nan)
@@ -168,6 +178,10 @@ def _with_groups(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def _common(estimates: Estimates) -> Estimates:
-    """Without comparisons to groups that each model chooses, two models have the same estimates in the same order."""
+    """Without comparisons to groups that each model chooses, two models have the same estimates in the same
+    order.
+    """
     kept = ~estimates.rows["metric"].str.endswith("_vs_best") & ~estimates.rows["metric"].isin(list(GAPS))
-    return Estimates(estimates.rows.loc[kept].reset_index(drop=True), estimates.draws[kept.to_numpy()], estimates.policy)
+    return Estimates(
+        estimates.rows.loc[kept].reset_index(drop=True), estimates.draws[kept.to_numpy()], estimates.policy
+    )

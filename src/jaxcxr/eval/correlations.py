@@ -1,6 +1,7 @@
 """The paper's correlations, each with its interval and the number of points that it rests on.
 
-Eight findings, or seven budgets, are few: an r of 0.5 over eight points is compatible with anything from -0.3 to 0.9.
+Eight findings, or seven budgets, are few: an r of 0.5 over eight points is compatible with anything from -0.3
+to 0.9.
 Source: the paper's Results, 'Diagnostic accuracy is correlated with patient age and sample size'.
 """
 
@@ -18,7 +19,8 @@ class Correlation:
 
     Attributes:
         r: NaN with fewer than three points, or where one side does not vary.
-        ci_low, ci_high: 95 % interval by Fisher's transformation, as if the points were independent; NaN below four points.
+        ci_low, ci_high: 95 % interval by Fisher's transformation, as if the points were independent; NaN
+            below four points.
         p_value: two-sided, of no correlation.
         n: points.
     """
@@ -49,15 +51,17 @@ def privacy_correlations(
     """The paper's four correlations over findings at one budget, and parity against log epsilon over budgets.
 
     Args:
-        evaluations: rows of `evaluation.csv` of several models with a column `epsilon` (infinity: trained without privacy).
-        samples: number of images with each finding, by finding. The paper does not say of which split; training images are what
-            a model learns from.
+        evaluations: rows of `evaluation.csv` of several models with a column `epsilon` (infinity: trained
+            without privacy).
+        samples: number of images with each finding, by finding. The paper does not say of which split;
+            training images are what a model learns from.
         epsilon: the private model looked at (the paper: 7.89).
         reference: the model it is compared with.
 
     Returns:
-        Columns `analysis`, `r`, `ci_low`, `ci_high`, `p_value`, `n`, `paper_r` (NaN where the paper gives none). Parity is the
-        paper's `statistical_parity_difference` of the average over findings, for each group and for all groups together.
+        Columns `analysis`, `r`, `ci_low`, `ci_high`, `p_value`, `n`, `paper_r` (NaN where the paper gives
+        none). Parity is the paper's `statistical_parity_difference` of the average over findings, for each
+        group and for all groups together.
     """
     auroc = evaluations.loc[(evaluations["metric"] == "auroc") & (evaluations["group"] == "all")]
     auroc = auroc.loc[~auroc["finding"].isin(["average", "any"])]
@@ -88,5 +92,11 @@ def privacy_correlations(
     for name, of in [("all groups", once), *parity.groupby("group", sort=False)]:
         correlation = pearson(np.log(of["epsilon"].to_numpy(np.float64)), of["value"].to_numpy(np.float64))
         paper = 0.13 if name == "all groups" else np.nan
-        lines.append({"analysis": f"log epsilon and parity, {name}", **dataclasses.asdict(correlation), "paper_r": paper})
+        lines.append(
+            {
+                "analysis": f"log epsilon and parity, {name}",
+                **dataclasses.asdict(correlation),
+                "paper_r": paper,
+            }
+        )
     return pd.DataFrame(lines, columns=["analysis", "r", "ci_low", "ci_high", "p_value", "n", "paper_r"])

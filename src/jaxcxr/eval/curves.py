@@ -1,4 +1,6 @@
-"""Curves with bands: the receiver operating characteristic and the calibration curve of one finding, over redraws."""
+"""Curves with bands: the receiver operating characteristic and the calibration curve of one finding, over
+redraws.
+"""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +47,10 @@ def roc_band(
     curves = []
     for redraw in range(1, 1 + redraws):
         weights = drawn[cluster[order], redraw].astype(np.float64)
-        hits, alarms = np.cumsum(weights * y[order])[last_of_tie], np.cumsum(weights * (1 - y[order]))[last_of_tie]
+        hits, alarms = (
+            np.cumsum(weights * y[order])[last_of_tie],
+            np.cumsum(weights * (1 - y[order]))[last_of_tie],
+        )
         if hits[-1] and alarms[-1]:
             curves.append(np.interp(grid, np.append(0, alarms / alarms[-1]), np.append(0, hits / hits[-1])))
     low, high = np.percentile(curves, [2.5, 97.5], axis=0) if curves else (np.full(grid.shape, np.nan),) * 2
@@ -60,7 +65,8 @@ def calibration_band(
     redraws: int = CURVE_REDRAWS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Share of positives in each calibration bin, with its 95 % interval over redraws (Wilson's where all films are alike).
+    """Share of positives in each calibration bin, with its 95 % interval over redraws (Wilson's where all
+    films are alike).
 
     Args:
         y: labels 1, 0 or NaN.
@@ -82,12 +88,20 @@ def calibration_band(
     for number in range(CALIBRATION_BINS):
         here = bins == number
         if here.any():
-            films, positives = np.bincount(cluster[here], minlength=width), np.bincount(cluster[here], y[here], width)
+            films, positives = (
+                np.bincount(cluster[here], minlength=width),
+                np.bincount(cluster[here], y[here], width),
+            )
             with np.errstate(invalid="ignore"):
                 shares = (positives @ drawn) / (films @ drawn)
-            low, high = np.nanpercentile(shares[1:], [2.5, 97.5]) if np.isfinite(shares[1:]).any() else (np.nan, np.nan)
+            low, high = (
+                np.nanpercentile(shares[1:], [2.5, 97.5])
+                if np.isfinite(shares[1:]).any()
+                else (np.nan, np.nan)
+            )
             if shares[0] in (0, 1):
-                # Redraws of nothing but positives hold nothing but positives: Wilson's interval over patients instead.
+                # Redraws of nothing but positives hold nothing but positives: Wilson's interval over patients
+                # instead.
                 patients = int((films > 0).sum())
                 low, high = binomtest(round(shares[0] * patients), patients).proportion_ci(0.95, "wilson")
             lines.append([p[here].mean(), shares[0], low, high, int(here.sum())])

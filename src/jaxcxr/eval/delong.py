@@ -1,7 +1,7 @@
 """The AUROC's variance without redraws, as a check on the bootstrap.
 
-Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988 (independent films); Obuchowski, Biometrics 1997 (several films a
-patient), which is the same where every film is a cluster of its own.
+Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988 (independent films); Obuchowski, Biometrics 1997
+(several films a patient), which is the same where every film is a cluster of its own.
 """
 
 import dataclasses
@@ -41,7 +41,9 @@ class DeLong:
 
 
 def delong(
-    y: Float[np.ndarray, " n"], scores: Float[np.ndarray, "models n"], cluster: Int[np.ndarray, " n"] | None = None
+    y: Float[np.ndarray, " n"],
+    scores: Float[np.ndarray, "models n"],
+    cluster: Int[np.ndarray, " n"] | None = None,
 ) -> DeLong:
     """AUROC of each model with its covariance.
 
@@ -60,9 +62,15 @@ def delong(
     auroc = won.mean(axis=1)
 
     width = int(cluster.max()) + 1
-    of_positives = np.stack([np.bincount(cluster[positive], w - a, width) for w, a in zip(won, auroc, strict=True)])
-    of_negatives = np.stack([np.bincount(cluster[negative], v - a, width) for v, a in zip(lost, auroc, strict=True)])
-    clusters = [len(np.unique(cluster[rows])) for rows in (positive, negative, np.union1d(positive, negative))]
+    of_positives = np.stack(
+        [np.bincount(cluster[positive], w - a, width) for w, a in zip(won, auroc, strict=True)]
+    )
+    of_negatives = np.stack(
+        [np.bincount(cluster[negative], v - a, width) for v, a in zip(lost, auroc, strict=True)]
+    )
+    clusters = [
+        len(np.unique(cluster[rows])) for rows in (positive, negative, np.union1d(positive, negative))
+    ]
     if min(clusters) < 2:
         return DeLong(auroc, np.full((models, models), np.nan))
     of_positives, of_negatives = of_positives / positive.size, of_negatives / negative.size

@@ -1,7 +1,7 @@
 """Everything that is estimated from one predictions file: a row an estimate, a column a draw.
 
-Draw 0 is the test films themselves, each once; the others are redraws. Whatever is computed from such rows, a difference
-between two groups or two models, is computed draw by draw and thereby has a paired interval.
+Draw 0 is the test films themselves, each once; the others are redraws. Whatever is computed from such rows, a
+difference between two groups or two models, is computed draw by draw and thereby has a paired interval.
 """
 
 import dataclasses
@@ -34,8 +34,9 @@ class Estimates:
     """Rows of estimates and their draws.
 
     Attributes:
-        rows: `KEYS` and what describes the estimate: `label`, `attribute`, `n`, `positives`, `threshold`, `std_paper`,
-            `delong_low`, `delong_high`, `note`, and `clusters`: what is redrawn and has a positive (patients, or films).
+        rows: `KEYS` and what describes the estimate: `label`, `attribute`, `n`, `positives`, `threshold`,
+            `std_paper`, `delong_low`, `delong_high`, `note`, and `clusters`: what is redrawn and has a
+            positive (patients, or films).
         draws: the estimate itself, and its redraws.
         policy: the threshold policy that was followed.
     """
@@ -58,16 +59,19 @@ def measure(
     config: EvaluationConfig,
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
 ) -> Estimates:
-    """Every metric of everyone and of each group, each group against the others, and the largest differences between groups.
+    """Every metric of everyone and of each group, each group against the others, and the largest differences
+    between groups.
 
     Args:
         predictions: table from `read_predictions`.
         findings: names of the findings.
         config: how they are judged.
-        groups: masks over the rows of `predictions` by name, instead of the groups that the configuration names.
+        groups: masks over the rows of `predictions` by name, instead of the groups that the configuration
+            names.
 
     Raises:
-        InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that cannot be made.
+        InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
+            cannot be made.
     """
     if groups is None:
         made = make_groups(predictions, config.groups)
@@ -80,7 +84,10 @@ def measure(
     rests = {group.name: _rest(group, made)[is_test] for group in made}
     cuts = choose_thresholds(predictions, findings, policy, config.fixed_thresholds)
     judged = _judge(test, findings, config, policy, cuts, [*masks.values(), *rests.values()])
-    by_group, by_rest = dict(zip(masks, judged, strict=False)), dict(zip(rests, judged[len(masks) :], strict=True))
+    by_group, by_rest = (
+        dict(zip(masks, judged, strict=False)),
+        dict(zip(rests, judged[len(masks) :], strict=True)),
+    )
 
     keys: list[dict[str, Any]] = []
     draws: list[np.ndarray] = []
@@ -100,7 +107,9 @@ def measure(
                 draws.append(row)
     for attribute in dict.fromkeys(group.attribute for group in made):
         members = [group for group in made if group.attribute == attribute]
-        for key, row in _between_rows(attribute, members, findings, [by_group[group.name] for group in members]):
+        for key, row in _between_rows(
+            attribute, members, findings, [by_group[group.name] for group in members]
+        ):
             keys.append(key)
             draws.append(row)
     return Estimates(_frame(keys), np.stack(draws), policy)
@@ -142,7 +151,9 @@ def _judge(
         images, ill = len(own), int(redrawn.ill[index])
         notes = [""] * (len(findings) + 1)
         if not mask.all():  # everyone is never suppressed
-            notes = [_too_small(images, int(p), int(k - p), config) for p, k in zip(positives, n, strict=True)]
+            notes = [
+                _too_small(images, int(p), int(k - p), config) for p, k in zip(positives, n, strict=True)
+            ]
             notes.append(_too_small(images, ill, config.min_group_positives, config))
         suppressed = np.array([bool(note) for note in notes])
         for f in range(len(findings)):
@@ -151,8 +162,13 @@ def _judge(
         values = np.where(suppressed[:-1, None, None], np.nan, redrawn.metrics[index])
         missed = np.where(suppressed[-1], np.nan, redrawn.no_finding_among_ill[index])
         defined = np.array([not note for note in notes[:-1]])
-        having = [np.unique(cluster[mask & column]).size for column in (*positive.T, positive[:, defined].any(axis=1))]
-        judged.append(Judged(with_average(values), missed, n, positives, images, ill, np.array(having), tuple(notes)))
+        having = [
+            np.unique(cluster[mask & column]).size
+            for column in (*positive.T, positive[:, defined].any(axis=1))
+        ]
+        judged.append(
+            Judged(with_average(values), missed, n, positives, images, ill, np.array(having), tuple(notes))
+        )
     return [judged[places[mask.tobytes()]] for mask in masks]
 
 
@@ -166,7 +182,10 @@ def _too_small(images: int, positives: int, negatives: int, config: EvaluationCo
 
 
 def _delong_intervals(
-    test: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig, masks: Mapping[str, Bool[np.ndarray, " n"]]
+    test: pd.DataFrame,
+    findings: Sequence[str],
+    config: EvaluationConfig,
+    masks: Mapping[str, Bool[np.ndarray, " n"]],
 ) -> dict[tuple[str, str], tuple[float, float]]:
     cluster = clusters(pd.Series(test["patient_id"]), config.resample)
     scores = {f: test[f"p_{f}"].to_numpy(np.float64)[None] for f in findings}
@@ -196,13 +215,20 @@ def _over(values: Float[np.ndarray, "rows metrics draws"]) -> str:
     return f"over {defined} of {len(values) - 1} findings" if defined else ""
 
 
-def _metric_rows(group: Group, findings: Sequence[str], own: Judged, cuts: Float[np.ndarray, " findings"]) -> Iterator[Row]:
+def _metric_rows(
+    group: Group, findings: Sequence[str], own: Judged, cuts: Float[np.ndarray, " findings"]
+) -> Iterator[Row]:
     base = {"group": group.name, "label": group.label, "attribute": group.attribute, "reference": ""}
     for f, finding in enumerate([*findings, "average"]):
         counts = _counts(own, f)
         for m, metric in enumerate(METRICS):
             pooled = own.values[:-1, m, 1:] if finding == "average" else own.values[f : f + 1, m, 1:]
-            described = {"finding": finding, "metric": metric, "std_paper": std_paper(pooled), "clusters": int(own.clusters[f])}
+            described = {
+                "finding": finding,
+                "metric": metric,
+                "std_paper": std_paper(pooled),
+                "clusters": int(own.clusters[f]),
+            }
             if metric in NEED_A_THRESHOLD and finding != "average":
                 described["threshold"] = cuts[f]
                 if np.isnan(own.values[f, m, 0]) and not counts["note"]:
@@ -226,11 +252,19 @@ def _rest_rows(group: Group, findings: Sequence[str], own: Judged, rest: Judged)
         elif not counts["note"] and rest.notes[f]:
             counts["note"] = f"rest {rest.notes[f]}"
         for metric in DIFFERENCED:
-            yield base | counts | {"finding": finding, "metric": rest_name(metric)}, differences[f, METRICS.index(metric)]
-    yield base | _any(own) | {"metric": rest_name(NO_FINDING)}, own.no_finding_among_ill - rest.no_finding_among_ill
+            yield (
+                base | counts | {"finding": finding, "metric": rest_name(metric)},
+                differences[f, METRICS.index(metric)],
+            )
+    yield (
+        base | _any(own) | {"metric": rest_name(NO_FINDING)},
+        own.no_finding_among_ill - rest.no_finding_among_ill,
+    )
 
 
-def _between_rows(attribute: str, members: Sequence[Group], findings: Sequence[str], judged: Sequence[Judged]) -> Iterator[Row]:
+def _between_rows(
+    attribute: str, members: Sequence[Group], findings: Sequence[str], judged: Sequence[Judged]
+) -> Iterator[Row]:
     best, differences = best_of(judged)
     for g, group in enumerate(members):
         base = {"group": group.name, "label": group.label, "attribute": attribute}
@@ -251,7 +285,14 @@ def _between_rows(attribute: str, members: Sequence[Group], findings: Sequence[s
             if f < len(findings) and defined:
                 reference = " - ".join(members[g].name for g in pairs[f, i])
             note = "" if defined else "not defined: fewer than two groups"
-            key = {"finding": finding, "metric": gap, "n": n, "positives": positives, "reference": reference, "note": note}
+            key = {
+                "finding": finding,
+                "metric": gap,
+                "n": n,
+                "positives": positives,
+                "reference": reference,
+                "note": note,
+            }
             yield base | key, spans[f, i]
 
 

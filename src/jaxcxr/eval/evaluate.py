@@ -52,29 +52,33 @@ def evaluate(
         predictions: table from `read_predictions`.
         findings: names of the findings to evaluate.
         config: redraws, what is redrawn, threshold policy, groups and seed.
-        groups: groups as masks over the rows of `predictions`, instead of those of the configuration; `all`, everyone, comes
-            first in any case.
+        groups: groups as masks over the rows of `predictions`, instead of those of the configuration; `all`,
+            everyone, comes first in any case.
 
     Returns:
         One row an estimate; `group`, `finding` and `metric` together are unique. Three kinds:
-        - Every metric (`metrics.METRICS`) of a group, finding and `average` (the mean over the findings that are defined), and
-          `no_finding_among_ill` of the finding `any`; `reference` is empty.
-        - Differences of a group to all others (`reference` rest; `fairness.rest_name`) and to the best group of the same
-          attribute (`<metric>_vs_best`; `reference` is that group).
-        - The largest difference between any two groups of an attribute (`fairness.GAPS`): `group` is the attribute and
-          `reference` the two groups, 'highest - lowest' ('between' for the average, in which findings may have different ones).
+        - Every metric (`metrics.METRICS`) of a group, finding and `average` (the mean over the findings that
+          are defined), and `no_finding_among_ill` of the finding `any`; `reference` is empty.
+        - Differences of a group to all others (`reference` rest; `fairness.rest_name`) and to the best group
+          of the same attribute (`<metric>_vs_best`; `reference` is that group).
+        - The largest difference between any two groups of an attribute (`fairness.GAPS`): `group` is the
+          attribute and `reference` the two groups, 'highest - lowest' ('between' for the average, in which
+          findings may have different ones).
 
-        `value` is the point estimate on the test rows; `ci_low`, `ci_high` the 95 % percentile interval (of average precision:
-        Student's on the logit scale; of the expected calibration error: moved around the estimate); `std` (ddof = 1) and
-        `bootstrap_mean` over the redraws; `redraws` how many of them have the metric; `std_paper` the paper's '±', which
-        differs from `std` for the average only (`bootstrap.std_paper`); `n` labelled films and `positives` among them (for the
-        average: films, and empty); `threshold` the one `value` was computed at (empty for the average, for what needs none, and
-        with the policy `youden_test_per_draw`); `p_value` two-sided, of differences other than the largest, not corrected for
-        their number; `delong_low`, `delong_high` the DeLong interval of an AUROC;
-        `note` says why there is no value, or of how many findings an average is if not of all.
+        `value` is the point estimate on the test rows; `ci_low`, `ci_high` the 95 % percentile interval (of
+        average precision: Student's on the logit scale; of the expected calibration error: moved around the
+        estimate); `std` (ddof = 1) and `bootstrap_mean` over the redraws; `redraws` how many of them have the
+        metric; `std_paper` the paper's '±', which differs from `std` for the average only
+        (`bootstrap.std_paper`); `n` labelled films and `positives` among them (for the
+        average: films, and empty); `threshold` the one `value` was computed at (empty for the average, for
+        what needs none, and with the policy `youden_test_per_draw`); `p_value` two-sided, of differences
+        other than the largest, not corrected for their number; `delong_low`, `delong_high` the DeLong
+        interval of an AUROC; `note` says why there is no value, or of how many findings an average is if not
+        of all.
 
     Raises:
-        InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that cannot be made.
+        InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
+            cannot be made.
     """
     return tabulate(measure(predictions, findings, config, groups), config)
 
@@ -95,7 +99,8 @@ def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
         bootstrap_mean=[s.mean for s in spreads],
         redraws=[s.redraws for s in spreads],
         p_value=[
-            p_value(row[1:]) if t and not _with_itself(row) else np.nan for row, t in zip(estimates.draws, tested, strict=True)
+            p_value(row[1:]) if t and not _with_itself(row) else np.nan
+            for row, t in zip(estimates.draws, tested, strict=True)
         ],
         threshold_policy=estimates.policy,
         resample=config.resample,
@@ -116,7 +121,9 @@ def read_evaluation(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such evaluation; scripts/evaluate.py writes one from a predictions file")
+        raise InputError(
+            f"{path}: no such evaluation; scripts/evaluate.py writes one from a predictions file"
+        )
     try:
         frame = pd.read_csv(path, dtype={"positives": "Int64"}, keep_default_na=True)
     except (OSError, ValueError) as error:
@@ -124,7 +131,8 @@ def read_evaluation(path: str | Path) -> pd.DataFrame:
     missing = [column for column in EVALUATION_COLUMNS if column not in frame]
     if missing:
         raise InputError(
-            f"{path}: column {missing[0]!r} is missing; written by another version of jaxcxr: evaluate the predictions again"
+            f"{path}: column {missing[0]!r} is missing; written by another version of jaxcxr: evaluate the "
+            "predictions again"
         )
     texts = ["attribute", "label", "reference", "note"]
     return frame.assign(**{column: frame[column].astype(object).fillna("").astype(str) for column in texts})

@@ -1,13 +1,16 @@
-"""Does a group fare worse than others: differences of metrics between groups, draw by draw, so that intervals are paired.
+"""Does a group fare worse than others: differences of metrics between groups, draw by draw, so that intervals
+are paired.
 
-Names. `statistical_parity_difference` is the paper's: accuracy of a group minus that of all others. The usual meaning of the
-words, in positive predictions rather than right ones, is `selection_rate_difference` for a group against all others and
-`demographic_parity_difference` for the largest difference between any two groups. `equal_opportunity_difference` is the
-largest difference in true positive rate, `equalized_odds_difference` the larger of that and the one in false positive rate,
-both between any two groups (fairlearn's definitions), `auroc_gap` the largest difference in AUROC.
+Names. `statistical_parity_difference` is the paper's: accuracy of a group minus that of all others. The usual
+meaning of the words, in positive predictions rather than right ones, is `selection_rate_difference` for a
+group against all others and `demographic_parity_difference` for the largest difference between any two
+groups. `equal_opportunity_difference` is the largest difference in true positive rate,
+`equalized_odds_difference` the larger of that and the one in false positive rate, both between any two groups
+(fairlearn's definitions), `auroc_gap` the largest difference in AUROC.
 
-Traps. The best group is chosen on the very films on which it is then compared, so that differences to it lean towards the
-worse. For the same reason a largest difference leans away from zero; its interval is that of the two groups furthest apart.
+Traps. The best group is chosen on the very films on which it is then compared, so that differences to it lean
+towards the worse. For the same reason a largest difference leans away from zero; its interval is that of the
+two groups furthest apart.
 """
 
 import dataclasses
@@ -23,7 +26,8 @@ from jaxcxr.eval.metrics import BETTER, METRICS
 REST_NAMES: Mapping[str, str] = MappingProxyType(
     {"accuracy": "statistical_parity_difference", "selection_rate": "selection_rate_difference"}
 )
-"""Metrics whose difference to all others has a name of its own; that of another metric is `<metric>_vs_rest`."""
+"""Metrics whose difference to all others has a name of its own; that of another metric is `<metric>_vs_rest`.
+"""
 
 GAPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -33,11 +37,14 @@ GAPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "equalized_odds_difference": ("sensitivity", "specificity"),
     }
 )
-"""Largest differences between any two groups, and the metrics in which they are sought: the larger one counts."""
+"""Largest differences between any two groups, and the metrics in which they are sought: the larger one
+counts.
+"""
 
 DIFFERENCED: tuple[str, ...] = tuple(metric for metric in METRICS if metric != "ece")
-"""Metrics that are compared between groups. The expected calibration error is larger in smaller groups even where calibration
-is the same, so that its differences would show sizes."""
+"""Metrics that are compared between groups. The expected calibration error is larger in smaller groups even
+where calibration is the same, so that its differences would show sizes.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +52,13 @@ class Judged:
     """A set of films and how it fared; draw 0 is the films themselves.
 
     Attributes:
-        values: a row a finding and a last one for the mean over findings, in the order of `METRICS`; NaN where not defined or
-            suppressed.
+        values: a row a finding and a last one for the mean over findings, in the order of `METRICS`; NaN
+            where not defined or suppressed.
         no_finding_among_ill: share of ill films on which no finding is called, in each draw.
         n, positives: labelled films of each finding, and positives among them.
         images, ill: films, and films with any positive label.
-        clusters: patients (films, where films are redrawn) with a positive of each finding, and (last) of any that is defined.
+        clusters: patients (films, where films are redrawn) with a positive of each finding, and (last) of any
+            that is defined.
         notes: why a finding, or (last) no finding among the ill, is missing; empty where it is not.
     """
 
@@ -64,7 +72,9 @@ class Judged:
     notes: tuple[str, ...]
 
 
-def with_average(values: Float[np.ndarray, "findings metrics draws"]) -> Float[np.ndarray, "rows metrics draws"]:
+def with_average(
+    values: Float[np.ndarray, "findings metrics draws"],
+) -> Float[np.ndarray, "rows metrics draws"]:
     """Append the mean over the findings that are defined on the films themselves."""
     return np.concatenate([values, average(np.swapaxes(values, 0, 1))[None]])
 
@@ -85,8 +95,8 @@ def best_of(
     """The best group in each finding and metric, and every group minus it.
 
     Returns:
-        The number of the best group, -1 where fewer than two groups are defined or the metric has no better and worse
-        (`metrics.BETTER`); and the differences, NaN there.
+        The number of the best group, -1 where fewer than two groups are defined or the metric has no better
+        and worse (`metrics.BETTER`); and the differences, NaN there.
     """
     values = np.stack([j.values for j in judged])
     points = values[..., 0].copy()
@@ -109,13 +119,15 @@ def best_of(
 def gaps(
     judged: Sequence[Judged],
 ) -> tuple[Float[np.ndarray, "rows gaps draws"], Int[np.ndarray, "findings gaps 2"]]:
-    """The largest differences between any two groups, in the order of `GAPS`; the last row is the mean over findings.
+    """The largest differences between any two groups, in the order of `GAPS`; the last row is the mean over
+    findings.
 
-    Draw 0 is the largest difference. The redraws are those of the difference between the same two groups: a redraw's own
-    largest difference would grow with noise, and its interval would leave the estimate outside.
+    Draw 0 is the largest difference. The redraws are those of the difference between the same two groups: a
+    redraw's own largest difference would grow with noise, and its interval would leave the estimate outside.
 
     Returns:
-        The differences, NaN with fewer than two groups that are defined, and the two groups, highest and lowest.
+        The differences, NaN with fewer than two groups that are defined, and the two groups, highest and
+        lowest.
     """
     values = np.stack([j.values[:-1] for j in judged])
     findings, draws = values.shape[1], values.shape[-1]

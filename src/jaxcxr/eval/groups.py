@@ -1,7 +1,8 @@
 """Which groups of patients are judged apart: a text a grouping, such as `sex`, `age:0,30,60` or `sex*age`.
 
-A column name alone makes a group of each of its values. A column of numbers takes bin edges after a colon, lower edges included
-and upper ones not. Columns joined by `*` make a group of each combination; a column with bins that is listed on its own keeps
+A column name alone makes a group of each of its values. A column of numbers takes bin edges after a colon,
+lower edges included and upper ones not. Columns joined by `*` make a group of each combination; a column with
+bins that is listed on its own keeps
 them there. Source of the default: the paper's Table 3 (age, sex) and Figures S2-S4 (number of comorbidities).
 """
 
@@ -45,11 +46,12 @@ def make_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tuple
 
     Args:
         predictions: table with the columns named in `specs`; `attrs["source"]` is named in errors.
-        specs: texts as described above; None takes those of `PAPER_GROUPS` whose columns are there and hold anything.
+        specs: texts as described above; None takes those of `PAPER_GROUPS` whose columns are there and hold
+            anything.
 
     Raises:
-        InputError: a text cannot be read, names a column that is missing, empty, not numeric where it has bins, or with more
-            than `MAX_VALUES` values where it has none; or a column is listed twice.
+        InputError: a text cannot be read, names a column that is missing, empty, not numeric where it has
+            bins, or with more than `MAX_VALUES` values where it has none; or a column is listed twice.
     """
     source = str(predictions.attrs.get("source", "predictions"))
     if specs is None:
@@ -58,11 +60,15 @@ def make_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tuple
     groups: list[Group] = []
     for spec in specs:
         parts = [_column_groups(predictions, column, edges[column], source) for column in _columns(spec)]
-        groups += parts[0] if len(parts) == 1 else [_intersection(several) for several in itertools.product(*parts)]
+        groups += (
+            parts[0] if len(parts) == 1 else [_intersection(several) for several in itertools.product(*parts)]
+        )
     names = [group.name for group in groups]
     for name in names:
         if names.count(name) > 1 or name == "all":
-            raise InputError(f"evaluation.groups: expected groups with names of their own, found {name!r} twice")
+            raise InputError(
+                f"evaluation.groups: expected groups with names of their own, found {name!r} twice"
+            )
     return tuple(groups)
 
 
@@ -93,11 +99,15 @@ def _edges(text: str, spec: str) -> tuple[float, ...]:
     except ValueError:
         edges = ()
     if len(edges) < 2 or np.isnan(edges).any() or (np.diff(edges) <= 0).any():
-        raise InputError(f"evaluation.groups: expected at least two rising bin edges such as 'age:0,30,60', found {spec!r}")
+        raise InputError(
+            f"evaluation.groups: expected at least two rising bin edges such as 'age:0,30,60', found {spec!r}"
+        )
     return edges
 
 
-def _column_groups(predictions: pd.DataFrame, column: str, edges: tuple[float, ...] | None, source: str) -> list[Group]:
+def _column_groups(
+    predictions: pd.DataFrame, column: str, edges: tuple[float, ...] | None, source: str
+) -> list[Group]:
     if column not in predictions:
         raise InputError(f"{source}: column {column!r} is missing; evaluation.groups names it")
     values = pd.Series(predictions[column])
@@ -110,11 +120,17 @@ def _column_groups(predictions: pd.DataFrame, column: str, edges: tuple[float, .
     distinct = list(pd.unique(values.dropna()))
     if len(distinct) > MAX_VALUES:
         raise InputError(
-            f"{source}: column {column!r}: expected at most {MAX_VALUES} values to make groups of, found {len(distinct)}; "
+            f"{source}: column {column!r}: expected at most {MAX_VALUES} values to make groups of, found "
+            f"{len(distinct)}; "
             f"give bin edges if it holds numbers, such as '{column}:0,10,20'"
         )
     return [
-        Group(f"{column}_{_text(value)}", f"{column} {_text(value)}", column, (values == value).to_numpy(bool, na_value=False))
+        Group(
+            f"{column}_{_text(value)}",
+            f"{column} {_text(value)}",
+            column,
+            (values == value).to_numpy(bool, na_value=False),
+        )
         for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))
     ]
 

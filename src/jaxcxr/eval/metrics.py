@@ -1,8 +1,10 @@
 """How well one finding is predicted, and at which threshold a film is called positive.
 
-Labels are 1, 0 or NaN (unknown, left out). A film is called positive if its probability is at least the threshold, as in
-scikit-learn's `roc_curve`. A finding of which only one class is labelled has no metric at all: they are NaN, 'not defined'.
-Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's criterion.
+Labels are 1, 0 or NaN (unknown, left out). A film is called positive if its probability is at least the
+threshold, as in scikit-learn's `roc_curve`. A finding of which only one class is labelled has no metric at
+all: they are NaN, 'not defined'.
+Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's
+criterion.
 """
 
 import dataclasses
@@ -34,12 +36,26 @@ METRICS: tuple[str, ...] = (
 """The metrics, in the order of every array of them."""
 
 NEED_A_THRESHOLD: frozenset[str] = frozenset(
-    {"accuracy", "sensitivity", "specificity", "balanced_accuracy", "f1", "selection_rate", "underdiagnosis_rate"}
+    {
+        "accuracy",
+        "sensitivity",
+        "specificity",
+        "balanced_accuracy",
+        "f1",
+        "selection_rate",
+        "underdiagnosis_rate",
+    }
 )
 
 BETTER: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("auroc", "accuracy", "sensitivity", "specificity", "average_precision"), "higher")
-    | {"balanced_accuracy": "higher", "f1": "higher", "brier": "lower", "ece": "lower", "underdiagnosis_rate": "lower"}
+    | {
+        "balanced_accuracy": "higher",
+        "f1": "higher",
+        "brier": "lower",
+        "ece": "lower",
+        "underdiagnosis_rate": "lower",
+    }
 )
 """Which way is better; a selection rate and a mean calibration error have no such direction."""
 
@@ -51,19 +67,21 @@ ThresholdPolicy = Literal["youden_test_per_draw", "youden_test", "youden_validat
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The films of one finding, sorted into the levels between which a threshold makes a difference to the positives.
+    """The films of one finding, sorted into the levels between which a threshold makes a difference to the
+    positives.
 
-    Level 0 is the highest probability that a positive film has, level 1 the next. Going down, Youden's index rises only where
-    there is a positive, so that these probabilities are candidates enough for a threshold, whatever the multiplicities of the
-    films, and the areas under both curves are sums over them.
+    Level 0 is the highest probability that a positive film has, level 1 the next. Going down, Youden's index
+    rises only where there is a positive, so that these probabilities are candidates enough for a threshold,
+    whatever the multiplicities of the films, and the areas under both curves are sums over them.
 
     Attributes:
         thresholds: the distinct probabilities of the positive films, highest first.
         positives, negatives: rows with that label.
         positive_level: level of each positive film.
-        negative_level: for each negative film the first level at which it is called positive too; the number of levels if
-            there is none.
-        negative_tied: whether its probability is that of the level, so that it and the positives there count as equal.
+        negative_level: for each negative film the first level at which it is called positive too; the number
+            of levels if there is none.
+        negative_tied: whether its probability is that of the level, so that it and the positives there count
+            as equal.
     """
 
     thresholds: Float[np.ndarray, " k"]
@@ -99,15 +117,17 @@ def levels(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Levels:
 def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> float:
     """Threshold with the largest true positive rate minus false positive rate (the paper's criterion).
 
-    The rates are compared as whole numbers, without rounding. Among equally good thresholds the highest is taken, and among the
-    values between two neighbouring probabilities the upper one: a probability that a positive film has.
+    The rates are compared as whole numbers, without rounding. Among equally good thresholds the highest is
+    taken, and among the values between two neighbouring probabilities the upper one: a probability that a
+    positive film has.
 
     Args:
         y: labels 1, 0 or NaN.
         p: probabilities.
 
     Returns:
-        The threshold; infinity, which calls no film positive, if no threshold beats chance; NaN if only one class is labelled.
+        The threshold; infinity, which calls no film positive, if no threshold beats chance; NaN if only one
+        class is labelled.
     """
     at = levels(y, p)
     if at.one_class:
@@ -120,16 +140,21 @@ def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> 
     return float(at.thresholds[best]) if index[best] > 0 else np.inf
 
 
-def point_metrics(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float) -> dict[str, float]:
+def point_metrics(
+    y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float
+) -> dict[str, float]:
     """Every metric of one finding by name; a NaN threshold leaves those that need one undefined.
 
-    - `auroc`: a tie between a positive and a negative counts one half; `average_precision`: the step-wise area under precision
-      over recall (scikit-learn's definition).
-    - `accuracy`, `sensitivity`, `specificity`, `balanced_accuracy` (mean of the two before it), `f1`: at the threshold.
+    - `auroc`: a tie between a positive and a negative counts one half; `average_precision`: the step-wise
+      area under precision over recall (scikit-learn's definition).
+    - `accuracy`, `sensitivity`, `specificity`, `balanced_accuracy` (mean of the two before it), `f1`: at the
+      threshold.
     - `brier`: mean squared difference between probability and label.
     - `ece`: expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by films.
-    - `calibration_in_the_large`: mean probability minus the share of positives; positive if the model says too much.
-    - `selection_rate`: share of films called positive; `underdiagnosis_rate`: share of positive films called negative.
+    - `calibration_in_the_large`: mean probability minus the share of positives; positive if the model says
+      too much.
+    - `selection_rate`: share of films called positive; `underdiagnosis_rate`: share of positive films called
+      negative.
     """
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
     known = ~np.isnan(y)
@@ -176,21 +201,24 @@ def choose_thresholds(
     Args:
         predictions: table with `split`, `y_<finding>` and `p_<finding>`.
         findings: names of the findings.
-        policy: `youden_validation` chooses on the rows of split `valid`, `youden_test` on those of split `test`;
-            `youden_test_per_draw` on the test rows too (the redraws, and each group, choose anew); `fixed` takes `fixed`.
+        policy: `youden_validation` chooses on the rows of split `valid`, `youden_test` on those of split
+            `test`; `youden_test_per_draw` on the test rows too (the redraws, and each group, choose anew);
+            `fixed` takes `fixed`.
         fixed: one threshold for all findings, or one each; None is 0.5.
 
     Returns:
         NaN for a finding of which the rows that the policy looks at hold one class only.
 
     Raises:
-        InputError: `youden_validation` without validation rows, or a number of fixed thresholds that fits nothing.
+        InputError: `youden_validation` without validation rows, or a number of fixed thresholds that fits
+            nothing.
     """
     if policy == "fixed":
         fixed = (0.5,) if fixed is None else fixed
         if len(fixed) not in (1, len(findings)):
             raise InputError(
-                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one a finding; found {len(fixed)}"
+                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one a finding; "
+                f"found {len(fixed)}"
             )
         return np.broadcast_to(np.asarray(fixed, np.float64), (len(findings),)).copy()
     chosen = (predictions["split"] == ("valid" if policy == "youden_validation" else "test")).to_numpy()
@@ -200,4 +228,7 @@ def choose_thresholds(
             "add them, or choose the threshold 'youden_test'"
         )
     table = predictions.loc[chosen]
-    return np.array([youden_threshold(table[f"y_{f}"].to_numpy(), table[f"p_{f}"].to_numpy()) for f in findings], np.float64)
+    return np.array(
+        [youden_threshold(table[f"y_{f}"].to_numpy(), table[f"p_{f}"].to_numpy()) for f in findings],
+        np.float64,
+    )

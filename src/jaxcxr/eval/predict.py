@@ -1,4 +1,6 @@
-"""From weights and held-out films to one row of predictions a film: the only part of `eval` that runs the network."""
+"""From weights and held-out films to one row of predictions a film: the only part of `eval` that runs the
+network.
+"""
 
 from pathlib import Path
 
@@ -20,8 +22,8 @@ PIECE = 1024
 
 
 def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
-    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split, groups, y_*,
-    p_*).
+    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split,
+    groups, y_*, p_*).
 
     Raises:
         InputError: the store has no test films.
@@ -42,7 +44,9 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
             frame[f"p_{finding}"] = predicted[:, index]
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
-    table.attrs["schema_version"] = SCHEMA_VERSION  # a parquet file keeps it, and `read_predictions` asks for it
+    table.attrs["schema_version"] = (
+        SCHEMA_VERSION  # a parquet file keeps it, and `read_predictions` asks for it
+    )
     return table
 
 

@@ -1,7 +1,8 @@
 """Reading a predictions file, from whichever model, and refusing what cannot be judged.
 
-The file needs `image_id`, `patient_id`, `split`, and for each finding `y_<finding>` (1, 0 or empty) and `p_<finding>` (a
-probability). Other columns, such as age and sex, are kept for whoever makes groups of them (`jaxcxr.eval.groups`).
+The file needs `image_id`, `patient_id`, `split`, and for each finding `y_<finding>` (1, 0 or empty) and
+`p_<finding>` (a probability). Other columns, such as age and sex, are kept for whoever makes groups of them
+(`jaxcxr.eval.groups`).
 """
 
 from pathlib import Path
@@ -18,27 +19,30 @@ KEPT_NAMES: tuple[str, ...] = ("average", "any")
 """Names of findings that the evaluation uses itself: the mean over findings, and a film with any of them."""
 
 SCHEMA_VERSION = 1
-"""Version of this form. A parquet file may state its own as `schema_version` in the attributes of the table."""
+"""Version of this form. A parquet file may state its own as `schema_version` in the attributes of the table.
+"""
 
 
 def read_predictions(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read and check a predictions file (`.parquet` or `.csv`).
 
     Returns:
-        The table, with text ids and float64 labels and probabilities and its path as `attrs["source"]`, and the names of its
-        findings in file order.
+        The table, with text ids and float64 labels and probabilities and its path as `attrs["source"]`, and
+        the names of its findings in file order.
 
     Raises:
-        InputError: the file cannot be read, is empty or states another schema version; a column is missing; an id is missing or
-            an image is there twice; a split has an unknown name or shares patients with another; a label is not 1, 0 or empty;
-            a probability is missing or not in [0, 1]; or there are no test rows.
+        InputError: the file cannot be read, is empty or states another schema version; a column is missing;
+            an id is missing or an image is there twice; a split has an unknown name or shares patients with
+            another; a label is not 1, 0 or empty; a probability is missing or not in [0, 1]; or there are no
+            test rows.
     """
     path = Path(path)
     table = _read(path)
     version = table.attrs.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: written with version {version!r} of the predictions schema; expected version {SCHEMA_VERSION}: "
+            f"{path}: written with version {version!r} of the predictions schema; expected version "
+            f"{SCHEMA_VERSION}: "
             "predict again with this version of jaxcxr"
         )
     findings = _check_columns(path, table)
@@ -58,7 +62,9 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         numbers[f"y_{finding}"] = _numbers(path, table, f"y_{finding}", "1, 0 or empty")
         _refuse(path, table, f"y_{finding}", ~numbers[f"y_{finding}"].isin([0, 1, np.nan]), "1, 0 or empty")
         numbers[f"p_{finding}"] = _numbers(path, table, f"p_{finding}", "a probability in [0, 1]")
-        _refuse(path, table, f"p_{finding}", ~numbers[f"p_{finding}"].between(0, 1), "a probability in [0, 1]")
+        _refuse(
+            path, table, f"p_{finding}", ~numbers[f"p_{finding}"].between(0, 1), "a probability in [0, 1]"
+        )
     table = table.assign(**numbers).reset_index(drop=True)
     table.attrs["source"] = str(path)
     return table, findings
@@ -71,7 +77,8 @@ def _check_columns(path: Path, table: pd.DataFrame) -> tuple[str, ...]:
     missing = [c for c in ID_COLUMNS if c not in table]
     if missing:
         raise InputError(
-            f"{path}: column {missing[0]!r} is missing; expected {', '.join(ID_COLUMNS)}, y_<finding> and p_<finding>"
+            f"{path}: column {missing[0]!r} is missing; expected {', '.join(ID_COLUMNS)}, y_<finding> and "
+            "p_<finding>"
         )
     findings = tuple(str(c)[2:] for c in table.columns if str(c).startswith("p_"))
     labelled = [str(c)[2:] for c in table.columns if str(c).startswith("y_")]
@@ -79,10 +86,14 @@ def _check_columns(path: Path, table: pd.DataFrame) -> tuple[str, ...]:
         raise InputError(f"{path}: expected at least one column p_<finding>, found none")
     for prefix, unmatched in (("y_", set(findings) - set(labelled)), ("p_", set(labelled) - set(findings))):
         if unmatched:
-            raise InputError(f"{path}: column '{prefix}{min(unmatched)}' is missing; each finding needs both y_ and p_")
+            raise InputError(
+                f"{path}: column '{prefix}{min(unmatched)}' is missing; each finding needs both y_ and p_"
+            )
     for name in KEPT_NAMES:
         if name in findings:
-            raise InputError(f"{path}: column 'p_{name}': the name {name!r} is kept for the evaluation; rename the finding")
+            raise InputError(
+                f"{path}: column 'p_{name}': the name {name!r} is kept for the evaluation; rename the finding"
+            )
     return findings
 
 
@@ -90,7 +101,9 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such predictions file")
     if path.suffix not in (".parquet", ".csv"):
-        raise InputError(f"{path}: expected a file ending in .parquet or .csv, found {path.suffix or 'no ending'!r}")
+        raise InputError(
+            f"{path}: expected a file ending in .parquet or .csv, found {path.suffix or 'no ending'!r}"
+        )
     if not path.stat().st_size:
         raise InputError(f"{path}: expected a predictions file, found an empty file")
     ids = ("image_id", "patient_id")
@@ -98,7 +111,9 @@ def _read(path: Path) -> pd.DataFrame:
         csv = path.suffix == ".csv"
         table = pd.read_csv(path, dtype=dict.fromkeys(ids, "string")) if csv else pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix[1:]} ({' '.join(str(error).split())[:200]})"
+        ) from error
     return table.assign(**{c: table[c].astype("string") for c in ids if c in table})
 
 
@@ -125,4 +140,6 @@ def group_numbers(table: pd.DataFrame, column: str) -> pd.Series:
     Raises:
         InputError: a value is no number.
     """
-    return _numbers(Path(table.attrs.get("source", "predictions")), table, column, "a number, to be put into a bin")
+    return _numbers(
+        Path(table.attrs.get("source", "predictions")), table, column, "a number, to be put into a bin"
+    )

@@ -12,11 +12,13 @@ from jaxtyping import Float, PyTree, UInt8
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def to_stablehlo(predict: Callable[[Any, Any], Any], params: PyTree, size: int, name: str = "probabilities") -> bytes:
+def to_stablehlo(
+    predict: Callable[[Any, Any], Any], params: PyTree, size: int, name: str = "probabilities"
+) -> bytes:
     """The function uint8 films [n, size, size] -> probabilities [n, findings], weights included, for any n.
 
-    Read it back with `jax.export.deserialize(data).call(films)`, for which jax is enough. Later versions of jax read it for six
-    months at least (the compatibility window of `jax.export`).
+    Read it back with `jax.export.deserialize(data).call(films)`, for which jax is enough. Later versions of
+    jax read it for six months at least (the compatibility window of `jax.export`).
 
     Args:
         predict: (parameters, films) -> probabilities (`models.test_time_augmentation.predictor`).

@@ -9,11 +9,15 @@ from jaxtyping import Array, Float, PyTree
 HEAD = "head"
 
 
-def with_features(model: nn.Module, params: PyTree, image: Any) -> tuple[Float[Array, "findings"], Float[Array, "features"]]:
+def with_features(
+    model: nn.Module, params: PyTree, image: Any
+) -> tuple[Float[Array, "findings"], Float[Array, "features"]]:
     """Logits of an image, and the input of the dense layer that is called `head`."""
     seen: list[Any] = []
 
-    def look(call: Callable[..., Any], arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+    def look(
+        call: Callable[..., Any], arguments: Any, options: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         if context.module.path == (HEAD,):
             seen.append(arguments[0])
         return call(*arguments, **options)

@@ -1,6 +1,7 @@
 """What becomes of the last layer when weights trained for some findings are to predict others.
 
-The head of a state dict (torch layout) has one row a finding, `fc.weight` [findings, features] and `fc.bias` [findings].
+The head of a state dict (torch layout) has one row a finding, `fc.weight` [findings, features] and `fc.bias`
+[findings].
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ class HeadMapping:
 
     Attributes:
         findings: to predict, in order.
-        mapping: finding to predict -> finding that the weights were trained for, or `new`; namesakes need no entry.
+        mapping: finding to predict -> finding that the weights were trained for, or `new`; namesakes need no
+            entry.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -48,27 +50,36 @@ def map_head(
 ) -> State:
     """The state with one row for each wanted finding: its own, by name, or the one that `mapping` names.
 
-    Nothing is guessed: a finding that the weights were not trained for must be mapped, to a trained finding or to `new`.
+    Nothing is guessed: a finding that the weights were not trained for must be mapped, to a trained finding
+    or to `new`.
 
     Args:
         state: weights with one row for each of `trained`, in that order.
         trained: names of the findings that the weights predict.
         wanted: names of the findings to predict, in order.
-        mapping: wanted finding -> trained finding, or `new`; where a finding is not named, its namesake is taken.
+        mapping: wanted finding -> trained finding, or `new`; where a finding is not named, its namesake is
+            taken.
         seed: of the fresh rows.
 
     Raises:
-        InputError: the number of rows is not that of `trained`, or findings lack a counterpart; all are named.
+        InputError: the number of rows is not that of `trained`, or findings lack a counterpart; all are
+            named.
     """
     mapping = mapping or {}
     weight, bias = _head(state)
     if len(weight) != len(trained):
-        raise InputError(f"the weights predict {len(weight)} findings, {len(trained)} are named: {', '.join(trained)}")
+        raise InputError(
+            f"the weights predict {len(weight)} findings, {len(trained)} are named: {', '.join(trained)}"
+        )
     source = {finding: mapping.get(finding, finding) for finding in wanted}
     lost = [f if s == f else f"{f} (from {s})" for f, s in source.items() if s != NEW and s not in trained]
     strange = [finding for finding in mapping if finding not in wanted]
     if lost or strange:
-        parts = [f"no counterpart for {', '.join(lost)}; map each to one of {', '.join(trained)}, or to {NEW}"] if lost else []
+        parts = (
+            [f"no counterpart for {', '.join(lost)}; map each to one of {', '.join(trained)}, or to {NEW}"]
+            if lost
+            else []
+        )
         parts += [f"mapped but not wanted: {', '.join(strange)}"] if strange else []
         raise InputError(f"the head cannot be mapped: {'; '.join(parts)}")
     fresh = _fresh_rows(len(wanted), weight.shape[1], seed)

@@ -1,8 +1,10 @@
-"""The layers of the network that Flax lacks, or computes slowly: each for one example and exact to its plain version.
+"""The layers of the network that Flax lacks, or computes slowly: each for one example and exact to its plain
+version.
 
-Every layer here computes the textbook function; what differs is the formulation. (Convolutions are Flax's own: fast
-formulations of them are found by their shape where gradients are made, `per_example.convolutions`.) The measured reasons stand
-in the docstrings (two CPU cores, float32, 32 examples of 64 x 64 pixels, inside a whole training step). Batching is `jax.vmap`.
+Every layer here computes the textbook function; what differs is the formulation. (Convolutions are Flax's
+own: fast formulations of them are found by their shape where gradients are made, `per_example.convolutions`.)
+The measured reasons stand in the docstrings (two CPU cores, float32, 32 examples of 64 x 64 pixels, inside a
+whole training step). Batching is `jax.vmap`.
 """
 
 from collections.abc import Callable
@@ -16,15 +18,20 @@ from jaxtyping import Array, Float
 
 
 def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x tanh(softplus(x)) (Misra 2019), as x n / (n + 2) with n = e^x (e^x + 2): one exponential instead of three.
+    """x tanh(softplus(x)) (Misra 2019), as x n / (n + 2) with n = e^x (e^x + 2): one exponential instead of
+    three.
 
     Above 15 the factor is 1 to float32 precision, so the exponential is held there to keep it finite.
 
-    XLA on the CPU writes out a map that ends in a division, and computes one that ends in a product anew for each of its
-    readers, of which pooling has many: a tenth of the step. On a GPU the writing costs more than the computing.
+    XLA on the CPU writes out a map that ends in a division, and computes one that ends in a product anew for
+    each of its
+    readers, of which pooling has many: a tenth of the step. On a GPU the writing costs more than the
+    computing.
     """
     _, n = _powers(x, 15.0)
-    return jax.lax.platform_dependent(x, n, cpu=lambda x, n: x * n / (n + 2.0), default=lambda x, n: x * (n / (n + 2.0)))
+    return jax.lax.platform_dependent(
+        x, n, cpu=lambda x, n: x * n / (n + 2.0), default=lambda x, n: x * (n / (n + 2.0))
+    )
 
 
 def _powers(x: Any, held_at: float) -> tuple[Any, Any]:
@@ -37,7 +44,8 @@ def _mish_transposed(x: Any, dy: Any) -> Any:
     """dy times the derivative of `mish`, (n + 4 x e (e + 1) / (n + 2)) / (n + 2)."""
 
     def on_cpu(x: Any, dy: Any) -> Any:
-        # Held at another place than in `mish`: were it the same exponential, XLA would keep the forward pass's, a whole map.
+        # Held at another place than in `mish`: were it the same exponential, XLA would keep the forward
+        # pass's, a whole map.
         e, n = _powers(x, 14.0)
         return dy * (n * (n + 2.0) + 4.0 * x * e * (e + 1.0)) / jnp.square(n + 2.0)
 
@@ -58,14 +66,17 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] =
 
 
 class Stem(nn.Module):
-    """The first convolution, 7 x 7 with stride 2 and padding 3 on a grey film, its output sorted by parity of row and column.
+    """The first convolution, 7 x 7 with stride 2 and padding 3 on a grey film, its output sorted by parity of
+    row and column.
 
-    The maximum that follows takes every second place; sorted, it and its gradient are whole maps, not every second number of
-    one (23 of 200 ms otherwise). Each parity is a convolution with stride 4 of the film moved by two pixels.
+    The maximum that follows takes every second place; sorted, it and its gradient are whole maps, not every
+    second number of one (23 of 200 ms otherwise). Each parity is a convolution with stride 4 of the film
+    moved by two pixels.
 
-    The kernel spans identical copies of the film, as in the paper, which copies its grey films to three channels to suit
-    pretrained weights. Convolving one with the kernel summed over its inputs gives the same output for a third of the work,
-    and by the chain rule each copy receives the same gradient, as if the copies had been made.
+    The kernel spans identical copies of the film, as in the paper, which copies its grey films to three
+    channels to suit pretrained weights. Convolving one with the kernel summed over its inputs gives the same
+    output for a third of the work, and by the chain rule each copy receives the same gradient, as if the
+    copies had been made.
 
     Attributes:
         features: output channels.
@@ -80,10 +91,14 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w"]) -> Float[Array, "4 i j o"]:
         """Place (2 i + a, 2 j + b) of the convolution is at [2 a + b, i, j]; sides must be multiples of 4."""
-        kernel = self.param("kernel", nn.initializers.he_normal(), (7, 7, self.input_copies, self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", nn.initializers.he_normal(), (7, 7, self.input_copies, self.features), jnp.float32
+        )
         grey = kernel.sum(axis=2, keepdims=True).astype(self.dtype)
         numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(self._moved(x)[..., None], grey, (4, 4), "VALID", dimension_numbers=numbers)
+        return jax.lax.conv_general_dilated(
+            self._moved(x)[..., None], grey, (4, 4), "VALID", dimension_numbers=numbers
+        )
 
     def _moved(self, x: Float[Array, "h w"]) -> Float[Array, "4 h+3 w+3"]:
         h, w = x.shape
@@ -96,8 +111,8 @@ class Stem(nn.Module):
 def _group_statistics(x: Float[Array, "*places c"], groups: int, epsilon: float) -> tuple[Any, Any]:
     """Per-channel mean and reciprocal standard deviation of each channel's group, float32.
 
-    One pass over the map. Sums are of differences from the group's mean at the first place: the variance is a difference of
-    squares, which would lose its digits where the mean is large against the spread.
+    One pass over the map. Sums are of differences from the group's mean at the first place: the variance is a
+    difference of squares, which would lose its digits where the mean is large against the spread.
     """
     *places, c = range(x.ndim)
     width = x.shape[c] // groups
@@ -125,9 +140,9 @@ def group_norm(
 ) -> Float[Array, "*places c"]:
     """activation(group normalisation of one map (Wu & He 2018) + residual).
 
-    Only the arguments are kept for the backward pass, which has a closed form and computes the normalised map and the
-    activation's slope anew: reading a map costs more than an exponential, on a GPU by far. 16.7 ms forward and backward of
-    the norm alone on 32 maps of 32 x 32 x 64 with autodiff, 6.8 ms so.
+    Only the arguments are kept for the backward pass, which has a closed form and computes the normalised map
+    and the activation's slope anew: reading a map costs more than an exponential, on a GPU by far. 16.7 ms
+    forward and backward of the norm alone on 32 maps of 32 x 32 x 64 with autodiff, 6.8 ms so.
     """
     return _group_norm_forward(x, scale, bias, residual, activation, groups, epsilon)[0]
 
@@ -137,7 +152,9 @@ def _before_activation(x: Any, gain: Any, shift: Any, residual: Any) -> Any:
     return z if residual is None else z + residual.astype(jnp.float32)
 
 
-def _group_norm_forward(x: Any, scale: Any, bias: Any, residual: Any, activation: str, groups: int, epsilon: float) -> Any:
+def _group_norm_forward(
+    x: Any, scale: Any, bias: Any, residual: Any, activation: str, groups: int, epsilon: float
+) -> Any:
     mean, rstd = _group_statistics(x, groups, epsilon)
     z = _before_activation(x, scale * rstd, bias - mean * scale * rstd, residual)
     return ACTIVATIONS[activation][0](z).astype(x.dtype), (x, scale, bias, residual, mean, rstd)
@@ -152,7 +169,8 @@ def _group_norm_backward(activation: str, groups: int, epsilon: float, saved: An
     z = _before_activation(x, gain, bias - mean * gain, residual)
     dz = ACTIVATIONS[activation][1](z, dy.astype(jnp.float32))
     if x.dtype != jnp.float32:
-        # Rounded as the gradient of any map is, and written out once, in half the memory: three loops read it.
+        # Rounded as the gradient of any map is, and written out once, in half the memory: three loops read
+        # it.
         dz = jax.lax.optimization_barrier(dz.astype(x.dtype)).astype(jnp.float32)
     normalised = (x.astype(jnp.float32) - mean) * rstd
     d_bias = dz.sum(axis=places)
@@ -169,7 +187,8 @@ def _group_norm_backward(activation: str, groups: int, epsilon: float, saved: An
 def _once_written(x: Any, dy: Any) -> Any:
     """x, on the CPU only once dy is written out.
 
-    The gradient that comes from `max_pool` is put together from shifted pieces. Within the loop over the norm's gradient that
+    The gradient that comes from `max_pool` is put together from shifted pieces. Within the loop over the
+    norm's gradient that
     keeps the loop from being vectorised: 18 ms instead of 3 and 4.
     """
     first = (0,) * (dy.ndim - 1)
@@ -185,14 +204,19 @@ group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with learned scale and bias, and what follows it; epsilon is torch's 1e-5 (Flax's is 1e-6)."""
+    """Group normalisation with learned scale and bias, and what follows it; epsilon is torch's 1e-5 (Flax's
+    is 1e-6).
+    """
 
     groups: int = 32
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*places c"], residual: Float[Array, "*places c"] | None = None, activation: str = "identity"
+        self,
+        x: Float[Array, "*places c"],
+        residual: Float[Array, "*places c"] | None = None,
+        activation: str = "identity",
     ) -> Float[Array, "*places c"]:
         """Normalise one map over each group of channels and all positions, add a residual, activate."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
@@ -202,10 +226,12 @@ class GroupNorm(nn.Module):
 
 @jax.custom_vjp
 def max_pool(x: Float[Array, "4 i j c"]) -> Float[Array, "i j c"]:
-    """3 x 3 maximum with stride 2 and padding 1 of a map sorted by parity (see `Stem`): along the rows, then across them.
+    """3 x 3 maximum with stride 2 and padding 1 of a map sorted by parity (see `Stem`): along the rows, then
+    across them.
 
-    XLA's backward pass (select-and-scatter) takes 48 ms; handing each gradient back to the one of three values that was the
-    largest takes a few. Ties, which zeros after a ReLU make common, go to the first maximum in the window's reading order,
+    XLA's backward pass (select-and-scatter) takes 48 ms; handing each gradient back to the one of three
+    values that was the largest takes a few. Ties, which zeros after a ReLU make common, go to the first
+    maximum in the window's reading order,
     as in torch: the first row that holds the maximum, and its first place in that row.
     """
     return _max_pool_forward(x)[0]
@@ -219,7 +245,9 @@ def _max_pool_forward(x: Any) -> Any:
 def _max_pool_backward(x: Any, dy: Any) -> Any:
     rows = _maximum(x[0], x[1], 1), _maximum(x[2], x[3], 1)
     d_even, d_odd = _maximum_transposed(*rows, 0, dy)
-    return (jnp.stack([*_maximum_transposed(x[0], x[1], 1, d_even), *_maximum_transposed(x[2], x[3], 1, d_odd)]),)
+    return (
+        jnp.stack([*_maximum_transposed(x[0], x[1], 1, d_even), *_maximum_transposed(x[2], x[3], 1, d_odd)]),
+    )
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,7 +1,8 @@
-"""Marks by which weights that must not leave the hospital are known again: read here, written by whoever writes weights.
+"""Marks by which weights that must not leave the hospital are known again: read here, written by whoever
+writes weights.
 
-A mark stands in the record of a weights folder (`provenance.json`), in the metadata of a .safetensors file, in the dictionary
-of a .pth or .pt file, or in the name of the function of a .stablehlo file.
+A mark stands in the record of a weights folder (`provenance.json`), in the metadata of a .safetensors file,
+in the dictionary of a .pth or .pt file, or in the name of the function of a .stablehlo file.
 """
 
 import json
@@ -53,4 +54,8 @@ def _marks(record: Any) -> tuple[str, ...]:
             reasons = json.loads(reasons)
         except ValueError:
             reasons = [reasons]
-    return tuple(str(reason) for reason in reasons) if isinstance(reasons, list) and reasons else (str(record[WATERMARK]),)
+    return (
+        tuple(str(reason) for reason in reasons)
+        if isinstance(reasons, list) and reasons
+        else (str(record[WATERMARK]),)
+    )

@@ -1,5 +1,5 @@
-"""ResNet9 with group normalisation: the paper's network (Network Architecture; Klause et al. 2022, He et al. 2016, Wu & He
-2018).
+"""ResNet9 with group normalisation: the paper's network (Network Architecture; Klause et al. 2022, He et al.
+2016, Wu & He 2018).
 """
 
 from functools import partial
@@ -15,7 +15,9 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Block(nn.Module):
-    """A basic residual block: two 3 x 3 convolutions, and a 1 x 1 one on the shortcut where the shape changes."""
+    """A basic residual block: two 3 x 3 convolutions, and a 1 x 1 one on the shortcut where the shape
+    changes.
+    """
 
     features: int
     stride: int
@@ -26,7 +28,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "i j o"]:
         """One map in, one map out."""
-        conv = partial(nn.Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal())
+        conv = partial(
+            nn.Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
+        )
         y = conv((3, 3), self.stride, padding=1, name="conv1")(x)
         y = GroupNorm(name="norm1")(y, activation=self.activation)
         y = conv((3, 3), padding=1, name="conv2")(y)
@@ -40,8 +44,8 @@ class Block(nn.Module):
 class ResNet9(nn.Module):
     """Logits of the findings from one grey film.
 
-    4,909,896 parameters with eight findings and width 64. The film is copied to three channels for the pretrained first
-    layer, without materialising the copies (`layers.Stem`).
+    4,909,896 parameters with eight findings and width 64. The film is copied to three channels for the
+    pretrained first layer, without materialising the copies (`layers.Stem`).
 
     Attributes:
         n_findings: number of outputs.
@@ -49,7 +53,8 @@ class ResNet9(nn.Module):
         width: channels of the first stage, doubled in each later one.
         dtype: of convolutions and activations; norms, pooling's mean, head and logits are float32.
         remat: see `ModelConfig`; it is for whoever differentiates the network.
-        scale_norm: normalise each block's output, so that residual and shortcut add up to one scale (Klause et al. 2022).
+        scale_norm: normalise each block's output, so that residual and shortcut add up to one scale (Klause
+            et al. 2022).
     """
 
     n_findings: int
@@ -61,7 +66,9 @@ class ResNet9(nn.Module):
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "h w"] | Float[Array, "h w"]) -> Float[Array, "findings"]:
-        """Logits of one film with grey values in [0, 255]; they are scaled to [0, 1] here, as the paper's loader does."""
+        """Logits of one film with grey values in [0, 255]; they are scaled to [0, 1] here, as the paper's
+        loader does.
+        """
         x = (image.astype(jnp.float32) / 255.0).astype(self.dtype)
         x = Stem(self.width, dtype=self.dtype, name="conv1")(x)
         x = GroupNorm(name="norm1")(x, activation=self.activation)

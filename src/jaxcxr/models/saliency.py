@@ -1,8 +1,9 @@
 """Where on a film a finding's logit comes from.
 
-Two methods. Integrated gradients (Sundararajan et al. 2017) give each pixel its share of the logit's rise over that of a black
-film; the shares add up to the rise. The class activation map (Zhou et al. 2016), which is Grad-CAM (Selvaraju et al. 2017) in a
-network that ends in mean and dense layer, says the same for the cells of the last map (2 x 2 at 64 pixels, 16 x 16 at 512).
+Two methods. Integrated gradients (Sundararajan et al. 2017) give each pixel its share of the logit's rise
+over that of a black film; the shares add up to the rise. The class activation map (Zhou et al. 2016), which
+is Grad-CAM (Selvaraju et al. 2017) in a network that ends in mean and dense layer, says the same for the
+cells of the last map (2 x 2 at 64 pixels, 16 x 16 at 512).
 """
 
 from typing import Any
@@ -20,7 +21,8 @@ LAST_STAGE = "stage4_block1"
 def integrated_gradients(
     model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
 ) -> Float[np.ndarray, "h w"]:
-    """Each pixel's share of logit(film) - logit(black film), in logits, by the midpoint rule over `steps` films between them.
+    """Each pixel's share of logit(film) - logit(black film), in logits, by the midpoint rule over `steps`
+    films between them.
 
     Args:
         model: the network.
@@ -45,10 +47,17 @@ def integrated_gradients(
     return np.asarray(shares(jnp.asarray(film, jnp.float32)))
 
 
-def activation_map(model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int) -> Float[np.ndarray, "i j"]:
-    """Each cell's contribution to the logit on the last map, in logits; the sum is the logit without its bias."""
+def activation_map(
+    model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int
+) -> Float[np.ndarray, "i j"]:
+    """Each cell's contribution to the logit on the last map, in logits; the sum is the logit without its
+    bias.
+    """
     _, state = model.apply(
-        params, jnp.asarray(film), capture_intermediates=lambda module, _: module.name == LAST_STAGE, mutable=["intermediates"]
+        params,
+        jnp.asarray(film),
+        capture_intermediates=lambda module, _: module.name == LAST_STAGE,
+        mutable=["intermediates"],
     )
     features = jnp.asarray(state["intermediates"][LAST_STAGE]["__call__"][0], jnp.float32)  # type: ignore[index]
     kernel = params["params"]["head"]["kernel"][:, finding]

@@ -1,7 +1,8 @@
-"""What is predicted for a film: the network's probabilities on it, or those of its mean logits over several views of it.
+"""What is predicted for a film: the network's probabilities on it, or those of its mean logits over several
+views of it.
 
-Post-processing of released weights, hence free of privacy cost. `mirrored` doubles the arithmetic of a prediction,
-`mirrored_moved` makes it ten times as much; training has none of it.
+Post-processing of released weights, hence free of privacy cost. `mirrored` doubles the arithmetic of a
+prediction, `mirrored_moved` makes it ten times as much; training has none of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +27,12 @@ def predictor(
 
     Args:
         network: from one film to the logits of its findings.
-        views: `one`: the film as it is; `mirrored`: also flipped left to right, where the findings of the two sides change
-            places; `mirrored_moved`: both of these also moved up, down, left and right.
-        other_side: index of each finding's counterpart on a flipped film (`data.findings.mirror_permutation`).
-        any_batch: for films in a number that is left open (an export); else convolutions are as quick as the platform can.
+        views: `one`: the film as it is; `mirrored`: also flipped left to right, where the findings of the two
+            sides change places; `mirrored_moved`: both of these also moved up, down, left and right.
+        other_side: index of each finding's counterpart on a flipped film
+            (`data.findings.mirror_permutation`).
+        any_batch: for films in a number that is left open (an export); else convolutions are as quick as the
+            platform can.
 
     Raises:
         ValueError: films are to be flipped, and `other_side` is not given.
@@ -45,7 +48,9 @@ def predictor(
         plain = [film] if views == "mirrored" else [film, *_moved(film)]
         seen = jnp.stack([*plain, *(view[:, ::-1] for view in plain)])
         found: Any = jax.vmap(apply, in_axes=(None, 0))(params, seen)
-        return jnp.concatenate([found[: len(plain)], found[len(plain) :, jnp.asarray(other_side)]]).mean(axis=0)
+        return jnp.concatenate([found[: len(plain)], found[len(plain) :, jnp.asarray(other_side)]]).mean(
+            axis=0
+        )
 
     return lambda params, films: jax.nn.sigmoid(jax.vmap(logits, in_axes=(None, 0))(params, films))
 

@@ -1,4 +1,6 @@
-"""Files of torch weights: checkpoints (.pth, .pt) and safetensors, read without running anything that is in them."""
+"""Files of torch weights: checkpoints (.pth, .pt) and safetensors, read without running anything that is in
+them.
+"""
 
 import pickle
 import re
@@ -20,8 +22,9 @@ PREFIXES = ("_module.", "module.", "_orig_mod.", "model.", "net.")
 def read_state(path: Path, key: str | None = None) -> State:
     """The state dict in a file, plain names, float32 arrays.
 
-    A checkpoint may be the state dict itself or a dictionary that holds one beside other things (epoch, optimiser). Pickles
-    are read with torch's `weights_only` loader, which builds tensors and plain containers and refuses everything else.
+    A checkpoint may be the state dict itself or a dictionary that holds one beside other things (epoch,
+    optimiser). Pickles are read with torch's `weights_only` loader, which builds tensors and plain containers
+    and refuses everything else.
 
     Args:
         path: .safetensors, or a file of `torch.save`.
@@ -37,7 +40,8 @@ def read_state(path: Path, key: str | None = None) -> State:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Texts that stand in a file beside its state dict: metadata of .safetensors, texts of a checkpoint dictionary.
+    """Texts that stand in a file beside its state dict: metadata of .safetensors, texts of a checkpoint
+    dictionary.
 
     Raises:
         InputError: not readable.
@@ -56,11 +60,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: not a safetensors file of weights ({_first_line(error)})") from error
 
 
-def write_state(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Write a state dict as .safetensors, or as .pth or .pt for `torch.load`; the file appears when it is complete.
+def write_state(
+    path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write a state dict as .safetensors, or as .pth or .pt for `torch.load`; the file appears when it is
+    complete.
 
-    With metadata a .pth or .pt file is a dictionary of them with the state dict under `state_dict`, so that loading it shows
-    them.
+    With metadata a .pth or .pt file is a dictionary of them with the state dict under `state_dict`, so that
+    loading it shows them.
 
     Raises:
         InputError: another ending, or torch is needed and missing.
@@ -84,7 +91,9 @@ def _torch(path: Path) -> Any:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise InputError(f"{path}: torch is needed for this file (pip install torch); .safetensors files need none") from error
+        raise InputError(
+            f"{path}: torch is needed for this file (pip install torch); .safetensors files need none"
+        ) from error
     return torch
 
 
@@ -104,7 +113,9 @@ def _loaded(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named[1].rstrip('.')}" if named else "it holds more than tensors and plain containers"
+        what = (
+            f"it names {named[1].rstrip('.')}" if named else "it holds more than tensors and plain containers"
+        )
         raise InputError(
             f"{path}: refused, {what}, and loading that could run code; expected a state dict of tensors "
             "(save one with torch.save(model.state_dict(), ...))"
@@ -140,16 +151,22 @@ def _state_within(found: Any, path: Path, key: str | None, torch: Any) -> Mappin
     if key is None and is_state(found):
         return found
     if not isinstance(found, Mapping):
-        raise InputError(f"{path}: holds a {type(found).__name__}, expected a state dict or a dictionary with one")
+        raise InputError(
+            f"{path}: holds a {type(found).__name__}, expected a state dict or a dictionary with one"
+        )
     states = [str(name) for name, value in found.items() if is_state(value)]
     if key is not None:
         if key not in states:
-            raise InputError(f"{path}: no state dict under {key!r}; there is one under: {', '.join(states) or 'no key'}")
+            raise InputError(
+                f"{path}: no state dict under {key!r}; there is one under: {', '.join(states) or 'no key'}"
+            )
         return found[key]
     if len(states) != 1:
         keys = ", ".join(map(str, found)) or "none"
         several = (
-            f"several state dicts, under {', '.join(states)}: name one" if states else f"no state dict, its keys are {keys}"
+            f"several state dicts, under {', '.join(states)}: name one"
+            if states
+            else f"no state dict, its keys are {keys}"
         )
         raise InputError(f"{path}: holds {several}")
     return found[states[0]]
@@ -162,4 +179,7 @@ def _plain_names(state: Mapping[str, Any], path: Path) -> State:
     if not names:
         raise InputError(f"{path}: holds no tensors")
     arrays = (np.asarray(array) for array in state.values())
-    return {n: a.astype(np.float32) if a.dtype.kind not in "iub" else a for n, a in zip(names, arrays, strict=True)}
+    return {
+        n: a.astype(np.float32) if a.dtype.kind not in "iub" else a
+        for n, a in zip(names, arrays, strict=True)
+    }

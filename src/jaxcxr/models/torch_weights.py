@@ -1,8 +1,8 @@
 """The parameters of the network in torch's names and layout, both ways.
 
-The authors' checkpoints are state dicts of a torchvision residual net with one block a stage: conv1.weight, bn1.weight,
-layer1.0.conv1.weight, ..., layer2.0.downsample.0.weight, fc.weight. This module knows names, shapes and axes only and imports
-neither torch nor jax; `torch_files` reads and writes the files.
+The authors' checkpoints are state dicts of a torchvision residual net with one block a stage: conv1.weight,
+bn1.weight, layer1.0.conv1.weight, ..., layer2.0.downsample.0.weight, fc.weight. This module knows names,
+shapes and axes only and imports neither torch nor jax; `torch_files` reads and writes the files.
 """
 
 import re
@@ -34,7 +34,10 @@ def torch_shapes(n_findings: int, width: int = 64) -> dict[str, tuple[int, ...]]
         shapes |= {f"{block}.conv1.weight": (out, into, 3, 3), **norm(f"{block}.bn1", out)}
         shapes |= {f"{block}.conv2.weight": (out, out, 3, 3), **norm(f"{block}.bn2", out)}
         if stage > 0:
-            shapes |= {f"{block}.downsample.0.weight": (out, into, 1, 1), **norm(f"{block}.downsample.1", out)}
+            shapes |= {
+                f"{block}.downsample.0.weight": (out, into, 1, 1),
+                **norm(f"{block}.downsample.1", out),
+            }
         into = out
     return shapes | {"fc.weight": (n_findings, into), "fc.bias": (n_findings,)}
 
@@ -57,19 +60,22 @@ def flax_path(name: str) -> tuple[str, ...]:
 
 
 def to_torch(params: PyTree) -> State:
-    """Parameters of the network (`{"params": ...}`) -> state dict; kernels [h, w, in, out] become [out, in, h, w], the head
-    [in, out] becomes [out, in].
+    """Parameters of the network (`{"params": ...}`) -> state dict; kernels [h, w, in, out] become [out, in,
+    h, w], the head [in, out] becomes [out, in].
     """
     head, first = _leaf(params, flax_path("fc.weight")), _leaf(params, flax_path("conv1.weight"))
     names = torch_shapes(head.shape[1], first.shape[3])
     return {name: _to_torch_axes(_leaf(params, flax_path(name))) for name in names}
 
 
-def from_torch(state: Mapping[str, np.ndarray], n_findings: int, width: int = 64, source: str = "state dict") -> PyTree:
+def from_torch(
+    state: Mapping[str, np.ndarray], n_findings: int, width: int = 64, source: str = "state dict"
+) -> PyTree:
     """State dict -> parameters of the network, float32.
 
     Raises:
-        InputError: keys are missing or surplus or an array has another shape or is not finite; all of them are named.
+        InputError: keys are missing or surplus or an array has another shape or is not finite; all of them
+            are named.
     """
     want = torch_shapes(n_findings, width)
     wrong = [f"{name} is missing" for name in want if name not in state]
@@ -82,7 +88,10 @@ def from_torch(state: Mapping[str, np.ndarray], n_findings: int, width: int = 64
         elif not np.all(np.isfinite(state[name])):
             wrong.append(f"{name} holds numbers that are not finite")
     if wrong:
-        raise InputError(f"{source}: does not fit the network of width {width} with {n_findings} findings: {'; '.join(wrong)}")
+        raise InputError(
+            f"{source}: does not fit the network of width {width} with {n_findings} findings: "
+            f"{'; '.join(wrong)}"
+        )
     tree: dict[str, Any] = {}
     for name in want:
         *parents, leaf = flax_path(name)

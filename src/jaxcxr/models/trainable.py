@@ -1,7 +1,7 @@
 """Which parameters a fine-tuning run trains; the others keep the values they start from.
 
-Fewer trained parameters means less noise in all (its norm grows with the root of their number) at the price of a less adaptable
-network. The choice must not depend on private data.
+Fewer trained parameters means less noise in all (its norm grows with the root of their number) at the price
+of a less adaptable network. The choice must not depend on private data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,16 @@ from jaxtyping import PyTree
 from jaxcxr.errors import InputError
 
 Scope = Literal["all", "head", "head_and_norm", "last_stage"]
-"""`all`; `head` (the last layer); `head_and_norm` (also scales and biases of every norm); `last_stage` (stage 4 and the
-head)."""
+"""`all`; `head` (the last layer); `head_and_norm` (also scales and biases of every norm); `last_stage` (stage
+4 and the head).
+"""
 LAST_STAGE = "stage4"
 
 
 def is_trained(scope: Scope, path: Sequence[str]) -> bool:
-    """Whether the parameter at `path` (names below `params`, such as ("stage4_block1", "conv1", "kernel")) is trained."""
+    """Whether the parameter at `path` (names below `params`, such as ("stage4_block1", "conv1", "kernel")) is
+    trained.
+    """
     in_head = path[0] == "head"
     match scope:
         case "all":
@@ -49,12 +52,16 @@ def trained_mask(scope: Scope, params: PyTree) -> PyTree:
 
     mask = {"params": walk(params["params"], ())}
     if not found:
-        raise InputError(f"scope {scope!r}: names no parameter of this network, whose parts are {', '.join(params['params'])}")
+        raise InputError(
+            f"scope {scope!r}: names no parameter of this network, whose parts are "
+            f"{', '.join(params['params'])}"
+        )
     return mask
 
 
 def split(params: PyTree, mask: PyTree | None) -> tuple[PyTree, PyTree]:
-    """(trained, frozen) parameters: two trees of the same nesting, each without the leaves and empty branches of the other.
+    """(trained, frozen) parameters: two trees of the same nesting, each without the leaves and empty branches
+    of the other.
 
     Without a mask all are trained, in a tree of any kind.
     """
@@ -64,7 +71,9 @@ def split(params: PyTree, mask: PyTree | None) -> tuple[PyTree, PyTree]:
     def take(node: Any, at: Any, wanted: bool) -> Any:
         if not isinstance(node, Mapping):
             return node
-        parts = {k: take(v, at[k], wanted) for k, v in node.items() if isinstance(v, Mapping) or at[k] is wanted}
+        parts = {
+            k: take(v, at[k], wanted) for k, v in node.items() if isinstance(v, Mapping) or at[k] is wanted
+        }
         return {k: v for k, v in parts.items() if not isinstance(v, Mapping) or v}
 
     return take(params, mask, True), take(params, mask, False)
@@ -77,7 +86,9 @@ def join(trained: PyTree, frozen: PyTree) -> PyTree:
 
     def merge(a: Any, b: Any) -> Any:
         return {
-            k: merge(a.get(k, {}), b.get(k, {})) if isinstance(a.get(k, b.get(k)), Mapping) else a.get(k, b.get(k))
+            k: merge(a.get(k, {}), b.get(k, {}))
+            if isinstance(a.get(k, b.get(k)), Mapping)
+            else a.get(k, b.get(k))
             for k in {**a, **b}
         }
 

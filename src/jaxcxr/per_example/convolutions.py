@@ -1,7 +1,7 @@
 """Per-example gradients of convolution kernels, and convolutions that are quick where XLA's are not.
 
-Which formulation is taken depends on shapes and platform alone; all compute the same numbers to rounding. Measured on two CPU
-cores, float32, inside a whole training step, where nothing else is said.
+Which formulation is taken depends on shapes and platform alone; all compute the same numbers to rounding.
+Measured on two CPU cores, float32, inside a whole training step, where nothing else is said.
 """
 
 import dataclasses
@@ -24,7 +24,9 @@ SMALL_MAP = 4
 CPU_POSITIONS = 2048
 """Output positions in one weight gradient on the CPU (see `kernel_gradient`)."""
 PATCH_BYTES = 4 << 20
-"""Memory traffic by which an example's patches may exceed what a convolution of its own needs (see `patches_are_small`)."""
+"""Memory traffic by which an example's patches may exceed what a convolution of its own needs (see
+`patches_are_small`).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Convolution:
     def norm_is_cheaper(self, times: int) -> bool:
         """Whether Gram matrices are."""
         groups = self.shape.groups
-        return gram_is_cheaper(times * self.records * self.shape.positions, self.shape.patch, self.shape.features // groups)
+        return gram_is_cheaper(
+            times * self.records * self.shape.positions, self.shape.patch, self.shape.features // groups
+        )
 
     def apply(self, x: Any, weight: Any) -> Any:
         """The convolution of one example, whose kernel is not differentiated."""
@@ -79,10 +83,13 @@ class Convolution:
 
         return self._over_weights(of_weight, 1, x, dy, as_kernel=False).sum(axis=1)
 
-    def _over_weights(self, function: Callable[..., Any], out: int, x: Any, dy: Any, as_kernel: bool = True) -> Any:
+    def _over_weights(
+        self, function: Callable[..., Any], out: int, x: Any, dy: Any, as_kernel: bool = True
+    ) -> Any:
         """`function` of inputs [n, records, *sides, c] and cotangents alike, for each of the weights."""
         x, dy = (
-            jnp.transpose(v, (0, 1, 2, *(3 + axis for axis in axes))) for v, axes in zip((x, dy), self.axes[::2], strict=True)
+            jnp.transpose(v, (0, 1, 2, *(3 + axis for axis in axes)))
+            for v, axes in zip((x, dy), self.axes[::2], strict=True)
         )
         x, dy = (v.reshape(*v.shape[:2], -1, *v.shape[4:]) for v in (x, dy))
         if x.shape[1] == 1:
@@ -98,7 +105,11 @@ class Convolution:
 
 def rule_of(equation: JaxprEqn, operand: int) -> Convolution | None:
     """The rule of a convolution whose kernel is the weight."""
-    if equation.primitive is not jax.lax.conv_general_dilated_p or operand != 1 or equation.params["batch_group_count"] != 1:
+    if (
+        equation.primitive is not jax.lax.conv_general_dilated_p
+        or operand != 1
+        or equation.params["batch_group_count"] != 1
+    ):
         return None
     numbers, params = equation.params["dimension_numbers"], equation.params
     # the batch, or the output features, come first in JAX's numbering, and the (input) channels second
@@ -106,7 +117,11 @@ def rule_of(equation: JaxprEqn, operand: int) -> Convolution | None:
     kernel_axes = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
     x, kernel, y = (
         tuple(v.aval.shape[axis] for axis in axes)  # type: ignore[attr-defined]
-        for v, axes in ((equation.invars[0], x_axes), (equation.invars[1], kernel_axes), (equation.outvars[0], y_axes))
+        for v, axes in (
+            (equation.invars[0], x_axes),
+            (equation.invars[1], kernel_axes),
+            (equation.outvars[0], y_axes),
+        )
     )
     shape = Geometry(
         sides=x[1:-1],
@@ -124,27 +139,34 @@ def rule_of(equation: JaxprEqn, operand: int) -> Convolution | None:
 
 
 def is_small(shape: Geometry) -> bool:
-    """Whether the map is so small that XLA on the CPU leaves its fast kernels for a naive loop: 270 ms instead of 4 for 3 x 3
-    on 2 x 2, the last stage of a ResNet at 64 pixels.
+    """Whether the map is so small that XLA on the CPU leaves its fast kernels for a naive loop: 270 ms
+    instead of 4 for 3 x 3 on 2 x 2, the last stage of a ResNet at 64 pixels.
     """
     return shape.is_plain and max(shape.window) > 1 and max(shape.sides) <= SMALL_MAP
 
 
-def convolve_small(x: Float[Array, "n h w c"], kernel: Float[Array, "k l c o"], shape: Geometry) -> Float[Array, "n i j o"]:
+def convolve_small(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "k l c o"], shape: Geometry
+) -> Float[Array, "n i j o"]:
     """The sum over the window's places of the pixels that each meets times its matrix.
 
-    Pixels that lie outside the map are left out, not multiplied as zeros: of 36 products on a 2 x 2 map 16 are left, 17 ms
-    instead of 24 for the three passes over 32 maps of 2 x 2 x 512 (one core).
+    Pixels that lie outside the map are left out, not multiplied as zeros: of 36 products on a 2 x 2 map 16
+    are left, 17 ms instead of 24 for the three passes over 32 maps of 2 x 2 x 512 (one core).
     """
     total = jnp.zeros((len(x), *shape.outputs, shape.features), x.dtype)
-    # Cut by `split`, whose transpose puts the places' gradients side by side; that of indexing adds k * k padded kernels up.
+    # Cut by `split`, whose transpose puts the places' gradients side by side; that of indexing adds k * k
+    # padded kernels up.
     matrices = jax.lax.split(kernel.reshape(-1, shape.features), [shape.channels] * math.prod(shape.window))
     for matrix, place in zip(matrices, itertools.product(*map(range, shape.window)), strict=True):
         offsets = [at - before for at, (before, _) in zip(place, shape.padding, strict=True)]
-        inside = [_inside(*one) for one in zip(shape.sides, shape.outputs, offsets, shape.strides, strict=True)]
+        inside = [
+            _inside(*one) for one in zip(shape.sides, shape.outputs, offsets, shape.strides, strict=True)
+        ]
         if all(inside):
             first = [own[0] * step + by for own, step, by in zip(inside, shape.strides, offsets, strict=True)]
-            pixels = x[:, first[0] :: shape.strides[0], first[1] :: shape.strides[1]][:, : len(inside[0]), : len(inside[1])]
+            pixels = x[:, first[0] :: shape.strides[0], first[1] :: shape.strides[1]][
+                :, : len(inside[0]), : len(inside[1])
+            ]
             edges = [(own[0], n - own[-1] - 1) for own, n in zip(inside, shape.outputs, strict=True)]
             total += jnp.pad(pixels @ matrix, [(0, 0), *edges, (0, 0)])
     return total
@@ -156,11 +178,17 @@ def _inside(side: int, outputs: int, offset: int, stride: int) -> range:
     return range(found[0], found[-1] + 1) if found else range(0)
 
 
-def kernel_gradient(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:
-    """Gradient of <dy, convolution of x> with respect to the kernel, summed over all inputs, in the precision of dy."""
+def kernel_gradient(
+    x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry
+) -> Any:
+    """Gradient of <dy, convolution of x> with respect to the kernel, summed over all inputs, in the precision
+    of dy.
+    """
 
     def of_flat(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda x, dy, shape: function(x.reshape(-1, *x.shape[2:]), dy.reshape(-1, *dy.shape[2:]), shape)
+        return lambda x, dy, shape: function(
+            x.reshape(-1, *x.shape[2:]), dy.reshape(-1, *dy.shape[2:]), shape
+        )
 
     on_cpu = elsewhere = of_flat(_transposed)
     if shape.groups > 1:
@@ -172,7 +200,9 @@ def kernel_gradient(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outp
     return _by_platform(on_cpu, elsewhere)(x, dy, shape)
 
 
-def kernel_gradients(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:
+def kernel_gradients(
+    x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry
+) -> Any:
     """The same for each of n examples, summed over the inputs of an example."""
     on_cpu = elsewhere = _one_by_one
     if shape.channels == 1:
@@ -201,10 +231,11 @@ def _by_platform(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any]) -> C
 
 
 def _transposed(x: Float[Array, "m *sides c"], dy: Float[Array, "m *outputs o"], shape: Geometry) -> Any:
-    """XLA's own gradient, of 16-bit numbers in 32 bits on the CPU and in 16 elsewhere, as in any other training.
+    """XLA's own gradient, of 16-bit numbers in 32 bits on the CPU and in 16 elsewhere, as in any other
+    training.
 
-    XLA on the CPU slows down two- to fourfold where the sum runs over many thousand output positions (8 maps of 64 x 64 x 64:
-    75 ms, one by one 22, forward 18), so there it is cut into sums over some inputs each.
+    XLA on the CPU slows down two- to fourfold where the sum runs over many thousand output positions (8 maps
+    of 64 x 64 x 64: 75 ms, one by one 22, forward 18), so there it is cut into sums over some inputs each.
     """
 
     def whole(x: Any, dy: Any) -> Any:
@@ -215,7 +246,9 @@ def _transposed(x: Float[Array, "m *sides c"], dy: Float[Array, "m *outputs o"],
     def in_parts(x: Any, dy: Any) -> Any:
         size = max(1, CPU_POSITIONS // max(1, shape.positions))
         wide = accumulator(dy)
-        parts = [whole(x[i : i + size].astype(wide), dy[i : i + size].astype(wide)) for i in range(0, len(x), size)]
+        parts = [
+            whole(x[i : i + size].astype(wide), dy[i : i + size].astype(wide)) for i in range(0, len(x), size)
+        ]
         total: Any = sum(parts[1:], start=parts[0])
         return total.astype(dy.dtype)
 
@@ -227,7 +260,9 @@ def _one_by_one(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs 
     return jnp.stack([_transposed(x[i], dy[i], shape) for i in range(len(x))])
 
 
-def _from_patches(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:
+def _from_patches(
+    x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry
+) -> Any:
     """Products of patches and cotangents, for all examples together."""
     if shape.groups == shape.channels:
         return _depthwise(x, dy, shape)
@@ -238,17 +273,21 @@ def _from_patches(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *output
 
 
 def _depthwise(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:
-    """Place by place of the window, a sum over positions: products of single numbers, which no matrix product computes well."""
+    """Place by place of the window, a sum over positions: products of single numbers, which no matrix product
+    computes well.
+    """
     wide, n = accumulator(dy), len(x)
     dy = dy.astype(wide).reshape(n, -1, shape.channels, shape.features // shape.channels)
-    by_place = [v.astype(wide).reshape(n, -1, shape.channels, 1) for v in met(x.reshape(-1, *x.shape[2:]), shape)]
+    by_place = [
+        v.astype(wide).reshape(n, -1, shape.channels, 1) for v in met(x.reshape(-1, *x.shape[2:]), shape)
+    ]
     each = jnp.stack([jnp.sum(pixels * dy, axis=1) for pixels in by_place], axis=1)
     return each.reshape(n, *shape.kernel_shape)
 
 
 def _from_pixels(x: Float[Array, "n r *sides 1"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:
-    """For one channel: a matrix of the pixels that each place of the window meets, times the cotangents. 5.3 ms instead of
-    8.5 for the first layer on 16 images of 128 x 128, 12.5 instead of 20 on 8 of 256 x 256.
+    """For one channel: a matrix of the pixels that each place of the window meets, times the cotangents. 5.3
+    ms instead of 8.5 for the first layer on 16 images of 128 x 128, 12.5 instead of 20 on 8 of 256 x 256.
     """
     by_place = [v.reshape(len(x), -1) for v in met(x.reshape(-1, *x.shape[2:]), shape)]
     each = jnp.einsum("npt,nto->npo", jnp.stack(by_place, axis=1), dy.reshape(len(x), -1, shape.features))
@@ -261,11 +300,12 @@ def _as_one(patches: Float[Array, "r g t p"]) -> Float[Array, "g rt p"]:
 
 
 def patches_are_small(shape: Geometry, itemsize: int) -> bool:
-    """Whether a GPU should compute the kernel's gradient of each example from patches, one product for all examples.
+    """Whether a GPU should compute the kernel's gradient of each example from patches, one product for all
+    examples.
 
-    Patches are written and read. A convolution for each example has its input and cotangents copied out of the batch, and is
-    three launches, whose time the patches' additional traffic should not exceed: 4 MiB are 1.3 microseconds of an H100's
-    bandwidth. (Compiled for one, not measured: docs/performance.md.)
+    Patches are written and read. A convolution for each example has its input and cotangents copied out of
+    the batch, and is three launches, whose time the patches' additional traffic should not exceed: 4 MiB are
+    1.3 microseconds of an H100's bandwidth. (Compiled for one, not measured: docs/performance.md.)
     """
     outputs = shape.positions * shape.features
     by_products = 2 * shape.positions * shape.patch * shape.groups + outputs
@@ -274,7 +314,9 @@ def patches_are_small(shape: Geometry, itemsize: int) -> bool:
 
 
 def positions_are_few(shape: Geometry) -> bool:
-    """Whether the kernel's gradient of one example is larger than its patches and cotangents together, so that a CPU should
-    compute it as one product: 1.3 ms instead of 5.1 for 3 x 3 x 512 x 512 on a map of 2 x 2, 3.4 instead of 6.6 on 8 x 8.
+    """Whether the kernel's gradient of one example is larger than its patches and cotangents together, so
+    that a CPU should
+    compute it as one product: 1.3 ms instead of 5.1 for 3 x 3 x 512 x 512 on a map of 2 x 2, 3.4 instead of
+    6.6 on 8 x 8.
     """
     return shape.positions * (shape.patch + shape.features) < shape.patch * shape.features

@@ -1,14 +1,18 @@
-"""Sums of per-example gradients of any JAX function, weighted by their norms, at about the price of one ordinary gradient.
+"""Sums of per-example gradients of any JAX function, weighted by their norms, at about the price of one
+ordinary gradient.
 
-The definition is `jax.vmap(jax.grad(loss))`. What is computed: one forward and one backward pass over all examples, which give
-for each site (`sites`) its input and the cotangent of its output; squared norms by Gram matrices or from the gradients
-themselves, whichever is cheaper; and the weighted sum, after a Gram norm by one ordinary weight gradient of scaled cotangents.
+The definition is `jax.vmap(jax.grad(loss))`. What is computed: one forward and one backward pass over all
+examples, which give for each site (`sites`) its input and the cotangent of its output; squared norms by Gram
+matrices or from the gradients themselves, whichever is cheaper; and the weighted sum, after a Gram norm by
+one ordinary weight gradient of scaled cotangents.
 
-An example is one element of the leading axis of every leaf of `examples`, any pytree: an image and its labels, a patient's
-images, tokens, a key for dropout. The loss sees one of them, so that nothing can mix examples.
+An example is one element of the leading axis of every leaf of `examples`, any pytree: an image and its
+labels, a patient's images, tokens, a key for dropout. The loss sees one of them, so that nothing can mix
+examples.
 
-Norms and sums are float32 at full precision or better (on a GPU, XLA's default would round the factors of a product to ten
-bits, and the sum would not have the norm that was computed for it); the network's own arithmetic may be as coarse as it likes.
+Norms and sums are float32 at full precision or better (on a GPU, XLA's default would round the factors of a
+product to ten bits, and the sum would not have the norm that was computed for it); the network's own
+arithmetic may be as coarse as it likes.
 """
 
 import dataclasses
@@ -30,14 +34,18 @@ from jaxcxr.per_example.sites import Body, Program, find
 Loss = Callable[[Any, Any], Float[Array, ""]]
 """(parameters, one example) -> its loss."""
 Weigh = Callable[[PyTree], PyTree]
-"""Squared norms of each parameter's gradients -> factors of each parameter's gradients: trees like the parameters, of [n]."""
+"""Squared norms of each parameter's gradients -> factors of each parameter's gradients: trees like the
+parameters, of [n].
+"""
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "div"})
 KEPT = "input of a weight"
 """Name, for `jax.checkpoint`, of what a weight gradient needs."""
 
 
-def weighted_sum(loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh) -> tuple[PyTree, Float[Array, "n"], PyTree]:
+def weighted_sum(
+    loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh
+) -> tuple[PyTree, Float[Array, "n"], PyTree]:
     """The sum over examples of gradients times factors that follow from their norms.
 
     Args:
@@ -47,7 +55,8 @@ def weighted_sum(loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh) -> 
         weigh: from squared norms to factors; called once, under trace.
 
     Returns:
-        The sum (float32 or better, same tree as `params`), the n losses, and the squared norms that `weigh` was given.
+        The sum (float32 or better, same tree as `params`), the n losses, and the squared norms that `weigh`
+        was given.
     """
     if _count(examples) == 0:
         return _zeros(params), jnp.zeros(0), jax.tree.map(lambda _: jnp.zeros(0), params)
@@ -62,7 +71,10 @@ def weighted_sum(loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh) -> 
         gradients = {leaf: one.each(leaf) for leaf in range(len(leaves)) if leaf not in by_norm}
         if not one.is_in_32_bits:
             gradients = _fixed(gradients)
-        squared = [one.squared_norms(leaf) if leaf in by_norm else _squared(gradients[leaf]) for leaf in range(len(leaves))]
+        squared = [
+            one.squared_norms(leaf) if leaf in by_norm else _squared(gradients[leaf])
+            for leaf in range(len(leaves))
+        ]
         squared = jax.tree.unflatten(structure, squared)
         factors = structure.flatten_up_to(weigh(squared))
         total = [
@@ -72,7 +84,9 @@ def weighted_sum(loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh) -> 
     return jax.tree.unflatten(structure, total), one.losses, squared
 
 
-def weighted_sum_vmap(loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh) -> tuple[PyTree, Float[Array, "n"], PyTree]:
+def weighted_sum_vmap(
+    loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh
+) -> tuple[PyTree, Float[Array, "n"], PyTree]:
     """The definition of `weighted_sum`: `vmap(grad)`, which holds every example's whole gradient."""
     losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
     gradients = _fixed(gradients)
@@ -86,7 +100,8 @@ def _weighted(factors: Float[Array, "n"], gradients: Float[Array, "n ..."]) -> A
 
 
 def each_gradient(loss: Loss, params: PyTree, examples: PyTree) -> tuple[PyTree, Float[Array, "n"]]:
-    """Every example's whole gradient, with a leading axis of n, and the n losses: from one backward pass over all examples.
+    """Every example's whole gradient, with a leading axis of n, and the n losses: from one backward pass over
+    all examples.
 
     Whoever takes norms of them fixes their rounding first (`jax.lax.optimization_barrier`).
     """
@@ -98,35 +113,45 @@ def each_gradient(loss: Loss, params: PyTree, examples: PyTree) -> tuple[PyTree,
         return jax.tree.unflatten(structure, [one.each(leaf) for leaf in range(len(leaves))]), one.losses
 
 
-def plain_sum(loss: Loss, params: PyTree, examples: PyTree, weights: Float[Array, "n"]) -> tuple[PyTree, Float[Array, "n"]]:
-    """The sum of gradients times given weights, for training without privacy, and the n losses times them: the weight gradients
-    are the fast ones of the private sum.
+def plain_sum(
+    loss: Loss, params: PyTree, examples: PyTree, weights: Float[Array, "n"]
+) -> tuple[PyTree, Float[Array, "n"]]:
+    """The sum of gradients times given weights, for training without privacy, and the n losses times them:
+    the weight gradients are the fast ones of the private sum.
     """
     if _count(examples) == 0:
         return _zeros(params), jnp.zeros(0)
     one = _backward_pass(loss, params, examples, weights)
     leaves, structure = jax.tree.flatten(params)
     with jax.default_matmul_precision(None):
-        return jax.tree.unflatten(structure, [_wide(one.total(leaf)) for leaf in range(len(leaves))]), one.losses
+        return jax.tree.unflatten(
+            structure, [_wide(one.total(leaf)) for leaf in range(len(leaves))]
+        ), one.losses
 
 
 def directly_differentiated(loss: Loss, params: PyTree, example: PyTree) -> dict[str, tuple[str, ...]]:
-    """The parameters of which each example's whole gradient is held, because they take part in equations without a rule
-    (`sites`), and the kinds of those equations. Scales and biases are not named: their gradients are smaller than activations.
+    """The parameters of which each example's whole gradient is held, because they take part in equations
+    without a rule (`sites`), and the kinds of those equations. Scales and biases are not named: their
+    gradients are smaller than activations.
     """
     return _named(_program(loss, params, example), params)
 
 
 def _named(program: Program, params: PyTree) -> dict[str, tuple[str, ...]]:
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    kinds = {leaf: tuple(kind for kind in why if kind not in ELEMENTWISE) for leaf, why in program.direct.items()}
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    kinds = {
+        leaf: tuple(kind for kind in why if kind not in ELEMENTWISE) for leaf, why in program.direct.items()
+    }
     large = {number for number, leaf in enumerate(jax.tree.leaves(params)) if leaf.ndim > 1}
     return {paths[leaf]: why for leaf, why in sorted(kinds.items()) if why and leaf in large}
 
 
 def quick(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The same function of (parameters, one example), its convolutions as quick as the platform can; not to be differentiated
-    with respect to the parameters.
+    """The same function of (parameters, one example), its convolutions as quick as the platform can; not to
+    be differentiated with respect to the parameters.
     """
 
     def replayed(params: PyTree, example: PyTree) -> PyTree:
@@ -190,19 +215,22 @@ class _Pass:
         for i in self.sites(leaf):
             site = self.program.sites[i]
             of_weights = site.rule.each(self.inputs[i], self.cotangents[i])
-            parts.append(jax.vmap(lambda own, site=site: site.of_parameter(leaf, own, self.params))(of_weights))
+            parts.append(
+                jax.vmap(lambda own, site=site: site.of_parameter(leaf, own, self.params))(of_weights)
+            )
         if not parts:
             return jnp.zeros((len(self.losses), *self.params[leaf].shape), self.params[leaf].dtype)
         return functools.reduce(jnp.add, parts if len(parts) == 1 else map(_wide, parts))
 
     def total(self, leaf: int, factors: Float[Array, "n"] | None = None) -> Float[Array, "..."]:
-        """The sum of the parameter's gradients; with factors, which scale the cotangents, in float32 or better: what is summed
-        must have the norm that was computed for it.
+        """The sum of the parameter's gradients; with factors, which scale the cotangents, in float32 or
+        better: what is summed must have the norm that was computed for it.
         """
-        # As a product: XLA on the CPU would merge a sum with the one over a map's places, which the cotangents need apart, and
-        # compute both (80 of 740 ms at 256 pixels).
+        # As a product: XLA on the CPU would merge a sum with the one over a map's places, which the
+        # cotangents need apart, and compute both (80 of 740 ms at 256 pixels).
         parts = [
-            jnp.tensordot(jnp.ones(len(g), accumulator(g)), _wide(g), 1, precision="highest") for g in self.direct_of(leaf)
+            jnp.tensordot(jnp.ones(len(g), accumulator(g)), _wide(g), 1, precision="highest")
+            for g in self.direct_of(leaf)
         ]
         for i in self.sites(leaf):
             site, x, dy = self.program.sites[i], self.inputs[i], self.cotangents[i]
@@ -210,13 +238,17 @@ class _Pass:
                 dy = jax.vmap(jnp.multiply)(factors.astype(accumulator(dy)), _wide(dy))
                 x = _wide(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
             parts.append(_wide(site.of_parameter(leaf, site.rule.total(x, dy), self.params)))
-        return functools.reduce(jnp.add, parts, jnp.zeros(self.params[leaf].shape, accumulator(self.params[leaf])))
+        return functools.reduce(
+            jnp.add, parts, jnp.zeros(self.params[leaf].shape, accumulator(self.params[leaf]))
+        )
 
     def direct_of(self, leaf: int) -> list[Any]:
         return [self.direct[leaf]] if leaf in self.direct else []
 
 
-def _backward_pass(loss: Loss, params: PyTree, examples: PyTree, weights: Float[Array, "n"] | None = None) -> _Pass:
+def _backward_pass(
+    loss: Loss, params: PyTree, examples: PyTree, weights: Float[Array, "n"] | None = None
+) -> _Pass:
     """The pass, of each example's loss or of the loss times its weight."""
     leaves = jax.tree.leaves(params)
     program = _program(loss, params, jax.tree.map(lambda x: jax.typeof(x[0]), examples))
@@ -224,13 +256,20 @@ def _backward_pass(loss: Loss, params: PyTree, examples: PyTree, weights: Float[
 
     def of_parts(direct: dict[int, Any], zeros: list[Any], example: PyTree, weight: Any) -> Any:
         own = [direct.get(number, leaf) for number, leaf in enumerate(leaves)]
-        (value,), inputs = _replay(program, program.body, [*own, *jax.tree.leaves(example)], dict(enumerate(zeros)))
+        (value,), inputs = _replay(
+            program, program.body, [*own, *jax.tree.leaves(example)], dict(enumerate(zeros))
+        )
         return (value if weight is None else weight * value), [inputs[i] for i in range(len(zeros))]
 
-    differentiate = jax.vmap(jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True), in_axes=(None, None, 0, 0))
+    differentiate = jax.vmap(
+        jax.value_and_grad(of_parts, argnums=(0, 1), has_aux=True), in_axes=(None, None, 0, 0)
+    )
     moving = {number: leaves[number] for number in sorted(program.direct)}
     (losses, inputs), (direct, cotangents) = differentiate(moving, zeros, examples, weights)
-    arranged = [[site.arranged(v) for site, v in zip(program.sites, values, strict=True)] for values in (inputs, cotangents)]
+    arranged = [
+        [site.arranged(v) for site, v in zip(program.sites, values, strict=True)]
+        for values in (inputs, cotangents)
+    ]
     inputs, cotangents = arranged
     return _Pass(program, leaves, losses, inputs, cotangents, direct)
 
@@ -242,17 +281,22 @@ def _program(loss: Loss, params: PyTree, example: PyTree) -> Program:
         if "axis name" not in str(error):
             raise
         raise ValueError(
-            f"loss: expected to see one example; a layer of it mixes examples, such as batch statistics in training ({error})"
+            "loss: expected to see one example; a layer of it mixes examples, such as batch statistics in "
+            f"training ({error})"
         ) from error
     if [v.aval.shape for v in traced.jaxpr.outvars] != [()]:  # type: ignore[attr-defined]
         raise ValueError(f"loss: expected one number, found {traced.out_avals}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"params{jax.tree_util.keystr(path)}: expected floating point, found {leaf.dtype}")
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)}: expected floating point, found {leaf.dtype}"
+            )
     return find(traced, len(jax.tree.leaves(params)))
 
 
-def _replay(program: Program, body: Body, values: list[Any], zeros: dict[int, Any] | None) -> tuple[list[Any], dict[int, Any]]:
+def _replay(
+    program: Program, body: Body, values: list[Any], zeros: dict[int, Any] | None
+) -> tuple[list[Any], dict[int, Any]]:
     """The outputs of a program, with zeros added at its sites, and the inputs of those."""
     jaxpr = body.program.jaxpr
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*body.program.consts, *values), strict=True))
@@ -287,7 +331,9 @@ def _replay_inside(
         keep = jax.checkpoint_policies.save_only_these_names(KEPT)
         policy = options.pop("policy")
         policy = keep if policy is None else jax.checkpoint_policies.save_from_both_policies(policy, keep)
-        return jax.checkpoint(functools.partial(_replay, program, inner), policy=policy, **options)(given, zeros)
+        return jax.checkpoint(functools.partial(_replay, program, inner), policy=policy, **options)(
+            given, zeros
+        )
     if scan is None:
         return _replay(program, inner, given, zeros)
     constants, slices = given[: scan.constants], given[scan.constants + scan.carry :]
@@ -307,8 +353,8 @@ def _fixed(values: Any) -> Any:
     """The same numbers for all that use them.
 
     XLA leaves out a rounding to 16 bits where it computes in 32, and does so for each use of a value apart
-    (`xla_allow_excess_precision`): a norm may then be that of other numbers than those that are summed. Measured on a CPU: a
-    contribution 2e-5 longer than the clip norm.
+    (`xla_allow_excess_precision`): a norm may then be that of other numbers than those that are summed.
+    Measured on a CPU: a contribution 2e-5 longer than the clip norm.
     """
     return jax.lax.optimization_barrier(values)
 
@@ -324,7 +370,9 @@ def _squared(gradient: Float[Array, "n ..."]) -> Float[Array, "n"]:
 def _count(examples: PyTree) -> int:
     lengths = {len(leaf) for leaf in jax.tree.leaves(examples)}
     if len(lengths) != 1:
-        raise ValueError(f"examples: expected one leading axis for all, found lengths {sorted(lengths) or 'none'}")
+        raise ValueError(
+            f"examples: expected one leading axis for all, found lengths {sorted(lengths) or 'none'}"
+        )
     return lengths.pop()
 
 

@@ -1,8 +1,9 @@
 """JAX's traced programs (jaxprs), as far as this package reads them.
 
-`jax.extend.core` gives the types. The names of primitives that hold programs, and of their parameters, are not promised by
-JAX: they stand in this file alone (those of products, convolutions and lookups in the files of their rules), and
-`tests/per_example/test_jaxprs.py` pins each of them down.
+`jax.extend.core` gives the types. The names of primitives that hold programs, and of their parameters, are
+not promised by
+JAX: they stand in this file alone (those of products, convolutions and lookups in the files of their rules),
+and `tests/per_example/test_jaxprs.py` pins each of them down.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,18 @@ CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
 """Primitives that evaluate the program inside them, and nothing else."""
 CHECKPOINTS = frozenset({"remat2", "checkpoint", "remat"})
 REARRANGEMENTS = frozenset(
-    {"reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "neg", "copy", "copy_p", "sharding_constraint"}
+    {
+        "reshape",
+        "transpose",
+        "squeeze",
+        "expand_dims",
+        "rev",
+        "slice",
+        "neg",
+        "copy",
+        "copy_p",
+        "sharding_constraint",
+    }
 )
 """Primitives of one operand that move its entries, or take some of them."""
 
@@ -69,7 +81,9 @@ def scanned(equation: JaxprEqn) -> Scan | None:
 
 
 def only_rearranges(equation: JaxprEqn) -> bool:
-    """Whether the equation moves entries or takes some of them, each once: what is pulled back through it keeps its norm."""
+    """Whether the equation moves entries or takes some of them, each once: what is pulled back through it
+    keeps its norm.
+    """
     before, after = equation.invars[0].aval, equation.outvars[0].aval
     if equation.primitive.name == "broadcast_in_dim":
         return before.size == after.size  # type: ignore[attr-defined]

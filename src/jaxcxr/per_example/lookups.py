@@ -1,7 +1,7 @@
 """Per-example gradients of a table from which rows are looked up: embeddings.
 
-An example's gradient is nearly all zeros: the cotangents of its rows, added up where a row is looked up twice. Norms never need
-the table's size.
+An example's gradient is nearly all zeros: the cotangents of its rows, added up where a row is looked up
+twice. Norms never need the table's size.
 """
 
 import dataclasses

@@ -1,12 +1,15 @@
-"""3 x 3 convolutions with stride 1 and padding 1, most of the network's arithmetic, quick on a CPU in float32.
+"""3 x 3 convolutions with stride 1 and padding 1, most of the network's arithmetic, quick on a CPU in
+float32.
 
-Wide ones take Winograd's F(2 x 2, 3 x 3) (Winograd 1980; Lavin & Gray 2016, arXiv 1509.09308): four neighbouring outputs
-need 36 products a pair of channels, but only 16 of sums and differences of their 16 inputs and of the 9 kernel entries. The
-result is that of the plain convolution to float32 rounding; no factor but 1/2 occurs.
+Wide ones take Winograd's F(2 x 2, 3 x 3) (Winograd 1980; Lavin & Gray 2016, arXiv 1509.09308): four
+neighbouring outputs need 36 products a pair of channels, but only 16 of sums and differences of their 16
+inputs and of the 9 kernel entries. The result is that of the plain convolution to float32 rounding; no factor
+but 1/2 occurs.
 
-Narrow ones are computed with one row more than is wanted. XLA gives convolutions to YNNPACK, which runs those with 64
-output channels on one thread, but leaves to Eigen, which uses all threads, those whose output is larger than their input:
-3.7 ms instead of 6.0 for 32 maps of 16 x 16 x 64, 15 instead of 24 for 8 of 64 x 64 x 64 (two cores).
+Narrow ones are computed with one row more than is wanted. XLA gives convolutions to YNNPACK, which runs those
+with 64 output channels on one thread, but leaves to Eigen, which uses all threads, those whose output is
+larger than their input: 3.7 ms instead of 6.0 for 32 maps of 16 x 16 x 64, 15 instead of 24 for 8 of 64 x 64
+x 64 (two cores).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +24,9 @@ from jaxcxr.per_example.geometry import Geometry
 Line = Callable[..., Sequence[Any]]
 """A transform along one axis: so many arrays in, so many out."""
 WIDE, NARROW = 128, 16
-"""Convolutions of at least so many channels are wide; those between (YNNPACK refuses narrower ones) are narrow."""
+"""Convolutions of at least so many channels are wide; those between (YNNPACK refuses narrower ones) are
+narrow.
+"""
 LEAST_SIDE = 4
 """Narrow convolutions of smaller maps are none of XLA's fast ones."""
 BACKWARDS = (3, 1, 2, 0)
@@ -51,7 +56,9 @@ def _of_products_transposed(a: Any, b: Any) -> Sequence[Any]:
 
 
 def _on_both_axes(line: Line, square: Any) -> list[list[Any]]:
-    """The transform of each column of a square of arrays, `square[row][column]`, then of each row of what comes out."""
+    """The transform of each column of a square of arrays, `square[row][column]`, then of each row of what
+    comes out.
+    """
     columns = [line(*[row[j] for row in square]) for j in range(len(square[0]))]
     return [list(line(*row)) for row in zip(*columns, strict=True)]
 
@@ -97,12 +104,18 @@ def _input_gradient(dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]
     return _outputs(jnp.einsum("pto,pco->ptc", _tiles(dy), _kernels(kernel, BACKWARDS)), n, h, w)
 
 
-def _plain(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"], more: int = 0) -> Float[Array, "n h+{more} w o"]:
+def _plain(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"], more: int = 0
+) -> Float[Array, "n h+{more} w o"]:
     padding = [(1, 1 + more), (1, 1)]
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
-def _plain_input_gradient(dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w c"]:
+def _plain_input_gradient(
+    dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]
+) -> Float[Array, "n h w c"]:
     like = jax.ShapeDtypeStruct((*dy.shape[:3], kernel.shape[2]), dy.dtype)
     return jax.linear_transpose(lambda x: _plain(x, kernel), like)(dy)[0]
 
@@ -115,13 +128,17 @@ def _one_row_more(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -
     return _plain(x, kernel, more=1)[:, :-1]
 
 
-def _one_row_more_back(dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w c"]:
+def _one_row_more_back(
+    dy: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]
+) -> Float[Array, "n h w c"]:
     return _one_row_more(dy, _backwards(kernel))
 
 
-def _of_all_maps(fast: Callable[[Any, Any], Any], plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`fast` on the CPU and `plain` elsewhere; mapped over maps that share a kernel, one call for all of them: a product for
-    each map would be many small ones.
+def _of_all_maps(
+    fast: Callable[[Any, Any], Any], plain: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+    """`fast` on the CPU and `plain` elsewhere; mapped over maps that share a kernel, one call for all of
+    them: a product for each map would be many small ones.
     """
 
     @jax.custom_batching.custom_vmap
@@ -138,16 +155,26 @@ def _of_all_maps(fast: Callable[[Any, Any], Any], plain: Callable[[Any, Any], An
     return run
 
 
-_winograd, _winograd_back = _of_all_maps(_forward, _plain), _of_all_maps(_input_gradient, _plain_input_gradient)
-_narrow, _narrow_back = _of_all_maps(_one_row_more, _plain), _of_all_maps(_one_row_more_back, _plain_input_gradient)
+_winograd, _winograd_back = (
+    _of_all_maps(_forward, _plain),
+    _of_all_maps(_input_gradient, _plain_input_gradient),
+)
+_narrow, _narrow_back = (
+    _of_all_maps(_one_row_more, _plain),
+    _of_all_maps(_one_row_more_back, _plain_input_gradient),
+)
 
 
 @jax.custom_vjp
-def convolve(x: Float[Array, "*batch h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "*batch h w o"]:
-    """The convolution of maps that it `serves` with a kernel that is not differentiated; `kernel_gradient` has its gradient.
+def convolve(
+    x: Float[Array, "*batch h w c"], kernel: Float[Array, "3 3 c o"]
+) -> Float[Array, "*batch h w o"]:
+    """The convolution of maps that it `serves` with a kernel that is not differentiated; `kernel_gradient`
+    has its gradient.
 
     Raises:
-        ValueError: it is differentiated with respect to the kernel: such a gradient would be computed map by map first.
+        ValueError: it is differentiated with respect to the kernel: such a gradient would be computed map by
+            map first.
     """
     run = _winograd if _channels_are_wide(kernel) else _narrow
     return run(x.reshape(-1, *x.shape[-3:]), kernel).reshape(*x.shape[:-1], -1)
@@ -159,7 +186,9 @@ def _channels_are_wide(kernel: Any) -> bool:
 
 def _convolve_forward(x: Any, kernel: Any) -> Any:
     if kernel.perturbed:
-        raise ValueError("kernel: same_convolution.convolve takes it for a constant; expected the plain convolution here")
+        raise ValueError(
+            "kernel: same_convolution.convolve takes it for a constant; expected the plain convolution here"
+        )
     return convolve(x.value, kernel.value), kernel.value
 
 
@@ -177,7 +206,9 @@ def kernel_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]) -> 
     return _of_kernel_products(jnp.einsum("ptc,pto->pco", _tiles(x), _products_transposed(dy)))
 
 
-def kernel_gradients(x: Float[Array, "n maps h w c"], dy: Float[Array, "n maps h w o"]) -> Float[Array, "n 3 3 c o"]:
+def kernel_gradients(
+    x: Float[Array, "n maps h w c"], dy: Float[Array, "n maps h w o"]
+) -> Float[Array, "n 3 3 c o"]:
     """The kernel's gradient of wide convolutions summed over each example's maps; on the CPU."""
     tiles, products = _tiles(x.reshape(-1, *x.shape[2:])), _products_transposed(dy.reshape(-1, *dy.shape[2:]))
     tiles, products = (v.reshape(16, len(x), -1, v.shape[-1]) for v in (tiles, products))
@@ -190,9 +221,16 @@ def _of_kernel_products(products: Float[Array, "16 *any"]) -> Float[Array, "3 3 
 
 
 def is_wide(shape: Geometry) -> bool:
-    """Whether it is such a convolution, of maps with even sides, and Winograd's products save more than the sums cost."""
+    """Whether it is such a convolution, of maps with even sides, and Winograd's products save more than the
+    sums cost.
+    """
     channels = min(shape.channels, shape.features)
-    return shape.is_same(3) and channels >= WIDE and min(shape.sides) >= 4 and not any(side % 2 for side in shape.sides)
+    return (
+        shape.is_same(3)
+        and channels >= WIDE
+        and min(shape.sides) >= 4
+        and not any(side % 2 for side in shape.sides)
+    )
 
 
 def serves(shape: Geometry, dtype: Any) -> bool:

@@ -1,12 +1,17 @@
-"""Where a program uses its parameters: the equations whose per-example gradients follow from one backward pass.
+"""Where a program uses its parameters: the equations whose per-example gradients follow from one backward
+pass.
 
-For a product, a convolution or a lookup y = f(x, w) that is linear in w, and w made of parameters alone, an example's gradient
-is determined by x and by the cotangent of y (Goodfellow 2015, arXiv 1510.01799). Both come from one backward
-pass over many examples: a zero is added to y, and the gradient with respect to that zero is the cotangent. So the search needs
-no knowledge of any library of layers: it reads the traced program, through `jit`, `jax.checkpoint` and `jax.lax.scan`.
+For a product, a convolution or a lookup y = f(x, w) that is linear in w, and w made of parameters alone, an
+example's gradient is determined by x and by the cotangent of y (Goodfellow 2015, arXiv 1510.01799). Both come
+from one backward
+pass over many examples: a zero is added to y, and the gradient with respect to that zero is the cotangent. So
+the search needs
+no knowledge of any library of layers: it reads the traced program, through `jit`, `jax.checkpoint` and
+`jax.lax.scan`.
 
-A parameter that takes part otherwise (scales, biases, anything inside `cond`, a custom derivative or a kernel of one's own) is
-differentiated directly, example by example: right for everything, dear for large ones, and named (`Program.direct`).
+A parameter that takes part otherwise (scales, biases, anything inside `cond`, a custom derivative or a kernel
+of one's own) is differentiated directly, example by example: right for everything, dear for large ones, and
+named (`Program.direct`).
 """
 
 import dataclasses
@@ -26,8 +31,9 @@ from jaxcxr.per_example import convolutions, jaxprs, lookups, products
 class Rule(Protocol):
     """What one kind of equation knows of its gradients.
 
-    Arrays have three leading axes: n examples, a weights (of a scan over layers, each with its own), and the s times that each
-    weight is used (in a scan over time). `x` is what the equation meets besides its weight, `dy` the cotangent of its output.
+    Arrays have three leading axes: n examples, a weights (of a scan over layers, each with its own), and the
+    s times that each weight is used (in a scan over time). `x` is what the equation meets besides its weight,
+    `dy` the cotangent of its output.
     """
 
     operand: int
@@ -38,7 +44,9 @@ class Rule(Protocol):
         ...
 
     def apply(self, x: Any, weight: Any) -> Any:
-        """The equation itself, for one example, as quickly as the platform can where the weight is not differentiated."""
+        """The equation itself, for one example, as quickly as the platform can where the weight is not
+        differentiated.
+        """
         ...
 
     def each(self, x: Any, dy: Any) -> Float[Array, "n a ..."]:
@@ -60,10 +68,12 @@ class Origin:
 
     Attributes:
         leaves: numbers of those parameters among the leaves of their tree; none for a constant.
-        evaluate: (parameters, what is known already) -> the value; inside a scan over slices of it, of all slices.
-        rearranged: if it is one parameter, rearranged and perhaps rounded: parameter -> value without the rounding. A gradient
-            has the same norm for the value and for the parameter.
-        own: the scans, by depth, that give each iteration a slice of its own; they are the value's leading axes.
+        evaluate: (parameters, what is known already) -> the value; inside a scan over slices of it, of all
+            slices.
+        rearranged: if it is one parameter, rearranged and perhaps rounded: parameter -> value without the
+            rounding. A gradient has the same norm for the value and for the parameter.
+        own: the scans, by depth, that give each iteration a slice of its own; they are the value's leading
+            axes.
     """
 
     leaves: frozenset[int]
@@ -88,7 +98,9 @@ def _constant(value: Any) -> Origin:
 
 
 def _results(equation: JaxprEqn, inputs: Sequence[Origin]) -> list[Origin] | None:
-    """The origins of an equation's outputs, given those of its inputs; None if its inputs belong to different scans."""
+    """The origins of an equation's outputs, given those of its inputs; None if its inputs belong to different
+    scans.
+    """
     scans = {origin.own for origin in inputs if origin.own}
     if len(scans) > 1:
         return None
@@ -139,7 +151,9 @@ class Site:
 
     @property
     def norm_is_cheaper(self) -> bool:
-        """Whether the norm of the gradient of the one parameter that it is made of is to be had for less than the gradient."""
+        """Whether the norm of the gradient of the one parameter that it is made of is to be had for less than
+        the gradient.
+        """
         shared = [length for depth, length in enumerate(self.scans) if depth not in self.origin.own]
         return self.origin.rearranged is not None and self.rule.norm_is_cheaper(math.prod(shared))
 
@@ -152,7 +166,9 @@ class Site:
         return moved.reshape(len(values), *lengths, *values.shape[1 + len(self.scans) :])
 
     def of_parameter(self, leaf: int, gradient: Float[Array, "a ..."], params: Sequence[Any]) -> Any:
-        """The gradient of one of the parameters, given that of the weights; not rounded further where it is only rearranged."""
+        """The gradient of one of the parameters, given that of the weights; not rounded further where it is
+        only rearranged.
+        """
         weights = gradient.reshape(*(self.scans[depth] for depth in self.origin.own), *gradient.shape[1:])
         if self.origin.rearranged is not None:
             like = jax.ShapeDtypeStruct(params[leaf].shape, weights.dtype)
@@ -167,7 +183,9 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """A program, the sites among its equations and the programs inside it that have some, by the equation's place."""
+    """A program, the sites among its equations and the programs inside it that have some, by the equation's
+    place.
+    """
 
     program: ClosedJaxpr
     sites: dict[int, int]
@@ -200,7 +218,9 @@ def find(program: ClosedJaxpr, parameters: int) -> Program:
     origins = [_parameter(i) if i < parameters else None for i in range(len(program.jaxpr.invars))]
     body, outputs = search.walk(program, origins, ())
     search.differentiated_directly(outputs, "output")
-    return Program(body, tuple(search.sites), {leaf: tuple(dict.fromkeys(why)) for leaf, why in search.direct.items()})
+    return Program(
+        body, tuple(search.sites), {leaf: tuple(dict.fromkeys(why)) for leaf, why in search.direct.items()}
+    )
 
 
 class _Search:
@@ -215,7 +235,9 @@ class _Search:
     def walk(
         self, program: ClosedJaxpr, origins: Sequence[Origin | None], scans: tuple[int, ...]
     ) -> tuple[Body, list[Origin | None]]:
-        """The program's sites, and the origins of its outputs, given those of its inputs (None where an example takes part)."""
+        """The program's sites, and the origins of its outputs, given those of its inputs (None where an
+        example takes part).
+        """
         body = Body(program, {}, {})
         made: dict[Any, Origin | None] = dict(zip(program.jaxpr.invars, origins, strict=True))
         made.update(zip(program.jaxpr.constvars, map(_constant, program.consts), strict=True))
@@ -255,7 +277,9 @@ class _Search:
 
 
 def _site(equation: JaxprEqn, known: Sequence[Origin | None], scans: tuple[int, ...]) -> Site | None:
-    """The equation as a site, if it is linear in one weight and its other input has nothing to do with parameters."""
+    """The equation as a site, if it is linear in one weight and its other input has nothing to do with
+    parameters.
+    """
     operands = [i for i, origin in enumerate(known) if origin is not None and origin.leaves]
     if len(operands) != 1:
         return None

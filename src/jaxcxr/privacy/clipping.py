@@ -1,16 +1,18 @@
 """Per-example gradients, clipped in L2 norm and summed: what one microbatch contributes to a private step.
 
-Guarantee: for every example i the summed contribution is its gradient g_i, scaled by the rule so that its L2 norm is at most C,
-or exactly zero for padding. Adding or removing one example moves the sum by at most C (Abadi et al. 2016, Algorithm 1). The sum
-is exact but for float32's rounding: nothing is divided here. An example is whatever the claim protects: one image, or one
-patient with the mean loss of their images.
+Guarantee: for every example i the summed contribution is its gradient g_i, scaled by the rule so that its L2
+norm is at most C, or exactly zero for padding. Adding or removing one example moves the sum by at most C
+(Abadi et al. 2016, Algorithm 1). The sum is exact but for float32's rounding: nothing is divided here. An
+example is whatever the claim protects: one image, or one patient with the mean loss of their images.
 
-A gradient that is not finite is not hidden: the sum, and with it the weights, become not finite and training stops. Images are
-bytes and labels 0, 1 or unknown, so that no single example can bring that about; only weights that have run away can.
+A gradient that is not finite is not hidden: the sum, and with it the weights, become not finite and training
+stops. Images are bytes and labels 0, 1 or unknown, so that no single example can bring that about; only
+weights that have run away can.
 
-Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it is the definition
-and the reference. `layerwise` (`per_example.gradients`) makes one backward pass, takes norms parameter by parameter, and
-holds examples' gradients only of those parameters for which that costs less.
+Two ways compute the same sum. `vmap` differentiates every example's loss and holds all gradients at once; it
+is the definition and the reference. `layerwise` (`per_example.gradients`) makes one backward pass, takes
+norms parameter by parameter, and holds examples' gradients only of those parameters for which that costs
+less.
 """
 
 import dataclasses
@@ -29,21 +31,25 @@ Layer = tuple[str, ...]
 Method = Literal["vmap", "layerwise"]
 
 LEAST = 1e-6
-"""Of a clip norm and of a stability: squares of norms below 1e-19 vanish in float32, and the norms with them."""
+"""Of a clip norm and of a stability: squares of norms below 1e-19 vanish in float32, and the norms with them.
+"""
 CLIP_MARGIN = 1e-5
-"""Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the sum's sensitivity
-above it."""
+"""Contributions are clipped this fraction below the clip norm, so that float32 rounding cannot carry the
+sum's sensitivity above it.
+"""
 
 
 @runtime_checkable
 class ClipRule(Protocol):
     """From the norms of an example's gradient to the factors by which it is scaled."""
 
-    def factors(self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(
+        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
+    ) -> Mapping[Layer, Float[Array, "n"]]:
         """Factors of each layer's part, given its squared norms.
 
-        Guarantee: sum over layers of (factor^2 x squared norm) <= l2_clip_norm^2 in exact arithmetic, for every example whose
-        norms are finite. A norm that is not finite gives a factor that is not.
+        Guarantee: sum over layers of (factor^2 x squared norm) <= l2_clip_norm^2 in exact arithmetic, for
+        every example whose norms are finite. A norm that is not finite gives a factor that is not.
         """
         ...
 
@@ -52,8 +58,9 @@ class ClipRule(Protocol):
 class Flat:
     """The whole gradient is clipped: min(1, C / |g|) for all layers alike.
 
-    With `stability` gamma the factor is C / (|g| + gamma) instead (automatic clipping, Bu et al. 2023, arXiv 2206.07136): it
-    lengthens short gradients too, and the product is again shorter than C whatever the gradient.
+    With `stability` gamma the factor is C / (|g| + gamma) instead (automatic clipping, Bu et al. 2023, arXiv
+    2206.07136): it lengthens short gradients too, and the product is again shorter than C whatever the
+    gradient.
     """
 
     stability: float | None = None
@@ -62,17 +69,20 @@ class Flat:
         """Refuse a stability that float32 cannot hold beside a norm."""
         _check_stability(self.stability)
 
-    def factors(self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(
+        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
+    ) -> Mapping[Layer, Float[Array, "n"]]:
         """The same factors for all layers."""
         return dict.fromkeys(squared, clip_factors(total_of_layers(squared), l2_clip_norm, self.stability))
 
 
 @dataclasses.dataclass(frozen=True)
 class PerLayer:
-    """Each of the L layers with parameters is clipped to its share: min(1, C / (sqrt(L) |g_l|)) for its part g_l.
+    """Each of the L layers with parameters is clipped to its share: min(1, C / (sqrt(L) |g_l|)) for its part
+    g_l.
 
-    Each part has norm at most C / sqrt(L), so that the whole has at most C (McMahan et al. 2018, arXiv 1710.06963, 'per-layer
-    clipping').
+    Each part has norm at most C / sqrt(L), so that the whole has at most C (McMahan et al. 2018, arXiv
+    1710.06963, 'per-layer clipping').
     """
 
     stability: float | None = None
@@ -81,7 +91,9 @@ class PerLayer:
         """Refuse a stability that float32 cannot hold beside a norm."""
         _check_stability(self.stability)
 
-    def factors(self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(
+        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
+    ) -> Mapping[Layer, Float[Array, "n"]]:
         """Each layer's own factors."""
         share = l2_clip_norm / math.sqrt(len(squared))
         return {layer: clip_factors(own, share, self.stability) for layer, own in squared.items()}
@@ -124,8 +136,12 @@ def factors_of_parameters(
 ) -> tuple[PyTree, Float[Array, "n"]]:
     """The factors of each parameter's gradients, 0 for padding, and the squared norms of whole gradients."""
     layers = by_layer(squared)
-    factors = {layer: jnp.where(is_real, own, 0.0) for layer, own in rule.factors(layers, l2_clip_norm).items()}
-    return jax.tree_util.tree_map_with_path(lambda path, _: factors[layer_of(path)], squared), total_of_layers(layers)
+    factors = {
+        layer: jnp.where(is_real, own, 0.0) for layer, own in rule.factors(layers, l2_clip_norm).items()
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: factors[layer_of(path)], squared
+    ), total_of_layers(layers)
 
 
 def clipped_sum(
@@ -149,7 +165,8 @@ def clipped_sum(
         method: how it is computed.
 
     Returns:
-        The sum (same tree as `params`), and the n losses and gradient norms before clipping (private; for the operator's eyes).
+        The sum (same tree as `params`), and the n losses and gradient norms before clipping (private; for the
+        operator's eyes).
     """
 
     def weigh(squared: PyTree) -> PyTree:

@@ -1,4 +1,6 @@
-"""Sums that each device keeps of its own microbatches, with a leading axis of devices, until all meet once per step."""
+"""Sums that each device keeps of its own microbatches, with a leading axis of devices, until all meet once
+per step.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +15,9 @@ AXIS = "data"
 """Name of the mesh's only axis."""
 
 
-def over_devices(function: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., PyTree]:
+def over_devices(
+    function: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., PyTree]:
     """The function on every device, each with its part of what `in_specs` spreads."""
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -30,5 +34,7 @@ def plus_own(total: PyTree, part: PyTree) -> PyTree:
 
 def collected(total: PyTree, mesh: Mesh) -> PyTree:
     """The sums over all devices, the same on every one."""
-    of_all = over_devices(lambda own: jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], own), AXIS), mesh, P(AXIS), P())
+    of_all = over_devices(
+        lambda own: jax.lax.psum(jax.tree.map(lambda leaf: leaf[0], own), AXIS), mesh, P(AXIS), P()
+    )
     return of_all(total)

@@ -1,19 +1,21 @@
 """Sums that do not depend on their order: microbatches, devices and processes add whole numbers.
 
-A float32 sum depends on the order of its terms, so that one unit more, which moves every later microbatch, could move the total
-by more than its own contribution (Casacuberta et al. 2022, arXiv 2207.10635). Here each part (the sum of one microbatch on one
-device) is written once as whole steps of a fixed grid, in two 32-bit words: `high` counts 2^LOW_BITS steps, `low` single ones.
+A float32 sum depends on the order of its terms, so that one unit more, which moves every later microbatch,
+could move the total by more than its own contribution (Casacuberta et al. 2022, arXiv 2207.10635). Here each
+part (the sum of one microbatch on one device) is written once as whole steps of a fixed grid, in two 32-bit
+words: `high` counts 2^LOW_BITS steps, `low` single ones.
 
-Guarantee: the total is the exact sum of the parts' words, whatever their order and wherever they were added. No word overflows
-as long as at most `most_units` units, each of L2 norm at most the clip norm, come in at most `MOST_PARTS` parts:
+Guarantee: the total is the exact sum of the parts' words, whatever their order and wherever they were added.
+No word overflows as long as at most `most_units` units, each of L2 norm at most the clip norm, come in at
+most `MOST_PARTS` parts:
 
-- high: a part's word is at most its units times 2^(1 + high_bits) plus one half, with high_bits <= 29 - log2(most_units), so
-that
+- high: a part's word is at most its units times 2^(1 + high_bits) plus one half, with high_bits <= 29 -
+log2(most_units), so that
   all together stay below 2^30 + MOST_PARTS;
 - low: a part's word is at most 2^(LOW_BITS - 1), and all together at most MOST_PARTS times that, 2^30.
 
-`training.batches` refuses a batch with more units. A part that is not finite is counted in `broken` and makes the released
-value not-a-number: a run that diverges stops.
+`training.batches` refuses a batch with more units. A part that is not finite is counted in `broken` and makes
+the released value not-a-number: a run that diverges stops.
 """
 
 import math
@@ -55,7 +57,9 @@ def step_for(l2_clip_norm: float, most_units: int) -> float:
 
 
 def most_units(steps: int) -> int:
-    """How many units may be summed, each of which adds at most so many steps to a coordinate, without an overflow."""
+    """How many units may be summed, each of which adds at most so many steps to a coordinate, without an
+    overflow.
+    """
     return (1 << (30 + LOW_BITS)) // steps
 
 
@@ -68,12 +72,15 @@ def empty(like: PyTree) -> ExactSum:
 def of_floats(part: PyTree, step: float, is_finite: Any) -> ExactSum:
     """A part in floating point, each coordinate rounded to the nearest step.
 
-    Dividing by a power of two, and taking the nearest whole number away, round nothing. What is not finite counts in `broken`
-    and is nothing here.
+    Dividing by a power of two, and taking the nearest whole number away, round nothing. What is not finite
+    counts in `broken` and is nothing here.
     """
     scaled = jax.tree.map(lambda x: x * (2.0**-LOW_BITS / step), part)
-    # Or XLA would compute a part twice, once for each word, where that is a sum that it can write into the loop.
-    scaled = jax.lax.optimization_barrier(jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 2.0**30, x, 0.0), scaled))
+    # Or XLA would compute a part twice, once for each word, where that is a sum that it can write into the
+    # loop.
+    scaled = jax.lax.optimization_barrier(
+        jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 2.0**30, x, 0.0), scaled)
+    )
     whole = jax.tree.map(jnp.rint, scaled)
     high = jax.tree.map(lambda x: x.astype(jnp.int32), whole)
     low = jax.tree.map(lambda x, r: jnp.rint((x - r) * 2.0**LOW_BITS).astype(jnp.int32), scaled, whole)
@@ -108,7 +115,9 @@ def plus_floats(total: ExactSum, noise: PyTree, step: float) -> PyTree:
 
     def of_leaf(high: Any, low: Any, noise: Any) -> Any:
         high, low = _carried(high, low)
-        top = (high + (1 << (_TOP_BITS - 1))) >> _TOP_BITS  # to the nearest: terms of one small sum do not cancel
+        top = (
+            high + (1 << (_TOP_BITS - 1))
+        ) >> _TOP_BITS  # to the nearest: terms of one small sum do not cancel
         middle = high - (top << _TOP_BITS)
         terms = (low, step), (middle, step * 2.0**LOW_BITS), (top, step * 2.0 ** (LOW_BITS + _TOP_BITS))
         for word, unit in terms:
@@ -123,7 +132,9 @@ def value(total: ExactSum, step: float) -> PyTree:
     return plus_floats(total, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), total.high), step)
 
 
-def _carried(high: Int32[Array, "..."], low: Int32[Array, "..."]) -> tuple[Int32[Array, "..."], Int32[Array, "..."]]:
+def _carried(
+    high: Int32[Array, "..."], low: Int32[Array, "..."]
+) -> tuple[Int32[Array, "..."], Int32[Array, "..."]]:
     """The same number with `low` between -2^(LOW_BITS - 1) and 2^(LOW_BITS - 1)."""
     carry = (low + (1 << (LOW_BITS - 1))) >> LOW_BITS
     return high + carry, low - (carry << LOW_BITS)

@@ -1,30 +1,35 @@
-"""Clipped gradient sums of known sensitivity: each unit's contribution is rounded by itself and added in whole numbers.
+"""Clipped gradient sums of known sensitivity: each unit's contribution is rounded by itself and added in
+whole numbers.
 
-Theorem. Let S(B) be the sum, in steps, that `rounded_sum` and `exact_sum` give for a batch B, for fixed parameters. For every
-unit u that is not in B, S(B + u) - S(B) = c(u), where c(u) depends on u and on nothing else, and |c(u)|_2 <= C / step + sqrt(d)
-/ 2 for d coordinates.
+Theorem. Let S(B) be the sum, in steps, that `rounded_sum` and `exact_sum` give for a batch B, for fixed
+parameters. For every unit u that is not in B, S(B + u) - S(B) = c(u), where c(u) depends on u and on nothing
+else, and |c(u)|_2 <= C / step + sqrt(d) / 2 for d coordinates.
 
-Proof. (1) A compiled program of fixed shapes performs a fixed sequence of roundings. Under `vmap`, what is computed for one
-place of the microbatch depends on what stands in that place and on the parameters alone: the values of other places take part,
-if at all, multiplied by an exact zero. So the gradient of a unit is a function g(u, place). The place is drawn for each unit by
-itself (`sampling.in_places`), whatever other units are there, so that the unit has one gradient g(u), in whichever microbatch
-and on whichever device of the same kind it is computed. (On a GPU kernels must not add atomically: the scripts set
-XLA_FLAGS=--xla_gpu_deterministic_ops=true unless there are other flags, `console`; whoever calls this otherwise sets it.)
+Proof. (1) A compiled program of fixed shapes performs a fixed sequence of roundings. Under `vmap`, what is
+computed for one place of the microbatch depends on what stands in that place and on the parameters alone: the
+values of other places take part, if at all, multiplied by an exact zero. So the gradient of a unit is a
+function g(u, place). The place is drawn for each unit by itself (`sampling.in_places`), whatever other units
+are there, so that the unit has one gradient g(u), in whichever microbatch and on whichever device of the same
+kind it is computed. (On a GPU kernels must not add atomically: the scripts set
+XLA_FLAGS=--xla_gpu_deterministic_ops=true unless there are other flags, `console`; whoever calls this
+otherwise sets it.)
 
-(2) c(u) = rint(f g(u) / step), with f from |g(u)| alone: a function of u. A unit whose gradient is not finite contributes 0,
-and the run stops. Whole numbers are added exactly, in any order (below 2^31 within a microbatch of `MOST_UNITS`, then by
-`exact_sum`).
+(2) c(u) = rint(f g(u) / step), with f from |g(u)| alone: a function of u. A unit whose gradient is not finite
+contributes 0, and the run stops. Whole numbers are added exactly, in any order (below 2^31 within a
+microbatch of `MOST_UNITS`, then by `exact_sum`).
 
-(3) Let s be the computed squared norm of g(u). It is a sum of d squares in four stages of at most 128 terms each, kept apart by
-barriers, and of at most 256 leaves: with e = 2^-24, a sum of m terms of one sign is off by at most (m - 1) e / (1 - (m - 1) e)
-of itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 - (4 * 127 + 255 + 8) e) >= |g|^2 (1 - 1e-4 / 2). Hence f
+(3) Let s be the computed squared norm of g(u). It is a sum of d squares in four stages of at most 128 terms
+each, kept apart by
+barriers, and of at most 256 leaves: with e = 2^-24, a sum of m terms of one sign is off by at most (m - 1) e
+/ (1 - (m - 1) e) of itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 - (4 * 127 + 255 + 8) e)
+>= |g|^2 (1 - 1e-4 / 2). Hence f
 |g| <= C (1 - `MARGIN`) (1 + 3e-5) in exact arithmetic, the roundings of the square root, the quotient and the product included,
-and fl(f g / step) has length at most C / step, since MARGIN is 1e-4. Rounding to whole numbers moves each coordinate by at most
-one half. Squares that underflow are taken for 0; all of them together are below d 2^-126, which is nothing beside the square of
-a clip norm, or of gamma, of at least 1e-6 (`config`). QED.
+and fl(f g / step) has length at most C / step, since MARGIN is 1e-4. Rounding to whole numbers moves each
+coordinate by at most one half. Squares that underflow are taken for 0; all of them together are below d
+2^-126, which is nothing beside the square of a clip norm, or of gamma, of at least 1e-6 (`config`). QED.
 
-The noise of `rounded_noise.grid_for` is for C / step + sqrt(d). Clipped layer by layer, the norm of each layer's part is
-bounded so.
+The noise of `rounded_noise.grid_for` is for C / step + sqrt(d). Clipped layer by layer, the norm of each
+layer's part is bounded so.
 """
 
 import jax
@@ -45,11 +50,12 @@ def rounded_sum(
     step: float,
     rule: ClipRule = Flat(),  # noqa: B008 - frozen
 ) -> tuple[PyTree, Float[Array, "n"]]:
-    """The clipped sum of a microbatch in whole steps (int32), and the n norms before clipping (private; for the operator's
-    eyes).
+    """The clipped sum of a microbatch in whole steps (int32), and the n norms before clipping (private; for
+    the operator's eyes).
 
     Args:
-        gradients: of each unit, with a leading axis of n (`per_example.gradients.each_gradient`, or `vmap(grad)`).
+        gradients: of each unit, with a leading axis of n (`per_example.gradients.each_gradient`, or
+            `vmap(grad)`).
         is_real: False for padding, which contributes exactly zero.
         l2_clip_norm: C.
         step: size of a step (`rounded_noise.grid_for`).
@@ -59,7 +65,9 @@ def rounded_sum(
         ValueError: more than `MOST_UNITS` units might not fit into 32 bits.
     """
     if len(is_real) > MOST_UNITS:
-        raise ValueError(f"hardened sum: expected at most {MOST_UNITS} units in a microbatch, found {len(is_real)}")
+        raise ValueError(
+            f"hardened sum: expected at most {MOST_UNITS} units in a microbatch, found {len(is_real)}"
+        )
     gradients = jax.lax.optimization_barrier(gradients)  # one rounding for norm and sum alike
     squared = jax.tree.map(_squared_norms, gradients)
     factors, of_wholes = factors_of_parameters(squared, is_real, l2_clip_norm * (1.0 - MARGIN), rule)

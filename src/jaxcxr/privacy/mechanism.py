@@ -1,24 +1,28 @@
 """The private step: the one place where sampling, clipping, noise and accounting are bound together.
 
-One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) / expected_batch_size,
-or the same of clipped moments.
+One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) /
+expected_batch_size, or the same of clipped moments.
 
-Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under add/remove of one unit
-and one noise draw per step, T steps are the T-fold composition of the Poisson-subsampled Gaussian mechanism with `sample_rate`
-and `noise_multiplier`, which `accounting` converts to (epsilon, delta). Everything after the release (solving, optimiser,
-averaging) is post-processing. The divisor is the declared expected batch size, never the drawn one, which is private.
+Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under
+add/remove of one unit and one noise draw per step, T steps are the T-fold composition of the
+Poisson-subsampled Gaussian mechanism with `sample_rate` and `noise_multiplier`, which `accounting` converts
+to (epsilon, delta). Everything after the release (solving, optimiser, averaging) is post-processing. The
+divisor is the declared expected batch size, never the drawn one, which is private.
 
 That the sum has this sensitivity on a computer, too, has two grades:
 
-- Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers (`hardened_sum`,
-  `exact_sum`), and the noise is drawn in whole numbers (`rounded_noise`), for the sensitivity that the rounding leaves.
-- Gaussian noise: sums across microbatches, devices and processes are exact (`exact_sum`), so that their number and order add
-  nothing. Within a microbatch a matrix product sums over units in float32, and one unit more, which moves others to another
-  place or another microbatch, changes how that is rounded. This is no theorem. Contributions are clipped to
-  `clip_to` = l2_clip_norm x (1 - `rounding_allowance`) to leave room for it. The allowance is `rounding.FACTOR` times what one
-  rounding of a sum of so many aligned contributions comes to. A search over films made for the purpose found `rounding.FOUND`
-  times that, if every microbatch of a batch changed in the same direction (`tests/privacy/rounding.py`).
-- Moments (`moments`) are whole numbers from the start: a theorem with either noise, but for the noise's own rounding.
+- Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers
+  (`hardened_sum`, `exact_sum`), and the noise is drawn in whole numbers (`rounded_noise`), for the
+  sensitivity that the rounding leaves.
+- Gaussian noise: sums across microbatches, devices and processes are exact (`exact_sum`), so that their
+  number and order add nothing. Within a microbatch a matrix product sums over units in float32, and one unit
+  more, which moves others to another place or another microbatch, changes how that is rounded. This is no
+  theorem. Contributions are clipped to `clip_to` = l2_clip_norm x (1 - `rounding_allowance`) to leave room
+  for it. The allowance is `rounding.FACTOR` times what one rounding of a sum of so many aligned contributions
+  comes to. A search over films made for the purpose found `rounding.FOUND` times that, if every microbatch of
+  a batch changed in the same direction (`tests/privacy/rounding.py`).
+- Moments (`moments`) are whole numbers from the start: a theorem with either noise, but for the noise's own
+  rounding.
 """
 
 import dataclasses
@@ -61,13 +65,14 @@ class Mechanism:
     """Parameters of the private step, all public.
 
     Attributes:
-        n_units: declared, public number of units N; it sets the sample rate and need not be the number of records present.
+        n_units: declared, public number of units N; it sets the sample rate and need not be the number of
+            records present.
         expected_batch_size: N q.
         l2_clip_norm: bound C on one unit's contribution to the sum.
         noise_multiplier: noise standard deviation over C.
         epsilon, delta: the budget.
-        discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`); None for noise in
-            floating point.
+        discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`);
+            None for noise in floating point.
         rule: by which gradients are clipped.
         method: how their sum is computed (`clipping`).
     """
@@ -86,12 +91,18 @@ class Mechanism:
         """Refuse numbers for which the guarantee would not hold.
 
         Raises:
-            ValueError: the batch is larger than the data set, the clip norm too small for float32, or there is no noise.
+            ValueError: the batch is larger than the data set, the clip norm too small for float32, or there
+                is no noise.
         """
         if not 1 <= self.expected_batch_size <= self.n_units:
-            raise ValueError(f"expected_batch_size: expected 1 to {self.n_units} (n_units), found {self.expected_batch_size!r}")
+            raise ValueError(
+                f"expected_batch_size: expected 1 to {self.n_units} (n_units), found "
+                f"{self.expected_batch_size!r}"
+            )
         if not clipping.LEAST <= self.l2_clip_norm < math.inf:
-            raise ValueError(f"l2_clip_norm: expected at least {clipping.LEAST:g}, found {self.l2_clip_norm!r}")
+            raise ValueError(
+                f"l2_clip_norm: expected at least {clipping.LEAST:g}, found {self.l2_clip_norm!r}"
+            )
         if not 0 < self.noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier: expected a positive number, found {self.noise_multiplier!r}")
 
@@ -102,16 +113,20 @@ class Mechanism:
 
     @property
     def most_units(self) -> int:
-        """Declared maximum of units in a batch, for which no sum overflows; a larger batch is refused (`training.batches`).
+        """Declared maximum of units in a batch, for which no sum overflows; a larger batch is refused
+        (`training.batches`).
 
-        A Poisson batch is larger with probability below 1e-36 as long as at most twice the declared N are there; what a refusal
-        tells adds less than that to delta, for each step. For three times N it is 1e-16, and beyond the run is refused soon.
+        A Poisson batch is larger with probability below 1e-36 as long as at most twice the declared N are
+        there; what a refusal tells adds less than that to delta, for each step. For three times N it is
+        1e-16, and beyond the run is refused soon.
         """
         return 4 * self.expected_batch_size + _SPARE_UNITS
 
     @property
     def rounding_allowance(self) -> float:
-        """Part of the clip norm that is kept free for the rounding of sums within microbatches; 0 where there is none."""
+        """Part of the clip norm that is kept free for the rounding of sums within microbatches; 0 where there
+        is none.
+        """
         return 0.0 if self.grid is not None else rounding_allowance(self.expected_batch_size)
 
     @property
@@ -119,21 +134,26 @@ class Mechanism:
         """L2 norm to which contributions are clipped before they are summed."""
         return self.l2_clip_norm * (1.0 - self.rounding_allowance)
 
-    def clipped_sum(self, loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]) -> ClippedSum:
+    def clipped_sum(
+        self, loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]
+    ) -> ClippedSum:
         """The sum over a microbatch of clipped per-example gradients, to be called inside jit.
 
-        Guarantee: one example more or less moves the sum of all microbatches of a step, as `release` takes it, by at most
-        `l2_clip_norm`, in the sense of the module's docstring.
+        Guarantee: one example more or less moves the sum of all microbatches of a step, as `release` takes
+        it, by at most `l2_clip_norm`, in the sense of the module's docstring.
 
         Args:
             loss: (parameters, one example) -> its loss, a function of nothing else that is private.
             params: floating-point leaves.
-            examples: leaves with a leading axis of n; with discrete noise each example in its own place (`sampling.in_places`).
+            examples: leaves with a leading axis of n; with discrete noise each example in its own place
+                (`sampling.in_places`).
             is_real: False for padding, which contributes exactly zero.
         """
         step = self.contribution_step
         if step is None:
-            total, losses, norms = clipping.clipped_sum(loss, params, examples, is_real, self.clip_to, self.rule, self.method)
+            total, losses, norms = clipping.clipped_sum(
+                loss, params, examples, is_real, self.clip_to, self.rule, self.method
+            )
         else:
             if self.method == "vmap":
                 losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
@@ -163,7 +183,9 @@ class Mechanism:
 
     @property
     def contribution_step(self) -> float | None:
-        """Size of the steps to which each unit's gradient is rounded by itself (`hardened_sum`); None for Gaussian noise."""
+        """Size of the steps to which each unit's gradient is rounded by itself (`hardened_sum`); None for
+        Gaussian noise.
+        """
         return None if self.grid is None else self.grid.step
 
     def step_size(self, contribution: PyTree) -> float:
@@ -183,7 +205,8 @@ class Mechanism:
         return exact_sum.of_floats(part, self.step_size(part), is_finite)
 
     def randomness(self, key: UInt32[np.ndarray, "4"], like: PyTree) -> PyTree:
-        """What `release` needs besides the sum: the key of the noise, or discrete noise itself, drawn here in whole steps.
+        """What `release` needs besides the sum: the key of the noise, or discrete noise itself, drawn here in
+        whole steps.
 
         Args:
             key: of one step (`noise_key`).
@@ -198,8 +221,12 @@ class Mechanism:
             raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {sum(sizes)}")
         if isinstance(like, Moments):
             return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
-        drawn = np.split(rounded_noise.rounded_gaussian(key, grid.deviation, sum(sizes)), np.cumsum(sizes)[:-1])
-        return jax.tree.unflatten(structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)])
+        drawn = np.split(
+            rounded_noise.rounded_gaussian(key, grid.deviation, sum(sizes)), np.cumsum(sizes)[:-1]
+        )
+        return jax.tree.unflatten(
+            structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)]
+        )
 
     def release(self, total: ExactSum, randomness: PyTree) -> PyTree:
         """The noised mean gradient of one step; a pure function, to be called inside jit.
@@ -212,7 +239,9 @@ class Mechanism:
         if self.grid is not None:
             noised: Any = exact_sum.plus_steps(total, randomness, step)
         else:
-            drawn: Any = noise.gaussian_noise(randomness, total.high, self.noise_multiplier * self.l2_clip_norm)
+            drawn: Any = noise.gaussian_noise(
+                randomness, total.high, self.noise_multiplier * self.l2_clip_norm
+            )
             if isinstance(drawn, Moments):
                 drawn = moments.halved_off_diagonal(drawn)
             noised = exact_sum.plus_floats(total, drawn, step)

@@ -1,21 +1,25 @@
-"""Second moments of features and residuals, clipped unit by unit and summed: what one step of noisy least squares releases.
+"""Second moments of features and residuals, clipped unit by unit and summed: what one step of noisy least
+squares releases.
 
-A unit whose images have features x (d numbers) and residuals r (one per finding) contributes one vector v: the mean over its
-images of x x^T (its upper triangle, off-diagonals times sqrt(2), so that it is as long as the whole symmetric matrix) and of
-x r^T. It is scaled to length C at most. Sums are kept without the factor sqrt(2); the noise of off-diagonals is divided by it
-instead, which is the same release, and makes every sum a sum of whole numbers.
+A unit whose images have features x (d numbers) and residuals r (one per finding) contributes one vector v:
+the mean over its images of x x^T (its upper triangle, off-diagonals times sqrt(2), so that it is as long as
+the whole symmetric matrix) and of x r^T. It is scaled to length C at most. Sums are kept without the factor
+sqrt(2); the noise of off-diagonals is divided by it instead, which is the same release, and makes every sum a
+sum of whole numbers.
 
-Guarantee (a theorem, on any hardware): the features must be those of a network that is fixed, and each image's features and
-residuals a function of that image alone; units have places of their own for that, as in `hardened_sum`. `clipped_steps` scales
-and rounds them to whole numbers y (at most 2^11) and z (at most 2^15), unit by unit: v is then a vector of whole numbers. Its
-length is computed from them, with a bound on the rounding of that computation; a unit for which rounding carried it above C /
-step contributes nothing. One unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else:
-y and z are split into pieces of at most 2^5, so that every partial sum of every matrix product is a whole number below 2^24,
-exact in float32 in any order, and pieces are joined, and microbatches added, as integers (`exact_sum`).
+Guarantee (a theorem, on any hardware): the features must be those of a network that is fixed, and each
+image's features and residuals a function of that image alone; units have places of their own for that, as in
+`hardened_sum`. `clipped_steps` scales and rounds them to whole numbers y (at most 2^11) and z (at most 2^15),
+unit by unit: v is then a vector of whole numbers. Its length is computed from them, with a bound on the
+rounding of that computation; a unit for which rounding carried it above C / step contributes nothing. One
+unit more or less therefore moves the sum by its own v, of length C at most, and by nothing else: y and z are
+split into pieces of at most 2^5, so that every partial sum of every matrix product is a whole number below
+2^24, exact in float32 in any order, and pieces are joined, and microbatches added, as integers (`exact_sum`).
 
-The two parts share one factor. What is solved for with them is therefore an ordinary least-squares problem in which a clipped
-unit counts less, and not one in which features and residuals belong to different images. Rounding a unit's features changes its
-own part by some thousandths, at random; beside the noise, and over many units, that is nothing.
+The two parts share one factor. What is solved for with them is therefore an ordinary least-squares problem in
+which a clipped unit counts less, and not one in which features and residuals belong to different images.
+Rounding a unit's features changes its own part by some thousandths, at random; beside the noise, and over
+many units, that is nothing.
 """
 
 import math
@@ -64,7 +68,9 @@ def symmetric(triangle: Float[Array, "triangle"], d: int) -> Float[Array, "d d"]
 
 
 def step_for(l2_clip_norm: float, noise_multiplier: float | None) -> float:
-    """Size of the steps in which moments are counted, a power of two; `noise_multiplier` of discrete noise, else None."""
+    """Size of the steps in which moments are counted, a power of two; `noise_multiplier` of discrete noise,
+    else None.
+    """
     if noise_multiplier is not None:
         return rounded_noise.grid_for(l2_clip_norm, noise_multiplier, 0, MOST_BITS).step
     return 2.0 ** (math.floor(math.log2(l2_clip_norm)) - MOST_BITS)
@@ -80,7 +86,9 @@ def moment_sum(
     x, r, images = _counted(features, residuals, is_film, is_real)
     with jax.default_matmul_precision("highest"):
         scaled = (x / images[:, None, None]).reshape(-1, x.shape[-1])
-        total = Moments(upper_triangle(scaled.T @ x.reshape(scaled.shape)), scaled.T @ r.reshape(-1, r.shape[-1]))
+        total = Moments(
+            upper_triangle(scaled.T @ x.reshape(scaled.shape)), scaled.T @ r.reshape(-1, r.shape[-1])
+        )
         return total, jnp.sqrt(_squared_norms(x, r)) / images
 
 
@@ -106,15 +114,16 @@ def clipped_steps(
         stability: gamma of automatic clipping (`clipping.clip_factors`); None clips without.
 
     Returns:
-        The sum in steps (int32), and the n norms before clipping and rounding (private; for the operator's eyes); a unit whose
-        norm is not finite contributes nothing, and the caller stops the run.
+        The sum in steps (int32), and the n norms before clipping and rounding (private; for the operator's
+        eyes); a unit whose norm is not finite contributes nothing, and the caller stops the run.
 
     Raises:
         ValueError: there are more units, images or findings than the theorem allows.
     """
     if len(is_real) > MOST_UNITS or is_film.size > MOST_IMAGES or residuals.shape[-1] > MOST_FINDINGS:
         raise ValueError(
-            f"moments: expected at most {MOST_UNITS} units, {MOST_IMAGES} images and {MOST_FINDINGS} findings, "
+            f"moments: expected at most {MOST_UNITS} units, {MOST_IMAGES} images and {MOST_FINDINGS} "
+            "findings, "
             f"found {(*is_film.shape, residuals.shape[-1])}"
         )
     x, r, images = _counted(features, residuals, is_film, is_real)
@@ -134,13 +143,16 @@ def clipped_steps(
         return Moments(upper_triangle(_product(y, y, 2)), _product(y, z, 3)), norms
 
 
-def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "n images findings"]) -> Bool[Array, "n"]:
+def _is_at_most(
+    largest: float, y: Float[Array, "n images d"], z: Float[Array, "n images findings"]
+) -> Bool[Array, "n"]:
     """Whether a unit's v is no longer than `largest` (at most 2^22), as a theorem.
 
-    The squared length is the sum over pairs i, j of images of p (p + q), with inner products p = y_i . y_j and q = z_i . z_j.
-    No p is rounded where no image's own is above 2^23, which is asked first, with an error of far less than one half: all
-    partial sums are whole numbers below 2^24. A q of F findings is off by at most F 2^-24 |z_i| |z_j|, and the sum of the k^2
-    terms by (k^2 + 8) 2^-24 of the sum of the terms' absolute values, the conversions included.
+    The squared length is the sum over pairs i, j of images of p (p + q), with inner products p = y_i . y_j
+    and q = z_i . z_j. No p is rounded where no image's own is above 2^23, which is asked first, with an error
+    of far less than one half: all partial sums are whole numbers below 2^24. A q of F findings is off by at
+    most F 2^-24 |z_i| |z_j|, and the sum of the k^2 terms by (k^2 + 8) 2^-24 of the sum of the terms'
+    absolute values, the conversions included.
     """
     own = jnp.sum(jnp.square(y), axis=2)
     of_features = jnp.einsum("nid,njd->nij", y, y)
@@ -148,14 +160,18 @@ def _is_at_most(largest: float, y: Float[Array, "n images d"], z: Float[Array, "
     lengths = jnp.sqrt(jnp.sum(jnp.square(z), axis=2)) * (1 + 1e-4)
     absolute = jnp.abs(of_features) * (jnp.abs(of_features) + lengths[:, :, None] * lengths[:, None, :])
     allowance = (z.shape[2] + y.shape[1] ** 2 + 16) * 2.0**-24
-    squared = jnp.sum(of_features * (of_features + of_residuals), axis=(1, 2)) + allowance * jnp.sum(absolute, axis=(1, 2))
+    squared = jnp.sum(of_features * (of_features + of_residuals), axis=(1, 2)) + allowance * jnp.sum(
+        absolute, axis=(1, 2)
+    )
     return (jnp.max(own, axis=1) <= 2.0**23) & (squared <= largest**2)
 
 
 def _product(y: Float[Array, "n d"], other: Float[Array, "n e"], pieces: int) -> Int32[Array, "d e"]:
-    """y^T other of whole numbers, exact: by pieces, whose products and their sums over images stay below 2^24.
+    """y^T other of whole numbers, exact: by pieces, whose products and their sums over images stay below
+    2^24.
 
-    `pieces` is how many `other` is cut into. Their products are joined modulo 2^32; the result itself is below 2^31.
+    `pieces` is how many `other` is cut into. Their products are joined modulo 2^32; the result itself is
+    below 2^31.
     """
     total = jnp.zeros((y.shape[1], other.shape[1]), jnp.int32)
     for i, piece in enumerate(_pieces(y, 2)):
@@ -165,7 +181,9 @@ def _product(y: Float[Array, "n d"], other: Float[Array, "n e"], pieces: int) ->
 
 
 def _pieces(v: Float[Array, "..."], count: int) -> list[Float[Array, "..."]]:
-    """Whole numbers v = sum of piece_i 2^(i PIECE_BITS), each piece at most 2^5 if v is at most 2^(count PIECE_BITS - 1)."""
+    """Whole numbers v = sum of piece_i 2^(i PIECE_BITS), each piece at most 2^5 if v is at most 2^(count
+    PIECE_BITS - 1).
+    """
     found = []
     for _ in range(count - 1):
         higher = jnp.rint(v * 2.0**-_PIECE_BITS)
@@ -183,13 +201,15 @@ def _counted(
     """Features and residuals, zero where there is no image, and how many images each unit has (at least 1)."""
     counted = is_film & is_real[:, None]
     # One rounding for norm and sum alike, as in `gradients`.
-    x, r = jax.lax.optimization_barrier(tuple(jnp.where(counted[..., None], v, 0.0) for v in (features, residuals)))
+    x, r = jax.lax.optimization_barrier(
+        tuple(jnp.where(counted[..., None], v, 0.0) for v in (features, residuals))
+    )
     return x, r, jnp.maximum(jnp.sum(counted, axis=1), 1).astype(jnp.float32)
 
 
 def _squared_norms(x: Float[Array, "n images d"], r: Float[Array, "n images findings"]) -> Float[Array, "n"]:
-    """Of the unit's sums over images, |sum x x^T|^2 + |sum x r^T|^2, by inner products of its images: no matrix of a unit is
-    held. The allowance is for products of both signs that cancel.
+    """Of the unit's sums over images, |sum x x^T|^2 + |sum x r^T|^2, by inner products of its images: no
+    matrix of a unit is held. The allowance is for products of both signs that cancel.
     """
     of_features = jnp.einsum("nid,njd->nij", x, x)
     products = of_features * (of_features + jnp.einsum("nif,njf->nij", r, r))
@@ -197,19 +217,23 @@ def _squared_norms(x: Float[Array, "n images d"], r: Float[Array, "n images find
 
 
 def halved_off_diagonal(drawn: Moments) -> Moments:
-    """Independent noise of one deviation, with that of the off-diagonals divided by sqrt(2): the triangle's has half the
-    variance where an entry stands for two.
+    """Independent noise of one deviation, with that of the off-diagonals divided by sqrt(2): the triangle's
+    has half the variance where an entry stands for two.
     """
     off = _off_diagonal(drawn)
     return Moments(jnp.where(off, drawn.features * math.sqrt(0.5), drawn.features), drawn.residuals)
 
 
-def discrete_noise(key: UInt32[np.ndarray, "4"], like: PyTree, l2_clip_norm: float, noise_multiplier: float) -> Moments:
+def discrete_noise(
+    key: UInt32[np.ndarray, "4"], like: PyTree, l2_clip_norm: float, noise_multiplier: float
+) -> Moments:
     """Noise in whole steps for moments in the shapes of `like`; to be drawn once from a key."""
     grid = rounded_noise.grid_for(l2_clip_norm, noise_multiplier, 0, MOST_BITS)
     off = _off_diagonal(like)
     draws = [
-        rounded_noise.rounded_gaussian(noise.derive_key(key.tobytes(), "part of moments", part), deviation, count)
+        rounded_noise.rounded_gaussian(
+            noise.derive_key(key.tobytes(), "part of moments", part), deviation, count
+        )
         for part, (deviation, count) in enumerate(
             [
                 (grid.deviation, like.residuals.size),

@@ -1,9 +1,10 @@
 """Gaussian noise from operating-system entropy: secrets, step keys and draws.
 
-Guarantee: each coordinate receives an independent N(0, stddev^2) draw, its tails complete to 9.4 standard deviations, from a
-key that is a one-way function of a 256-bit secret and the number of the step. The same (secret, step) gives the same noise, so
-that a resumed run is the uninterrupted one and no key ever serves two different steps. The secret of a key is bound to what is
-trained (`binding.bound_secret`), so that none serves two different sums either.
+Guarantee: each coordinate receives an independent N(0, stddev^2) draw, its tails complete to 9.4 standard
+deviations, from a key that is a one-way function of a 256-bit secret and the number of the step. The same
+(secret, step) gives the same noise, so that a resumed run is the uninterrupted one and no key ever serves two
+different steps. The secret of a key is bound to what is trained (`binding.bound_secret`), so that none serves
+two different sums either.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ SECRET_BYTES = 32
 
 
 def new_secret(seed: int | None) -> bytes:
-    """Fresh 256-bit secret from the operating system, or, for a repeatable run unfit for release, one derived from `seed`."""
+    """Fresh 256-bit secret from the operating system, or, for a repeatable run unfit for release, one derived
+    from `seed`.
+    """
     if seed is None:
         return secrets.token_bytes(SECRET_BYTES)
     return hashlib.sha256(f"jaxcxr seed {seed}".encode()).digest()
@@ -30,8 +33,8 @@ def derive_key(secret: bytes, purpose: str, step: int) -> UInt32[np.ndarray, "4"
     """128-bit key of one purpose at one step: SHA-256 of secret, purpose and step, cut to four words.
 
     Args:
-        secret: of the run, bound to what it trains (`binding.bound_secret`); unbound for the random weights it starts from,
-            which the binding covers.
+        secret: of the run, bound to what it trains (`binding.bound_secret`); unbound for the random weights
+            it starts from, which the binding covers.
         purpose: what the key is for.
         step: of the run.
     """
@@ -42,8 +45,8 @@ def derive_key(secret: bytes, purpose: str, step: int) -> UInt32[np.ndarray, "4"
 def random_words(key: UInt32[Array, "4"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Uniform 32-bit words of a 128-bit key.
 
-    JAX's threefry keys have 64 bits; two independent streams, one for each half of the key, are combined by exclusive or,
-    so that predicting the words takes both halves.
+    JAX's threefry keys have 64 bits; two independent streams, one for each half of the key, are combined by
+    exclusive or, so that predicting the words takes both halves.
     """
     first, second = (jax.random.wrap_key_data(half, impl="threefry2x32") for half in (key[:2], key[2:]))
     return jax.random.bits(first, shape, jnp.uint32) ^ jax.random.bits(second, shape, jnp.uint32)
@@ -54,9 +57,9 @@ def box_muller(
 ) -> Float[Array, "2 n"]:
     """Standard normal draws, two for each triple of random words (Box & Muller 1958).
 
-    The radius uses 64 bits, so the tails reach sqrt(2 * 65 ln 2) = 9.5 standard deviations. `jax.random.normal` stops at
-    about 5.4 in float32; a bounded support would void the guarantee in the very events that delta is there to bound, with
-    millions of coordinates over many steps.
+    The radius uses 64 bits, so the tails reach sqrt(2 * 65 ln 2) = 9.5 standard deviations.
+    `jax.random.normal` stops at about 5.4 in float32; a bounded support would void the guarantee in the very
+    events that delta is there to bound, with millions of coordinates over many steps.
     """
     u = radius_high.astype(jnp.float32) * 2.0**-32 + (radius_low.astype(jnp.float32) + 0.5) * 2.0**-64
     radius = jnp.sqrt(-2.0 * jnp.log(jnp.minimum(u, 1.0)))
@@ -74,4 +77,6 @@ def gaussian_noise(key: UInt32[Array, "4"], like: PyTree, stddev: Any) -> PyTree
     words = random_words(key, (3, (sum(sizes) + 1) // 2))
     normal = stddev * box_muller(words[0], words[1], words[2]).reshape(-1)[: sum(sizes)]
     parts = jnp.split(normal, np.cumsum(sizes)[:-1])
-    return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return jax.tree.unflatten(
+        structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )

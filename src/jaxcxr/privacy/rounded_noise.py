@@ -1,14 +1,16 @@
 """Gaussian noise on a grid of whole numbers: noise whose last digits say nothing (against Mironov 2012).
 
-Guarantee: `rounded_gaussian` draws round(N(0, deviation^2)), each whole number with its own probability to within 2^-100, by
-integer arithmetic and comparisons that floating point can delay but not decide. A whole number plus this noise is distributed
-as round(whole number + N(0, deviation^2)): post-processing of the Gaussian mechanism, so that every bound for that mechanism
-holds of it, subsampled, composed and for groups, and its low-order digits tell no more than the sum of reals would.
+Guarantee: `rounded_gaussian` draws round(N(0, deviation^2)), each whole number with its own probability to
+within 2^-100, by integer arithmetic and comparisons that floating point can delay but not decide. A whole
+number plus this noise is distributed as round(whole number + N(0, deviation^2)): post-processing of the
+Gaussian mechanism, so that every bound for that mechanism holds of it, subsampled, composed and for groups,
+and its low-order digits tell no more than the sum of reals would.
 
-Each unit's contribution is rounded to the grid (`Grid`) once, before it is added, which moves each coordinate by at most half a
-step: its length is then at most C / step + sqrt(coordinates) / 2 steps. The deviation is `noise_multiplier` times C / step +
-sqrt(coordinates). Sums of whole numbers are exact (`hardened_sum`, `exact_sum`). Magnitudes stop at `_REACH` deviations, beyond
-which a draw lies with probability 4e-37.
+Each unit's contribution is rounded to the grid (`Grid`) once, before it is added, which moves each coordinate
+by at most half a
+step: its length is then at most C / step + sqrt(coordinates) / 2 steps. The deviation is `noise_multiplier`
+times C / step + sqrt(coordinates). Sums of whole numbers are exact (`hardened_sum`, `exact_sum`). Magnitudes
+stop at `_REACH` deviations, beyond which a draw lies with probability 4e-37.
 """
 
 import dataclasses
@@ -48,7 +50,9 @@ class Grid:
     deviation: int
 
 
-def grid_for(l2_sensitivity: float, noise_multiplier: float, coordinates: int, most_bits: int = _UNIT_BITS) -> Grid:
+def grid_for(
+    l2_sensitivity: float, noise_multiplier: float, coordinates: int, most_bits: int = _UNIT_BITS
+) -> Grid:
     """The grid for sums of so many coordinates of which one unit moves the exact value by `l2_sensitivity`.
 
     Args:
@@ -64,7 +68,9 @@ def grid_for(l2_sensitivity: float, noise_multiplier: float, coordinates: int, m
     step = 2.0 ** (math.floor(math.log2(l2_sensitivity)) - bits)
     deviation = math.ceil(noise_multiplier * (l2_sensitivity / step + math.sqrt(coordinates)))
     if not _LEAST <= deviation <= _MOST:
-        raise ValueError(f"discrete noise: a noise multiplier of {noise_multiplier:g} does not fit into 32 bits")
+        raise ValueError(
+            f"discrete noise: a noise multiplier of {noise_multiplier:g} does not fit into 32 bits"
+        )
     return Grid(step, deviation)
 
 
@@ -117,7 +123,9 @@ def _cells(deviation: int) -> _Cells:
 
 
 def _density(magnitude: np.ndarray, deviation: int) -> np.ndarray:
-    """Mean of exp(-x^2 / 2 deviation^2) for x within one half of a magnitude: its probability, but for a factor."""
+    """Mean of exp(-x^2 / 2 deviation^2) for x within one half of a magnitude: its probability, but for a
+    factor.
+    """
     squares = np.square(magnitude / deviation)
     return np.exp(-0.5 * squares) * (1 + (squares - 1) / (24.0 * deviation**2))
 
@@ -151,8 +159,9 @@ def _chunk(key: bytes, deviation: int, number: int, size: int) -> np.ndarray:
 
 
 def _accepted(words: np.ndarray, cells: _Cells, deviation: int, seed: bytes) -> np.ndarray:
-    """The proposals that come through. A magnitude's chance is its probability over its cell's, and that is compared with
-    `_CHANCE_BITS` random bits; where these leave it open, which is almost never, more bits and exact arithmetic decide.
+    """The proposals that come through. A magnitude's chance is its probability over its cell's, and that is
+    compared with `_CHANCE_BITS` random bits; where these leave it open, which is almost never, more bits and
+    exact arithmetic decide.
     """
     cell = np.searchsorted(cells.ends, words[0], side="right")
     low = words[1] & np.uint64(2**24 - 1)
@@ -163,7 +172,11 @@ def _accepted(words: np.ndarray, cells: _Cells, deviation: int, seed: bytes) -> 
     through = drawn + 2.0**-_CHANCE_BITS <= chance - _UNSURE
     for open_ in np.flatnonzero(~through & (drawn < chance + _UNSURE) & (cell < len(cells.weights))):
         through[open_] = _decide(
-            int(magnitude[open_]), deviation, cells, int(words[1][open_]) >> 24, seed + int(open_).to_bytes(8, "little")
+            int(magnitude[open_]),
+            deviation,
+            cells,
+            int(words[1][open_]) >> 24,
+            seed + int(open_).to_bytes(8, "little"),
         )
     through &= ~(negative & (magnitude == 0))  # zero has one sign
     kept = magnitude[through]

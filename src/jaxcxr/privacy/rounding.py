@@ -1,7 +1,8 @@
-"""What is kept free of the clip norm for the rounding of float32 sums within a microbatch; see `mechanism` for when.
+"""What is kept free of the clip norm for the rounding of float32 sums within a microbatch; see `mechanism`
+for when.
 
-The unit is 2^-24 x (expected units in a batch) x (clip norm): one rounding of a sum to which so many units contribute their
-most, all in one direction.
+The unit is 2^-24 x (expected units in a batch) x (clip norm): one rounding of a sum to which so many units
+contribute their most, all in one direction.
 """
 
 from jaxcxr.errors import InputError
@@ -9,8 +10,10 @@ from jaxcxr.errors import InputError
 FACTOR = 32.0
 """Units kept free."""
 FOUND = 4.4
-"""The most that was found, if every microbatch of a batch changes as the worst one did (`tests/privacy/rounding.py search`: the
-paper's network, 64 pixels, microbatches of 32, 150 changes of films that were alike; on a CPU)."""
+"""The most that was found, if every microbatch of a batch changes as the worst one did
+(`tests/privacy/rounding.py search`: the paper's network, 64 pixels, microbatches of 32, 150 changes of films
+that were alike; on a CPU).
+"""
 
 
 def rounding_allowance(expected_batch_size: int) -> float:

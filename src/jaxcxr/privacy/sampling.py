@@ -1,9 +1,9 @@
 """Which units take part in a step: Poisson sampling from a secret.
 
-Guarantee: unit i is in the batch of step t if and only if a 64-bit word of SHAKE-256(secret, t) falls below q 2^64, so that
-every unit is in every batch independently with probability q (to 2^-64), whatever the others do. No batch is truncated,
-topped up or skipped, and an empty batch is a batch. The words are a function of (secret, step) alone: an interrupted run
-resumes with the batches that it would have drawn.
+Guarantee: unit i is in the batch of step t if and only if a 64-bit word of SHAKE-256(secret, t) falls below q
+2^64, so that every unit is in every batch independently with probability q (to 2^-64), whatever the others
+do. No batch is truncated, topped up or skipped, and an empty batch is a batch. The words are a function of
+(secret, step) alone: an interrupted run resumes with the batches that it would have drawn.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) ->
     """Indices, ascending, of the units in the batch of one step.
 
     Args:
-        secret: 32 bytes from the operating system (`noise.new_secret`), bound to what is trained (`binding.bound_secret`).
+        secret: 32 bytes from the operating system (`noise.new_secret`), bound to what is trained
+            (`binding.bound_secret`).
         step: number of the step; each (secret, step) has its own independent words.
         n_units: size of the data set.
         sample_rate: q in [0, 1], the accounted probability of each unit.
@@ -33,11 +34,16 @@ def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) ->
 
 
 def records_of_units(
-    units: Int[np.ndarray, " drawn"], records: Sequence[Int[np.ndarray, " of_unit"]], most: int, key: UInt32[np.ndarray, "4"]
+    units: Int[np.ndarray, " drawn"],
+    records: Sequence[Int[np.ndarray, " of_unit"]],
+    most: int,
+    key: UInt32[np.ndarray, "4"],
 ) -> Int[np.ndarray, "drawn most"]:
-    """At most `most` records of each drawn unit, -1 where it has fewer; a unit with more gives a fresh random choice.
+    """At most `most` records of each drawn unit, -1 where it has fewer; a unit with more gives a fresh random
+    choice.
 
-    What a unit gives depends on itself and on the key alone, so that a unit added or removed changes its own row and no other.
+    What a unit gives depends on itself and on the key alone, so that a unit added or removed changes its own
+    row and no other.
 
     Args:
         units: indices of the drawn units.
@@ -54,11 +60,13 @@ def records_of_units(
     return chosen
 
 
-def in_random_order(secret: bytes, step: int, n_units: int, units: Int[np.ndarray, " drawn"]) -> Int[np.ndarray, " drawn"]:
+def in_random_order(
+    secret: bytes, step: int, n_units: int, units: Int[np.ndarray, " drawn"]
+) -> Int[np.ndarray, " drawn"]:
     """Positions of the drawn units in an order drawn from the secret.
 
-    In which microbatch a unit is summed, and beside whom, then depends on no order of the data: nobody can arrange a data set
-    so that the rounding of sums adds up.
+    In which microbatch a unit is summed, and beside whom, then depends on no order of the data: nobody can
+    arrange a data set so that the rounding of sums adds up.
     """
     return np.argsort(_words(secret, step, n_units)[units], kind="stable")
 
@@ -68,8 +76,8 @@ def in_places(
 ) -> Int[np.ndarray, "rows places"]:
     """Positions of the drawn units, each in its own place of some row, -1 where there is none.
 
-    Guarantee: the place of a unit (the column) is drawn for it alone, whatever other units are there. One unit more lengthens
-    its own column; the others stay in theirs, be it in another row (`hardened_sum`).
+    Guarantee: the place of a unit (the column) is drawn for it alone, whatever other units are there. One
+    unit more lengthens its own column; the others stay in theirs, be it in another row (`hardened_sum`).
     """
     words = _words(secret, step, n_units)[units]
     place = ((words >> np.uint64(32)) * np.uint64(places) >> np.uint64(32)).astype(np.int64)
@@ -83,5 +91,6 @@ def in_places(
 def _words(secret: bytes, step: int, n_units: int) -> np.ndarray:
     """One random 64-bit word for each unit, for its place in a step."""
     return np.frombuffer(
-        hashlib.shake_256(b"jaxcxr places" + secret + step.to_bytes(8, "little")).digest(8 * n_units), dtype="<u8"
+        hashlib.shake_256(b"jaxcxr places" + secret + step.to_bytes(8, "little")).digest(8 * n_units),
+        dtype="<u8",
     )

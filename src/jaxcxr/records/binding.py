@@ -1,18 +1,21 @@
 """What a run's randomness is bound to, so that no noise can be used twice on different gradients.
 
-Noise that hides two different sums cancels in their difference. A run folder can be copied, its newest checkpoint deleted, its
-configuration edited and the steps repeated: with keys of (secret, step) alone, both copies would draw the same batches and the
-same noise. So every key of a run (sampling, noise, the images of a unit, augmented views, class counts) is derived from
+Noise that hides two different sums cancels in their difference. A run folder can be copied, its newest
+checkpoint deleted, its configuration edited and the steps repeated: with keys of (secret, step) alone, both
+copies would draw the same batches and the same noise. So every key of a run (sampling, noise, the images of a
+unit, augmented views, class counts) is derived from
 
     HMAC-SHA256(secret, digest)
 
-instead of the secret, where the digest (SHA-256) covers everything that decides which function of the data is released: the
-configuration as it is in effect, starting weights, data, the code that trains, library versions and platform.
+instead of the secret, where the digest (SHA-256) covers everything that decides which function of the data is
+released: the configuration as it is in effect, starting weights, data, the code that trains, library versions
+and platform.
 
-Guarantee: HMAC-SHA256 being a pseudorandom function, runs that share a secret and differ in anything that the digest covers
-draw independent batches and noise; runs that differ in nothing are the same release. `Terms.binding` of the ledger holds the
-digest, so that the record of what was spent says for which function it was spent. Not covered: the number of devices and
-processes, evaluation, and paths, none of which decides what is released.
+Guarantee: HMAC-SHA256 being a pseudorandom function, runs that share a secret and differ in anything that the
+digest covers draw independent batches and noise; runs that differ in nothing are the same release.
+`Terms.binding` of the ledger holds the digest, so that the record of what was spent says for which function
+it was spent. Not covered: the number of devices and processes, evaluation, and paths, none of which decides
+what is released.
 """
 
 import dataclasses
@@ -50,7 +53,9 @@ class Binding:
     @property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of all parts."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(
+            dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
         return hashlib.sha256(b"jaxcxr binding " + canonical.encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +75,8 @@ def bound_secret(secret: bytes, digest: str) -> bytes:
 
 
 def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what a run to be resumed differs from the one that was begun, one phrase per part; empty if in nothing.
+    """In what a run to be resumed differs from the one that was begun, one phrase per part; empty if in
+    nothing.
 
     Args:
         begun: `Binding.as_json` of the run folder.
@@ -97,10 +103,13 @@ def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def altered(
-    recorded: Mapping[str, Any] | None, in_ledger: str, configuration: Mapping[str, Any], facts: Mapping[str, Any]
+    recorded: Mapping[str, Any] | None,
+    in_ledger: str,
+    configuration: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> list[str]:
-    """What was changed in a run folder since the run was begun: fields of the configuration, facts, or `binding` for the record
-    itself.
+    """What was changed in a run folder since the run was begun: fields of the configuration, facts, or
+    `binding` for the record itself.
 
     Args:
         recorded: `Binding.as_json` of `run.json`; None in runs of earlier versions.
@@ -133,7 +142,9 @@ def altered(
 def _fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     return [
-        "other sources" if name == "sources" else f"{name}: {_short(there.get(name))} there, {_short(here.get(name))} now"
+        "other sources"
+        if name == "sources"
+        else f"{name}: {_short(there.get(name))} there, {_short(here.get(name))} now"
         for name in names
     ]
 

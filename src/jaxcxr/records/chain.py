@@ -1,8 +1,8 @@
 """Append-only files of JSON lines in which every line is bound to all lines before it.
 
-Every line carries its number and `chain`, the SHA-256 of the chain value before and of its own content, so that a line that was
-lost, moved or changed is found and named. The chain has no key: it shows accidents and edits, not a forger who writes the whole
-file anew, nor lines cut off the end.
+Every line carries its number and `chain`, the SHA-256 of the chain value before and of its own content, so
+that a line that was lost, moved or changed is found and named. The chain has no key: it shows accidents and
+edits, not a forger who writes the whole file anew, nor lines cut off the end.
 """
 
 import dataclasses
@@ -81,12 +81,20 @@ def _parse(path: Path, kind: str, number: int, text: bytes) -> tuple[dict[str, A
         values = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: line {number} is no {kind} entry ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("line"), int) or not isinstance(values.get("chain"), str):
-        raise InputError(f"{path}: line {number} is no {kind} entry (expected an object with its line number and chain)")
+    if (
+        not isinstance(values, dict)
+        or not isinstance(values.get("line"), int)
+        or not isinstance(values.get("chain"), str)
+    ):
+        raise InputError(
+            f"{path}: line {number} is no {kind} entry (expected an object with its line number and chain)"
+        )
     return values, values.pop("chain")
 
 
-def _broken(kind: str, number: int, head: str, texts: list[bytes], values: dict[str, Any], stated: str) -> str:
+def _broken(
+    kind: str, number: int, head: str, texts: list[bytes], values: dict[str, Any], stated: str
+) -> str:
     """What happened to the line that does not follow from those before it."""
     found = values["line"]
     if found == number or _link(kind, head, {**values, "line": number}) == stated:

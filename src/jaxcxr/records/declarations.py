@@ -1,10 +1,10 @@
 """Are the numbers that a run declares to be public really declared, or were they counted in the private data?
 
-The guarantee treats the number of units N and, with class weights `public`, the positive rate of each finding as constants
-known beforehand. A constant that was counted is a statistic of the data, released without noise: whoever knows all units but
-one reads from the exact N whether that one is there. So a run for release states N itself, and rates that lie closer to the
-cohort's own than a constant fixed beforehand would are refused. Nothing here proves that a number was not counted; it finds
-those that plainly were.
+The guarantee treats the number of units N and, with class weights `public`, the positive rate of each finding
+as constants known beforehand. A constant that was counted is a statistic of the data, released without noise:
+whoever knows all units but one reads from the exact N whether that one is there. So a run for release states
+N itself, and rates that lie closer to the cohort's own than a constant fixed beforehand would are refused.
+Nothing here proves that a number was not counted; it finds those that plainly were.
 """
 
 import decimal
@@ -19,7 +19,8 @@ COUNTED_SIZE = "dataset_size_counted"
 COUNTED_RATES = "positive_rates_counted"
 AGAINST_RELEASE = {
     COUNTED_SIZE: (
-        "N was counted in the data (privacy.dataset_size is null): an exact count tells somebody who knows all others whether "
+        "N was counted in the data (privacy.dataset_size is null): an exact count tells somebody who knows "
+        "all others whether "
         "one is missing"
     ),
     COUNTED_RATES: (
@@ -27,22 +28,28 @@ AGAINST_RELEASE = {
         "they count as computed from the private labels without noise"
     ),
 }
-"""Why a run must not be released -> the sentence; the code stands in `run.json`, computed once at the beginning of the run."""
+"""Why a run must not be released -> the sentence; the code stands in `run.json`, computed once at the
+beginning of the run.
+"""
 
 FAR = 2.0
 """A declared N this many times too large or too small is worth a word to the operator."""
 CHANCE = 1e-3
-"""Chance with which rates that were fixed beforehand are refused; it is smaller the more the truth differs from them."""
+"""Chance with which rates that were fixed beforehand are refused; it is smaller the more the truth differs
+from them.
+"""
 _TELLING = 4
 _SINGULAR = 1e-6
 """Eigenvalue of a correlation matrix below which findings say the same."""
 
 
 def proposed_size(units: int) -> int:
-    """A number to declare as N where nothing better is known: the count, rounded down to two digits (one below 100).
+    """A number to declare as N where nothing better is known: the count, rounded down to two digits (one
+    below 100).
 
-    Any declared N is sound, since sample rate, divisor, steps and noise follow from it alone. Down rather than up, so that a
-    step draws the expected batch or a little more, never less than the divisor says. A rounded count still moves when the
+    Any declared N is sound, since sample rate, divisor, steps and noise follow from it alone. Down rather
+    than up, so that a step draws the expected batch or a little more, never less than the divisor says. A
+    rounded count still moves when the
     count crosses a multiple: a number known from elsewhere is better.
     """
     digits = len(str(units))
@@ -50,9 +57,11 @@ def proposed_size(units: int) -> int:
     return max(1, units // unit * unit)
 
 
-def size_remarks(declared: int | None, units: int, images: int, called: str, expected_batch_size: int) -> list[str]:
-    """What the operator should know of the declared N beside what is there; for the screen, in no file, as the counts are
-    private.
+def size_remarks(
+    declared: int | None, units: int, images: int, called: str, expected_batch_size: int
+) -> list[str]:
+    """What the operator should know of the declared N beside what is there; for the screen, in no file, as
+    the counts are private.
 
     Args:
         declared: N of the configuration; None if it was counted.
@@ -63,26 +72,40 @@ def size_remarks(declared: int | None, units: int, images: int, called: str, exp
     """
     if declared is None:
         return [
-            f"privacy.dataset_size is null: N is the exact number of training {called}, {units}, and the run is not for "
-            "release, since that number would tell somebody who knows all others whether one is missing. For a release "
+            f"privacy.dataset_size is null: N is the exact number of training {called}, {units}, and the run "
+            "is not for "
+            "release, since that number would tell somebody who knows all others whether one is missing. For "
+            "a release "
             f"declare a number that is known from elsewhere, or a rounded one such as {proposed_size(units)}"
         ]
     drawn = expected_batch_size / declared * units
     effect = (
-        f"a step draws {drawn:.3g} {called} on average and is divided by {expected_batch_size}. The guarantee holds, since it "
+        f"a step draws {drawn:.3g} {called} on average and is divided by {expected_batch_size}. The "
+        "guarantee holds, since it "
         "follows from the declared number alone, but "
-        + ("steps are longer than meant and take longer" if declared < units else "the gradient drowns in noise")
+        + (
+            "steps are longer than meant and take longer"
+            if declared < units
+            else "the gradient drowns in noise"
+        )
         + f"; if this is not meant, declare a number such as {proposed_size(units)}"
     )
-    if called != "images" and images != units and proposed_size(declared) == proposed_size(images) != proposed_size(units):
+    if (
+        called != "images"
+        and images != units
+        and proposed_size(declared) == proposed_size(images) != proposed_size(units)
+    ):
         return [
-            f"privacy.dataset_size {declared} looks like the number of images ({images}), but the unit is the patient, and "
+            f"privacy.dataset_size {declared} looks like the number of images ({images}), but the unit is "
+            "the patient, and "
             f"{units} {called} are there: {effect}"
         ]
     if declared == units != proposed_size(units):
         return [
-            f"privacy.dataset_size {declared} is exactly the number of training {called}: if it was counted in them, whoever "
-            "knows all others reads from it whether one is missing. Declare a number that is known from elsewhere, or a "
+            f"privacy.dataset_size {declared} is exactly the number of training {called}: if it was counted "
+            "in them, whoever "
+            "knows all others reads from it whether one is missing. Declare a number that is known from "
+            "elsewhere, or a "
             f"rounded one such as {proposed_size(units)}"
         ]
     if not units / FAR <= declared <= units * FAR:
@@ -93,13 +116,14 @@ def size_remarks(declared: int | None, units: int, images: int, called: str, exp
 def rates_were_counted(declared: Sequence[float], labels: Float[np.ndarray, "n findings"]) -> bool:
     """Whether declared positive rates, or some of them, lie closer to those of the labels than chance allows.
 
-    A rate r of n labels scatters about its expectation by s = sqrt(r (1 - r) / n) at least, so that a constant c, whatever it
-    is, lies within z s of r with a probability of at most that of |N(0, 1)| < z: for all findings together, the quadratic form
-    of (c - r) / s in the inverse correlation of the rates is at least chi-squared. Rates written with d decimals say no more
-    than that the truth is within half a unit of the last one; that is the least distance they are taken at. Of every size, the
-    subset of the findings nearest to their rates is tested, with Bonferroni's correction for all subsets (half of the chance
-    is for all findings together). A rate of four significant digits or more that agrees with the cohort's own in all of them
-    is found by itself.
+    A rate r of n labels scatters about its expectation by s = sqrt(r (1 - r) / n) at least, so that a
+    constant c, whatever it is, lies within z s of r with a probability of at most that of |N(0, 1)| < z: for
+    all findings together, the quadratic form of (c - r) / s in the inverse correlation of the rates is at
+    least chi-squared. Rates written with d decimals say no more than that the truth is within half a unit of
+    the last one; that is the least distance they are taken at. Of every size, the subset of the findings
+    nearest to their rates is tested, with Bonferroni's correction for all subsets (half of the chance is for
+    all findings together). A rate of four significant digits or more that agrees with the cohort's own in all
+    of them is found by itself.
 
     Args:
         declared: one rate per finding.
@@ -112,12 +136,16 @@ def rates_were_counted(declared: Sequence[float], labels: Float[np.ndarray, "n f
     labels, counts = labels[:, tested], known[:, tested].sum(axis=0)
     rates = np.nansum(labels, axis=0) / counts
     residuals = np.where(np.isnan(labels), 0.0, labels - rates)
-    spread = np.sqrt(np.maximum((residuals**2).sum(axis=0), 1.0)) / counts  # of a rate; of one image more or less, at least
+    spread = (
+        np.sqrt(np.maximum((residuals**2).sum(axis=0), 1.0)) / counts
+    )  # of a rate; of one image more or less, at least
     off = np.asarray(declared, float)[tested] - rates
     decimals, digits = np.array([_decimals_and_digits(declared[int(j)]) for j in tested]).T
     if np.any((digits >= _TELLING) & (np.abs(off) <= 0.5 * 10.0**-decimals)):
         return True
-    least = 0.5 * 10.0 ** -np.maximum(decimals, np.floor(np.median(decimals)))  # 0.1 among rates of two decimals is 0.10
+    least = 0.5 * 10.0 ** -np.maximum(
+        decimals, np.floor(np.median(decimals))
+    )  # 0.1 among rates of two decimals is 0.10
     z = np.copysign(np.maximum(np.abs(off), least), off) / spread
     correlation = residuals.T @ residuals / np.outer(spread * counts, spread * counts)
     np.fill_diagonal(correlation, 1.0)

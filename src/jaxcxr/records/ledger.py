@@ -1,12 +1,14 @@
-"""The record of what was spent, written as it is spent: one JSON line a release, after a first line that states the terms.
+"""The record of what was spent, written as it is spent: one JSON line a release, after a first line that
+states the terms.
 
-The ledger, not the plan, is what a run has cost. A line is written before the release that it pays for takes effect, and never
-removed: a step that is repeated after a crash is the same release (same batch, same noise, same result) and must find its
-own line here.
+The ledger, not the plan, is what a run has cost. A line is written before the release that it pays for takes
+effect, and never
+removed: a step that is repeated after a crash is the same release (same batch, same noise, same result) and
+must find its own line here.
 
-Every line is chained to those before it (`chain`). Against a forger who writes the whole file anew, and against lines cut off
-the end, keep `head` of the finished ledger elsewhere; the privacy card prints it. `spent.spent_of` compares the ledger with the
-rest of a run.
+Every line is chained to those before it (`chain`). Against a forger who writes the whole file anew, and
+against lines cut off the end, keep `head` of the finished ledger elsewhere; the privacy card prints it.
+`spent.spent_of` compares the ledger with the rest of a run.
 """
 
 import dataclasses
@@ -29,16 +31,16 @@ class Terms:
     """What one unit of the accounting is, and for which data set.
 
     Attributes:
-        unit: `image`: the guarantee is about one film, not about all films of a patient; `patient` and `patient_one_image`:
-            about a patient.
+        unit: `image`: the guarantee is about one film, not about all films of a patient; `patient` and
+            `patient_one_image`: about a patient.
         adjacency: `add_remove`: neighbouring data sets differ by one unit being there or not.
         dataset_size: the declared, public number of units N.
         data_fingerprint: of the store.
         seeded: True if the randomness was asked to be repeatable; such a run is not for release.
-        run: public name of the run (`run_name` of its secret), so that the ledger of another run with the same terms is told
-            apart; empty if unknown.
-        binding: digest of everything that decides what the run releases (`binding.Binding`); empty in ledgers of earlier
-            versions, whose noise was not bound.
+        run: public name of the run (`run_name` of its secret), so that the ledger of another run with the
+            same terms is told apart; empty if unknown.
+        binding: digest of everything that decides what the run releases (`binding.Binding`); empty in ledgers
+            of earlier versions, whose noise was not bound.
     """
 
     unit: str
@@ -98,8 +100,8 @@ class Ledger:
     """An append-only file of entries, open for one run.
 
     Raises:
-        InputError: the file belongs to other terms or another run, a line is missing, moved, changed or damaged, or a repeated
-            release contradicts its line.
+        InputError: the file belongs to other terms or another run, a line is missing, moved, changed or
+            damaged, or a repeated release contradicts its line.
     """
 
     def __init__(self, path: Path, terms: Terms) -> None:
@@ -111,7 +113,9 @@ class Ledger:
         self._entries = {_key(entry): entry for entry in read.entries}
         self._chain, self._lines = read.heads[-1] if read.heads else "", len(read.heads)
         if path.exists():
-            os.truncate(path, read.complete)  # drops half a line: a crash in mid-writing, before its release took effect
+            os.truncate(
+                path, read.complete
+            )  # drops half a line: a crash in mid-writing, before its release took effect
         self._file: IO[str] = path.open("a", encoding="utf-8")
         if read.terms is None:
             self._write(dataclasses.asdict(terms))
@@ -122,13 +126,18 @@ class Ledger:
         return self._chain
 
     def record(self, entry: AnyEntry) -> None:
-        """Write down a release before it takes effect; a repeated one must be the release that was written down."""
+        """Write down a release before it takes effect; a repeated one must be the release that was written
+        down.
+        """
         known = self._entries.get(_key(entry))
         if known is None:
             self._write(dataclasses.asdict(entry))
             self._entries[_key(entry)] = entry
         elif known != entry:
-            raise InputError(f"{self._path}: {_name(entry)} was already spent with other parameters ({known}); found {entry}")
+            raise InputError(
+                f"{self._path}: {_name(entry)} was already spent with other parameters ({known}); found "
+                f"{entry}"
+            )
 
     def spendings(self, before_step: int | None = None) -> list[Spending]:
         """Everything spent so far (or by steps below `before_step`, and by statistics), for the accountant."""
@@ -156,12 +165,16 @@ class Ledger:
 
 
 def spendings_of(entries: Sequence[AnyEntry], before_step: int | None = None) -> list[Spending]:
-    """What entries cost (only steps below `before_step`, if given, and all statistics), like releases counted together."""
+    """What entries cost (only steps below `before_step`, if given, and all statistics), like releases counted
+    together.
+    """
     counts: dict[tuple[float, float], int] = {}
     for entry in entries:
         if before_step is None or isinstance(entry, Statistic) or entry.step < before_step:
             spent = entry.spending
-            counts[spent.sample_rate, spent.noise_multiplier] = counts.get((spent.sample_rate, spent.noise_multiplier), 0) + 1
+            counts[spent.sample_rate, spent.noise_multiplier] = (
+                counts.get((spent.sample_rate, spent.noise_multiplier), 0) + 1
+            )
     return [Spending(q, sigma, steps) for (q, sigma), steps in counts.items()]
 
 
@@ -207,7 +220,9 @@ def _name(entry: AnyEntry) -> str:
 
 
 def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
-    differing = [f.name for f in dataclasses.fields(Terms) if getattr(there, f.name) != getattr(wanted, f.name)]
+    differing = [
+        f.name for f in dataclasses.fields(Terms) if getattr(there, f.name) != getattr(wanted, f.name)
+    ]
     if differing == ["run"]:
         raise InputError(
             f"{path}: the ledger belongs to another run (its secret is not the one in this folder); "
@@ -215,10 +230,14 @@ def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
         )
     if differing == ["binding"]:
         raise InputError(
-            f"{path}: the ledger says what another release has cost (with another configuration, starting weights, data, code, "
-            "library versions or platform); put back the files that were written with it, or begin a new run in another folder"
+            f"{path}: the ledger says what another release has cost (with another configuration, starting "
+            "weights, data, code, "
+            "library versions or platform); put back the files that were written with it, or begin a new run "
+            "in another folder"
         )
-    raise InputError(f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}")
+    raise InputError(
+        f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}"
+    )
 
 
 def _read(path: Path) -> _Read:
@@ -230,7 +249,9 @@ def _read(path: Path) -> _Read:
             if number == 1:
                 terms = _typed(Terms(**values))
             else:
-                entries.append(_typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values)))
+                entries.append(
+                    _typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values))
+                )
         except TypeError as error:
             raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
     return _Read(terms, entries, chain.heads, chain.complete)
@@ -241,7 +262,9 @@ def _typed(line: _Line) -> _Line:
     for field in dataclasses.fields(line):
         value = getattr(line, field.name)
         right = (
-            isinstance(value, int | float) and not isinstance(value, bool) if field.type is float else type(value) is field.type
+            isinstance(value, int | float) and not isinstance(value, bool)
+            if field.type is float
+            else type(value) is field.type
         )
         if not right or (isinstance(value, int | float) and not 0 <= value < math.inf):
             raise TypeError(f"{field.name} is {value!r}")

@@ -15,8 +15,9 @@ TRAINS = (
     "data/shards.py",
     "data/store.py",
 )
-"""Folders and files of the package that decide what a run releases: what training draws, reads, computes and adds up. The rest
-(evaluation, reports, preparation, configuration, errors) either is not run by training or acts through the configuration alone.
+"""Folders and files of the package that decide what a run releases: what training draws, reads, computes and
+adds up. The rest (evaluation, reports, preparation, configuration, errors) either is not run by training or
+acts through the configuration alone.
 """
 
 
@@ -28,7 +29,9 @@ def code_fingerprint() -> str:
 def training_code_fingerprint() -> str:
     """SHA-256 over the source files that decide what a run releases (`TRAINS`), in the order of their names."""
     return _digest(
-        path for name in TRAINS for path in ((_package() / name).rglob("*.py") if "." not in name else [_package() / name])
+        path
+        for name in TRAINS
+        for path in ((_package() / name).rglob("*.py") if "." not in name else [_package() / name])
     )
 
 
@@ -44,10 +47,11 @@ def _digest(paths: Iterable[Path]) -> str:
 
 
 def sealed_fingerprint(data_fingerprint: str, run: str) -> str:
-    """What may be published of a data set's fingerprint: SHA-256 of it and the run's name; empty if the run has none.
+    """What may be published of a data set's fingerprint: SHA-256 of it and the run's name; empty if the run
+    has none.
 
-    The bare fingerprint would break the guarantee: it is exact, so that whoever knows all films but one could try that one and
-    see. The run's name (`ledger.run_name`) has 128 random bits and stays in the house with the ledger; who holds both can check
-    the seal, and nobody else can try a guess.
+    The bare fingerprint would break the guarantee: it is exact, so that whoever knows all films but one could
+    try that one and see. The run's name (`ledger.run_name`) has 128 random bits and stays in the house with
+    the ledger; who holds both can check the seal, and nobody else can try a guess.
     """
     return hashlib.sha256(f"jaxcxr sealed data {run} {data_fingerprint}".encode()).hexdigest() if run else ""

@@ -1,8 +1,8 @@
 """What a run has spent: whatever reports an epsilon of a run folder reads it here.
 
-The ledger says what was spent. `run.json` and `config.yaml` say what was promised, the checkpoints how far training came, and
-the secret whose run it is; where these are at odds with the ledger (lines cut off its end, another run's ledger, an edited
-figure), no figure is given.
+The ledger says what was spent. `run.json` and `config.yaml` say what was promised, the checkpoints how far
+training came, and the secret whose run it is; where these are at odds with the ledger (lines cut off its end,
+another run's ledger, an edited figure), no figure is given.
 """
 
 import dataclasses
@@ -129,13 +129,17 @@ def is_private(run: Path) -> bool:
 
 
 def is_trained(run: Path) -> bool:
-    """Whether anything was trained in a run folder; else it holds public weights as they came, for comparison."""
+    """Whether anything was trained in a run folder; else it holds public weights as they came, for
+    comparison.
+    """
     return "steps" in read_facts(run)
 
 
 def newest_checkpoint(run: Path) -> int | None:
     """Steps done at the newest checkpoint of a run folder; None if there is none."""
-    steps = [int(path.name) for path in (run / CHECKPOINTS).glob("*") if path.is_dir() and path.name.isdigit()]
+    steps = [
+        int(path.name) for path in (run / CHECKPOINTS).glob("*") if path.is_dir() and path.name.isdigit()
+    ]
     return max(steps, default=None)
 
 
@@ -147,7 +151,9 @@ def _is_private(run: Path, facts: Mapping[str, Any]) -> bool:
     promised = load(Experiment, run / CONFIG).privacy is not None
     if promised != ("delta" in facts):
         which = (FACTS, CONFIG) if promised else (CONFIG, FACTS)
-        raise InputError(f"{run}: trained without privacy according to {which[0]}, with it according to {which[1]}")
+        raise InputError(
+            f"{run}: trained without privacy according to {which[0]}, with it according to {which[1]}"
+        )
     return promised
 
 
@@ -160,36 +166,50 @@ def _require_numbers(run: Path, facts: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         if not number or (name in _POSITIVE and value == 0) or (name == "delta" and not 0 < value < 1):
             wanted = "a number between 0 and 1" if name == "delta" else "a positive number"
-            raise InputError(f"{run / FACTS}: not the facts of a run ({name}: expected {wanted}, found {value!r})")
+            raise InputError(
+                f"{run / FACTS}: not the facts of a run ({name}: expected {wanted}, found {value!r})"
+            )
     for name in _COUNTS:
         if type(facts[name]) is not int or facts[name] < 0:
-            raise InputError(f"{run / FACTS}: not the facts of a run ({name}: expected a whole number, found {facts[name]!r})")
+            raise InputError(
+                f"{run / FACTS}: not the facts of a run ({name}: expected a whole number, found "
+                f"{facts[name]!r})"
+            )
 
 
 def _require_one_promise(run: Path, facts: Mapping[str, Any], privacy: PrivacyConfig, terms: Terms) -> None:
     said = {"n_units": terms.dataset_size, "store_fingerprint": terms.data_fingerprint}
     wrong = [f"{name} ({value!r} in the ledger)" for name, value in said.items() if facts[name] != value]
     if wrong:
-        raise InputError(f"{run}: {LEDGER} and {FACTS} are about different data; they differ in {', '.join(wrong)}")
+        raise InputError(
+            f"{run}: {LEDGER} and {FACTS} are about different data; they differ in {', '.join(wrong)}"
+        )
     if terms.unit != privacy.unit:
         raise InputError(f"{run}: the ledger's unit is {terms.unit!r}, that of {CONFIG} {privacy.unit!r}")
     for name in ("epsilon", "delta", "l2_clip_norm"):
         if facts[name] != getattr(privacy, name):
-            raise InputError(f"{run}: privacy.{name} is {getattr(privacy, name)} in {CONFIG}, {facts[name]} in {FACTS}")
+            raise InputError(
+                f"{run}: privacy.{name} is {getattr(privacy, name)} in {CONFIG}, {facts[name]} in {FACTS}"
+            )
 
 
 def _require_steps(run: Path, facts: Mapping[str, Any], entries: list[Entry]) -> None:
-    """Every step has its line, with the parameters that were planned, and no checkpoint is newer than the ledger."""
+    """Every step has its line, with the parameters that were planned, and no checkpoint is newer than the
+    ledger.
+    """
     for place, entry in enumerate(entries):
         if entry.step != place:
             raise InputError(f"{run}: {LEDGER} has step {entry.step} where step {place} belongs")
         for name in ("sample_rate", "noise_multiplier", "l2_clip_norm"):
             if getattr(entry, name) != facts[name]:
                 raise InputError(
-                    f"{run}: {name} of step {place} is {getattr(entry, name)} in {LEDGER}, {facts[name]} in {FACTS}"
+                    f"{run}: {name} of step {place} is {getattr(entry, name)} in {LEDGER}, {facts[name]} in "
+                    f"{FACTS}"
                 )
     if len(entries) > facts["steps"]:
         raise InputError(f"{run}: {LEDGER} has {len(entries)} steps, {FACTS} planned {facts['steps']}")
     done = newest_checkpoint(run)
     if done is not None and done > len(entries):
-        raise InputError(f"{run}: a checkpoint is of step {done}, but {LEDGER} has {len(entries)} steps: lines were lost")
+        raise InputError(
+            f"{run}: a checkpoint is of step {done}, but {LEDGER} has {len(entries)} steps: lines were lost"
+        )

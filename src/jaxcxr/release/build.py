@@ -1,6 +1,8 @@
-"""Build `release/` from a finished run: what may leave the hospital, and nothing else, checked before it appears.
+"""Build `release/` from a finished run: what may leave the hospital, and nothing else, checked before it
+appears.
 
-Nothing here is computed from private data outside the mechanism: no loss, no prediction, no threshold, no log.
+Nothing here is computed from private data outside the mechanism: no loss, no prediction, no threshold, no
+log.
 """
 
 import dataclasses
@@ -35,21 +37,28 @@ class Built:
     unchecked: tuple[str, ...]
 
 
-def build_release(run: Path, manifest: pd.DataFrame | None = None, watermark: bool = False, store: Path | None = None) -> Built:
+def build_release(
+    run: Path, manifest: pd.DataFrame | None = None, watermark: bool = False, store: Path | None = None
+) -> Built:
     """Write `release/` in a run folder, check it and register it; the folder appears only if it passes.
 
     Args:
         run: a finished private run.
         manifest: of its cohort, to look for identifiers; that of the cohort's store unless given.
         watermark: build a folder `not-for-release/` of a run that must not leave, every artefact marked so.
-        store: of its cohort, whose register must know of the release; the one in the run's configuration unless given.
+        store: of its cohort, whose register must know of the release; the one in the run's configuration
+            unless given.
 
     Raises:
-        InputError: the run must not be released (`release.gate`), its folder exists already, or the check found something.
+        InputError: the run must not be released (`release.gate`), its folder exists already, or the check
+            found something.
     """
     with passage(run, watermark, store) as found:
         if found.kind != "run":
-            raise InputError(f"{run}: no run, but a {found.kind}; a release is built from a run (scripts/export.py converts)")
+            raise InputError(
+                f"{run}: no run, but a {found.kind}; a release is built from a run (scripts/export.py "
+                "converts)"
+            )
         folder = run / (WATERMARKED if found.against else RELEASE)
         if folder.exists():
             raise InputError(f"{folder}: exists already; delete it to build it anew")
@@ -59,7 +68,11 @@ def build_release(run: Path, manifest: pd.DataFrame | None = None, watermark: bo
         part.mkdir()
         try:
             write_release(part, params, load(Experiment, run / "config.yaml"), found.card, found.against)
-            verdict = None if found.against else check_release(part, _manifest_of(run, store) if manifest is None else manifest)
+            verdict = (
+                None
+                if found.against
+                else check_release(part, _manifest_of(run, store) if manifest is None else manifest)
+            )
             if verdict is not None and verdict.wrong:
                 raise InputError(f"{folder}: was not built: {'; '.join(verdict.wrong)}")
             found.register()

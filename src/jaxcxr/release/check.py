@@ -1,10 +1,12 @@
-"""Whether a folder may leave the house: it must be, byte for byte, the release of its own weights, configuration and card.
+"""Whether a folder may leave the house: it must be, byte for byte, the release of its own weights,
+configuration and card.
 
-Two nets. The first lets only what the builder writes pass: weights with nothing but the parameters of the network that the
-configuration describes, a configuration with its private paths blanked, a card whose every figure and sentence follows from its
-ledger entries, and the other files as they follow from these three. The second looks for the identifiers of the manifest in the
-names of files and folders, in foreign files, and wherever the first net leaves room for a text (names of findings, fingerprints
-and versions, runs of letters in the bytes of the weights).
+Two nets. The first lets only what the builder writes pass: weights with nothing but the parameters of the
+network that the configuration describes, a configuration with its private paths blanked, a card whose every
+figure and sentence follows from its ledger entries, and the other files as they follow from these three. The
+second looks for the identifiers of the manifest in the names of files and folders, in foreign files, and
+wherever the first net leaves room for a text (names of findings, fingerprints and versions, runs of letters
+in the bytes of the weights).
 """
 
 import dataclasses
@@ -83,13 +85,18 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     files = {name: path for name, path in paths.items() if path.is_file() and not path.is_symlink()}
     sources = _read_sources(folder)
     expected = _expected(sources)
-    known = {*(expected or (*SOURCES, CARD_HTML)), *(parent.as_posix() for name in expected for parent in Path(name).parents)}
+    known = {
+        *(expected or (*SOURCES, CARD_HTML)),
+        *(parent.as_posix() for name in expected for parent in Path(name).parents),
+    }
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
     wrong += [*sources.wrong]
     wrong += [f"{name}: no part of a release" for name in foreign if expected or not name.startswith(ORBAX)]
     wrong += [f"{name}: is missing" for name in expected if name not in files]
-    spoilt = [name for name, content in expected.items() if name in files and files[name].read_bytes() != content]
+    spoilt = [
+        name for name, content in expected.items() if name in files and files[name].read_bytes() != content
+    ]
     wrong += [f"{name}: is not the file that {', '.join(SOURCES)} give" for name in spoilt]
     if identifiers is None:
         return Verdict(tuple(wrong), ("no manifest was given, and no identifier looked for",))
@@ -103,7 +110,8 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
 
 
 def check_registered(folder: Path, store: Path | None) -> Verdict:
-    """Ask the register of a release's cohort whether its weights left with this card, and with which others before them.
+    """Ask the register of a release's cohort whether its weights left with this card, and with which others
+    before them.
 
     What of the folder cannot be read is for `check_release` to say.
 
@@ -116,7 +124,9 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
     """
     store = store or _store_of_run(folder.resolve().parent)
     if store is None:
-        return Verdict((), ("no store was given, and its register of released models was not asked (--store)",))
+        return Verdict(
+            (), ("no store was given, and its register of released models was not asked (--store)",)
+        )
     try:
         card, weights = read_card(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
     except (InputError, OSError, SafetensorError):
@@ -168,16 +178,29 @@ def _expected(sources: _Sources) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch)
         write_release(again, nested_weights(sources.weights), sources.config, sources.card)
-        return {path.relative_to(again).as_posix(): path.read_bytes() for path in sorted(again.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(again).as_posix(): path.read_bytes()
+            for path in sorted(again.rglob("*"))
+            if path.is_file()
+        }
 
 
 def _checked_config(path: Path) -> Experiment:
     config = load_config(Experiment, path)
     weights = config.model.weights
-    if config.data.store != BLANK or not (weights in (None, BLANK) or is_packaged(weights)) or config.model.pretraining:
-        raise InputError(f"{path}: data.store, model.weights and model.pretraining are paths of the house; expected {BLANK!r}")
+    if (
+        config.data.store != BLANK
+        or not (weights in (None, BLANK) or is_packaged(weights))
+        or config.model.pretraining
+    ):
+        raise InputError(
+            f"{path}: data.store, model.weights and model.pretraining are paths of the house; expected "
+            f"{BLANK!r}"
+        )
     if config != public_config(config):
-        raise InputError(f"{path}: evaluation: how the model is judged is no part of a release; expected the defaults")
+        raise InputError(
+            f"{path}: evaluation: how the model is judged is no part of a release; expected the defaults"
+        )
     if config.training.seed is not None:
         raise InputError(f"{path}: training.seed: a seeded run is {NOT_FOR_RELEASE}")
     return config
@@ -191,7 +214,10 @@ def _checked_card(path: Path) -> PrivacyCard:
         raise InputError(f"{path}: shows the cohort's films a patient, which are private")
     changed = differing(card, recomputed(card))
     if changed:
-        raise InputError(f"{path}: does not follow from its own mechanisms: {', '.join(changed)} (edited, or another version)")
+        raise InputError(
+            f"{path}: does not follow from its own mechanisms: {', '.join(changed)} (edited, or another "
+            "version)"
+        )
     return card
 
 
@@ -212,14 +238,21 @@ def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndar
     if metadata:
         raise InputError(f"{path}: holds metadata {metadata}; expected none")
     ends = [0, *(end for _, end in spans)]
-    if not form or types != {"F32"} or [start for start, _ in spans] != ends[:-1] or ends[-1] != len(content) - 8 - length:
+    if (
+        not form
+        or types != {"F32"}
+        or [start for start, _ in spans] != ends[:-1]
+        or ends[-1] != len(content) - 8 - length
+    ):
         raise InputError(f"{path}: holds more than parameters in float32, or bytes that belong to none")
     if config is not None:
         wanted = network_shapes(config)
         found = {name: tuple(entry["shape"]) for name, entry in header.items()}
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if wrong:
-            raise InputError(f"{path}: does not hold the parameters of the network in {CONFIG}: {', '.join(wrong)}")
+            raise InputError(
+                f"{path}: does not hold the parameters of the network in {CONFIG}: {', '.join(wrong)}"
+            )
     try:
         return load(content)
     except SafetensorError as error:
@@ -229,7 +262,9 @@ def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndar
 def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter of the network that a configuration describes, by its path."""
     film = jax.ShapeDtypeStruct((config.data.size, config.data.size), np.uint8)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model_of(config).init, jax.random.key(0), film))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(model_of(config).init, jax.random.key(0), film)
+    )
     return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
@@ -266,7 +301,10 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     if_given = {
         "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
         "privacy.noise_multiplier": (privacy.noise_multiplier, _noise_of(card)),
-        "privacy.class_counts_noise_multiplier": (privacy.class_counts_noise_multiplier, card.class_counts_noise_multiplier),
+        "privacy.class_counts_noise_multiplier": (
+            privacy.class_counts_noise_multiplier,
+            card.class_counts_noise_multiplier,
+        ),
     }
     said |= {key: (there, here) for key, (there, here) in if_given.items() if there is not None}
     for key, (there, here) in said.items():
@@ -282,7 +320,9 @@ def _noise_of(card: PrivacyCard) -> float | None:
 
 def _is_numbers(name: str) -> bool:
     """Whether a file holds the bytes of weights, in which short texts stand by chance."""
-    return name == WEIGHTS or (name.startswith(f"{ORBAX}/params/") and name.rpartition("/")[2].replace(".", "").isdigit())
+    return name == WEIGHTS or (
+        name.startswith(f"{ORBAX}/params/") and name.rpartition("/")[2].replace(".", "").isdigit()
+    )
 
 
 def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
@@ -296,7 +336,9 @@ def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
 
 
 def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:
-    """Identifiers where files that are in order leave room for a text; their numbers are those of a training and no ids."""
+    """Identifiers where files that are in order leave room for a text; their numbers are those of a training
+    and no ids.
+    """
     for finding in sources.config.data.findings if sources.config else ():
         for it in identifiers.in_text(finding, bare_numbers=False):
             yield CONFIG, it
@@ -318,18 +360,22 @@ def _shortest(identifiers: Identifiers, size: int, letters: int) -> int:
 
 def _shortest_in_weights(sources: _Sources, identifiers: Identifiers) -> int:
     size = sum(array.nbytes for array in (sources.weights or {}).values())
-    return max(_LEAST_IN_WEIGHTS, _shortest(identifiers, size, 128))  # of 256 bytes two are the letter, in either case
+    return max(
+        _LEAST_IN_WEIGHTS, _shortest(identifiers, size, 128)
+    )  # of 256 bytes two are the letter, in either case
 
 
 def _unchecked(sources: _Sources, identifiers: Identifiers) -> Iterator[str]:
     if bare := identifiers.bare_numbers():
         yield (
-            f"{bare} of {len(identifiers)} identifiers are numbers of fewer than {SHORT} digits: any number might be one, "
+            f"{bare} of {len(identifiers)} identifiers are numbers of fewer than {SHORT} digits: any number "
+            "might be one, "
             "and they were looked for in the names and texts of foreign files only"
         )
     shortest = _shortest_in_weights(sources, identifiers)
     if short := identifiers.shorter_than(shortest):
         yield (
-            f"{short} of {len(identifiers)} identifiers have fewer than {shortest} characters: such texts stand by chance in "
+            f"{short} of {len(identifiers)} identifiers have fewer than {shortest} characters: such texts "
+            "stand by chance in "
             f"the numbers of {WEIGHTS}, and were not looked for there"
         )

@@ -1,8 +1,10 @@
-"""The gate through which weights leave: releases, exports and conversions all ask here, and get the same answer.
+"""The gate through which weights leave: releases, exports and conversions all ask here, and get the same
+answer.
 
-What passes: the weights of a finished private run against which its privacy card has no reason; a release, if it is one byte
-for byte; weights folders and files of public weights, which carry no promise. What does not: everything else, and whatever was
-made from it. `watermark` lets that through with a mark in its name and in its content, by which this gate knows it again.
+What passes: the weights of a finished private run against which its privacy card has no reason; a release, if
+it is one byte for byte; weights folders and files of public weights, which carry no promise. What does not:
+everything else, and whatever was made from it. `watermark` lets that through with a mark in its name and in
+its content, by which this gate knows it again.
 """
 
 import dataclasses
@@ -31,9 +33,7 @@ from jaxcxr.training.checkpoint import weights_folder
 from jaxcxr.training.plan import weights_digest
 
 NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
-STARTED_FROM_ITS_OWN = (
-    "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"
-)
+STARTED_FROM_ITS_OWN = "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"
 MARK = "not-for-release"
 """In the names of marked files and folders."""
 
@@ -67,7 +67,9 @@ class Passage:
         return {WATERMARK: NOT_FOR_RELEASE, REASONS: json.dumps(self.against)} if self.against else {}
 
     def register(self) -> None:
-        """Write down that the weights of a private run leave; call it last, before what was written gets its name."""
+        """Write down that the weights of a private run leave; call it last, before what was written gets its
+        name.
+        """
         self._register()
 
 
@@ -81,8 +83,8 @@ def passage(source: Path, watermark: bool = False, store: Path | None = None) ->
         store: of the run's cohort, if it is not where the run's configuration says.
 
     Raises:
-        InputError: the weights must not leave (the reasons are named) and no watermark was asked for; the source is damaged, or
-            its files are at odds; or the release cannot be registered.
+        InputError: the weights must not leave (the reasons are named) and no watermark was asked for; the
+            source is damaged, or its files are at odds; or the release cannot be registered.
     """
     with _judged(source, store) as found:
         if found.against and not watermark:
@@ -96,7 +98,9 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
     if source.is_file():
         yield Passage(source, "file", marks_of(source))
     elif not source.is_dir():
-        raise InputError(f"{source}: no such file or folder; expected weights, a run, a weights folder or a release")
+        raise InputError(
+            f"{source}: no such file or folder; expected weights, a run, a weights folder or a release"
+        )
     elif (source / FACTS).exists() or (source / CHECKPOINTS).exists():
         spent = spent_of(source)
         if spent is None:
@@ -105,11 +109,15 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
             with _private_run(source, spent, store) as found:
                 yield found
     elif (source / CONFIG).is_file():
-        yield Passage(source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong))
+        yield Passage(
+            source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong)
+        )
     elif (source / RECORD).is_file():
         yield Passage(source, "weights", marks_of(source))
     else:
-        raise InputError(f"{source}: expected {CONFIG} or {RECORD} there, which say what the network looks like")
+        raise InputError(
+            f"{source}: expected {CONFIG} or {RECORD} there, which say what the network looks like"
+        )
 
 
 @contextmanager
@@ -124,7 +132,13 @@ def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passag
         reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
         siblings = tuple(register.siblings_of(run, spent, weights))
         card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons))
-        yield Passage(run, "run", tuple(card.reasons_against_release), card, _registration(register, spent, weights, card))
+        yield Passage(
+            run,
+            "run",
+            tuple(card.reasons_against_release),
+            card,
+            _registration(register, spent, weights, card),
+        )
 
 
 def _registration(register: Register, spent: Spent, weights: str, card: PrivacyCard) -> Callable[[], None]:
@@ -145,7 +159,9 @@ def final_params(run: Path) -> PyTree:
             restored: Any = checkpointer.restore((folder / str(done) / "default").resolve())
         return jax.tree.map(np.asarray, weights_to_use(restored))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(
+            f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def marked(record: Mapping[str, Any], found: Passage) -> dict[str, Any]:

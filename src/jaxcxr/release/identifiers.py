@@ -1,7 +1,8 @@
 """Every identifier of a manifest, looked for in texts and bytes, however they are written or packed.
 
-Identifiers are the image and patient ids, the paths with those of their parts that belong to one patient only, and the texts of
-any other column that is named like an identifier or tells films apart (accession numbers, DICOM UIDs, names, dates of birth).
+Identifiers are the image and patient ids, the paths with those of their parts that belong to one patient
+only, and the texts of any other column that is named like an identifier or tells films apart (accession
+numbers, DICOM UIDs, names, dates of birth).
 """
 
 import bz2
@@ -31,7 +32,9 @@ _PACKED_AT_MOST = 1 << 24
 _STREAMS_AT_MOST = 2000
 _ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le")
 _KNOWN_COLUMNS = (*REQUIRED, "view", "comorbidities")
-_NAMED_LIKE_ONE = re.compile(r"(^|_|(?<=[a-z]))(id|ids|uid|name|mrn|accession|birth|birthdate|dob|date|datetime|time)$", re.I)
+_NAMED_LIKE_ONE = re.compile(
+    r"(^|_|(?<=[a-z]))(id|ids|uid|name|mrn|accession|birth|birthdate|dob|date|datetime|time)$", re.I
+)
 
 
 class Identifiers:
@@ -95,14 +98,18 @@ class Identifiers:
         return [f"the {self._columns[word]} {word!r}" for word in sorted(found) if len(word) >= shortest]
 
     def in_bytes(self, content: bytes, shortest: int = 1) -> list[str]:
-        """What is found in a file's text, in UTF-8, UTF-16 or UTF-32, inside archives and compressed streams too."""
+        """What is found in a file's text, in UTF-8, UTF-16 or UTF-32, inside archives and compressed streams
+        too.
+        """
         found: dict[str, None] = {}
         for piece in _unpacked(content[:_PACKED_AT_MOST], _DEEPEST):
             for text in _runs(piece, shortest):
                 found |= dict.fromkeys(self.in_text(text, shortest))
             lower = piece.lower()
             for name in self._foreign:
-                if len(name) >= shortest and any(_encoded(name, encoding) in lower for encoding in _ENCODINGS):
+                if len(name) >= shortest and any(
+                    _encoded(name, encoding) in lower for encoding in _ENCODINGS
+                ):
                     found |= {f"the {self._columns[name]} {name!r}": None}
         return list(found)
 
@@ -114,7 +121,9 @@ def _other_columns(manifest: pd.DataFrame) -> list[str]:
         if column in _KNOWN_COLUMNS:
             continue
         texts = [text for text in text_of(manifest, column) if text]
-        tells_apart = len(set(texts)) > len(texts) / 2 and any(re.search(r"[^\d.eE+-]", text) for text in texts)
+        tells_apart = len(set(texts)) > len(texts) / 2 and any(
+            re.search(r"[^\d.eE+-]", text) for text in texts
+        )
         if texts and (tells_apart or _NAMED_LIKE_ONE.search(str(column))):
             chosen.append(str(column))
     return chosen
@@ -177,7 +186,11 @@ def _stands_alone(text: str, start: int, length: int) -> bool:
 
 def _encoded(name: str, encoding: str) -> bytes:
     """As bytes; a letter that the encoding lacks becomes one that no text has."""
-    return name.encode(encoding, errors="replace").replace(b"?", b"\xff") if encoding == "latin-1" else name.encode(encoding)
+    return (
+        name.encode(encoding, errors="replace").replace(b"?", b"\xff")
+        if encoding == "latin-1"
+        else name.encode(encoding)
+    )
 
 
 def _runs(content: bytes, shortest: int) -> Iterator[str]:
@@ -186,7 +199,12 @@ def _runs(content: bytes, shortest: int) -> Iterator[str]:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         least = b"{%d,}" % max(2, shortest)
-        for character in (rb"[\x20-\x7e]", rb"(?:[\x20-\x7e]\x00)", rb"(?:\x00[\x20-\x7e])", rb"(?:[\x20-\x7e]\x00{3})"):
+        for character in (
+            rb"[\x20-\x7e]",
+            rb"(?:[\x20-\x7e]\x00)",
+            rb"(?:\x00[\x20-\x7e])",
+            rb"(?:[\x20-\x7e]\x00{3})",
+        ):
             for run in re.findall(character + least, content):
                 yield run.replace(b"\x00", b"").decode("ascii")
         return
@@ -204,11 +222,16 @@ def _unpacked(content: bytes, depth: int) -> Iterator[bytes]:
 
 
 def _members(content: bytes) -> Iterable[bytes]:
-    """What is packed in an archive or stream; nothing if it cannot be unpacked (such a file is no part of a release anyway)."""
+    """What is packed in an archive or stream; nothing if it cannot be unpacked (such a file is no part of a
+    release anyway).
+    """
     try:
         if zipfile.is_zipfile(io.BytesIO(content)):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                return [archive.comment, *(part for info in archive.infolist() for part in _zip_parts(archive, info))]
+                return [
+                    archive.comment,
+                    *(part for info in archive.infolist() for part in _zip_parts(archive, info)),
+                ]
         for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
             if content.startswith(magic):
                 with opened(io.BytesIO(content)) as stream:
@@ -218,7 +241,9 @@ def _members(content: bytes) -> Iterable[bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             members = [(info.name.encode(), archive.extractfile(info)) for info in archive]
-            return [part for name, file in members for part in (name, file.read(_PACKED_AT_MOST) if file else b"")]
+            return [
+                part for name, file in members for part in (name, file.read(_PACKED_AT_MOST) if file else b"")
+            ]
     except (tarfile.TarError, OSError, EOFError):
         return list(_deflated(content))
 

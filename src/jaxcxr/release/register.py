@@ -1,9 +1,10 @@
 """Which models of a cohort were released: an append-only register in the folder of the cohort's store.
 
-A model is registered before it leaves, and its cost is then part of every later card of the cohort. A run that is released
-again with the same ledger counts once; one that was trained further and released again counts with its longer ledger, which
-holds the shorter one; a run that was deleted and trained anew has a new secret and counts beside the old one, whose model may
-be anywhere. The register knows its own store only: films that are prepared anew have another store, and another register.
+A model is registered before it leaves, and its cost is then part of every later card of the cohort. A run
+that is released again with the same ledger counts once; one that was trained further and released again
+counts with its longer ledger, which holds the shorter one; a run that was deleted and trained anew has a new
+secret and counts beside the old one, whose model may be anywhere. The register knows its own store only:
+films that are prepared anew have another store, and another register.
 """
 
 import os
@@ -70,10 +71,13 @@ class Register:
                 self._lines.append(_Registered.model_validate(values))
             except ValidationError as error:
                 where = ".".join(str(part) for part in error.errors()[0]["loc"])
-                raise InputError(f"{path}: line {number} is no register entry ({where}: {error.errors()[0]['msg']})") from None
+                raise InputError(
+                    f"{path}: line {number} is no register entry ({where}: {error.errors()[0]['msg']})"
+                ) from None
 
     def siblings_of(self, run: Path, spent: Spent, weights: str) -> list[SiblingRow]:
-        """The other released models of the cohort, in the order of their release; earlier states of the run itself are none.
+        """The other released models of the cohort, in the order of their release; earlier states of the run
+        itself are none.
 
         Args:
             run: its folder, for errors.
@@ -81,11 +85,13 @@ class Register:
             weights: SHA-256 of its parameters.
 
         Raises:
-            InputError: their costs do not add up: one shares the run's secret, or its ledger, or claims another adjacency.
+            InputError: their costs do not add up: one shares the run's secret, or its ledger, or claims
+                another adjacency.
         """
         if not spent.terms.run:
             raise InputError(
-                f"{run}: the ledger does not name its run, so that a copy of a released one could not be told; train anew"
+                f"{run}: the ledger does not name its run, so that a copy of a released one could not be "
+                "told; train anew"
             )
         others: dict[str, SiblingRow] = {}
         for line in self._lines:
@@ -93,19 +99,24 @@ class Register:
                 others[line.run] = line.sibling  # a later line of the same run is a longer ledger
                 if line.adjacency != spent.terms.adjacency:
                     raise InputError(
-                        f"{run}: no joint epsilon holds with the released models of this cohort: one claims adjacency "
+                        f"{run}: no joint epsilon holds with the released models of this cohort: one claims "
+                        "adjacency "
                         f"{line.adjacency!r}, this run {spent.terms.adjacency!r}"
                     )
             elif line.sibling.ledger not in spent.heads:
                 raise InputError(
-                    f"{run}: no joint epsilon holds with the released models of this cohort: one with the ledger "
-                    f"{line.sibling.ledger} comes from the same secret, and its noise would cancel against this one's; "
+                    f"{run}: no joint epsilon holds with the released models of this cohort: one with the "
+                    "ledger "
+                    f"{line.sibling.ledger} comes from the same secret, and its noise would cancel against "
+                    "this one's; "
                     "is the run a copy?"
                 )
             elif line.sibling.ledger == spent.head and line.weights != weights:
                 raise InputError(
-                    f"{run}: no joint epsilon holds with the released models of this cohort: other weights were released with "
-                    "this very ledger, and the noise of both would cancel in their difference; is one a copy that was trained "
+                    f"{run}: no joint epsilon holds with the released models of this cohort: other weights "
+                    "were released with "
+                    "this very ledger, and the noise of both would cancel in their difference; is one a copy "
+                    "that was trained "
                     "on another machine, or on other data?"
                 )
         return list(others.values())
@@ -115,14 +126,17 @@ class Register:
         return any(line.weights == weights for line in self._lines)
 
     def at_odds(self, card: PrivacyCard, weights: str) -> list[str]:
-        """In what a release differs from what was registered before it left, a sentence each; empty if in nothing.
+        """In what a release differs from what was registered before it left, a sentence each; empty if in
+        nothing.
 
         Args:
             card: of the release.
             weights: SHA-256 of its parameters.
         """
         ledger = card.fingerprints.ledger
-        place = next((i for i, line in enumerate(self._lines) if ledger and line.sibling.ledger == ledger), None)
+        place = next(
+            (i for i, line in enumerate(self._lines) if ledger and line.sibling.ledger == ledger), None
+        )
         if place is None:
             return [f"{self._path} knows no release with its ledger"]
         own, wrong = self._lines[place], []
@@ -138,7 +152,8 @@ class Register:
             last = max(i for i, line in enumerate(self._lines[:place]) if line.run == run)
             if not any(line.sibling in listed for line in self._lines[last:] if line.run == run):
                 wrong.append(
-                    f"{self._path}: its card does not list the model with the ledger {self._lines[last].sibling.ledger}"
+                    f"{self._path}: its card does not list the model with the ledger "
+                    f"{self._lines[last].sibling.ledger}"
                 )
         return wrong
 
@@ -150,7 +165,11 @@ class Register:
         """
         sibling = SiblingRow(ledger=spent.head, unit=spent.terms.unit, mechanisms=list(mechanisms))  # type: ignore[arg-type]
         line = _Registered(
-            run=spent.terms.run, weights=weights, adjacency=spent.terms.adjacency, delta=spent.delta, sibling=sibling
+            run=spent.terms.run,
+            weights=weights,
+            adjacency=spent.terms.adjacency,
+            delta=spent.delta,
+            sibling=sibling,
         )
         if line in self._lines:
             return
@@ -177,17 +196,24 @@ def register_of(store: Path) -> Register:
 
 @contextmanager
 def held(store: Path, spent: Spent, run: Path) -> Iterator[Register]:
-    """Hold the register of the store that a run was trained on, so that no other model of the cohort is released meanwhile.
+    """Hold the register of the store that a run was trained on, so that no other model of the cohort is
+    released meanwhile.
 
     Raises:
-        InputError: the store is gone, holds another cohort or cannot be written to, or another process does not let go of it.
+        InputError: the store is gone, holds another cohort or cannot be written to, or another process does
+            not let go of it.
     """
     where = "--store names where it lies now"
     if not store.is_dir():
-        raise InputError(f"{store}: no such store; {run} was trained on it, and its register must know of a release: {where}")
+        raise InputError(
+            f"{store}: no such store; {run} was trained on it, and its register must know of a release: "
+            f"{where}"
+        )
     if open_store(store).fingerprint != spent.terms.data_fingerprint:
         raise InputError(f"{store}: holds another cohort than the one that {run} was trained on; {where}")
-    lock = alone(store / LOCK, f"{store}: another model of this cohort is being released; try again", _PATIENCE)
+    lock = alone(
+        store / LOCK, f"{store}: another model of this cohort is being released; try again", _PATIENCE
+    )
     with _writable(store):
         lock.__enter__()
     try:
@@ -202,6 +228,7 @@ def _writable(store: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{store}: the register of released models cannot be written ({error.strerror}), and nothing is released without; "
+            f"{store}: the register of released models cannot be written ({error.strerror}), and nothing is "
+            "released without; "
             "make the folder writable, or name the store's place with --store"
         ) from error

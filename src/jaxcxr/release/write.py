@@ -1,9 +1,10 @@
-"""The files of a release, and nothing else: each follows from the weights, the configuration and the privacy card.
+"""The files of a release, and nothing else: each follows from the weights, the configuration and the privacy
+card.
 
     model.safetensors            the weights
-    orbax/                       the same weights, for Flax: `ocp.StandardCheckpointer().restore(".../orbax/params")`
-    config.yaml                  how they were trained; paths of the house blanked
-    privacy_card.html, .json     what is promised
+    orbax/                       the same weights, for Flax:
+    `ocp.StandardCheckpointer().restore(".../orbax/params")` config.yaml                  how they were
+    trained; paths of the house blanked privacy_card.html, .json     what is promised
 
 No date, no path and no file name of the hospital is written, so that the same run gives the same bytes.
 """
@@ -73,16 +74,21 @@ def write_release(
 
 
 def _write_orbax(folder: Path, params: PyTree) -> None:
-    """An array a folder (no OCDBT, whose file names are drawn at random), so that every file follows from the weights."""
+    """An array a folder (no OCDBT, whose file names are drawn at random), so that every file follows from the
+    weights.
+    """
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
-        checkpointer.save(folder.resolve(), jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params))
+        checkpointer.save(
+            folder.resolve(), jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params)
+        )
     for path in folder.rglob("*"):
         if path.name in _DATED:
             path.unlink()
 
 
 def public_config(config: Experiment) -> Experiment:
-    """The configuration of a training without the paths of the house, and without how its model is judged there.
+    """The configuration of a training without the paths of the house, and without how its model is judged
+    there.
 
     Weights that come with the package keep their name: anybody has them.
     """
@@ -100,4 +106,8 @@ def public_config(config: Experiment) -> Experiment:
 def is_packaged(weights: str) -> bool:
     """Whether a configuration's weights are the package's own."""
     parts = Path(weights).parts
-    return len(parts) == len(PACKAGED) + 1 and parts[: len(PACKAGED)] == PACKAGED and weights_folder(weights).is_dir()
+    return (
+        len(parts) == len(PACKAGED) + 1
+        and parts[: len(PACKAGED)] == PACKAGED
+        and weights_folder(weights).is_dir()
+    )

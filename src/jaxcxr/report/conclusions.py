@@ -1,8 +1,9 @@
 """Sentences for people that follow from the figures and say no more than they do.
 
-A difference counts as shown if its 95 % interval leaves out zero; otherwise it is said to be not distinguishable from zero,
-which is not the same as being zero, and the interval is given. Where one of many groups or findings is picked out, its p-value
-is corrected for their number (Holm). Numbers are rounded to three decimals, and the sentences follow from the unrounded ones.
+A difference counts as shown if its 95 % interval leaves out zero; otherwise it is said to be not
+distinguishable from zero, which is not the same as being zero, and the interval is given. Where one of many
+groups or findings is picked out, its p-value is corrected for their number (Holm). Numbers are rounded to
+three decimals, and the sentences follow from the unrounded ones.
 """
 
 import math
@@ -55,7 +56,9 @@ def too_few_redraws(rows: pd.DataFrame) -> bool:
     return len(rows) * 2 / (float(np.min(rows["redraws"])) + 1) >= LEVEL
 
 
-def estimate(rows: pd.DataFrame, metric: str, finding: str = "average", group: str = "all") -> dict[str, Any] | None:
+def estimate(
+    rows: pd.DataFrame, metric: str, finding: str = "average", group: str = "all"
+) -> dict[str, Any] | None:
     """The row of one estimate of a group itself, or None if it is not there."""
     chosen = rows.loc[(rows["group"] == group) & (rows["finding"] == finding) & (rows["metric"] == metric)]
     return None if chosen.empty else {str(key): value for key, value in chosen.iloc[0].items()}
@@ -68,9 +71,14 @@ def auroc_sentence(evaluation: pd.DataFrame) -> str:
         return "The average AUROC is not defined: no finding has both positive and negative test films."
     findings = evaluation.loc[(evaluation["group"] == "all") & (evaluation["metric"] == "auroc"), "finding"]
     count = int((findings != "average").sum())
-    over = str(row["note"]) if str(row["note"]).startswith("over ") else f"over {count} finding{'s' * (count != 1)}"
+    over = (
+        str(row["note"])
+        if str(row["note"]).startswith("over ")
+        else f"over {count} finding{'s' * (count != 1)}"
+    )
     return (
-        f"The average AUROC {over} is {number(row['value'])} (95 % interval {between(row['ci_low'], row['ci_high'])}): the "
+        f"The average AUROC {over} is {number(row['value'])} (95 % interval "
+        f"{between(row['ci_low'], row['ci_high'])}): the "
         "share of pairs of films, one with the finding and one without, that the model ranks rightly."
     )
 
@@ -79,7 +87,8 @@ def price_sentence(comparison: pd.DataFrame | None, epsilon: float | None = None
     """What privacy costs in average AUROC.
 
     Args:
-        comparison: rows of `eval.compare.compare`, the non-private model minus the private one; None if there is no such model.
+        comparison: rows of `eval.compare.compare`, the non-private model minus the private one; None if there
+            is no such model.
         epsilon: budget to name, if several are spoken of.
     """
     if comparison is None:
@@ -92,20 +101,26 @@ def price_sentence(comparison: pd.DataFrame | None, epsilon: float | None = None
     first = f"{at}{'t' if at else 'T'}he non-private model's average AUROC is {number(row['value_a'])}"
     if not leaves_out_zero(low, high):
         return (
-            f"{first}; the difference, {signed(row['difference'])} ({between(low, high)}), is not distinguishable from zero: "
+            f"{first}; the difference, {signed(row['difference'])} ({between(low, high)}), is not "
+            "distinguishable from zero: "
             "these films do not show that privacy costs anything, and are compatible with a loss of up to "
             f"{number(max(high, 0))}."
         )
     if low > 0:
-        return f"{first}: privacy costs {number(row['difference'])} of it (95 % interval {between(low, high)})."
+        return (
+            f"{first}: privacy costs {number(row['difference'])} of it (95 % interval {between(low, high)})."
+        )
     return (
-        f"{first}: the private model is better by {number(-row['difference'])} (95 % interval {between(-high, -low)}), so that "
+        f"{first}: the private model is better by {number(-row['difference'])} (95 % interval "
+        f"{between(-high, -low)}), so that "
         "something else than privacy differs between the two."
     )
 
 
 def findings_sentence(comparison: pd.DataFrame | None) -> str:
-    """For which findings the loss of AUROC is shown after correction for their number; empty without a comparison."""
+    """For which findings the loss of AUROC is shown after correction for their number; empty without a
+    comparison.
+    """
     if comparison is None:
         return ""
     rows = comparison.loc[(comparison["group"] == "all") & (comparison["metric"] == "auroc")]
@@ -169,10 +184,16 @@ def widened_sentence(comparison: pd.DataFrame | None, evaluation: pd.DataFrame, 
 def small_sentence(evaluation: pd.DataFrame) -> str:
     """Which groups are too small to be judged; empty if none is."""
     small = suppressed(evaluation)
-    return f"Too small to be judged, so that nothing is known about them here: {'; '.join(small)}." if small else ""
+    return (
+        f"Too small to be judged, so that nothing is known about them here: {'; '.join(small)}."
+        if small
+        else ""
+    )
 
 
-def run_conclusions(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, private: bool) -> tuple[str, ...]:
+def run_conclusions(
+    evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, private: bool
+) -> tuple[str, ...]:
     """The sentences about one model.
 
     Args:
@@ -182,7 +203,11 @@ def run_conclusions(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *
     """
     asked = [price_sentence(comparison), findings_sentence(comparison)] if private else []
     groups = [worst_off_sentence(evaluation, "auroc"), worst_off_sentence(evaluation, "accuracy")]
-    changed = [widened_sentence(comparison, evaluation, metric) for metric in ("auroc", "accuracy")] if private else []
+    changed = (
+        [widened_sentence(comparison, evaluation, metric) for metric in ("auroc", "accuracy")]
+        if private
+        else []
+    )
     order = [groups[0], *changed[:1], groups[1], *changed[1:]]
     return tuple(s for s in (auroc_sentence(evaluation), *asked, *order, small_sentence(evaluation)) if s)
 
@@ -198,7 +223,11 @@ def sweep_conclusions(
         correlations: rows of `eval.correlations.privacy_correlations`, or None.
     """
     budgets = sorted((float(e) for e in set(evaluations["epsilon"]) if math.isfinite(e)), reverse=True)
-    sentences = [_prices(comparisons, budgets), _worst(evaluations, budgets, "auroc"), _worst(evaluations, budgets, "accuracy")]
+    sentences = [
+        _prices(comparisons, budgets),
+        _worst(evaluations, budgets, "auroc"),
+        _worst(evaluations, budgets, "accuracy"),
+    ]
     sentences += [_widened(comparisons, budgets), _trend(correlations)]
     first = evaluations.loc[evaluations["epsilon"] == evaluations["epsilon"].max()]
     return tuple(s for s in (*sentences, small_sentence(first)) if s)
@@ -212,7 +241,11 @@ def comparison_conclusions(comparison: pd.DataFrame) -> tuple[str, ...]:
     low, high = row["ci_low"], row["ci_high"]
     text = f"A has an average AUROC of {number(row['value_a'])}, B of {number(row['value_b'])}; A minus B is "
     text += f"{signed(row['difference'])} (95 % interval {between(low, high)})"
-    verdict = f": {'A' if low > 0 else 'B'} is better" if leaves_out_zero(low, high) else ", not distinguishable from zero"
+    verdict = (
+        f": {'A' if low > 0 else 'B'} is better"
+        if leaves_out_zero(low, high)
+        else ", not distinguishable from zero"
+    )
     sentences = [f"{text}{verdict}."]
     rows = comparison.loc[(comparison["group"] == "all") & (comparison["metric"] == "auroc")]
     rows = rows.loc[(rows["finding"] != "average") & rows["difference"].notna()]
@@ -224,9 +257,12 @@ def comparison_conclusions(comparison: pd.DataFrame) -> tuple[str, ...]:
         sentences.append(f"Finding by finding, no difference in AUROC is distinguishable from zero {many}.")
     else:
         better = [
-            f"{title(str(r['finding']))} ({'A' if r['difference'] > 0 else 'B'} is better)" for r in shown.to_dict("records")
+            f"{title(str(r['finding']))} ({'A' if r['difference'] > 0 else 'B'} is better)"
+            for r in shown.to_dict("records")
         ]
-        sentences.append(f"Finding by finding, {many}, a difference in AUROC is shown for {', '.join(better)}.")
+        sentences.append(
+            f"Finding by finding, {many}, a difference in AUROC is shown for {', '.join(better)}."
+        )
     distances = _distances(comparison)
     if len(distances):
         changed = distances.loc[distances["corrected"] < LEVEL]
@@ -242,10 +278,15 @@ def comparison_conclusions(comparison: pd.DataFrame) -> tuple[str, ...]:
 def _distances(comparison: pd.DataFrame) -> pd.DataFrame:
     """Differences between two models in a group's distance to all others, with `corrected` p-values.
 
-    The family of a correction is the groups of one metric at one budget: the redraws could not show anything in a larger one.
+    The family of a correction is the groups of one metric at one budget: the redraws could not show anything
+    in a larger one.
     """
-    rows = comparison.loc[(comparison["finding"] == "average") & comparison["metric"].isin(list(OTHERS.values()))]
-    rows = rows.loc[rows["difference"].notna() & ~rows["attribute"].astype(str).str.contains("*", regex=False)]
+    rows = comparison.loc[
+        (comparison["finding"] == "average") & comparison["metric"].isin(list(OTHERS.values()))
+    ]
+    rows = rows.loc[
+        rows["difference"].notna() & ~rows["attribute"].astype(str).str.contains("*", regex=False)
+    ]
     rows = rows.reset_index(drop=True).assign(corrected=np.nan, too_few=False)
     families = ["metric", "epsilon"] if "epsilon" in rows else ["metric"]
     for _, family in rows.groupby(families, sort=False):
@@ -263,15 +304,27 @@ def _prices(comparisons: pd.DataFrame | None, budgets: Sequence[float]) -> str:
         if row is None or np.isnan(row["difference"]):
             continue
         said = f"ε = {epsilon:g}: {signed(row['difference'])} ({between(row['ci_low'], row['ci_high'])})"
-        kind = open_ if not leaves_out_zero(row["ci_low"], row["ci_high"]) else shown if row["difference"] > 0 else gained
+        kind = (
+            open_
+            if not leaves_out_zero(row["ci_low"], row["ci_high"])
+            else shown
+            if row["difference"] > 0
+            else gained
+        )
         kind.append(said)
     parts = []
     if shown:
-        parts.append(f"Privacy costs average AUROC, non-private minus private with its 95 % interval, at {'; '.join(shown)}.")
+        parts.append(
+            "Privacy costs average AUROC, non-private minus private with its 95 % interval, at "
+            f"{'; '.join(shown)}."
+        )
     if open_:
         parts.append(f"Not distinguishable from zero is the difference at {'; '.join(open_)}.")
     if gained:
-        parts.append(f"The private model is better, so that something else than privacy differs, at {'; '.join(gained)}.")
+        parts.append(
+            "The private model is better, so that something else than privacy differs, at "
+            f"{'; '.join(gained)}."
+        )
     return " ".join(parts)
 
 
@@ -290,11 +343,20 @@ def _worst(evaluations: pd.DataFrame, budgets: Sequence[float], metric: str) -> 
     for label, where in sorted(found.items(), key=lambda item: -len(item[1])):
         shown = sum(is_shown for _, is_shown in where)
         names = ", ".join("without privacy" if math.isinf(e) else f"ε = {e:g}" for e, _ in where)
-        verdict = "shown in each of them" if shown == len(where) else f"shown in {shown}" if shown else "in none of them shown"
+        verdict = (
+            "shown in each of them"
+            if shown == len(where)
+            else f"shown in {shown}"
+            if shown
+            else "in none of them shown"
+        )
         if len(where) == 1:
             verdict = "shown" if shown else "not shown"
         names = "" if len(where) == len(models) else f"{names}; "
-        parts.append(f"{label} in {len(where)} of {len(models)} models ({names}{verdict} after correction for all groups)")
+        parts.append(
+            f"{label} in {len(where)} of {len(models)} models ({names}{verdict} after correction for all "
+            "groups)"
+        )
     return f"Furthest below all others in average {NAMES[metric]}: {'; '.join(parts)}."
 
 

@@ -1,4 +1,6 @@
-"""What a run folder says of how its model came about, in words: the network, the films, and what was promised to whom."""
+"""What a run folder says of how its model came about, in words: the network, the films, and what was promised
+to whom.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -52,7 +54,8 @@ def read_facts(folder: Path) -> Facts | None:
     """The facts of a run folder; None if it is none (`run.json` or `config.yaml` is missing).
 
     Raises:
-        InputError: a file cannot be read, or the ledger of a private run is missing, damaged or at odds with the run.
+        InputError: a file cannot be read, or the ledger of a private run is missing, damaged or at odds with
+            the run.
     """
     if not all((folder / name).is_file() for name in (FACTS, CONFIG)):
         return None
@@ -61,7 +64,9 @@ def read_facts(folder: Path) -> Facts | None:
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{folder / CONFIG}: cannot be read ({' '.join(str(error).split())})") from error
     spent = spent_of(folder)
-    return Facts(folder.resolve().name, config, read_run_facts(folder), None if spent is None else spent.bounds())
+    return Facts(
+        folder.resolve().name, config, read_run_facts(folder), None if spent is None else spent.bounds()
+    )
 
 
 def trained(facts: Facts, findings: Sequence[str]) -> str:
@@ -70,7 +75,8 @@ def trained(facts: Facts, findings: Sequence[str]) -> str:
     size, weights = data.get("size", "?"), model.get("weights")
     start = f"from the weights {weights}" if weights else "from random weights"
     return (
-        f"A residual network of nine layers (width {model.get('width', '?')}, {model.get('activation', '?')}) for "
+        f"A residual network of nine layers (width {model.get('width', '?')}, "
+        f"{model.get('activation', '?')}) for "
         f"{len(findings)} finding{'s' * (len(findings) != 1)} on films of {size} × {size} pixels, {start}: "
         f"{facts.run.get('steps', '?')} steps of {training.get('expected_batch_size', '?')} expected films."
     )
@@ -82,7 +88,10 @@ def promise(facts: Facts) -> str:
         return "None: trained without privacy; epsilon is infinite."
     privacy = facts.config.get("privacy") or {}
     unit = str(privacy.get("unit", "image"))
-    whom, less = UNITS.get(unit, unit), " A patient with several films is promised less." if unit == "image" else ""
+    whom, less = (
+        UNITS.get(unit, unit),
+        " A patient with several films is promised less." if unit == "image" else "",
+    )
     return (
         f"ε = {facts.spent.upper:.4g} at δ = {facts.run['delta']:g} (upper bound from the ledger; budget "
         f"{facts.run['epsilon']:g}), for {whom} added or removed.{less}"
@@ -101,7 +110,11 @@ def films_in_words(films: pd.DataFrame, called: str) -> str:
     if "sex" in films:
         counts = films["sex"].astype(str).value_counts()
         about += [f"{counts.get(code, 0):,} {name}" for code, name in (("F", "female"), ("M", "male"))]
-    ages = np.asarray(pd.to_numeric(films["age"], errors="coerce"), np.float64) if "age" in films else np.array([])
+    ages = (
+        np.asarray(pd.to_numeric(films["age"], errors="coerce"), np.float64)
+        if "age" in films
+        else np.array([])
+    )
     if np.isfinite(ages).any():
         about.append(f"median age {np.nanmedian(ages):.0f} years")
     return f"{said} ({', '.join(about)})" if about else said
@@ -128,12 +141,18 @@ def cohort(facts: Facts | None, films: pd.DataFrame | None, predictions: pd.Data
 
 def settings(facts: Facts) -> list[tuple[str, str]]:
     """Every field of the configuration, and the facts of the run, as name and value."""
-    rows = [(f"{part}.{key}", _shown(value)) for part, fields in facts.config.items() for key, value in _fields(fields)]
+    rows = [
+        (f"{part}.{key}", _shown(value))
+        for part, fields in facts.config.items()
+        for key, value in _fields(fields)
+    ]
     return rows + [(f"run.{key}", _shown(value)) for key, value in facts.run.items()]
 
 
 def _fields(fields: object) -> list[tuple[str, object]]:
-    return [(str(key), value) for key, value in fields.items()] if isinstance(fields, dict) else [("", fields)]
+    return (
+        [(str(key), value) for key, value in fields.items()] if isinstance(fields, dict) else [("", fields)]
+    )
 
 
 def _shown(value: object) -> str:

@@ -30,7 +30,8 @@ def report_run(
         folder: a run folder with `predictions.parquet` and `evaluation.csv`.
         config: how models are judged.
         films: manifest of the store, for who was trained on.
-        comparison: the non-private model minus this one; None makes it with the one beside this one (`non_private_beside`).
+        comparison: the non-private model minus this one; None makes it with the one beside this one
+            (`non_private_beside`).
         beside: False makes none: the caller will write the page again with a comparison.
 
     Returns:
@@ -55,7 +56,12 @@ def report_run(
 
 
 def draw_curves(
-    predictions: pd.DataFrame, findings: Sequence[str], out: Path, config: EvaluationConfig, *, anew: bool = True
+    predictions: pd.DataFrame,
+    findings: Sequence[str],
+    out: Path,
+    config: EvaluationConfig,
+    *,
+    anew: bool = True,
 ) -> None:
     """ROC and calibration curves as PNG and SVG; if not `anew`, only where they are missing."""
     for stem, draw in (("roc", roc_figure), ("calibration", calibration_figure)):
@@ -64,7 +70,9 @@ def draw_curves(
 
 
 def against_non_private(folder: Path, facts: Facts | None, config: EvaluationConfig) -> pd.DataFrame | None:
-    """The non-private model beside a private run minus that run, if there is such a model (`eval.compare.compare`)."""
+    """The non-private model beside a private run minus that run, if there is such a model
+    (`eval.compare.compare`).
+    """
     beside = non_private_beside(folder) if facts is not None and facts.private else None
     if beside is None:
         return None
@@ -82,7 +90,9 @@ def non_private_beside(folder: Path) -> Path | None:
     found = []
     for facts in sorted(folder.resolve().parent.glob("*/run.json")):
         there = facts.parent
-        if there == folder.resolve() or not all((there / name).is_file() for name in ("config.yaml", "evaluation.csv")):
+        if there == folder.resolve() or not all(
+            (there / name).is_file() for name in ("config.yaml", "evaluation.csv")
+        ):
             continue
         if not is_private(there) and run_facts(there).get("store_fingerprint") == own:
             found.append(there)

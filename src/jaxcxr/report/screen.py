@@ -12,10 +12,14 @@ from jaxcxr.report.paper.supplementary_tables import screen_table as screen_tabl
 POLICY_TEXT = {
     "youden_validation": "thresholds: Youden's, chosen on the validation films",
     "youden_test": "thresholds: Youden's, chosen on the test films themselves, which flatters",
-    "youden_test_per_draw": "thresholds: Youden's, chosen anew on the test films of every redraw and group (the paper's code)",
+    "youden_test_per_draw": "thresholds: Youden's, chosen anew on the test films of every redraw and group "
+    "(the paper's code)",
     "fixed": "thresholds: fixed beforehand",
 }
-RESAMPLE_TEXT = {"patient": "intervals: 95 %, patients redrawn", "image": "intervals: 95 %, films redrawn (the paper)"}
+RESAMPLE_TEXT = {
+    "patient": "intervals: 95 %, patients redrawn",
+    "image": "intervals: 95 %, films redrawn (the paper)",
+}
 
 
 def how(evaluation: pd.DataFrame) -> str:
@@ -33,10 +37,10 @@ def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, A
         metric: `accuracy` (the paper's parity) or `auroc`.
 
     Returns:
-        `group`, `label`, `difference`, `ci_low`, `ci_high`, `p_value`, `n` and `clear` (the interval leaves out zero);
-        `groups`, how many there are to be the worst of, `p_holm`, corrected for that number, and `p_least`, the smallest
-        `p_holm` that the redraws can show; `note`, over how many findings the average is, if not over all. None without
-        groups. The worst of many looks worse than it is.
+        `group`, `label`, `difference`, `ci_low`, `ci_high`, `p_value`, `n` and `clear` (the interval leaves
+        out zero); `groups`, how many there are to be the worst of, `p_holm`, corrected for that number, and
+        `p_least`, the smallest `p_holm` that the redraws can show; `note`, over how many findings the average
+        is, if not over all. None without groups. The worst of many looks worse than it is.
     """
     name = "statistical_parity_difference" if metric == "accuracy" else f"{metric}_vs_rest"
     rows = evaluation.loc[(evaluation["metric"] == name) & (evaluation["finding"] == "average")]
@@ -76,13 +80,22 @@ def groups_text(evaluation: pd.DataFrame) -> str:
 
 
 def comparison_text(comparison: pd.DataFrame) -> str:
-    """A comparison for the screen: the average metrics of everyone, then the AUROC finding by finding and group by group."""
+    """A comparison for the screen: the average metrics of everyone, then the AUROC finding by finding and
+    group by group.
+    """
     plain = comparison.loc[comparison["reference"].astype(str) == ""]
     everyone = plain.loc[plain["group"] == "all"]
-    parts = [_lines(everyone.loc[(everyone["finding"] == "average") & everyone["metric"].isin(list(METRIC_NAMES))], "metric")]
+    parts = [
+        _lines(
+            everyone.loc[(everyone["finding"] == "average") & everyone["metric"].isin(list(METRIC_NAMES))],
+            "metric",
+        )
+    ]
     auroc = everyone.loc[(everyone["metric"] == "auroc") & (everyone["finding"] != "average")]
     parts.append("AUROC by finding (p after Holm)\n" + _lines(auroc, "finding"))
-    groups = plain.loc[(plain["metric"] == "auroc") & (plain["finding"] == "average") & (plain["group"] != "all")]
+    groups = plain.loc[
+        (plain["metric"] == "auroc") & (plain["finding"] == "average") & (plain["group"] != "all")
+    ]
     if not groups.empty:
         parts.append("average AUROC by group\n" + _lines(groups, "label"))
     return "\n\n".join([*parts, how(comparison)])
@@ -99,6 +112,11 @@ def _lines(rows: pd.DataFrame, name: str) -> str:
             interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
             # The redraws cannot show a p-value below this one: what is there is an upper bound.
             bound = "≤ " if row["p_value"] <= 2 / (row["redraws"] + 1) else ""
-            line |= {"A": f"{row['value_a']:.3f}", "B": f"{row['value_b']:.3f}", "A - B": interval, "p": f"{bound}{p:.3f}"}
+            line |= {
+                "A": f"{row['value_a']:.3f}",
+                "B": f"{row['value_b']:.3f}",
+                "A - B": interval,
+                "p": f"{bound}{p:.3f}",
+            }
         lines.append(line)
     return pd.DataFrame(lines).to_string(index=False)

@@ -1,4 +1,5 @@
-"""What the models of a sweep folder cost together, from the ledgers of its runs, in numbers and in a sentence.
+"""What the models of a sweep folder cost together, from the ledgers of its runs, in numbers and in a
+sentence.
 
 The guarantee, and what it asks of the sweep, stand in `jaxcxr.accounting.selection`.
 """
@@ -34,7 +35,8 @@ class SweepCost:
         unit: of the guarantee, the same in all runs.
         delta: at which every epsilon here holds.
         publish_all: bounds on epsilon if every private model is published, or the best of them picked.
-        choose_best: upper bound on epsilon if the number of runs was drawn (its mean is the number of runs here).
+        choose_best: upper bound on epsilon if the number of runs was drawn (its mean is the number of runs
+            here).
         repetitions: how it was drawn, whichever of the two costs less.
     """
 
@@ -48,11 +50,12 @@ class SweepCost:
 
 
 def sweep_cost(folder: Path) -> SweepCost:
-    """Read every run folder in a sweep folder and say what its models cost together, finished or not: the ledgers decide.
+    """Read every run folder in a sweep folder and say what its models cost together, finished or not: the
+    ledgers decide.
 
     Raises:
-        InputError: there is no private run, a ledger is damaged, the runs differ in cohort, unit, adjacency or size, or they
-            were not drawn independently, so that their costs do not compose.
+        InputError: there is no private run, a ledger is damaged, the runs differ in cohort, unit, adjacency
+            or size, or they were not drawn independently, so that their costs do not compose.
     """
     runs: list[SweepRun] = []
     unprotected: list[str] = []
@@ -76,15 +79,19 @@ def sweep_cost(folder: Path) -> SweepCost:
     costs = {kind: choose_best(spent_by_run, delta, repetitions=kind) for kind in kinds}
     kind = min(kinds, key=lambda k: costs[k])
     unit = next(iter(terms.values())).unit
-    return SweepCost(tuple(runs), tuple(unprotected), unit, delta, publish_all(spent_by_run, delta), costs[kind], kind)
+    return SweepCost(
+        tuple(runs), tuple(unprotected), unit, delta, publish_all(spent_by_run, delta), costs[kind], kind
+    )
 
 
 def _require_independence(folder: Path, terms: dict[str, Terms]) -> None:
     seeded = [name for name, other in terms.items() if other.seeded]
     if seeded:
         raise InputError(
-            f"{folder}: no joint epsilon holds: {', '.join(seeded)} had a seed (training.seed), so that the runs share their "
-            "noise, which cancels between them, and anybody who knows the seed can compute it; run the sweep without a seed"
+            f"{folder}: no joint epsilon holds: {', '.join(seeded)} had a seed (training.seed), so that the "
+            "runs share their "
+            "noise, which cancels between them, and anybody who knows the seed can compute it; run the sweep "
+            "without a seed"
         )
     first: dict[str, str] = {}
     for name, other in terms.items():
@@ -97,8 +104,8 @@ def _require_independence(folder: Path, terms: dict[str, Terms]) -> None:
 
 
 def write_cost(folder: Path) -> str:
-    """Write `privacy.json`, what a sweep folder's models cost together, and say it in a sentence; where no joint claim holds,
-    both say why.
+    """Write `privacy.json`, what a sweep folder's models cost together, and say it in a sentence; where no
+    joint claim holds, both say why.
     """
     try:
         cost = sweep_cost(folder)
@@ -116,7 +123,10 @@ def _described(cost: SweepCost) -> dict[str, object]:
         "claim": {
             "unit": cost.unit,
             "delta": cost.delta,
-            "publish_all": {"epsilon_upper": _finite(cost.publish_all.upper), "epsilon_lower": cost.publish_all.lower},
+            "publish_all": {
+                "epsilon_upper": _finite(cost.publish_all.upper),
+                "epsilon_lower": cost.publish_all.lower,
+            },
             "choose_best_of_a_fixed_list": {"epsilon_upper": _finite(cost.publish_all.upper)},
             "choose_best_of_a_random_number": {
                 "epsilon_upper": _finite(cost.choose_best),
@@ -130,11 +140,18 @@ def _described(cost: SweepCost) -> dict[str, object]:
 
 
 def _said(cost: SweepCost) -> str:
-    bare = f" {', '.join(cost.unprotected)} has no guarantee: publishing it gives its films away." if cost.unprotected else ""
+    bare = (
+        f" {', '.join(cost.unprotected)} has no guarantee: publishing it gives its films away."
+        if cost.unprotected
+        else ""
+    )
     return (
-        f"privacy of the sweep, unit {cost.unit}, delta {cost.delta:g}: publishing {_models(len(cost.runs))} costs epsilon "
-        f"{cost.publish_all.upper:.4g} (at least {cost.publish_all.lower:.4g}), and so does publishing the best of this list; "
-        f"had their number been drawn beforehand ({cost.repetitions}, mean {len(cost.runs)}), the best one alone would cost "
+        f"privacy of the sweep, unit {cost.unit}, delta {cost.delta:g}: publishing {_models(len(cost.runs))} "
+        "costs epsilon "
+        f"{cost.publish_all.upper:.4g} (at least {cost.publish_all.lower:.4g}), and so does publishing the "
+        "best of this list; "
+        f"had their number been drawn beforehand ({cost.repetitions}, mean {len(cost.runs)}), the best one "
+        "alone would cost "
         f"{cost.choose_best:.4g}.{bare}"
     )
 
@@ -158,5 +175,6 @@ def _require_one_cohort(folder: Path, terms: dict[str, Terms], deltas: dict[str,
                 )
         if deltas[name] != deltas[first]:
             raise InputError(
-                f"{folder}: runs {first} and {name} have delta {deltas[first]:g} and {deltas[name]:g}; expected one"
+                f"{folder}: runs {first} and {name} have delta {deltas[first]:g} and {deltas[name]:g}; "
+                "expected one"
             )

@@ -1,4 +1,6 @@
-"""What a sweep leaves beside its summary: comparisons with the non-private model, the paper's tables, figures, correlations."""
+"""What a sweep leaves beside its summary: comparisons with the non-private model, the paper's tables,
+figures, correlations.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,8 +61,9 @@ def write_sweep(
 ) -> list[Path]:
     """Write everything that follows from the runs of a sweep, as far as they allow it.
 
-    `evaluations.csv` (all evaluations), `comparisons.csv`, `correlations.csv`, `tables/table_1`, `table_2` and `table_3`, and
-    `figures/` with the paper's Figures 3, 4 and S1 to S4 and a heat map; `report.html` here and in the private runs' folders.
+    `evaluations.csv` (all evaluations), `comparisons.csv`, `correlations.csv`, `tables/table_1`, `table_2`
+    and `table_3`, and `figures/` with the paper's Figures 3, 4 and S1 to S4 and a heat map; `report.html`
+    here and in the private runs' folders.
 
     Args:
         out: sweep folder.
@@ -77,7 +80,10 @@ def write_sweep(
     samples = sample_sizes(films, findings)
     budgets = [epsilon for epsilon in folders if np.isfinite(epsilon)]
     featured = FEATURED if FEATURED in budgets else max(budgets, default=np.inf)
-    tables = {"evaluations": evaluations, "correlations": privacy_correlations(evaluations, samples, featured)}
+    tables = {
+        "evaluations": evaluations,
+        "correlations": privacy_correlations(evaluations, samples, featured),
+    }
     if comparisons is not None:
         tables["comparisons"] = comparisons
     out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +101,10 @@ def write_sweep(
         drawn.append(figure_3(evaluations, samples, featured, figures, comparisons))
     written += [path for pair in drawn if pair is not None for path in pair]
     written += figures_s(films, findings, figures)
-    return [*written, *_pages(out, runs, folders, config, films, evaluations, comparisons, tables["correlations"])]
+    return [
+        *written,
+        *_pages(out, runs, folders, config, films, evaluations, comparisons, tables["correlations"]),
+    ]
 
 
 def _pages(
@@ -108,8 +117,12 @@ def _pages(
     comparisons: pd.DataFrame | None,
     correlations: pd.DataFrame,
 ) -> list[Path]:
-    """The page of the sweep, and again those of its private runs, which the non-private one may not have been beside yet."""
-    facts = {epsilon: found for epsilon, folder in folders.items() if (found := read_facts(folder)) is not None}
+    """The page of the sweep, and again those of its private runs, which the non-private one may not have been
+    beside yet.
+    """
+    facts = {
+        epsilon: found for epsilon, folder in folders.items() if (found := read_facts(folder)) is not None
+    }
     predictions, findings = read_predictions(folders[max(folders)] / "predictions.parquet")
     before = out / "untouched" / "evaluation.csv"
     page = sweep_page(

@@ -1,7 +1,8 @@
-"""Averages of the weights over the steps: what is predicted and released in place of the last, noisiest weights.
+"""Averages of the weights over the steps: what is predicted and released in place of the last, noisiest
+weights.
 
-Post-processing of the released gradients, hence free of privacy cost. The average is part of the optimiser's state, so that a
-checkpoint holds it and a resumed run continues it bit for bit.
+Post-processing of the released gradients, hence free of privacy cost. The average is part of the optimiser's
+state, so that a checkpoint holds it and a resumed run continues it bit for bit.
 """
 
 import math
@@ -27,7 +28,8 @@ class AveragedState(NamedTuple):
 def with_ema(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
     """Exponential moving average: after step t (counted from 1), average = d average + (1 - d) parameters.
 
-    d = min(decay, t / (t + 9)), so that the weights to start from are soon forgotten (De et al. 2022, arXiv 2204.13650).
+    d = min(decay, t / (t + 9)), so that the weights to start from are soon forgotten (De et al. 2022, arXiv
+    2204.13650).
     """
 
     def kept(t: Float[Array, ""]) -> Any:
@@ -37,8 +39,9 @@ def with_ema(inner: optax.GradientTransformation, decay: float) -> optax.Gradien
 
 
 def with_tail(inner: optax.GradientTransformation, share: float, steps: int) -> optax.GradientTransformation:
-    """Even average of the parameters after each of the last ceil(share * steps) of `steps` steps (Shejwalkar et al. 2022,
-    arXiv 2210.01864); before them it is the parameters themselves, so that a run that stops early gives its last weights.
+    """Even average of the parameters after each of the last ceil(share * steps) of `steps` steps (Shejwalkar
+    et al. 2022, arXiv 2210.01864); before them it is the parameters themselves, so that a run that stops
+    early gives its last weights.
     """
     before = steps - math.ceil(share * steps)
 
@@ -50,7 +53,9 @@ def with_tail(inner: optax.GradientTransformation, share: float, steps: int) -> 
 
 
 def _averaged(inner: optax.GradientTransformation, kept: Any) -> optax.GradientTransformation:
-    """An optimiser that also keeps average = kept(t) average + (1 - kept(t)) parameters; its updates are the inner one's."""
+    """An optimiser that also keeps average = kept(t) average + (1 - kept(t)) parameters; its updates are the
+    inner one's.
+    """
 
     def init(params: PyTree) -> AveragedState:
         return AveragedState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), inner.init(params))
@@ -67,10 +72,13 @@ def _averaged(inner: optax.GradientTransformation, kept: Any) -> optax.GradientT
 
 
 def weights_to_use(state: Mapping[str, PyTree]) -> PyTree:
-    """The parameters that a checkpoint's state (`params` and `optimizer`) stands for: averaged where the run averages.
+    """The parameters that a checkpoint's state (`params` and `optimizer`) stands for: averaged where the run
+    averages.
 
     Takes the state as it was saved, or as orbax reads it back without being told its types.
     """
     optimizer: Any = state["optimizer"]
-    average = optimizer.get("average") if isinstance(optimizer, Mapping) else getattr(optimizer, "average", None)
+    average = (
+        optimizer.get("average") if isinstance(optimizer, Mapping) else getattr(optimizer, "average", None)
+    )
     return state["params"] if average is None else join(average, state["params"])

@@ -1,4 +1,6 @@
-"""What the devices are fed: each step's films, drawn, read, augmented, cut and placed while the step before runs."""
+"""What the devices are fed: each step's films, drawn, read, augmented, cut and placed while the step before
+runs.
+"""
 
 import dataclasses
 import time
@@ -27,7 +29,9 @@ PIECE_BYTES = 256 << 20
 
 @dataclasses.dataclass
 class Waiting:
-    """Seconds in which the devices had nothing to do because the next batch was not there yet, since last asked."""
+    """Seconds in which the devices had nothing to do because the next batch was not there yet, since last
+    asked.
+    """
 
     seconds: float = 0.0
 
@@ -38,12 +42,19 @@ class Waiting:
 
 
 def batches(
-    plan: Plan, secret: bytes, step_functions: Step, first: int, last: int, waiting: Waiting, busy: Callable[[], bool]
+    plan: Plan,
+    secret: bytes,
+    step_functions: Step,
+    first: int,
+    last: int,
+    waiting: Waiting,
+    busy: Callable[[], bool],
 ) -> Generator[list[Microbatch], None, None]:
-    """The placed microbatches of steps `first` to `last` - 1, each made on a thread while the step before it runs.
+    """The placed microbatches of steps `first` to `last` - 1, each made on a thread while the step before it
+    runs.
 
-    An empty batch is an empty list. With several processes each makes its own rows of every microbatch; all have the same
-    number, also where one's rows are all padding.
+    An empty batch is an empty list. With several processes each makes its own rows of every microbatch; all
+    have the same number, also where one's rows are all padding.
 
     Args:
         plan: of the run.
@@ -79,11 +90,12 @@ def batches(
 
 
 def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units films"]:
-    """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit has fewer than
-    the others, and in all of a row that is padding.
+    """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit
+    has fewer than the others, and in all of a row that is padding.
 
-    The order is drawn from the secret. With discrete noise, and for moments, each unit also has a place of its own in the
-    microbatch of a device (`privacy.hardened_sum`), so that some places stay empty: `places` units are handled at once.
+    The order is drawn from the secret. With discrete noise, and for moments, each unit also has a place of
+    its own in the microbatch of a device (`privacy.hardened_sum`), so that some places stay empty: `places`
+    units are handled at once.
 
     Raises:
         InputError: the batch is larger than sums have room for (`Mechanism.most_units`).
@@ -94,11 +106,15 @@ def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np
     units = plan.mechanism.draw(secret, step, present)
     if len(units) > plan.mechanism.most_units:
         raise InputError(
-            f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew {len(units)} units, where "
-            f"about {plan.mechanism.expected_batch_size} are expected and sums have room for {plan.mechanism.most_units}; "
+            f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew "
+            f"{len(units)} units, where "
+            f"about {plan.mechanism.expected_batch_size} are expected and sums have room for "
+            f"{plan.mechanism.most_units}; "
             "declare a number nearer to the units that are there"
         )
-    films = sampling.records_of_units(units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step))
+    films = sampling.records_of_units(
+        units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
+    )
     if not plan.in_places():
         return films[sampling.in_random_order(secret, step, present, units)]
     films = np.concatenate([films, np.full((1, films.shape[1]), -1, np.int64)])  # which -1 points to
@@ -113,7 +129,8 @@ def microbatch(
     rows: slice,
     read: Callable[[np.ndarray], np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-    """Some rows of a batch: their films read, each as often as there are views, rows beyond its end masked padding.
+    """Some rows of a batch: their films read, each as often as there are views, rows beyond its end masked
+    padding.
 
     Padding repeats nothing of the batch: it is black films with unknown labels.
 
@@ -146,24 +163,30 @@ def microbatch(
     if training.augmentation == "flip_rotate" and plan.mechanism is not None:
         images, labels = _views_of_their_own(plan, secret, step, indices, images, labels)
     elif training.augmentation == "flip_rotate":
-        rng = np.random.default_rng(noise.derive_key(secret, f"augmentation from row {rows.start}", step).tolist())
+        rng = np.random.default_rng(
+            noise.derive_key(secret, f"augmentation from row {rows.start}", step).tolist()
+        )
         images, labels = flip_rotate(images, labels, plan.config.data.findings, rng)
     batch["image"] = np.zeros((*padded.shape, side, side), np.uint8)
     batch["image"][is_film], batch["label"][is_film] = images, labels
     return batch
 
 
-def _views_of_their_own(plan: Plan, secret: bytes, step: int, indices: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+def _views_of_their_own(
+    plan: Plan, secret: bytes, step: int, indices: Any, images: Any, labels: Any
+) -> tuple[Any, Any]:
     """Augment each film's views by a key of (secret, step, film).
 
-    What a unit gives then depends on itself alone: one unit more or less changes its own contribution and no other, wherever
-    it would stand in the batch.
+    What a unit gives then depends on itself alone: one unit more or less changes its own contribution and no
+    other, wherever it would stand in the batch.
     """
     key, views = noise.derive_key(secret, "views of a film", step).tolist(), plan.config.training.views
     images, labels = images.copy(), labels.copy()
     for first in range(0, len(indices), views):  # the views of a film stand side by side
         rng, of_film = np.random.default_rng([*key, int(indices[first])]), slice(first, first + views)
-        images[of_film], labels[of_film] = flip_rotate(images[of_film], labels[of_film], plan.config.data.findings, rng)
+        images[of_film], labels[of_film] = flip_rotate(
+            images[of_film], labels[of_film], plan.config.data.findings, rng
+        )
     return images, labels
 
 
@@ -173,7 +196,9 @@ def films_on_devices(split: Split, replicate: Callable[[Any], Any]) -> Any:
     rows = max(1, PIECE_BYTES // split.size**2)
     everywhere = replicate(np.zeros((), np.uint8)).sharding
     films = jax.jit(lambda: jax.numpy.zeros(shape, np.uint8), out_shardings=everywhere)()
-    fill = jax.jit(lambda films, piece, at: jax.lax.dynamic_update_slice(films, piece, (at, 0, 0)), donate_argnums=0)
+    fill = jax.jit(
+        lambda films, piece, at: jax.lax.dynamic_update_slice(films, piece, (at, 0, 0)), donate_argnums=0
+    )
     for first in range(0, len(split), rows):
         piece = split.read(np.arange(first, min(first + rows, len(split)))).astype(np.uint8)
         films = fill(films, replicate(piece), np.int32(first))

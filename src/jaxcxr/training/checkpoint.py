@@ -1,7 +1,7 @@
 """What a run needs to go on after any crash: weights, optimiser state, step and secret; by orbax, atomically.
 
-The sampler and the noise have no state but (secret, step), so these are all. The secret lies beside the checkpoints,
-readable by its owner only, and never leaves that folder.
+The sampler and the noise have no state but (secret, step), so these are all. The secret lies beside the
+checkpoints, readable by its owner only, and never leaves that folder.
 """
 
 import hashlib
@@ -62,7 +62,9 @@ class Checkpoints:
 
     def restore(self, steps_done: int, like: PyTree) -> PyTree:
         """Read a checkpoint into the structure, shapes and types of `like`, as arrays on the default device."""
-        restored = self._manager.restore(steps_done, args=ocp.args.StandardRestore(jax.tree.map(_on_host, like)))
+        restored = self._manager.restore(
+            steps_done, args=ocp.args.StandardRestore(jax.tree.map(_on_host, like))
+        )
         return jax.tree.map(jax.numpy.asarray, restored)
 
     def close(self) -> None:
@@ -85,24 +87,31 @@ def _on_host(leaf: Any) -> Any:
 
 
 def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> bytes:
-    """The run's 256-bit secret: read from `folder`, or made there with mode 0600 (from `seed` if one is asked for).
+    """The run's 256-bit secret: read from `folder`, or made there with mode 0600 (from `seed` if one is asked
+    for).
 
     Raises:
-        InputError: the secret is damaged, or it is gone though the run has `begun` (steps are in its ledger or a checkpoint).
+        InputError: the secret is damaged, or it is gone though the run has `begun` (steps are in its ledger
+            or a checkpoint).
     """
     path = folder / SECRET_FILE
     if path.exists():
         secret = path.read_bytes()
         if len(secret) != SECRET_BYTES:
             raise InputError(
-                f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with another secret"
+                f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with "
+                "another secret"
             )
         return secret
     if (folder / DELETED_FILE).exists():
-        raise InputError(f"{path}: the secret was deleted when the run was finished (--delete-secret); the run cannot go on")
+        raise InputError(
+            f"{path}: the secret was deleted when the run was finished (--delete-secret); the run cannot go "
+            "on"
+        )
     if begun:
         raise InputError(
-            f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a second time"
+            f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a "
+            "second time"
         )
     folder.mkdir(parents=True, exist_ok=True)
     secret = new_secret(seed)
@@ -117,13 +126,16 @@ def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> 
 
 
 def delete_secret(folder: Path) -> None:
-    """Overwrite and delete a run's secret, for good: the noise cannot be computed any more, nor can the run go on.
+    """Overwrite and delete a run's secret, for good: the noise cannot be computed any more, nor can the run
+    go on.
 
-    What a backup, a snapshot or a journal of the file system has kept is not reached. A note stays behind, so that a later
-    resume can say what happened.
+    What a backup, a snapshot or a journal of the file system has kept is not reached. A note stays behind, so
+    that a later resume can say what happened.
     """
     path, gone = folder / SECRET_FILE, folder / "secret.gone"
-    (folder / DELETED_FILE).write_text("The secret of this run was deleted when the run was finished.\n", encoding="utf-8")
+    (folder / DELETED_FILE).write_text(
+        "The secret of this run was deleted when the run was finished.\n", encoding="utf-8"
+    )
     if path.exists():
         path.replace(gone)  # first: an overwritten secret must never be taken for one
     if gone.exists():
@@ -137,7 +149,10 @@ def delete_secret(folder: Path) -> None:
 def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
     """Parameters by their path, such as `params/conv1/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {"/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32) for path, leaf in leaves}
+    return {
+        "/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32)
+        for path, leaf in leaves
+    }
 
 
 def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
@@ -153,23 +168,30 @@ def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
 
 
 def save_weights(
-    folder: Path, params: PyTree, provenance: dict[str, object], bfloat16: bool = False, units: TrainedOn | None = None
+    folder: Path,
+    params: PyTree,
+    provenance: dict[str, object],
+    bfloat16: bool = False,
+    units: TrainedOn | None = None,
 ) -> None:
-    """Write parameters for others to start from, with a record of where they come from; `folder` must not exist and appears
-    when it is complete.
+    """Write parameters for others to start from, with a record of where they come from; `folder` must not
+    exist and appears when it is complete.
 
     Args:
         folder: to write.
         params: of the network.
         provenance: the record.
-        bfloat16: write one safetensors file, as a release has it but rounded to 16 bits, and its checksum into the record,
-            instead of an orbax folder of float32: half the size, for weights that travel.
-        units: what they were trained on, hashed (`jaxcxr.training.trained_on`), or None where that is not known.
+        bfloat16: write one safetensors file, as a release has it but rounded to 16 bits, and its checksum
+            into the record, instead of an orbax folder of float32: half the size, for weights that travel.
+        units: what they were trained on, hashed (`jaxcxr.training.trained_on`), or None where that is not
+            known.
     """
     part = folder.with_name(folder.name + ".part")
     if bfloat16:
         file = part / "weights.safetensors"
-        write_state(file, {name: leaf.astype(jax.numpy.bfloat16) for name, leaf in flat_weights(params).items()})
+        write_state(
+            file, {name: leaf.astype(jax.numpy.bfloat16) for name, leaf in flat_weights(params).items()}
+        )
         provenance = provenance | {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     else:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -183,7 +205,8 @@ def save_weights(
 def weights_folder(named: str | Path) -> Path:
     """The folder of weights that a configuration names.
 
-    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, if there is no such folder below the working one.
+    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, if there is no such folder below the
+    working one.
     """
     path = Path(named)
     if path.parts[: len(PACKAGED)] == PACKAGED and not path.exists():
@@ -235,9 +258,13 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
 
 
 def _from_safetensors(path: Path, like: PyTree) -> PyTree:
-    """Parameters from a file with our own paths as names, such as `params/conv1/kernel`, or with torch's names."""
+    """Parameters from a file with our own paths as names, such as `params/conv1/kernel`, or with torch's
+    names.
+    """
     state = read_state(path)
     if not all(name.startswith("params/") for name in state):
         layers = like["params"]
-        return from_torch(state, layers["head"]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path))
+        return from_torch(
+            state, layers["head"]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path)
+        )
     return nested_weights(state)

@@ -1,4 +1,6 @@
-"""Where the weight of a positive label comes from: declared; exact, and not covered by the claim; or noised and paid for."""
+"""Where the weight of a positive label comes from: declared; exact, and not covered by the claim; or noised
+and paid for.
+"""
 
 import numpy as np
 import pandas as pd
@@ -42,7 +44,8 @@ def counts_entry(config: Experiment) -> Statistic | None:
     """The ledger entry of noised class counts, if the configuration asks for them.
 
     Raises:
-        InputError: they alone cost more than the budget, or their noise does not fit the grid that it is drawn on.
+        InputError: they alone cost more than the budget, or their noise does not fit the grid that it is
+            drawn on.
     """
     privacy = config.privacy
     if privacy is None or config.training.class_weights != "noised":
@@ -55,7 +58,8 @@ def counts_entry(config: Experiment) -> Statistic | None:
         class_counts_grid(entry)
     except ValueError as error:
         raise InputError(
-            f"privacy.class_counts_noise_multiplier: {error} (found {sigma:g}); expected one between about 0.1 and 1e6"
+            f"privacy.class_counts_noise_multiplier: {error} (found {sigma:g}); expected one between about "
+            "0.1 and 1e6"
         ) from error
     alone = accounting.epsilon_pld([entry.spending], privacy.delta)
     if alone >= privacy.epsilon:
@@ -67,7 +71,8 @@ def counts_entry(config: Experiment) -> Statistic | None:
 
 
 def draw_counts(config: Experiment, split: Split, entry: Statistic, secret: bytes) -> NoisedCounts:
-    """The noised counts of the training labels, the same ones for the same secret; a patient counts once where the patient is
+    """The noised counts of the training labels, the same ones for the same secret; a patient counts once
+    where the patient is
     the unit. They are a release: `entry` must be in the ledger before.
 
     Args:

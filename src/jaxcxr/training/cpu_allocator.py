@@ -12,12 +12,14 @@ TOP_PAD = 64 << 20
 
 
 def keep_memory() -> None:
-    """Have the C library keep memory that was freed, for the next step; to be called before JAX touches a device.
+    """Have the C library keep memory that was freed, for the next step; to be called before JAX touches a
+    device.
 
-    XLA on the CPU takes its working memory anew for each call, in one piece, and gives it back. glibc hands so large a piece
-    back to the kernel, which zeroes every page of the next one: 160 GB of pages in a demo run. Pieces of any size it can keep
-    for the main thread only, so JAX is told to run a program in the thread that calls it. XLA's own threads, which take small
-    pieces by the thousand, have arenas of their own: in a common one they wait for each other.
+    XLA on the CPU takes its working memory anew for each call, in one piece, and gives it back. glibc hands
+    so large a piece back to the kernel, which zeroes every page of the next one: 160 GB of pages in a demo
+    run. Pieces of any size it can keep for the main thread only, so JAX is told to run a program in the
+    thread that calls it. XLA's own threads, which take small pieces by the thousand, have arenas of their
+    own: in a common one they wait for each other.
 
     Without effect where the C library is not glibc.
     """

@@ -1,4 +1,5 @@
-"""Several processes that train one model together (`jax.distributed`); with one process everything here is trivial.
+"""Several processes that train one model together (`jax.distributed`); with one process everything here is
+trivial.
 
 Every function but `connect` and `is_first` is a meeting: all processes must call it, in the same order.
 """
@@ -26,9 +27,10 @@ LAST_GOODBYE_SECONDS = 7 * 24 * 3600
 def connect(environment: Mapping[str, str] = os.environ) -> bool:
     """Join the other processes of this job, if there are any; to be called before JAX touches a device.
 
-    JAX itself finds the others under SLURM (`srun`), Open MPI and, where the `kubernetes` package is installed, in an indexed
-    Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS` (host:port of the first process, the same in
-    all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). From here on only the first process prints to the screen.
+    JAX itself finds the others under SLURM (`srun`), Open MPI and, where the `kubernetes` package is
+    installed, in an indexed Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS`
+    (host:port of the first process, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...).
+    From here on only the first process prints to the screen.
 
     Returns:
         Whether there are others.
@@ -49,8 +51,8 @@ def connect(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _has_company(environment: Mapping[str, str]) -> bool:
-    """Whether this process is one of several, as far as the environment tells; the batch script of a SLURM job is alone, and
-    so is a Kubernetes job without the package that JAX asks.
+    """Whether this process is one of several, as far as the environment tells; the batch script of a SLURM
+    job is alone, and so is a Kubernetes job without the package that JAX asks.
     """
     if "JAX_COORDINATOR_ADDRESS" in environment:
         return True
@@ -66,7 +68,9 @@ def _named(environment: Mapping[str, str]) -> dict[str, Any]:
     named = {argument: environment[name] for argument, name in names.items() if name in environment}
     for argument, value in named.items():
         if not value.isdecimal():
-            raise InputError(f"environment variable {names[argument]}: expected a whole number, found {value!r}")
+            raise InputError(
+                f"environment variable {names[argument]}: expected a whole number, found {value!r}"
+            )
     return {argument: int(value) for argument, value in named.items()}
 
 
@@ -79,8 +83,8 @@ def in_all(act: Callable[[], Value]) -> Value:
     """What `act` gives, once it has succeeded in every process.
 
     Raises:
-        InputError: `act` raised one, here or elsewhere; the sentence is the same in all processes, so that none is left waiting
-            for another that has given up.
+        InputError: `act` raised one, here or elsewhere; the sentence is the same in all processes, so that
+            none is left waiting for another that has given up.
     """
     if jax.process_count() == 1:
         return act()
@@ -103,7 +107,9 @@ def in_the_first(act: Callable[[], Value]) -> Value | None:
 
 
 def first_then_all(act: Callable[[], Value]) -> Value:
-    """`act` in the first process and, once it has succeeded there, in the others: what the first one makes, they find."""
+    """`act` in the first process and, once it has succeeded there, in the others: what the first one makes,
+    they find.
+    """
     made = in_the_first(act)
     return in_all(lambda: made if is_first() else act())  # type: ignore[return-value]
 

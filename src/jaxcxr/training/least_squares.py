@@ -1,31 +1,38 @@
-"""The head by noisy least squares: one release of moments, one Newton-like step from the head that training starts from.
+"""The head by noisy least squares: one release of moments, one Newton-like step from the head that training
+starts from.
 
-The network below the head is fixed and only evaluated. Films contribute second moments of their features x and the products of
-x with the residuals r of the starting head (`privacy.moments`); the released means A and B give, for each finding,
+The network below the head is fixed and only evaluated. Films contribute second moments of their features x
+and the products of x with the residuals r of the starting head (`privacy.moments`); the released means A and
+B give, for each finding,
 
     step_k = (A_+ + ridge I)^-1 B_k / curvature_k,
 
-A_+ being A without the negative eigenvalues that only noise can give it. All that follows the release is post-processing of
-public constants: noise multiplier, clip norm, expected batch size, dimension, class weights. The idea of private least squares
-on the features of a pretrained network is that of Mehta et al. 2022 (arXiv 2211.13403); here it is one step of the weighted
-logistic regression, so that the starting head is kept as far as the films cannot tell better.
+A_+ being A without the negative eigenvalues that only noise can give it. All that follows the release is
+post-processing of
+public constants: noise multiplier, clip norm, expected batch size, dimension, class weights. The idea of
+private least squares on the features of a pretrained network is that of Mehta et al. 2022 (arXiv 2211.13403);
+here it is one step of the weighted logistic regression, so that the starting head is kept as far as the films
+cannot tell better.
 
-**Curvature.** With y, w, p the label, the weight of a positive one and the predicted probability, the loss has the second
-derivative (w y + 1 - y) p (1 - p) by the logit. It is at most max(w, 1) / 4 whatever the head (Boehning & Lindsay 1988), and
-steps with this bound never raise the loss; but for w = 12 they are five times too short, since few labels are positive. Where
-the head is calibrated, that is p / (1 - p) = w q / (1 - q) for a positive with probability q, the second derivative expected of
-a film is w q (1 - q) / (w q + 1 - q), at most w / (1 + sqrt w)^2: this is `curvature`. For w = 1 both are a quarter.
+**Curvature.** With y, w, p the label, the weight of a positive one and the predicted probability, the loss
+has the second derivative (w y + 1 - y) p (1 - p) by the logit. It is at most max(w, 1) / 4 whatever the head
+(Boehning & Lindsay 1988), and steps with this bound never raise the loss; but for w = 12 they are five times
+too short, since few labels are positive. Where the head is calibrated, that is p / (1 - p) = w q / (1 - q)
+for a positive with probability q, the second derivative expected of a film is w q (1 - q) / (w q + 1 - q), at
+most w / (1 + sqrt w)^2: this is `curvature`. For w = 1 both are a quarter.
 
-**Ridge.** The noise of A is symmetric and Gaussian, of deviation noise_multiplier C / N on the diagonal and 1 / sqrt 2 of it
-off the diagonal, for an expected batch of N, so that its spectral norm is near e = noise_multiplier C sqrt(2 d) / N (Wigner);
-the length of a column of B's noise is e / sqrt 2. C bounds A itself. The ridge is RIDGE e (1 + e / C): in proportion to the
-noise while that is small, and beyond it fast enough that overwhelming noise leaves the head where it is (the step shrinks like
-1 / noise_multiplier). It pulls to the starting head, not to zero.
+**Ridge.** The noise of A is symmetric and Gaussian, of deviation noise_multiplier C / N on the diagonal and 1
+/ sqrt 2 of it off the diagonal, for an expected batch of N, so that its spectral norm is near e =
+noise_multiplier C sqrt(2 d) / N (Wigner); the length of a column of B's noise is e / sqrt 2. C bounds A
+itself. The ridge is RIDGE e (1 + e / C): in proportion to the noise while that is small, and beyond it fast
+enough that overwhelming noise leaves the head where it is (the step shrinks like 1 / noise_multiplier). It
+pulls to the starting head, not to zero.
 
-**Centre and scale.** Pooled features have a large mean that all films share; clipped with it, a film's own part drowns. A
-public constant near that mean is subtracted: the mean features of a few films of random pixels, whose grey values are spread as
-evenly as an equalised film's. Its length also sets the scale of the features, which decides how the clip norm is shared between
-A and B. Neither changes what is solved for without noise; the step is written back as one of kernel and bias.
+**Centre and scale.** Pooled features have a large mean that all films share; clipped with it, a film's own
+part drowns. A public constant near that mean is subtracted: the mean features of a few films of random
+pixels, whose grey values are spread as evenly as an equalised film's. Its length also sets the scale of the
+features, which decides how the clip norm is shared between A and B. Neither changes what is solved for
+without noise; the step is written back as one of kernel and bias.
 """
 
 import dataclasses
@@ -46,11 +53,15 @@ from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, wei
 
 CENTRE_FILMS = 8
 FEATURE_SCALE, CONSTANT = 2.0, 0.2
-"""Length of the centre in the scaled features, and the constant feature in whose place the bias stands. Chosen, like `RIDGE`,
-on the study's other cohort, where half or twice the scale with half or twice the ridge did as well."""
+"""Length of the centre in the scaled features, and the constant feature in whose place the bias stands.
+Chosen, like `RIDGE`, on the study's other cohort, where half or twice the scale with half or twice the ridge
+did as well.
+"""
 RIDGE = 0.3
 _ROUNDING = 1e-6
-"""Least ridge, in parts of the trace of A: without noise, features that are all alike would give eigenvalues of rounding."""
+"""Least ridge, in parts of the trace of A: without noise, features that are all alike would give eigenvalues
+of rounding.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,20 +104,24 @@ class LeastSquares:
         if self.mechanism is None:
             return moment_sum(features, residuals, is_film, is_real)[0], log_sums(batch, losses=losses)
         clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(empty_moments(params))
-        total, norms = clipped_steps(features, residuals, is_film, is_real, clip_norm, step, stability=self.stability)
+        total, norms = clipped_steps(
+            features, residuals, is_film, is_real, clip_norm, step, stability=self.stability
+        )
         exact = self.mechanism.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real))
         return exact, log_sums(batch, losses=losses, norm=norms, clipped=norms > clip_norm)
 
     def direction(self, params: PyTree, released: Moments) -> PyTree:
-        """Minus the step, as a tree of the head's parameters: an optimiser takes it like a gradient, and a rate of 1 makes the
-        step that is meant.
+        """Minus the step, as a tree of the head's parameters: an optimiser takes it like a gradient, and a
+        rate of 1 makes the step that is meant.
         """
         centre = self._centre(params)
         d = released.residuals.shape[0]
         eigenvalues, vectors = jnp.linalg.eigh(symmetric(released.features, d))
         kept = jnp.maximum(eigenvalues, 0.0)
         with jax.default_matmul_precision("highest"):
-            along = vectors.T @ released.residuals / (kept + self._ridge(d) + _ROUNDING * jnp.sum(kept))[:, None]
+            along = (
+                vectors.T @ released.residuals / (kept + self._ridge(d) + _ROUNDING * jnp.sum(kept))[:, None]
+            )
             step = vectors @ along / curvature(self.weights)
             kernel = step[:-1] * _scale_of(centre)
             bias = step[-1] * CONSTANT - centre @ kernel
@@ -133,7 +148,9 @@ def empty_moments(params: Any) -> Moments:
 
 
 def curvature(weights: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
-    """Bound on the expected second derivative of a calibrated head's loss by the logit, for each weight of a positive label."""
+    """Bound on the expected second derivative of a calibrated head's loss by the logit, for each weight of a
+    positive label.
+    """
     return (weights / np.square(1 + np.sqrt(weights))).astype(np.float32)
 
 

@@ -13,8 +13,9 @@ from jaxcxr.atomic import replacing
 from jaxcxr.training.plan import Plan
 
 EPSILON_MILESTONES = 40
-"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs few accountant
-calls."""
+"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs
+few accountant calls.
+"""
 
 
 class Log:
@@ -23,13 +24,19 @@ class Log:
     def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
         self._plan, self._steps = plan, total
         path = out / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+        kept = (
+            [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            if path.exists()
+            else []
+        )
         kept = [line for line in kept if json.loads(line)["step"] <= done]
         with replacing(path) as part:
             part.write_text("".join(kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(out), purge_step=done or None)
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True, desc=out.name)
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True, desc=out.name
+        )
         self._clock, self._last = time.perf_counter(), done
 
     def write(self, step: int, totals: Any, waited: float) -> None:
@@ -37,13 +44,18 @@ class Log:
 
         Args:
             step: number of steps done.
-            totals: sums over their batches, on the device: `loss`, `count` (units), `films` (a view is one), `norm`, `clipped`.
+            totals: sums over their batches, on the device: `loss`, `count` (units), `films` (a view is one),
+                `norm`, `clipped`.
             waited: seconds in which the devices waited for their batches.
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
         count, films = sums["count"], sums["films"] / self._plan.config.training.views
-        row: dict[str, Any] = {"step": step, "loss": sums["loss"] / count if count else None, "images": round(films)}
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": sums["loss"] / count if count else None,
+            "images": round(films),
+        }
         if self._plan.mechanism is not None:
             row["epsilon"] = self._epsilon(step)
             row["mean_gradient_norm"] = sums["norm"] / count if count else None
@@ -56,7 +68,10 @@ class Log:
             if value is not None and key != "step":
                 self._board.add_scalar(key, value, step)
         self._board.flush()
-        shown = {"loss": f"{row['loss']:.4f}" if count else "-", "images/s": f"{row['images_per_second']:.0f}"}
+        shown = {
+            "loss": f"{row['loss']:.4f}" if count else "-",
+            "images/s": f"{row['images_per_second']:.0f}",
+        }
         if "epsilon" in row:
             shown["epsilon"] = f"{row['epsilon']:.3f}"
         self._bar.set_postfix(shown, refresh=False)

@@ -1,4 +1,6 @@
-"""The training loop: draw, sum, release, update; write down what was spent, log, checkpoint, stop in time, resume exactly."""
+"""The training loop: draw, sum, release, update; write down what was spent, log, checkpoint, stop in time,
+resume exactly.
+"""
 
 import dataclasses
 import fcntl
@@ -25,7 +27,14 @@ from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.batches import Waiting, batches
 from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
 from jaxcxr.training.class_weights import draw_counts
-from jaxcxr.training.distributed import any_process_says, first_then_all, in_all, in_the_first, is_first, the_first_says
+from jaxcxr.training.distributed import (
+    any_process_says,
+    first_then_all,
+    in_all,
+    in_the_first,
+    is_first,
+    the_first_says,
+)
 from jaxcxr.training.log import Log
 from jaxcxr.training.plan import Plan
 from jaxcxr.training.resume import begin_or_continue
@@ -54,8 +63,8 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
     """Make a run folder, or take up the one that is there if it is the same run.
 
     Raises:
-        InputError: the folder holds a run and `resume` is off, or a run of another configuration (the fields are named), or
-        is no run folder.
+        InputError: the folder holds a run and `resume` is off, or a run of another configuration (the fields
+        are named), or is no run folder.
     """
     path = out / "config.yaml"
     if not path.exists():
@@ -77,13 +86,15 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
     """Run a plan in the folder `out` to its end, or on from its newest checkpoint.
 
-    A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on (secret, step) only,
-    and the secret is bound to what is trained: a run that would go on as another one is refused, or would draw anew.
-    With several processes (`jax.distributed`) all call this with the same folder, on a file system that they share; the first
-    one writes it, but for the checkpoints, which they write together. What one of them refuses ends all, with its sentence.
+    A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on
+    (secret, step) only, and the secret is bound to what is trained: a run that would go on as another one is
+    refused, or would draw anew. With several processes (`jax.distributed`) all call this with the same
+    folder, on a file system that they share; the first one writes it, but for the checkpoints, which they
+    write together. What one of them refuses ends all, with its sentence.
 
     Raises:
-        InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training diverged.
+        InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training
+            diverged.
     """
     with ExitStack() as held:
         in_the_first(lambda: held.enter_context(_alone_in(out)))
@@ -110,7 +121,9 @@ def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome
     try:
         path = out / "ledger.jsonl"
         begun = in_all(lambda: not is_first() or checkpoints.latest() is not None or has_entries(path))
-        secret = first_then_all(lambda: load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun))
+        secret = first_then_all(
+            lambda: load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
+        )
         params = plan.random_params(secret) if pretrained is None else pretrained
         plan = first_then_all(lambda: begin_or_continue(plan, params, out / "run.json", write=is_first()))
         if plan.mechanism is not None:
@@ -133,7 +146,8 @@ def _terms(plan: Plan, secret: bytes) -> Terms:
 
 
 def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: Path) -> Plan:
-    """The plan with its class weights; noised counts are drawn here, after their line is on the disk, and written to `path`.
+    """The plan with its class weights; noised counts are drawn here, after their line is on the disk, and
+    written to `path`.
 
     A resumed run draws the same counts again and finds their line.
     """
@@ -179,7 +193,9 @@ def _run(
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
     with _interruptible() as interrupted:
-        feed = batches(plan, secret, step_functions, done, total_steps, waiting, busy=lambda: not newest.is_ready())
+        feed = batches(
+            plan, secret, step_functions, done, total_steps, waiting, busy=lambda: not newest.is_ready()
+        )
         for batch in feed:
             randomness: Any = np.zeros(4, np.uint32)
             if plan.mechanism is not None:
@@ -190,11 +206,16 @@ def _run(
                 gradient, logged = step_functions.accumulate(params, (gradient, logged), piece)
             gradient, logged = step_functions.collect((gradient, logged))
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
-            if plan.mechanism is not None:  # discrete noise is drawn here, on the processor, while the devices are at work
+            if (
+                plan.mechanism is not None
+            ):  # discrete noise is drawn here, on the processor, while the devices are at work
                 randomness = plan.mechanism.randomness(randomness, gradient.high)
-            params, optimizer_state, newest = step_functions.finish(params, optimizer_state, gradient, randomness)
+            params, optimizer_state, newest = step_functions.finish(
+                params, optimizer_state, gradient, randomness
+            )
             done += 1
-            # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for it.
+            # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
+            # it.
             stop = any_process_says(interrupted())
             last = done == total_steps or stop
             if last or done % training.log_every == 0:
@@ -228,19 +249,25 @@ def _write_down(ledger: Ledger | None, entry: Entry) -> None:
 
 def _require_finite(finite: Any, step: int) -> None:
     if not bool(finite):
-        raise InputError(f"training diverged at or before step {step}: weights are not finite; lower training.learning_rate")
+        raise InputError(
+            f"training diverged at or before step {step}: weights are not finite; lower "
+            "training.learning_rate"
+        )
 
 
 def _affordable(plan: Plan, ledger: Ledger | None, done: int) -> int:
-    """Number of steps at which the run ends: as planned, or fewer if the ledger says that the budget does not last.
+    """Number of steps at which the run ends: as planned, or fewer if the ledger says that the budget does not
+    last.
 
-    Steps that were recorded but not checkpointed will be repeated as the same releases, so they are not counted twice.
+    Steps that were recorded but not checkpointed will be repeated as the same releases, so they are not
+    counted twice.
     """
     if plan.mechanism is None or ledger is None:
         return plan.steps
     if not ledger.covers(done):
         raise InputError(
-            f"the ledger lacks lines for some of the {done} steps behind the newest checkpoint; it was changed or lost"
+            f"the ledger lacks lines for some of the {done} steps behind the newest checkpoint; it was "
+            "changed or lost"
         )
     m = plan.mechanism
     spent = ledger.spendings(before_step=done)
@@ -251,8 +278,8 @@ def _affordable(plan: Plan, ledger: Ledger | None, done: int) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that the step under way is finished and saved; the second one interrupts at
-    once.
+    """Turn the first Ctrl-C into a flag, so that the step under way is finished and saved; the second one
+    interrupts at once.
     """
     state = {"interrupted": False}
 

@@ -1,22 +1,25 @@
 """What fits a device: how many films it handles at once, and whether it holds all of them.
 
-Nothing is tried out: the compiler says how many bytes a step of a given size needs (`memory_analysis`) before anything is
-allocated. The choice depends on device, configuration and data only, and a run keeps the one it began with (`run.json`).
+Nothing is tried out: the compiler says how many bytes a step of a given size needs (`memory_analysis`) before
+anything is allocated. The choice depends on device, configuration and data only, and a run keeps the one it
+began with (`run.json`).
 """
 
 from collections.abc import Callable
 from typing import Any
 
 STEP_SHARE = 0.9
-"""Part of a device's memory that step, films, parameters and optimiser may take: the rest is for what the compiler does not
-count."""
+"""Part of a device's memory that step, films, parameters and optimiser may take: the rest is for what the
+compiler does not count.
+"""
 FILMS_SHARE = 0.7
 """Largest part of a device's memory that films kept on it may take."""
 MOST = 256
 """Units in a microbatch at most: beyond, a larger one is not faster."""
 CPU_PIXELS, CPU_MOST = 2**19, 32
-"""On a processor, whose memory says little, a microbatch has at most so many pixels and so many units: a few hundred megabytes
-with the paper's network."""
+"""On a processor, whose memory says little, a microbatch has at most so many pixels and so many units: a few
+hundred megabytes with the paper's network.
+"""
 
 
 def device_bytes(device: Any) -> int | None:

@@ -1,4 +1,6 @@
-"""What is minimised, the class-weighted binary cross-entropy of one film, and what a step releases of it: gradients."""
+"""What is minimised, the class-weighted binary cross-entropy of one film, and what a step releases of it:
+gradients.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,19 +17,25 @@ from jaxcxr.per_example import gradients
 from jaxcxr.privacy.mechanism import Mechanism
 
 Microbatch = Mapping[str, Any]
-"""n units of k films: `image` [n, k, h, w] uint8, `label` [n, k, findings] float32 with NaN for unknown, `is_film` [n, k] bool,
-False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where the image is the unit, k is 1.
+"""n units of k films: `image` [n, k, h, w] uint8, `label` [n, k, findings] float32 with NaN for unknown,
+`is_film` [n, k] bool, False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where
+the image is the unit, k is 1.
 
-In place of `image` there may be `index` [n, k] int32 and `films` [m, h, w], all films there are (`with_images`)."""
+In place of `image` there may be `index` [n, k] int32 and `films` [m, h, w], all films there are
+(`with_images`).
+"""
 FILMS = "films"
 UnitLoss = Callable[[PyTree, Any], Float[Array, ""]]
 """(parameters, one unit: its images, labels and which of them are films) -> its loss."""
 
 
 def weighted_cross_entropy(
-    logits: Float[Array, "findings"], labels: Float[Array, "findings"], positive_weights: Float[Array, "findings"]
+    logits: Float[Array, "findings"],
+    labels: Float[Array, "findings"],
+    positive_weights: Float[Array, "findings"],
 ) -> Float[Array, ""]:
-    """Mean over findings of -(w y log p + (1 - y) log(1 - p)), p = sigmoid(logit); an unknown label (NaN) adds zero.
+    """Mean over findings of -(w y log p + (1 - y) log(1 - p)), p = sigmoid(logit); an unknown label (NaN)
+    adds zero.
 
     The divisor is the number of findings, known or not, so that the mean over films equals torch's
     `BCEWithLogitsLoss(pos_weight=w)` (the paper's).
@@ -39,25 +47,32 @@ def weighted_cross_entropy(
 
 
 def positive_weights(rates: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
-    """(1 - p) / p: how many negatives there are to a positive, for positive rates p (the paper's inverted class
-    frequencies).
+    """(1 - p) / p: how many negatives there are to a positive, for positive rates p (the paper's inverted
+    class frequencies).
     """
     rates = np.asarray(rates, np.float32)
     return ((1 - rates) / rates).astype(np.float32)
 
 
-def positive_rates(labels: Float[np.ndarray, "n findings"], findings: tuple[str, ...]) -> Float[np.ndarray, "findings"]:
+def positive_rates(
+    labels: Float[np.ndarray, "n findings"], findings: tuple[str, ...]
+) -> Float[np.ndarray, "findings"]:
     """Share of positives among the known labels of each finding: a statistic of private data."""
     known = ~np.isnan(labels)
     positives, totals = np.where(known, labels, 0).sum(axis=0), known.sum(axis=0)
     for finding, positive, total in zip(findings, positives, totals, strict=True):
         if not 0 < positive < total:
-            raise ValueError(f"{finding}: class weights need both labels; found {int(positive)} positives among {int(total)}")
+            raise ValueError(
+                f"{finding}: class weights need both labels; found {int(positive)} positives among "
+                f"{int(total)}"
+            )
     return (positives / totals).astype(np.float32)
 
 
 def with_images(batch: Microbatch) -> Microbatch:
-    """The microbatch with its images, gathered from all films if it has only their indices; black where there is no film."""
+    """The microbatch with its images, gathered from all films if it has only their indices; black where there
+    is no film.
+    """
     if FILMS not in batch:
         return batch
     images = jnp.where(batch["is_film"][..., None, None], batch[FILMS][batch["index"]], 0)
@@ -76,7 +91,8 @@ def unit_loss(model: ResNet9, weights: Float[np.ndarray, "findings"]) -> UnitLos
         logits: Any = model.apply(params, image)
         return weighted_cross_entropy(logits, label, jnp.asarray(weights))
 
-    # What weight gradients need is kept, and the rest of a film's forward pass computed anew (`per_example.gradients.KEPT`).
+    # What weight gradients need is kept, and the rest of a film's forward pass computed anew
+    # (`per_example.gradients.KEPT`).
     of_film = jax.checkpoint(of_film) if getattr(model, "remat", False) else of_film
 
     def of_unit(params: PyTree, unit: Any) -> Array:
@@ -93,8 +109,8 @@ class Gradients:
     Attributes:
         loss: of a unit.
         mechanism: of a private run, else None.
-        trained: mask of the parameters that move (`models.trainable`); None for all. Frozen parameters do not enter the
-            norm; back-propagation stops at the lowest trained layer.
+        trained: mask of the parameters that move (`models.trainable`); None for all. Frozen parameters do not
+            enter the norm; back-propagation stops at the lowest trained layer.
     """
 
     loss: UnitLoss
@@ -127,5 +143,7 @@ class Gradients:
 def log_sums(batch: Microbatch, losses: Array, **of_units: Array) -> Mapping[str, Array]:
     """Sums over the real units for the operator's log."""
     is_real = batch["is_real"]
-    sums = {key: jnp.sum(jnp.where(is_real, values, 0.0)) for key, values in (("loss", losses), *of_units.items())}
+    sums = {
+        key: jnp.sum(jnp.where(is_real, values, 0.0)) for key, values in (("loss", losses), *of_units.items())
+    }
     return {**sums, "count": jnp.sum(is_real), "films": jnp.sum(batch["is_film"] & is_real[:, None])}

@@ -1,4 +1,6 @@
-"""NAdam as torch implements it, which is what the paper ran, its alternatives, and the learning-rate schedules."""
+"""NAdam as torch implements it, which is what the paper ran, its alternatives, and the learning-rate
+schedules.
+"""
 
 from typing import Any, NamedTuple
 
@@ -18,18 +20,28 @@ class NAdamState(NamedTuple):
 
 
 def nadam(
-    learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, momentum_decay: float = 4e-3
+    learning_rate: float | optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum_decay: float = 4e-3,
 ) -> optax.GradientTransformation:
-    """NAdam (Dozat 2016) with torch's momentum schedule, mu_t = b1 (1 - 0.96^(t psi) / 2), psi = `momentum_decay`.
+    """NAdam (Dozat 2016) with torch's momentum schedule, mu_t = b1 (1 - 0.96^(t psi) / 2), psi =
+    `momentum_decay`.
 
-    optax's variant keeps mu constant; over the paper's run the two differ, so parity with the paper needs this one.
+    optax's variant keeps mu constant; over the paper's run the two differ, so parity with the paper needs
+    this one.
     """
 
     def init(params: PyTree) -> NAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return NAdamState(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32), zeros, jax.tree.map(jnp.zeros_like, params))
+        return NAdamState(
+            jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32), zeros, jax.tree.map(jnp.zeros_like, params)
+        )
 
-    def update(gradients: PyTree, state: NAdamState, params: PyTree | None = None) -> tuple[PyTree, NAdamState]:
+    def update(
+        gradients: PyTree, state: NAdamState, params: PyTree | None = None
+    ) -> tuple[PyTree, NAdamState]:
         del params
         steps = state.steps + 1
         t = steps.astype(jnp.float32)
@@ -60,14 +72,19 @@ class AdamState(NamedTuple):
 
 
 def adam_bc(
-    learning_rate: float | optax.Schedule, noise_stddev: float, b1: float = 0.9, b2: float = 0.999, floor: float = 0.1
+    learning_rate: float | optax.Schedule,
+    noise_stddev: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    floor: float = 0.1,
 ) -> optax.GradientTransformation:
-    """Adam whose second moment is that of the gradient alone: the noise's known variance is taken out (DP-AdamBC; Tang et al.
-    2024, arXiv 2312.14334, Algorithm 1).
+    """Adam whose second moment is that of the gradient alone: the noise's known variance is taken out
+    (DP-AdamBC; Tang et al. 2024, arXiv 2312.14334, Algorithm 1).
 
-    Step: -rate m_hat / sqrt(max(v_hat - noise_stddev^2, floor * noise_stddev^2)). Where the gradient is far below the noise,
-    Adam's denominator is the noise's deviation, whatever the gradient's; without it the ratio of coordinates is the
-    gradient's own. The paper's floor is absolute and tuned; here it is a part of the noise's variance, so that it keeps its
+    Step: -rate m_hat / sqrt(max(v_hat - noise_stddev^2, floor * noise_stddev^2)). Where the gradient is far
+    below the noise, Adam's denominator is the noise's deviation, whatever the gradient's; without it the
+    ratio of coordinates is the gradient's own. The paper's floor is absolute and tuned; here it is a part of
+    the noise's variance, so that it keeps its
     meaning from budget to budget: with 0.1 a step is at most sqrt(10) times one of Adam's.
 
     Args:
@@ -80,7 +97,11 @@ def adam_bc(
     variance = noise_stddev**2
 
     def init(params: PyTree) -> AdamState:
-        return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+        return AdamState(
+            jnp.zeros((), jnp.int32),
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(jnp.zeros_like, params),
+        )
 
     def update(gradients: PyTree, state: AdamState, params: PyTree | None = None) -> tuple[PyTree, AdamState]:
         del params
@@ -102,9 +123,15 @@ def adam_bc(
 def schedule(learning_rate: float, decay: str, warmup_steps: int, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant (`none`) or a cosine to zero at the last step (`cosine`)."""
     after = max(1, steps - warmup_steps)
-    main = optax.cosine_decay_schedule(learning_rate, after) if decay == "cosine" else optax.constant_schedule(learning_rate)
+    main = (
+        optax.cosine_decay_schedule(learning_rate, after)
+        if decay == "cosine"
+        else optax.constant_schedule(learning_rate)
+    )
     if not warmup_steps:
         return main
     # (k + 1) / (warmup + 1) of the rate at step k: the first step moves too
     first = learning_rate / (warmup_steps + 1)
-    return optax.join_schedules([optax.linear_schedule(first, learning_rate, warmup_steps), main], [warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(first, learning_rate, warmup_steps), main], [warmup_steps]
+    )

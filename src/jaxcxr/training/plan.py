@@ -1,5 +1,5 @@
-"""From a configuration and a data set to everything that is fixed before the first step, with all that can be refused
-refused here.
+"""From a configuration and a data set to everything that is fixed before the first step, with all that can be
+refused refused here.
 """
 
 import dataclasses
@@ -43,7 +43,8 @@ from jaxcxr.training.step import Step, make_step
 from jaxcxr.training.trained_on import Start, checked_start
 
 UNITS_PER_PLACE = 64
-"""Expected units of a batch for each place of a microbatch, at least, where units have places of their own."""
+"""Expected units of a batch for each place of a microbatch, at least, where units have places of their own.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,12 @@ class Plan:
         steps: length of the run.
         weights: of positive labels, one a finding; None until noised counts are drawn for them.
         class_counts: what noised class counts cost, else None.
-        microbatch_size: films a device handles at once; None where neither the configuration nor `begin_or_continue` says.
+        microbatch_size: films a device handles at once; None where neither the configuration nor
+            `begin_or_continue` says.
         store: that the films come from.
         counted: what was declared to be public and was counted in the data (codes of `records.declarations`).
-        binding: digest of everything that decides what is released (`records.binding`); empty until `begin_or_continue` says.
+        binding: digest of everything that decides what is released (`records.binding`); empty until
+            `begin_or_continue` says.
     """
 
     config: Experiment
@@ -83,13 +86,17 @@ class Plan:
     binding: str = ""
 
     def may_be_released(self) -> bool:
-        """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered statistic."""
+        """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered
+        statistic.
+        """
         training = self.config.training
         covered = training.seed is None and training.class_weights != "paper" and not self.counted
         return self.mechanism is not None and covered
 
     def remarks(self) -> list[str]:
-        """What the operator should know of the declared N beside what is there; for the screen alone (`size_remarks`)."""
+        """What the operator should know of the declared N beside what is there; for the screen alone
+        (`size_remarks`).
+        """
         privacy = self.config.privacy
         if privacy is None:
             return []
@@ -111,14 +118,17 @@ class Plan:
 
     def random_params(self, secret: bytes) -> PyTree:
         """Random weights from the run's secret."""
-        key = jax.random.wrap_key_data(jax.numpy.asarray(derive_key(secret, "initial weights", 0)[:2]), impl="threefry2x32")
+        key = jax.random.wrap_key_data(
+            jax.numpy.asarray(derive_key(secret, "initial weights", 0)[:2]), impl="threefry2x32"
+        )
         return self.model().init(key, jax.numpy.zeros((self.split.size, self.split.size), jax.numpy.uint8))
 
     def pretrained_params(self) -> PyTree | None:
         """Weights that the configuration names, or None.
 
         Raises:
-            InputError: they are missing, do not fit, or were trained on films or patients that are to be protected.
+            InputError: they are missing, do not fit, or were trained on films or patients that are to be
+                protected.
         """
         if self.config.model.weights is None:
             return None
@@ -130,17 +140,21 @@ class Plan:
         """What is known of the weights that a private run starts from; None if it starts at random.
 
         Raises:
-            InputError: they were trained on films or patients that are to be protected, or are marked as not for release.
+            InputError: they were trained on films or patients that are to be protected, or are marked as not
+                for release.
         """
         model = self.config.model
         if self.mechanism is None or model.weights is None:
             return None
         if self.store is None:
-            raise ValueError("a private plan without its store: nobody could tell whether its weights know its films")
+            raise ValueError(
+                "a private plan without its store: nobody could tell whether its weights know its films"
+            )
         path = weights_folder(model.weights)
         if marks := marks_of(path):
             raise InputError(
-                f"{path}: these weights are marked not for release ({'; '.join(marks)}); a run that starts from them would "
+                f"{path}: these weights are marked not for release ({'; '.join(marks)}); a run that starts "
+                "from them would "
                 "give them away"
             )
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
@@ -164,7 +178,9 @@ class Plan:
         scope = self.config.training.scope
         if scope == "all":
             return None
-        shapes = jax.eval_shape(self.model().init, jax.random.key(0), jax.numpy.zeros((self.split.size,) * 2, jax.numpy.uint8))
+        shapes = jax.eval_shape(
+            self.model().init, jax.random.key(0), jax.numpy.zeros((self.split.size,) * 2, jax.numpy.uint8)
+        )
         return trained_mask(scope, shapes)
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -195,7 +211,9 @@ class Plan:
         if asked == "never" or self.config.training.augmentation != "none":
             return False
         available = memory.device_bytes(jax.local_devices()[0])
-        fits = available is not None and len(self.split) * self.split.size**2 <= memory.FILMS_SHARE * available
+        fits = (
+            available is not None and len(self.split) * self.split.size**2 <= memory.FILMS_SHARE * available
+        )
         return asked == "always" or fits
 
     def with_microbatch_size(self) -> "Plan":
@@ -214,7 +232,9 @@ class Plan:
 
         def bytes_of(units: int) -> int:
             functions = dataclasses.replace(self, microbatch_size=units * films, weights=ones).step([device])
-            return _bytes_of(functions, shapes, (units, films), self.split.size, len(self.config.data.findings))
+            return _bytes_of(
+                functions, shapes, (units, films), self.split.size, len(self.config.data.findings)
+            )
 
         needed = -(-t.expected_batch_size // jax.device_count())
         units = memory.choose_microbatch(bytes_of, available, needed, films * self.split.size**2)
@@ -228,24 +248,31 @@ class Plan:
         if training.optimizer == "least_squares":
             shape, rule = (self.split.size, self.split.size), self.mechanism and self.mechanism.rule
             stability = rule.stability if isinstance(rule, Flat) else None
-            release: Any = LeastSquares(self.model(), self.weights, shape, self.mechanism, self.mask(), stability)
+            release: Any = LeastSquares(
+                self.model(), self.weights, shape, self.mechanism, self.mask(), stability
+            )
         else:
             release = Gradients(objective.unit_loss(self.model(), self.weights), self.mechanism, self.mask())
-        return make_step(release, self.optimizer(), training.expected_batch_size, self.units_at_once(), devices)
+        return make_step(
+            release, self.optimizer(), training.expected_batch_size, self.units_at_once(), devices
+        )
 
     def in_places(self) -> bool:
-        """Whether each unit has a place of its own in a microbatch (`privacy.hardened_sum`): moments, and gradients with
-        discrete noise.
+        """Whether each unit has a place of its own in a microbatch (`privacy.hardened_sum`): moments, and
+        gradients with discrete noise.
         """
         if self.mechanism is None:
             return False
-        return self.mechanism.discrete_coordinates is not None or self.config.training.optimizer == "least_squares"
+        return (
+            self.mechanism.discrete_coordinates is not None
+            or self.config.training.optimizer == "least_squares"
+        )
 
     def units_at_once(self) -> int:
         """Units in a microbatch of one device.
 
-        Where each has a place of its own, places fill unevenly, the less so the fewer there are: with a 64th of the expected
-        batch about a sixth of them stays empty.
+        Where each has a place of its own, places fill unevenly, the less so the fewer there are: with a 64th
+        of the expected batch about a sixth of them stays empty.
 
         Raises:
             InputError: a batch would have more microbatches than exact sums have room for.
@@ -259,15 +286,19 @@ class Plan:
             units = min(units, max(2, self.mechanism.expected_batch_size // UNITS_PER_PLACE))
         if self.config.training.optimizer == "least_squares":
             units = min(units, moments.MOST_UNITS)
-        room = exact_sum.most_units(2 << moments.MOST_BITS)  # the finest grid of all whose steps are counted unit by unit
+        room = exact_sum.most_units(
+            2 << moments.MOST_BITS
+        )  # the finest grid of all whose steps are counted unit by unit
         if self.in_places() and self.mechanism.most_units > room:
             raise InputError(
-                f"training.expected_batch_size: a batch may have {self.mechanism.most_units:,} units, and sums have room for "
+                f"training.expected_batch_size: a batch may have {self.mechanism.most_units:,} units, and "
+                "sums have room for "
                 f"{room:,}; expected a smaller one"
             )
         if self.mechanism.most_units > units * exact_sum.MOST_PARTS:
             raise InputError(
-                f"training.microbatch_size: with {units} units at a time a batch may have more than the {exact_sum.MOST_PARTS} "
+                f"training.microbatch_size: with {units} units at a time a batch may have more than the "
+                f"{exact_sum.MOST_PARTS} "
                 "parts that are summed exactly; expected a larger one"
             )
         return units
@@ -285,7 +316,11 @@ class Plan:
             "against_release": list(self.counted),
         }
         if self.mechanism is not None:
-            described |= {name: v for name, v in dataclasses.asdict(self.mechanism).items() if name not in ("rule", "method")}
+            described |= {
+                name: v
+                for name, v in dataclasses.asdict(self.mechanism).items()
+                if name not in ("rule", "method")
+            }
             described["initial_weights_record"] = None if self.start is None else self.start.known
         if self.store is not None:
             described["split_origin"] = self.store.split_origin()
@@ -307,7 +342,12 @@ def _bytes_of(functions: Step, params: PyTree, units: tuple[int, int], side: int
     total = jax.eval_shape(functions.start, params)
     lower: Any = functions.accumulate
     used = lower.lower(params, total, batch).compile().memory_analysis()
-    return used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    return (
+        used.temp_size_in_bytes
+        + used.argument_size_in_bytes
+        + used.output_size_in_bytes
+        - used.alias_size_in_bytes
+    )
 
 
 def model_of(config: Experiment) -> ResNet9:
@@ -331,10 +371,13 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     """
     data, training, privacy = config.data, config.training, config.privacy
     if store.size != data.size:
-        raise InputError(f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}")
+        raise InputError(
+            f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}"
+        )
     if store.dtype != "uint8":
         raise InputError(
-            f"{store.path}: the store's pixels are {store.dtype}, expected uint8 (scripts/prepare.py --dtype uint8)"
+            f"{store.path}: the store's pixels are {store.dtype}, expected uint8 (scripts/prepare.py --dtype "
+            "uint8)"
         )
     split = store.split("train", data.findings)
     views = config.model.prediction_views
@@ -360,18 +403,23 @@ def make_plan(config: Experiment, store: Store) -> Plan:
         steps = accounting.steps_of_epochs(training.epochs, n_units, training.expected_batch_size)
     mechanism = class_counts = None
     if privacy is not None:
-        most = max(n_units, len(units))  # a small declared N must not admit a delta that is large for those who are there
+        most = max(
+            n_units, len(units)
+        )  # a small declared N must not admit a delta that is large for those who are there
         if privacy.delta >= 1 / most and not privacy.allow_large_delta:
             raise InputError(
                 f"privacy.delta: expected less than 1/N = {1 / most:.3g} for N = {most} {called}"
                 f"{'' if most == n_units else ' (those that are there)'}, found {privacy.delta:g}; "
-                f"at that delta one of the {called} in N may be published outright (privacy.allow_large_delta accepts this)"
+                f"at that delta one of the {called} in N may be published outright "
+                "(privacy.allow_large_delta accepts this)"
             )
         sigma, class_counts = privacy.noise_multiplier, counts_entry(config)
         if sigma is None:
             already = [] if class_counts is None else [class_counts.spending]
             try:
-                sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, sample_rate, steps, already)
+                sigma = accounting.calibrated_noise(
+                    privacy.epsilon, privacy.delta, sample_rate, steps, already
+                )
             except ValueError as error:
                 raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
         stability = privacy.stability if privacy.clipping == "automatic" else None
@@ -395,12 +443,17 @@ def make_plan(config: Experiment, store: Store) -> Plan:
 
 
 def _require_repeated_roundings(plan: Plan) -> None:
-    """Sums of proved sensitivity suppose that a unit has one gradient, wherever it is computed (`privacy.hardened_sum`)."""
+    """Sums of proved sensitivity suppose that a unit has one gradient, wherever it is computed
+    (`privacy.hardened_sum`).
+    """
     privacy = plan.config.privacy
-    counted = privacy is not None and (privacy.noise == "discrete" or plan.config.training.optimizer == "least_squares")
+    counted = privacy is not None and (
+        privacy.noise == "discrete" or plan.config.training.optimizer == "least_squares"
+    )
     if counted and jax.default_backend() == "gpu" and not _deterministic_gpu_ops():
         raise InputError(
-            "privacy.noise 'discrete' and training.optimizer 'least_squares' need kernels that add in a fixed order; set "
+            "privacy.noise 'discrete' and training.optimizer 'least_squares' need kernels that add in a "
+            "fixed order; set "
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true (beside other flags)"
         )
 
@@ -415,10 +468,11 @@ def _called(privacy: PrivacyConfig | None) -> str:
 
 
 def _counted(config: Experiment, store: Store, split: Split) -> tuple[str, ...]:
-    """What a private run declares to be public though it was plainly counted in the data (codes of `records.declarations`).
+    """What a private run declares to be public though it was plainly counted in the data (codes of
+    `records.declarations`).
 
-    Rates are compared with those of the training images, of the training patients (each the mean of their images) and of all
-    images of the store.
+    Rates are compared with those of the training images, of the training patients (each the mean of their
+    images) and of all images of the store.
     """
     if config.privacy is None:
         return ()
@@ -434,7 +488,8 @@ def _counted(config: Experiment, store: Store, split: Split) -> tuple[str, ...]:
 
 
 def _with_discrete_noise(plan: Plan) -> Plan:
-    """The plan with the number of coordinates that a step releases, on which the grid of discrete noise depends.
+    """The plan with the number of coordinates that a step releases, on which the grid of discrete noise
+    depends.
 
     Raises:
         InputError: the noise multiplier does not go with discrete noise.
@@ -464,7 +519,8 @@ def units_of(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray,
     if nameless.any():
         film = split.frame["image_id"].iloc[int(np.flatnonzero(nameless)[0])]
         raise InputError(
-            f"privacy.unit {privacy.unit!r}: every training film needs a patient_id; found none for {int(nameless.sum())} "
+            f"privacy.unit {privacy.unit!r}: every training film needs a patient_id; found none for "
+            f"{int(nameless.sum())} "
             f"films, the first is image_id {film!r}"
         )
     films = list(pd.Series(np.arange(len(split))).groupby(patients.to_numpy(), sort=True).apply(np.asarray))

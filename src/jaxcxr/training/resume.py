@@ -31,8 +31,8 @@ _NOT_ARITHMETIC = ("--xla_force_host_platform_device_count", "--xla_dump")
 def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True) -> Plan:
     """Write `run.json`, or check that the one there says the same: a resumed run must not change under way.
 
-    The noise multiplier of a begun run is the one in `run.json`: another version of the accountant might calibrate another.
-    So is the size of its microbatches, if it was chosen by the device's memory.
+    The noise multiplier of a begun run is the one in `run.json`: another version of the accountant might
+    calibrate another. So is the size of its microbatches, if it was chosen by the device's memory.
 
     Args:
         plan: of the run.
@@ -44,7 +44,8 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
         The plan, with noise multiplier, microbatch size and binding of the run.
 
     Raises:
-        InputError: the run was begun as another one, or by a version that did not bind its noise; says what differs.
+        InputError: the run was begun as another one, or by a version that did not bind its noise; says what
+            differs.
     """
     facts, start = plan.describe(), weights_digest(params)
     if plan.config.model.weights is not None:
@@ -63,7 +64,8 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
     bound_to = before.pop("binding", None)
     if not isinstance(bound_to, dict):
         raise InputError(
-            f"{path}: the run was begun by an earlier version (jaxcxr {before.get('jaxcxr', 'unknown')}), which did not bind "
+            f"{path}: the run was begun by an earlier version (jaxcxr {before.get('jaxcxr', 'unknown')}), "
+            "which did not bind "
             "its noise to what is trained; finish it with that version, or begin a new run in another folder"
         )
     plan = _as_begun(plan, before, facts)
@@ -71,26 +73,37 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
     found = differences(bound_to, binding)
     if found:
         raise InputError(
-            f"{path}: the run was begun as another one; it differs in {', '.join(found)}. Its batches and noise must not be "
+            f"{path}: the run was begun as another one; it differs in {', '.join(found)}. Its batches and "
+            "noise must not be "
             "used for anything else: go on with what it was begun with, or begin a new run in another folder"
         )
     differing = [key for key in before.keys() | facts.keys() if before.get(key) != facts.get(key)]
     if differing:
-        raise InputError(f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}")
+        raise InputError(
+            f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}"
+        )
     return dataclasses.replace(plan, binding=binding["digest"])
 
 
 def _as_begun(plan: Plan, before: dict[str, Any], facts: dict[str, object]) -> Plan:
-    """The plan with the numbers that were chosen or calibrated when the run was begun; `facts` are brought up to date."""
+    """The plan with the numbers that were chosen or calibrated when the run was begun; `facts` are brought up
+    to date.
+    """
     config, privacy = plan.config, plan.config.privacy
     if config.training.microbatch_size is None and "microbatch_size" in before:
         plan = dataclasses.replace(plan, microbatch_size=int(before["microbatch_size"]))
         facts["microbatch_size"] = before["microbatch_size"]
     if plan.mechanism is not None and privacy is not None and privacy.noise_multiplier is None:
         begun_with = float(before.get("noise_multiplier", plan.mechanism.noise_multiplier))
-        plan = dataclasses.replace(plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=begun_with))
+        plan = dataclasses.replace(
+            plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=begun_with)
+        )
         facts["noise_multiplier"] = begun_with
-    if plan.class_counts is not None and privacy is not None and privacy.class_counts_noise_multiplier is None:
+    if (
+        plan.class_counts is not None
+        and privacy is not None
+        and privacy.class_counts_noise_multiplier is None
+    ):
         sigma = float(before.get("class_counts_noise_multiplier", plan.class_counts.noise_multiplier))
         plan = dataclasses.replace(plan, class_counts=class_counts_entry(len(config.data.findings), sigma))
         facts["class_counts_noise_multiplier"] = sigma
@@ -128,4 +141,6 @@ def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> B
 def _flags(backend: str) -> str:
     """Flags of XLA that may change what a step computes, such as instruction sets and deterministic kernels."""
     passed_over = (*_NOT_ARITHMETIC, *(() if backend == "gpu" else ("--xla_gpu",)))
-    return " ".join(sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(passed_over)))
+    return " ".join(
+        sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(passed_over))
+    )

@@ -1,9 +1,10 @@
 """The compiled pieces of a step: sums of fixed-size microbatches on all devices, and one update.
 
-A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, padded and masked: one
-compilation serves a whole run. Each microbatch is split over the devices of a mesh (`jax.shard_map`), those of all processes if
-there are several. A device adds up what it has, in whole numbers if the step is private (`privacy.exact_sum`); the sums of all
-meet once per step, and the noise is drawn once, from the same key everywhere.
+A Poisson batch has a random size, so it is cut into as many fixed-size microbatches as it needs, padded and
+masked: one compilation serves a whole run. Each microbatch is split over the devices of a mesh
+(`jax.shard_map`), those of all processes if there are several. A device adds up what it has, in whole numbers
+if the step is private (`privacy.exact_sum`); the sums of all meet once per step, and the noise is drawn once,
+from the same key everywhere.
 """
 
 import dataclasses
@@ -27,7 +28,9 @@ from jaxcxr.training.objective import FILMS, Microbatch, with_images
 
 @runtime_checkable
 class Release(Protocol):
-    """What a step sums and releases: gradients (`objective.Gradients`) or moments (`least_squares.LeastSquares`)."""
+    """What a step sums and releases: gradients (`objective.Gradients`) or moments
+    (`least_squares.LeastSquares`).
+    """
 
     @property
     def mechanism(self) -> Mechanism | None:
@@ -61,13 +64,13 @@ class Step:
             (`privacy.exact_sum.ExactSum`), and for the log, with a leading axis of devices.
         accumulate: (parameters, sums, microbatch) -> sums including the microbatch.
         collect: sums of a step -> sums over all devices, the same on every one.
-        finish: (parameters, optimiser state, sum, the step's randomness) -> new parameters and optimiser state, and
-            whether the parameters are finite.
+        finish: (parameters, optimiser state, sum, the step's randomness) -> new parameters and optimiser
+            state, and whether the parameters are finite.
         microbatch_size: units in a microbatch, over all devices of all processes.
         devices: how many these are.
         place: this process's rows of a microbatch -> arrays spread over the devices.
-        replicate: parameters or optimiser state -> the same on every device. Everything that enters the functions above
-            comes from here or from them, so that each compiles once.
+        replicate: parameters or optimiser state -> the same on every device. Everything that enters the
+            functions above comes from here or from them, so that each compiles once.
     """
 
     start: Callable[[PyTree], PyTree]
@@ -90,10 +93,12 @@ def make_step(
     microbatch_size: int,
     devices: list[Any] | None = None,
 ) -> Step:
-    """Compile-ready step; without a mechanism the sum is divided by the expected batch size and nothing else happens to it.
+    """Compile-ready step; without a mechanism the sum is divided by the expected batch size and nothing else
+    happens to it.
 
     Args:
-        release: what is summed and released. Sum, noise and optimiser state have no leaf for parameters that do not move.
+        release: what is summed and released. Sum, noise and optimiser state have no leaf for parameters that
+            do not move.
         optimizer: applied to what is made of it.
         expected_batch_size: divisor of a non-private run (a private one's is the mechanism's).
         microbatch_size: units a device handles at once.
@@ -104,7 +109,10 @@ def make_step(
 
     def start(params: PyTree) -> PyTree:
         like = release.empty(params)
-        empty = like if mechanism is None else exact_sum.empty(like), {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS}
+        empty = (
+            like if mechanism is None else exact_sum.empty(like),
+            {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS},
+        )
         return device_sums.nothing_yet(empty, mesh)
 
     def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
@@ -139,6 +147,8 @@ def make_step(
         finish=jax.jit(finish, donate_argnums=(0, 1), out_shardings=replicated),
         microbatch_size=microbatch_size * mesh.size,
         devices=mesh.size,
-        place=lambda batch: jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), dict(batch)),
+        place=lambda batch: jax.tree.map(
+            functools.partial(jax.make_array_from_process_local_data, rows), dict(batch)
+        ),
         replicate=lambda tree: jax.device_put(tree, replicated),
     )

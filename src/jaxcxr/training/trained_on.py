@@ -1,17 +1,20 @@
-"""Which images and patients weights were trained on, as salted hashes: would a private run start from its own films?
+"""Which images and patients weights were trained on, as salted hashes: would a private run start from its own
+films?
 
-A claim about a run says nothing of what its starting weights know already. Weights made here carry `trained_on.npz` beside
-`provenance.json`: for each training that they come from, a random salt and hashes of its training films' pixels (the digests
-of `records.parquet`), image ids and patient ids. A private run hashes its own films with the same salt and refuses what it
-finds again (`checked_start`).
+A claim about a run says nothing of what its starting weights know already. Weights made here carry
+`trained_on.npz` beside
+`provenance.json`: for each training that they come from, a random salt and hashes of its training films'
+pixels (the digests of `records.parquet`), image ids and patient ids. A private run hashes its own films with
+the same salt and refuses what it finds again (`checked_start`).
 
-Pixels have too much entropy to be guessed, so they get one HMAC-SHA256; they match where two stores were prepared in the same
-way. Ids match however the films were prepared, but are short: each gets scrypt (RFC 7914), about 0.2 ms and 64 KiB, so that
-150,000 take half a minute on one core. That makes guessing dear and not impossible: whoever can list every possible id can
-also test them all, one salt at a time, so a record stays with its weights and never enters a release.
+Pixels have too much entropy to be guessed, so they get one HMAC-SHA256; they match where two stores were
+prepared in the same way. Ids match however the films were prepared, but are short: each gets scrypt (RFC
+7914), about 0.2 ms and 64 KiB, so that 150,000 take half a minute on one core. That makes guessing dear and
+not impossible: whoever can list every possible id can also test them all, one salt at a time, so a record
+stays with its weights and never enters a release.
 
-Hashes are cut to 8 bytes. N hashes against M others agree by chance with probability N M / 2^64 at most: 2.2e-9 for 200,000
-against 200,000, 6.5e-9 over the three kinds.
+Hashes are cut to 8 bytes. N hashes against M others agree by chance with probability N M / 2^64 at most:
+2.2e-9 for 200,000 against 200,000, 6.5e-9 over the three kinds.
 """
 
 import dataclasses
@@ -43,14 +46,17 @@ _MOST_COST = 1 << 17
 _FORMAT = 1
 
 Known = Literal["recorded", "ids_declared_unrelated", "none"]
-"""What is known of starting weights: their record shares nothing with the private films; it shares no pixels, and the
-configuration declares that equal ids are different people; or (some of) their training is not recorded, so that it is an
-assumption that the private films took no part in it."""
+"""What is known of starting weights: their record shares nothing with the private films; it shares no pixels,
+and the configuration declares that equal ids are different people; or (some of) their training is not
+recorded, so that it is an assumption that the private films took no part in it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Films:
-    """Films of one split: SHA-256 of their pixels, their ids and their patients' ids, as far as there are any."""
+    """Films of one split: SHA-256 of their pixels, their ids and their patients' ids, as far as there are
+    any.
+    """
 
     pixels: Sequence[str]
     image_ids: Sequence[str]
@@ -112,7 +118,11 @@ class Overlap:
             (self.image_ids, "film", "image_id"),
             (self.patient_ids, "patient", "patient_id"),
         )
-        named = [f"{count:,} {what}{'s' if count > 1 else ''} with the same {same}" for count, what, same in kinds if count]
+        named = [
+            f"{count:,} {what}{'s' if count > 1 else ''} with the same {same}"
+            for count, what, same in kinds
+            if count
+        ]
         return " and ".join(filter(None, [", ".join(named[:-1]), *named[-1:]]))
 
 
@@ -122,8 +132,8 @@ class Start:
 
     Attributes:
         known: see `Known`.
-        held_out: a sentence for the operator if the weights know films of the validation or test split; it touches the
-            evaluation and not the claim.
+        held_out: a sentence for the operator if the weights know films of the validation or test split; it
+            touches the evaluation and not the claim.
     """
 
     known: Known
@@ -133,7 +143,8 @@ class Start:
 def films_of(store: Store, split: str) -> Films:
     """The films of one split of a store; of an older store without digests, they are read.
 
-    The pixels of a film of one grey value throughout are left out: it shows nobody, and any two stores may hold one.
+    The pixels of a film of one grey value throughout are left out: it shows nobody, and any two stores may
+    hold one.
     """
     rows = store.manifest["split"].to_numpy() == split
     frame = store.manifest.loc[rows]
@@ -141,7 +152,8 @@ def films_of(store: Store, split: str) -> Films:
         digests = pd.read_parquet(store.path / RECORDS_FILE, columns=["sha256"])["sha256"].to_numpy()
         if len(digests) != len(rows):
             raise InputError(
-                f"{store.path}: {RECORDS_FILE} names {len(digests)} films, the manifest {len(rows)}; prepare it again"
+                f"{store.path}: {RECORDS_FILE} names {len(digests)} films, the manifest {len(rows)}; prepare "
+                "it again"
             )
         pixels = digests[rows].tolist()
     else:
@@ -169,7 +181,11 @@ def with_training(films: Films, before: TrainedOn | None, from_random: bool) -> 
 def overlap(record: TrainedOn, films: Films, ids: bool = True) -> Overlap:
     """How much of `films` any recorded training has seen; with `ids` False, by pixels alone."""
     patients = sorted(set(films.patient_ids))
-    seen = [np.zeros(len(films.pixels), bool), np.zeros(len(films.image_ids), bool), np.zeros(len(patients), bool)]
+    seen = [
+        np.zeros(len(films.pixels), bool),
+        np.zeros(len(films.image_ids), bool),
+        np.zeros(len(patients), bool),
+    ]
     for training in record.trainings:
         mine = Films(films.pixels, films.image_ids if ids else (), patients if ids else ())
         hashes = _hashed(mine, training.salt, training.cost)
@@ -186,10 +202,12 @@ def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids
         folder: of the weights.
         provenance: their `provenance.json`.
         store: of the private films.
-        ids_unrelated: it is declared that equal ids in the record and in the store are different images and people.
+        ids_unrelated: it is declared that equal ids in the record and in the store are different images and
+            people.
 
     Raises:
-        InputError: the weights were trained on films or patients that the run is to protect, or their record is damaged.
+        InputError: the weights were trained on films or patients that the run is to protect, or their record
+            is damaged.
     """
     if provenance.get("store_fingerprint") == store.fingerprint:
         raise _refusal(folder, store, "they were trained on that very store", "")
@@ -199,12 +217,18 @@ def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids
     found = overlap(record, films_of(store, "train"), ids=not ids_unrelated)
     if found:
         only_ids = (
-            "" if found.pixels else "; if equal ids are different images and people, set model.weights_ids_unrelated to true"
+            ""
+            if found.pixels
+            else "; if equal ids are different images and people, set model.weights_ids_unrelated to true"
         )
         raise _refusal(folder, store, f"they were trained on {found} as its training split", only_ids)
-    held_out = {split: overlap(record, films_of(store, split), ids=not ids_unrelated) for split in ("valid", "test")}
+    held_out = {
+        split: overlap(record, films_of(store, split), ids=not ids_unrelated) for split in ("valid", "test")
+    }
     told = "; ".join(f"{split}: {seen}" for split, seen in held_out.items() if seen)
-    warning = f"{folder}: these weights were trained on held-out films, whose results will be too good ({told})"
+    warning = (
+        f"{folder}: these weights were trained on held-out films, whose results will be too good ({told})"
+    )
     known: Known = "ids_declared_unrelated" if ids_unrelated else "recorded"
     return Start(known if record.complete else "none", warning if told else None)
 
@@ -247,7 +271,8 @@ def read(folder: Path, provenance: Mapping[str, Any]) -> TrainedOn | None:
         return TrainedOn(tuple(_training(arrays, place) for place in range(count)), bool(arrays["complete"]))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: the record of what these weights were trained on is missing or damaged ({' '.join(str(error).split())}); "
+            f"{path}: the record of what these weights were trained on is missing or damaged "
+            f"({' '.join(str(error).split())}); "
             "expected the file that was written with them"
         ) from error
 
@@ -262,15 +287,26 @@ def _training(arrays: Mapping[str, np.ndarray], place: int) -> Training:
 
 def _refusal(folder: Path, store: Store, why: str, further: str) -> InputError:
     return InputError(
-        f"{folder}: a private run on {store.path} cannot start from these weights: {why}, outside of the run's budget, "
-        f"and would give those films away; pretrain on other films, or start at random (model.weights null){further}"
+        f"{folder}: a private run on {store.path} cannot start from these weights: {why}, outside of the "
+        "run's budget, "
+        "and would give those films away; pretrain on other films, or start at random (model.weights "
+        f"null){further}"
     )
 
 
-def _hashed(films: Films, salt: bytes, cost: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _hashed(
+    films: Films, salt: bytes, cost: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hashes of pixels, image ids and patient ids, each kind apart."""
-    pixels = [hmac.digest(salt + b"pixels", bytes.fromhex(digest), "sha256")[:_HASH_BYTES] for digest in films.pixels]
-    return _words(pixels), _slow(films.image_ids, salt + b"image", cost), _slow(films.patient_ids, salt + b"patient", cost)
+    pixels = [
+        hmac.digest(salt + b"pixels", bytes.fromhex(digest), "sha256")[:_HASH_BYTES]
+        for digest in films.pixels
+    ]
+    return (
+        _words(pixels),
+        _slow(films.image_ids, salt + b"image", cost),
+        _slow(films.patient_ids, salt + b"patient", cost),
+    )
 
 
 def _slow(ids: Sequence[str], salt: bytes, cost: tuple[int, int, int]) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""Weights from torch to this package's folders and back, and models for use elsewhere: what `scripts/convert_weights.py` and
-`scripts/export.py` call. Both are ways out of the hospital, and ask `release.gate` first.
+"""Weights from torch to this package's folders and back, and models for use elsewhere: what
+`scripts/convert_weights.py` and `scripts/export.py` call. Both are ways out of the hospital, and ask
+`release.gate` first.
 """
 
 import dataclasses
@@ -63,8 +64,8 @@ def convert(
     """Convert weights to a torch or safetensors file, or to a weights folder with a record of their source.
 
     Args:
-        source: a torch or safetensors file, about which `given` says the rest, or a run, weights or release folder, which says
-            all itself.
+        source: a torch or safetensors file, about which `given` says the rest, or a run, weights or release
+            folder, which says all itself.
         out: to write; it must not exist.
         given: of a file: findings, network and size.
         change: of the head.
@@ -78,8 +79,8 @@ def convert(
         What was written, and the weights.
 
     Raises:
-        InputError: the weights must not leave (`release.gate`); they are not readable; names and shapes are not those of the
-            network; or the head does not have one row per finding.
+        InputError: the weights must not leave (`release.gate`); they are not readable; names and shapes are
+            not those of the network; or the head does not have one row per finding.
     """
     with passage(source, watermark, store) as found:
         out = found.named(out)
@@ -97,28 +98,34 @@ def convert(
         model = ModelConfig(activation=weights.activation, width=weights.width)  # type: ignore[arg-type]
         record = weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts)
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Hashes of its films would tell for certain who was in the data of a private run whose weights may leave.
+        # Hashes of its films would tell for certain who was in the data of a private run whose weights may
+        # leave.
         leaves = found.kind == "run" and not found.against
         save_weights(out, params, marked(record, found), units=None if leaves else units_of_source(source))
         return out, weights
 
 
 def units_of_source(source: Path) -> TrainedOn | None:
-    """What converted weights were trained on, where their source is a weights folder with a record, or a run whose store is
-    still there; None otherwise, so that a private run names it as an assumption. The record of a run is about its own films:
-    it must not leave with weights that may.
+    """What converted weights were trained on, where their source is a weights folder with a record, or a run
+    whose store is still there; None otherwise, so that a private run names it as an assumption. The record of
+    a run is about its own films: it must not leave with weights that may.
     """
     if not (source / "config.yaml").is_file():
         return units_of_weights(source) if source.is_dir() else None
     if not (source / "run.json").is_file():
         return None
-    config, facts = load(Experiment, source / "config.yaml"), json.loads((source / "run.json").read_text(encoding="utf-8"))
+    config, facts = (
+        load(Experiment, source / "config.yaml"),
+        json.loads((source / "run.json").read_text(encoding="utf-8")),
+    )
     if not Path(config.data.store).is_dir():
         return None
     store, start = open_store(config.data.store), config.model.weights
     if store.fingerprint != facts.get("store_fingerprint"):
         return None
-    return with_training(films_of(store, "train"), None if start is None else units_of_weights(start), start is None)
+    return with_training(
+        films_of(store, "train"), None if start is None else units_of_weights(start), start is None
+    )
 
 
 def _require_new(out: Path) -> None:
@@ -129,14 +136,22 @@ def _require_new(out: Path) -> None:
 def _read_weights(path: Path, given: Weights, key: str | None) -> Weights:
     if path.is_dir():
         model = load_model(path)
-        return Weights(to_torch(model.params), model.findings, model.network.activation, model.network.width, model.size)
+        return Weights(
+            to_torch(model.params), model.findings, model.network.activation, model.network.width, model.size
+        )
     state = read_state(path, key)
-    rows = state["fc.weight"].shape[0] if "fc.weight" in state and state["fc.weight"].ndim == 2 else len(given.findings)
+    rows = (
+        state["fc.weight"].shape[0]
+        if "fc.weight" in state and state["fc.weight"].ndim == 2
+        else len(given.findings)
+    )
     from_torch(state, rows, given.width, source=str(path))
     return dataclasses.replace(given, state=state)
 
 
-def with_head(weights: Weights, findings: Sequence[str], mapping: Mapping[str, str] | None, seed: int) -> Weights:
+def with_head(
+    weights: Weights, findings: Sequence[str], mapping: Mapping[str, str] | None, seed: int
+) -> Weights:
     """Weights for other findings: by `mapping` (see `heads.map_head`), or with a fresh head if it is None."""
     if mapping is None:
         state = replace_head(weights.state, len(findings), seed)
@@ -165,8 +180,8 @@ class Exported:
 def export_model(source: Path, out: Path, watermark: bool = False, store: Path | None = None) -> Exported:
     """Write the model in a folder as `out` (.stablehlo, .pth, .pt or .safetensors), read it back and run it.
 
-    A state dict is the network alone, without the averaging of views; it is run by the network in torch where torch is
-    installed, else by this package's.
+    A state dict is the network alone, without the averaging of views; it is run by the network in torch where
+    torch is installed, else by this package's.
 
     Args:
         source: run, weights or release folder.
@@ -175,7 +190,8 @@ def export_model(source: Path, out: Path, watermark: bool = False, store: Path |
         store: of a private run's cohort, if it is not where its configuration says.
 
     Raises:
-        InputError: the model must not leave (`release.gate`), or what was read back gives other probabilities.
+        InputError: the model must not leave (`release.gate`), or what was read back gives other
+            probabilities.
     """
     with passage(source, watermark, store) as found:
         out = found.named(out)
@@ -185,7 +201,9 @@ def export_model(source: Path, out: Path, watermark: bool = False, store: Path |
         try:
             difference = _write(model, part / out.name, found)
             if not difference <= TOLERANCE:
-                raise InputError(f"{out}: the exported model's probabilities differ by {difference:.2g}; nothing was kept")
+                raise InputError(
+                    f"{out}: the exported model's probabilities differ by {difference:.2g}; nothing was kept"
+                )
             found.register()
             (part / out.name).replace(out)
         finally:

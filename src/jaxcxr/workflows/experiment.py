@@ -1,5 +1,5 @@
-"""An experiment from its configuration to its evaluation: what the scripts call, in the order in which a user would do it
-by hand.
+"""An experiment from its configuration to its evaluation: what the scripts call, in the order in which a user
+would do it by hand.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ def store_of(config: Experiment, say: Say = print) -> Store:
     """The store that a configuration names; an embedded cohort is drawn if it is asked for and not there yet.
 
     Raises:
-        InputError: the store is missing and no cohort is asked for, or it holds another cohort than the configuration's.
+        InputError: the store is missing and no cohort is asked for, or it holds another cohort than the
+            configuration's.
     """
     path, recipe = Path(config.data.store), config.data.synthetic
     if recipe is None or path.exists():
@@ -46,25 +47,39 @@ def store_of(config: Experiment, say: Say = print) -> Store:
             _require_recipe(store, config)
     else:
         say(
-            f"drawing the {recipe.domain} synthetic cohort: {recipe.n_train + recipe.n_valid + recipe.n_test} films into {path}"
+            f"drawing the {recipe.domain} synthetic cohort: "
+            f"{recipe.n_train + recipe.n_valid + recipe.n_test} films into {path}"
         )
         films = synthetic.cohort(recipe).assign(path=lambda frame: "synthetic/" + frame["image_id"])
         raw = synthetic.render_all(films, config.data.size)
         images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
-        described = {"synthetic": dataclasses.asdict(recipe), "jaxcxr": __version__, "chain": "min-max, equalise (paper)"}
+        described = {
+            "synthetic": dataclasses.asdict(recipe),
+            "jaxcxr": __version__,
+            "chain": "min-max, equalise (paper)",
+        }
         store = write_store(
-            path, films, images, size=config.data.size, findings=UKA_FINDINGS, preprocessing=described, split=GIVEN
+            path,
+            films,
+            images,
+            size=config.data.size,
+            findings=UKA_FINDINGS,
+            preprocessing=described,
+            split=GIVEN,
         )
     require_positives(store.manifest, config.data.findings, source=str(path))
     return store
 
 
 def _require_recipe(store: Store, config: Experiment) -> None:
-    described = json.loads((store.path / "store.json").read_text(encoding="utf-8"))["preprocessing"].get("synthetic")
+    described = json.loads((store.path / "store.json").read_text(encoding="utf-8"))["preprocessing"].get(
+        "synthetic"
+    )
     wanted = dataclasses.asdict(config.data.synthetic) if config.data.synthetic else None
     if described != wanted:
         raise InputError(
-            f"{store.path}: holds the cohort {described}, the configuration asks for {wanted}; name another data.store"
+            f"{store.path}: holds the cohort {described}, the configuration asks for {wanted}; name another "
+            "data.store"
         )
 
 
@@ -73,8 +88,8 @@ def _counted(images: Iterable[np.ndarray], total: int) -> Iterator[np.ndarray]:
 
 
 def number_of_units(config: Experiment, say: Say = print) -> int:
-    """Declared size of a private experiment's cohort; that of the training split, which is not for release, where the
-    configuration declares none.
+    """Declared size of a private experiment's cohort; that of the training split, which is not for release,
+    where the configuration declares none.
     """
     from jaxcxr.training.plan import units_of
 
@@ -93,18 +108,21 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
     if weights is None or weights_folder(weights).exists():
         return
     if recipe is None:
-        raise InputError(f"{weights}: no such weights, and model.pretraining names no configuration that makes them")
+        raise InputError(
+            f"{weights}: no such weights, and model.pretraining names no configuration that makes them"
+        )
     if process_count() > 1:
         raise InputError(f"{weights}: no such weights; make them first (scripts/pretrain.py), in one process")
     pretrain(load(Experiment, recipe), Path(weights), say)
 
 
 def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool = False) -> None:
-    """Train non-privately on public films and write the weights with a record of where they come from: the configuration, the
-    films' fingerprint, hashes of the films and patients (`training.trained_on`), and what the weights, read back, are worth on
-    the public test films, if there are any.
+    """Train non-privately on public films and write the weights with a record of where they come from: the
+    configuration, the films' fingerprint, hashes of the films and patients (`training.trained_on`), and what
+    the weights, read back, are worth on the public test films, if there are any.
 
-    The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size (`training.checkpoint.save_weights`).
+    The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size
+    (`training.checkpoint.save_weights`).
     """
     from jaxcxr.models.marks import marks_of
     from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights, weights_folder
@@ -116,7 +134,9 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
         raise InputError("pretraining is for public films: privacy must be null")
     start = config.model.weights
     if start is not None and (marks := marks_of(weights_folder(start))):
-        raise InputError(f"{start}: pretraining is for public weights, and these are not for release: {'; '.join(marks)}")
+        raise InputError(
+            f"{start}: pretraining is for public weights, and these are not for release: {'; '.join(marks)}"
+        )
     store = store_of(config, say)
     plan = make_plan(config, store)
     say(f"pretraining on {len(plan.split)} public films, {plan.steps} steps, into {weights}")
@@ -149,13 +169,16 @@ def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
 def run_experiment(
     config: Experiment, out: Path, resume: bool = False, say: Say = print, *, beside: bool = True
 ) -> pd.DataFrame | None:
-    """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the report if it has none.
+    """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the
+    report if it has none.
 
-    Of several processes, the first one predicts, evaluates and reports. The report compares a private run with the non-private
-    one beside it, unless `beside` is False (a sweep compares at its end, and writes the reports again).
+    Of several processes, the first one predicts, evaluates and reports. The report compares a private run
+    with the non-private one beside it, unless `beside` is False (a sweep compares at its end, and writes the
+    reports again).
 
     Returns:
-        The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but the first.
+        The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but
+        the first.
     """
     from jaxcxr.training.distributed import first_then_all, is_first
     from jaxcxr.training.loop import claim_run_folder, train
@@ -199,7 +222,9 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     from jaxcxr.training.plan import make_plan, weights_digest
 
     if config.model.weights is None:
-        raise InputError("model.weights: there is no model to evaluate before training if it starts at random")
+        raise InputError(
+            "model.weights: there is no model to evaluate before training if it starts at random"
+        )
     store = store_of(config, say)
     ensure_weights(config, say)
     untouched = dataclasses.replace(config, privacy=None)
@@ -213,7 +238,11 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     }
     as_written = json.loads(json.dumps(described))  # JSON has no tuples
     facts = out / "run.json"
-    if (out / "evaluation.csv").exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")) == as_written:
+    if (
+        (out / "evaluation.csv").exists()
+        and facts.exists()
+        and json.loads(facts.read_text(encoding="utf-8")) == as_written
+    ):
         return read_evaluation(out / "evaluation.csv")
     out.mkdir(parents=True, exist_ok=True)
     evaluation = predict_and_evaluate(config, params, store, out)
@@ -240,17 +269,23 @@ def _headline(plan: Any) -> str:
     from jaxcxr.accounting import plan as planned
 
     cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
-    counted = f", class counts noised by {plan.class_counts.noise_multiplier:.4g}" if plan.class_counts is not None else ""
+    counted = (
+        f", class counts noised by {plan.class_counts.noise_multiplier:.4g}"
+        if plan.class_counts is not None
+        else ""
+    )
     return (
-        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or remove one): "
-        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} steps{counted} "
+        f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or "
+        "remove one): "
+        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} "
+        f"steps{counted} "
         f"(at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP {cost.epsilon_rdp:.4g})"
     )
 
 
 def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
-    """What an image-level run costs the cohort's median, 95th-percentile and maximum patient, said and listed; nothing for
-    other runs. How many films the patients have is private: this is for the operator.
+    """What an image-level run costs the cohort's median, 95th-percentile and maximum patient, said and
+    listed; nothing for other runs. How many films the patients have is private: this is for the operator.
     """
     if plan.mechanism is None or plan.config.privacy.unit != "image":
         return []
@@ -263,7 +298,9 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     except InputError as error:
         say(f"no epsilon for patients: {error}")
         return []
-    rows = patient_epsilons([*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts)
+    rows = patient_epsilons(
+        [*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts
+    )
     told = "; ".join(
         f"{row.patient} ({row.films} film{'s' if row.films > 1 else ''}) "
         + (f"at most {row.epsilon.upper:.4g}" if row.epsilon.upper < math.inf else "not protected")
@@ -284,7 +321,10 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
 def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
     if not rows:
         return
-    write_json(path, {"for": "the operator; not for release: how many films patients have is private", "patients": rows})
+    write_json(
+        path,
+        {"for": "the operator; not for release: how many films patients have is private", "patients": rows},
+    )
 
 
 def read_run(folder: Path) -> Run:

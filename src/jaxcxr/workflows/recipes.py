@@ -1,7 +1,8 @@
-"""The recommended recipe: what to train, how many films at once and how fast, by a rule that looks at no private result.
+"""The recommended recipe: what to train, how many films at once and how fast, by a rule that looks at no
+private result.
 
-The rule sees the declared number of units N, the budget epsilon and how many film passes may be computed. docs/recipes.md says
-why it is as it is; configs/recommended.yaml holds its numbers.
+The rule sees the declared number of units N, the budget epsilon and how many film passes may be computed.
+docs/recipes.md says why it is as it is; configs/recommended.yaml holds its numbers.
 """
 
 import dataclasses
@@ -25,8 +26,8 @@ class Band:
         scope: which parameters are trained.
         expected_batch_size: of the run, where the film passes allow it (see `Rule.min_steps`).
         epochs: most film passes over N.
-        drift: learning rate times the root of the number of steps: about how far an adaptive optimiser that sees nothing but
-            noise carries a weight.
+        drift: learning rate times the root of the number of steps: about how far an adaptive optimiser that
+            sees nothing but noise carries a weight.
     """
 
     __pydantic_config__ = STRICT
@@ -46,7 +47,8 @@ class Rule:
         min_steps: a batch that would leave fewer steps is made smaller.
         l2_clip_norm: of the clipped gradients; null leaves the configuration's.
         optimizer, decay, averaging, tail_share, ema_decay: as in the training configuration.
-        prediction_views: as in the model configuration; `one` where a sided finding is predicted without its other side.
+        prediction_views: as in the model configuration; `one` where a sided finding is predicted without its
+            other side.
     """
 
     __pydantic_config__ = STRICT
@@ -74,7 +76,8 @@ class Rule:
 
 
 def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
-    """A private experiment with its recipe replaced by the rule's, for no more film passes than it would take itself.
+    """A private experiment with its recipe replaced by the rule's, for no more film passes than it would take
+    itself.
 
     Args:
         config: the experiment; its expected batch times its steps are the film passes that may be computed.
@@ -88,7 +91,9 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         raise InputError("the recommended recipe is for private runs: privacy is null")
     training = config.training
     band = rule.band(n_units, config.privacy.epsilon)
-    epochs = training.epochs if training.steps is None else training.steps * training.expected_batch_size / n_units
+    epochs = (
+        training.epochs if training.steps is None else training.steps * training.expected_batch_size / n_units
+    )
     assert epochs is not None  # Experiment.check
     passes = min(epochs, band.epochs) * n_units
     batch = max(1, min(band.expected_batch_size, round(passes / rule.min_steps), n_units))
@@ -114,9 +119,11 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
 
 
 def with_views(config: Experiment, rule: Rule) -> Experiment:
-    """An experiment, private or not, that averages its predictions as the rule says; the rule's only word on one without
-    privacy, which private ones are compared with.
+    """An experiment, private or not, that averages its predictions as the rule says; the rule's only word on
+    one without privacy, which private ones are compared with.
     """
     if not can_be_mirrored(config.data.findings):
         return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, prediction_views=rule.prediction_views))
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, prediction_views=rule.prediction_views)
+    )

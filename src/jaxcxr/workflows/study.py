@@ -1,7 +1,7 @@
 """A study: one experiment varied along a grid, several seeds each, and what the variations are worth.
 
-Every run has a folder named by the digest of its configuration, so that a study goes on where it stopped, and questions that
-share a run share it.
+Every run has a folder named by the digest of its configuration, so that a study goes on where it stopped, and
+questions that share a run share it.
 """
 
 import dataclasses
@@ -26,9 +26,14 @@ from jaxcxr.workflows.recipes import Rule, recommended
 
 GROUPS = ("age:0,30,60,70,80,100", "sex")
 """Groups of patients whose gaps are compared (the paper's Table 3)."""
-ESTIMATES = {"auroc": ("all", "auroc"), "auroc_gap_age": ("age", "auroc_gap"), "auroc_gap_sex": ("sex", "auroc_gap")}
-"""What is compared, each averaged over the findings, by group and metric of an evaluation; a gap is that between the groups
-furthest apart."""
+ESTIMATES = {
+    "auroc": ("all", "auroc"),
+    "auroc_gap_age": ("age", "auroc_gap"),
+    "auroc_gap_sex": ("sex", "auroc_gap"),
+}
+"""What is compared, each averaged over the findings, by group and metric of an evaluation; a gap is that
+between the groups furthest apart.
+"""
 REDRAWS = 400
 DIFFERENCE = ("difference", "ci_low", "ci_high", "films_low", "films_high", "seeds_std")
 """What is said of an arm beside its question's reference; empty for the reference itself."""
@@ -41,8 +46,8 @@ class Arm:
     Attributes:
         set: `section.key` -> value, in place of the experiment's; `section` alone replaces a whole section.
         by_budget: the same for one budget, on top.
-        recipe: `paper` takes the training as it stands, `recommended` replaces it by the rule's before `set` is applied,
-            `untouched` does not train at all.
+        recipe: `paper` takes the training as it stands, `recommended` replaces it by the rule's before `set`
+            is applied, `untouched` does not train at all.
     """
 
     __pydantic_config__ = STRICT
@@ -83,7 +88,8 @@ class Study:
         for name, question in self.questions.items():
             if question.reference not in question.arms:
                 raise InputError(
-                    f"questions.{name}.reference: expected one of {', '.join(question.arms)}; found {question.reference!r}"
+                    f"questions.{name}.reference: expected one of {', '.join(question.arms)}; found "
+                    f"{question.reference!r}"
                 )
 
 
@@ -100,8 +106,12 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Name of the run's folder; a field at its default does not count, so that a new field leaves old runs their names."""
-        sections = {name: _not_default(getattr(self.config, name)) for name in dataclasses.asdict(self.config)}
+        """Name of the run's folder; a field at its default does not count, so that a new field leaves old
+        runs their names.
+        """
+        sections = {
+            name: _not_default(getattr(self.config, name)) for name in dataclasses.asdict(self.config)
+        }
         text = json.dumps([sections, self.trains], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -110,7 +120,9 @@ def _not_default(section: Any) -> dict[str, Any] | None:
     if section is None:
         return None
     values = dataclasses.asdict(section)
-    return {f.name: values[f.name] for f in dataclasses.fields(section) if getattr(section, f.name) != f.default}
+    return {
+        f.name: values[f.name] for f in dataclasses.fields(section) if getattr(section, f.name) != f.default
+    }
 
 
 def cells(study: Study) -> Iterator[Cell]:
@@ -132,7 +144,9 @@ def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, s
     if arm.recipe != "untouched":  # which are the same whatever the budget and the seed
         privacy, training = base.privacy, base.training
         base = dataclasses.replace(
-            base, privacy=dataclasses.replace(privacy, epsilon=epsilon), training=dataclasses.replace(training, seed=seed)
+            base,
+            privacy=dataclasses.replace(privacy, epsilon=epsilon),
+            training=dataclasses.replace(training, seed=seed),
         )
     config = base
     if arm.recipe == "recommended":
@@ -167,10 +181,15 @@ def run(study: Study, out: Path, minutes: float | None = None, say: Callable[[st
             say(f"{len(todo) - number} runs are left")
             return False
         folder = out / digest
-        say(f"{number + 1} of {len(todo)}: {cell.question}, {cell.arm}, epsilon {cell.epsilon:g}, seed {cell.seed} ({digest})")
+        say(
+            f"{number + 1} of {len(todo)}: {cell.question}, {cell.arm}, epsilon {cell.epsilon:g}, seed "
+            f"{cell.seed} ({digest})"
+        )
         if not cell.trains:
             evaluate_untouched(cell.config, folder, say=lambda _: None)
-        elif run_experiment(cell.config, folder, (folder / "config.yaml").exists(), say=lambda _: None) is None:
+        elif (
+            run_experiment(cell.config, folder, (folder / "config.yaml").exists(), say=lambda _: None) is None
+        ):
             raise KeyboardInterrupt
         draws_of(folder)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -183,7 +202,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def draws_of(folder: Path) -> dict[str, Float[np.ndarray, " draws"]]:
-    """`ESTIMATES` of a run's predictions, on the test films (first) and their redraws by patient, equal for all runs."""
+    """`ESTIMATES` of a run's predictions, on the test films (first) and their redraws by patient, equal for
+    all runs.
+    """
     path = folder / "draws.npz"
     if not path.exists():
         predictions, findings = read_predictions(folder / "predictions.parquet")
@@ -223,10 +244,11 @@ def results(study: Study, out: Path) -> pd.DataFrame:
 def comparisons(study: Study, out: Path) -> pd.DataFrame:
     """Each arm minus its question's reference, mean over the seeds that both have.
 
-    `ci_low` and `ci_high` (95 %) cover both reasons why the difference might come out otherwise: other test patients (redraws
-    that all runs share) and other training randomness (differences by seed). Their variances add up; the degrees of freedom
-    are Welch and Satterthwaite's, so that few seeds make a wide interval. `films_low` to `films_high` covers patients alone.
-    `value_low` and `value_high` are the same for the arm's own estimate: wider, since nothing is paired.
+    `ci_low` and `ci_high` (95 %) cover both reasons why the difference might come out otherwise: other test
+    patients (redraws that all runs share) and other training randomness (differences by seed). Their
+    variances add up; the degrees of freedom are Welch and Satterthwaite's, so that few seeds make a wide
+    interval. `films_low` to `films_high` covers patients alone. `value_low` and `value_high` are the same for
+    the arm's own estimate: wider, since nothing is paired.
     """
     by_key = {(cell.question, cell.arm, cell.epsilon, cell.seed): out / cell.digest for cell in cells(study)}
     rows = []
@@ -241,23 +263,32 @@ def comparisons(study: Study, out: Path) -> pd.DataFrame:
                 if not pairs:
                     continue
                 for estimate in ESTIMATES:
-                    own, reference = (np.stack([draws_of(pair[i])[estimate] for pair in pairs]) for i in (0, 1))
+                    own, reference = (
+                        np.stack([draws_of(pair[i])[estimate] for pair in pairs]) for i in (0, 1)
+                    )
                     row = {"question": name, "arm": arm, "reference": question.reference, "epsilon": epsilon}
                     row |= {"estimate": estimate, "value": own[:, 0].mean(), "seeds": len(pairs)}
                     spread = interval_of(own)
                     row |= {"value_low": spread["ci_low"], "value_high": spread["ci_high"]}
-                    row |= dict.fromkeys(DIFFERENCE, np.nan) if arm == question.reference else interval_of(own - reference)
+                    row |= (
+                        dict.fromkeys(DIFFERENCE, np.nan)
+                        if arm == question.reference
+                        else interval_of(own - reference)
+                    )
                     rows.append(row)
     return pd.DataFrame(rows)
 
 
 def interval_of(draws: Float[np.ndarray, "seeds draws"]) -> Mapping[str, float]:
-    """Mean and intervals of estimates, or of their differences, by seed (rows), on the test films (column 0) and redraws of
-    them.
+    """Mean and intervals of estimates, or of their differences, by seed (rows), on the test films (column 0)
+    and redraws of them.
     """
     seeds = len(draws)
     mean, redrawn = float(draws[:, 0].mean()), draws[:, 1:].mean(axis=0)
-    films, training = float(redrawn.var(ddof=1)), float(draws[:, 0].var(ddof=1) / seeds) if seeds > 1 else np.nan
+    films, training = (
+        float(redrawn.var(ddof=1)),
+        float(draws[:, 0].var(ddof=1) / seeds) if seeds > 1 else np.nan,
+    )
     variance = films + training
     freedom = variance**2 * (seeds - 1) / max(training**2, 1e-30) if seeds > 1 else np.nan
     reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(variance)) if seeds > 1 else np.nan

@@ -46,7 +46,17 @@ def write(known: list[Known]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("kind", "releases", "delta", "films", "adjacency", "epsilon", "error"))
         for kind, case, (epsilon, error) in known:
-            rows.writerow((kind, written(case), repr(case.delta), case.films, case.adjacency, repr(epsilon), f"{error:.1e}"))
+            rows.writerow(
+                (
+                    kind,
+                    written(case),
+                    repr(case.delta),
+                    case.films,
+                    case.adjacency,
+                    repr(epsilon),
+                    f"{error:.1e}",
+                )
+            )
 
 
 def written(case: Case) -> str:
@@ -59,7 +69,9 @@ def _releases(text: str) -> tuple[Releases, ...]:
     return tuple(Releases(float(q), float(sigma), int(steps)) for q, sigma, steps in parts)
 
 
-def one(q: float, sigma: float, steps: int, delta: float, films: int = 1, adjacency: str = "add_remove") -> Case:
+def one(
+    q: float, sigma: float, steps: int, delta: float, films: int = 1, adjacency: str = "add_remove"
+) -> Case:
     return Case((Releases(float(q), float(sigma), steps),), delta, films, adjacency)
 
 
@@ -163,7 +175,10 @@ def drawn(count: int = 200) -> Iterator[Case]:
     rng = np.random.default_rng(20261130)
     while count:
         steps = round(
-            10 ** rng.choice([rng.uniform(0.31, 2), rng.uniform(2, 5.3), rng.uniform(5.3, 7), 7.0], p=[0.2, 0.5, 0.2, 0.1])
+            10
+            ** rng.choice(
+                [rng.uniform(0.31, 2), rng.uniform(2, 5.3), rng.uniform(5.3, 7), 7.0], p=[0.2, 0.5, 0.2, 0.1]
+            )
         )
         q = float(f"{10 ** rng.choice([rng.uniform(-9, -4), rng.uniform(-4, -0.01)], p=[0.15, 0.85]):.3g}")
         delta = float(f"{10 ** rng.uniform(-15, -1):.2g}")
@@ -185,7 +200,9 @@ def drawn(count: int = 200) -> Iterator[Case]:
             low -= 0.3
         while excess(high) > 0 and high < math.log(1e4):
             high += 0.3
-        sigma = float(f"{math.exp(brentq(excess, low, high, xtol=1e-3)) if excess(low) > 0 > excess(high) else 0:.3g}")
+        sigma = float(
+            f"{math.exp(brentq(excess, low, high, xtol=1e-3)) if excess(low) > 0 > excess(high) else 0:.3g}"
+        )
         if 0.3 <= sigma <= 1e4:
             yield one(q, sigma, steps, delta, films, adjacency)
             count -= 1

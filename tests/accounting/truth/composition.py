@@ -57,7 +57,9 @@ def truth(case: Case) -> Truth:
     """The least epsilon >= 0 with delta(epsilon) <= delta, in the worse of the two directions."""
     if all(r.sample_rate == 1 for r in case.releases):
         shift = case.films * (2 if case.adjacency == "replace_one" else 1)
-        mu = mpmath.sqrt(sum(r.steps * mpmath.mpf(shift) ** 2 / mpmath.mpf(r.noise_multiplier) ** 2 for r in case.releases))
+        mu = mpmath.sqrt(
+            sum(r.steps * mpmath.mpf(shift) ** 2 / mpmath.mpf(r.noise_multiplier) ** 2 for r in case.releases)
+        )
         return _of_gaussian(mu, case.delta)
     if len(case.releases) == 1 and case.releases[0].steps == 1:
         return max(_of_one_release(case, joining) for joining in (False, True))
@@ -65,7 +67,11 @@ def truth(case: Case) -> Truth:
         return Truth(0.0, 0.0)
     leaving = by_inversion(case, joining=False)
     # Replacing looks the same from both sides. So does delta(0), the total variation.
-    if case.adjacency == "replace_one" or leaving.epsilon == 0 or not _joining_may_exceed(case, leaving.epsilon):
+    if (
+        case.adjacency == "replace_one"
+        or leaving.epsilon == 0
+        or not _joining_may_exceed(case, leaving.epsilon)
+    ):
         return leaving
     return max(leaving, by_inversion(case, joining=True))
 
@@ -197,7 +203,9 @@ class Loss:
         self.parts = [_Part(r, *laws(r, case.films, case.adjacency, joining), setting) for r in case.releases]
         self.most = math.inf
         if joining and case.adjacency == "add_remove":
-            self.most = -sum(r.steps * case.films * math.log1p(-r.sample_rate) for r in case.releases if r.sample_rate < 1)
+            self.most = -sum(
+                r.steps * case.films * math.log1p(-r.sample_rate) for r in case.releases if r.sample_rate < 1
+            )
             self.most = math.inf if any(r.sample_rate == 1 for r in case.releases) else self.most
 
     def g(self, contour: float) -> float:
@@ -216,10 +224,18 @@ class Loss:
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
     def at(self, contour: float) -> Saddle:
-        g, first, second = (float(sum(c)) for c in zip(*(p.cumulants(contour) for p in self.parts), strict=True))
+        g, first, second = (
+            float(sum(c)) for c in zip(*(p.cumulants(contour) for p in self.parts), strict=True)
+        )
         epsilon = first - 1 / contour - 1 / (1 + contour)
         curvature = second + 1 / contour**2 + 1 / (1 + contour) ** 2
-        log_delta = g - contour * epsilon - math.log(contour) - math.log1p(contour) - 0.5 * math.log(2 * math.pi * curvature)
+        log_delta = (
+            g
+            - contour * epsilon
+            - math.log(contour)
+            - math.log1p(contour)
+            - 0.5 * math.log(2 * math.pi * curvature)
+        )
         return Saddle(contour, epsilon, log_delta, curvature)
 
     def saddle(self, falling: Any) -> Saddle:
@@ -240,8 +256,16 @@ class _Part:
     """Equal releases. Nodes are answers x = sigma u, at which P has the density exp(log_p) and the loss is `loss`."""
 
     def __init__(self, releases: Releases, p: Law, q: Law, setting: Setting) -> None:
-        self.steps, self.sigma, self.p, self.q, self.setting = releases.steps, releases.noise_multiplier, p, q, setting
-        self.slope = (max(p.means + q.means) - min(p.means + q.means)) / self.sigma  # the loss changes at most so fast with u
+        self.steps, self.sigma, self.p, self.q, self.setting = (
+            releases.steps,
+            releases.noise_multiplier,
+            p,
+            q,
+            setting,
+        )
+        self.slope = (
+            max(p.means + q.means) - min(p.means + q.means)
+        ) / self.sigma  # the loss changes at most so fast with u
         self.rising = 1 if max(p.means) > max(q.means) else -1
 
     def _over_standard(self, law: Law, u: np.ndarray) -> np.ndarray:
@@ -249,7 +273,9 @@ class _Part:
         real = self.setting.real
         sigma = real(self.sigma)
         rises = [
-            (real(w), (2 * real(m) * u * sigma - real(m) ** 2) / (2 * sigma**2)) for m, w in zip(*law, strict=True) if w > 0
+            (real(w), (2 * real(m) * u * sigma - real(m) ** 2) / (2 * sigma**2))
+            for m, w in zip(*law, strict=True)
+            if w > 0
         ]
         largest = functools.reduce(lambda a, b: np.where(a.real < b.real, b, a), (a for _, a in rises))
         near = largest.real < 40
@@ -320,7 +346,9 @@ class _Part:
             for each in np.array_split(z, math.ceil(len(z) * len(loss) / 1e6)):
                 exponent = each[:, None] * loss
                 if top < FEW:
-                    found.append(_log1p(_tilted_less_plain(log_weight, exponent, contour * loss.real > 1).sum(1)))
+                    found.append(
+                        _log1p(_tilted_less_plain(log_weight, exponent, contour * loss.real > 1).sum(1))
+                    )
                 else:
                     found.append(top + np.log(np.exp(exponent + (log_weight - top)).sum(1)))
         return np.concatenate(found)
@@ -360,14 +388,19 @@ class Line:
         """
         left = (NEGLIGIBLE - at.log_delta) / self.contour
         further = [self.contour * factor for factor in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 4, 9)]
-        chernoff = ((self.loss.g(c) - c * at.epsilon - at.log_delta + NEGLIGIBLE) / (c - self.contour) for c in further)
+        chernoff = (
+            (self.loss.g(c) - c * at.epsilon - at.log_delta + NEGLIGIBLE) / (c - self.contour)
+            for c in further
+        )
         return 2 * math.pi / max(left, *[min(chernoff)])
 
     def _extended(self, count: int) -> np.ndarray:
         known = len(self.values)
         if count > known:
             heights = self.spacing * np.arange(known, count).astype(self.setting.real)
-            self.values = np.concatenate([self.values, np.exp(self.loss.on_line(self.contour, heights) - self.g)])
+            self.values = np.concatenate(
+                [self.values, np.exp(self.loss.on_line(self.contour, heights) - self.g)]
+            )
         return self.values[:count]
 
     def log_delta(self, epsilon: float) -> tuple[float, float]:
@@ -390,7 +423,10 @@ class Line:
             now = float(np.log(total)) + scale if total > 0 else math.nan
             if abs(now - before) < TOLERANCE:
                 return now, float(slope / total)
-            if count > 1 << 16 or self.loss.effort(self.contour, 2 * count * self.spacing) * count > MOST_WORK:
+            if (
+                count > 1 << 16
+                or self.loss.effort(self.contour, 2 * count * self.spacing) * count > MOST_WORK
+            ):
                 raise ArithmeticError(
                     f"{self.loss.case}: {count} nodes on the line do not suffice, and more would take too long"
                 )

@@ -24,12 +24,17 @@ def error_in_digits(case: Case, epsilon: float, joining: bool = False) -> float:
     line.log_delta(epsilon)
     count = len(line.values)
     needed = 1 + int(
-        np.flatnonzero(np.abs(line.values / (1 + line.spacing * np.arange(count) / line.contour) ** 2) > 1e-18)[-1]
+        np.flatnonzero(
+            np.abs(line.values / (1 + line.spacing * np.arange(count) / line.contour) ** 2) > 1e-18
+        )[-1]
     )
     with mpmath.workdps(DIGITS):
         contour, spacing, at = (mpmath.mpf(float(x)) for x in (line.contour, line.spacing, epsilon))
         turned = [
-            (r.steps, _terms(r, case, joining, contour, spacing, *part._range(line.contour), needed * line.spacing))
+            (
+                r.steps,
+                _terms(r, case, joining, contour, spacing, *part._range(line.contour), needed * line.spacing),
+            )
             for r, part in zip(case.releases, loss.parts, strict=True)
         ]
         delta = slope = mpmath.mpf(0)
@@ -47,7 +52,14 @@ def error_in_digits(case: Case, epsilon: float, joining: bool = False) -> float:
 
 
 def _terms(
-    releases: Releases, case: Case, joining: bool, contour: Any, spacing: Any, low: float, high: float, height: float
+    releases: Releases,
+    case: Case,
+    joining: bool,
+    contour: Any,
+    spacing: Any,
+    low: float,
+    high: float,
+    height: float,
 ) -> list[tuple[Any, Any]]:
     """Of E_P[exp(z loss)] at z = contour, and what each is multiplied by from one node of the line to the next."""
     q, sigma = mpmath.mpf(releases.sample_rate), mpmath.mpf(releases.noise_multiplier)
@@ -61,7 +73,14 @@ def _terms(
     low, high = low - 4, high + 4
     for i in range(math.ceil((high - low) / float(step)) + 1):
         x = (low + i * step) * sigma
-        p_density, q_density = (sum(w * mpmath.exp(-((x - m) ** 2) / (2 * sigma**2)) for m, w in law) for law in (p_law, q_law))
+        p_density, q_density = (
+            sum(w * mpmath.exp(-((x - m) ** 2) / (2 * sigma**2)) for m, w in law) for law in (p_law, q_law)
+        )
         loss = mpmath.log(p_density / q_density)
-        terms.append((step / mpmath.sqrt(2 * mpmath.pi) * p_density * mpmath.exp(contour * loss), mpmath.expj(spacing * loss)))
+        terms.append(
+            (
+                step / mpmath.sqrt(2 * mpmath.pi) * p_density * mpmath.exp(contour * loss),
+                mpmath.expj(spacing * loss),
+            )
+        )
     return terms

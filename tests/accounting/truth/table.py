@@ -80,19 +80,25 @@ def judged() -> int:
         print(
             f"{_named(known)} [{found.lower!r}, {found.upper!r}] for {known.truth.epsilon!r} +- {known.truth.error:.1e}: {verdict.violation}"
         )
-    print(f"\n{len(rows)} cases, {len(violations)} with a violation, {sum(bool(r[1].refusal) for r in rows)} refused")
+    print(
+        f"\n{len(rows)} cases, {len(violations)} with a violation, {sum(bool(r[1].refusal) for r in rows)} refused"
+    )
     kept: dict[str, Callable[[Case], bool]] = {
         f"delta >= {ORDINARY_DELTA:g}": lambda case: case.delta >= ORDINARY_DELTA,
         "all": lambda case: case.delta > 0,
     }
     for name, keep in kept.items():
-        _summary(name, [(f, v) for k, f, v, _ in rows if keep(k.case) and k.truth.epsilon > 0 and not v.violation])
+        _summary(
+            name, [(f, v) for k, f, v, _ in rows if keep(k.case) and k.truth.epsilon > 0 and not v.violation]
+        )
     nothing = [f.upper for k, f, _, _ in rows if k.truth.epsilon == 0]
     print(
         f"truth 0: {len(nothing)} cases, {sum(u == 0 for u in nothing)} answered with 0, largest upper bound {max(nothing):.3g}"
     )
     seconds = [s for *_, s in rows]
-    print(f"time: {sum(seconds):.0f} s, median {statistics.median(seconds):.2f} s, most {max(seconds):.1f} s a case")
+    print(
+        f"time: {sum(seconds):.0f} s, median {statistics.median(seconds):.2f} s, most {max(seconds):.1f} s a case"
+    )
     return len(violations)
 
 
@@ -121,10 +127,14 @@ def recomputed() -> int:
 
 def _named(known: Known) -> str:
     case = known.case
-    return f"{known.kind:16} {written(case):44} delta {case.delta:<8g} films {case.films:<2} {case.adjacency:11}"
+    return (
+        f"{known.kind:16} {written(case):44} delta {case.delta:<8g} films {case.films:<2} {case.adjacency:11}"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recompute", action="store_true")
     sys.exit(1 if (recomputed() if parser.parse_args().recompute else judged()) else 0)

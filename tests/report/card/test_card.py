@@ -80,7 +80,10 @@ def test_the_claim_is_what_the_ledger_spent_and_rounding_keeps_it_a_bound(card: 
     assert bounds.lower * 0.9999 <= card.claim.epsilon_lower <= bounds.lower
     assert card.claim.epsilon_upper > accounting.epsilon_pld(SPENT[:1], 1e-4)  # the counts are in it
     assert card.claim.budget == 3.0 > card.claim.epsilon_upper  # what was spent, not what was allowed
-    assert {(row.name, row.steps) for row in card.mechanisms} == {("noised gradient", 5), ("noised class counts", 1)}
+    assert {(row.name, row.steps) for row in card.mechanisms} == {
+        ("noised gradient", 5),
+        ("noised class counts", 1),
+    }
     assert card.for_release
     assert card.watermark is None
 
@@ -133,7 +136,9 @@ def test_same_run_same_bytes(run: Path, card: PrivacyCard, tmp_path: Path) -> No
     assert str(run) not in card_json(card) + card_html(card)
 
 
-def test_no_exact_fingerprint_of_private_data_is_published(run: Path, card: PrivacyCard, tmp_path: Path) -> None:
+def test_no_exact_fingerprint_of_private_data_is_published(
+    run: Path, card: PrivacyCard, tmp_path: Path
+) -> None:
     """Who knows all films but one could try that one: neither the store's fingerprint nor what it follows from is on the card."""
     text = card_json(card) + card_html(card)
     assert DATA not in text
@@ -217,7 +222,9 @@ def test_a_weak_promise_is_called_weak_and_none_is_called_none(quick: CardFacts)
     assert "weak" in words(card_of(loud))
     assert "a factor of at most 10 to the power" in words(card_of(loud))
     assert "weak" not in words(card_of(quiet))
-    nothing = dataclasses.replace(loud, mechanisms=(loud.mechanisms[0].model_copy(update={"noise_multiplier": 0.0}),))
+    nothing = dataclasses.replace(
+        loud, mechanisms=(loud.mechanisms[0].model_copy(update={"noise_multiplier": 0.0}),)
+    )
     card = card_of(nothing)
     assert card.claim.epsilon_upper is None
     assert not card.for_release
@@ -228,7 +235,8 @@ def test_a_weak_promise_is_called_weak_and_none_is_called_none(quick: CardFacts)
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"), [({"seed": 3}, "training.seed"), ({"class_weights": "paper"}, "class weights not covered")]
+    ("changes", "reason"),
+    [({"seed": 3}, "training.seed"), ({"class_weights": "paper"}, "class weights not covered")],
 )
 def test_a_run_that_must_stay_is_watermarked(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     card = make_card(make_run(tmp_path / "run", unit="patient", **changes))  # type: ignore[arg-type]
@@ -249,7 +257,9 @@ def test_noised_weights_without_their_line_in_the_ledger_are_not_covered(copy: P
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert facts_of_run(copy).reasons == ()
     (copy / "ledger.jsonl").unlink()
-    ledger = Ledger(copy / "ledger.jsonl", Terms("image", "add_remove", 200, DATA, seeded=False, run=run_name(SECRET)))
+    ledger = Ledger(
+        copy / "ledger.jsonl", Terms("image", "add_remove", 200, DATA, seeded=False, run=run_name(SECRET))
+    )
     for step in range(5):
         ledger.record(Entry(step, 0.05, 1.0, 1.5))
     ledger.close()
@@ -258,14 +268,19 @@ def test_noised_weights_without_their_line_in_the_ledger_are_not_covered(copy: P
 
 def test_delta_beyond_one_unit_in_n_is_said(quick: CardFacts) -> None:
     assert "outright" not in words(card_of(quick))
-    assert "publishing somebody's record outright" in words(card_of(dataclasses.replace(quick, delta=1 / 200)))
+    assert "publishing somebody's record outright" in words(
+        card_of(dataclasses.replace(quick, delta=1 / 200))
+    )
 
 
 def test_assumptions_are_those_of_the_run(run: Path) -> None:
     facts = facts_of_run(run)
     said = words(card_of(dataclasses.replace(facts, class_weights="public", noise="discrete")))
     assert "was known from elsewhere" in said
-    assert "the noise was drawn exactly, and the sums that it was added to were formed in 32-bit arithmetic" in said
+    assert (
+        "the noise was drawn exactly, and the sums that it was added to were formed in 32-bit arithmetic"
+        in said
+    )
     assert "known from elsewhere" not in words(card_of(facts))
 
 
@@ -274,11 +289,15 @@ def test_what_rounding_leaves_of_the_guarantee_is_that_of_the_runs_sums(run: Pat
     assert facts.sums == "float32"  # a run of an earlier version
     exact = dataclasses.replace(facts, sums="exact", expected_batch_size=512)
     said = words(card_of(exact))
-    assert "is not proved. 0.097 % of the clip norm was left free for it: 7 times the most" in said  # 32 x 512 / 2^24
+    assert (
+        "is not proved. 0.097 % of the clip norm was left free for it: 7 times the most" in said
+    )  # 32 x 512 / 2^24
     assert "is not proved" not in words(card_of(facts))
     for proved in (
         dataclasses.replace(exact, noise="discrete"),
-        dataclasses.replace(exact, mechanisms=tuple(r.model_copy(update={"name": "noised moments"}) for r in exact.mechanisms)),
+        dataclasses.replace(
+            exact, mechanisms=tuple(r.model_copy(update={"name": "noised moments"}) for r in exact.mechanisms)
+        ),
     ):
         assert "no film changes a sum by more than the noise is for" in words(card_of(proved))
 
@@ -294,15 +313,30 @@ def test_where_the_weights_came_from_is_said(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "shown", "said", "unsaid"),
     [
-        ("recorded", "recorded", "checked by salted hashes of pixels and patient ids", "ASSUMED, not checked: the weights"),
+        (
+            "recorded",
+            "recorded",
+            "checked by salted hashes of pixels and patient ids",
+            "ASSUMED, not checked: the weights",
+        ),
         (
             "ids_declared_unrelated",
             "ids_declared_unrelated",
             "declared to belong to different people",
             "ASSUMED, not checked: the",
         ),
-        ("none", "none", "ASSUMED, not checked: the weights that training started from carry no record", "salted hashes"),
-        (None, "none", "ASSUMED, not checked: the weights that training started from carry no record", "salted hashes"),
+        (
+            "none",
+            "none",
+            "ASSUMED, not checked: the weights that training started from carry no record",
+            "salted hashes",
+        ),
+        (
+            None,
+            "none",
+            "ASSUMED, not checked: the weights that training started from carry no record",
+            "salted hashes",
+        ),
     ],
 )
 def test_what_is_known_of_the_starting_weights_films_is_said(
@@ -344,13 +378,20 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
     facts = facts_of_run(copy, siblings=())
     assert facts.near_duplicates == shown
     card = card_of(dataclasses.replace(facts, unit=unit, films_a_step=None if unit == "image" else 4))
-    said, right = words(card), "No film is in the data twice" if unit == "image" else "carry the same patient id"
+    said, right = (
+        words(card),
+        "No film is in the data twice" if unit == "image" else "carry the same patient id",
+    )
     assert ("ASSUMED, nearly equal films were not looked for" in said) == (found is None)
-    assert ("were looked for in the training data, and none were found" in said) == (shown in ("none", "across"))
+    assert ("were looked for in the training data, and none were found" in said) == (
+        shown in ("none", "across")
+    )
     assert ("in the training and in the test part" in said) == ("across" in shown)
     assert (right in said) == ("within" not in shown)
     # The sentence is a bit of the films themselves, which no noise hides.
-    assert ("says of films that are nearly equal: it was looked up in the films" in said) == (found is not None)
+    assert ("says of films that are nearly equal: it was looked up in the films" in said) == (
+        found is not None
+    )
     of_one_patient = "Among the films of one patient they were not looked for" in said
     assert of_one_patient == (unit == "image" and shown in ("none", "across"))
     if "within" in shown:
@@ -367,8 +408,16 @@ def test_what_decided_the_split_is_said(copy: Path) -> None:
     for origin, shown, said in (
         ("keyed_hash", "keyed_hash", None),
         ("given", "given", "The division into training and test films came with the data"),
-        ("unknown", "unknown", "whether a patient's films were used for training or for testing may have depended"),
-        (None, "unknown", "whether a patient's films were used for training or for testing may have depended"),
+        (
+            "unknown",
+            "unknown",
+            "whether a patient's films were used for training or for testing may have depended",
+        ),
+        (
+            None,
+            "unknown",
+            "whether a patient's films were used for training or for testing may have depended",
+        ),
     ):
         of_json(split_origin=origin)(copy)
         facts = facts_of_run(copy, siblings=())
@@ -396,7 +445,11 @@ def test_limits_are_against_a_model_without_the_film_not_against_no_model(card: 
 
 def test_the_house_card_shows_the_cohort_and_stays_in_the_house(run: Path) -> None:
     card = make_card(run, cohort_films=np.array([1] * 18 + [3, 9]))
-    assert [(row.patient, row.films) for row in card.patients[-3:]] == [("median", 1), ("95th percentile", 3), ("maximum", 9)]
+    assert [(row.patient, row.films) for row in card.patients[-3:]] == [
+        ("median", 1),
+        ("95th percentile", 3),
+        ("maximum", 9),
+    ]
     assert not card.for_release
 
 
@@ -415,11 +468,16 @@ def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
     (copy / "audit.json").write_text(json.dumps({"card": FINDING, "data": DATA}))
     said = words(make_card(copy, ()))
     assert "by the same code. 200 marked films were offered" in said
-    assert "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2" in said
+    assert (
+        "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2"
+        in said
+    )
     assert "does not contradict the claim; it does not prove it either" in said
     assert make_card(copy, ()).for_release
     assert "a small model, on films" in said
-    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "model": "network, narrower"}, "data": DATA}))
+    (copy / "audit.json").write_text(
+        json.dumps({"card": {**FINDING, "model": "network, narrower"}, "data": DATA})
+    )
     assert "a narrower copy of the network, on films" in words(make_card(copy, ()))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "code": ""}, "data": DATA}))
     assert "another or an unrecorded version of the code" in words(make_card(copy, ()))
@@ -450,7 +508,10 @@ def ledger_of(**terms: object) -> Callable[[Path], None]:
     def change(run: Path) -> None:
         (run / "ledger.jsonl").unlink()
         said = Terms("image", "add_remove", 200, DATA, seeded=False, run=run_name(SECRET))
-        ledger = Ledger(run / "ledger.jsonl", dataclasses.replace(said, **{k: v for k, v in terms.items() if k != "steps"}))
+        ledger = Ledger(
+            run / "ledger.jsonl",
+            dataclasses.replace(said, **{k: v for k, v in terms.items() if k != "steps"}),
+        )
         for step in terms.get("steps", range(5)):  # type: ignore[attr-defined]
             ledger.record(Entry(step, 0.05, 1.0, 1.5))
         ledger.close()

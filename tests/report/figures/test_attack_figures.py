@@ -23,11 +23,15 @@ def test_curves_are_labelled_and_equal_figures_are_equal_files(tmp_path: Path) -
 def test_a_measured_curve_has_its_band_and_the_figure_says_what_it_is(tmp_path: Path) -> None:
     curves = {"limit": (RATES, np.minimum(1, 2 * RATES)), "attack": (RATES, RATES)}
     band = ((np.minimum(1, RATES + 0.1), RATES), (np.maximum(0, RATES - 0.1), RATES))
-    with_band = trade_off_figure(curves, tmp_path / "a", bands={"attack": band}, unit="patients")[1].read_text()
+    with_band = trade_off_figure(curves, tmp_path / "a", bands={"attack": band}, unit="patients")[
+        1
+    ].read_text()
     without = trade_off_figure(curves, tmp_path / "b")[1].read_text()
     assert BAND in with_band
     assert BAND not in without
-    assert with_band.count("fill-opacity: 0.15") + with_band.count("opacity: 0.15") >= 2  # a band in both panels
+    assert (
+        with_band.count("fill-opacity: 0.15") + with_band.count("opacity: 0.15") >= 2
+    )  # a band in both panels
     assert "patients wrongly said to be in" in with_band
     assert "films wrongly said to be in" in without
     assert "(at most)" not in with_band

@@ -32,7 +32,9 @@ def test_the_picture(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     film = rng.integers(0, 256, (32, 32)).astype(np.uint8)
     maps = [rng.normal(size=(32, 32)).astype(np.float32), rng.normal(size=(2, 2)).astype(np.float32)]
-    saliency_figure(film, maps, ["cardiomegaly", "congestion"], [0.9, 0.1], "integrated gradients", tmp_path / "s.png")
+    saliency_figure(
+        film, maps, ["cardiomegaly", "congestion"], [0.9, 0.1], "integrated gradients", tmp_path / "s.png"
+    )
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.width > 1000
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 200

@@ -30,19 +30,34 @@ def summary(budgets, findings=UKA_FINDINGS):
 
 
 def texts(svg):
-    return ["".join(element.itertext()).strip() for element in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+    return [
+        "".join(element.itertext()).strip()
+        for element in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
 
 
 def test_figure_has_four_labelled_panels_and_all_series(tmp_path):
     png, svg = figure_2(summary([np.inf, 7.89, 1.06]), tmp_path / "figures")
     assert (png.name, svg.name) == ("figure_2.png", "figure_2.svg")
     found = texts(svg)
-    for expected in ["(A) AUROC", "(B) Accuracy", "(C) Specificity", "(D) Sensitivity", "average AUROC", "average sensitivity"]:
+    for expected in [
+        "(A) AUROC",
+        "(B) Accuracy",
+        "(C) Specificity",
+        "(D) Sensitivity",
+        "average AUROC",
+        "average sensitivity",
+    ]:
         assert found.count(expected) == 1
     assert found.count("privacy budget ε") == 4
     for budget in ["7.89", "4.71", "2.04", "1.06", "0.54", "0.29"]:
         assert found.count(budget) == 4
-    legend = ["private (95 % interval)", "non-private (95 % interval)", "paper, private", "paper, non-private"]
+    legend = [
+        "private (95 % interval)",
+        "non-private (95 % interval)",
+        "paper, private",
+        "paper, non-private",
+    ]
     assert [text for text in found if text in legend] == legend
     drawn = svg.read_text().lower()
     assert all(colour.lower() in drawn for colour in (PRIVATE, NON_PRIVATE, PAPER))
@@ -82,7 +97,9 @@ def test_another_sweep_is_drawn_beside(tmp_path):
     table, other = summary([np.inf, 1.06], findings=("hernia",)), summary([np.inf, 3.0], findings=("hernia",))
     _, alone = figure_2(table, tmp_path, stem="alone")
     _, both = figure_2(table, tmp_path, stem="both", beside=("first", other))
-    assert {"first, private", "first, non-private"} == set(texts(both)) - set(texts(alone)) - {"3"} - numbers(both)
+    assert {"first, private", "first, non-private"} == set(texts(both)) - set(texts(alone)) - {"3"} - numbers(
+        both
+    )
     assert texts(both).count("3") == 4  # its budgets are on the axes too
     assert BESIDE.lower() in both.read_text().lower()
     assert BESIDE.lower() not in alone.read_text().lower()

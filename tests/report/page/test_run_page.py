@@ -28,7 +28,9 @@ from tests.run_files import write_plain_run, write_run
 
 NASTY = "<script>alert(1)</script>"
 FINDINGS = ["congestion", NASTY]
-CONFIG = EvaluationConfig(redraws=60, groups=("sex", "age:0,30,60,80"), min_group_images=20, min_group_positives=3)
+CONFIG = EvaluationConfig(
+    redraws=60, groups=("sex", "age:0,30,60,80"), min_group_images=20, min_group_positives=3
+)
 SPENT = [Spending(0.05, 1.0, 3)]
 
 
@@ -38,7 +40,9 @@ def films(signal: float) -> pd.DataFrame:
 
 def make_run(folder: Path, epsilon: float, signal: float) -> None:
     training = dataclasses.replace(RUN.training, expected_batch_size=4, steps=3)
-    run = dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, weights="<i>w</i>"), training=training)
+    run = dataclasses.replace(
+        RUN, model=dataclasses.replace(RUN.model, weights="<i>w</i>"), training=training
+    )
     if np.isfinite(epsilon):
         assert run.privacy is not None
         terms = Terms("image", "add_remove", 80, "ab12", seeded=False, run="0f")
@@ -113,12 +117,17 @@ def pages(sweep: Path) -> dict[str, Reader]:
 def test_a_page_is_one_whole_file_that_loads_nothing(pages: dict[str, Reader], name: str) -> None:
     page = pages[name]
     assert (page.open, page.wrong) == ([], [])
-    assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in page.attributes("img"))
+    assert all(
+        image["src"].startswith("data:image/svg+xml;base64,") and image["alt"]
+        for image in page.attributes("img")
+    )
     assert page.attributes("img")
     for tag in ("link", "iframe", "object", "base", "form"):
         assert page.attributes(tag) == []
     assert page.attributes("script") == [{}]
-    policy = next(m["content"] for m in page.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        m["content"] for m in page.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe-inline" not in policy.partition("script-src")[2]
     assert all(a["href"].startswith("#") for a in page.attributes("a"))
@@ -141,22 +150,35 @@ def test_the_first_screen_of_a_private_run(sweep: Path, pages: dict[str, Reader]
     text = pages["private"].text
     first = text[: text.index("What the figures say")]
     upper = epsilon_bounds(SPENT, 1e-4).upper
-    assert f"ε = {upper:.4g} at δ = 0.0001 (upper bound from the ledger; budget 7.89), for one film added or removed." in first
+    assert (
+        f"ε = {upper:.4g} at δ = 0.0001 (upper bound from the ledger; budget 7.89), for one film added or removed."
+        in first
+    )
     manifest = films(1.0)
     test = manifest[manifest["split"] == "test"]
     assert (
-        f"{len(test):,} test films of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female" in first
+        f"{len(test):,} test films of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female"
+        in first
     )
     assert f"Trained on {(manifest['split'] == 'train').sum():,} training films" in first
     evaluation = read_evaluation(sweep / "epsilon_7.89" / "evaluation.csv")
-    own = evaluation[(evaluation["group"] == "all") & (evaluation["finding"] == "average") & (evaluation["metric"] == "auroc")]
+    own = evaluation[
+        (evaluation["group"] == "all")
+        & (evaluation["finding"] == "average")
+        & (evaluation["metric"] == "auroc")
+    ]
     value, low, high = own[["value", "ci_low", "ci_high"]].iloc[0]
     assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in first
     a, b, findings = read_pair(sweep / "non_private", sweep / "epsilon_7.89")
     paired = compare(a, b, findings, CONFIG)
-    row = paired[(paired["group"] == "all") & (paired["finding"] == "average") & (paired["metric"] == "auroc")].iloc[0]
+    row = paired[
+        (paired["group"] == "all") & (paired["finding"] == "average") & (paired["metric"] == "auroc")
+    ].iloc[0]
     assert row["ci_low"] > 0
-    assert f"non-private {row['value_a']:.3f}; non-private minus private +{row['difference']:.3f} ({row['ci_low']:.3f}" in first
+    assert (
+        f"non-private {row['value_a']:.3f}; non-private minus private +{row['difference']:.3f} ({row['ci_low']:.3f}"
+        in first
+    )
     assert "Worst-off group by AUROC sex <b>M</b>" in first
     assert "privacy costs" in text
     assert "Too small to be judged, so that nothing is known about them here: age [0, 30)" in text
@@ -176,7 +198,16 @@ def test_a_sweep_has_a_row_a_model_and_what_is_shown(pages: dict[str, Reader]) -
     assert "ε = 7.89" in first
     assert "Publishing several models of one cohort adds up" in first
     assert "Privacy costs average AUROC" in text
-    for name in ("Figure 2", "Figure 4", "Heat map", "Figure S1", "Table 1", "Table 2", "Table 3", "Correlations"):
+    for name in (
+        "Figure 2",
+        "Figure 4",
+        "Heat map",
+        "Figure S1",
+        "Table 1",
+        "Table 2",
+        "Table 3",
+        "Correlations",
+    ):
         assert f" {name}. " in text
 
 
@@ -186,9 +217,9 @@ def test_tables_can_be_read_and_sorted_without_eyes(pages: dict[str, Reader]) ->
     assert len(heads) > 40
     assert all(head["aria-sort"] == "none" for head in heads)
     assert len(page.attributes("button")) == len(heads)
-    assert sum(attrs.get("role") == "region" and attrs["aria-label"] != "" for attrs in page.attributes("div")) == len(
-        page.attributes("table")
-    ) + len(page.attributes("img"))
+    assert sum(
+        attrs.get("role") == "region" and attrs["aria-label"] != "" for attrs in page.attributes("div")
+    ) == len(page.attributes("table")) + len(page.attributes("img"))
 
 
 def test_a_model_from_elsewhere_and_no_groups(tmp_path: Path) -> None:

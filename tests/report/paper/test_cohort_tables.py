@@ -68,13 +68,19 @@ def test_comorbidities_by_group_stand_beside_the_papers(manifest):
     assert table.loc[("all", "all"), ["n", "mean"]].tolist() == [6, pytest.approx(17 / 6)]
     assert table.loc[("all", "female"), "mean"] == pytest.approx(17 / 3)
     assert table.loc[("test", "[0, 30) years"), ["n", "paper_mean", "paper_std"]].tolist() == [0, 0.9, 1.4]
-    assert table.loc["valid", "paper_mean"].isna().all() if isinstance(table.loc["valid", "paper_mean"], pd.Series) else True
+    assert (
+        table.loc["valid", "paper_mean"].isna().all()
+        if isinstance(table.loc["valid", "paper_mean"], pd.Series)
+        else True
+    )
     assert len(AGE_BANDS) == 5
 
 
 def test_figures_are_drawn_even_for_groups_without_films(manifest, tmp_path):
     files = figures_s(manifest, UKA_FINDINGS, tmp_path / "figures")
-    assert {path.name for path in files} == {f"figure_s{i}.{kind}" for i in (1, 2, 3, 4) for kind in ("png", "svg")}
+    assert {path.name for path in files} == {
+        f"figure_s{i}.{kind}" for i in (1, 2, 3, 4) for kind in ("png", "svg")
+    }
     assert all(path.stat().st_size > 5000 for path in files)
     text = (tmp_path / "figures" / "figure_s4.svg").read_text()
     assert "paper 0.9 ± 1.4" in text

@@ -12,20 +12,58 @@ from jaxcxr.report.paper.paper_tables import sample_sizes, table_2, table_3, wri
 from jaxcxr.report.paper.supplementary_tables import Run, paper_results, stack
 
 # Rows of the paper's Tables 2 and 3 as printed.
-CONGESTION = ["0.81 ± 0.00", "0.81 ± 0.00", "0.80 ± 0.00", "0.80 ± 0.00", "0.79 ± 0.00", "0.78 ± 0.00", "0.85 ± 0.00", "0.04"]
-AT_1_06 = ["0.88 ± 0.03", "0.07", "0.87 ± 0.04", "0.03", "0.85 ± 0.04", "0.00", "0.84 ± 0.05", "-0.02", "0.83 ± 0.04", "-0.03"]
+CONGESTION = [
+    "0.81 ± 0.00",
+    "0.81 ± 0.00",
+    "0.80 ± 0.00",
+    "0.80 ± 0.00",
+    "0.79 ± 0.00",
+    "0.78 ± 0.00",
+    "0.85 ± 0.00",
+    "0.04",
+]
+AT_1_06 = [
+    "0.88 ± 0.03",
+    "0.07",
+    "0.87 ± 0.04",
+    "0.03",
+    "0.85 ± 0.04",
+    "0.00",
+    "0.84 ± 0.05",
+    "-0.02",
+    "0.83 ± 0.04",
+    "-0.03",
+]
 
 
 def line(group, finding, metric, value, attribute="", reference="", note=""):
     row = dict.fromkeys(EVALUATION_COLUMNS, np.nan)
-    given = {"group": group, "finding": finding, "metric": metric, "value": value, "bootstrap_mean": value, "std": 0.011}
+    given = {
+        "group": group,
+        "finding": finding,
+        "metric": metric,
+        "value": value,
+        "bootstrap_mean": value,
+        "std": 0.011,
+    }
     interval = {"ci_low": value - 0.02, "ci_high": value + 0.02, "n": 100}
-    return row | given | interval | {"attribute": attribute, "label": group, "reference": reference, "note": note}
+    return (
+        row
+        | given
+        | interval
+        | {"attribute": attribute, "label": group, "reference": reference, "note": note}
+    )
 
 
 def evaluations(findings=UKA_FINDINGS, budgets=(np.inf, *PAPER_BUDGETS), small="age_0_30"):
     runs = []
-    groups = {"age_0_30": "age", "age_30_60": "age", "age_60_70": "age", "age_70_80": "age", "age_80_100": "age"}
+    groups = {
+        "age_0_30": "age",
+        "age_30_60": "age",
+        "age_60_70": "age",
+        "age_70_80": "age",
+        "age_80_100": "age",
+    }
     groups |= {"sex_F": "sex", "sex_M": "sex", "sex_F*age_0_30": "sex*age"}
     for epsilon in budgets:
         loss = 0.0 if np.isinf(epsilon) else 0.1 / (1 + epsilon)
@@ -35,7 +73,9 @@ def evaluations(findings=UKA_FINDINGS, budgets=(np.inf, *PAPER_BUDGETS), small="
             value = np.nan if note else 0.85 - loss
             lines.append(line(group, "average", "auroc", value, attribute, note=note))
             parity = np.nan if note else -0.001
-            lines.append(line(group, "average", "statistical_parity_difference", parity, attribute, "rest", note))
+            lines.append(
+                line(group, "average", "statistical_parity_difference", parity, attribute, "rest", note)
+            )
         runs.append(Run(pd.DataFrame(lines, columns=list(EVALUATION_COLUMNS)), epsilon))
     return stack(runs)
 
@@ -110,14 +150,16 @@ def films():
 
 def test_sample_sizes_are_those_of_the_training_films():
     assert sample_sizes(films(), ["congestion"]).to_dict() == {"congestion": 1.0}
-    assert sample_sizes(films().rename(columns={"congestion": "y_congestion"}), ["congestion"], "test").to_dict() == {
-        "congestion": 2.0
-    }
+    assert sample_sizes(
+        films().rename(columns={"congestion": "y_congestion"}), ["congestion"], "test"
+    ).to_dict() == {"congestion": 2.0}
 
 
 def test_tables_are_written_in_three_kinds(tmp_path):
     written = write_paper_tables(tmp_path, evaluations(), films=films(), findings=UKA_FINDINGS)
-    assert [path.name for path in written] == [f"table_{i}{e}" for i in (1, 2, 3) for e in (".md", ".tex", ".csv")]
+    assert [path.name for path in written] == [
+        f"table_{i}{e}" for i in (1, 2, 3) for e in (".md", ".tex", ".csv")
+    ]
     read = pd.read_csv(tmp_path / "table_3.csv", index_col="Model", keep_default_na=False, dtype=str)
     pd.testing.assert_frame_equal(read, table_3(evaluations()), check_dtype=False)
     assert "$\\varepsilon$=7.89" in Path(written[4]).read_text()
@@ -125,14 +167,19 @@ def test_tables_are_written_in_three_kinds(tmp_path):
 
 def test_an_evaluation_without_groups_is_refused():
     old = pd.DataFrame({"group": ["all"], "finding": ["a"], "metric": ["auroc"], "value": [0.5]})
-    with pytest.raises(InputError, match="epsilon 1: column 'attribute' is missing; written by another version"):
+    with pytest.raises(
+        InputError, match="epsilon 1: column 'attribute' is missing; written by another version"
+    ):
         stack([Run(old, 1.0)])
 
 
 def test_stacked_evaluations_survive_their_file(tmp_path):
     evaluations().to_csv(tmp_path / "e.csv", index=False)
     read = stack(
-        [Run(part.drop(columns=["epsilon", "delta"]), e) for e, part in pd.read_csv(tmp_path / "e.csv").groupby("epsilon")]
+        [
+            Run(part.drop(columns=["epsilon", "delta"]), e)
+            for e, part in pd.read_csv(tmp_path / "e.csv").groupby("epsilon")
+        ]
     )
     pd.testing.assert_frame_equal(table_3(read), table_3(evaluations()))
     assert len(paper_results()) == 252

@@ -65,7 +65,9 @@ def evaluation(findings, shift=0.0):
 def test_fed_with_the_papers_numbers_the_table_is_the_papers():
     table = supplementary_table(paper_results(), 7.89)
     assert list(table.columns) == [c for h in HEADINGS for c in (h, f"{h} (paper)")]
-    assert {name: list(cells) for name, cells in zip(table.index, table[HEADINGS].to_numpy(), strict=True)} == TABLE_S2
+    assert {
+        name: list(cells) for name, cells in zip(table.index, table[HEADINGS].to_numpy(), strict=True)
+    } == TABLE_S2
     assert (table[HEADINGS].to_numpy() == table[[f"{h} (paper)" for h in HEADINGS]].to_numpy()).all()
 
 
@@ -94,7 +96,14 @@ def test_summary_takes_the_bootstrap_mean_of_everyone():
     runs = [
         Run(evaluation(["a"]), epsilon=1.06, delta=1e-5, noise_multiplier=1.5, sample_rate=0.01, steps=100),
         Run(evaluation(["a"], shift=0.1)),
-        Run(evaluation(["a"], shift=0.2), epsilon=7.89, delta=1e-5, noise_multiplier=0.6, sample_rate=0.01, steps=100),
+        Run(
+            evaluation(["a"], shift=0.2),
+            epsilon=7.89,
+            delta=1e-5,
+            noise_multiplier=0.6,
+            sample_rate=0.01,
+            steps=100,
+        ),
     ]
     summary = summarise(runs)
     assert list(summary.columns) == list(SUMMARY_COLUMNS)
@@ -103,14 +112,20 @@ def test_summary_takes_the_bootstrap_mean_of_everyone():
     first = summary.iloc[0]
     assert (first["finding"], first["metric"], first["mean"]) == ("a", "auroc", pytest.approx(0.7))
     assert (
-        summary.loc[np.isinf(summary["epsilon"]), ["delta", "noise_multiplier", "sample_rate", "steps"]].isna().all(axis=None)
+        summary.loc[np.isinf(summary["epsilon"]), ["delta", "noise_multiplier", "sample_rate", "steps"]]
+        .isna()
+        .all(axis=None)
     )
-    assert (summary.loc[summary["epsilon"] == 1.06, ["noise_multiplier", "steps"]] == [1.5, 100]).all(axis=None)
+    assert (summary.loc[summary["epsilon"] == 1.06, ["noise_multiplier", "steps"]] == [1.5, 100]).all(
+        axis=None
+    )
     assert summarise(runs, group="sex_F").shape == summary.shape
 
 
 def test_summary_survives_its_file(tmp_path):
-    summary = summarise([Run(evaluation(UKA_FINDINGS)), Run(evaluation(UKA_FINDINGS), 7.89, 1e-6, 0.6, 0.01, 10)])
+    summary = summarise(
+        [Run(evaluation(UKA_FINDINGS)), Run(evaluation(UKA_FINDINGS), 7.89, 1e-6, 0.6, 0.01, 10)]
+    )
     summary.to_csv(tmp_path / "summary.csv", index=False)
     text = (tmp_path / "summary.csv").read_text()
     assert text.splitlines()[1].startswith("inf,,,,,cardiomegaly,auroc,")
@@ -152,10 +167,14 @@ def test_caption_says_what_plus_minus_is():
 
 
 def test_tables_are_written_in_three_kinds(tmp_path):
-    summary = summarise([Run(evaluation(UKA_FINDINGS)), Run(evaluation(UKA_FINDINGS), 7.89, 6e-6, 0.6, 0.01, 10)])
+    summary = summarise(
+        [Run(evaluation(UKA_FINDINGS)), Run(evaluation(UKA_FINDINGS), 7.89, 6e-6, 0.6, 0.01, 10)]
+    )
     written = write_tables(summary, tmp_path / "tables")
     assert sorted(path.name for path in written) == sorted(
-        f"{stem}{ending}" for stem in ("table_non_private", "table_epsilon_7.89") for ending in (".md", ".tex", ".csv")
+        f"{stem}{ending}"
+        for stem in ("table_non_private", "table_epsilon_7.89")
+        for ending in (".md", ".tex", ".csv")
     )
     read = pd.read_csv(tmp_path / "tables" / "table_epsilon_7.89.csv", index_col="Finding")
     pd.testing.assert_frame_equal(read, supplementary_table(summary, 7.89), check_dtype=False)
@@ -166,7 +185,10 @@ def test_markdown_and_latex_hold_every_cell():
     lines = markdown(table, "Text.").splitlines()
     assert lines[0] == "Text."
     assert {line.count("|") for line in lines[2:]} == {10}
-    assert [cell.strip() for cell in lines[4].split("|")[1:-1]] == ["Cardiomegaly", *table.loc["Cardiomegaly"]]
+    assert [cell.strip() for cell in lines[4].split("|")[1:-1]] == [
+        "Cardiomegaly",
+        *table.loc["Cardiomegaly"],
+    ]
     rows = [line for line in latex(table, "5 % of a_b & ε").splitlines() if line.endswith(r"\\")]
     assert [row.count(" & ") for row in rows] == [8] * 10
     assert rows[1].startswith(r"Cardiomegaly & 0.79 $\pm$ 0.00 & ")

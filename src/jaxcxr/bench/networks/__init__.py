@@ -12,7 +12,9 @@ from jaxcxr.bench.networks.vit import ViT
 
 
 def network(name: str, size: int, **options: Any) -> nn.Module:
-    """The network that the benchmark calls `name`, for examples of this size; `options` are fields of its class."""
+    """The network that the benchmark calls `name`, for examples of this size; `options` are fields of its
+    class.
+    """
     match name:
         case "vit_s":
             return ViT(**options)

@@ -22,7 +22,9 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "tokens width"], mask: Bool[Array, "1 tokens tokens"] | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "tokens width"], mask: Bool[Array, "1 tokens tokens"] | None = None
+    ) -> Array:
         """One sequence -> one sequence of the same shape; where `mask` is False a token does not see another."""
         width = x.shape[-1]
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)

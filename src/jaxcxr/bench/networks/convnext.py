@@ -1,4 +1,6 @@
-"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545) of one image: depthwise 7 x 7, layer norm, layer scale; no stochastic depth."""
+"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545) of one image: depthwise 7 x 7, layer norm, layer scale; no
+stochastic depth.
+"""
 
 from typing import Any
 
@@ -19,7 +21,9 @@ class ConvNeXtBlock(nn.Module):
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         """One map -> one map of the same shape."""
         width = x.shape[-1]
-        y = nn.Conv(width, (7, 7), padding=3, feature_group_count=width, dtype=self.dtype, name="depthwise")(x)
+        y = nn.Conv(width, (7, 7), padding=3, feature_group_count=width, dtype=self.dtype, name="depthwise")(
+            x
+        )
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm")(y)
         y = nn.Dense(4 * width, dtype=self.dtype, name="expand")(y)
         y = nn.Dense(width, dtype=self.dtype, name="project")(jax.nn.gelu(y, approximate=False))

@@ -35,7 +35,9 @@ class DenseNet(nn.Module):
             return nn.Conv(width, (side, side), (stride, stride), **options)(x)
 
         def norm_relu(x: Array, name: str) -> Array:
-            y = nn.GroupNorm(self.groups, epsilon=1e-5, reduction_axes=(-3, -2, -1), dtype=self.dtype, name=name)(x)
+            y = nn.GroupNorm(
+                self.groups, epsilon=1e-5, reduction_axes=(-3, -2, -1), dtype=self.dtype, name=name
+            )(x)
             return nn.relu(y)
 
         x = norm_relu(conv(image, self.width, 7, "stem", stride=2), "stem_norm")

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 
 class ResNet3D(nn.Module):
-    """The defaults are R3D-18: 33,371,472 parameters with Kinetics' 400 classes (a group norm has as many as a batch norm).
+    """The defaults are R3D-18: 33,371,472 parameters with Kinetics' 400 classes (a group norm has as many as
+    a batch norm).
 
     Attributes:
         n_classes: outputs.
@@ -30,10 +31,14 @@ class ResNet3D(nn.Module):
 
         def conv(x: Array, width: int, sides: tuple[int, ...], strides: tuple[int, ...], name: str) -> Array:
             padding = [(side // 2, side // 2) for side in sides]
-            return nn.Conv(width, sides, strides, padding=padding, use_bias=False, dtype=self.dtype, name=name)(x)
+            return nn.Conv(
+                width, sides, strides, padding=padding, use_bias=False, dtype=self.dtype, name=name
+            )(x)
 
         def norm(x: Array, name: str) -> Array:
-            return nn.GroupNorm(self.groups, epsilon=1e-5, reduction_axes=(-4, -3, -2, -1), dtype=self.dtype, name=name)(x)
+            return nn.GroupNorm(
+                self.groups, epsilon=1e-5, reduction_axes=(-4, -3, -2, -1), dtype=self.dtype, name=name
+            )(x)
 
         x = nn.relu(norm(conv(volume, self.width, (3, 7, 7), (1, 2, 2), "stem"), "stem_norm"))
         for stage, depth in enumerate(self.depths):

@@ -10,7 +10,8 @@ from jaxcxr.bench.networks.block import EPSILON, Block
 
 
 class Transformer(nn.Module):
-    """A small one by default: 7,419,392 parameters. GPT-2 has vocabulary 50,257, length 1,024, width 768, depth and heads 12,
+    """A small one by default: 7,419,392 parameters. GPT-2 has vocabulary 50,257, length 1,024, width 768,
+    depth and heads 12,
     and is tied: 124,439,808 parameters.
 
     Attributes:
@@ -19,7 +20,8 @@ class Transformer(nn.Module):
         width: features of a token.
         depth: blocks.
         heads: of each attention.
-        tied: the logits are products with the table of tokens, which then takes part twice, and not with another kernel.
+        tied: the logits are products with the table of tokens, which then takes part twice, and not with
+            another kernel.
         dtype: of the arithmetic; parameters are float32.
     """
 
@@ -41,4 +43,8 @@ class Transformer(nn.Module):
         for index in range(self.depth):
             x = Block(self.heads, self.dtype, name=f"block{index}")(x, mask)
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        return table.attend(x) if self.tied else nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="head")(x)
+        return (
+            table.attend(x)
+            if self.tied
+            else nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="head")(x)
+        )

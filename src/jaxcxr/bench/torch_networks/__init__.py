@@ -1,4 +1,6 @@
-"""The networks of `jaxcxr.bench.networks` in torch: parameters of the same names, for Opacus. Their sums of gradients agree."""
+"""The networks of `jaxcxr.bench.networks` in torch: parameters of the same names, for Opacus. Their sums of
+gradients agree.
+"""
 
 from typing import Any
 
@@ -12,7 +14,9 @@ from jaxcxr.bench.torch_networks.vit import TorchViT
 
 
 def torch_network(name: str, size: int, **options: Any) -> nn.Module:
-    """The network that the benchmark calls `name`, for examples of this size; `options` as in `networks.network`."""
+    """The network that the benchmark calls `name`, for examples of this size; `options` as in
+    `networks.network`.
+    """
     match name:
         case "vit_s":
             return TorchViT(size=size, **options)

@@ -19,7 +19,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
         """[n, tokens, width] -> the same shape."""
         query, key, value = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
         )
         y = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))

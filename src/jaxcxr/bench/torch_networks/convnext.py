@@ -10,19 +10,23 @@ EPSILON = 1e-6
 
 
 def places_of(x: torch.Tensor) -> torch.Tensor:
-    """Maps [n, channels, h, w] -> [n, places, channels]; Opacus's `ghost` skips a dense layer on two axes of places."""
+    """Maps [n, channels, h, w] -> [n, places, channels]; Opacus's `ghost` skips a dense layer on two axes of
+    places.
+    """
     return x.flatten(2).transpose(1, 2)
 
 
 def map_of(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Places -> maps of that shape, channels first in memory: Opacus (1.6.0) reads the input of a convolution as if it were so,
-    and its `hooks` give the kernel of a depthwise one the gradient zero where it is not.
+    """Places -> maps of that shape, channels first in memory: Opacus (1.6.0) reads the input of a convolution
+    as if it were so, and its `hooks` give the kernel of a depthwise one the gradient zero where it is not.
     """
     return x.transpose(1, 2).reshape(shape).contiguous()
 
 
 class LayerScale(nn.Module):
-    """A factor for each channel: a module of its own, or Opacus would differentiate the block around it once more."""
+    """A factor for each channel: a module of its own, or Opacus would differentiate the block around it once
+    more.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

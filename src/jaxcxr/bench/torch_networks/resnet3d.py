@@ -9,7 +9,9 @@ from torch import nn  # pyright: ignore[reportMissingImports]
 class TorchResNet3D(nn.Module):
     """Group norms, as Opacus requires."""
 
-    def __init__(self, n_classes: int = 400, width: int = 64, depths: Sequence[int] = (2, 2, 2, 2), groups: int = 32) -> None:
+    def __init__(
+        self, n_classes: int = 400, width: int = 64, depths: Sequence[int] = (2, 2, 2, 2), groups: int = 32
+    ) -> None:
         super().__init__()
         self.depths = depths
         self.stem = nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)

@@ -29,7 +29,9 @@ class TorchTransformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [n, tokens, vocabulary] of texts [n, tokens]."""
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1))
+        x = self.tokens(tokens) + self.positions(
+            torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)
+        )
         for index in range(self.depth):
             x = self.get_submodule(f"block{index}")(x)
         return self.head(self.norm(x))

@@ -7,12 +7,18 @@ from jaxcxr.bench.torch_networks.block import EPSILON, TorchBlock
 
 
 class TorchViT(nn.Module):
-    """Class token and positions are embeddings, which Opacus knows; a bare parameter would make it differentiate the whole
-    network once more.
+    """Class token and positions are embeddings, which Opacus knows; a bare parameter would make it
+    differentiate the whole network once more.
     """
 
     def __init__(
-        self, n_classes: int = 1000, width: int = 384, depth: int = 12, heads: int = 6, patch: int = 16, size: int = 224
+        self,
+        n_classes: int = 1000,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        patch: int = 16,
+        size: int = 224,
     ) -> None:
         super().__init__()
         self.depth = depth

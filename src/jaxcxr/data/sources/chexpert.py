@@ -1,11 +1,13 @@
 """CheXpert: 224,316 radiographs of 65,240 patients of Stanford Hospital, labelled from reports.
 
-Origin: Irvin et al., 'CheXpert: a large chest radiograph dataset with uncertainty labels and expert comparison', AAAI 2019.
+Origin: Irvin et al., 'CheXpert: a large chest radiograph dataset with uncertainty labels and expert
+comparison', AAAI 2019.
 Access: after registration with the Stanford AIMI Center (aimi.stanford.edu).
 Licence: Stanford University Dataset Research Use Agreement: research, no redistribution.
 
-`train.csv` and `valid.csv` have one row a film; `test.csv` is used if it is there. Ages above 89 are given as 90. A label is
-1, 0, -1 (uncertain) or empty (not mentioned). Without a test table the splits can be drawn from all films (`split: drawn`).
+`train.csv` and `valid.csv` have one row a film; `test.csv` is used if it is there. Ages above 89 are given as
+90. A label is 1, 0, -1 (uncertain) or empty (not mentioned). Without a test table the splits can be drawn
+from all films (`split: drawn`).
 """
 
 from pathlib import Path
@@ -70,16 +72,24 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:  # noqa: ARG00
     excluded: dict[str, int] = {}
     frame = keep_views(frame, options, excluded)
     findings = tuple(map(snake, LABELS)) if options.labels == "native" else UKA_FINDINGS
-    return cohort(frame, findings, options, PROVENANCE, str(folder), excluded, publishes_valid="valid" in parts)
+    return cohort(
+        frame, findings, options, PROVENANCE, str(folder), excluded, publishes_valid="valid" in parts
+    )
 
 
 def from_labeller(table: pd.DataFrame, name: str, options: Options) -> dict[str, np.ndarray]:
-    """The findings of a table with one column a label, as CheXpert's labeller (and NegBio in MIMIC-CXR) writes it."""
+    """The findings of a table with one column a label, as CheXpert's labeller (and NegBio in MIMIC-CXR)
+    writes it.
+    """
     native = {label: graded(table, label, uncertain_meanings(label, options), name) for label in LABELS}
     if options.labels == "native":
         return {snake(label): values for label, values in native.items()}
     return paper_findings(
-        native["Cardiomegaly"], native["Edema"], native["Pleural Effusion"], native["Pneumonia"], native["Atelectasis"]
+        native["Cardiomegaly"],
+        native["Edema"],
+        native["Pleural Effusion"],
+        native["Pneumonia"],
+        native["Atelectasis"],
     )
 
 
@@ -92,7 +102,9 @@ def _rows(table: pd.DataFrame, split: str, name: str, options: Options) -> pd.Da
         parts = text.split("/")
         patient = next((part for part in parts if part.startswith("patient")), None)
         if patient is None:
-            raise InputError(f"{name}: row {row}, column 'Path': found no part 'patient<number>', expected one")
+            raise InputError(
+                f"{name}: row {row}, column 'Path': found no part 'patient<number>', expected one"
+            )
         patients.append(patient)
         paths.append("/".join(parts[1:] if parts[0].startswith("CheXpert") else parts))
     ages = [float(text) if text.replace(".", "", 1).isdigit() else np.nan for text in text_of(table, "Age")]

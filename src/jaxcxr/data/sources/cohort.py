@@ -31,7 +31,8 @@ class Cohort:
         provenance: of the data.
         excluded: rows of the tables that are no frontal film to be used, by reason.
         refused: files that cannot be used, with reasons, for quarantine.csv.
-        split: how the splits came about, for `store.json` (`jaxcxr.data.splits`); it holds the key of drawn ones.
+        split: how the splits came about, for `store.json` (`jaxcxr.data.splits`); it holds the key of drawn
+            ones.
     """
 
     manifest: pd.DataFrame
@@ -58,7 +59,9 @@ def with_one_id(patients: Iterable[str], same_patient: Mapping[str, str]) -> lis
         while chain[-1] in same_patient:
             following = same_patient[chain[-1]]
             if following in chain:
-                raise InputError(f"same_patient: {' -> '.join([*chain, following])} leads back; expected one id at the end")
+                raise InputError(
+                    f"same_patient: {' -> '.join([*chain, following])} leads back; expected one id at the end"
+                )
             chain.append(following)
         final[alias] = chain[-1]
     return [final.get(patient, patient) for patient in patients]

@@ -1,15 +1,16 @@
 """A folder of DICOM files, such as an export from an archive, with a table of labels.
 
-The folder is walked, a fixed list of tags is read by name (no name, address or free text), and the files are joined with the
-rows of a table by one tag. The joined table is then read by a column map like any other (`jaxcxr.data.sources.table`); these
-columns come from the files:
+The folder is walked, a fixed list of tags is read by name (no name, address or free text), and the files are
+joined with the rows of a table by one tag. The joined table is then read by a column map like any other
+(`jaxcxr.data.sources.table`); these columns come from the files:
 
-    path, patient_id (PatientID), image_id (SOPInstanceUID), study_id (StudyInstanceUID), age (PatientAge, else from the
-    dates of birth and study), sex (F, M or empty), view (AP, PA, lateral, other or empty), laterality (L, R, B or
-    empty), modality
+    path, patient_id (PatientID), image_id (SOPInstanceUID), study_id (StudyInstanceUID), age (PatientAge,
+    else from the dates of birth and study), sex (F, M or empty), view (AP, PA, lateral, other or empty),
+    laterality (L, R, B or empty), modality
 
-Files that are no DICOM, no radiograph by their modality, or a second copy of an instance go to the quarantine, and so do links
-to folders, which are not followed, and what cannot be listed. Hidden files and folders are passed over.
+Files that are no DICOM, no radiograph by their modality, or a second copy of an instance go to the
+quarantine, and so do links to folders, which are not followed, and what cannot be listed. Hidden files and
+folders are passed over.
 """
 
 import concurrent.futures
@@ -44,7 +45,9 @@ JOINS = {"path": "path", "SOPInstanceUID": "image_id", "StudyInstanceUID": "stud
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """What connects a row of the table with files: a tag (`path` for the file's own) and the table's column that holds it."""
+    """What connects a row of the table with files: a tag (`path` for the file's own) and the table's column
+    that holds it.
+    """
 
     __pydantic_config__ = STRICT
     tag: str
@@ -56,7 +59,8 @@ class DicomSource:
     """How a folder and its table are read.
 
     Attributes:
-        join: tag and column. A row of the table may stand for several files (such as all of a study), never the reverse.
+        join: tag and column. A row of the table may stand for several files (such as all of a study), never
+            the reverse.
         source: column map of the joined table.
     """
 
@@ -82,25 +86,29 @@ def read(
         progress: called with the number of headers read since the last call.
 
     Raises:
-        InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, the table has a `patient_id`
-            of its own, or the column map refuses.
+        InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, the table
+            has a `patient_id` of its own, or the column map refuses.
     """
     source = keyed(config.source)
     if config.join.tag not in JOINS:
         raise InputError(f"join.tag: found {config.join.tag!r}, expected one of {', '.join(JOINS)}")
     rows = read_table(table)
     if config.join.column not in rows.columns:
-        raise InputError(f"{table}: {missing_column(config.join.column, rows.columns)} (it joins the table with the files)")
+        raise InputError(
+            f"{table}: {missing_column(config.join.column, rows.columns)} (it joins the table with the files)"
+        )
     keys = text_of(rows, config.join.column)
     repeated = pd.Index(keys).duplicated()
     if repeated.any():
         row = int(repeated.argmax())
         raise InputError(
-            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, expected once"
+            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, "
+            "expected once"
         )
     if "patient_id" in rows.columns and config.join.column != "patient_id":
         raise InputError(
-            f"{table}: column 'patient_id' comes from the files; expected another name for the table's, which the column map "
+            f"{table}: column 'patient_id' comes from the files; expected another name for the table's, "
+            "which the column map "
             "can then name"
         )
     files, refused = scan(images, processes, progress)
@@ -115,10 +123,15 @@ def read(
     refused += [(path, "no row of the table belongs to it") for path in joined.loc[~found, "path"]]
     absent = len(set(keys) - set(joined["_key"]))
     if not found.any():
-        raise InputError(f"{table}: no row belongs to any of the {len(files)} radiographs in {images} by {config.join.tag}")
+        raise InputError(
+            f"{table}: no row belongs to any of the {len(files)} radiographs in {images} by {config.join.tag}"
+        )
     kept = joined.loc[found].drop(columns=["_key", "_merge"]).reset_index(drop=True)
     manifest = to_manifest(kept, source, str(table))
-    excluded = {"rows left out by the column map": len(kept) - len(manifest), "rows of the table without a file": absent}
+    excluded = {
+        "rows left out by the column map": len(kept) - len(manifest),
+        "rows of the table without a file": absent,
+    }
     return Cohort(manifest, source.findings, source.provenance, excluded, tuple(refused), split_of(source))
 
 
@@ -152,8 +165,10 @@ def scan(
             shared.append((earlier["path"], path))
     if shared:  # to keep the first of two would let one patient's film depend on another patient
         raise InputError(
-            f"{images}: {shared[0][0]} and {shared[0][1]} are of two patients and have one SOPInstanceUID ({len(shared)} such "
-            "pairs in all); expected an instance of one patient: correct the export, or take one file of each pair away"
+            f"{images}: {shared[0][0]} and {shared[0][1]} are of two patients and have one SOPInstanceUID "
+            f"({len(shared)} such "
+            "pairs in all); expected an instance of one patient: correct the export, or take one file of "
+            "each pair away"
         )
     if not rows:
         raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")
@@ -175,7 +190,9 @@ def _files(images: Path) -> tuple[list[str], list[tuple[str, str]]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if (Path(folder) / name).is_symlink():
-                refuse(os.path.relpath(Path(folder) / name, images), "link to a folder, which is not followed")
+                refuse(
+                    os.path.relpath(Path(folder) / name, images), "link to a folder, which is not followed"
+                )
         for name in names:
             path = os.path.relpath(Path(folder) / name, images)
             if name == "DICOMDIR" or name.startswith("."):
@@ -192,7 +209,9 @@ def _headers(images: Path, paths: list[str], processes: int) -> Iterator[dict[st
     if processes == 1 or len(paths) < 1000:
         yield from map(read_one, paths)
         return
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         yield from pool.map(read_one, paths, chunksize=128)
 
 
@@ -238,5 +257,7 @@ def _age(tags: dict[str, str]) -> str:
     except ValueError:
         age = float("nan")
     if age != age:
-        age = plausible_age(years_between(tags["PatientBirthDate"], tags["AcquisitionDate"] or tags["StudyDate"]))
+        age = plausible_age(
+            years_between(tags["PatientBirthDate"], tags["AcquisitionDate"] or tags["StudyDate"])
+        )
     return "" if age != age else f"{age:g}"

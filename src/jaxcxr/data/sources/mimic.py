@@ -1,14 +1,17 @@
-"""MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients of Beth Israel Deaconess Medical Center, labelled from reports.
+"""MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients of Beth Israel Deaconess Medical Center, labelled
+from reports.
 
-Origin: Johnson et al., 'MIMIC-CXR-JPG, a large publicly available database of labeled chest radiographs', arXiv 1901.07042;
-v2.0.0 or v2.1.0 of physionet.org/content/mimic-cxr-jpg.
+Origin: Johnson et al., 'MIMIC-CXR-JPG, a large publicly available database of labeled chest radiographs',
+arXiv 1901.07042; v2.0.0 or v2.1.0 of physionet.org/content/mimic-cxr-jpg.
 Access: credentialed PhysioNet account and training in research with human subjects.
-Licence: PhysioNet Credentialed Health Data License 1.5.0: research, no sharing, no attempt to identify anybody.
+Licence: PhysioNet Credentialed Health Data License 1.5.0: research, no sharing, no attempt to identify
+anybody.
 
-`metadata` has one row a film (view, study date), `split` the official split, `chexpert` or `negbio` the labels of each study.
-Sex and age come from `patients.csv` of MIMIC-IV if it is in the folder too: the age at the examination is `anchor_age` plus
-the years since `anchor_year`, where 91 stands for everybody above 89. Dates are shifted in MIMIC, the same for all dates of a
-patient. Only frontal views (AP and PA) are kept, and studies without labels leave all findings unknown.
+`metadata` has one row a film (view, study date), `split` the official split, `chexpert` or `negbio` the
+labels of each study. Sex and age come from `patients.csv` of MIMIC-IV if it is in the folder too: the age at
+the examination is `anchor_age` plus the years since `anchor_year`, where 91 stands for everybody above 89.
+Dates are shifted in MIMIC, the same for all dates of a patient. Only frontal views (AP and PA) are kept, and
+studies without labels leave all findings unknown.
 """
 
 import dataclasses
@@ -45,7 +48,14 @@ PROVENANCE = Provenance(
 )
 _SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 _SEXES = {"M": "M", "F": "F", "": "unknown"}
-_VIEWS = {"AP": "AP", "PA": "PA", "": "unknown", "LL": "lateral", "LATERAL": "lateral", "XTABLE LATERAL": "lateral"}
+_VIEWS = {
+    "AP": "AP",
+    "PA": "PA",
+    "": "unknown",
+    "LL": "lateral",
+    "LATERAL": "lateral",
+    "XTABLE LATERAL": "lateral",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +70,19 @@ def read(folder: Path, images: Path, options: MimicOptions) -> Cohort:
     """Read the tables of MIMIC-CXR-JPG.
 
     Args:
-        folder: holds `mimic-cxr-2.x.0-{metadata,split,chexpert}.csv` (or `.gz`) and, if sex and age are wanted, `patients.csv`.
+        folder: holds `mimic-cxr-2.x.0-{metadata,split,chexpert}.csv` (or `.gz`) and, if sex and age are
+            wanted, `patients.csv`.
         images: folder that `files/` lies in (or `files` itself).
         options: `uncertain` names findings as CheXpert does.
 
     Raises:
-        InputError: a table or column is missing, a film has no split, or a cell holds a value that MIMIC does not have.
+        InputError: a table or column is missing, a film has no split, or a cell holds a value that MIMIC does
+            not have.
     """
     require_known(options, LABELS, str(folder))
-    films, name = _versioned(folder, "metadata", ["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"])
+    films, name = _versioned(
+        folder, "metadata", ["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"]
+    )
     sides, split_name = _versioned(folder, "split", ["dicom_id", "split"])
     studies, labels_name = _versioned(folder, options.labeller, ["subject_id", "study_id", *LABELS])
     side = dict(zip(text_of(sides, "dicom_id"), translated(sides, "split", _SPLITS, split_name), strict=True))
@@ -84,7 +98,10 @@ def read(folder: Path, images: Path, options: MimicOptions) -> Cohort:
     frame = films[[]].assign(
         image_id=ids,
         patient_id=patients,
-        path=[f"{prefix}p{p[:2]}/p{p}/s{s}/{film}.jpg" for p, s, film in zip(patients, of_study, ids, strict=True)],
+        path=[
+            f"{prefix}p{p[:2]}/p{p}/s{s}/{film}.jpg"
+            for p, s, film in zip(patients, of_study, ids, strict=True)
+        ],
         split=[side[film] for film in ids],
         age=ages_or_unknown(ages, options),
         sex=sex,

@@ -1,12 +1,14 @@
-"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients of the NIH Clinical Center, labelled from reports.
+"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients of the NIH Clinical Center, labelled from
+reports.
 
 Origin: Wang et al., 'ChestX-ray8', CVPR 2017; nihcc.app.box.com/v/ChestXray-NIHCC.
 Access: public.
 Licence: no restriction on use; the NIH Clinical Center has to be named as the source and the paper cited.
 
-`Data_Entry_2017.csv` came in two versions. In both, the header `OriginalImage[Width,Height]` holds a comma without quotes, so
-that it counts as two columns; the older one ends each row with a further comma and writes ages as 058Y, 018M or 013D; a few
-are above 400 years. `train_val_list.txt` and `test_list.txt` are the official split.
+`Data_Entry_2017.csv` came in two versions. In both, the header `OriginalImage[Width,Height]` holds a comma
+without quotes, so that it counts as two columns; the older one ends each row with a further comma and writes
+ages as 058Y, 018M or 013D; a few are above 400 years. `train_val_list.txt` and `test_list.txt` are the
+official split.
 """
 
 from pathlib import Path
@@ -46,12 +48,14 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
     """Read the tables of ChestX-ray14.
 
     Args:
-        folder: holds `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv`, and the two lists for the official split.
+        folder: holds `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv`, and the two lists for the official
+            split.
         images: folder somewhere below which the PNG files lie.
         options: uncertain labels do not occur.
 
     Raises:
-        InputError: a table or column is missing, a film is in neither list, or a cell holds a value that the set does not have.
+        InputError: a table or column is missing, a film is in neither list, or a cell holds a value that the
+            set does not have.
     """
     table, name = read_csv(
         folder,
@@ -67,7 +71,8 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
             elif label != _NONE:
                 expected = ", ".join((*LABELS, _NONE))
                 raise InputError(
-                    f"{name}: row {place + 1}, column 'Finding Labels': found {label!r}, expected one of {expected}"
+                    f"{name}: row {place + 1}, column 'Finding Labels': found {label!r}, expected one of "
+                    f"{expected}"
                 )
     if options.labels == "native":
         labels = {snake(label): values for label, values in native.items()}
@@ -100,7 +105,9 @@ def _official(folder: Path, files: np.ndarray, name: str) -> list[str]:
     side: dict[str, str] = {}
     for split, file in (("train", "train_val_list.txt"), ("test", "test_list.txt")):
         if not (folder / file).is_file():
-            raise InputError(f"{folder / file}: no such list; the official split needs it, 'split: drawn' does not")
+            raise InputError(
+                f"{folder / file}: no such list; the official split needs it, 'split: drawn' does not"
+            )
         try:
             side |= dict.fromkeys((folder / file).read_text(encoding="utf-8").split(), split)
         except UnicodeDecodeError as error:
@@ -108,7 +115,8 @@ def _official(folder: Path, files: np.ndarray, name: str) -> list[str]:
     for row, file in enumerate(files, 1):
         if file not in side:
             raise InputError(
-                f"{name}: row {row}, column 'Image Index': {file!r} is in neither official list, expected it in one"
+                f"{name}: row {row}, column 'Image Index': {file!r} is in neither official list, expected it "
+                "in one"
             )
     return [side[file] for file in files]
 

@@ -1,16 +1,17 @@
-"""PadChest: 160,861 radiographs of 67,625 patients of Hospital San Juan, Alicante, labelled by physicians and from reports.
+"""PadChest: 160,861 radiographs of 67,625 patients of Hospital San Juan, Alicante, labelled by physicians and
+from reports.
 
-Origin: Bustos et al., 'PadChest: a large chest x-ray image dataset with multi-label annotated reports', Medical Image
-Analysis 2020.
+Origin: Bustos et al., 'PadChest: a large chest x-ray image dataset with multi-label annotated reports',
+Medical Image Analysis 2020.
 Access: after registration at bimcv.cipf.es.
 Licence: PadChest Dataset Research Use Agreement: research, no redistribution.
 
-The table has one row a film. The age is the year of the examination less the year of birth (a few are above 100). Films are
-16-bit PNGs of which fewer bits are used. Labels are lists in Python's notation; `LabelsLocalizationsBySentence` says on which
-side, so that the paper's sided findings can be had: a side is positive if a sentence names the finding and that side,
-negative if only the other side is named, and both are unknown if no side is named. A film whose only labels are `unchanged`,
-or none, is unknown throughout; one labelled `exclude` is left out. Some labels begin with a blank,
-`' exclude'` of 56 films too.
+The table has one row a film. The age is the year of the examination less the year of birth (a few are above
+100). Films are 16-bit PNGs of which fewer bits are used. Labels are lists in Python's notation;
+`LabelsLocalizationsBySentence` says on which side, so that the paper's sided findings can be had: a side is
+positive if a sentence names the finding and that side, negative if only the other side is named, and both are
+unknown if no side is named. A film whose only labels are `unchanged`, or none, is unknown throughout; one
+labelled `exclude` is left out. Some labels begin with a blank, `' exclude'` of 56 films too.
 """
 
 import ast
@@ -44,10 +45,12 @@ PROVENANCE = Provenance(
 TERMS: Mapping[str, tuple[str, ...]] = {
     "cardiomegaly": ("cardiomegaly",),
     "congestion": ("hilar congestion", "heart insufficiency", "pulmonary edema", "kerley lines", "vascular redistribution"),
-    "pleural_effusion": ("pleural effusion", "loculated pleural effusion", "loculated fissural effusion", "hydropneumothorax"),
+    "pleural_effusion": ("pleural effusion", "loculated pleural effusion", "loculated fissural "
+        "effusion", "hydropneumothorax"),
     "pneumonia": ("pneumonia", "atypical pneumonia"),
     "infiltrates": ("infiltrates", "alveolar pattern", "consolidation", "air bronchogram"),
-    "interstitial_pattern": ("interstitial pattern", "reticular interstitial pattern", "reticulonodular interstitial pattern",
+    "interstitial_pattern": ("interstitial pattern", "reticular interstitial pattern", "reticulonodular "
+        "interstitial pattern",
                              "miliary opacities", "ground glass pattern"),
     "atelectasis": ("atelectasis", "atelectasis basal", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis",
                     "total atelectasis", "round atelectasis"),
@@ -103,14 +106,21 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
     if options.labels == "native":
         columns = native
     else:
-        sentences = [_sentences(text, name, row) for row, text in enumerate(text_of(table, "LabelsLocalizationsBySentence"), 1)]
+        sentences = [
+            _sentences(text, name, row)
+            for row, text in enumerate(text_of(table, "LabelsLocalizationsBySentence"), 1)
+        ]
         columns = _paper(native, sentences)
     files = text_of(table, "ImageID")
     frame = table[[]].assign(
         image_id=files,
         patient_id=text_of(table, "PatientID"),
-        path=located(images, [f"{place}/{file}" for place, file in zip(text_of(table, "ImageDir"), files, strict=True)]),
-        age=ages_or_unknown(_ages(text_of(table, "StudyDate_DICOM"), text_of(table, "PatientBirth")), options),
+        path=located(
+            images, [f"{place}/{file}" for place, file in zip(text_of(table, "ImageDir"), files, strict=True)]
+        ),
+        age=ages_or_unknown(
+            _ages(text_of(table, "StudyDate_DICOM"), text_of(table, "PatientBirth")), options
+        ),
         sex=translated(table, "PatientSex_DICOM", _SEXES, name),
         view=translated(table, "Projection", _VIEWS, name),
         **columns,
@@ -131,7 +141,9 @@ def _paper(native: Mapping[str, np.ndarray], sentences: list[list[list[str]]]) -
         right, left = (np.where(present < 0, np.nan, 0.0) for _ in range(2))
         for place in np.flatnonzero(present == 1):
             sides = _sides(sentences[place], terms)
-            right[place], left[place] = (float("right" in sides), float("left" in sides)) if sides else (np.nan, np.nan)
+            right[place], left[place] = (
+                (float("right" in sides), float("left" in sides)) if sides else (np.nan, np.nan)
+            )
         columns |= {f"{stem}_right": right, f"{stem}_left": left}
     return {finding: columns[finding] for finding in UKA_FINDINGS}
 
@@ -164,7 +176,9 @@ def _listed(text: str, name: str, row: int, column: str) -> list[str]:
         return []
     found = _literal(text, name, row, column)
     if not isinstance(found, list) or not all(part is None or isinstance(part, str) for part in found):
-        raise InputError(f"{name}: row {row}, column {column!r}: expected a list of labels such as ['normal']")
+        raise InputError(
+            f"{name}: row {row}, column {column!r}: expected a list of labels such as ['normal']"
+        )
     return [part.strip() for part in found if part is not None]
 
 
@@ -198,4 +212,6 @@ def _literal(text: str, name: str, row: int, column: str) -> object:
         # A sentence without labels is written as a bare nan, which is no Python literal.
         return ast.literal_eval(_BARE_NAN.sub("None", text))
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise InputError(f"{name}: row {row}, column {column!r}: expected a list of labels such as ['normal']") from error
+        raise InputError(
+            f"{name}: row {row}, column {column!r}: expected a list of labels such as ['normal']"
+        ) from error

@@ -1,6 +1,8 @@
-"""What the adapters of published data sets share: their options, how their tables are read, and how labels become findings.
+"""What the adapters of published data sets share: their options, how their tables are read, and how labels
+become findings.
 
-An adapter is a module with a `PROVENANCE` and a function `read(folder, images, options)` that returns a `Cohort`.
+An adapter is a module with a `PROVENANCE` and a function `read(folder, images, options)` that returns a
+`Cohort`.
 """
 
 import dataclasses
@@ -30,16 +32,20 @@ class Options:
     """Choices that a user must be able to see and change.
 
     Attributes:
-        labels: `native` keeps the set's own findings; `paper` maps them to the paper's eight. A set without sides can only say
-            that both sides are free of a finding; a positive one leaves both sides unknown.
-        uncertain: meaning of an uncertain label, by the set's own name of the finding; `default` for the others.
+        labels: `native` keeps the set's own findings; `paper` maps them to the paper's eight. A set without
+            sides can only say that both sides are free of a finding; a positive one leaves both sides
+            unknown.
+        uncertain: meaning of an uncertain label, by the set's own name of the finding; `default` for the
+            others.
         unmentioned: meaning of an empty label in sets made from reports.
         split: the set's own (`official`), or `drawn` by patient (`jaxcxr.data.splits`).
-        valid_fraction: of the training patients that become `valid`, in sets that publish no validation split.
+        valid_fraction: of the training patients that become `valid`, in sets that publish no validation
+            split.
         draw: fractions of the patients, for `drawn`, and the key of both draws.
         views: frontal views to keep.
         max_age: years; an older age is unknown.
-        same_patient: other ids of a patient, such as near-duplicates betray: alias -> id; an id may be an alias again.
+        same_patient: other ids of a patient, such as near-duplicates betray: alias -> id; an id may be an
+            alias again.
     """
 
     __pydantic_config__ = STRICT
@@ -55,7 +61,8 @@ class Options:
 
 
 def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """Read the first table of `names` that is there (also with `.gz`); all cells are text. Returns it and its path as a name.
+    """Read the first table of `names` that is there (also with `.gz`); all cells are text. Returns it and its
+    path as a name.
 
     Raises:
         InputError: none is there, it cannot be read, or one of `columns` is missing.
@@ -68,7 +75,8 @@ def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tupl
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV table of text cells with at least `columns`; a comma at the end of each row is no further column.
+    """Read a CSV table of text cells with at least `columns`; a comma at the end of each row is no further
+    column.
 
     Raises:
         InputError: the table cannot be read, or a column is missing.
@@ -110,7 +118,9 @@ def graded(table: pd.DataFrame, column: str, meanings: Mapping[str, float], name
     labels = np.empty(len(table))
     for place, (row, text) in enumerate(zip(table.index + 1, text_of(table, column), strict=True)):
         key = text if text in meanings else _short(text)
-        labels[place] = meanings[key] if key in meanings else _unknown_value(name, row, column, text, meanings)
+        labels[place] = (
+            meanings[key] if key in meanings else _unknown_value(name, row, column, text, meanings)
+        )
     return labels
 
 
@@ -125,7 +135,9 @@ def require_known(options: Options, findings: Iterable[str], name: str) -> None:
     known = {*findings, "default"}
     for finding in options.uncertain:
         if finding not in known:
-            raise InputError(f"{name}: uncertain: no finding {finding!r}; expected one of {', '.join(sorted(known))}")
+            raise InputError(
+                f"{name}: uncertain: no finding {finding!r}; expected one of {', '.join(sorted(known))}"
+            )
 
 
 def snake(label: str) -> str:
@@ -141,11 +153,21 @@ def either(*labels: np.ndarray) -> np.ndarray:
 
 
 def paper_findings(
-    cardiomegaly: np.ndarray, congestion: np.ndarray, effusion: np.ndarray, infiltrates: np.ndarray, atelectasis: np.ndarray
+    cardiomegaly: np.ndarray,
+    congestion: np.ndarray,
+    effusion: np.ndarray,
+    infiltrates: np.ndarray,
+    atelectasis: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The paper's eight findings from a set without sides: none at all is none on either side, one is on an unknown side."""
+    """The paper's eight findings from a set without sides: none at all is none on either side, one is on an
+    unknown side.
+    """
     columns = {"cardiomegaly": cardiomegaly, "congestion": congestion}
-    for stem, labels in (("pleural_effusion", effusion), ("pneumonic_infiltrates", infiltrates), ("atelectasis", atelectasis)):
+    for stem, labels in (
+        ("pleural_effusion", effusion),
+        ("pneumonic_infiltrates", infiltrates),
+        ("atelectasis", atelectasis),
+    ):
         for side in ("right", "left"):
             columns[f"{stem}_{side}"] = np.where(labels == 0, 0.0, np.nan)
     return {finding: columns[finding] for finding in UKA_FINDINGS}
@@ -157,8 +179,8 @@ def ages_or_unknown(ages: Iterable[float], options: Options) -> list[float]:
 
 
 def located(images: Path, expected: Sequence[str]) -> list[str]:
-    """Paths of files relative to `images`: where they are expected, else wherever a file of that name lies below (the first
-    in alphabetical order). What is found for one name does not depend on the others.
+    """Paths of files relative to `images`: where they are expected, else wherever a file of that name lies
+    below (the first in alphabetical order). What is found for one name does not depend on the others.
     """
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
@@ -171,7 +193,10 @@ def located(images: Path, expected: Sequence[str]) -> list[str]:
             path = os.path.relpath(Path(folder) / file, images)
             if is_utf8(path):
                 by_name[file] = min(path, by_name.get(file, path))
-    return [name if found else by_name.get(Path(name).name, name) for name, found in zip(expected, there, strict=True)]
+    return [
+        name if found else by_name.get(Path(name).name, name)
+        for name, found in zip(expected, there, strict=True)
+    ]
 
 
 def is_utf8(path: str) -> bool:
@@ -197,7 +222,8 @@ def cohort(
 ) -> Cohort:  # fmt: skip
     """Give every row a split and check the manifest.
 
-    `publishes_valid` says whether the set has a validation split of its own, which is known from its tables and not from the
+    `publishes_valid` says whether the set has a validation split of its own, which is known from its tables
+    and not from the
     rows that are left: no row may decide for the others.
     """
     if frame.empty:
@@ -210,7 +236,9 @@ def cohort(
         frame = valid_from_train(frame, options.valid_fraction, draw)
         fractions = {"train": 1 - options.valid_fraction, "valid": options.valid_fraction}
         split = described(draw, fractions) | {"of": "the published training patients"}
-    return Cohort(check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), split=split)
+    return Cohort(
+        check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), split=split
+    )
 
 
 def _short(text: str) -> str:

@@ -1,8 +1,8 @@
 """A hospital's table plus a folder of images becomes a manifest, by a column map in YAML.
 
-Nothing is guessed: every value that may stand in a mapped column is named in the configuration, and any other is refused with
-its row. Findings come either from one column each, whose grades are mapped to 1, 0 or null (unknown), or from one column of
-labels.
+Nothing is guessed: every value that may stand in a mapped column is named in the configuration, and any other
+is refused with its row. Findings come either from one column each, whose grades are mapped to 1, 0 or null
+(unknown), or from one column of labels.
 """
 
 import dataclasses
@@ -16,7 +16,16 @@ from pydantic import Field
 
 from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import MAX_AGE, age_years
-from jaxcxr.data.manifest import REQUIRED, SEXES, SPLITS, VIEWS, check_manifest, missing_column, read_table, text_of
+from jaxcxr.data.manifest import (
+    REQUIRED,
+    SEXES,
+    SPLITS,
+    VIEWS,
+    check_manifest,
+    missing_column,
+    read_table,
+    text_of,
+)
 from jaxcxr.data.sources.cohort import Cohort, Provenance, with_one_id
 from jaxcxr.data.splits import GIVEN, SplitDraw, described, split_by_patient
 from jaxcxr.errors import InputError
@@ -55,7 +64,8 @@ class Graded:
 
     Attributes:
         column: where its grade stands.
-        grades: label of each grade: 1, 0, or null for unknown. Numbers compare as numbers: `1` covers the cell `1.0`.
+        grades: label of each grade: 1, 0, or null for unknown. Numbers compare as numbers: `1` covers the
+            cell `1.0`.
     """
 
     __pydantic_config__ = STRICT
@@ -70,7 +80,8 @@ class Listed:
     Attributes:
         column: where the labels stand.
         findings: labels that make each finding positive; a film that names none of them is negative.
-        unlabelled: labels of films that nobody read for these findings: those they name are positive, the others unknown.
+        unlabelled: labels of films that nobody read for these findings: those they name are positive, the
+            others unknown.
         other: the remaining labels that may occur, such as one for no finding.
         separator: what stands between two labels.
     """
@@ -91,10 +102,12 @@ class TableSource:
         columns: names of its columns.
         graded: findings with a column each, in output order; exactly one of this and `listed`.
         listed: findings in one column of labels.
-        sex, view, split: manifest value of each value of that column; an empty cell is `unknown`. Null expects manifest values.
+        sex, view, split: manifest value of each value of that column; an empty cell is `unknown`. Null
+            expects manifest values.
         age_unit: what ages are counted in; years may also be written as in DICOM (058Y, 18M).
         max_age: years; an age above is unknown.
-        groups: further columns for the store, such as an ethnic group or a scanner: manifest column -> column of the table.
+        groups: further columns for the store, such as an ethnic group or a scanner: manifest column -> column
+            of the table.
         keep: for a column, the values of the rows to keep.
         drop: for a column, the values of the rows to leave out.
         same_patient: other ids of a patient: alias -> id; an id may be an alias again.
@@ -159,8 +172,8 @@ def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataF
         The manifest of the rows kept, in table order (see `jaxcxr.data.manifest.check_manifest`).
 
     Raises:
-        InputError: a mapped column is missing, a cell holds a value that the map does not name, no row is kept, or the manifest
-            breaks its contract. Rows are counted from 1, without the header.
+        InputError: a mapped column is missing, a cell holds a value that the map does not name, no row is
+            kept, or the manifest breaks its contract. Rows are counted from 1, without the header.
     """
     if (source.graded is None) == (source.listed is None) or not source.findings:
         raise InputError(f"{name}: the column map must name findings in exactly one of 'graded' and 'listed'")
@@ -187,7 +200,9 @@ def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataF
     if columns.comorbidities is not None:
         manifest["comorbidities"] = text_of(rows, columns.comorbidities)
     if columns.split is not None:
-        manifest["split"] = _mapped(rows, columns.split, source.split or {value: value for value in SPLITS}, name)
+        manifest["split"] = _mapped(
+            rows, columns.split, source.split or {value: value for value in SPLITS}, name
+        )
     if source.graded is not None:
         manifest = manifest.assign(**_graded(rows, source.graded, name))
     if source.listed is not None:
@@ -206,7 +221,8 @@ def _require_columns(table: pd.DataFrame, source: TableSource, name: str) -> Non
     for group in source.groups:
         if group in taken:
             raise InputError(
-                f"{name}: groups: {group!r} is a column that every manifest or a finding has, expected another name"
+                f"{name}: groups: {group!r} is a column that every manifest or a finding has, expected "
+                "another name"
             )
     for column in [*named, *source.groups.values(), *source.keep, *source.drop]:
         if column not in table.columns:
@@ -235,7 +251,9 @@ def _ages(rows: pd.DataFrame, source: TableSource, name: str) -> list[float]:
         age = _age(text, source.age_unit)
         if age < 0 or np.isinf(age):
             expected = f"a number of {source.age_unit}, at least 0, or empty"
-            raise InputError(f"{name}: row {row}, column {source.columns.age!r}: found {text!r}, expected {expected}")
+            raise InputError(
+                f"{name}: row {row}, column {source.columns.age!r}: found {text!r}, expected {expected}"
+            )
         ages.append(age if age <= source.max_age else np.nan)
     return ages
 
@@ -265,12 +283,18 @@ def _graded(rows: pd.DataFrame, graded: Mapping[str, Graded], name: str) -> dict
     for finding, how in graded.items():
         grades: dict[str, Label] = {_canonical(grade): label for grade, label in how.grades.items()}
         grades.setdefault("", None)
-        labels[finding] = [_look_up(grades, text, row, how.column, name, how.grades) for row, text in _cells(rows, how.column)]
+        labels[finding] = [
+            _look_up(grades, text, row, how.column, name, how.grades)
+            for row, text in _cells(rows, how.column)
+        ]
     return labels
 
 
 def _listed(rows: pd.DataFrame, listed: Listed, name: str) -> dict[str, list[Label]]:
-    allowed = [label for group in listed.findings.values() for label in group] + [*listed.unlabelled, *listed.other]
+    allowed = [label for group in listed.findings.values() for label in group] + [
+        *listed.unlabelled,
+        *listed.other,
+    ]
     known = {label: label for label in allowed}
     labels: dict[str, list[Label]] = {finding: [] for finding in listed.findings}
     for row, cell in _cells(rows, listed.column):
@@ -287,17 +311,22 @@ def _cells(rows: pd.DataFrame, column: str) -> list[tuple[int, str]]:
     return list(zip(rows.index + 1, text_of(rows, column), strict=True))
 
 
-def _look_up(found: Mapping[str, Value], text: str, row: int, column: str, name: str, allowed: Mapping[str, object]) -> Value:
+def _look_up(
+    found: Mapping[str, Value], text: str, row: int, column: str, name: str, allowed: Mapping[str, object]
+) -> Value:
     key = text if text in found else _canonical(text)
     if key not in found:
         raise InputError(
-            f"{name}: row {row}, column {column!r}: found {text!r}, expected one of {', '.join(map(repr, allowed))}"
+            f"{name}: row {row}, column {column!r}: found {text!r}, expected one of "
+            f"{', '.join(map(repr, allowed))}"
         )
     return found[key]
 
 
 def _canonical(text: str) -> str:
-    """Write a number one way, so that `1`, `1.0` and `01` in a table meet one key of a map; leave other text alone."""
+    """Write a number one way, so that `1`, `1.0` and `01` in a table meet one key of a map; leave other text
+    alone.
+    """
     try:
         return repr(float(text))
     except ValueError:

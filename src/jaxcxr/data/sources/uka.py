@@ -1,13 +1,15 @@
-"""UKA-CXR, the cohort of the paper: 193,311 bedside and upright radiographs of University Hospital RWTH Aachen.
+"""UKA-CXR, the cohort of the paper: 193,311 bedside and upright radiographs of University Hospital RWTH
+Aachen.
 
-Origin: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate' (arXiv 2302.01622); Khader et al., Radiology 2023.
+Origin: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate' (arXiv 2302.01622); Khader et al.,
+Radiology 2023.
 Access: not public; inside the hospital, or by agreement with it.
 Licence: none; the terms of that agreement.
 
-The master list has one row a film: `image_id`, `split`, `subset` (folder of the image), `subject_id`, `patient_sex`, an `age`
-or the dates of birth and examination, and a grade for each finding. What its grades mean is said by `UkaOptions.grades`:
-written grades are read as the paper reads them; numeric codes have to be named (the paper counts mild and above, and
-borderline and above for the heart, as positive).
+The master list has one row a film: `image_id`, `split`, `subset` (folder of the image), `subject_id`,
+`patient_sex`, an `age` or the dates of birth and examination, and a grade for each finding. What its grades
+mean is said by `UkaOptions.grades`: written grades are read as the paper reads them; numeric codes have to be
+named (the paper counts mild and above, and borderline and above for the heart, as positive).
 """
 
 import dataclasses
@@ -23,7 +25,16 @@ from jaxcxr.config import STRICT
 from jaxcxr.data.dicom import age_years, years_between
 from jaxcxr.data.findings import PAPER_GRADES, UKA_FINDINGS
 from jaxcxr.data.manifest import text_of
-from jaxcxr.data.sources.published import Cohort, Options, Provenance, ages_or_unknown, cohort, graded, read_csv, translated
+from jaxcxr.data.sources.published import (
+    Cohort,
+    Options,
+    Provenance,
+    ages_or_unknown,
+    cohort,
+    graded,
+    read_csv,
+    translated,
+)
 from jaxcxr.errors import InputError
 
 PROVENANCE = Provenance(
@@ -53,7 +64,8 @@ class UkaOptions(Options):
         suffix: ending of the image files.
         age: column of ages in years, or null to compute them.
         birth, examination: columns of the dates, used where `age` is null or empty.
-        valid_fraction: 0 keeps the list's own validation patients, if it names any; more is for lists that name none.
+        valid_fraction: 0 keeps the list's own validation patients, if it names any; more is for lists that
+            name none.
     """
 
     __pydantic_config__ = STRICT
@@ -67,11 +79,12 @@ class UkaOptions(Options):
 
 
 def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: ARG001  adapters share one form
-    """Read the master list; the eight findings are the paper's, and `comorbidities` counts those that are positive.
+    """Read the master list; the eight findings are the paper's, and `comorbidities` counts those that are
+    positive.
 
     Raises:
-        InputError: a column is missing, a cell holds a value without a meaning, or a list with validation patients is to get
-            others.
+        InputError: a column is missing, a cell holds a value without a meaning, or a list with validation
+            patients is to get others.
     """
     table, name = read_csv(
         folder,
@@ -88,7 +101,10 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
     frame = table[[]].assign(
         image_id=image_ids,
         patient_id=text_of(table, "subject_id"),
-        path=[f"{subset}/{image}{options.suffix}" for subset, image in zip(text_of(table, "subset"), image_ids, strict=True)],
+        path=[
+            f"{subset}/{image}{options.suffix}"
+            for subset, image in zip(text_of(table, "subset"), image_ids, strict=True)
+        ],
         split=translated(table, "split", _SPLITS, name),
         age=ages_or_unknown(_ages(table, options), options),
         sex=translated(table, "patient_sex", _SEXES, name),
@@ -99,7 +115,8 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
     # Not decided by the rows: one patient in `valid` would otherwise keep all others in `train`.
     if options.split == "official" and options.valid_fraction > 0 and "valid" in set(frame["split"]):
         raise InputError(
-            f"{name}: valid_fraction: found {options.valid_fraction}, but the list names validation patients; expected 0, "
+            f"{name}: valid_fraction: found {options.valid_fraction}, but the list names validation "
+            "patients; expected 0, "
             "which keeps them, or 'split: drawn'"
         )
     return cohort(frame, UKA_FINDINGS, options, PROVENANCE, name, {}, publishes_valid=False)
@@ -107,11 +124,18 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
 
 def _ages(table: pd.DataFrame, options: UkaOptions) -> list[float]:
     size = len(table)
-    stated = text_of(table, options.age) if options.age is not None and options.age in table.columns else [""] * size
+    stated = (
+        text_of(table, options.age)
+        if options.age is not None and options.age in table.columns
+        else [""] * size
+    )
     dated = options.birth in table.columns and options.examination in table.columns
     births = text_of(table, options.birth) if dated else [""] * size
     days = text_of(table, options.examination) if dated else [""] * size
-    return [_age(text) if text else years_between(birth, day) for text, birth, day in zip(stated, births, days, strict=True)]
+    return [
+        _age(text) if text else years_between(birth, day)
+        for text, birth, day in zip(stated, births, days, strict=True)
+    ]
 
 
 def _age(text: str) -> float:

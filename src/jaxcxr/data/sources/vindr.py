@@ -1,15 +1,15 @@
 """VinDr-CXR: 18,000 PA radiographs of two hospitals in Hanoi, read by radiologists.
 
-Origin: Nguyen et al., 'VinDr-CXR: an open dataset of chest X-rays with radiologist's annotations', Scientific Data 2022;
-physionet.org/content/vindr-cxr.
+Origin: Nguyen et al., 'VinDr-CXR: an open dataset of chest X-rays with radiologist's annotations', Scientific
+Data 2022; physionet.org/content/vindr-cxr.
 Access: credentialed PhysioNet account (the training part also was the Kaggle challenge VinBigData).
 Licence: PhysioNet Credentialed Health Data License 1.5.0.
 
-Three radiologists read each of the 15,000 training films independently (`image_labels_train.csv`, one row a reader); the
-3,000 test films have one consensus (`image_labels_test.csv`). How three readings become one label is
-`VindrOptions.agreement`. Kaggle's `train.csv` (one row a box) can be read instead; it has no test films. No patient is named:
-every film counts as a patient of its own, which is a guess that near-duplicates can prove wrong. Age and sex are taken from
-the DICOM files where these have them.
+Three radiologists read each of the 15,000 training films independently (`image_labels_train.csv`, one row a
+reader); the 3,000 test films have one consensus (`image_labels_test.csv`). How three readings become one
+label is `VindrOptions.agreement`. Kaggle's `train.csv` (one row a box) can be read instead; it has no test
+films. No patient is named: every film counts as a patient of its own, which is a guess that near-duplicates
+can prove wrong. Age and sex are taken from the DICOM files where these have them.
 """
 
 import dataclasses
@@ -77,14 +77,20 @@ def read(folder: Path, images: Path, options: VindrOptions) -> Cohort:
     tables = folder / "annotations" if (folder / "annotations").is_dir() else folder
     train = optional_csv(tables, ["image_labels_train.csv"], ["image_id", "rad_id"])
     if train is not None:
-        parts = [_voted(train, str(tables / "image_labels_train.csv"), options.agreement).assign(split="train")]
+        parts = [
+            _voted(train, str(tables / "image_labels_train.csv"), options.agreement).assign(split="train")
+        ]
         test = optional_csv(tables, ["image_labels_test.csv"], ["image_id"])
         if test is not None:
-            parts.append(_voted(test, str(tables / "image_labels_test.csv"), options.agreement).assign(split="test"))
+            parts.append(
+                _voted(test, str(tables / "image_labels_test.csv"), options.agreement).assign(split="test")
+            )
         shared = [column for column in parts[0].columns if all(column in part.columns for part in parts)]
         frame = pd.concat([part.loc[:, shared] for part in parts], ignore_index=True)
     else:
-        boxes, name = read_csv(tables, ["train.csv", "vinbigdata-train.csv"], ["image_id", "class_name", "rad_id"])
+        boxes, name = read_csv(
+            tables, ["train.csv", "vinbigdata-train.csv"], ["image_id", "class_name", "rad_id"]
+        )
         frame = _voted(_readings(boxes), name, options.agreement)
         if options.split == "official":
             raise InputError(f"{name}: the challenge's table has no test films; expected 'split: drawn'")
@@ -92,7 +98,9 @@ def read(folder: Path, images: Path, options: VindrOptions) -> Cohort:
     ids = text_of(frame, "image_id")
     sides = frame["split"] if "split" in frame else ["train"] * len(frame)
     paths = located(images, [f"{side}/{film}.dicom" for side, film in zip(sides, ids, strict=True)])
-    ages, sexes = _people(images, paths) if options.read_tags else ([float("nan")] * len(ids), ["unknown"] * len(ids))
+    ages, sexes = (
+        _people(images, paths) if options.read_tags else ([float("nan")] * len(ids), ["unknown"] * len(ids))
+    )
     labels = {finding: frame[finding].to_numpy() for finding in native}
     if options.labels == "paper":
         unknown = np.full(len(frame), np.nan)
@@ -104,14 +112,24 @@ def read(folder: Path, images: Path, options: VindrOptions) -> Cohort:
             labels["atelectasis"],
         )
     described = frame.loc[:, [column for column in ("split",) if column in frame]].assign(
-        image_id=ids, patient_id=ids, path=paths, age=ages_or_unknown(ages, options), sex=sexes, view="PA", **labels
+        image_id=ids,
+        patient_id=ids,
+        path=paths,
+        age=ages_or_unknown(ages, options),
+        sex=sexes,
+        view="PA",
+        **labels,
     )
     findings = tuple(native) if options.labels == "native" else UKA_FINDINGS
     return cohort(described, findings, options, PROVENANCE, str(tables), {}, publishes_valid=False)
 
 
 def _voted(table: pd.DataFrame, name: str, agreement: str) -> pd.DataFrame:
-    columns = [column for column in table.columns if column not in ("image_id", "rad_id") and not column.startswith("Unnamed")]
+    columns = [
+        column
+        for column in table.columns
+        if column not in ("image_id", "rad_id") and not column.startswith("Unnamed")
+    ]
     names = {column: snake(column).replace("other_disease_s", "other_diseases") for column in columns}
     if not columns:
         raise InputError(f"{name}: expected a column a finding, found none")

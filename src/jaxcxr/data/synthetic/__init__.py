@@ -1,4 +1,6 @@
-"""An embedded cohort of drawn chest radiographs: everything can be tried, tested and shown without any person's data."""
+"""An embedded cohort of drawn chest radiographs: everything can be tried, tested and shown without any
+person's data.
+"""
 
 from jaxcxr.data.synthetic.cohort import SIDE_UNNAMED, cohort
 from jaxcxr.data.synthetic.render import render, render_all

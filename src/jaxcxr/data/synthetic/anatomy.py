@@ -1,8 +1,8 @@
 """A patient's thorax and how it lay before the detector, drawn as smooth attenuation maps.
 
-Lengths are in half-widths of the film: x grows to the image's right (the patient's left), y downwards, both from -1 to 1;
-u and v are the same axes fixed to the patient's spine. Attenuation is in units in which a lateral chest wall is about 0.5
-and air is 0.
+Lengths are in half-widths of the film: x grows to the image's right (the patient's left), y downwards, both
+from -1 to 1; u and v are the same axes fixed to the patient's spine. Attenuation is in units in which a
+lateral chest wall is about 0.5 and air is 0.
 """
 
 import dataclasses
@@ -137,7 +137,9 @@ def clouds(rng: np.random.Generator, size: int, knots: int) -> Map:
 
 
 def distance(a: Map, b: Map) -> Map:
-    """Length of the vectors (a, b); several times faster than `np.hypot`, whose care for extremes is not needed here."""
+    """Length of the vectors (a, b); several times faster than `np.hypot`, whose care for extremes is not
+    needed here.
+    """
     return np.sqrt(a * a + b * b)
 
 
@@ -148,7 +150,9 @@ def field(size: int, pose: Pose) -> Field:
     cos, sin = np.float32(np.cos(pose.angle)), np.float32(np.sin(pose.angle))
     u = cos * x[None, :] + sin * y[:, None]
     v = cos * y[:, None] - sin * x[None, :]
-    return Field(pixel=2 / size / pose.zoom, axis=axis, u=u, v=v, side=np.abs(u), is_left=(u > 0).astype(np.float32))
+    return Field(
+        pixel=2 / size / pose.zoom, axis=axis, u=u, v=v, side=np.abs(u), is_left=(u > 0).astype(np.float32)
+    )
 
 
 def lungs(f: Field, t: Thorax) -> Lungs:
@@ -169,7 +173,9 @@ def lungs(f: Field, t: Thorax) -> Lungs:
 
 
 def soft_tissue(f: Field, t: Thorax, lung: Lungs) -> tuple[Map, Map, Map]:
-    """Everything but bone and vessels; the region covered by the body; the air that heart and great vessels leave the lungs."""
+    """Everything but bone and vessels; the region covered by the body; the air that heart and great vessels
+    leave the lungs.
+    """
     edge = max(0.03, f.pixel)
     beyond = np.maximum(f.side - 0.17, 0)
     shoulder = 1.02 + 0.10 * t.wall - 0.30 * f.side - 0.10 * f.side * f.side + 0.08 / (0.10 + beyond) - 0.10
@@ -181,7 +187,9 @@ def soft_tissue(f: Field, t: Thorax, lung: Lungs) -> tuple[Map, Map, Map]:
     down = f.v - heart_v
     across = (f.u - heart_u - t.heart_lean * down) / half
     along = np.square(down * (1 / t.heart_height))
-    heart = ramp((1 - np.sqrt(across * across + 0.6 * along + 0.4 * along * along)) * (0.8 * half), max(0.035, f.pixel))
+    heart = ramp(
+        (1 - np.sqrt(across * across + 0.6 * along + 0.4 * along * along)) * (0.8 * half), max(0.035, f.pixel)
+    )
     offset = f.u - t.shift - 0.015
     middle = t.mediastinum + 0.10 * np.maximum(-0.45 - f.v, 0) + 0.05 * np.maximum(f.v, 0)
     centre = ramp(middle - np.abs(offset), max(0.05, f.pixel))
@@ -197,11 +205,20 @@ def soft_tissue(f: Field, t: Thorax, lung: Lungs) -> tuple[Map, Map, Map]:
 
     trachea_u = f.u - 0.6 * t.shift + 0.01 + 0.01 * f.v
     pipe = ramp(0.040 - np.abs(trachea_u), max(0.025, f.pixel)) * ramp(-0.27 - f.v, 0.08)
-    bronchi = ramp(0.028 - np.abs(f.v + 0.27 - 0.75 * (f.side - 0.03)), 0.03) * ramp(0.2 - f.side, 0.06) * (f.v > -0.32)
+    bronchi = (
+        ramp(0.028 - np.abs(f.v + 0.27 - 0.75 * (f.side - 0.03)), 0.03)
+        * ramp(0.2 - f.side, 0.06)
+        * (f.v > -0.32)
+    )
     tissue -= 0.16 * pipe + 0.09 * bronchi
     if t.breast > 0:
         reach = distance((f.side - 0.49) * (1 / 0.33), (f.v - t.breast_height) * (1 / 0.31))
-        tissue += t.breast * (0.4 + 0.6 * air) * ramp(1 - reach, 0.14) * clamp(0.55 + 1.5 * (f.v - t.breast_height), 0.0, 1.0)
+        tissue += (
+            t.breast
+            * (0.4 + 0.6 * air)
+            * ramp(1 - reach, 0.14)
+            * clamp(0.55 + 1.5 * (f.v - t.breast_height), 0.0, 1.0)
+        )
     if t.bubble > 0:
         gas = distance((f.u - 0.38) * (1 / 0.17), (f.v - t.diaphragm[1] - 0.12) * (1 / 0.075))
         tissue -= t.bubble * ramp(1 - gas, 0.5)
@@ -247,7 +264,9 @@ def bones(f: Field, t: Thorax, lung: Lungs, air: Map) -> Map:
     sharp = min(1.0, t.rib_spacing / (3.0 * f.pixel))
     back = np.cos(2 * np.pi * posterior)
     back = (ramp(back - 0.05, 0.55) - 0.25 * ramp(back - 0.75, 0.3)) * ramp(f.side - 0.10, 0.06)
-    front = ramp(np.cos(2 * np.pi * anterior) - 0.35, 0.6) * ramp(f.side - 0.32, 0.15) * ramp(f.v + 0.42, 0.15)
+    front = (
+        ramp(np.cos(2 * np.pi * anterior) - 0.35, 0.6) * ramp(f.side - 0.32, 0.15) * ramp(f.v + 0.42, 0.15)
+    )
     rim = 0.75 + 0.7 * np.square(np.square(f.side * (1 / t.half_width)))
     bone = inside * (0.22 + 0.78 * air) * rim * (sharp * 0.115 * back + sharp * 0.045 * front)
     spine_u = f.u - t.spine_bend * np.sin(2.2 * f.v + 0.6)
@@ -259,7 +278,10 @@ def bones(f: Field, t: Thorax, lung: Lungs, air: Map) -> Map:
     course = t.clavicle + 0.03 - slope * f.side + 0.9 * bow * bow * bow
     thick = 0.026 + 0.05 * bow * bow
     bone += (
-        0.13 * ramp(thick - np.abs(f.v - course), max(0.018, f.pixel)) * ramp(f.side - 0.085, edge) * ramp(0.84 - f.side, 0.05)
+        0.13
+        * ramp(thick - np.abs(f.v - course), max(0.018, f.pixel))
+        * ramp(f.side - 0.085, edge)
+        * ramp(0.84 - f.side, 0.05)
     )
     border = f.side - (t.half_width - t.scapula) - 0.25 * np.square(f.v + 0.2)
     blade = ramp(border, 0.03) * (0.06 + 0.06 * ramp(0.05 - np.abs(border - 0.02), 0.04))
@@ -288,7 +310,8 @@ def draw_thorax(
     Args:
         patient: generator seeded by the patient.
         film: generator seeded by the film.
-        grades: drawn grades in the order of `UKA_FINDINGS`; here cardiomegaly, congestion and atelectasis (volume loss) tell.
+        grades: drawn grades in the order of `UKA_FINDINGS`; here cardiomegaly, congestion and atelectasis
+            (volume loss) tell.
         age: years.
         is_female: whether breast shadows can show.
         is_ap: whether the film was taken from the front, at the bedside.
@@ -307,7 +330,10 @@ def draw_thorax(
     return Thorax(
         half_width=half_width,
         apex=-0.80 + 0.02 * p[3] + 0.04 * difficulty,
-        diaphragm=(base - 0.025 + 0.015 * p[4] - loss * loss_right, base + 0.015 + 0.015 * p[5] - loss * loss_left),
+        diaphragm=(
+            base - 0.025 + 0.015 * p[4] - loss * loss_right,
+            base + 0.015 + 0.015 * p[5] - loss * loss_left,
+        ),
         angle_drop=0.21 + 0.03 * p[6],
         heart_right=size * (0.20 + 0.3 * wide + 0.3 * extra + 0.012 * p[7]),
         heart_left=size * (0.43 + 0.7 * wide + 0.8 * extra + 0.014 * q[2]),

@@ -1,10 +1,11 @@
-"""Who the patients of the embedded cohort are, what their films show, and what a reader wrote down about them.
+"""Who the patients of the embedded cohort are, what their films show, and what a reader wrote down about
+them.
 
-The `private` domain follows the marginals of UKA-CXR (Table 1 of 'Private, fair and accurate'); the `public` one stands for
-another hospital with other habits, whose labels were taken from reports. Every finding has a liability: a standard normal
-variable made of age, comorbidity, the patient and the moment. Cutting it at normal quantiles gives the five grades, so that
-the label rates below hold by construction; the reader's confusions are in detailed balance with the grades and leave the
-rates where they are.
+The `private` domain follows the marginals of UKA-CXR (Table 1 of 'Private, fair and accurate'); the `public`
+one stands for another hospital with other habits, whose labels were taken from reports. Every finding has a
+liability: a standard normal variable made of age, comorbidity, the patient and the moment. Cutting it at
+normal quantiles gives the five grades, so that the label rates below hold by construction; the reader's
+confusions are in detailed balance with the grades and leave the rates where they are.
 """
 
 import dataclasses
@@ -105,7 +106,8 @@ POPULATIONS = MappingProxyType(
         ),
     }
 )
-"""The two hospitals; `drawn_rates` are shares of films drawn mild or worse, in the order of `UKA_FINDINGS`."""
+"""The two hospitals; `drawn_rates` are shares of films drawn mild or worse, in the order of `UKA_FINDINGS`.
+"""
 
 
 def cohort(config: SyntheticConfig) -> pd.DataFrame:
@@ -115,9 +117,11 @@ def cohort(config: SyntheticConfig) -> pd.DataFrame:
         config: domain, films a split, seed. The result depends on nothing else.
 
     Returns:
-        The manifest's columns (`path` is empty; findings are 1.0 or 0.0 as the reader labelled them) and the truth behind the
-        film in columns `draw_*`: each finding's grade as drawn (0 none, 1 uncertain, 2 mild, 3 moderate, 4 severe),
-        `draw_difficulty` (0 to 1), `draw_patient_seed` and `draw_film_seed` (from which the rest follows) and `draw_domain`.
+        The manifest's columns (`path` is empty; findings are 1.0 or 0.0 as the reader labelled them) and the
+        truth behind the
+        film in columns `draw_*`: each finding's grade as drawn (0 none, 1 uncertain, 2 mild, 3 moderate, 4
+        severe), `draw_difficulty` (0 to 1), `draw_patient_seed` and `draw_film_seed` (from which the rest
+        follows) and `draw_domain`.
     """
     population = POPULATIONS[config.domain]
     counts = {"train": config.n_train, "valid": config.n_valid, "test": config.n_test}
@@ -133,12 +137,26 @@ def cohort(config: SyntheticConfig) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)
     prefix = f"{config.domain}-{config.seed}"
     frame["patient_id"] = [f"{prefix}-p{patient:06d}" for patient in frame["patient"]]
-    frame["image_id"] = [f"{p}-f{film:02d}" for p, film in zip(frame["patient_id"], frame["film"], strict=True)]
+    frame["image_id"] = [
+        f"{p}-f{film:02d}" for p, film in zip(frame["patient_id"], frame["film"], strict=True)
+    ]
     frame["path"] = ""
     frame["draw_domain"] = config.domain
-    manifest = ["image_id", "patient_id", "path", "split", "age", "sex", "view", "comorbidities", *UKA_FINDINGS]
+    manifest = [
+        "image_id",
+        "patient_id",
+        "path",
+        "split",
+        "age",
+        "sex",
+        "view",
+        "comorbidities",
+        *UKA_FINDINGS,
+    ]
     drawn = [f"draw_{finding}" for finding in UKA_FINDINGS]
-    return frame.loc[:, [*manifest, *drawn, "draw_difficulty", "draw_patient_seed", "draw_film_seed", "draw_domain"]]
+    return frame.loc[
+        :, [*manifest, *drawn, "draw_difficulty", "draw_patient_seed", "draw_film_seed", "draw_domain"]
+    ]
 
 
 def _films(rng: np.random.Generator, population: Population, n_films: int) -> pd.DataFrame:
@@ -152,7 +170,9 @@ def _films(rng: np.random.Generator, population: Population, n_films: int) -> pd
     female = rng.random(n_patients) < population.female
     liability = _liabilities(rng, age, comorbidities)[patient, film]
     is_ap = rng.random(n_films) < population.ap_share
-    difficulty = _difficulty(rng, age[patient], comorbidities[patient], is_ap, rng.standard_normal(n_patients)[patient])
+    difficulty = _difficulty(
+        rng, age[patient], comorbidities[patient], is_ap, rng.standard_normal(n_patients)[patient]
+    )
     drawn, shares = _grades(liability, np.asarray(population.drawn_rates))
     read = _read(rng, drawn, shares, difficulty, population)
     labels = _name_sides(rng, read >= 2, population.side_unnamed).astype(np.float64)
@@ -176,7 +196,9 @@ def _people(
     rng: np.random.Generator, population: Population, n: int
 ) -> tuple[Float[np.ndarray, " patients"], Int[np.ndarray, " patients"]]:
     """Ages in years and numbers of comorbidities."""
-    low, high, mean, std, comorbidity = np.asarray(AGE_GROUPS)[rng.choice(len(AGE_GROUPS), n, p=population.age_shares)].T
+    low, high, mean, std, comorbidity = np.asarray(AGE_GROUPS)[
+        rng.choice(len(AGE_GROUPS), n, p=population.age_shares)
+    ].T
     centre, spread = (mean - low) / (high - low), std / (high - low)
     concentration = centre * (1 - centre) / spread**2 - 1
     age = low + (high - low) * rng.beta(centre * concentration, (1 - centre) * concentration)
@@ -195,14 +217,18 @@ def _liabilities(
         correlation[i, j] = correlation[j, i] = value
     mix = np.linalg.cholesky(correlation).T
     patient = PATIENT_EFFECT * rng.standard_normal((n, k)) @ mix
-    patient += (AGE_EFFECT * (age - 65.4) / 15.3 + COMORBIDITY_EFFECT * (comorbidities - 1.06) / 1.27)[:, None]
+    patient += (AGE_EFFECT * (age - 65.4) / 15.3 + COMORBIDITY_EFFECT * (comorbidities - 1.06) / 1.27)[
+        :, None
+    ]
     innovations = rng.standard_normal((n, MAX_FILMS, k)) @ mix
     moment = np.empty_like(innovations)
     for film in range(MAX_FILMS):
         if film == 0:
             moment[:, film] = innovations[:, film]
         else:
-            moment[:, film] = PERSISTENCE * moment[:, film - 1] + np.sqrt(1 - PERSISTENCE**2) * innovations[:, film]
+            moment[:, film] = (
+                PERSISTENCE * moment[:, film - 1] + np.sqrt(1 - PERSISTENCE**2) * innovations[:, film]
+            )
     rest = 1 - AGE_EFFECT**2 - COMORBIDITY_EFFECT**2 - PATIENT_EFFECT**2
     return patient[:, None, :] + np.sqrt(rest) * moment
 
@@ -214,7 +240,9 @@ def _difficulty(
     is_ap: Bool[np.ndarray, " films"],
     patient: Float[np.ndarray, " films"],
 ) -> Float[np.ndarray, " films"]:
-    """How hard each film is to take and to read, 0 to 1: it grows with age, comorbidities and the bedside (AP) view."""
+    """How hard each film is to take and to read, 0 to 1: it grows with age, comorbidities and the bedside
+    (AP) view.
+    """
     score = 0.7 * (age - 66) / 15 + 0.35 * (comorbidities - 1.1) + 0.5 * is_ap - 0.5
     return expit(score + 0.5 * patient + 0.8 * rng.standard_normal(len(age)))
 
@@ -239,8 +267,8 @@ def _read(
 ) -> Int[np.ndarray, "films findings"]:
     """The reader's grades: neighbours confused, more often on hard films, and now and then a blunder.
 
-    A step up from grade g is taken with the probability of a step down from g + 1 times their shares' ratio, so that as many
-    films go up as come down and the label rates stay what they are.
+    A step up from grade g is taken with the probability of a step down from g + 1 times their shares' ratio,
+    so that as many films go up as come down and the label rates stay what they are.
     """
     # Up to a half, a step down and a step up exclude one another.
     down = np.minimum(population.reader_noise * (0.5 + difficulty), 0.5)[:, None]

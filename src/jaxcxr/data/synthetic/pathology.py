@@ -1,4 +1,6 @@
-"""What disease and intensive care add to a film: opacities by finding and grade, devices, and shadows that resemble disease."""
+"""What disease and intensive care add to a film: opacities by finding and grade, devices, and shadows that
+resemble disease.
+"""
 
 import math
 
@@ -31,7 +33,9 @@ def blobs(
     radius_v: Float[np.ndarray, " blobs"],
     height: Float[np.ndarray, " blobs"],
 ) -> Map:
-    """Sum of soft spots, in the patient's axes (their tilt follows the film's, which costs one product of matrices)."""
+    """Sum of soft spots, in the patient's axes (their tilt follows the film's, which costs one product of
+    matrices).
+    """
     row, column = f.v[:, f.v.shape[1] // 2], f.u[f.u.shape[0] // 2]
     across = np.exp(-(((column[None, :] - u[:, None]) / radius_u[:, None]) ** 2))
     down = np.exp(-(((row[None, :] - v[:, None]) / radius_v[:, None]) ** 2))
@@ -39,7 +43,9 @@ def blobs(
 
 
 def effusion(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: int, side: int) -> Map:
-    """Fluid of one side (-1 the patient's right, 1 the left): it blunts the costophrenic angle, then fills it from there."""
+    """Fluid of one side (-1 the patient's right, 1 the left): it blunts the costophrenic angle, then fills it
+    from there.
+    """
     jitter = rng.standard_normal(3)
     mine = f.is_left if side > 0 else 1 - f.is_left
     level = EFFUSION_LEVEL[grade] * (1 + 0.12 * float(jitter[0]))
@@ -58,7 +64,9 @@ def infiltrates(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: 
     centre_v = (0.10 if rng.random() < 0.7 else -0.30) + 0.08 * rng.standard_normal()
     spread = 0.05 + 0.035 * grade
     u = np.clip(centre_u + spread * rng.standard_normal(count), 0.18, 0.68)
-    v = np.clip(centre_v + 1.4 * spread * rng.standard_normal(count), -0.6, t.diaphragm[(side + 1) // 2] - 0.05)
+    v = np.clip(
+        centre_v + 1.4 * spread * rng.standard_normal(count), -0.6, t.diaphragm[(side + 1) // 2] - 0.05
+    )
     radius = (0.10 + 0.025 * grade) * np.exp(0.25 * rng.standard_normal((2, count)))
     total = blobs(f, side * u, v, radius[0], radius[1], np.ones(count))
     texture = 0.8 + 0.25 * clouds(rng, len(f.axis), 16)
@@ -78,7 +86,9 @@ def atelectasis(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: 
         thick = (0.016 + 0.005 * grade) * np.exp(0.2 * rng.standard_normal())
         width = math.hypot(thick, 0.6 * f.pixel)
         across = f.v - v - np.float32(tilt) * (f.side - np.float32(u))
-        band = np.exp(-((across / np.float32(width)) ** 2)) * ramp(0.15 + 0.035 * grade - np.abs(f.side - np.float32(u)), 0.06)
+        band = np.exp(-((across / np.float32(width)) ** 2)) * ramp(
+            0.15 + 0.035 * grade - np.abs(f.side - np.float32(u)), 0.06
+        )
         total = np.maximum(total, band * np.float32(thick / width))
     basal = np.exp(-np.square((f.v - dome - 0.04) * (1 / (0.06 + 0.025 * grade)))) * ramp(f.side - 0.15, 0.08)
     contrast = ATELECTASIS_CONTRAST[grade] * float(np.exp(0.15 * rng.standard_normal()))
@@ -86,7 +96,9 @@ def atelectasis(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: 
 
 
 def congestion(f: Field, air: Map, rng: np.random.Generator, grade: int) -> Map:
-    """Haze about both hila and fine interstitial marking; hila and vessels themselves swell in the thorax's measures."""
+    """Haze about both hila and fine interstitial marking; hila and vessels themselves swell in the thorax's
+    measures.
+    """
     reach = distance((f.side - 0.24) * (1 / 0.32), (f.v + 0.02) * (1 / 0.42))
     haze = np.exp(-np.square(reach)) * (1 + 0.25 * clouds(rng, len(f.axis), 14))
     contrast = CONGESTION_CONTRAST[grade] * float(np.exp(0.15 * rng.standard_normal()))
@@ -108,7 +120,9 @@ def confounders(f: Field, lung: Lungs, air: Map, rng: np.random.Generator, diffi
 
 
 def _line(f: Field, course: Map, along: Map, start: float, end: float, thick: float) -> Map:
-    """A thin line at distance `course` = 0, for `along` between start and end; narrower than a pixel it fades instead."""
+    """A thin line at distance `course` = 0, for `along` between start and end; narrower than a pixel it fades
+    instead.
+    """
     width = math.hypot(thick, 0.6 * f.pixel)
     window = ramp(along - start, 0.02) * ramp(end - along, 0.02)
     return np.exp(-np.square(course * (1 / width))) * window * (thick / width)
@@ -118,33 +132,50 @@ def devices(f: Field, t: Thorax, rng: np.random.Generator, difficulty: float, ag
     """Tubes, lines, leads, electrodes, pacemakers and sternal wires; more of them on harder films."""
     total = np.zeros_like(f.u)
     care = 1.0 if is_ap else 0.15
-    wanted = rng.random(6) < difficulty * MAX_DEVICES_MEAN / 6 * np.array([care, 1.3 * care, 1.3 * care, 1.3 * care, 0.6, 0.7])
+    wanted = rng.random(6) < difficulty * MAX_DEVICES_MEAN / 6 * np.array(
+        [care, 1.3 * care, 1.3 * care, 1.3 * care, 0.6, 0.7]
+    )
     jitter = rng.standard_normal((6, 4)).tolist()
     for device in wanted.nonzero()[0].tolist():
         a, b, c, d = jitter[device]
         if device == 0:  # endotracheal tube
             total += 0.20 * _line(f, f.u - 0.6 * t.shift, f.v, -1.3, -0.42 + 0.04 * a, 0.010)
         elif device == 1:  # central venous catheter
-            course = f.u + 0.10 + 0.02 * a - 0.5 * np.square(clamp(-0.5 - f.v, 0.0, 1.0)) * (-1 if b > 0 else 1)
+            course = (
+                f.u + 0.10 + 0.02 * a - 0.5 * np.square(clamp(-0.5 - f.v, 0.0, 1.0)) * (-1 if b > 0 else 1)
+            )
             total += 0.22 * _line(f, course, f.v, -1.3, -0.12 + 0.06 * c, 0.010)
         elif device == 2:  # gastric tube
             course = f.u - 0.03 * np.sin(2 * f.v + a) - 0.6 * np.square(clamp(f.v - 0.25, 0.0, 1.0))
             total += 0.16 * _line(f, course, f.v, -1.3, 1.3, 0.010)
         elif device == 3:  # electrodes and their leads
             for k in range(3):
-                u, v = (-0.55, 0.55, 0.5)[k] + 0.08 * jitter[device][k], (-0.35, -0.35, 0.25)[k] + 0.08 * jitter[device][3 - k]
+                u, v = (
+                    (-0.55, 0.55, 0.5)[k] + 0.08 * jitter[device][k],
+                    (-0.35, -0.35, 0.25)[k] + 0.08 * jitter[device][3 - k],
+                )
                 total += 0.18 * ramp(0.03 - distance(f.u - u, f.v - v), max(0.01, f.pixel))
                 course = f.u - u + math.copysign(0.25, u) * (f.v - v) - 0.1 * np.sin(4 * (f.v - v))
                 total += 0.14 * _line(f, course, f.v, v, 1.3, 0.007)
         elif device == 4 and age > 45:  # pacemaker
             side = 1 if a > -0.7 else -1
-            box = np.maximum(np.abs(f.u - side * (0.56 + 0.03 * b)) / 0.105, np.abs(f.v + 0.44 + 0.03 * c) / 0.085)
+            box = np.maximum(
+                np.abs(f.u - side * (0.56 + 0.03 * b)) / 0.105, np.abs(f.v + 0.44 + 0.03 * c) / 0.085
+            )
             total += 0.55 * ramp(1 - box, max(0.15, 8 * f.pixel))
             course = (
-                f.u - side * 1.35 * np.square(clamp(0.12 - f.v, 0.0, 1.0)) - 0.5 * np.square(clamp(f.v + 0.1, 0.0, 1.0)) + 0.04
+                f.u
+                - side * 1.35 * np.square(clamp(0.12 - f.v, 0.0, 1.0))
+                - 0.5 * np.square(clamp(f.v + 0.1, 0.0, 1.0))
+                + 0.04
             )
             total += 0.26 * _line(f, course, f.v, -0.48, 0.22 + 0.04 * d, 0.011)
         elif device == 5 and age > 40:  # sternal wires
             near = np.abs(((f.v + 0.02 * a) / 0.16) % 1.0 - 0.5) * 0.16
-            total += 0.22 * _line(f, near, f.u, -0.035, 0.035, 0.010) * ramp(f.v + 0.5, 0.02) * ramp(0.35 - f.v, 0.02)
+            total += (
+                0.22
+                * _line(f, near, f.u, -0.035, 0.035, 0.010)
+                * ramp(f.v + 0.5, 0.02)
+                * ramp(0.35 - f.v, 0.02)
+            )
     return total

@@ -1,4 +1,6 @@
-"""From a cohort's row to a raw film: thorax, disease and devices, then beam, detector and the hospital's processing."""
+"""From a cohort's row to a raw film: thorax, disease and devices, then beam, detector and the hospital's
+processing.
+"""
 
 import dataclasses
 import multiprocessing
@@ -17,7 +19,9 @@ from jaxcxr.data.synthetic import anatomy, pathology
 from jaxcxr.data.synthetic.anatomy import Field, Map, Pose
 
 NOISE = 0.005
-"""Standard deviation of the detector's noise on the easiest film, relative to full scale; threefold on the hardest."""
+"""Standard deviation of the detector's noise on the easiest film, relative to full scale; threefold on the
+hardest.
+"""
 SCATTER = 0.30
 """Share of contrast that scattered radiation takes from the hardest film."""
 FULL = 0.40
@@ -53,8 +57,12 @@ class Scanner:
 
 SCANNERS: Mapping[str, Scanner] = MappingProxyType(
     {
-        "private": Scanner(gamma=1.0, slope=1.0, sharpening=0.12, grain=1.0, smoothing=0.5, collimated=0.08, zoom=1.13),
-        "public": Scanner(gamma=1.35, slope=1.2, sharpening=0.8, grain=0.9, smoothing=0.0, collimated=0.4, zoom=0.96),
+        "private": Scanner(
+            gamma=1.0, slope=1.0, sharpening=0.12, grain=1.0, smoothing=0.5, collimated=0.08, zoom=1.13
+        ),
+        "public": Scanner(
+            gamma=1.35, slope=1.2, sharpening=0.8, grain=0.9, smoothing=0.0, collimated=0.4, zoom=0.96
+        ),
     }
 )
 """How the two hospitals' films look."""
@@ -82,13 +90,16 @@ def render(film: Mapping[str, object] | pd.Series, size: int) -> UInt8[np.ndarra
     return _render(tuple(film[column] for column in COLUMNS), size)
 
 
-def render_all(cohort_frame: pd.DataFrame, size: int, processes: int | None = None) -> Iterator[UInt8[np.ndarray, "size size"]]:
+def render_all(
+    cohort_frame: pd.DataFrame, size: int, processes: int | None = None
+) -> Iterator[UInt8[np.ndarray, "size size"]]:
     """Draw every film of a cohort, in row order.
 
     Args:
         cohort_frame: what `cohort` returned, or some of its rows.
         size: side of the films in pixels.
-        processes: worker processes; null takes one a core, and none for a small cohort. The films do not depend on it.
+        processes: worker processes; null takes one a core, and none for a small cohort. The films do not
+            depend on it.
     """
     rows = list(cohort_frame[list(COLUMNS)].itertuples(index=False, name=None))
     processes = len(os.sched_getaffinity(0)) if processes is None else processes
@@ -101,7 +112,9 @@ def render_all(cohort_frame: pd.DataFrame, size: int, processes: int | None = No
             yield from films
 
 
-def _in_order(pool: Executor, chunks: list[list[tuple]], size: int, ahead: int) -> Iterator[UInt8[np.ndarray, "n size size"]]:
+def _in_order(
+    pool: Executor, chunks: list[list[tuple]], size: int, ahead: int
+) -> Iterator[UInt8[np.ndarray, "n size size"]]:
     """Drawn chunks in their order, with at most `ahead` of them waiting in memory."""
     waiting: list[Future] = []
     for chunk in chunks:
@@ -136,12 +149,18 @@ def _render(row: tuple, size: int) -> UInt8[np.ndarray, "size size"]:
         for side in (-1, 1):
             which = index + (side > 0)
             if grades[which]:
-                # A generator of its own for each finding, so that changing one grade leaves the rest of the film alone.
-                density += draw(f, thorax, air, np.random.default_rng([film_seed, which]), grades[which], side)
-    # An airless lung is no denser than soft tissue; in it, vessels lose their outline and ribs their contrast.
+                # A generator of its own for each finding, so that changing one grade leaves the rest of the
+                # film alone.
+                density += draw(
+                    f, thorax, air, np.random.default_rng([film_seed, which]), grades[which], side
+                )
+    # An airless lung is no denser than soft tissue; in it, vessels lose their outline and ribs their
+    # contrast.
     density = np.float32(FULL) * np.tanh(density * (1 / FULL))
     air = np.maximum(air - 2 * np.maximum(density, 0), 0)
-    density += tissue + body * (anatomy.bones(f, thorax, lung, air) + anatomy.vessels(f, thorax, air, patient))
+    density += tissue + body * (
+        anatomy.bones(f, thorax, lung, air) + anatomy.vessels(f, thorax, air, patient)
+    )
     density += body * 0.025 * anatomy.clouds(film, size, 5)
     density += pathology.devices(f, thorax, film, difficulty, age, is_ap=view == "AP")
     return _expose(f, density, film, scanner, difficulty)

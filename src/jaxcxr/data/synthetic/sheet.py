@@ -21,7 +21,12 @@ LINE = 15
 
 
 def contact_sheet(
-    path: Path, *, domain: Literal["private", "public"] = "private", size: int = 224, columns: int = 4, seed: int = 0
+    path: Path,
+    *,
+    domain: Literal["private", "public"] = "private",
+    size: int = 224,
+    columns: int = 4,
+    seed: int = 0,
 ) -> int:
     """Write a PNG of two unremarkable films, one of each finding on its own, and two with several.
 
@@ -45,13 +50,20 @@ def contact_sheet(
         sheet.paste(Image.fromarray(render(film, size)), (x, y))
         present = [finding for finding in UKA_FINDINGS if film[finding] == 1]
         draw.text((x, y + size + 1), _short(present), fill=0, font=font)
-        draw.text((x, y + size + LINE), f"{film['sex']}, {film['age']:.0f} years, {film['view']}", fill=90, font=font)
+        draw.text(
+            (x, y + size + LINE),
+            f"{film['sex']}, {film['age']:.0f} years, {film['view']}",
+            fill=90,
+            font=font,
+        )
     sheet.save(path, optimize=True)
     return len(films)
 
 
 def examples(frame: pd.DataFrame) -> pd.DataFrame:
-    """Films worth showing, each of another patient where there is one, chosen among those whose label tells what was drawn."""
+    """Films worth showing, each of another patient where there is one, chosen among those whose label tells
+    what was drawn.
+    """
     labels = frame[list(UKA_FINDINGS)].to_numpy() == 1
     grades = frame[[f"draw_{finding}" for finding in UKA_FINDINGS]].to_numpy()
     told = ((grades >= 2) == labels).all(axis=1) & (grades != 1).all(axis=1)
@@ -70,7 +82,12 @@ def examples(frame: pd.DataFrame) -> pd.DataFrame:
 def _short(findings: list[str]) -> str:
     if not findings:
         return "no finding"
-    words = {"pleural_effusion": "effusion", "pneumonic_infiltrates": "infiltrates", "_right": " R", "_left": " L"}
+    words = {
+        "pleural_effusion": "effusion",
+        "pneumonic_infiltrates": "infiltrates",
+        "_right": " R",
+        "_left": " L",
+    }
     text = ", ".join(findings)
     for long, short in words.items():
         text = text.replace(long, short)

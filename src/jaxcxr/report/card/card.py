@@ -1,9 +1,11 @@
-"""The privacy card of a run: what is promised to whom, what is not, and what follows from it, as JSON and as a page.
+"""The privacy card of a run: what is promised to whom, what is not, and what follows from it, as JSON and as
+a page.
 
-The card is computed from the run folder and the other released models of its cohort alone (`card_facts`), holds no date and no
-path, and is the same byte for byte whenever it is made from the same. A card that may be released says what patients with 1, 2,
-4, ... films get; the cohort's own distribution of films is private and goes on the house's card only. `recomputed` gives the
-card that follows from the facts on a card: a changed one differs from it.
+The card is computed from the run folder and the other released models of its cohort alone (`card_facts`),
+holds no date and no path, and is the same byte for byte whenever it is made from the same. A card that may be
+released says what patients with 1, 2, 4, ... films get; the cohort's own distribution of films is private and
+goes on the house's card only. `recomputed` gives the card that follows from the facts on a card: a changed
+one differs from it.
 """
 
 import dataclasses
@@ -54,14 +56,18 @@ _DIGITS = 6
 
 
 def make_card(
-    run: Path, siblings: Sequence[SiblingRow] | None = None, cohort_films: Int[np.ndarray, " patients"] | None = None
+    run: Path,
+    siblings: Sequence[SiblingRow] | None = None,
+    cohort_films: Int[np.ndarray, " patients"] | None = None,
 ) -> PrivacyCard:
     """The card of a private run.
 
     Args:
         run: its folder.
-        siblings: other released models of the cohort; without them (`release.register`) the card is not for release.
-        cohort_films: films of each patient of the training split, for the house's own card; such a card is not for release.
+        siblings: other released models of the cohort; without them (`release.register`) the card is not for
+            release.
+        cohort_films: films of each patient of the training split, for the house's own card; such a card is
+            not for release.
 
     Raises:
         InputError: the folder holds no private run, or its files are damaged or at odds.
@@ -83,7 +89,9 @@ def card_of(facts: CardFacts) -> PrivacyCard:
     bounds = accounting.epsilon_bounds(spent, delta)
     attacks = attack_bounds(spent, delta)
     reasons = list(facts.reasons)
-    if (_up(bounds.upper) or math.inf) > facts.budget * (1 + 10.0 ** (1 - _DIGITS)) and NO_NOISE not in reasons:
+    if (_up(bounds.upper) or math.inf) > facts.budget * (
+        1 + 10.0 ** (1 - _DIGITS)
+    ) and NO_NOISE not in reasons:
         reasons.append("more was spent than the run was allowed")
     if facts.siblings is None and not reasons:
         reasons.append(NOT_LOOKED_UP)
@@ -152,7 +160,9 @@ def _rounded(value: float, towards: Any, digits: int = _DIGITS) -> float | None:
     scale = 10.0 ** (digits - 1 - math.floor(math.log10(abs(value))))
     exact = value * scale
     near = round(exact)
-    return (near if math.isclose(exact, near, rel_tol=1e-12) else towards(exact)) / scale  # 0.3 is 0.3, not 0.300001
+    return (
+        near if math.isclose(exact, near, rel_tol=1e-12) else towards(exact)
+    ) / scale  # 0.3 is 0.3, not 0.300001
 
 
 def _patients(facts: CardFacts) -> list[PatientRow]:
@@ -161,7 +171,10 @@ def _patients(facts: CardFacts) -> list[PatientRow]:
     spent, delta = facts.spent, facts.delta
     rows: list[tuple[str | None, int]] = [(None, films) for films in PUBLIC_FILMS]
     if facts.cohort_films is not None:
-        rows += [(row.patient, row.films) for row in group_privacy.patient_epsilons(spent, delta, facts.cohort_films)]
+        rows += [
+            (row.patient, row.films)
+            for row in group_privacy.patient_epsilons(spent, delta, facts.cohort_films)
+        ]
     found: dict[int, PatientRow] = {}
     for _, films in rows:
         if films not in found:
@@ -181,14 +194,17 @@ def _patients(facts: CardFacts) -> list[PatientRow]:
 def _together(facts: CardFacts) -> Together | None:
     """What this model and its siblings cost together; None if there are none, or the noise can be computed.
 
-    The secrets of all are independent (`release.register` refuses others), so that their releases compose. Where one model
-    protects films and another patients, the figure is for a film: to a model that protects patients, one film less is one
-    patient replaced by another, and replacing bounds adding and removing too, since a film may be replaced by one whose
-    gradient is zero. So replace-one adjacency bounds all of them.
+    The secrets of all are independent (`release.register` refuses others), so that their releases compose.
+    Where one model protects films and another patients, the figure is for a film: to a model that protects
+    patients, one film less is one patient replaced by another, and replacing bounds adding and removing too,
+    since a film may be replaced by one whose gradient is zero. So replace-one adjacency bounds all of them.
     """
     if not facts.siblings or SEEDED in facts.reasons:
         return None
-    units = {"image" if unit == "image" else "patient" for unit in (facts.unit, *(row.unit for row in facts.siblings))}
+    units = {
+        "image" if unit == "image" else "patient"
+        for unit in (facts.unit, *(row.unit for row in facts.siblings))
+    }
     spent = [*facts.spent, *(part for row in facts.siblings for part in spendings_of_rows(row.mechanisms))]
     bounds = accounting.epsilon_bounds(spent, facts.delta, "add_remove" if len(units) == 1 else "replace_one")
     whom = "image" if "image" in units else "patient"
@@ -197,7 +213,11 @@ def _together(facts: CardFacts) -> Together | None:
 
 def _covered(facts: CardFacts) -> list[str]:
     image = facts.unit == "image"
-    whom = "one film of the training cohort" if image else "all films of one patient of the training cohort together"
+    whom = (
+        "one film of the training cohort"
+        if image
+        else "all films of one patient of the training cohort together"
+    )
     covered = [f"the published weights, against anybody, whatever else they know, for {whom}"]
     if COUNTS in {row.name for row in facts.mechanisms}:
         covered.append(f"the {COUNTS} that training used: their cost is in the figures above")
@@ -207,24 +227,30 @@ def _covered(facts: CardFacts) -> list[str]:
 def _not_covered(facts: CardFacts) -> list[str]:
     missing = [
         "training loss, predictions, checkpoints and logs of the training: they stay in the house",
-        "the films on which the finished model was tested: whatever is published of the tests is a promise of its own, or none",
+        "the films on which the finished model was tested: whatever is published of the tests is a promise "
+        "of its own, or none",
         "whether the model is right, and as good for one group of patients as for another",
     ]
     if facts.unit == "image":
-        missing.insert(0, "a patient with several films is protected less than one film is: see the table of patients")
+        missing.insert(
+            0, "a patient with several films is protected less than one film is: see the table of patients"
+        )
     if facts.delta >= 1 / facts.dataset_size:
         missing.insert(
             0,
-            "delta is not below 1 in the number of units: publishing somebody's record outright would not break the promise",
+            "delta is not below 1 in the number of units: publishing somebody's record outright would not "
+            "break the promise",
         )
     if facts.split_origin == "unknown":
         missing.append(
-            "which patients were trained on: whether a patient's films were used for training or for testing may have depended "
+            "which patients were trained on: whether a patient's films were used for training or for testing "
+            "may have depended "
             "on which other patients were there, and the promise does not count that"
         )
     if facts.near_duplicates in ("across", "within_and_across"):
         missing.append(
-            "how well the model does on new films: nearly equal films stand in the training and in the test part under "
+            "how well the model does on new films: nearly equal films stand in the training and in the test "
+            "part under "
             "different patients, so that results on the test films may be too good"
         )
     if UNCOVERED_WEIGHTS in facts.reasons:
@@ -238,27 +264,44 @@ def _not_covered(facts: CardFacts) -> list[str]:
         ),
     ]
     if looked_up:
-        missing.append(f"what this card says of {' and of '.join(looked_up)}: it was looked up in the films, without noise")
+        missing.append(
+            f"what this card says of {' and of '.join(looked_up)}: it was looked up in the films, without "
+            "noise"
+        )
     if facts.audit is not None:
-        missing.append("the audit's finding: a figure and a verdict from a training on the cohort that was made for the audit")
+        missing.append(
+            "the audit's finding: a figure and a verdict from a training on the cohort that was made for the "
+            "audit"
+        )
     return missing
 
 
 def _rounding(facts: CardFacts, who: str) -> str:
     """What computers' rounding leaves of the guarantee, which is one of exact arithmetic."""
-    drawn = "the noise was drawn exactly" if facts.noise == "discrete" else "the noise was drawn in 32-bit arithmetic"
+    drawn = (
+        "the noise was drawn exactly"
+        if facts.noise == "discrete"
+        else "the noise was drawn in 32-bit arithmetic"
+    )
     if facts.sums == "float32":
-        return f"Computers round: {drawn}, and the sums that it was added to were formed in 32-bit arithmetic."
+        return (
+            f"Computers round: {drawn}, and the sums that it was added to were formed in 32-bit arithmetic."
+        )
     if facts.noise == "discrete" or MOMENTS in {row.name for row in facts.mechanisms}:
         return (
-            f"Computers round: {drawn}. What each {who} adds was rounded by itself and added in whole numbers, so that no "
-            f"{who} changes a sum by more than the noise is for; this is proved for programs that repeat their own roundings."
+            f"Computers round: {drawn}. What each {who} adds was rounded by itself and added in whole "
+            "numbers, so that no "
+            f"{who} changes a sum by more than the noise is for; this is proved for programs that repeat "
+            "their own roundings."
         )
     percent = _rounded(100 * rounding.rounding_allowance(facts.expected_batch_size), math.floor, 2)
     return (
-        f"Computers round: {drawn}. Microbatches were added up exactly, but each was summed in 32-bit arithmetic, and how one "
-        f"{who} more changes that rounding is not proved. {percent:g} % of the clip norm was left free for it: "
-        f"{rounding.FACTOR / rounding.FOUND:.0f} times the most that a search over films made for the purpose found."
+        f"Computers round: {drawn}. Microbatches were added up exactly, but each was summed in 32-bit "
+        "arithmetic, and how one "
+        f"{who} more changes that rounding is not proved. {percent:g} % of the clip norm was left free for "
+        "it: "
+        f"{rounding.FACTOR / rounding.FOUND:.0f} times the most that a search over films made for the "
+        "purpose found."
     )
 
 
@@ -270,30 +313,38 @@ def _assumptions(facts: CardFacts) -> list[str]:
         f"The {public} and the findings' names are public.",
         _one_person_one_unit(facts),
         f"In each step every {who} takes part by its own throw of the dice, as the sampler's code says.",
-        "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted or locked away.",
+        "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted "
+        "or locked away.",
         _rounding(facts, who),
         _others_published(facts),
         "Settings were not tuned by looking at private results, or that cost is stated elsewhere.",
     ]
     if facts.split_origin == "given":
         assumed.append(
-            "The division into training and test films came with the data: it is assumed that no patient's place in it "
+            "The division into training and test films came with the data: it is assumed that no patient's "
+            "place in it "
             "depended on the other patients."
         )
     if facts.class_weights == "public" and AGAINST_RELEASE[COUNTED_RATES] not in facts.reasons:
-        assumed.append("How frequent each finding is was known from elsewhere, and not counted in the training films.")
+        assumed.append(
+            "How frequent each finding is was known from elsewhere, and not counted in the training films."
+        )
     if facts.initial_weights_record is not None:
         assumed.append(_STARTING_WEIGHTS[facts.initial_weights_record])
     return assumed
 
 
 _STARTING_WEIGHTS = {
-    "recorded": "None of the training images or patients of the weights that training started from is among the private ones: "
+    "recorded": "None of the training images or patients of the weights that training started from is among "
+    "the private ones: "
     "checked by salted hashes of pixels and patient ids. The fingerprint of those weights is below.",
-    "ids_declared_unrelated": "None of the training images of the weights that training started from is among the private "
-    "ones: checked by salted hashes of pixels. Patient ids that occur in both were declared to belong to different people. The "
+    "ids_declared_unrelated": "None of the training images of the weights that training started from is "
+    "among the private "
+    "ones: checked by salted hashes of pixels. Patient ids that occur in both were declared to belong to "
+    "different people. The "
     "fingerprint of those weights is below.",
-    "none": "ASSUMED, not checked: the weights that training started from carry no record of their training films, and were "
+    "none": "ASSUMED, not checked: the weights that training started from carry no record of their training "
+    "films, and were "
     "made without the films of these patients. Their fingerprint is below.",
 }
 
@@ -304,9 +355,11 @@ def _one_person_one_unit(facts: CardFacts) -> str:
     if facts.near_duplicates in ("within", "within_and_across"):
         pair = _shown_up(group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper)
         return (
-            "Nearly equal films stand in the training data under different patients: they may be one film, or one person's "
+            "Nearly equal films stand in the training data under different patients: they may be one film, "
+            "or one person's "
             f"films, under two names. The promise to whoever is in the data twice is that of a group of two "
-            f"{'films' if image else 'patients'}: epsilon = {pair}. Nobody is in the data more often than that."
+            f"{'films' if image else 'patients'}: epsilon = {pair}. Nobody is in the data more often than "
+            "that."
         )
     right = (
         "No film is in the data twice, under any name"
@@ -315,8 +368,14 @@ def _one_person_one_unit(facts: CardFacts) -> str:
     )
     if facts.near_duplicates == "not_looked_for":
         return f"{right}: ASSUMED, nearly equal films were not looked for."
-    found = "nearly equal films of different patients were looked for in the training data, and none were found"
-    return f"{right}: {found}. Among the films of one patient they were not looked for." if image else f"{right}: {found}."
+    found = (
+        "nearly equal films of different patients were looked for in the training data, and none were found"
+    )
+    return (
+        f"{right}: {found}. Among the films of one patient they were not looked for."
+        if image
+        else f"{right}: {found}."
+    )
 
 
 def _others_published(facts: CardFacts) -> str:
@@ -351,7 +410,11 @@ def card_html(card: PrivacyCard) -> str:
 def _factor(epsilon: float) -> str:
     """e to the epsilon, rounded up, in words where it has too many digits to say anything."""
     power = epsilon / math.log(10)
-    return f"10 to the power {math.ceil(power)}" if power >= 6 else f"{_rounded(math.exp(epsilon), math.ceil, 3):,.7g}"
+    return (
+        f"10 to the power {math.ceil(power)}"
+        if power >= 6
+        else f"{_rounded(math.exp(epsilon), math.ceil, 3):,.7g}"
+    )
 
 
 def _shown_up(value: float | None, digits: int = 4) -> str:
@@ -380,8 +443,16 @@ def differing(card: PrivacyCard, other: PrivacyCard) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             return [found for key in a for found in compare(a[key], b[key], f"{path}.{key}" if path else key)]
         if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-            return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in compare(*pair, f"{path}.{i}")]
-        if isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=10.0 ** (2 - _DIGITS), abs_tol=0.0):
+            return [
+                found
+                for i, pair in enumerate(zip(a, b, strict=True))
+                for found in compare(*pair, f"{path}.{i}")
+            ]
+        if (
+            isinstance(a, float)
+            and isinstance(b, float)
+            and math.isclose(a, b, rel_tol=10.0 ** (2 - _DIGITS), abs_tol=0.0)
+        ):
             return []
         return [] if a == b else [path]
 

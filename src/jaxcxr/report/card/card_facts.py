@@ -1,4 +1,5 @@
-"""What a privacy card is computed from, as a run folder says it; a folder whose files are at odds gives no card.
+"""What a privacy card is computed from, as a run folder says it; a folder whose files are at odds gives no
+card.
 
 What was spent is read by `records.spent`; the rest is what `run.json`, `config.yaml` and the audit say.
 """
@@ -35,7 +36,9 @@ from jaxcxr.report.card.card_schema import (
 )
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
-SEEDED = "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
+SEEDED = (
+    "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
+)
 UNCOVERED_WEIGHTS = "class weights not covered: they were computed from the private labels without noise"
 REFUTED = "the audit refutes the claim"
 NO_NOISE = "something was released without noise: there is no promise"
@@ -124,7 +127,9 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
     )
 
 
-def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[SiblingRow] | None = None) -> CardFacts:
+def facts_of_run(
+    run: Path, spent: Spent | None = None, siblings: Sequence[SiblingRow] | None = None
+) -> CardFacts:
     """What the card of a private run is computed from.
 
     Args:
@@ -133,13 +138,16 @@ def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[Sibli
         siblings: other released models of the cohort (`release.register`); None if nobody looked.
 
     Raises:
-        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at odds.
+        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at
+            odds.
     """
     facts, spent = read_facts(run), spent or spent_of(run)
     if spent is None:
         raise InputError(f"{run}: trained without privacy; there is nothing to promise and no card")
     if not spent.steps:
-        raise InputError(f"{run}: ledger.jsonl has no step; nothing was trained yet, and there is nothing to promise")
+        raise InputError(
+            f"{run}: ledger.jsonl has no step; nothing was trained yet, and there is nothing to promise"
+        )
     config, terms = load(Experiment, run / "config.yaml"), spent.terms
     assert config.privacy is not None  # spent_of
     try:
@@ -160,7 +168,9 @@ def facts_of_run(run: Path, spent: Spent | None = None, siblings: Sequence[Sibli
             f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
         ) from None
     except (TypeError, AttributeError) as error:
-        raise InputError(f"{run / 'run.json'}: not the facts of a run ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{run / 'run.json'}: not the facts of a run ({' '.join(str(error).split())})"
+        ) from error
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
         unit=terms.unit,
@@ -191,7 +201,9 @@ def _one_of(values: Any, facts: Mapping[str, Any], name: str, if_absent: str, ru
     """A fact that runs of earlier versions do not have."""
     found = facts.get(name) or if_absent
     if found not in get_args(values):
-        raise InputError(f"{run / 'run.json'}: {name}: expected one of {', '.join(get_args(values))}, found {found!r}")
+        raise InputError(
+            f"{run / 'run.json'}: {name}: expected one of {', '.join(get_args(values))}, found {found!r}"
+        )
     return found
 
 
@@ -199,8 +211,14 @@ def _near_duplicates(found: Any, run: Path) -> NearDuplicates:
     """Where nearly equal films of different patients were found, in the words of a card."""
     if found is None:
         return "not_looked_for"
-    if not isinstance(found, dict) or set(found) != {"within", "across"} or {type(said) for said in found.values()} != {bool}:
-        raise InputError(f"{run / 'run.json'}: near_duplicates: expected within and across, true or false, found {found!r}")
+    if (
+        not isinstance(found, dict)
+        or set(found) != {"within", "across"}
+        or {type(said) for said in found.values()} != {bool}
+    ):
+        raise InputError(
+            f"{run / 'run.json'}: near_duplicates: expected within and across, true or false, found {found!r}"
+        )
     if found["within"]:
         return "within_and_across" if found["across"] else "within"
     return "across" if found["across"] else "none"
@@ -210,7 +228,10 @@ def _unfinished(run: Path, spent: Spent) -> list[str]:
     """Why the weights in the folder are not those that the run was meant to give; none if they are."""
     done = spent.newest_checkpoint
     if done is not None and done != spent.steps:
-        return [f"the newest checkpoint is of step {done}, the ledger has {spent.steps} steps: finish the run first"]
+        return [
+            f"the newest checkpoint is of step {done}, the ledger has {spent.steps} steps: finish the run "
+            "first"
+        ]
     if spent.steps < spent.steps_planned and not (run / "evaluation.csv").exists():
         return [f"stopped after step {spent.steps} of {spent.steps_planned}: finish the run first"]
     return []
@@ -228,7 +249,12 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
         if isinstance(entry, Entry):
             key = (released, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm)
         else:
-            key = (f"noised {entry.statistic.replace('_', ' ')}", entry.noise_multiplier, 1.0, entry.l2_sensitivity)
+            key = (
+                f"noised {entry.statistic.replace('_', ' ')}",
+                entry.noise_multiplier,
+                1.0,
+                entry.l2_sensitivity,
+            )
         counts[key] = counts.get(key, 0) + 1
     return tuple(
         MechanismRow(name=name, noise_multiplier=sigma, sample_rate=rate, steps=steps, l2_clip_norm=clip)  # type: ignore[arg-type]
@@ -265,7 +291,9 @@ def _reasons(
     reasons += [sentence for code, sentence in AGAINST_RELEASE.items() if code in counted]
     changed = altered(facts.get("binding"), terms.binding, config.digest_fields(), facts)
     if changed:
-        reasons.append(f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})")
+        reasons.append(
+            f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})"
+        )
     if not reasons and facts.get("release") is not True:
         reasons.append("run.json does not say that the run may be released")
     return reasons
@@ -281,5 +309,7 @@ def _audit(run: Path, data: str) -> AuditFinding | None:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not an audit's finding ({' '.join(str(error).split())})") from error
     if audited != data:
-        raise InputError(f"{path}: is the audit of another cohort than the run's; delete it, or audit the run's cohort")
+        raise InputError(
+            f"{path}: is the audit of another cohort than the run's; delete it, or audit the run's cohort"
+        )
     return finding

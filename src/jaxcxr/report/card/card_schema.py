@@ -14,7 +14,9 @@ from jaxcxr.errors import InputError
 SCHEMA_VERSION = 2
 NOT_FOR_RELEASE = "not for release"
 
-Digest = Annotated[str, Field(pattern="^([0-9a-f]{32}|[0-9a-f]{64})?$", description="hexadecimal; empty if not recorded")]
+Digest = Annotated[
+    str, Field(pattern="^([0-9a-f]{32}|[0-9a-f]{64})?$", description="hexadecimal; empty if not recorded")
+]
 Version = Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}(\.\d{1,4})?((a|b|rc|\.dev|\.post)\d{1,4})?$")]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -33,11 +35,19 @@ class Claim(_Strict):
     """The guarantee. Epsilons are null where they are infinite."""
 
     unit: Literal["image", "patient", "patient_one_image"]
-    films_a_step: Count | None = Field(description="at most so many films of a patient are used in a step; null for images")
+    films_a_step: Count | None = Field(
+        description="at most so many films of a patient are used in a step; null for images"
+    )
     adjacency: Literal["add_remove", "replace_one"]
-    epsilon_upper: NonNegative | None = Field(description="upper bound of what the ledger says was spent: this is the claim")
-    epsilon_lower: NonNegative | None = Field(description="no epsilon below this one is true of the mechanism")
-    epsilon_rdp: NonNegative | None = Field(description="upper bound by the looser Rényi accountant, a cross-check")
+    epsilon_upper: NonNegative | None = Field(
+        description="upper bound of what the ledger says was spent: this is the claim"
+    )
+    epsilon_lower: NonNegative | None = Field(
+        description="no epsilon below this one is true of the mechanism"
+    )
+    epsilon_rdp: NonNegative | None = Field(
+        description="upper bound by the looser Rényi accountant, a cross-check"
+    )
     delta: Probability
     budget: NonNegative = Field(description="epsilon that the run was allowed to spend")
 
@@ -51,7 +61,9 @@ class PatientRow(_Strict):
     films: Count
     epsilon_upper: NonNegative | None
     epsilon_lower: NonNegative | None
-    true_positive_rate_at_1_percent: Probability = Field(description="best at 1 % false positives, for any attack")
+    true_positive_rate_at_1_percent: Probability = Field(
+        description="best at 1 % false positives, for any attack"
+    )
 
 
 class MechanismRow(_Strict):
@@ -105,14 +117,18 @@ class AuditFinding(_Strict):
 
 
 class Fingerprints(_Strict):
-    """What the run was made from. Those of data and ledger are sealed by the run's name, which stays in the house: an exact
-    fingerprint of private data would let a guess at them be confirmed.
+    """What the run was made from. Those of data and ledger are sealed by the run's name, which stays in the
+    house: an exact fingerprint of private data would let a guess at them be confirmed.
     """
 
-    data: Digest = Field(description="films and labels: SHA-256 of their store's fingerprint and the run's name")
+    data: Digest = Field(
+        description="films and labels: SHA-256 of their store's fingerprint and the run's name"
+    )
     code: Digest = Field(description="source files of jaxcxr that trained (SHA-256)")
     ledger: Digest = Field(description="last link of the ledger's chain, which begins with the run's name")
-    initial_weights: Digest = Field(description="weights that training started from (SHA-256); empty for random ones")
+    initial_weights: Digest = Field(
+        description="weights that training started from (SHA-256); empty for random ones"
+    )
     jaxcxr: Version = Field(description="version that trained")
     dp_accounting: Version = Field(description="version of the accountant")
 
@@ -126,7 +142,8 @@ class PrivacyCard(_Strict):
     reasons_against_release: list[str]
     claim: Claim
     siblings: list[SiblingRow] | None = Field(
-        description="other released models of the cohort; null if the register was not read: such a card is not for release"
+        description="other released models of the cohort; null if the register was not read: such a card is "
+        "not for release"
     )
     together: Together | None = Field(description="null if there are no siblings")
     dataset_size: Count = Field(description="declared, public number of units N")
@@ -134,12 +151,19 @@ class PrivacyCard(_Strict):
     steps_planned: Count
     class_weights: Literal["none", "public", "noised", "paper"]
     class_counts_noise_multiplier: NonNegative | None = Field(
-        description="noise standard deviation over the L2 bound of the noised counts of the class weights; null without such"
+        description="noise standard deviation over the L2 bound of the noised counts of the class weights; "
+        "null without such"
     )
-    noise: Literal["gaussian", "discrete"] = Field(description="drawn in floating point, or exactly on a grid")
-    sums: Sums = Field(description="how microbatches were added up: in whole numbers, or in floating point (earlier versions)")
+    noise: Literal["gaussian", "discrete"] = Field(
+        description="drawn in floating point, or exactly on a grid"
+    )
+    sums: Sums = Field(
+        description="how microbatches were added up: in whole numbers, or in floating point (earlier "
+        "versions)"
+    )
     initial_weights_record: InitialWeightsRecord | None = Field(
-        description="what is known of the training films of the weights that training started from; null if those were random"
+        description="what is known of the training films of the weights that training started from; null if "
+        "those were random"
     )
     near_duplicates: NearDuplicates = Field(
         description="nearly equal films of different patients: within the training films, across the splits"
@@ -152,7 +176,8 @@ class PrivacyCard(_Strict):
     not_covered: list[str]
     attacks: list[AttackRow]
     reconstruction_advantage: Probability = Field(
-        description="bound on guessing a record right with this model, less with one that was trained without the record"
+        description="bound on guessing a record right with this model, less with one that was trained "
+        "without the record"
     )
     audit: AuditFinding | None
     fingerprints: Fingerprints
@@ -183,7 +208,8 @@ def read_card(path: Path) -> PrivacyCard:
     except ValidationError as error:
         if (version := _version(content)) != SCHEMA_VERSION:
             raise InputError(
-                f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder with the version of "
+                f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder "
+                "with the version of "
                 "jaxcxr that built it, or build it anew"
             ) from None
         first = error.errors()[0]

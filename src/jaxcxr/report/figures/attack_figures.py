@@ -1,4 +1,6 @@
-"""What an epsilon means, as figures: how far any attack can get, and what patients with several films are promised."""
+"""What an epsilon means, as figures: how far any attack can get, and what patients with several films are
+promised.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,18 +30,19 @@ def trade_off_figure(
     unit: str = "films",
     bands: Mapping[str, tuple[Edge, Edge]] = MappingProxyType({}),
 ) -> tuple[Path, Path]:
-    """Best true-positive rate of any test 'was this unit in the training data?' against its false-positive rate.
+    """Best true-positive rate of any test 'was this unit in the training data?' against its false-positive
+    rate.
 
-    On the left the whole curve, on the right the same on logarithmic axes, where an attacker who must not raise false alarms
-    works.
+    On the left the whole curve, on the right the same on logarithmic axes, where an attacker who must not
+    raise false alarms works.
 
     Args:
         curves: by label, such as from `accounting.attack_bounds.trade_off`.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
         unit: what is in the training data or not, in the plural.
-        bands: by the label of a measured curve, the lower right and the upper left edge of its 95 % band (such as from
-            `audit.lower_bounds.MembershipCurve.band`), which the figure's legend explains.
+        bands: by the label of a measured curve, the lower right and the upper left edge of its 95 % band
+            (such as from `audit.lower_bounds.MembershipCurve.band`), which the figure's legend explains.
 
     Returns:
         The PNG and the SVG file.
@@ -64,9 +67,13 @@ def trade_off_figure(
     few.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.3))
     for axis in (few.xaxis, few.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    legend = figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    legend = figure.legend(
+        *whole.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     if bands:
-        legend.set_title(BAND, prop=FontProperties(size=7.5))  # inside the legend, which the layout makes room for
+        legend.set_title(
+            BAND, prop=FontProperties(size=7.5)
+        )  # inside the legend, which the layout makes room for
     return save(figure, Path(out_dir), stem)
 
 
@@ -83,9 +90,9 @@ def patients_figure(
     """Epsilon of a patient against how many films they have in the training data.
 
     Args:
-        bounds: by model, then by number of films, such as from `accounting.group_privacy.patient_bounds`. The upper bound is
-            drawn, with a bar down to the lower one; a dotted line shows epsilon times films, which holds
-            at a far larger delta only.
+        bounds: by model, then by number of films, such as from `accounting.group_privacy.patient_bounds`. The
+            upper bound is drawn, with a bar down to the lower one; a dotted line shows epsilon times films,
+            which holds at a far larger delta only.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
 

@@ -1,4 +1,6 @@
-"""Figures of one model from its predictions: ROC curves and calibration curves, a panel a finding, with their bands."""
+"""Figures of one model from its predictions: ROC curves and calibration curves, a panel a finding, with their
+bands.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,9 +69,11 @@ def calibration_figure(
     seed: int = 0,
     stem: str = "calibration",
 ) -> tuple[Path, Path]:
-    """Share of positives against the predicted probability of each finding on the test rows, with 95 % intervals.
+    """Share of positives against the predicted probability of each finding on the test rows, with 95 %
+    intervals.
 
-    Takes and returns what `roc_figure` does. Bins with fewer than ten films are left out: their share says nothing.
+    Takes and returns what `roc_figure` does. Bins with fewer than ten films are left out: their share says
+    nothing.
     """
 
     def draw(panel: Axes, y: np.ndarray, p: np.ndarray, cluster: np.ndarray, colour: str, label: str) -> None:
@@ -79,7 +83,15 @@ def calibration_figure(
             return
         error = point_metrics(y, p, np.nan)["ece"]
         panel.vlines(curve["probability"], curve["low"], curve["high"], color=colour, lw=1.3)
-        panel.plot(curve["probability"], curve["observed"], "o-", color=colour, lw=1, ms=3, label=f"{label}ECE {error:.2f}")
+        panel.plot(
+            curve["probability"],
+            curve["observed"],
+            "o-",
+            color=colour,
+            lw=1,
+            ms=3,
+            label=f"{label}ECE {error:.2f}",
+        )
 
     figure, panels = _panels(findings)
     _fill(panels, predictions, findings, groups, resample, draw)
@@ -105,7 +117,11 @@ def _fill(panels, predictions, findings, groups, resample, draw) -> None:
     is_test = (predictions["split"] == "test").to_numpy()
     test = predictions.loc[is_test]
     cluster = clusters(pd.Series(test["patient_id"]), resample)
-    masks = {"": np.ones(len(test), bool)} if groups is None else {f"{k}: ": np.asarray(m)[is_test] for k, m in groups.items()}
+    masks = (
+        {"": np.ones(len(test), bool)}
+        if groups is None
+        else {f"{k}: ": np.asarray(m)[is_test] for k, m in groups.items()}
+    )
     for panel, finding in zip(panels, findings, strict=False):
         panel.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
         panel.set_title(title(finding), fontsize=8, loc="left")

@@ -14,10 +14,12 @@ BLUR = 1 / 64
 
 
 def overlay(shares: Float[np.ndarray, "i j"], side: int) -> Float[np.ndarray, "{side} {side}"]:
-    """Contributions of pixels or cells as a smooth map over the film, scaled to [-1, 1] by the largest magnitude (a map of
-    zeros stays so).
+    """Contributions of pixels or cells as a smooth map over the film, scaled to [-1, 1] by the largest
+    magnitude (a map of zeros stays so).
     """
-    spread = np.asarray(resize(shares.astype(np.float64), (side, side), order=1, mode="edge", anti_aliasing=False))
+    spread = np.asarray(
+        resize(shares.astype(np.float64), (side, side), order=1, mode="edge", anti_aliasing=False)
+    )
     smooth = np.asarray(gaussian_filter(spread, side * BLUR)) if shares.shape[0] == side else spread
     largest = np.abs(smooth).max()
     return smooth / largest if largest > 0 else smooth
@@ -31,7 +33,8 @@ def saliency_figure(
     method: str,
     path: Path,
 ) -> None:
-    """The film, and beside it one overlay a finding: red where the film speaks for the finding, blue where against it.
+    """The film, and beside it one overlay a finding: red where the film speaks for the finding, blue where
+    against it.
 
     Args:
         film: as the network read it.
@@ -53,8 +56,12 @@ def saliency_figure(
     axes[0].set_title("the film as the network sees it", fontsize=9)
     for axis, shares, finding, probability in zip(axes[1:panels], maps, findings, probabilities, strict=True):
         shown = overlay(shares, film.shape[0])
-        axis.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.abs(shown) ** 0.5 * 0.6, interpolation="bilinear")
+        axis.imshow(
+            shown, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.abs(shown) ** 0.5 * 0.6, interpolation="bilinear"
+        )
         axis.set_title(f"{finding.replace('_', ' ')}: probability {probability:.2f}", fontsize=9)
     colours = "red speaks for the finding, blue against it, each panel on its own scale"
-    drawing.supxlabel(f"{method}: {colours}.\nIt shows what moved the network, not where disease is.", fontsize=7)
+    drawing.supxlabel(
+        f"{method}: {colours}.\nIt shows what moved the network, not where disease is.", fontsize=7
+    )
     drawing.savefig(path, dpi=150)

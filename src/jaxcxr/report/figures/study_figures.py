@@ -22,10 +22,14 @@ def with_other_questions(found: pd.DataFrame, path: Path, questions: Sequence[st
         return found
     before = pd.read_csv(path, dtype={"question": str, "arm": str, "reference": str})
     kept = before.loc[before["question"].isin(questions) & ~before["question"].isin(found["question"])]
-    return pd.concat([kept, found]).sort_values("question", key=lambda names: names.map(list(questions).index), kind="stable")
+    return pd.concat([kept, found]).sort_values(
+        "question", key=lambda names: names.map(list(questions).index), kind="stable"
+    )
 
 
-def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping[str, str], out: Path) -> None:
+def write_study(
+    results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping[str, str], out: Path
+) -> None:
     """Write `results.csv`, `comparisons.csv`, `ablations.md` and the figures into a folder.
 
     Args:
@@ -38,7 +42,8 @@ def write_study(results: pd.DataFrame, comparisons: pd.DataFrame, asked: Mapping
     results.to_csv(out / "results.csv", index=False, float_format="%.6g")
     comparisons.to_csv(out / "comparisons.csv", index=False, float_format="%.6g")
     parts = [
-        f"## {name.replace('_', ' ')}\n\n{asked[name]}\n\n{_table(rows, results)}" for name, rows in _by_question(comparisons)
+        f"## {name.replace('_', ' ')}\n\n{asked[name]}\n\n{_table(rows, results)}"
+        for name, rows in _by_question(comparisons)
     ]
     (out / "ablations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if not comparisons["difference"].dropna().empty:
@@ -52,19 +57,28 @@ def _by_question(comparisons: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _table(rows: pd.DataFrame, results: pd.DataFrame) -> str:
     lines = [
-        "| epsilon | arm | batch x steps | AUROC | difference [95 % CI] | age gap, difference | sex gap, difference | seeds |"
+        "| epsilon | arm | batch x steps | AUROC | difference [95 % CI] | age gap, difference | sex gap, "
+        "difference | seeds |"
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for key, of_arm in rows.groupby(["epsilon", "arm"], sort=False):
         epsilon, arm = key  # type: ignore[misc]
         of = of_arm.set_index("estimate")
-        is_it = (results["question"] == of["question"].iloc[0]) & (results["arm"] == arm) & (results["epsilon"] == epsilon)
+        is_it = (
+            (results["question"] == of["question"].iloc[0])
+            & (results["arm"] == arm)
+            & (results["epsilon"] == epsilon)
+        )
         run = results.loc[is_it].iloc[0]
-        gaps = [f"{of.loc[g, 'value']:.3f}{_difference(of.loc[g], ', ')}" for g in ("auroc_gap_age", "auroc_gap_sex")]
+        gaps = [
+            f"{of.loc[g, 'value']:.3f}{_difference(of.loc[g], ', ')}"
+            for g in ("auroc_gap_age", "auroc_gap_sex")
+        ]
         shape = f"{run['expected_batch_size']} x {run['steps']}"
         difference = _difference(of.loc["auroc"]) or "reference"
         lines.append(
-            f"| {epsilon:g} | {arm} | {shape} | {of.loc['auroc', 'value']:.3f} | {difference} | {gaps[0]} | {gaps[1]} "
+            f"| {epsilon:g} | {arm} | {shape} | {of.loc['auroc', 'value']:.3f} | {difference} | {gaps[0]} | "
+            f"{gaps[1]} "
             f"| {of.loc['auroc', 'seeds']} |"
         )
     return "\n".join(lines)
@@ -79,7 +93,9 @@ def _difference(row: pd.Series, before: str = "") -> str:
 
 
 def study_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "ablations") -> tuple[Path, Path]:
-    """Difference of average AUROC of each arm to its reference, a panel a question, a colour a budget, with 95 % intervals."""
+    """Difference of average AUROC of each arm to its reference, a panel a question, a colour a budget, with
+    95 % intervals.
+    """
     auroc = comparisons.loc[(comparisons["estimate"] == "auroc") & comparisons["difference"].notna()]
     questions = _by_question(auroc)
     budgets = sorted(auroc["epsilon"].unique())
@@ -106,17 +122,27 @@ def study_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "ablation
         panel.axvline(0, color="#8C8C8C", lw=0.8)
         panel.set_yticks(range(len(arms)), arms)
         panel.set_ylim(len(arms) - 0.5, -0.5)
-        panel.set_title(f"{name.replace('_', ' ')}: against {rows['reference'].iloc[0]}", fontsize=9, loc="left")
+        panel.set_title(
+            f"{name.replace('_', ' ')}: against {rows['reference'].iloc[0]}", fontsize=9, loc="left"
+        )
         panel.grid(axis="x", lw=0.3)
     panels[-1].set_xlabel("difference of average AUROC (95 % interval over patients and seeds)")
-    handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    handles = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     return save(figure, out_dir, stem)
 
 
-def budgets_figure(comparisons: pd.DataFrame, out_dir: Path, stem: str = "budgets") -> tuple[Path, Path] | None:
-    """Average AUROC against the budget, an arm a line with 95 % intervals, a panel a question of two budgets or more; None if
-    there is no such question.
+def budgets_figure(
+    comparisons: pd.DataFrame, out_dir: Path, stem: str = "budgets"
+) -> tuple[Path, Path] | None:
+    """Average AUROC against the budget, an arm a line with 95 % intervals, a panel a question of two budgets
+    or more; None if there is no such question.
     """
     auroc = comparisons.loc[comparisons["estimate"] == "auroc"]
     questions = [(name, rows) for name, rows in _by_question(auroc) if len(set(rows["epsilon"])) > 1]

@@ -1,4 +1,6 @@
-"""Figures from the summary of a sweep, each as PNG (print) and SVG (page), in colours that colour-blind readers tell apart."""
+"""Figures from the summary of a sweep, each as PNG (print) and SVG (page), in colours that colour-blind
+readers tell apart.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from jaxcxr.eval.correlations import pearson
 from jaxcxr.eval.metrics import BETTER
-from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, paper_results, same_findings_as_paper, title
+from jaxcxr.report.paper.supplementary_tables import (
+    METRIC_NAMES,
+    paper_results,
+    same_findings_as_paper,
+    title,
+)
 
 PRIVATE = "#0072B2"
 NON_PRIVATE = "#D55E00"
@@ -38,19 +45,23 @@ DPI = 300
 
 
 def figure_2(
-    summary: pd.DataFrame, out_dir: str | Path, stem: str = "figure_2", beside: tuple[str, pd.DataFrame] | None = None
+    summary: pd.DataFrame,
+    out_dir: str | Path,
+    stem: str = "figure_2",
+    beside: tuple[str, pd.DataFrame] | None = None,
 ) -> tuple[Path, Path]:
     """Average AUROC, accuracy, specificity and sensitivity against the privacy budget (the paper's Figure 2).
 
-    The intervals are those of the average over findings. The non-private model is a line across with a band. The paper's
-    results are drawn beside ours if the findings are the paper's eight; they have no intervals, because the paper's '±' of the
-    average is the difference between findings.
+    The intervals are those of the average over findings. The non-private model is a line across with a band.
+    The paper's results are drawn beside ours if the findings are the paper's eight; they have no intervals,
+    because the paper's '±' of the average is the difference between findings.
 
     Args:
         summary: table in the form of `summary.csv`; one budget, or the non-private model alone, is enough.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
-        beside: name and summary of another sweep, drawn in the same panels, its non-private model broken and without a band.
+        beside: name and summary of another sweep, drawn in the same panels, its non-private model broken and
+            without a band.
 
     Returns:
         The PNG and the SVG file.
@@ -81,14 +92,16 @@ def figure_3(
     comparisons: pd.DataFrame | None = None,
     stem: str = "figure_3",
 ) -> tuple[Path, Path] | None:
-    """AUROC of the private model against sample size, a dot a finding, coloured by the loss of AUROC (the paper's Figure 3).
+    """AUROC of the private model against sample size, a dot a finding, coloured by the loss of AUROC (the
+    paper's Figure 3).
 
     Args:
         evaluations: table of `tables.stack`.
         samples: number of images with each finding (`paper_tables.sample_sizes`).
         epsilon: budget of the private model.
         out_dir: folder, made if it does not exist.
-        comparisons: rows of `eval.compare.compare` with a column `epsilon`, whose intervals of the loss stand at the dots.
+        comparisons: rows of `eval.compare.compare` with a column `epsilon`, whose intervals of the loss stand
+            at the dots.
         stem: name of the files without ending.
 
     Returns:
@@ -97,22 +110,34 @@ def figure_3(
     rows = evaluations.loc[(evaluations["group"] == "all") & (evaluations["metric"] == "auroc")]
     rows = rows.loc[rows["finding"] != "average"]
     private, public = (rows.loc[rows["epsilon"] == e].set_index("finding") for e in (epsilon, np.inf))
-    findings = [f for f in private.index if f in public.index and f in samples.index and private["value"].notna()[f]]
+    findings = [
+        f for f in private.index if f in public.index and f in samples.index and private["value"].notna()[f]
+    ]
     if not findings:
         return None
-    private, public, x = private.loc[findings], public.loc[findings], samples.loc[findings].to_numpy(np.float64)
+    private, public, x = (
+        private.loc[findings],
+        public.loc[findings],
+        samples.loc[findings].to_numpy(np.float64),
+    )
     loss = (public["value"] - private["value"]).to_numpy(np.float64)
     figure = Figure(figsize=(6.4, 4.4 + 0.16 * len(findings)), layout="constrained")
-    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(4.4, 0.16 * (len(findings) + 1))), object)
+    above, below = np.asarray(
+        figure.subfigures(2, 1, height_ratios=(4.4, 0.16 * (len(findings) + 1))), object
+    )
     panel = above.subplots()
     panel.vlines(x, private["ci_low"], private["ci_high"], color="0.6", lw=1.2, zorder=1)
-    dots = panel.scatter(x, private["value"], c=loss, cmap="cividis_r", s=130, edgecolor="black", lw=0.6, zorder=2)
+    dots = panel.scatter(
+        x, private["value"], c=loss, cmap="cividis_r", s=130, edgecolor="black", lw=0.6, zorder=2
+    )
     above.colorbar(dots, ax=panel, label="loss of AUROC (non-private - private)").ax.tick_params(labelsize=8)
     said = dict(zip(findings, [f"{round(value, 2) + 0.0:.2f}" for value in loss], strict=True))
     if comparisons is not None:
         own = comparisons.loc[(comparisons["epsilon"] == epsilon) & (comparisons["group"] == "all")]
         for row in own.loc[own["metric"] == "auroc"].to_dict("records"):
-            value, low, high = (round(row[key], 2) + 0.0 for key in ("difference", "ci_low", "ci_high"))  # no minus zero
+            value, low, high = (
+                round(row[key], 2) + 0.0 for key in ("difference", "ci_low", "ci_high")
+            )  # no minus zero
             said[row["finding"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
     for number, (at, value, lost) in enumerate(zip(x, private["value"], loss, strict=True), start=1):
         ink = _ink(dots.to_rgba(lost))
@@ -121,7 +146,9 @@ def figure_3(
     below.text(0.08, 0.98, "loss of AUROC\n" + "\n".join(named), fontsize=7.5, va="top")
     r = pearson(x, private["value"].to_numpy(np.float64))
     interval = "" if np.isnan(r.ci_low) else f" [{r.ci_low:.2f}, {r.ci_high:.2f}]"
-    panel.set_title(f"ε = {epsilon:g}; Pearson's r {r.r:.2f}{interval}, n = {r.n} findings", fontsize=9, loc="left")
+    panel.set_title(
+        f"ε = {epsilon:g}; Pearson's r {r.r:.2f}{interval}, n = {r.n} findings", fontsize=9, loc="left"
+    )
     panel.set_xlabel("images with the finding", fontsize=9)
     panel.set_ylabel("AUROC of the private model (95 % interval)", fontsize=9)
     panel.margins(x=0.12, y=0.08)
@@ -133,20 +160,23 @@ def figure_3(
 def figure_4(
     evaluations: pd.DataFrame, out_dir: str | Path, attribute: str = "sex", stem: str = "figure_4"
 ) -> tuple[Path, Path] | None:
-    """Average AUROC, accuracy, specificity and sensitivity of each group against the budget (the paper's Figure 4: by sex).
+    """Average AUROC, accuracy, specificity and sensitivity of each group against the budget (the paper's
+    Figure 4: by sex).
 
     Args:
         evaluations: table of `tables.stack`.
         out_dir: folder, made if it does not exist.
-        attribute: whose groups to draw, each in its own colour: intervals at the budgets, and a dashed line across for the
-            non-private model.
+        attribute: whose groups to draw, each in its own colour: intervals at the budgets, and a dashed line
+            across for the non-private model.
         stem: name of the files without ending.
 
     Returns:
         The PNG and the SVG file; None if no group of the attribute is defined.
     """
     rows = evaluations.loc[(evaluations["attribute"] == attribute) & (evaluations["finding"] == "average")]
-    rows = rows.loc[(rows["reference"] == "") & rows["metric"].isin(list(METRIC_NAMES)) & rows["value"].notna()]
+    rows = rows.loc[
+        (rows["reference"] == "") & rows["metric"].isin(list(METRIC_NAMES)) & rows["value"].notna()
+    ]
     groups = dict(zip(rows["group"], rows["label"], strict=True))
     if not groups:
         return None
@@ -191,29 +221,48 @@ def heat_map(
     Returns:
         The PNG and the SVG file; None if there are no groups. A cell without a value is hatched.
     """
-    rows = evaluations.loc[(evaluations["finding"] == "average") & ~evaluations["attribute"].str.contains("*", regex=False)]
+    rows = evaluations.loc[
+        (evaluations["finding"] == "average") & ~evaluations["attribute"].str.contains("*", regex=False)
+    ]
     rows = rows.loc[rows["metric"].isin(list(metrics)) & rows["reference"].isin(["", "rest"])]
     groups = rows.drop_duplicates("group").set_index("group")["label"]
     if len(groups) < 2:
         return None
     budgets = sorted(set(rows["epsilon"]), reverse=True)
-    figure = Figure(figsize=(0.9 + len(metrics) * (0.62 * len(budgets) + 0.35), 0.9 + 0.36 * len(groups)), layout="constrained")
+    figure = Figure(
+        figsize=(0.9 + len(metrics) * (0.62 * len(budgets) + 0.35), 0.9 + 0.36 * len(groups)),
+        layout="constrained",
+    )
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False).ravel()
     for panel, metric in zip(panels, metrics, strict=True):
         own = rows.loc[rows["metric"] == metric].set_index(["group", "epsilon"])
         cells = [[own.loc[(g, e)] if (g, e) in own.index else None for e in budgets] for g in groups.index]
-        values = np.array([[np.nan if cell is None else cell["value"] for cell in line] for line in cells], np.float64)
+        values = np.array(
+            [[np.nan if cell is None else cell["value"] for cell in line] for line in cells], np.float64
+        )
         is_difference = metric.endswith(("_difference", "_vs_rest", "_vs_best"))
         limits: dict[str, Any] = {"cmap": "cividis_r" if BETTER.get(metric) == "lower" else "cividis"}
         if is_difference:
             # Differences of a few thousandths are not to look like large ones.
-            span = max(LEAST_SPAN, np.nanmax(np.abs(values), initial=0)) if np.isfinite(values).any() else LEAST_SPAN
+            span = (
+                max(LEAST_SPAN, np.nanmax(np.abs(values), initial=0))
+                if np.isfinite(values).any()
+                else LEAST_SPAN
+            )
             limits = {"cmap": "PuOr", "vmin": -span, "vmax": span}
         image = panel.imshow(np.ma.masked_invalid(values), aspect="auto", **limits)
         for (y, x), value in np.ndenumerate(values):
-            _cell(panel, image, cells[y][x], (x, y), f"{round(value, 3) + 0.0:+.3f}" if is_difference else f"{value:.2f}")
+            _cell(
+                panel,
+                image,
+                cells[y][x],
+                (x, y),
+                f"{round(value, 3) + 0.0:+.3f}" if is_difference else f"{value:.2f}",
+            )
         panel.set_title(metric.replace("_", " ").replace("auroc", "AUROC"), fontsize=8, loc="left")
-        panel.set_xticks(range(len(budgets)), ["non-private" if np.isinf(e) else f"{e:g}" for e in budgets], fontsize=7)
+        panel.set_xticks(
+            range(len(budgets)), ["non-private" if np.isinf(e) else f"{e:g}" for e in budgets], fontsize=7
+        )
         panel.tick_params(axis="x", rotation=35 if np.isinf(budgets).any() else 0)
         panel.set_yticks(range(len(groups)), list(groups), fontsize=7)
         panel.set_xlabel("privacy budget ε (* fewer findings; hatched: not defined)", fontsize=7)
@@ -226,7 +275,9 @@ def _cell(panel: Axes, image: AxesImage, cell: pd.Series | None, at: tuple[int, 
     if cell is None:
         return
     if np.isnan(cell["value"]):
-        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.93", edgecolor="0.7", hatch="///", lw=0))
+        panel.add_patch(
+            Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.93", edgecolor="0.7", hatch="///", lw=0)
+        )
         return
     ink = _ink(image.to_rgba(np.asarray(cell["value"], np.float64)))
     text += "*" * str(cell["note"]).startswith("over ")
@@ -243,7 +294,9 @@ def _ink(colour: Any) -> str:
 
 
 def _apart(budgets: list[float]) -> list[float]:
-    """The finite budgets, leaving out those too close to an earlier one for both to be written under a logarithmic axis."""
+    """The finite budgets, leaving out those too close to an earlier one for both to be written under a
+    logarithmic axis.
+    """
     kept: list[float] = []
     for budget in budgets:
         if np.isfinite(budget) and all(abs(np.log(budget / other)) > 0.25 for other in kept):
@@ -259,11 +312,20 @@ def _draw_private(panel: Axes, rows: pd.DataFrame, *, moved: float = 1.0, **styl
     at = private["epsilon"] * moved
     panel.plot(at, private["mean"], **style)
     if {"ci_low", "ci_high"} <= set(private):
-        panel.vlines(at, private["ci_low"], private["ci_high"], color=style["color"], lw=style["lw"], zorder=style["zorder"])
+        panel.vlines(
+            at,
+            private["ci_low"],
+            private["ci_high"],
+            color=style["color"],
+            lw=style["lw"],
+            zorder=style["zorder"],
+        )
 
 
 def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
-    _draw_private(panel, rows, marker="o", color=PRIVATE, lw=1.5, ms=5, label="private (95 % interval)", zorder=4)
+    _draw_private(
+        panel, rows, marker="o", color=PRIVATE, lw=1.5, ms=5, label="private (95 % interval)", zorder=4
+    )
     for row in rows.loc[np.isinf(rows["epsilon"])].to_dict("records"):
         panel.axhline(row["mean"], color=NON_PRIVATE, lw=1.5, label="non-private (95 % interval)", zorder=3)
         if np.isfinite([row.get("ci_low", np.nan), row.get("ci_high", np.nan)]).all():
@@ -281,7 +343,15 @@ def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:
     private = rows.loc[np.isfinite(rows["epsilon"])].sort_values(by="epsilon")
     if not private.empty:
         panel.plot(
-            private["epsilon"], private["mean"], "s--", color=PAPER, mfc="white", lw=1, ms=4, label="paper, private", zorder=1
+            private["epsilon"],
+            private["mean"],
+            "s--",
+            color=PAPER,
+            mfc="white",
+            lw=1,
+            ms=4,
+            label="paper, private",
+            zorder=1,
         )
     for mean in rows.loc[np.isinf(rows["epsilon"]), "mean"]:
         panel.axhline(mean, color=PAPER, lw=1, ls=":", label="paper, non-private", zorder=1)

@@ -1,4 +1,6 @@
-"""The tables of `report.html`: evaluations and comparisons as rows of cells that know what they are sorted by."""
+"""The tables of `report.html`: evaluations and comparisons as rows of cells that know what they are sorted
+by.
+"""
 
 import dataclasses
 import math
@@ -53,7 +55,11 @@ class Cell:
             return None
         if math.isnan(self.key):
             return ""
-        return repr(float(self.key)) if math.isfinite(self.key) else ("Infinity" if self.key > 0 else "-Infinity")
+        return (
+            repr(float(self.key))
+            if math.isfinite(self.key)
+            else ("Infinity" if self.key > 0 else "-Infinity")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +126,8 @@ def finding_table(evaluation: pd.DataFrame) -> Table:
         lines.append((name, count(first["n"]), count(first["positives"]), *metrics, _delong(first), shown))
     return Table(
         "Findings",
-        "Each finding on the test films, with its 95 % interval. The average is the mean over the findings that are defined; "
+        "Each finding on the test films, with its 95 % interval. The average is the mean over the findings "
+        "that are defined; "
         "its interval is that of the mean. DeLong's interval of the AUROC is a check that needs no redraws.",
         ("Finding", "Films", "Positives", *(metric_name(m) for m in METRICS), "AUROC by DeLong", "Threshold"),
         tuple(lines[:-1]),
@@ -140,7 +147,9 @@ def group_table(evaluation: pd.DataFrame, *, crossed: bool) -> Table | None:
         evaluation: table of `evaluate.evaluate`.
         crossed: the groups of several attributes at once, instead of those of one.
     """
-    rows = evaluation.loc[(evaluation["finding"] == "average") & evaluation["metric"].isin(list(GROUP_METRICS))]
+    rows = evaluation.loc[
+        (evaluation["finding"] == "average") & evaluation["metric"].isin(list(GROUP_METRICS))
+    ]
     of_groups = rows.loc[rows["attribute"].astype(str).str.contains("*", regex=False) == crossed]
     groups = of_groups.loc[(of_groups["metric"] == "auroc") & (of_groups["group"] != "all")]
     if groups.empty:
@@ -153,11 +162,15 @@ def group_table(evaluation: pd.DataFrame, *, crossed: bool) -> Table | None:
         return (Cell(label), count(n), *own, estimated(ill.get((group,))))
 
     everyone = cells["all", "auroc"]
-    lines = [line(g, label, n) for g, label, n in zip(groups["group"], groups["label"], groups["n"], strict=True)]
+    lines = [
+        line(g, label, n) for g, label, n in zip(groups["group"], groups["label"], groups["n"], strict=True)
+    ]
     return Table(
         "Groups of two attributes" if crossed else "Groups",
-        "Means over the findings, with 95 % intervals; differences are paired. A group is 'too small' if it has too few films "
-        "or positives to be judged. The best group is chosen on these very films, so that differences to it lean to the worse.",
+        "Means over the findings, with 95 % intervals; differences are paired. A group is 'too small' if it "
+        "has too few films "
+        "or positives to be judged. The best group is chosen on these very films, so that differences to it "
+        "lean to the worse.",
         ("Group", "Films", *GROUP_METRICS.values(), "Ill, but no finding called"),
         tuple(lines),
         (line("all", "Everyone", everyone["n"]),),
@@ -172,13 +185,17 @@ def group_by_finding_table(evaluation: pd.DataFrame, metric: str = "auroc") -> T
     if len(groups) < 2:
         return None
     lines = [
-        (Cell("Everyone" if g == "all" else str(label)), *(estimated(cells.get((str(g), f))) for f in findings))
+        (
+            Cell("Everyone" if g == "all" else str(label)),
+            *(estimated(cells.get((str(g), f))) for f in findings),
+        )
         for g, label in zip(groups["group"], groups["label"], strict=True)
     ]
     names = ["Average" if f == "average" else title(f) for f in findings]
     return Table(
         f"{metric_name(metric)} of each finding in each group",
-        f"{metric_name(metric)} with its 95 % interval. Each metric of each finding and group is in evaluation.csv.",
+        f"{metric_name(metric)} with its 95 % interval. Each metric of each finding and group is in "
+        "evaluation.csv.",
         ("Group", *names),
         tuple(lines[1:]),
         tuple(lines[:1]),
@@ -191,11 +208,16 @@ def gap_table(evaluation: pd.DataFrame) -> Table | None:
     if rows.empty:
         return None
     cells = _by(rows, "attribute", "metric")
-    lines = [(Cell(a), *(estimated(cells.get((a, gap))) for gap in GAPS)) for a in dict.fromkeys(rows["attribute"].astype(str))]
+    lines = [
+        (Cell(a), *(estimated(cells.get((a, gap))) for gap in GAPS))
+        for a in dict.fromkeys(rows["attribute"].astype(str))
+    ]
     return Table(
         "Largest differences between groups",
-        "The largest difference between any two groups of an attribute, averaged over findings, with the 95 % interval for the "
-        "two groups furthest apart. They are chosen on these very films, so that the values lean away from zero.",
+        "The largest difference between any two groups of an attribute, averaged over findings, with the 95 "
+        "% interval for the "
+        "two groups furthest apart. They are chosen on these very films, so that the values lean away from "
+        "zero.",
         ("Attribute", *(metric_name(gap) for gap in GAPS)),
         tuple(lines),
     )
@@ -221,13 +243,28 @@ def comparison_tables(comparison: pd.DataFrame, a: str, b: str) -> tuple[Table, 
     holm = "p after Holm's correction for the number of findings; DeLong's p is a check without redraws."
     tables = [
         _differences(
-            "By metric", f"{how} Means over the findings.", "Metric", metrics, a, b, lambda r: metric_name(str(r["metric"]))
+            "By metric",
+            f"{how} Means over the findings.",
+            "Metric",
+            metrics,
+            a,
+            b,
+            lambda r: metric_name(str(r["metric"])),
         ),
-        _differences("By finding", f"{how} AUROC; {holm}", "Finding", findings, a, b, lambda r: title(str(r["finding"]))),
+        _differences(
+            "By finding",
+            f"{how} AUROC; {holm}",
+            "Finding",
+            findings,
+            a,
+            b,
+            lambda r: title(str(r["finding"])),
+        ),
         _differences("AUROC by group", f"{how} Average AUROC of each group.", "Group", areas, a, b, _label),
         _differences(
             "Parity by group",
-            f"{how} Average accuracy of the group minus that of all others: how a group's distance to the others changes.",
+            f"{how} Average accuracy of the group minus that of all others: how a group's distance to the "
+            "others changes.",
             "Group",
             parity,
             a,
@@ -255,13 +292,18 @@ def _differences(
     corrected = bool(rows["p_holm"].notna().any())
     for row in rows.to_dict("records"):
         least = 2 / (float(row["redraws"]) + 1)
-        cells = [Cell(number(row[v]) if not math.isnan(row[v]) else "–", key=float(row[v])) for v in ("value_a", "value_b")]
+        cells = [
+            Cell(number(row[v]) if not math.isnan(row[v]) else "–", key=float(row[v]))
+            for v in ("value_a", "value_b")
+        ]
         p = [_p_cell(row["p_value"], least)]
         if corrected:
             smallest = min(1.0, least * float(np.isfinite(np.asarray(rows["p_value"], np.float64)).sum()))
             p.append(_p_cell(row["p_holm"], smallest))
             p.append(_p_cell(row["delong_p"]))
-        lines.append((Cell(named(row)), count(row["n"]), *cells, estimated(row, "difference", with_sign=True), *p))
+        lines.append(
+            (Cell(named(row)), count(row["n"]), *cells, estimated(row, "difference", with_sign=True), *p)
+        )
     heads = (first, "Films", a, b, "Difference", "p", *(("p (Holm)", "p (DeLong)") if corrected else ()))
     return Table(name, caption, heads, tuple(lines))
 
@@ -275,12 +317,17 @@ def correlation_table(correlations: pd.DataFrame) -> Table:
     """The paper's correlations with their intervals and numbers of points."""
     lines = []
     for row in correlations.to_dict("records"):
-        paper = Cell("", key=np.nan) if math.isnan(row["paper_r"]) else Cell(number(row["paper_r"], 2), key=row["paper_r"])
+        paper = (
+            Cell("", key=np.nan)
+            if math.isnan(row["paper_r"])
+            else Cell(number(row["paper_r"], 2), key=row["paper_r"])
+        )
         r = estimated(row, "r", with_sign=True)
         lines.append((Cell(str(row["analysis"])), r, count(row["n"]), _p_cell(row["p_value"]), paper))
     return Table(
         "Correlations",
-        "Pearson's r with its 95 % interval, as if the points were independent, and the number of points that it rests on.",
+        "Pearson's r with its 95 % interval, as if the points were independent, and the number of points "
+        "that it rests on.",
         ("Analysis", "r", "Points", "p", "r in the paper"),
         tuple(lines),
     )
@@ -292,7 +339,9 @@ def text_table(name: str, caption: str, frame: pd.DataFrame) -> Table:
         (Cell(str(index)), *(Cell(_with_minus(str(text)), key=_leading(str(text))) for text in row))
         for index, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)
     ]
-    return Table(name, caption, (str(frame.index.name or ""), *(str(column) for column in frame.columns)), tuple(lines))
+    return Table(
+        name, caption, (str(frame.index.name or ""), *(str(column) for column in frame.columns)), tuple(lines)
+    )
 
 
 def _with_minus(text: str) -> str:
@@ -308,4 +357,9 @@ def _leading(text: str) -> float | None:
 
 def pair_table(name: str, caption: str, heads: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Table:
     """A table of names and values."""
-    return Table(name, caption, tuple(heads), tuple((Cell(key), Cell(value, key=_leading(value))) for key, value in pairs))
+    return Table(
+        name,
+        caption,
+        tuple(heads),
+        tuple((Cell(key), Cell(value, key=_leading(value))) for key, value in pairs),
+    )

@@ -1,7 +1,9 @@
-"""`report.html`: what was trained, on whom, how well it works, for whom worse, and what privacy costs, as one file.
+"""`report.html`: what was trained, on whom, how well it works, for whom worse, and what privacy costs, as one
+file.
 
-The page holds its style, its script and its figures, and forbids itself to load anything (content security policy). Whatever
-comes from data or file names is escaped. Its numbers are those of `evaluation.csv` and `comparisons.csv`.
+The page holds its style, its script and its figures, and forbids itself to load anything (content security
+policy). Whatever comes from data or file names is escaped. Its numbers are those of `evaluation.csv` and
+`comparisons.csv`.
 """
 
 import base64
@@ -48,11 +50,13 @@ from jaxcxr.report.screen import how, worst_off
 PAGE = "report.html"
 
 STAYS = (
-    "This page stays where the data stay: its counts and figures are computed from patients' films without noise, and the "
+    "This page stays where the data stay: its counts and figures are computed from patients' films without "
+    "noise, and the "
     "privacy guarantee of the model does not cover them."
 )
 DRAWN = (
-    "Drawn films, no patients: these numbers say that the software works, and nothing about patients. From real films such a "
+    "Drawn films, no patients: these numbers say that the software works, and nothing about patients. From "
+    "real films such a "
     "page stays where the data stay."
 )
 
@@ -103,7 +107,9 @@ def page_html(page: Page) -> str:
     script = resources.files("jaxcxr.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Our own script goes in as it is; everything else is escaped.
-    return render("page.html", page=page, version=__version__, script=Markup(script), script_hash=f"sha256-{digest}")
+    return render(
+        "page.html", page=page, version=__version__, script=Markup(script), script_hash=f"sha256-{digest}"
+    )
 
 
 def write_page(page: Page, folder: Path) -> Path:
@@ -149,27 +155,46 @@ def run_page(
     private = facts is not None and facts.private
     sections = [Section("Findings", (finding_table(evaluation),))]
     if comparison is not None:
-        sections.append(Section("Against the non-private model", comparison_tables(comparison, "Non-private", "This model")))
-    groups = [group_table(evaluation, crossed=False), group_by_finding_table(evaluation), gap_table(evaluation)]
+        sections.append(
+            Section(
+                "Against the non-private model", comparison_tables(comparison, "Non-private", "This model")
+            )
+        )
+    groups = [
+        group_table(evaluation, crossed=False),
+        group_by_finding_table(evaluation),
+        gap_table(evaluation),
+    ]
     groups.append(group_table(evaluation, crossed=True))
     sections.append(Section("Groups of patients", tuple(t for t in groups if t is not None)))
     drawn = drawings(_curves(figures)) if figures is not None else ()
     sections.append(Section("Curves", figures=drawn))
     sections.append(Section("Films", film_tables(films, findings)))
     if facts is not None:
-        sections.append(Section("Settings", (pair_table("Settings", SETTINGS, ("Setting", "Value"), said.settings(facts)),)))
+        sections.append(
+            Section(
+                "Settings", (pair_table("Settings", SETTINGS, ("Setting", "Value"), said.settings(facts)),)
+            )
+        )
     trained = (
-        "A model from elsewhere: how it was trained is not known here." if facts is None else said.trained(facts, findings)
+        "A model from elsewhere: how it was trained is not known here."
+        if facts is None
+        else said.trained(facts, findings)
     )
     promise = "Not known: this is about a predictions file alone." if facts is None else said.promise(facts)
     return Page(
         title=f"Report: {name}",
-        lead="One model for chest radiographs: what it was trained on, how well it works, and for whom worse.",
+        lead="One model for chest radiographs: what it was trained on, how well it works, and for whom "
+        "worse.",
         stays=DRAWN if facts is not None and facts.synthetic else STAYS,
         facts=(
             Fact("Trained", "", trained),
             Fact("On whom", "", said.cohort(facts, films, predictions)),
-            Fact("Privacy", f"ε = {facts.spent.upper:.4g}" if facts is not None and facts.spent else "", promise),
+            Fact(
+                "Privacy",
+                f"ε = {facts.spent.upper:.4g}" if facts is not None and facts.spent else "",
+                promise,
+            ),
             _auroc_fact(evaluation, comparison, private=private),
             _worst_fact(evaluation, "auroc"),
             _worst_fact(evaluation, "accuracy"),
@@ -192,12 +217,14 @@ def _curves(folder: Path) -> dict[Path, tuple[str, str]]:
     return {
         folder / "roc.svg": (
             "ROC curves",
-            "True against false positive rate of each finding on the test films, with a pointwise 95 % band; the AUROCs are in "
+            "True against false positive rate of each finding on the test films, with a pointwise 95 % band; "
+            "the AUROCs are in "
             "the table of findings.",
         ),
         folder / "calibration.svg": (
             "Calibration curves",
-            "Share of positives against predicted probability, with 95 % intervals; bins with fewer than ten films are left "
+            "Share of positives against predicted probability, with 95 % intervals; bins with fewer than ten "
+            "films are left "
             "out.",
         ),
     }
@@ -207,7 +234,13 @@ def film_tables(films: pd.DataFrame | None, findings: Sequence[str]) -> tuple[Ta
     """The paper's Table 1, if there is a manifest."""
     if films is None:
         return ()
-    return (text_table("Table 1", CAPTIONS["table_1"], table_1(films, findings).set_index("statistic").rename_axis("Films")),)
+    return (
+        text_table(
+            "Table 1",
+            CAPTIONS["table_1"],
+            table_1(films, findings).set_index("statistic").rename_axis("Films"),
+        ),
+    )
 
 
 def _auroc_fact(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, private: bool) -> Fact:
@@ -225,7 +258,9 @@ def _auroc_fact(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, pr
 
 def _paired(row: Mapping[str, Any]) -> str:
     text = f"non-private minus private {signed(row['difference'])} ({between(row['ci_low'], row['ci_high'])})"
-    return text if leaves_out_zero(row["ci_low"], row["ci_high"]) else f"{text}: not distinguishable from zero"
+    return (
+        text if leaves_out_zero(row["ci_low"], row["ci_high"]) else f"{text}: not distinguishable from zero"
+    )
 
 
 def _worst_fact(evaluation: pd.DataFrame, metric: str) -> Fact:
@@ -247,7 +282,9 @@ def _behind(worst: Mapping[str, Any]) -> str:
     return f"{text}; {p_text(float(worst['p_holm']), float(worst['p_least']))} for the worst of {worst['groups']} groups"
 
 
-def comparison_page(comparison: pd.DataFrame, names: tuple[str, str], facts: tuple[Facts | None, Facts | None]) -> Page:
+def comparison_page(
+    comparison: pd.DataFrame, names: tuple[str, str], facts: tuple[Facts | None, Facts | None]
+) -> Page:
     """The page of two models on the same films.
 
     Args:

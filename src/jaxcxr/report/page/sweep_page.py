@@ -1,5 +1,5 @@
-"""The page of a sweep: the models side by side, what privacy costs and who pays, and the paper's tables and figures from our
-numbers.
+"""The page of a sweep: the models side by side, what privacy costs and who pays, and the paper's tables and
+figures from our numbers.
 """
 
 import dataclasses
@@ -12,10 +12,22 @@ import pandas as pd
 
 from jaxcxr.report import run_facts as said
 from jaxcxr.report.conclusions import estimate, number, signed, sweep_conclusions
-from jaxcxr.report.page.page_tables import Cell, Table, comparison_tables, correlation_table, estimated, text_table
+from jaxcxr.report.page.page_tables import (
+    Cell,
+    Table,
+    comparison_tables,
+    correlation_table,
+    estimated,
+    text_table,
+)
 from jaxcxr.report.page.run_page import DRAWN, STAYS, Fact, Page, Section, as_sentence, drawings, film_tables
 from jaxcxr.report.paper.paper_tables import CAPTIONS, budget, table_2, table_3
-from jaxcxr.report.paper.supplementary_tables import caption, paper_results, same_findings_as_paper, supplementary_table
+from jaxcxr.report.paper.supplementary_tables import (
+    caption,
+    paper_results,
+    same_findings_as_paper,
+    supplementary_table,
+)
 from jaxcxr.report.run_facts import Facts
 from jaxcxr.report.screen import how, worst_off
 
@@ -52,19 +64,27 @@ def sweep_page(
     private = [f for e, f in sorted(facts.items(), reverse=True) if math.isfinite(e)]
     described = private[0] if private else next(iter(facts.values()), None)
     deltas = sorted({f"{f.run['delta']:g}" for f in private})
-    units = sorted({said.UNITS.get(str((f.config.get("privacy") or {}).get("unit", "image")), "") for f in private})
+    units = sorted(
+        {said.UNITS.get(str((f.config.get("privacy") or {}).get("unit", "image")), "") for f in private}
+    )
     promised = (
-        f"δ = {', '.join(deltas)}; for {' or '.join(units)} added or removed, and for each model on its own" if private else ""
+        f"δ = {', '.join(deltas)}; for {' or '.join(units)} added or removed, and for each model on its own"
+        if private
+        else ""
     )
     sections = _sweep_sections(evaluations, summary, findings, films, comparisons, correlations, folder)
     budgets = sorted((e for e in set(evaluations["epsilon"]) if math.isfinite(e)), reverse=True)
-    text = "A model for each privacy budget" + (", and one without privacy" if np.isinf(evaluations["epsilon"]).any() else "")
+    text = "A model for each privacy budget" + (
+        ", and one without privacy" if np.isinf(evaluations["epsilon"]).any() else ""
+    )
     return Page(
         title=f"Report: {name}",
         lead=f"{text}: what privacy costs, and who pays.",
         stays=DRAWN if described is not None and described.synthetic else STAYS,
         facts=(
-            Fact("Trained", "", "Not known here." if described is None else said.trained(described, findings)),
+            Fact(
+                "Trained", "", "Not known here." if described is None else said.trained(described, findings)
+            ),
             Fact("On whom", "", said.cohort(described, films, predictions)),
             Fact(
                 "Privacy",
@@ -89,7 +109,9 @@ def _overview(
     untouched: pd.DataFrame | None,
 ) -> Table:
     paper = paper_results() if same_findings_as_paper(summary) else paper_results().iloc[:0]
-    paper = paper.loc[(paper["finding"] == "average") & (paper["metric"] == "auroc")].set_index("epsilon")["mean"]
+    paper = paper.loc[(paper["finding"] == "average") & (paper["metric"] == "auroc")].set_index("epsilon")[
+        "mean"
+    ]
     lines = []
     for epsilon in sorted({float(e) for e in evaluations["epsilon"]}, reverse=True):
         own = evaluations.loc[evaluations["epsilon"] == epsilon]
@@ -104,21 +126,40 @@ def _overview(
                 estimated(estimate(own, "auroc")),
                 Cell("–", key=np.nan) if paired is None else estimated(paired, "difference", with_sign=True),
                 *(_worst_cell(own, metric) for metric in ("auroc", "accuracy")),
-                Cell(number(paper[epsilon], 2), key=float(paper[epsilon])) if epsilon in paper.index else Cell("–", key=np.nan),
+                Cell(number(paper[epsilon], 2), key=float(paper[epsilon]))
+                if epsilon in paper.index
+                else Cell("–", key=np.nan),
             )
         )
     if untouched is not None:
         blank = Cell("–", key=np.nan)
         worst = tuple(_worst_cell(untouched, metric) for metric in ("auroc", "accuracy"))
         lines.append(
-            (Cell("before training", key=np.nan), blank, estimated(estimate(untouched, "auroc")), blank, *worst, blank)
+            (
+                Cell("before training", key=np.nan),
+                blank,
+                estimated(estimate(untouched, "auroc")),
+                blank,
+                *worst,
+                blank,
+            )
         )
     return Table(
         "Models",
-        "Average AUROC with its 95 % interval; non-private minus private on the same films and redraws; and the group furthest "
-        "below all others. A difference whose interval holds zero is not distinguishable from zero. The paper's patients are "
+        "Average AUROC with its 95 % interval; non-private minus private on the same films and redraws; and "
+        "the group furthest "
+        "below all others. A difference whose interval holds zero is not distinguishable from zero. The "
+        "paper's patients are "
         "others.",
-        ("Budget", "ε spent", "AUROC", "AUROC lost", "Worst-off by AUROC", "Worst-off by accuracy", "AUROC in the paper"),
+        (
+            "Budget",
+            "ε spent",
+            "AUROC",
+            "AUROC lost",
+            "Worst-off by AUROC",
+            "Worst-off by accuracy",
+            "AUROC in the paper",
+        ),
         tuple(lines),
     )
 
@@ -132,11 +173,20 @@ def _worst_cell(evaluation: pd.DataFrame, metric: str) -> Cell:
 
 
 SWEEP_FIGURES: Mapping[str, tuple[str, str]] = {
-    "figure_2": ("Figure 2", "Averages over findings against the privacy budget, with 95 % intervals; the paper's in grey."),
-    "figures/figure_3": ("Figure 3", "AUROC of the private model against training films with the finding; its loss in colour."),
+    "figure_2": (
+        "Figure 2",
+        "Averages over findings against the privacy budget, with 95 % intervals; the paper's in grey.",
+    ),
+    "figures/figure_3": (
+        "Figure 3",
+        "AUROC of the private model against training films with the finding; its loss in colour.",
+    ),
     "figures/figure_4": ("Figure 4", "Averages over findings by sex, against the privacy budget."),
     "figures/figure_4_age": ("Figure 4 by age", "Averages over findings by age, against the privacy budget."),
-    "figures/heat_map": ("Heat map", "Averages over findings by group and budget, each with its 95 % interval."),
+    "figures/heat_map": (
+        "Heat map",
+        "Averages over findings by group and budget, each with its 95 % interval.",
+    ),
     "figures/figure_s1": ("Figure S1", "Ages by sex and split."),
     "figures/figure_s2": ("Figure S2", "Comorbidities by group, all films."),
     "figures/figure_s3": ("Figure S3", "Comorbidities by group, training films."),
@@ -153,20 +203,33 @@ def _sweep_sections(
     correlations: pd.DataFrame | None,
     folder: Path | None,
 ) -> list[Section]:
-    drawn = drawings({folder / f"{stem}.svg": text for stem, text in SWEEP_FIGURES.items()}) if folder is not None else ()
+    drawn = (
+        drawings({folder / f"{stem}.svg": text for stem, text in SWEEP_FIGURES.items()})
+        if folder is not None
+        else ()
+    )
     of_films = tuple(d for d in drawn if d.name.startswith("Figure S"))
-    # Groups have four columns each in the paper's layout: too wide for a screen, so that budgets are the columns here.
+    # Groups have four columns each in the paper's layout: too wide for a screen, so that budgets are the
+    # columns here.
     by_group = table_3(evaluations).T.rename_axis("Group and metric")
     sections = [
         Section("Figures", figures=tuple(d for d in drawn if d not in of_films)),
-        Section("AUROC by finding", (text_table("Table 2", CAPTIONS["table_2"], table_2(evaluations, comparisons)),)),
-        Section("Groups of patients", (text_table("Table 3", CAPTIONS["table_3"], by_group),) if len(by_group) else ()),
+        Section(
+            "AUROC by finding",
+            (text_table("Table 2", CAPTIONS["table_2"], table_2(evaluations, comparisons)),),
+        ),
+        Section(
+            "Groups of patients",
+            (text_table("Table 3", CAPTIONS["table_3"], by_group),) if len(by_group) else (),
+        ),
     ]
     if comparisons is not None:
         tables = [
             dataclasses.replace(table, name=f"{budget(epsilon)}: {table.name}")
             for epsilon in sorted(set(comparisons["epsilon"]), reverse=True)
-            for table in comparison_tables(comparisons.loc[comparisons["epsilon"] == epsilon], "Non-private", "Private")
+            for table in comparison_tables(
+                comparisons.loc[comparisons["epsilon"] == epsilon], "Non-private", "Private"
+            )
         ]
         sections.append(Section("Against the non-private model", tuple(tables)))
     if correlations is not None and not correlations.empty:

@@ -1,9 +1,11 @@
-"""Who is in a cohort: the paper's Table 1, its figures of comorbidities, and a data card, beside the paper's values.
+"""Who is in a cohort: the paper's Table 1, its figures of comorbidities, and a data card, beside the paper's
+values.
 
 Everything here is computed exactly, without noise, from the manifest: it is as private as the manifest.
 
-Source: the paper, Table 1 and Figures S1 to S4. The paper does not say what a comorbidity is; the number of a film's positive
-findings is meant, for the counts of Table 1 give 1.07 of them a film, and the paper's mean is 1.1.
+Source: the paper, Table 1 and Figures S1 to S4. The paper does not say what a comorbidity is; the number of a
+film's positive findings is meant, for the counts of Table 1 give 1.07 of them a film, and the paper's mean is
+1.1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,9 @@ PAPER_COMORBIDITIES: Mapping[str, tuple[tuple[float, float], ...]] = {
     "train": ((0.8, 1.2), (1.0, 1.3), (1.1, 1.3), (1.1, 1.2), (1.1, 1.3), (1.0, 1.2), (1.1, 1.3), (1.1, 1.3)),
     "test": ((0.9, 1.4), (1.0, 1.3), (1.1, 1.3), (1.1, 1.2), (1.1, 1.3), (1.0, 1.3), (1.1, 1.3), (1.1, 1.3)),
 }
-"""Mean and standard deviation of the groups, from the captions of Figures S2 (all), S3 (training) and S4 (test)."""
+"""Mean and standard deviation of the groups, from the captions of Figures S2 (all), S3 (training) and S4
+(test).
+"""
 
 _PAPER_NAMES = {
     "pneumonic_infiltrates_right": "pneumonic infiltration right",
@@ -39,9 +43,13 @@ _MOST = 8
 
 
 def comorbidities(manifest: pd.DataFrame, findings: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Comorbidities of each film: the manifest's column, or else the number of its positive findings; NaN where unknown."""
+    """Comorbidities of each film: the manifest's column, or else the number of its positive findings; NaN
+    where unknown.
+    """
     if "comorbidities" in manifest.columns:
-        return np.array([np.nan if pd.isna(count) else float(count) for count in manifest["comorbidities"].tolist()])
+        return np.array(
+            [np.nan if pd.isna(count) else float(count) for count in manifest["comorbidities"].tolist()]
+        )
     labels = manifest.loc[:, list(findings)].to_numpy(dtype=np.float64)
     return np.where(np.isnan(labels).all(axis=1), np.nan, (labels == 1).sum(axis=1))
 
@@ -50,11 +58,14 @@ def table_1(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
     """The paper's Table 1 for any manifest.
 
     Returns:
-        `statistic`, then `train`, `valid`, `test` and `all` as text, then the paper's `paper_train`, `paper_test` and
-        `paper_all` (empty where the paper has no such row). Rows of the paper come first; `Missing` rows say what is unknown.
+        `statistic`, then `train`, `valid`, `test` and `all` as text, then the paper's `paper_train`,
+        `paper_test` and `paper_all` (empty where the paper has no such row). Rows of the paper come first;
+        `Missing` rows say what is unknown.
     """
     paper = pd.read_csv(PAPER_TABLE_1, dtype=str).set_index("statistic")
-    columns = {split: manifest.loc[manifest["split"] == split] for split in ("train", "valid", "test")} | {"all": manifest}
+    columns = {split: manifest.loc[manifest["split"] == split] for split in ("train", "valid", "test")} | {
+        "all": manifest
+    }
     found = {split: _statistics(rows, findings) for split, rows in columns.items()}
     table = pd.DataFrame(found).rename_axis("statistic").reset_index()
     for split in ("train", "test", "all"):
@@ -85,7 +96,9 @@ def _statistics(rows: pd.DataFrame, findings: Sequence[str]) -> dict[str, str]:
     said["Missing: sex"] = str(int((sex == "unknown").sum()))
     said["Missing: view"] = str(rows["view"].tolist().count("unknown"))
     for finding in findings:
-        said[f"Missing: {finding.replace('_', ' ')}"] = str(int(np.isnan(rows[finding].to_numpy(dtype=np.float64)).sum()))
+        said[f"Missing: {finding.replace('_', ' ')}"] = str(
+            int(np.isnan(rows[finding].to_numpy(dtype=np.float64)).sum())
+        )
     return said
 
 
@@ -95,7 +108,9 @@ def _spread(values: np.ndarray) -> str:
 
 
 def comorbidity_table(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
-    """Comorbidities by split and group: `split`, `group`, `n`, `mean`, `std`, and the paper's `paper_mean` and `paper_std`."""
+    """Comorbidities by split and group: `split`, `group`, `n`, `mean`, `std`, and the paper's `paper_mean`
+    and `paper_std`.
+    """
     rows = []
     for split in ("all", "train", "valid", "test"):
         part = manifest if split == "all" else manifest.loc[manifest["split"] == split]
@@ -115,9 +130,11 @@ def _groups(rows: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def figures_s(manifest: pd.DataFrame, findings: Sequence[str], out_dir: str | Path) -> list[Path]:
-    """Draw `figure_s1` (ages by sex and split) and `figure_s2` to `figure_s4` (comorbidities by group: all, training, test).
+    """Draw `figure_s1` (ages by sex and split) and `figure_s2` to `figure_s4` (comorbidities by group: all,
+    training, test).
 
-    The caption of the paper's Figure S1 is not in its text; ages are what Table 1 sums up. A split without films has no figure.
+    The caption of the paper's Figure S1 is not in its text; ages are what Table 1 sums up. A split without
+    films has no figure.
 
     Returns:
         The PNG and SVG files.
@@ -137,7 +154,11 @@ def _figure_ages(manifest: pd.DataFrame, out: Path) -> list[Path]:
     panels = figure.subplots(len(splits), 2, sharex=True, squeeze=False)
     for row, split in zip(panels, splits, strict=True):
         for panel, (sex, name) in zip(row, (("F", "female"), ("M", "male")), strict=True):
-            ages = manifest.loc[(manifest["split"] == split) & (manifest["sex"] == sex), "age"].dropna().to_numpy()
+            ages = (
+                manifest.loc[(manifest["split"] == split) & (manifest["sex"] == sex), "age"]
+                .dropna()
+                .to_numpy()
+            )
             panel.hist(ages, bins=np.arange(0, max(100.0, ages.max(initial=0)) + 5, 5), color=_BLUE)
             panel.set_title(f"{split}, {name}: n = {len(ages):,}, {_spread(ages)} years", fontsize=8)
             panel.set_ylabel("films", fontsize=8)
@@ -147,7 +168,9 @@ def _figure_ages(manifest: pd.DataFrame, out: Path) -> list[Path]:
     return _save(figure, out, "figure_s1")
 
 
-def _figure_comorbidities(part: pd.DataFrame, findings: Sequence[str], split: str, out: Path, name: str) -> list[Path]:
+def _figure_comorbidities(
+    part: pd.DataFrame, findings: Sequence[str], split: str, out: Path, name: str
+) -> list[Path]:
     counts = comorbidities(part, findings)
     figure = Figure(figsize=(7.2, 8.4), layout="constrained")
     panels = figure.subplots(4, 2, sharex=True).ravel()
@@ -165,7 +188,9 @@ def _figure_comorbidities(part: pd.DataFrame, findings: Sequence[str], split: st
         panel.set_xticks(range(_MOST + 1), [*map(str, range(_MOST)), f"{_MOST}+"])
         panel.tick_params(labelsize=7)
         panel.set_ylabel("films", fontsize=8)
-    figure.supxlabel("comorbidities (positive findings of a film); black: our mean, dashed: the paper's", fontsize=8)
+    figure.supxlabel(
+        "comorbidities (positive findings of a film); black: our mean, dashed: the paper's", fontsize=8
+    )
     return _save(figure, out, name)
 
 
@@ -189,7 +214,8 @@ def data_card(
     flagged: pd.DataFrame,
     duplicates: pd.DataFrame | None,
 ) -> str:
-    """A Markdown page on what a store holds: source, terms, counts, missing values, preprocessing, what was left out.
+    """A Markdown page on what a store holds: source, terms, counts, missing values, preprocessing, what was
+    left out.
 
     Args:
         manifest: of the store.
@@ -197,7 +223,8 @@ def data_card(
         description: its `store.json`.
         quarantine: files left out, `path` and `reason`.
         flagged: films used although odd, `path` and `reason`.
-        duplicates: pairs of nearly equal films of different patients (`split_a`, `split_b`), or None if nobody looked.
+        duplicates: pairs of nearly equal films of different patients (`split_a`, `split_b`), or None if
+            nobody looked.
     """
     sources = description.get("sources") or {}
     table = table_1(manifest, findings)
@@ -206,7 +233,11 @@ def data_card(
         "",
         "Computed exactly from patients' data: it stays where the data stay.",
         "",
-        *[f"- **{key.capitalize()}**: {sources[key]}" for key in ("name", "origin", "access", "licence") if sources.get(key)],
+        *[
+            f"- **{key.capitalize()}**: {sources[key]}"
+            for key in ("name", "origin", "access", "licence")
+            if sources.get(key)
+        ],
         f"- **Fingerprint**: `{description['fingerprint']}`",
         f"- **Films**: {len(manifest):,} of {manifest['patient_id'].nunique():,} patients, "
         f"{description['size']} x {description['size']} pixels, {description.get('dtype', 'uint8')}",
@@ -219,17 +250,26 @@ def data_card(
         "",
         *_markdown(
             table.loc[
-                ~table["statistic"].str.startswith("Missing"), ["statistic", "train", "valid", "test", "all", "paper_all"]
+                ~table["statistic"].str.startswith("Missing"),
+                ["statistic", "train", "valid", "test", "all", "paper_all"],
             ]
         ),
         "",
         "## Missing values",
         "",
-        *_markdown(table.loc[table["statistic"].str.startswith("Missing"), ["statistic", "train", "valid", "test", "all"]]),
+        *_markdown(
+            table.loc[
+                table["statistic"].str.startswith("Missing"), ["statistic", "train", "valid", "test", "all"]
+            ]
+        ),
         "",
         "## Left out",
         "",
-        *[f"- by choice: {count:,} ({reason})" for reason, count in (sources.get("excluded") or {}).items() if count],
+        *[
+            f"- by choice: {count:,} ({reason})"
+            for reason, count in (sources.get("excluded") or {}).items()
+            if count
+        ],
         *[f"- could not be used: {count:,} ({reason})" for reason, count in _reasons(quarantine)],
         *[f"- used, but odd: {count:,} ({reason})" for reason, count in _reasons(flagged)],
         _duplicates_line(duplicates),

@@ -1,5 +1,5 @@
-"""The paper's Tables 2 and 3 from our numbers, with the paper's own beside them where the cohort allows a comparison; Table 1
-is `cohort.table_1`.
+"""The paper's Tables 2 and 3 from our numbers, with the paper's own beside them where the cohort allows a
+comparison; Table 1 is `cohort.table_1`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,19 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.report.paper.cohort_tables import table_1
-from jaxcxr.report.paper.supplementary_tables import latex, markdown, paper_results, same_findings_as_paper, title
+from jaxcxr.report.paper.supplementary_tables import (
+    latex,
+    markdown,
+    paper_results,
+    same_findings_as_paper,
+    title,
+)
 
 SEXES: Mapping[str, str] = MappingProxyType({"F": "female", "M": "male"})
 PAPER_LARGEST = 7.89
-"""The budget whose loss the paper's Table 2 prints: 0.04 for congestion and 0.02 for every other finding and the average."""
+"""The budget whose loss the paper's Table 2 prints: 0.04 for congestion and 0.02 for every other finding and
+the average.
+"""
 
 
 def _paper(name: str) -> pd.DataFrame:
@@ -27,7 +35,10 @@ def sample_sizes(films: pd.DataFrame, findings: Sequence[str], split: str = "tra
     """Number of films with each finding in one split of a manifest, by finding; of `test` for predictions."""
     rows = films.loc[films["split"] == split]
     return pd.Series(
-        {f: float((rows[f if f in rows.columns else f"y_{f}"].to_numpy(np.float64) == 1).sum()) for f in findings},
+        {
+            f: float((rows[f if f in rows.columns else f"y_{f}"].to_numpy(np.float64) == 1).sum())
+            for f in findings
+        },
         dtype=np.float64,
     )
 
@@ -42,12 +53,13 @@ def table_2(evaluations: pd.DataFrame, comparisons: pd.DataFrame | None = None) 
 
     Args:
         evaluations: table of `tables.stack`.
-        comparisons: rows of `eval.compare.compare` of the non-private model against private ones, with a column `epsilon`; the
-            difference then has its paired interval.
+        comparisons: rows of `eval.compare.compare` of the non-private model against private ones, with a
+            column `epsilon`; the difference then has its paired interval.
 
     Returns:
-        Index: findings and Average. Columns: a text 'mean ± std' over redraws for each budget, falling, and for Non-DP, each
-        followed by the paper's where it has that budget; then the loss at the largest budget. Empty where not defined.
+        Index: findings and Average. Columns: a text 'mean ± std' over redraws for each budget, falling, and
+        for Non-DP, each followed by the paper's where it has that budget; then the loss at the largest
+        budget. Empty where not defined.
     """
     rows = evaluations.loc[(evaluations["group"] == "all") & (evaluations["metric"] == "auroc")]
     findings = [f for f in dict.fromkeys(rows["finding"]) if f != "average"] + ["average"]
@@ -85,14 +97,20 @@ def table_3(evaluations: pd.DataFrame, attributes: Sequence[str] = ("age", "sex"
         attributes: whose groups to show.
 
     Returns:
-        Index: the budgets, Non-DP first. Columns for each group: AUROC as 'mean ± std' over redraws and parity (the paper's
-        statistical parity difference: accuracy of the group minus that of all others) with its 95 % interval, each followed by
-        the paper's where it has that budget, group and our findings. A group that is too small says so.
+        Index: the budgets, Non-DP first. Columns for each group: AUROC as 'mean ± std' over redraws and
+            parity (the paper's
+        statistical parity difference: accuracy of the group minus that of all others) with its 95 % interval,
+        each followed by the paper's where it has that budget, group and our findings. A group that is too
+        small says so.
     """
-    rows = evaluations.loc[(evaluations["finding"] == "average") & evaluations["attribute"].isin(list(attributes))]
+    rows = evaluations.loc[
+        (evaluations["finding"] == "average") & evaluations["attribute"].isin(list(attributes))
+    ]
     paper = _paper("table_3.csv")
     paper["group"] = paper["group"].replace({f"sex_{name}": f"sex_{code}" for code, name in SEXES.items()})
-    if not same_findings_as_paper(evaluations.loc[(evaluations["group"] == "all") & (evaluations["metric"] == "auroc")]):
+    if not same_findings_as_paper(
+        evaluations.loc[(evaluations["group"] == "all") & (evaluations["metric"] == "auroc")]
+    ):
         paper = paper.iloc[:0]
     groups = rows.loc[rows["reference"] == "rest"].drop_duplicates("group")
     budgets = sorted(set(rows["epsilon"]), reverse=True)
@@ -104,7 +122,9 @@ def table_3(evaluations: pd.DataFrame, attributes: Sequence[str] = ("age", "sex"
         theirs = paper.loc[paper["group"] == name].set_index("epsilon")
         columns[f"{label} AUROC"] = [_mean_std(auroc, e, "bootstrap_mean") for e in budgets]
         if len(theirs.index.intersection(budgets)):
-            columns[f"{label} AUROC (paper)"] = [_mean_std(theirs, e, "auroc_mean", "auroc_std") for e in budgets]
+            columns[f"{label} AUROC (paper)"] = [
+                _mean_std(theirs, e, "auroc_mean", "auroc_std") for e in budgets
+            ]
         columns[f"{label} parity"] = [_interval(parity, e, "value") for e in budgets]
         if len(theirs.index.intersection(budgets)):
             difference = theirs["statistical_parity_difference"]
@@ -141,13 +161,19 @@ def _number(value: float) -> str:
 
 CAPTIONS: Mapping[str, str] = MappingProxyType(
     {
-        "table_1": "Numbers of films, their patients' ages and sexes, and their findings; the last columns are the paper's.",
-        "table_2": "AUROC with and without differentially private training: mean ± standard deviation over bootstrap redraws, "
-        "for the average that of the average itself. The last column is the loss, with its paired 95 % interval where there is "
+        "table_1": "Numbers of films, their patients' ages and sexes, and their findings; the last columns "
+        "are the paper's.",
+        "table_2": "AUROC with and without differentially private training: mean ± standard deviation over "
+        "bootstrap redraws, "
+        "for the average that of the average itself. The last column is the loss, with its paired 95 % "
+        "interval where there is "
         "one.",
-        "table_3": "Average AUROC (mean ± standard deviation over bootstrap redraws; the paper's ± is taken over redraws and "
-        "findings together) and parity (accuracy of the group minus accuracy of all others, averaged over findings, with its "
-        "95 % interval) by group. An interval that holds 0 is compatible with no difference. '(3 of 8)': over so many "
+        "table_3": "Average AUROC (mean ± standard deviation over bootstrap redraws; the paper's ± is taken "
+        "over redraws and "
+        "findings together) and parity (accuracy of the group minus accuracy of all others, averaged over "
+        "findings, with its "
+        "95 % interval) by group. An interval that holds 0 is compatible with no difference. '(3 of 8)': "
+        "over so many "
         "findings, as the group is too small for the others.",
     }
 )
@@ -170,7 +196,8 @@ def write_paper_tables(
         findings: of `films`.
 
     Returns:
-        The files written. A table without a column, such as Table 3 of films without ages and sexes, is not written.
+        The files written. A table without a column, such as Table 3 of films without ages and sexes, is not
+        written.
     """
     tables = {"table_2": table_2(evaluations, comparisons), "table_3": table_3(evaluations)}
     if films is not None:
@@ -181,7 +208,11 @@ def write_paper_tables(
     for stem, table in sorted(tables.items()):
         if table.shape[1]:
             text = CAPTIONS[stem]
-            for ending, content in ((".md", markdown(table, text)), (".tex", latex(table, text)), (".csv", table.to_csv())):
+            for ending, content in (
+                (".md", markdown(table, text)),
+                (".tex", latex(table, text)),
+                (".csv", table.to_csv()),
+            ):
                 written.append(out_dir / f"{stem}{ending}")
                 written[-1].write_text(content, encoding="utf-8")
     return written

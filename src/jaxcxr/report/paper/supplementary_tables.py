@@ -1,4 +1,6 @@
-"""The paper's supplementary tables (S1-S7), our numbers beside the paper's, and the summary of a sweep they are made from."""
+"""The paper's supplementary tables (S1-S7), our numbers beside the paper's, and the summary of a sweep they
+are made from.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -55,15 +57,18 @@ class Run:
 
 
 def summarise(runs: Iterable[Run], group: str = "all") -> pd.DataFrame:
-    """Rows of `summary.csv`: the non-private model first, then falling budgets, as the paper's tables are ordered.
+    """Rows of `summary.csv`: the non-private model first, then falling budgets, as the paper's tables are
+    ordered.
 
-    `mean` and `std` are those of the bootstrap redraws, as in the paper, and not the point estimate (`value` in
-    `evaluation.csv`). For the average over findings, `std` is the standard deviation of that average and `std_paper` the
-    paper's, taken over redraws and findings together.
+    `mean` and `std` are those of the bootstrap redraws, as in the paper, and not the point estimate (`value`
+    in `evaluation.csv`). For the average over findings, `std` is the standard deviation of that average and
+    `std_paper` the paper's, taken over redraws and findings together.
     """
     tables = []
     for run in sorted(runs, key=lambda run: -run.epsilon):
-        rows = run.evaluation.loc[(run.evaluation["group"] == group) & run.evaluation["metric"].isin(list(METRIC_NAMES))]
+        rows = run.evaluation.loc[
+            (run.evaluation["group"] == group) & run.evaluation["metric"].isin(list(METRIC_NAMES))
+        ]
         tables.append(
             rows.rename(columns={"bootstrap_mean": "mean"}).assign(
                 epsilon=run.epsilon,
@@ -79,7 +84,8 @@ def summarise(runs: Iterable[Run], group: str = "all") -> pd.DataFrame:
 def stack(runs: Iterable[Run]) -> pd.DataFrame:
     """The whole evaluations of several models, one under the other, with `epsilon` and `delta` in front.
 
-    The non-private model (epsilon infinity) comes first, then falling budgets. Tables and figures of groups are made from it.
+    The non-private model (epsilon infinity) comes first, then falling budgets. Tables and figures of groups
+    are made from it.
 
     Raises:
         InputError: an evaluation was written before there were groups.
@@ -89,11 +95,14 @@ def stack(runs: Iterable[Run]) -> pd.DataFrame:
         missing = [column for column in TEXT_COLUMNS if column not in run.evaluation]
         if missing:
             raise InputError(
-                f"evaluation of epsilon {run.epsilon:g}: column {missing[0]!r} is missing; written by another version of "
+                f"evaluation of epsilon {run.epsilon:g}: column {missing[0]!r} is missing; written by "
+                "another version of "
                 "jaxcxr: evaluate the predictions again"
             )
         # A file does not tell an empty text from a missing one.
-        texts = {column: run.evaluation[column].astype(object).fillna("").astype(str) for column in TEXT_COLUMNS}
+        texts = {
+            column: run.evaluation[column].astype(object).fillna("").astype(str) for column in TEXT_COLUMNS
+        }
         table = run.evaluation.assign(**texts)
         table.insert(0, "epsilon", float(run.epsilon))
         table.insert(1, "delta", _number(run.delta))
@@ -106,7 +115,8 @@ def _number(value: float | None) -> float:
 
 
 def paper_results() -> pd.DataFrame:
-    """The paper's Tables S1-S7 in the form of a summary: epsilon, delta, finding (our names), metric, mean, std.
+    """The paper's Tables S1-S7 in the form of a summary: epsilon, delta, finding (our names), metric, mean,
+    std.
 
     `std` is as printed, so that for `average` it is what we call `std_paper`.
     """
@@ -114,11 +124,15 @@ def paper_results() -> pd.DataFrame:
         table = pd.read_csv(file)
     finding = table["label"].str.replace("pneumonic_infiltration_", "pneumonic_infiltrates_")
     delta = np.where(np.isinf(table["epsilon"]), np.nan, PAPER_DELTA)
-    return table.assign(finding=finding, delta=delta).loc[:, ["epsilon", "delta", "finding", "metric", "mean", "std"]]
+    return table.assign(finding=finding, delta=delta).loc[
+        :, ["epsilon", "delta", "finding", "metric", "mean", "std"]
+    ]
 
 
 def same_findings_as_paper(summary: pd.DataFrame) -> bool:
-    """True if the summary is about the paper's eight findings, so that the two averages can be put side by side."""
+    """True if the summary is about the paper's eight findings, so that the two averages can be put side by
+    side.
+    """
     return set(summary["finding"]) - {"average"} == set(UKA_FINDINGS)
 
 
@@ -130,9 +144,9 @@ def supplementary_table(summary: pd.DataFrame, epsilon: float) -> pd.DataFrame:
         epsilon: the budget; infinity is the non-private model.
 
     Returns:
-        Index: findings and `Average` as titles. Columns: AUROC, Accuracy, Specificity, Sensitivity, each a text 'mean ± std'
-        with two decimals, followed by '<metric> (paper)' if the paper reports that budget for any of the findings. The paper's
-        average is left empty if the findings are not the paper's eight.
+        Index: findings and `Average` as titles. Columns: AUROC, Accuracy, Specificity, Sensitivity, each a
+        text 'mean ± std' with two decimals, followed by '<metric> (paper)' if the paper reports that budget
+        for any of the findings. The paper's average is left empty if the findings are not the paper's eight.
 
     Raises:
         InputError: the summary has no such budget.
@@ -172,7 +186,9 @@ def title(finding: str) -> str:
 
 
 def caption(summary: pd.DataFrame, epsilon: float) -> str:
-    """What a reader of `supplementary_table` must know: the budget, what '±' is, and where ours and the paper's differ."""
+    """What a reader of `supplementary_table` must know: the budget, what '±' is, and where ours and the
+    paper's differ.
+    """
     ours = summary.loc[np.isclose(summary["epsilon"], epsilon)]
     delta = ours["delta"].dropna().unique() if "delta" in ours else []
     budget = "training without DP" if np.isinf(epsilon) else f"DP training with ε = {epsilon:g}"
@@ -191,14 +207,16 @@ def caption(summary: pd.DataFrame, epsilon: float) -> str:
             if m in pooled.index
         )
         sentences.append(
-            "The ± of the average is that of the average itself; the paper takes it over redraws and findings together, "
+            "The ± of the average is that of the average itself; the paper takes it over redraws and "
+            "findings together, "
             f"which for this model gives {values}."
         )
     return " ".join(sentences)
 
 
 def write_tables(summary: pd.DataFrame, out_dir: str | Path) -> list[Path]:
-    """Write every budget's table as Markdown, LaTeX and CSV: `table_non_private.*`, `table_epsilon_<budget>.*`.
+    """Write every budget's table as Markdown, LaTeX and CSV: `table_non_private.*`,
+    `table_epsilon_<budget>.*`.
 
     Returns:
         The files written.
@@ -209,7 +227,11 @@ def write_tables(summary: pd.DataFrame, out_dir: str | Path) -> list[Path]:
     for epsilon in sorted(set(summary["epsilon"]), reverse=True):
         table, text = supplementary_table(summary, epsilon), caption(summary, epsilon)
         stem = "table_non_private" if np.isinf(epsilon) else f"table_epsilon_{epsilon:g}"
-        for ending, content in ((".md", markdown(table, text)), (".tex", latex(table, text)), (".csv", table.to_csv())):
+        for ending, content in (
+            (".md", markdown(table, text)),
+            (".tex", latex(table, text)),
+            (".csv", table.to_csv()),
+        ):
             written.append(out_dir / f"{stem}{ending}")
             written[-1].write_text(content, encoding="utf-8")
     return written
@@ -245,13 +267,30 @@ def latex(table: pd.DataFrame, text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    escapes = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
-    symbols = {"±": r"$\pm$", "ε": r"$\varepsilon$", "δ": r"$\delta$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes = {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "#": r"\#",
+        "_": r"\_",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+    }
+    symbols = {
+        "±": r"$\pm$",
+        "ε": r"$\varepsilon$",
+        "δ": r"$\delta$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     return "".join((escapes | symbols).get(character, character) for character in text)
 
 
 def screen_table(evaluation: pd.DataFrame, group: str = "all") -> str:
-    """An evaluation as text for the screen: a row a finding, each metric as 'value [interval]', and what it rests on."""
+    """An evaluation as text for the screen: a row a finding, each metric as 'value [interval]', and what it
+    rests on.
+    """
     rows = evaluation.loc[(evaluation["group"] == group) & evaluation["metric"].isin(list(METRIC_NAMES))]
     lines = []
     for finding, its in rows.groupby("finding", sort=False):
