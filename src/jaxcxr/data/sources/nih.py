@@ -38,24 +38,24 @@ PROVENANCE = Provenance(
     "NIH ChestX-ray14", "NIH Clinical Center; Wang et al., CVPR 2017", "public", "free use, with attribution"
 )
 LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia", "Infiltration",
-    "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
+    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
 )  # fmt: skip
 _NONE = "No Finding"
 
 
 def read(folder: Path, images: Path, options: Options) -> Cohort:
-    """Read the tables of ChestX-ray14.
+    """The cohort in the tables of ChestX-ray14.
 
     Args:
         folder: holds `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv`, and the two lists for the official
             split.
-        images: folder somewhere below which the PNG files lie.
+        images: folder that holds the PNG files, at any depth.
         options: uncertain labels do not occur.
 
     Raises:
-        InputError: a table or column is missing, a film is in neither list, or a cell holds a value that the
-            set does not have.
+        InputError: a table or column is missing, an image is in neither list, or a cell holds a value that
+            the set does not have.
     """
     table, name = read_csv(
         folder,

@@ -1,5 +1,5 @@
-"""An embedded cohort of drawn chest radiographs: everything can be tried, tested and shown without any
-person's data.
+"""An embedded cohort of synthetic chest radiographs: everything can be tried and tested without a person's
+data.
 """
 
 from jaxcxr.data.synthetic.cohort import SIDE_UNNAMED, cohort
