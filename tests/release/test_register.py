@@ -342,7 +342,7 @@ def test_a_damaged_register_is_named_and_half_a_line_is_dropped(store: Path, tmp
     for damaged, sentence in (
         (whole.replace('"steps": 5', '"steps": 1'), "line 2 was edited"),
         (whole.splitlines(keepends=True)[1], "line 1 is missing"),
-        (whole.replace("{", "[", 1), "line 1 is no register entry"),
+        (whole.replace("{", "[", 1), "line 1 is not a register entry"),
     ):
         (store / REGISTER).write_text(damaged)
         with pytest.raises(InputError, match=sentence):

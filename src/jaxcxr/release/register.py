@@ -72,12 +72,11 @@ class Register:
             except ValidationError as error:
                 where = ".".join(str(part) for part in error.errors()[0]["loc"])
                 raise InputError(
-                    f"{path}: line {number} is no register entry ({where}: {error.errors()[0]['msg']})"
+                    f"{path}: line {number} is not a register entry ({where}: {error.errors()[0]['msg']})"
                 ) from None
 
     def siblings_of(self, run: Path, spent: Spent, weights: str) -> list[SiblingRow]:
-        """The other released models of the cohort, in order of release, without earlier states of the run
-        itself.
+        """The other released models of the cohort, in order of release, without earlier states of this run.
 
         Args:
             run: its folder, for error messages.
@@ -100,24 +99,19 @@ class Register:
                 if line.adjacency != spent.terms.adjacency:
                     raise InputError(
                         f"{run}: no joint epsilon holds with the released models of this cohort: one claims "
-                        "adjacency "
-                        f"{line.adjacency!r}, this run {spent.terms.adjacency!r}"
+                        f"adjacency {line.adjacency!r}, this run {spent.terms.adjacency!r}"
                     )
             elif line.sibling.ledger not in spent.heads:
                 raise InputError(
                     f"{run}: no joint epsilon holds with the released models of this cohort: one with the "
-                    "ledger "
-                    f"{line.sibling.ledger} comes from the same secret, and its noise would cancel against "
-                    "this one's; "
-                    "is the run a copy?"
+                    f"ledger {line.sibling.ledger} comes from the same secret, and its noise would cancel "
+                    "against this one's; is the run a copy?"
                 )
             elif line.sibling.ledger == spent.head and line.weights != weights:
                 raise InputError(
                     f"{run}: no joint epsilon holds with the released models of this cohort: other weights "
-                    "were released with "
-                    "this very ledger, and the noise of both would cancel in their difference; is one a copy "
-                    "that was trained "
-                    "on another machine, or on other data?"
+                    "were released with this very ledger, and the noise of both would cancel in their "
+                    "difference; is one a copy that was trained on another machine, or on other data?"
                 )
         return list(others.values())
 
@@ -126,8 +120,7 @@ class Register:
         return any(line.weights == weights for line in self._lines)
 
     def at_odds(self, card: PrivacyCard, weights: str) -> list[str]:
-        """Sentences about how a release differs from what was registered before it left; empty if it does
-        not.
+        """Sentences about how a release differs from what was registered; empty if it does not.
 
         Args:
             card: of the release.
@@ -230,6 +223,5 @@ def _writable(store: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"{store}: the register of released models cannot be written ({error.strerror}), and nothing is "
-            "released without; "
-            "make the folder writable, or name the store's place with --store"
+            "released without; make the folder writable, or name the store's place with --store"
         ) from error
