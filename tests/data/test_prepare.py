@@ -119,7 +119,7 @@ def test_all_images_missing_is_refused_with_a_reason(hospital, monkeypatch):
     ("row", "column", "value", "words"),
     [
         (3, "congestion", "2", "row 4, column 'congestion'"),
-        (3, "path", "2.png", "'2.png' stands twice"),
+        (3, "path", "2.png", "'2.png' occurs twice"),
         (3, "patient", "p2", "patient 'p2'"),
         (3, "split", "", "row 4, column 'split'"),
         ([0, 3, 6, 9], "congestion", "0", "split 'train' has no positive"),

@@ -566,7 +566,7 @@ def test_a_key_that_stands_twice_or_joins_nothing_is_refused(tmp_path):
     config = load(folder_of_dicom.DicomSource, REPOSITORY / "configs/prepare_dicom.yaml")
     table = pd.read_csv(tmp_path / "labels.csv", dtype=str, keep_default_na=False)
     pd.concat([table, table[:1]]).to_csv(tmp_path / "twice.csv", index=False)
-    with pytest.raises(InputError, match=r"row 6, column 'sop_instance_uid': the key '1.1' stands twice"):
+    with pytest.raises(InputError, match=r"row 6, column 'sop_instance_uid': the key '1.1' occurs twice"):
         folder_of_dicom.read(images, tmp_path / "twice.csv", config)
     table.assign(sop_instance_uid=[f"8.{i}" for i in range(5)]).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(InputError, match="no row belongs"):

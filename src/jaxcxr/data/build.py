@@ -191,9 +191,7 @@ def _shard_tasks(
     strict: bool,
     refuse: bool,
 ) -> list[ShardTask]:
-    """The shards to make, per split; they depend on the manifest and the options alone, so a resumed build
-    makes the same.
-    """
+    """The shards to make, per split; they follow from manifest and options, so a resumed build agrees."""
     most = max(1, SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
     per_shard = -(-len(frame) // shards) if shards else min(most, max(16, -(-len(frame) // 32)))
     tasks: list[ShardTask] = []
@@ -240,8 +238,8 @@ def _same_plan(
     if differing:
         raise InputError(
             f"{path}: an unfinished store of another kind lies in {building.name} (its "
-            f"{' and '.join(differing)} differ); "
-            "give the same command again to go on with it, or delete that folder"
+            f"{' and '.join(differing)} differ); give the same command again to go on with it, or delete "
+            "that folder"
         )
 
 
@@ -264,9 +262,9 @@ def _run(tasks: Sequence[ShardTask], processes: int, progress: Callable[[int], o
             now = [(task, _journaled(task)) for task in waiting]
             if now == before:
                 raise InputError(
-                    f"{tasks[0].building}: its worker processes died twice before any had prepared an image; "
-                    "expected memory for "
-                    f"{processes} images at once, and a program that starts under `if __name__ == '__main__'`"
+                    f"{tasks[0].building}: its worker processes died twice before any had prepared an "
+                    f"image; expected memory for {processes} images at once, and a program that starts "
+                    "under `if __name__ == '__main__'`"
                 ) from error
             before = now
 
@@ -303,9 +301,7 @@ def _run_in_pool(tasks: Sequence[ShardTask], processes: int, progress: Callable[
 
 
 def _without_fatal_files(tasks: Sequence[ShardTask]) -> list[ShardTask]:
-    """The tasks after a worker died: each file that was being read is tried alone, and given up if it kills
-    its process again.
-    """
+    """The tasks after a worker died, with files marked as fatal that kill a process again when read alone."""
     found = []
     for task in tasks:
         trying = task.file("trying")

@@ -165,9 +165,7 @@ def age_years(text: str) -> float:
 
 
 def years_between(birth: str, examination: str) -> float:
-    """Age in years between two DICOM dates (`19400305`, `1940.03.05`, `1940-03-05`); NaN if one is not a
-    date.
-    """
+    """Years between two DICOM dates (`19400305`, `1940.03.05`, `1940-03-05`); NaN if one is not a date."""
     first, last = _date(birth), _date(examination)
     if first is None or last is None or last < first:
         return float("nan")
@@ -324,9 +322,7 @@ def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
 def _seen_through_window(
     values: np.ndarray, dataset: pydicom.Dataset, padding: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """Values through the VOI look-up table, else the first window, and remarks; a window that leaves one grey
-    value is skipped.
-    """
+    """Values through the VOI look-up table or window (skipped if it leaves one grey value), and remarks."""
     inside = ~padding if not padding.all() else np.ones(padding.shape, dtype=bool)
     if "VOILUTSequence" in dataset and len(dataset.VOILUTSequence):
         seen = apply_voi_lut(_whole(values), dataset, prefer_lut=True)
@@ -336,12 +332,12 @@ def _seen_through_window(
         # A linear window is at least 1 wide, an exact or sigmoid one wider than 0 (PS3.3 C.11.2.1.2).
         exact = str(dataset.get("VOILUTFunction") or "LINEAR") != "LINEAR"
         if not (width > 0 if exact else width >= 1):
-            return values, ["impossible window passed over"]
+            return values, ["invalid window ignored"]
         seen = apply_windowing(values, dataset)
     else:
         return values, []
     if np.ptp(seen[inside]) == 0 and np.ptp(values[inside]) != 0:
-        return values, ["window outside the image's values passed over"]
+        return values, ["window outside the image's values ignored"]
     return seen, []
 
 
@@ -388,7 +384,5 @@ def _date(text: str) -> datetime.date | None:
 
 
 def message_of(error: BaseException) -> str:
-    """A library's message about a damaged file, in one line and without quotations: damage can move a name
-    into any tag.
-    """
+    """A library's error message without quotations: damage can move a patient's name into any tag."""
     return " ".join(_QUOTED.sub("...", str(error)).split()) or type(error).__name__

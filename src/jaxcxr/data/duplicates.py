@@ -48,9 +48,7 @@ def perceptual_hash(image: UInt[np.ndarray, "size size"]) -> str:
 
 
 def close_pairs(hashes: UInt[np.ndarray, "n 4"], most: int) -> Int[np.ndarray, "pairs 3"]:
-    """Pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first < second, and the
-    number of bits.
-    """
+    """Pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first, second, bits."""
     return np.concatenate([np.zeros((0, 3), dtype=np.int64), *_close_pairs(hashes, most)])
 
 

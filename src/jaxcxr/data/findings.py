@@ -1,5 +1,4 @@
-"""The findings a classifier predicts, which of them swap sides under a flip, and the grades that count as
-positive.
+"""The paper's findings, their sides under a flip, and the grades that count as positive.
 
 Source: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate', Patient Cohort and Data Pre-processing.
 """
@@ -32,9 +31,7 @@ PAPER_GRADES: Mapping[str, int] = MappingProxyType(
         "massively enlarged": 1,
     }
 )
-"""Label of each of the paper's grades: uncertain is negative; mild (for the heart: borderline) and above is
-positive.
-"""
+"""Label of each of the paper's grades: uncertain is negative; mild (heart: borderline) and above positive."""
 
 _SIDES = {"right": "left", "left": "right"}
 

@@ -91,8 +91,7 @@ PREPROCESSING: Mapping[str, str] = MappingProxyType(Preprocessing().described())
 
 
 def decode_image(path: str | Path) -> DecodedImage:
-    """Grey values and flags of a PNG, JPEG or TIFF file (8 or 16 bits; grey, colour or palette) or a DICOM
-    file.
+    """Grey values and flags of a PNG, JPEG or TIFF (8 or 16 bits; grey, colour or palette) or DICOM file.
 
     Raises:
         InputError: the file is missing, not an image, truncated or empty, has several frames, is not a
@@ -178,9 +177,7 @@ def _equalised(image: np.ndarray) -> np.ndarray:
 
 
 def _levels(counts: np.ndarray) -> np.ndarray:
-    """Look-up table of histogram equalisation for 256 levels: the darkest level present becomes 0, the
-    brightest 255.
-    """
+    """Look-up table of histogram equalisation: the darkest level present becomes 0, the brightest 255."""
     share = np.cumsum(counts) / counts.sum()
     darkest = share[np.flatnonzero(counts)[0]]
     if darkest == 1:
@@ -194,9 +191,7 @@ def _through(table: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _of_bytes(image: np.ndarray) -> np.ndarray:
-    """The paper's preprocessing of 8-bit images that need no resizing: one look-up table scales and
-    equalises.
-    """
+    """The paper's preprocessing of 8-bit images of the right size: one look-up table scales and equalises."""
     counts = np.array(Image.fromarray(image).histogram())
     present = np.flatnonzero(counts)
     low, high = present[0], present[-1] + 1
@@ -207,9 +202,7 @@ def _of_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(image: np.ndarray, values: np.ndarray, top: int) -> np.ndarray:
-    """Grey values relative to the full range of their bit depth; negative values (windows, slopes) are
-    shifted up to 0.
-    """
+    """Grey values relative to the range of their bit depth; negative values are shifted up to 0."""
     low, high = min(0.0, float(image.min())), float(image.max())
     bits = next((bits for bits in (8, 10, 12, 14, 16) if high - low <= 2**bits - 1), None)
     span = 2**bits - 1 if bits else high - low

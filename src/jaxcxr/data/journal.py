@@ -57,17 +57,14 @@ class ShardTask:
     fatal: frozenset[int] = frozenset()
 
     def file(self, suffix: str) -> Path:
-        """Path of the shard's `raw`, `journal`, `trying`, `array_record` or `json` file (`json` marks it as
-        committed).
-        """
+        """Path of the shard's file with this suffix: `raw`, `journal`, `trying`, `array_record` or `json`."""
         return self.building / f"shard-{self.number:05d}.{suffix}"
 
 
 def make_shard(
     task: ShardTask, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False
 ) -> str | None:
-    """Make one shard, or what is missing of it; return its record for `commit_shard`, or None if stopped
-    early.
+    """Make one shard, or what is missing of it; return its record for `commit_shard`, None if stopped early.
 
     Raises:
         InputError: a file cannot be used and `task.strict` is set.

@@ -204,9 +204,7 @@ def numbers_of(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of a column as float64 (NaN if empty), and a mask of the cells that are neither empty nor finite
-    numbers.
-    """
+    """Cells of a column as float64 (NaN if empty), and a mask of cells neither empty nor finite."""
     text = text_of(frame, column)
     numbers = pd.Series(pd.to_numeric(pd.Series(text), errors="coerce")).to_numpy(dtype=np.float64)
     return numbers, (text != "") & ~np.isfinite(numbers)
@@ -227,7 +225,7 @@ def _refuse_repeated(frame: pd.DataFrame, column: str, expected: str, source: st
         first = first_row.setdefault(cell, row)
         if first != row:
             raise InputError(
-                f"{source}: rows {first} and {row}, column {column!r}: {cell!r} stands twice, expected "
+                f"{source}: rows {first} and {row}, column {column!r}: {cell!r} occurs twice, expected "
                 f"{expected}"
             )
 

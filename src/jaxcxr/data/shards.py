@@ -57,7 +57,7 @@ def image_of(record: bytes) -> memoryview:
                     for values in _fields(feature, 1):
                         for value in _fields(values, 1):
                             return value
-    raise ValueError("a record without an image")
+    raise ValueError("a record without image")
 
 
 class ShardWriter:
@@ -154,7 +154,7 @@ def _fields(view: memoryview, number: int) -> list[memoryview]:
         tag, place = _read_varint(view, place)
         length, place = _read_varint(view, place)
         if tag & 7 != _LENGTH_DELIMITED or place + length > len(view):
-            raise ValueError("a record that is no image")
+            raise ValueError("not an image record")
         if tag >> 3 == number:
             found.append(view[place : place + length])
         place += length
@@ -170,7 +170,7 @@ def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, place
         shift += 7
-    raise ValueError("a record that is no image")
+    raise ValueError("not an image record")
 
 
 def shard_name(split: str, shard: int) -> str:

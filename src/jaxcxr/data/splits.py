@@ -60,8 +60,7 @@ class SplitDraw:
     stratified: bool = False
 
     def keyed(self, begun: str | None = None) -> "SplitDraw":
-        """These splits with their key: its own, that of the seed, that of the unfinished build (`begun`), or
-        a new one.
+        """These splits with their key: given, from the seed, of the unfinished build (`begun`), or new.
 
         Raises:
             InputError: the fractions do not lie in [0, 1] or do not sum to 1, the key is too short or not
@@ -71,9 +70,8 @@ class SplitDraw:
         if self.stratified:
             raise InputError(
                 "draw.stratified: dealing patients by their findings made a patient's split depend on other "
-                "patients and is no "
-                "longer done; remove the line (a keyed hash of the patient id balances the splits in "
-                "expectation)"
+                "patients and is no longer done; remove the line (a keyed hash of the patient id balances "
+                "the splits in expectation)"
             )
         if self.key is not None and self.seed is not None:
             raise InputError("draw: expected key or seed, found both")
@@ -107,11 +105,10 @@ def split_by_patient(frame: pd.DataFrame, draw: SplitDraw) -> pd.DataFrame:
 
 
 def valid_from_train(frame: pd.DataFrame, fraction: float, draw: SplitDraw) -> pd.DataFrame:
-    """The table with about a fraction of the training patients moved to `valid`, for sources without a
-    validation split.
+    """The table with about `fraction` of the training patients moved to `valid`.
 
-    The caller must know from the source, not from the rows, whether it publishes one: otherwise one patient
-    in `valid` would decide for all patients in `train`.
+    For sources without a validation split. The caller must know from the source, not from the rows, whether
+    it publishes one: otherwise one patient in `valid` would decide for all patients in `train`.
     """
     sides = _by_hash(text_of(frame, "patient_id"), {"train": 1 - fraction, "valid": fraction}, draw, _VALID)
     moved = [new if old == "train" else old for old, new in zip(frame["split"], sides, strict=True)]
@@ -156,7 +153,7 @@ def _checked(key: str) -> str:
     if size < KEY_BYTES or len(key) != 2 * size:
         raise InputError(
             f"draw.key: expected at least {2 * KEY_BYTES} hexadecimal digits ({8 * KEY_BYTES} bits, as "
-            "`openssl rand -hex "
-            f"{KEY_BYTES}` prints them, in quotes), found a text of {len(key)} characters that is none"
+            f"`openssl rand -hex {KEY_BYTES}` prints them, in quotes), found {len(key)} characters that are "
+            "not"
         )
     return key.lower()

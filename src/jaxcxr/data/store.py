@@ -69,8 +69,7 @@ class Split:
         return len(self.frame)
 
     def read(self, indices: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
-        """The images at `indices`, in that order; an index may repeat. Random access costs as much as
-        sequential.
+        """The images at `indices`, in that order; an index may repeat. Random order is as fast as sequential.
 
         Raises:
             IndexError: an index is outside [0, n).
@@ -157,9 +156,7 @@ class Store:
 
 
 def declared(manifest: pd.DataFrame, findings: Sequence[str], groups: Sequence[str] = ()) -> pd.DataFrame:
-    """The manifest with only the columns that may enter a store: the contract's, the findings and declared
-    groups.
-    """
+    """The manifest with only the columns that may enter a store: contract, findings and declared groups."""
     wanted = [*REQUIRED, "view", "comorbidities", *groups, *findings]
     kept = manifest.loc[:, [column for column in dict.fromkeys(wanted) if column in manifest.columns]]
     kept.attrs = {}  # parquet files would carry these notes from table to table
@@ -354,8 +351,7 @@ def _check_files(
         if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
             raise InputError(
                 f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names "
-                f"{counts.get(name, 0)}, "
-                f"the shards hold {sum(shards.get(name, ()))}"
+                f"{counts.get(name, 0)}, the shards hold {sum(shards.get(name, ()))}"
             )
     for split, lengths in shards.items():
         for shard in range(len(lengths)):
@@ -366,9 +362,7 @@ def _check_files(
 def _write_in_order(
     folder: Path, frame: pd.DataFrame, images: Iterable[Any], size: int
 ) -> tuple[pd.DataFrame, dict[str, list[tuple[int, int]]]]:
-    """Write the shards of all splits from interleaved images, one image in memory at a time; return records
-    and shards.
-    """
+    """Write the shards of all splits, one image in memory at a time; return records and shard lengths."""
     per_shard = max(1, SHARD_BYTES // size**2)
     checked = _checked(images, frame, size)
     rows: list[tuple[int, str]] = []

@@ -44,8 +44,7 @@ class Cohort:
 
 
 def with_one_id(patients: Iterable[str], same_patient: Mapping[str, str]) -> list[str]:
-    """Each image's patient id with aliases resolved: given `A: B` and `B: C`, the images of A, B and C are
-    C's.
+    """Each image's patient id with aliases resolved: with `A: B` and `B: C`, images of A, B and C are C's.
 
     Args:
         patients: the patient id of each image.

@@ -52,9 +52,7 @@ JOINS = {
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """The join key: a DICOM tag (or `path`, the file's path), and the column of the table that holds its
-    value.
-    """
+    """The join key: a DICOM tag (or `path`, the file's path), and the table's column with its values."""
 
     __pydantic_config__ = STRICT
     tag: str
@@ -109,14 +107,13 @@ def read(
     if repeated.any():
         row = int(repeated.argmax())
         raise InputError(
-            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, "
+            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} occurs twice, "
             "expected once"
         )
     if "patient_id" in rows.columns and config.join.column != "patient_id":
         raise InputError(
             f"{table}: column 'patient_id' comes from the files; expected another name for the table's, "
-            "which the column map "
-            "can then name"
+            "which the column map can then name"
         )
     files, refused = scan(images, processes, progress)
     taken = [column for column in rows.columns if column not in files.columns]
@@ -173,9 +170,8 @@ def scan(
     if shared:  # keeping the first of two would make one patient's data depend on another patient
         raise InputError(
             f"{images}: {shared[0][0]} and {shared[0][1]} are of two patients and have one SOPInstanceUID "
-            f"({len(shared)} such "
-            "pairs in all); expected an instance of one patient: correct the export, or take one file of "
-            "each pair away"
+            f"({len(shared)} such pairs in all); expected an instance of one patient: correct the export, "
+            "or take one file of each pair away"
         )
     if not rows:
         raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")

@@ -1,5 +1,6 @@
-"""MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients of Beth Israel Deaconess Medical Center, labelled
-from reports.
+"""MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients of Beth Israel Deaconess Medical Center.
+
+Labels come from reports.
 
 Origin: Johnson et al., 'MIMIC-CXR-JPG, a large publicly available database of labeled chest radiographs',
 arXiv 1901.07042; v2.0.0 or v2.1.0 of physionet.org/content/mimic-cxr-jpg.

@@ -1,5 +1,4 @@
-"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients of the NIH Clinical Center, labelled from
-reports.
+"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients, labelled from reports.
 
 Origin: Wang et al., 'ChestX-ray8', CVPR 2017; nihcc.app.box.com/v/ChestXray-NIHCC.
 Access: public.
@@ -115,8 +114,8 @@ def _official(folder: Path, files: np.ndarray, name: str) -> list[str]:
     for row, file in enumerate(files, 1):
         if file not in side:
             raise InputError(
-                f"{name}: row {row}, column 'Image Index': {file!r} is in neither official list, expected it "
-                "in one"
+                f"{name}: row {row}, column 'Image Index': {file!r} is in neither official list, expected "
+                "it in one"
             )
     return [side[file] for file in files]
 

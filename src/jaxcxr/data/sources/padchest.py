@@ -1,5 +1,6 @@
-"""PadChest: 160,861 radiographs of 67,625 patients of Hospital San Juan, Alicante, labelled by physicians and
-from reports.
+"""PadChest: 160,861 radiographs of 67,625 patients of Hospital San Juan, Alicante.
+
+Labels are by physicians, or read from reports by a neural network.
 
 Origin: Bustos et al., 'PadChest: a large chest x-ray image dataset with multi-label annotated reports',
 Medical Image Analysis 2020.

@@ -1,5 +1,4 @@
-"""Shared by the adapters of published data sets: options, reading of tables, and mapping of labels to
-findings.
+"""Shared by the adapters of published data sets: options, tables, and mapping of labels to findings.
 
 An adapter is a module with a `PROVENANCE` and a function `read(folder, images, options)` that returns a
 `Cohort`.
@@ -61,8 +60,7 @@ class Options:
 
 
 def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """The first existing table of `names` (also with `.gz`), with cells as text; and its path, as a name for
-    errors.
+    """The first existing table of `names` (also with `.gz`), with cells as text; and its path, for messages.
 
     Raises:
         InputError: none exists, it cannot be read, or one of `columns` is missing.
@@ -158,9 +156,7 @@ def paper_findings(
     infiltrates: np.ndarray,
     atelectasis: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The paper's eight findings from labels without sides: negative is negative on both, positive leaves
-    both unknown.
-    """
+    """The paper's findings from labels without sides: negative on both sides, or unknown on both."""
     columns = {"cardiomegaly": cardiomegaly, "congestion": congestion}
     for stem, labels in (
         ("pleural_effusion", effusion),
@@ -178,8 +174,7 @@ def ages_or_unknown(ages: Iterable[float], options: Options) -> list[float]:
 
 
 def located(images: Path, expected: Sequence[str]) -> list[str]:
-    """Paths of files relative to `images`: the expected path, else the first in alphabetical order with that
-    name.
+    """Paths relative to `images`: the expected one, else the first in alphabetical order with that name.
 
     What is found for one name does not depend on the others.
     """

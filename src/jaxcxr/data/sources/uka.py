@@ -1,5 +1,4 @@
-"""UKA-CXR, the cohort of the paper: 193,311 bedside and upright radiographs of University Hospital RWTH
-Aachen.
+"""UKA-CXR, the cohort of the paper: 193,311 radiographs of University Hospital RWTH Aachen.
 
 Origin: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate' (arXiv 2302.01622); Khader et al.,
 Radiology 2023.
@@ -114,8 +113,7 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
     if options.split == "official" and options.valid_fraction > 0 and "valid" in set(frame["split"]):
         raise InputError(
             f"{name}: valid_fraction: found {options.valid_fraction}, but the list names validation "
-            "patients; expected 0, "
-            "which keeps them, or 'split: drawn'"
+            "patients; expected 0, which keeps them, or 'split: drawn'"
         )
     return cohort(frame, UKA_FINDINGS, options, PROVENANCE, name, {}, publishes_valid=False)
 

@@ -137,9 +137,7 @@ def clouds(rng: np.random.Generator, size: int, knots: int) -> Map:
 
 
 def distance(a: Map, b: Map) -> Map:
-    """Length of the vectors (a, b); several times faster than `np.hypot`, whose overflow handling is not
-    needed.
-    """
+    """Length of the vectors (a, b); several times faster than `np.hypot`, which also avoids overflow."""
     return np.sqrt(a * a + b * b)
 
 
@@ -173,9 +171,7 @@ def lungs(f: Field, t: Thorax) -> Lungs:
 
 
 def soft_tissue(f: Field, t: Thorax, lung: Lungs) -> tuple[Map, Map, Map]:
-    """Three maps: all tissue but bone and vessels; the body's region; the air of the lungs not covered by
-    heart and vessels.
-    """
+    """Three maps: all tissue but bone and vessels; the body's region; lung air not hidden by the heart."""
     edge = max(0.03, f.pixel)
     beyond = np.maximum(f.side - 0.17, 0)
     shoulder = 1.02 + 0.10 * t.wall - 0.30 * f.side - 0.10 * f.side * f.side + 0.08 / (0.10 + beyond) - 0.10

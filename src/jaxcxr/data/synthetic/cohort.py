@@ -1,5 +1,4 @@
-"""The synthetic cohort: its patients, what their images show, and the labels that a simulated reader gives
-them.
+"""The synthetic cohort: its patients, what their images show, and a simulated reader's labels.
 
 The `private` domain follows the marginals of UKA-CXR (Table 1 of 'Private, fair and accurate'); the `public`
 one stands for another hospital with other habits, whose labels come from reports. Every finding has a

@@ -39,9 +39,7 @@ def blobs(
 
 
 def effusion(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: int, side: int) -> Map:
-    """Pleural fluid of one side (-1 the patient's right, 1 the left), which rises from the costophrenic
-    angle.
-    """
+    """Pleural fluid of one side (-1 the patient's right, 1 the left), rising from the costophrenic angle."""
     jitter = rng.standard_normal(3)
     mine = f.is_left if side > 0 else 1 - f.is_left
     level = EFFUSION_LEVEL[grade] * (1 + 0.12 * float(jitter[0]))

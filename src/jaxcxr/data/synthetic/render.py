@@ -17,8 +17,7 @@ from jaxcxr.data.synthetic import anatomy, pathology
 from jaxcxr.data.synthetic.anatomy import Field, Map, Pose
 
 NOISE = 0.005
-"""Standard deviation of the detector's noise on the easiest image (full scale is 1); three times that on the
-hardest.
+"""Standard deviation of the detector's noise on the easiest image (full scale 1); threefold on the hardest.
 """
 SCATTER = 0.30
 """Share of contrast lost to scattered radiation on the hardest image."""
