@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
-from jaxcxr.data.journal import alone
+from jaxcxr.data.journal import exclusive_lock
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
 from jaxcxr.release import check, register
@@ -263,7 +263,7 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
     )
 
 
-def test_films_and_patients_together_are_counted_for_a_film(store: Path, tmp_path: Path) -> None:
+def test_images_and_patients_together_are_counted_for_an_image(store: Path, tmp_path: Path) -> None:
     released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
     card = released(make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="image"))
     assert card.together is not None
@@ -318,7 +318,7 @@ def test_without_the_register_nothing_is_released(
             released(run, moved)
     monkeypatch.setattr(register, "_PATIENCE", 0.0)
     with (
-        alone(moved / register.LOCK, "held"),
+        exclusive_lock(moved / register.LOCK, "held"),
         pytest.raises(InputError, match="another model of this cohort is being released"),
     ):
         released(run, moved)
@@ -342,7 +342,7 @@ def test_a_damaged_register_is_named_and_half_a_line_is_dropped(store: Path, tmp
     for damaged, sentence in (
         (whole.replace('"steps": 5', '"steps": 1'), "line 2 was edited"),
         (whole.splitlines(keepends=True)[1], "line 1 is missing"),
-        (whole.replace("{", "[", 1), "line 1 is no register entry"),
+        (whole.replace("{", "[", 1), "line 1 is not a register entry"),
     ):
         (store / REGISTER).write_text(damaged)
         with pytest.raises(InputError, match=sentence):

@@ -184,7 +184,7 @@ def test_other_units_clippings_and_no_privacy_run(
 
 
 def test_nothing_below_the_head_is_differentiated(config: Experiment, tiny_store: Store) -> None:
-    """Counted in convolutions of the traced program: one for the films, one for the centre."""
+    """Counted in convolutions of the traced program: one for the images, one for the centre."""
     plan = make_plan(config, tiny_store)
     params = plan.random_params(bytes(32))
     images = plan.split.read(np.arange(2))

@@ -212,7 +212,7 @@ class Plan:
             return False
         available = memory.device_bytes(jax.local_devices()[0])
         fits = (
-            available is not None and len(self.split) * self.split.size**2 <= memory.FILMS_SHARE * available
+            available is not None and len(self.split) * self.split.size**2 <= memory.IMAGES_SHARE * available
         )
         return asked == "always" or fits
 
