@@ -94,7 +94,7 @@ class Way:
         for piece in self.pieces:
             total = self.step.accumulate(self.params, total, piece)
         gradient, _ = self.step.collect(total)
-        self.params, self.state, _ = self.step.finish(self.params, self.state, gradient, self.randomness)
+        self.params, self.state, *_ = self.step.finish(self.params, self.state, gradient, self.randomness)
         jax.block_until_ready((self.params, self.state))
         return time.perf_counter() - begin
 

@@ -18,7 +18,7 @@ less.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,41 @@ class ClipRule(Protocol):
         Guarantee: sum over layers of (factor^2 x squared norm) <= l2_clip_norm^2 in exact arithmetic, for
         every example whose norms are finite. A norm that is not finite gives a factor that is not.
         """
+        ...
+
+
+class Extended(NamedTuple):
+    """A gradient and one more coordinate, of one unit, summed or released."""
+
+    gradient: PyTree
+    coordinate: Any
+
+
+@runtime_checkable
+class AdaptiveRule(Protocol):
+    """A rule with a public state, a tree of arrays, that learns from what is released of one more coordinate."""
+
+    def start(self) -> PyTree:
+        """The state before the first step."""
+        ...
+
+    def at(self, state: PyTree) -> ClipRule:
+        """The rule of one step."""
+        ...
+
+    def coordinates(self, norms: Float[Array, "n"], l2_clip_norm: float, state: PyTree) -> Float[Array, "n"]:
+        """Each unit's coordinate, given the norm of its gradient.
+
+        Guarantee: together with the gradient that `at(state)` leaves of it, at most l2_clip_norm long.
+        """
+        ...
+
+    def learnt(self, released: Extended, l2_clip_norm: float, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The mean gradient that was released and the next step's state, from the release and public numbers."""
+        ...
+
+    def clip_norm(self, l2_clip_norm: float, state: PyTree) -> Float[Array, ""]:
+        """To which gradients are clipped in the next step, for the log."""
         ...
 
 

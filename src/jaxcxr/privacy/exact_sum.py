@@ -87,6 +87,18 @@ def of_floats(part: PyTree, step: float, is_finite: Any) -> ExactSum:
     return ExactSum(high, low, _broken(is_finite))
 
 
+def of_units(values: Float[Array, "n"], step: float) -> ExactSum:
+    """The sum of one number for each unit of a microbatch, each rounded to the nearest step by itself.
+
+    Raises:
+        ValueError: there are more units than `low` has room for.
+    """
+    if len(values) > MOST_PARTS:
+        raise ValueError(f"exact sum: expected at most {MOST_PARTS} units, found {len(values)}")
+    each = of_floats(values, step, True)
+    return ExactSum(*_carried(jnp.sum(each.high), jnp.sum(each.low)), each.broken)
+
+
 def of_steps(part: PyTree, is_finite: Any) -> ExactSum:
     """A part in whole steps already (int32)."""
     high = jax.tree.map(lambda v: (v + (1 << (LOW_BITS - 1))) >> LOW_BITS, part)

@@ -1,7 +1,8 @@
 """The private step: the one place where sampling, clipping, noise and accounting are bound together.
 
 One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) /
-expected_batch_size, or the same of clipped moments.
+expected_batch_size, or the same of clipped moments. Where the clip norm adapts, each gradient has one more
+coordinate and the two together are clipped (`adaptive`): one release with the same sensitivity.
 
 Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under
 add/remove of one unit and one noise draw per step, T steps are the T-fold composition of the
@@ -38,7 +39,7 @@ from jaxcxr import accounting
 from jaxcxr.per_example import gradients
 from jaxcxr.per_example.gradients import Loss
 from jaxcxr.privacy import clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
-from jaxcxr.privacy.clipping import ClipRule, Flat, Method
+from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Extended, Flat, Method
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.moments import Moments
 from jaxcxr.privacy.rounding import rounding_allowance
@@ -73,7 +74,8 @@ class Mechanism:
         epsilon, delta: the budget.
         discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`);
             None for noise in floating point.
-        rule: by which gradients are clipped.
+        rule: by which gradients are clipped. A rule that adapts has a public state (`start`), which belongs to
+            the step and not to the mechanism.
         method: how their sum is computed (`clipping`).
     """
 
@@ -84,7 +86,7 @@ class Mechanism:
     epsilon: float
     delta: float
     discrete_coordinates: int | None = None
-    rule: ClipRule = Flat()  # noqa: RUF009 - frozen
+    rule: ClipRule | AdaptiveRule = Flat()  # noqa: RUF009 - frozen
     method: Method = "layerwise"
 
     def __post_init__(self) -> None:
@@ -134,8 +136,21 @@ class Mechanism:
         """L2 norm to which contributions are clipped before they are summed."""
         return self.l2_clip_norm * (1.0 - self.rounding_allowance)
 
+    def start(self) -> PyTree | None:
+        """The public state of the clip rule before the first step; None if it has none."""
+        return self.rule.start() if isinstance(self.rule, AdaptiveRule) else None
+
+    def contribution(self, gradient: PyTree) -> PyTree:
+        """What a step sums: a tree like `gradient`, and the coordinate that an adaptive rule adds."""
+        return Extended(gradient, jnp.zeros(())) if isinstance(self.rule, AdaptiveRule) else gradient
+
     def clipped_sum(
-        self, loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]
+        self,
+        loss: Loss,
+        params: PyTree,
+        examples: PyTree,
+        is_real: Bool[Array, "n"],
+        state: PyTree | None = None,
     ) -> ClippedSum:
         """The sum over a microbatch of clipped per-example gradients, to be called inside jit.
 
@@ -148,19 +163,37 @@ class Mechanism:
             examples: leaves with a leading axis of n; with discrete noise each example in its own place
                 (`sampling.in_places`).
             is_real: False for padding, which contributes exactly zero.
+            state: of the clip rule (`start`, `learnt`).
         """
-        step = self.contribution_step
+        step, rule = self.contribution_step, self._rule_at(state)
         if step is None:
             total, losses, norms = clipping.clipped_sum(
-                loss, params, examples, is_real, self.clip_to, self.rule, self.method
+                loss, params, examples, is_real, self.clip_to, rule, self.method
             )
         else:
             if self.method == "vmap":
                 losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
             else:
                 each, losses = gradients.each_gradient(loss, params, examples)
-            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, step, self.rule)
-        return ClippedSum(self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real)), losses, norms)
+            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, step, rule)
+        exact = self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real))
+        if isinstance(self.rule, AdaptiveRule):
+            own = jnp.where(is_real, self.rule.coordinates(norms, self.clip_to, state), 0.0)
+            more = exact_sum.of_units(own, self.step_size(total))
+            exact = ExactSum(Extended(exact.high, more.high), Extended(exact.low, more.low), exact.broken)
+        return ClippedSum(exact, losses, norms)
+
+    def _rule_at(self, state: PyTree | None) -> ClipRule:
+        if not isinstance(self.rule, AdaptiveRule):
+            return self.rule
+        if state is None:
+            raise ValueError("state: a clip rule that adapts has one: `Mechanism.start`, then that of `learnt`")
+        return self.rule.at(state)
+
+    def clip_norm(self, state: PyTree | None) -> Any:
+        """To which gradients are clipped, at a state of the rule."""
+        adapts = isinstance(self.rule, AdaptiveRule)
+        return self.rule.clip_norm(self.clip_to, state) if adapts else self.clip_to
 
     def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
         """Indices, among the units present in the data set, of those in the batch of one step."""
@@ -246,6 +279,12 @@ class Mechanism:
                 drawn = moments.halved_off_diagonal(drawn)
             noised = exact_sum.plus_floats(total, drawn, step)
         return jax.tree.map(lambda g: g / self.expected_batch_size, noised)
+
+    def learnt(self, released: PyTree, state: PyTree | None) -> tuple[PyTree, PyTree | None]:
+        """The mean gradient and the next state of the clip rule, from what `release` gave: post-processing."""
+        if not isinstance(self.rule, AdaptiveRule):
+            return released, state
+        return self.rule.learnt(released, self.l2_clip_norm, state)
 
     def entry(self, step: int) -> Entry:
         """The ledger line of one step."""

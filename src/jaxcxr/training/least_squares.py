@@ -88,7 +88,12 @@ class LeastSquares:
         """The sum of no unit, in floating point."""
         return empty_moments(params)
 
-    def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
+    def summed(
+        self,
+        params: PyTree,
+        batch: Microbatch,
+        clipping: PyTree | None = None,  # noqa: ARG002 - one signature
+    ) -> tuple[PyTree, Mapping[str, Array]]:
         """The sum of a microbatch's moments, clipped and exact if private, and sums for the log."""
         weights, centre = jnp.asarray(self.weights), self._centre(params)
 

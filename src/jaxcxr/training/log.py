@@ -39,7 +39,7 @@ class Log:
         )
         self._clock, self._last = time.perf_counter(), done
 
-    def write(self, step: int, totals: Any, waited: float) -> None:
+    def write(self, step: int, totals: Any, waited: float, clipping: Any = None) -> None:
         """Add a row for the steps since the last one.
 
         Args:
@@ -47,6 +47,7 @@ class Log:
             totals: sums over their batches, on the device: `loss`, `count` (units), `films` (a view is one),
                 `norm`, `clipped`.
             waited: seconds in which the devices waited for their batches.
+            clipping: state of an adaptive clip rule; the row has the clip norm of the next step.
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
@@ -60,6 +61,8 @@ class Log:
             row["epsilon"] = self._epsilon(step)
             row["mean_gradient_norm"] = sums["norm"] / count if count else None
             row["clipped_fraction"] = sums["clipped"] / count if count else None
+            if clipping is not None:
+                row["clip_norm"] = float(self._plan.mechanism.clip_norm(clipping))
         row["images_per_second"] = films / (now - self._clock)
         row["waiting_share"] = waited / (now - self._clock)
         self._file.write(json.dumps(row) + "\n")
