@@ -316,7 +316,11 @@ class Experiment:
             raise InputError(
                 "training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null"
             )
-        if training.optimizer == "adam_bc" and self.privacy is not None and self.privacy.clipping == "adaptive":
+        if (
+            training.optimizer == "adam_bc"
+            and self.privacy is not None
+            and self.privacy.clipping == "adaptive"
+        ):
             raise InputError(
                 "training.optimizer: adam_bc corrects for noise of one deviation, and the noise of clipping "
                 "'adaptive' follows the clip norm; expected another optimizer or privacy.clipping"

@@ -305,7 +305,9 @@ def noised_gradient(
         ValueError: as there, or the clip norm adapts.
     """
     if mechanism.start() is not None:
-        raise ValueError("mechanism: its clip norm adapts; `noised_step` and `privately` take and give its state")
+        raise ValueError(
+            "mechanism: its clip norm adapts; `noised_step` and `privately` take and give its state"
+        )
     return noised_step(loss, params, examples, is_real, mechanism, key)[0]
 
 

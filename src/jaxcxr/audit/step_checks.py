@@ -72,7 +72,10 @@ def _scale(noise: np.ndarray) -> Check:
     d = noise.shape[1]
     tails = 2 * np.minimum(chi2.cdf(energies, d), chi2.sf(energies, d))
     deviations = np.sqrt(energies / d)
-    found = f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to {deviations.max():.3g} a step"
+    found = (
+        f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to "
+        f"{deviations.max():.3g} per step"
+    )
     return Check("noise has the claimed deviation in every step", _fisher(np.minimum(tails, 1.0)), found)
 
 
@@ -112,7 +115,10 @@ def _rates(drawn: np.ndarray, sample_rate: float) -> Check:
     p_value = min(1.0, films * float(tails[worst]))
     total = drawn.sum()
     whole = 2 * min(binom.cdf(total, drawn.size, sample_rate), binom.sf(total - 1, drawn.size, sample_rate))
-    found = f"one film was in {counts[worst]} of {steps} batches, {steps * sample_rate:.3g} expected; rate {drawn.mean():.4g}"
+    found = (
+        f"one film was in {counts[worst]} of {steps} batches, {steps * sample_rate:.3g} expected; rate "
+        f"{drawn.mean():.4g}"
+    )
     return Check("every film is drawn with the claimed rate", min(p_value, 1.0, 2 * float(whole)), found)
 
 

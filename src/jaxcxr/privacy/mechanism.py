@@ -187,7 +187,9 @@ class Mechanism:
         if not isinstance(self.rule, AdaptiveRule):
             return self.rule
         if state is None:
-            raise ValueError("state: a clip rule that adapts has one: `Mechanism.start`, then that of `learnt`")
+            raise ValueError(
+                "state: a clip rule that adapts has one: `Mechanism.start`, then that of `learnt`"
+            )
         return self.rule.at(state)
 
     def clip_norm(self, state: PyTree | None) -> Any:
