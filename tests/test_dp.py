@@ -219,7 +219,7 @@ def test_the_state_of_a_clip_rule_is_the_loops_own() -> None:
         float(jnp.abs(o - g).max()) > 1e-3 * scale
         for o, g in zip(*map(jax.tree.leaves, (other, gradient)), strict=True)
     )
-    with pytest.raises(ValueError, match="`noised_step` and `privately` take and give its state"):
+    with pytest.raises(ValueError, match="expected a clip rule without a state, found one that adapts"):
         dp.noised_gradient(linear, start(), batch, real, mechanism, key)
 
 

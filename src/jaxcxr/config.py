@@ -121,11 +121,10 @@ class PrivacyConfig:
             which starts at l2_clip_norm and moves towards a quantile of the gradients' norms at no further
             cost (`jaxcxr.privacy.adaptive`; Andrew et al. 2021, arXiv 1905.03871).
         stability: gamma of automatic clipping, in units of a gradient norm; at least 1e-6.
-        clip_quantile: of adaptive clipping: the share of units whose gradients are to be left as long as they are.
+        clip_quantile: of adaptive clipping: the share of drawn units whose gradients are not to be clipped.
         clip_learning_rate: of adaptive clipping, for the logarithm of the clip norm.
-        clip_share: of adaptive clipping: what counting takes of each unit's contribution. It raises the noise
-            of the gradient by 1 / sqrt(1 - share^2), and the counted share of units has noise of deviation
-            noise multiplier x max(quantile, 1 - quantile) / (share x expected batch).
+        clip_share: of adaptive clipping: what counting takes of the norm of a contribution
+            (`jaxcxr.privacy.adaptive`).
         unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a
             patient with many films less; `patient`, all films of one at once: at most `films_per_patient` of
             a drawn patient's films are used, their mean gradient is clipped; `patient_one_image`, the same
@@ -316,11 +315,8 @@ class Experiment:
             raise InputError(
                 "training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null"
             )
-        if (
-            training.optimizer == "adam_bc"
-            and self.privacy is not None
-            and self.privacy.clipping == "adaptive"
-        ):
+        adapts = self.privacy is not None and self.privacy.clipping == "adaptive"
+        if adapts and training.optimizer == "adam_bc":
             raise InputError(
                 "training.optimizer: adam_bc corrects for noise of one deviation, and the noise of clipping "
                 "'adaptive' follows the clip norm; expected another optimizer or privacy.clipping"

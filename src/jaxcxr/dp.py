@@ -154,8 +154,8 @@ class PrivateGradients:
 
     Every call is a new release, from randomness of its own that comes from the operating system and is kept
     nowhere: nothing is drawn twice. A loop that goes on after a crash makes a new object with the steps that
-    are left, and counts the steps since its last checkpoint as spent if anybody saw their results; if the clip
-    norm adapts, it sets `clipping` to what it has saved with the weights.
+    are left, and counts the steps since its last checkpoint as spent if anybody saw their results. If the
+    clip norm adapts, it sets `clipping` to what it has saved with the weights.
 
     Attributes:
         plan: what may be spent.
@@ -306,7 +306,8 @@ def noised_gradient(
     """
     if mechanism.start() is not None:
         raise ValueError(
-            "mechanism: its clip norm adapts; `noised_step` and `privately` take and give its state"
+            "mechanism: expected a clip rule without a state, found one that adapts; use `noised_step` or "
+            "`privately`"
         )
     return noised_step(loss, params, examples, is_real, mechanism, key)[0]
 
@@ -348,7 +349,7 @@ def noised_step(
 
 
 class Steps(NamedTuple):
-    """How many private steps an optimiser has made, and where its clip rule stands (the state of `privately`)."""
+    """The state of `privately`: how many private steps were made, and the state of the clip rule."""
 
     made: Array
     clipping: PyTree | None
