@@ -1,13 +1,13 @@
 """A clip norm that follows a quantile of the gradient norms, learnt from the steps' own releases.
 
-The idea and the update are those of Andrew et al. 2021 (arXiv 1905.03871, Algorithm 1 and Theorem 1). With a
-public number r, the clip norm of a step is r C. A unit with gradient g contributes one vector,
+After Andrew et al. 2021 (arXiv 1905.03871, Algorithm 1 and Theorem 1). The clip norm of a step is r C, with a
+public number r. A unit with gradient g contributes one vector, made of
 
-    a clip(g / r),    and one coordinate    s (1[|g| <= r C] - quantile) / max(quantile, 1 - quantile),
+    a clip(g / r)    and    s (1[|g| <= r C] - quantile) / max(quantile, 1 - quantile),
 
-where clip is `clipping.Flat`'s to norm C, s = share C and a = sqrt(1 - share^2). What is released is the noised
-mean of these vectors. All else is computed from it: the gradient is its first part times r / a, and r is 1
-at first and then
+where clip is that of `clipping.Flat` to norm C, s = share C and a = sqrt(1 - share^2). What is released is
+the noised mean of these vectors. All else is computed from it: the gradient is its first part times r / a,
+and r is 1 at first and then
 
     r <- r exp(-learning_rate (b - quantile)),
 
@@ -28,14 +28,13 @@ batch, never the drawn one. With a quantile of 1/2 both are the same.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxcxr.privacy.clipping import LEAST, Extended, Layer, total_of_layers
+from jaxcxr.privacy.clipping import LEAST, Extended, OfLayers, total_of_layers
 
 MOST = 1e12
 """The clip norm r C stays between `clipping.LEAST` and this."""
@@ -87,7 +86,7 @@ class Adaptive:
         return gradient, jnp.clip(moved, LEAST / l2_clip_norm, MOST / l2_clip_norm)
 
     def clip_norm(self, l2_clip_norm: float, state: Float[Array, ""]) -> Float[Array, ""]:
-        """Of the next step, r C."""
+        """Of a step at this state, r C."""
         return state * l2_clip_norm
 
     @property
@@ -109,9 +108,7 @@ class AtScale:
     scale: Float[Array, ""]
     kept: float
 
-    def factors(
-        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
-    ) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(self, squared: OfLayers, l2_clip_norm: Any) -> OfLayers:
         """The same factors for all layers."""
         norms = jnp.maximum(jnp.sqrt(total_of_layers(squared)), jnp.finfo(jnp.float32).tiny)
         return dict.fromkeys(squared, self.kept * jnp.minimum(1 / self.scale, l2_clip_norm / norms))

@@ -13,15 +13,13 @@ divisor is the declared expected batch size, never the drawn one, which is priva
 That the sum has this sensitivity on a computer, too, has two grades:
 
 - Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers
-  (`hardened_sum`, `exact_sum`), and the noise is drawn in whole numbers (`rounded_noise`), for the
-  sensitivity that the rounding leaves.
-- Gaussian noise: sums across microbatches, devices and processes are exact (`exact_sum`), so that their
-  number and order add nothing. Within a microbatch a matrix product sums over units in float32, and one unit
-  more, which moves others to another place or another microbatch, changes how that is rounded. This is no
-  theorem. Contributions are clipped to `clip_to` = l2_clip_norm x (1 - `rounding_allowance`) to leave room
-  for it. The allowance is `rounding.FACTOR` times what one rounding of a sum of so many aligned contributions
-  comes to. A search over films made for the purpose found `rounding.FOUND` times that, if every microbatch of
-  a batch changed in the same direction (`tests/privacy/rounding.py`).
+  (`hardened_sum`, `exact_sum`), and the noise is whole numbers (`rounded_noise`) for the sensitivity that the
+  rounding leaves.
+- Gaussian noise: no theorem. Sums across microbatches, devices and processes are exact (`exact_sum`). Within
+  a microbatch a matrix product sums over units in float32, and one unit more, which moves others to another
+  place or microbatch, changes how that is rounded. Contributions are clipped to `clip_to`, which leaves room
+  for `rounding.FACTOR` times what one rounding of a sum of so many aligned contributions comes to; a search
+  found `rounding.FOUND` times that.
 - Moments (`moments`) are whole numbers from the start: a theorem with either noise, but for the noise's own
   rounding.
 """
@@ -66,16 +64,14 @@ class Mechanism:
     """Parameters of the private step, all public.
 
     Attributes:
-        n_units: declared, public number of units N; it sets the sample rate and need not be the number of
-            records present.
+        n_units: declared number of units N; it sets the sample rate, whatever number of records is there.
         expected_batch_size: N q.
         l2_clip_norm: bound C on one unit's contribution to the sum.
         noise_multiplier: noise standard deviation over C.
         epsilon, delta: the budget.
         discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`);
             None for noise in floating point.
-        rule: by which gradients are clipped. A rule that adapts has a public state (`start`), which belongs to
-            the step and not to the mechanism.
+        rule: by which gradients are clipped. The public state of one that adapts belongs to the step.
         method: how their sum is computed (`clipping`).
     """
 
@@ -126,9 +122,7 @@ class Mechanism:
 
     @property
     def rounding_allowance(self) -> float:
-        """Part of the clip norm that is kept free for the rounding of sums within microbatches; 0 where there
-        is none.
-        """
+        """Part of the clip norm kept free for rounding within microbatches; 0 where sums are exact."""
         return 0.0 if self.grid is not None else rounding_allowance(self.expected_batch_size)
 
     @property
@@ -165,8 +159,8 @@ class Mechanism:
             is_real: False for padding, which contributes exactly zero.
             state: of the clip rule (`start`, `learnt`).
         """
-        step, rule = self.contribution_step, self._rule_at(state)
-        if step is None:
+        grid, rule = self.grid, self._rule_at(state)
+        if grid is None:
             total, losses, norms = clipping.clipped_sum(
                 loss, params, examples, is_real, self.clip_to, rule, self.method
             )
@@ -175,7 +169,7 @@ class Mechanism:
                 losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
             else:
                 each, losses = gradients.each_gradient(loss, params, examples)
-            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, step, rule)
+            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, grid.step, rule)
         exact = self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real))
         if isinstance(self.rule, AdaptiveRule):
             own = jnp.where(is_real, self.rule.coordinates(norms, self.clip_to, state), 0.0)
@@ -216,13 +210,6 @@ class Mechanism:
             return None
         return rounded_noise.grid_for(self.l2_clip_norm, self.noise_multiplier, self.discrete_coordinates)
 
-    @property
-    def contribution_step(self) -> float | None:
-        """Size of the steps to which each unit's gradient is rounded by itself (`hardened_sum`); None for
-        Gaussian noise.
-        """
-        return None if self.grid is None else self.grid.step
-
     def step_size(self, contribution: PyTree) -> float:
         """Size of the steps in which the sum of such contributions is counted.
 
@@ -240,8 +227,7 @@ class Mechanism:
         return exact_sum.of_floats(part, self.step_size(part), is_finite)
 
     def randomness(self, key: UInt32[np.ndarray, "4"], like: PyTree) -> PyTree:
-        """What `release` needs besides the sum: the key of the noise, or discrete noise itself, drawn here in
-        whole steps.
+        """What `release` needs besides the sum: the key of the noise, or discrete noise, drawn here.
 
         Args:
             key: of one step (`noise_key`).
@@ -250,18 +236,12 @@ class Mechanism:
         grid = self.grid
         if grid is None:
             return key
-        leaves, structure = jax.tree.flatten(like)
-        sizes = [math.prod(leaf.shape) for leaf in leaves]
-        if sum(sizes) != self.discrete_coordinates:
-            raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {sum(sizes)}")
+        count = noise.coordinates(like)
+        if count != self.discrete_coordinates:
+            raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {count}")
         if isinstance(like, Moments):
             return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
-        drawn = np.split(
-            rounded_noise.rounded_gaussian(key, grid.deviation, sum(sizes)), np.cumsum(sizes)[:-1]
-        )
-        return jax.tree.unflatten(
-            structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)]
-        )
+        return noise.in_shapes_of(like, rounded_noise.rounded_gaussian(key, grid.deviation, count))
 
     def release(self, total: ExactSum, randomness: PyTree) -> PyTree:
         """The noised mean gradient of one step; a pure function, to be called inside jit.
@@ -283,7 +263,7 @@ class Mechanism:
         return jax.tree.map(lambda g: g / self.expected_batch_size, noised)
 
     def learnt(self, released: PyTree, state: PyTree | None) -> tuple[PyTree, PyTree | None]:
-        """The mean gradient and the next state of the clip rule, from what `release` gave: post-processing."""
+        """The mean gradient and the clip rule's next state, from what `release` gave: post-processing."""
         if not isinstance(self.rule, AdaptiveRule):
             return released, state
         return self.rule.learnt(released, self.l2_clip_norm, state)
