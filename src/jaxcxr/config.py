@@ -334,8 +334,8 @@ class Experiment:
                 )
         if self.privacy is not None and self.privacy.clipping not in ("flat", "automatic"):
             raise InputError(
-                "privacy.clipping: optimizer 'least_squares' clips moments, not gradients; expected 'flat' or "
-                f"'automatic', found {self.privacy.clipping!r}"
+                "privacy.clipping: optimizer 'least_squares' clips moments, not gradients; expected 'flat' "
+                f"or 'automatic', found {self.privacy.clipping!r}"
             )
 
     def digest_fields(self) -> dict[str, Any]:

@@ -334,7 +334,7 @@ def noised_step(
         is_real: False for padding.
         mechanism: with Gaussian noise.
         key: of the step (`Mechanism.noise_key`).
-        state: of the clip rule: `Mechanism.start()`, then what the last step returned; None for rules without.
+        state: of the clip rule: `Mechanism.start()`, then what the last step returned; None without one.
 
     Raises:
         ValueError: the mechanism's noise is discrete, which is not drawn inside jit, or the state is missing.

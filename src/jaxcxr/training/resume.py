@@ -34,8 +34,8 @@ ARITHMETIC = (
     "jax_threefry_partitionable",
     "jax_use_direct_linearize",
 )
-"""Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are traced,
-and what the compiler fuses and reorders. Not every version of JAX has all.
+"""Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are
+traced, and what the compiler fuses and reorders. Not every version of JAX has all.
 """
 _PATHS = ("data.store", "model.weights", "model.pretraining")
 _SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
