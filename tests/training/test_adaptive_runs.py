@@ -135,6 +135,14 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
     assert found[0] == found[1]
 
 
+def test_an_accelerators_memory_is_measured(
+    config: Experiment, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxcxr.training.memory.device_bytes", lambda _: 10**9)
+    free = make_plan(changed(config, "training", microbatch_size=None), tiny_store)
+    assert free.with_microbatch_size().microbatch_size == 4
+
+
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [

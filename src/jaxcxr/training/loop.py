@@ -181,7 +181,7 @@ def _run(
     progress: bool,
 ) -> Outcome:
     optimizer_state = plan.optimizer().init(plan.trained(params))
-    clipping = None if plan.mechanism is None else plan.mechanism.start()
+    clipping = plan.clipping()
     step_functions = plan.step()
     done = the_first_says(checkpoints.latest() or 0)
     if done:

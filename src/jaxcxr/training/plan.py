@@ -233,13 +233,16 @@ class Plan:
 
         def bytes_of(units: int) -> int:
             functions = dataclasses.replace(self, microbatch_size=units * films, weights=ones).step([device])
-            return _bytes_of(
-                functions, shapes, (units, films), self.split.size, len(self.config.data.findings)
-            )
+            findings = len(self.config.data.findings)
+            return _bytes_of(functions, shapes, self.clipping(), (units, films), self.split.size, findings)
 
         needed = -(-t.expected_batch_size // jax.device_count())
         units = memory.choose_microbatch(bytes_of, available, needed, films * self.split.size**2)
         return dataclasses.replace(self, microbatch_size=units * films)
+
+    def clipping(self) -> PyTree | None:
+        """The state of the clip rule before the first step; None where it has none."""
+        return None if self.mechanism is None else self.mechanism.start()
 
     def step(self, devices: list[Any] | None = None) -> Step:
         """The compiled functions of the run."""
@@ -332,7 +335,9 @@ class Plan:
         return described
 
 
-def _bytes_of(functions: Step, params: PyTree, units: tuple[int, int], side: int, findings: int) -> int:
+def _bytes_of(
+    functions: Step, params: PyTree, clipping: PyTree | None, units: tuple[int, int], side: int, findings: int
+) -> int:
     """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters."""
     batch = {
         "image": jax.ShapeDtypeStruct((*units, side, side), np.uint8),
@@ -342,7 +347,7 @@ def _bytes_of(functions: Step, params: PyTree, units: tuple[int, int], side: int
     }
     total = jax.eval_shape(functions.start, params)
     lower: Any = functions.accumulate
-    used = lower.lower(params, total, batch).compile().memory_analysis()
+    used = lower.lower(params, total, batch, clipping).compile().memory_analysis()
     return (
         used.temp_size_in_bytes
         + used.argument_size_in_bytes
