@@ -105,11 +105,6 @@ def of_steps(part: PyTree, is_finite: Any) -> ExactSum:
     return ExactSum(high, low, _broken(is_finite))
 
 
-def add(one: ExactSum, other: ExactSum) -> ExactSum:
-    """Their sum."""
-    return jax.tree.map(jnp.add, one, other)
-
-
 def plus_steps(total: ExactSum, noise: PyTree, step: float) -> PyTree:
     """The total plus whole steps of noise (int32), as floats: rounded once, after the noise is in it."""
 
