@@ -254,7 +254,7 @@ def test_two_devices_do_what_one_does(cohort: Any, start: Any) -> None:
         total, log = functions.collect(total)
         assert int(log["count"]) == 6
         state = functions.replicate(optimizer.init(params))
-        params, _, finite = functions.finish(params, state, total, mechanism.noise_key(bytes(32), 0))
+        params, _, finite, _ = functions.finish(params, state, total, mechanism.noise_key(bytes(32), 0))
         assert bool(finite)
         moved.append((jax.tree.map(np.asarray, total), as_rows(params)))
     for u, v in zip(jax.tree.leaves(moved[0][0]), jax.tree.leaves(moved[1][0]), strict=True):

@@ -118,7 +118,7 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
     direction = jax.jit(squares.direction)(start, jax.jit(mechanism.release)(exact, key))["params"]["head"]
     head = {name: np.asarray(leaf) for name, leaf in start["params"]["head"].items()}
     state = functions.replicate(plan.optimizer().init(plan.trained(start)))
-    moved, _, finite = functions.finish(
+    moved, _, finite, _ = functions.finish(
         functions.replicate(jax.tree.map(np.asarray, start)), state, total, key
     )
     assert bool(finite)

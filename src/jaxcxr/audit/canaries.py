@@ -24,6 +24,7 @@ from jaxcxr.accounting import Spending
 from jaxcxr.audit.lower_bounds import MembershipCurve, epsilon_from_scores, membership_curve
 from jaxcxr.audit.step_checks import Check, check_mechanism
 from jaxcxr.audit.targets import Loss, Model
+from jaxcxr.privacy.clipping import Flat
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.binding import Binding, bound_secret
@@ -166,7 +167,12 @@ def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate:
 
     The step cuts the batch into microbatches, sums them over all devices, adds the noise and divides. As in
     training, keys are derived from the secret bound to what is trained, here the audited mechanism and model.
+
+    Raises:
+        ValueError: the mechanism clips otherwise than `Flat`, by which every step is checked.
     """
+    if mechanism.rule != Flat():
+        raise ValueError(f"rule: an audit clips whole gradients to one norm, found {mechanism.rule!r}")
     described = dataclasses.asdict(mechanism) | {"rule": repr(mechanism.rule)}
     configuration = {**described, "model": model.name, "learning_rate": learning_rate}
     code = {"sources": training_code_fingerprint()}

@@ -41,12 +41,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxcxr.models.features import with_features
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.privacy.moments import Moments, clipped_steps, moment_sum, symmetric
+from jaxcxr.privacy.moments import Moments, clipped_steps, symmetric, upper_triangle
 from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, weighted_cross_entropy
 
 CENTRE_IMAGES = 8
@@ -85,7 +85,12 @@ class LeastSquares:
         """The moments of an empty batch, in floating point."""
         return empty_moments(params)
 
-    def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
+    def summed(
+        self,
+        params: PyTree,
+        batch: Microbatch,
+        clipping: PyTree | None = None,  # noqa: ARG002 - one signature
+    ) -> tuple[PyTree, Mapping[str, Array]]:
         """The sum of a microbatch's moments (clipped and exact if private), and sums for the log."""
         weights, centre = jnp.asarray(self.weights), self._centre(params)
 
@@ -99,7 +104,8 @@ class LeastSquares:
         is_film, is_real = batch["is_film"], batch["is_real"]
         losses = jax.vmap(mean_over_films)(losses, is_film)
         if self.mechanism is None:
-            return moment_sum(features, residuals, is_film, is_real)[0], log_sums(batch, losses=losses)
+            total = plain_moments(features, residuals, is_film & is_real[:, None])
+            return total, log_sums(batch, losses=losses)
         clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(empty_moments(params))
         total, norms = clipped_steps(
             features, residuals, is_film, is_real, clip_norm, step, stability=self.stability
@@ -145,6 +151,19 @@ def empty_moments(params: Any) -> Moments:
     features, findings = params["params"]["head"]["kernel"].shape
     d = features + 1
     return Moments(jnp.zeros(d * (d + 1) // 2), jnp.zeros((d, findings)))
+
+
+def plain_moments(
+    features: Float[Array, "n images d"],
+    residuals: Float[Array, "n images findings"],
+    is_counted: Bool[Array, "n images"],
+) -> Moments:
+    """The sum over units of the mean moments of their images, without clipping or rounding: not private."""
+    x, r = (jnp.where(is_counted[..., None], v, 0.0) for v in (features, residuals))
+    scaled = x / jnp.maximum(jnp.sum(is_counted, axis=1), 1)[:, None, None]
+    with jax.default_matmul_precision("highest"):
+        squares, products = (jnp.einsum("nid,nie->de", scaled, v) for v in (x, r))
+    return Moments(upper_triangle(squares), products)
 
 
 def curvature(weights: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:

@@ -37,7 +37,7 @@ class Log:
         )
         self._clock, self._last = time.perf_counter(), done
 
-    def write(self, step: int, totals: Any, waited: float) -> None:
+    def write(self, step: int, totals: Any, waited: float, clipping: Any = None) -> None:
         """Add a row for the steps since the last one.
 
         Args:
@@ -45,6 +45,7 @@ class Log:
             totals: sums over these steps' batches, on the device: `loss`, `count` (units), `films` (images,
                 each view counted), `norm`, `clipped`.
             waited: seconds in which the devices waited for their batches.
+            clipping: state of an adaptive clip rule; the row has the clip norm of the next step.
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
@@ -58,6 +59,8 @@ class Log:
             row["epsilon"] = self._epsilon(step)
             row["mean_gradient_norm"] = sums["norm"] / count if count else None
             row["clipped_fraction"] = sums["clipped"] / count if count else None
+            if clipping is not None:
+                row["clip_norm"] = float(self._plan.mechanism.clip_norm(clipping))
         row["images_per_second"] = images / (now - self._clock)
         row["waiting_share"] = waited / (now - self._clock)
         self._file.write(json.dumps(row) + "\n")

@@ -185,12 +185,14 @@ def _run(
     progress: bool,
 ) -> Outcome:
     optimizer_state = plan.optimizer().init(plan.trained(params))
+    clipping = plan.clipping()
     step_functions = plan.step()
     done = broadcast_from_process_0(checkpoints.latest() or 0)
     if done:
-        restored = checkpoints.restore(done, {"params": params, "optimizer": optimizer_state})
+        restored = checkpoints.restore(done, _state(params, optimizer_state, clipping))
         params, optimizer_state = restored["params"], restored["optimizer"]
-    params, optimizer_state = step_functions.replicate((params, optimizer_state))
+        clipping = restored.get("clipping")
+    params, optimizer_state, clipping = step_functions.replicate((params, optimizer_state, clipping))
     total_steps = broadcast_from_process_0(run_on_all_processes(lambda: _affordable(plan, ledger, done)))
     log = Log(out, plan, done, total_steps, progress) if is_process_0() else None
     training, waiting = plan.config.training, Waiting()
@@ -207,15 +209,15 @@ def _run(
                 randomness = plan.mechanism.noise_key(secret, done)
             gradient, logged = step_functions.start(params)
             for piece in batch:
-                gradient, logged = step_functions.accumulate(params, (gradient, logged), piece)
+                gradient, logged = step_functions.accumulate(params, (gradient, logged), piece, clipping)
             gradient, logged = step_functions.collect((gradient, logged))
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
             if (
                 plan.mechanism is not None
             ):  # discrete noise is drawn here, on the processor, while the devices are at work
                 randomness = plan.mechanism.randomness(randomness, gradient.high)
-            params, optimizer_state, newest = step_functions.finish(
-                params, optimizer_state, gradient, randomness
+            params, optimizer_state, newest, clipping = step_functions.finish(
+                params, optimizer_state, gradient, randomness, clipping
             )
             done += 1
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
@@ -225,13 +227,13 @@ def _run(
             if last or done % training.log_every == 0:
                 _require_finite(newest, done)
                 if log is not None:
-                    log.write(done, totals, waiting.take())
+                    log.write(done, totals, waiting.take(), clipping)
                 totals = None
             if last or done % training.checkpoint_every == 0:
                 _require_finite(newest, done)
                 if ledger is not None:
                     ledger.sync()
-                state = {"params": params, "optimizer": optimizer_state}
+                state = _state(params, optimizer_state, clipping)
                 run_on_all_processes(functools.partial(checkpoints.save, done, state))
             if stop:
                 break
@@ -244,6 +246,12 @@ def _run(
     if done < total_steps:
         return Outcome(params, done, finished=False, stopped_by="interrupt")
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
+
+
+def _state(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
+    """What a checkpoint holds; the state of the clip rule only where the rule has one."""
+    adapts = {} if clipping is None else {"clipping": clipping}
+    return {"params": params, "optimizer": optimizer_state} | adapts
 
 
 def _write_down(ledger: Ledger | None, entry: Entry) -> None:

@@ -23,6 +23,7 @@ from jaxcxr.accounting.attack_bounds import attack_bounds
 from jaxcxr.privacy import rounding
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
 from jaxcxr.report.card.card_facts import (
+    ADAPTIVE,
     COUNTS,
     HOUSE_ONLY,
     MOMENTS,
@@ -221,6 +222,11 @@ def _covered(facts: CardFacts) -> list[str]:
     covered = [f"the published weights, against anybody, whatever else they know, for {whom}"]
     if COUNTS in {row.name for row in facts.mechanisms}:
         covered.append(f"the {COUNTS} that training used: their cost is in the figures above")
+    if ADAPTIVE in {row.name for row in facts.mechanisms}:
+        covered.append(
+            "the clip norm that training adjusted from step to step: it was computed from what the steps "
+            "released, and its cost is in the figures above"
+        )
     return covered
 
 

@@ -36,6 +36,8 @@ from jaxcxr.report.card.card_schema import (
 )
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
+ADAPTIVE = "noised gradient and clip count"
+"""One vector: the clip norm follows a quantile of the gradients' norms (`privacy.adaptive`)."""
 SEEDED = (
     "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
 )
@@ -239,7 +241,9 @@ def _unfinished(run: Path, spent: Spent) -> list[str]:
 
 def released_by(config: Experiment) -> str:
     """What a step of a private run releases, in the words of a card."""
-    return MOMENTS if config.training.optimizer == "least_squares" else GRADIENT
+    if config.training.optimizer == "least_squares":
+        return MOMENTS
+    return ADAPTIVE if config.privacy is not None and config.privacy.clipping == "adaptive" else GRADIENT
 
 
 def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tuple[MechanismRow, ...]:

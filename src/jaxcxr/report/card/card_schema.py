@@ -69,7 +69,9 @@ class PatientRow(_Strict):
 class MechanismRow(_Strict):
     """One kind of release, as often as the ledger has it."""
 
-    name: Literal["noised gradient", "noised moments", "noised class counts"]
+    name: Literal[
+        "noised gradient", "noised gradient and clip count", "noised moments", "noised class counts"
+    ]
     noise_multiplier: NonNegative = Field(description="noise standard deviation over the L2 bound")
     sample_rate: Probability
     steps: Count
