@@ -15,6 +15,7 @@ from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.records.ledger import Entry, Terms
+from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.page.run_page import PAGE, comparison_page, page_html, run_page, write_page
 from jaxcxr.report.paper.supplementary_tables import Run, summarise
@@ -109,8 +110,12 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(sweep: Path) -> dict[str, Reader]:
+    return {name: Reader(file.read_text()) for name, file in files(sweep).items()}
+
+
+def files(sweep: Path) -> dict[str, Path]:
     places = {"sweep": sweep, "private": sweep / "epsilon_7.89", "non_private": sweep / "non_private"}
-    return {name: Reader((folder / PAGE).read_text()) for name, folder in places.items()}
+    return {name: folder / PAGE for name, folder in places.items()}
 
 
 @pytest.mark.parametrize("name", ["sweep", "private", "non_private"])
@@ -151,16 +156,16 @@ def test_the_first_screen_of_a_private_run(sweep: Path, pages: dict[str, Reader]
     first = text[: text.index("What the figures say")]
     upper = epsilon_bounds(SPENT, 1e-4).upper
     assert (
-        f"ε = {upper:.4g} at δ = 0.0001 (upper bound from the ledger; budget 7.89), for one film added or removed."
+        f"ε = {upper_text(upper)} at δ = 0.0001 (upper bound from the ledger; budget 7.89), for one image added or removed."
         in first
     )
     manifest = films(1.0)
     test = manifest[manifest["split"] == "test"]
     assert (
-        f"{len(test):,} test films of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female"
+        f"{len(test):,} test images of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female"
         in first
     )
-    assert f"Trained on {(manifest['split'] == 'train').sum():,} training films" in first
+    assert f"Trained on {(manifest['split'] == 'train').sum():,} training images of " in first
     evaluation = read_evaluation(sweep / "epsilon_7.89" / "evaluation.csv")
     own = evaluation[
         (evaluation["group"] == "all")
@@ -181,8 +186,13 @@ def test_the_first_screen_of_a_private_run(sweep: Path, pages: dict[str, Reader]
     )
     assert "Worst-off group by AUROC sex <b>M</b>" in first
     assert "privacy costs" in text
-    assert "Too small to be judged, so that nothing is known about them here: age [0, 30)" in text
-    assert "Thresholds: Youden's, chosen on the validation films; intervals: 95 %, patients redrawn." in text
+    assert (
+        "1 of 5 groups is too small to be judged (fewer than 20 images): nothing is known about it here."
+        in text
+    )
+    assert (
+        "Thresholds: Youden's, chosen on the validation images; intervals: 95 %, patients resampled." in text
+    )
 
 
 def test_a_run_without_privacy_says_so(pages: dict[str, Reader]) -> None:
