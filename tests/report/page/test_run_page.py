@@ -22,6 +22,7 @@ from jaxcxr.report.paper.supplementary_tables import Run, summarise
 from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.run_report import non_private_beside, report_run
 from jaxcxr.report.sweep_report import write_sweep
+from jaxcxr.report.verdicts import found_by_attack, strength, strength_sentence
 from tests.report.chromium import Browser, find
 from tests.report.films import predicted_films
 from tests.run_files import CONFIG as RUN
@@ -221,6 +222,77 @@ def test_a_sweep_has_a_row_a_model_and_what_is_shown(pages: dict[str, Reader]) -
         assert f" {name}. " in text
 
 
+@pytest.mark.parametrize("name", ["sweep", "private", "non_private"])
+def test_every_head_of_a_table_says_what_it_heads(pages: dict[str, Reader], name: str) -> None:
+    heads = pages[name].attributes("th")
+    assert heads
+    assert {head.get("scope") for head in heads} <= {"col", "row"}
+
+
+def test_titles_name_the_run(sweep: Path, pages: dict[str, Reader]) -> None:
+    titles = {
+        name: (folder).read_text().partition("<title>")[2].partition("</title>")[0]
+        for name, folder in files(sweep).items()
+    }
+    assert titles == {
+        "sweep": "Sweep sweep &amp; co: report",
+        "private": "Run sweep &amp; co/epsilon_7.89: report",
+        "non_private": "Run sweep &amp; co/non_private: report",
+    }
+
+
+def test_alternative_texts_say_what_the_figures_show(sweep: Path, pages: dict[str, Reader]) -> None:
+    """Their numbers are those of the evaluations that were plotted."""
+    alts = {image["alt"].partition(". ")[0]: image["alt"] for image in pages["sweep"].attributes("img")}
+    assert {"Figure 2", "Figure 3", "Figure 4", "Heat map", "Figure S1", "Figure S2"} <= alts.keys()
+    found = {
+        e: read_evaluation(sweep / name / "evaluation.csv")
+        for e, name in ((np.inf, "non_private"), (7.89, "epsilon_7.89"))
+    }
+    plain, private = (
+        table[(table["finding"] == "average") & (table["metric"] == "auroc")].set_index("group")["value"]
+        for table in found.values()
+    )
+    assert f"AUROC {plain['all']:.2f} without privacy, {private['all']:.2f} at ε = 7.89" in alts["Figure 2"]
+    assert (
+        f"sex F: AUROC {plain['sex_F']:.2f} without privacy, {private['sex_F']:.2f} at ε = 7.89"
+        in alts["Figure 4"]
+    )
+    low, high = (f"{value:.3f}" for value in (plain["sex_<b>M</b>"], plain["sex_F"]))
+    assert (
+        f"AUROC from {low} (sex <b>M</b> without privacy) to {high} (sex F without privacy)"
+        in alts["Heat map"]
+    )
+    own = {image["alt"].partition(". ")[0]: image["alt"] for image in pages["private"].attributes("img")}
+    areas = (
+        found[7.89][(found[7.89]["group"] == "all") & (found[7.89]["metric"] == "auroc")]
+        .set_index("finding")["value"]
+        .drop("average")
+    )
+    assert f"AUROC from {areas.min():.2f} (" in own["ROC curves"]
+    assert f"to {areas.max():.2f} (" in own["ROC curves"]
+
+
+def test_one_quantity_has_one_number(sweep: Path, pages: dict[str, Reader]) -> None:
+    """The mean over bootstrap replicates stands in the paper's own tables alone, and these say so."""
+    rows = read_evaluation(sweep / "epsilon_7.89" / "evaluation.csv")
+    own = rows[(rows["group"] == "all") & (rows["finding"] == "average") & (rows["metric"] == "auroc")].iloc[
+        0
+    ]
+    value, mean = f"{own['value']:.3f}", f"{own['bootstrap_mean']:.3f}"
+    assert value != mean
+    assert value in pages["private"].text
+    assert mean not in pages["private"].text
+    assert mean not in pages["sweep"].text
+    assert pages["sweep"].text.count("mean ± standard deviation over bootstrap replicates") >= 3
+
+
+def test_the_privacy_of_a_run_has_a_verdict(pages: dict[str, Reader]) -> None:
+    found = found_by_attack(SPENT, 1e-4)
+    assert strength_sentence(found, "images") in pages["private"].text
+    assert f"{strength(found)} at most {upper_text(100 * found, 3)} of 100 found" in pages["sweep"].text
+
+
 def test_tables_can_be_read_and_sorted_without_eyes(pages: dict[str, Reader]) -> None:
     page = pages["private"]
     heads = [attrs for tag, attrs in page.tags if tag == "th" and attrs.get("scope") == "col"]
@@ -313,17 +385,72 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def all_pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("card")
+    card = make_card(make_card_run(folder / "run", unit="patient"), ())
+    write_card(card, folder)
+    return files(sweep) | {"card": folder / "privacy_card.html"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", ["sweep", "private"])
-def test_in_a_browser(browser: Browser, sweep: Path, name: str, width: int) -> None:
-    browser.open((sweep if name == "sweep" else sweep / "epsilon_7.89") / PAGE, width)
+@pytest.mark.parametrize("name", ["sweep", "private", "card"])
+def test_in_a_browser(
+    browser: Browser, all_pages: dict[str, Path], name: str, width: int, scheme: str
+) -> None:
+    browser.emulate(scheme=scheme)
+    browser.open(all_pages[name], width)
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.clientWidth") == width
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 100)")
     contrasts = browser.evaluate(CONTRAST)
     assert contrasts["poor"] == []
-    assert contrasts["colours"] >= 3
+    assert contrasts["colours"] >= 2
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    red, green, blue = (int(part) for part in re.findall(r"\d+", paper)[:3])
+    assert (red + green + blue < 3 * 64) == (scheme == "dark")
+    # Figures are drawn on white and stay so.
+    papers = browser.evaluate("[...document.images].map((i) => getComputedStyle(i).backgroundColor)")
+    assert set(papers) <= {"rgb(255, 255, 255)"}
+
+
+PAPER_WIDTH, PAPER_HEIGHT = 188, 275
+"""Millimetres of an A4 page between its margins, as templates/page.html has them."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["sweep", "private", "card"])
+def test_on_paper(browser: Browser, all_pages: dict[str, Path], name: str, scheme: str) -> None:
+    """Black on white whatever the screen, nothing cut off on the right, and no half-empty pages."""
+    browser.emulate("print", scheme)
+    width = round(PAPER_WIDTH / 25.4 * 96)
+    browser.open(all_pages[name], width)
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    too_wide = "[...document.querySelectorAll('table')].filter((t) => t.getBoundingClientRect().right > innerWidth + 1).length"
+    assert browser.evaluate(too_wide) == 0
+    high = browser.evaluate("document.documentElement.getBoundingClientRect().height") / 96 * 25.4
+    pages = len(re.findall(rb"/Type\s*/Page\b", browser.printed()))
+    browser.emulate()
+    assert pages <= 1.25 * high / PAPER_HEIGHT + 1
+
+
+def test_lists_of_small_groups_are_folded_on_the_screen_and_open_on_paper(
+    browser: Browser, all_pages: dict[str, Path]
+) -> None:
+    script = "[...document.querySelectorAll('details')].map((d) => d.getBoundingClientRect().height)"
+    browser.open(all_pages["private"], 1280)
+    assert not browser.evaluate("[...document.querySelectorAll('details')].some((d) => d.open)")
+    folded = browser.evaluate(script)
+    assert len(folded) > 2
+    browser.emulate("print")
+    opened = browser.evaluate(script)
+    browser.emulate()
+    assert all(
+        b > 1.4 * a / 16 * 12 for a, b in zip(folded, opened, strict=True)
+    )  # 9pt on paper, 16px on screen
 
 
 def test_a_head_sorts_its_table(browser: Browser, sweep: Path) -> None:
