@@ -19,7 +19,8 @@ from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
-from jaxcxr.report.card.card import _shown_up, card_html, card_of, write_card
+from jaxcxr.report.bounds import upper_text
+from jaxcxr.report.card.card import card_html, card_of, write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
 from jaxcxr.training.checkpoint import flat_weights
@@ -103,7 +104,7 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
     claim = text[text.index('class="claim"') : text.index("What this means")]
     assert "2 other models of this cohort were released; together with this one" in claim
     assert (
-        f"<b>epsilon = {_shown_up(third.together.epsilon_upper)}</b> at the same delta, for one patient with all of their films."
+        f"<b>epsilon = {upper_text(third.together.epsilon_upper)}</b> at the same delta, for one patient with all of their images."
         in claim
     )
     assert first.fingerprints.ledger in text

@@ -152,7 +152,7 @@ def test_a_single_image_or_patient_is_found(made: Make, params: PyTree, tmp_path
     for images, ids, changes, found in (
         ([*range(100, 120), 7], "", {}, Overlap(1, 1, 1)),
         ([*range(100, 120), 7], "x", {}, Overlap(1, 0, 0)),
-        ([*range(100, 120)], "x", {"image_id": [*(f"i{i}" for i in range(19)), "film3"]}, Overlap(0, 1, 0)),
+        ([*range(100, 120)], "x", {"image_id": [*(f"i{i}" for i in range(19)), "image3"]}, Overlap(0, 1, 0)),
         (
             [*range(100, 120)],
             "x",
@@ -179,7 +179,7 @@ def test_a_single_image_or_patient_is_found(made: Make, params: PyTree, tmp_path
 def test_equal_ids_of_other_people_have_to_be_declared(
     tiny_config: Experiment, made: Make, params: PyTree, tmp_path: Path
 ) -> None:
-    """'film1' of another hospital: refused by default, and by pixels whatever is declared."""
+    """'image1' of another hospital: refused by default, and by pixels whatever is declared."""
     weights = weights_of(params, tmp_path / "w", units_of(made("there", list(range(50)))))
     here = made("here", list(range(50, 100)), image_id=[f"image{i}" for i in range(50)])
     config = private(tiny_config, here, weights)

@@ -90,7 +90,7 @@ def sweep_text(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
             f"{row['epsilon']:g}" if math.isfinite(row["epsilon"]) else "no privacy",
             f"{row['noise_multiplier']:.4g}" if math.isfinite(row["epsilon"]) else "",
             row,
-            f"{paper['mean'][row['epsilon']]:.2f}" if row["epsilon"] in paper.index else "",
+            f"{paper['bootstrap_mean'][row['epsilon']]:.2f}" if row["epsilon"] in paper.index else "",
         )
         for row in rows.to_dict("records")
     ]

@@ -125,11 +125,11 @@ def _starts(starts: Mapping[float, Mapping[str, Any]]) -> str:
             continue
         change = f"{signed(-row['difference'])}, {between(-row['ci_high'], -row['ci_low'])}"
         (worse if row["ci_low"] > 0 else open_).append(f"{_model(epsilon)} ({change})")
-    parts = [f"worse are {'; '.join(worse)}"] if worse else []
-    parts += [f"not shown to be better are {'; '.join(open_)}"] if open_ else []
+    parts = [f"worse: {'; '.join(worse)}"] if worse else []
+    parts += [f"not shown to be better: {'; '.join(open_)}"] if open_ else []
     if not parts:
         return ""
-    return f"In average AUROC, against the weights that training started from, {'; '.join(parts)}."
+    return f"In average AUROC, against the weights that training started from, {', and '.join(parts)}."
 
 
 def _model(epsilon: float) -> str:
@@ -219,22 +219,22 @@ def _widened(comparisons: pd.DataFrame | None, budgets: Sequence[float]) -> str:
     if worse.empty:
         return f"In none of {count} is it shown, {after}, that a group fares worse with privacy."
     behind = worse["value_b"] < 0
-    parts = []
-    for which, now in ((worse.loc[behind], "behind all others"), (worse.loc[~behind], "less far ahead")):
+    said = [f"In {len(worse)} of {count} it is shown, {after}, that a group fares worse with privacy."]
+    for which, now in (
+        (worse.loc[behind], "Then behind all others"),
+        (worse.loc[~behind], "Then less far ahead of them"),
+    ):
         if len(which):
-            parts.append(f"{now}: {', '.join(_places(which))}")
-    return (
-        f"In {len(worse)} of {count} it is shown, {after}, that a group fares worse with privacy "
-        f"({'; '.join(parts)})."
-    )
+            said.append(f"{now}: {'; '.join(_places(which))}.")
+    return " ".join(said)
 
 
 def _places(rows: pd.DataFrame) -> list[str]:
-    """'sex F at ε = 2 and 1': groups with the budgets at which they are named."""
+    """'sex F at ε = 2, 1': groups with the budgets at which they are named."""
     budgets: dict[str, dict[str, None]] = {}
     for row in rows.to_dict("records"):
         budgets.setdefault(str(row["label"]), {})[f"{row['epsilon']:g}"] = None
-    return [f"{label} at ε = {' and '.join(at)}" for label, at in budgets.items()]
+    return [f"{label} at ε = {', '.join(at)}" for label, at in budgets.items()]
 
 
 def _trend(correlations: pd.DataFrame | None) -> str:

@@ -27,8 +27,14 @@ Sums = Literal["exact", "float32"]
 SplitOrigin = Literal["keyed_hash", "given", "unknown"]
 
 
+def _described_on_one_line(schema: dict[str, Any]) -> None:
+    """A docstring says the same wherever its lines end."""
+    if "description" in schema:
+        schema["description"] = " ".join(schema["description"].split())
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_described_on_one_line)
 
 
 class Claim(_Strict):

@@ -61,27 +61,28 @@ def heat_map_rows(evaluations: pd.DataFrame, metrics: Sequence[str] = METRICS) -
 def draw_heat_map(evaluations: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure | None:
     """The heat map before it is written."""
     rows = heat_map_rows(evaluations, metrics)
-    groups = rows.drop_duplicates("group").set_index("group")["label"]
-    if len(groups) < 2:
+    if rows["group"].nunique() < 2:
         return None
+    metrics = [metric for metric in metrics if metric in set(rows["metric"])]
     budgets = sorted(set(rows["epsilon"]), reverse=True)
-    longest = max(len(label) for label in groups)
-    figure = Figure(
-        figsize=(
-            0.3 + 0.07 * longest + max(2.4, CELL_WIDTH * len(budgets)),
-            0.5 + len(metrics) * (0.5 + CELL_HEIGHT * len(groups)),
-        ),
-        layout="constrained",
-    )
-    panels = figure.subplots(len(metrics), 1, squeeze=False).ravel()
+    names = ["non-private" if np.isinf(epsilon) else f"{epsilon:g}" for epsilon in budgets]
+    # Everyone has no difference to others, and so no row there.
+    shown = {metric: rows.loc[rows["metric"] == metric] for metric in metrics}
+    labels = {
+        metric: own.drop_duplicates("group").set_index("group")["label"] for metric, own in shown.items()
+    }
+    heights = [0.5 + CELL_HEIGHT * len(groups) for groups in labels.values()]
+    longest = max(len(label) for label in rows["label"])
+    width = 0.3 + 0.07 * longest + max(2.4, CELL_WIDTH * len(budgets))
+    figure = Figure(figsize=(width, 0.5 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(metrics), 1, squeeze=False, height_ratios=heights).ravel()
     for panel, metric in zip(panels, metrics, strict=True):
-        own = rows.loc[rows["metric"] == metric].set_index(["group", "epsilon"])
+        own, groups = shown[metric].set_index(["group", "epsilon"]), labels[metric]
         cells = [[own.loc[(g, e)] if (g, e) in own.index else None for e in budgets] for g in groups.index]
         _draw_panel(panel, metric, cells)
         name = metric.replace("_", " ").replace("auroc", "AUROC")
-        width = max(30, _LETTERS * len(budgets))
-        panel.set_title("\n".join(textwrap.wrap(name, width)), fontsize=8, loc="left")
-        names = ["non-private" if np.isinf(epsilon) else f"{epsilon:g}" for epsilon in budgets]
+        letters = max(30, _LETTERS * len(budgets))
+        panel.set_title("\n".join(textwrap.wrap(name, letters)), fontsize=8, loc="left")
         panel.set_xticks(range(len(budgets)), names, fontsize=7)
         panel.set_yticks(range(len(groups)), list(groups), fontsize=7)
         panel.spines[:].set_visible(False)

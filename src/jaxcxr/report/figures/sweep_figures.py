@@ -22,6 +22,7 @@ from jaxcxr.report.paper.supplementary_tables import (
     same_findings_as_paper,
     title,
 )
+from jaxcxr.report.wording import number
 
 PRIVATE = "#0072B2"
 NON_PRIVATE = "#D55E00"
@@ -85,7 +86,7 @@ def figure_3(
     comparisons: pd.DataFrame | None = None,
     stem: str = "figure_3",
 ) -> tuple[Path, Path] | None:
-    """AUROC of the private model against sample size, a dot a finding, coloured by the loss of AUROC (the
+    """AUROC of the private model against sample size, one dot per finding, coloured by the loss of AUROC (the
     paper's Figure 3).
 
     Args:
@@ -123,24 +124,22 @@ def figure_3(
     dots = panel.scatter(
         x, private["value"], c=loss, cmap="cividis_r", s=130, edgecolor="black", lw=0.6, zorder=2
     )
-    above.colorbar(dots, ax=panel, label="loss of AUROC (non-private - private)").ax.tick_params(labelsize=8)
-    said = dict(zip(findings, [f"{round(value, 2) + 0.0:.2f}" for value in loss], strict=True))
+    above.colorbar(dots, ax=panel, label="loss of AUROC (non-private − private)").ax.tick_params(labelsize=8)
+    said = dict(zip(findings, [number(value, 2) for value in loss], strict=True))
     if comparisons is not None:
         own = comparisons.loc[(comparisons["epsilon"] == epsilon) & (comparisons["group"] == "all")]
         for row in own.loc[own["metric"] == "auroc"].to_dict("records"):
-            value, low, high = (
-                round(row[key], 2) + 0.0 for key in ("difference", "ci_low", "ci_high")
-            )  # no minus zero
-            said[row["finding"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    for number, (at, value, lost) in enumerate(zip(x, private["value"], loss, strict=True), start=1):
+            value, low, high = (number(row[key], 2) for key in ("difference", "ci_low", "ci_high"))
+            said[row["finding"]] = f"{value} [{low}, {high}]"
+    for place, (at, value, lost) in enumerate(zip(x, private["value"], loss, strict=True), start=1):
         ink = ink_on(dots.to_rgba(lost))
-        panel.text(at, value, str(number), ha="center", va="center", fontsize=7, color=ink, zorder=3)
-    named = [f"{number} {title(f)}: {said[f]}" for number, f in enumerate(findings, start=1)]
+        panel.text(at, value, str(place), ha="center", va="center", fontsize=7, color=ink, zorder=3)
+    named = [f"{place} {title(f)}: {said[f]}" for place, f in enumerate(findings, start=1)]
     below.text(0.08, 0.98, "loss of AUROC\n" + "\n".join(named), fontsize=7.5, va="top")
     r = pearson(x, private["value"].to_numpy(np.float64))
-    interval = "" if np.isnan(r.ci_low) else f" [{r.ci_low:.2f}, {r.ci_high:.2f}]"
+    interval = "" if np.isnan(r.ci_low) else f" [{number(r.ci_low, 2)}, {number(r.ci_high, 2)}]"
     panel.set_title(
-        f"ε = {epsilon:g}; Pearson's r {r.r:.2f}{interval}, n = {r.n} findings", fontsize=9, loc="left"
+        f"ε = {epsilon:g}; Pearson's r {number(r.r, 2)}{interval}, n = {r.n} findings", fontsize=9, loc="left"
     )
     panel.set_xlabel("images with the finding", fontsize=9)
     panel.set_ylabel("AUROC of the private model (95 % interval)", fontsize=9)
@@ -254,7 +253,7 @@ def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:
     if not private.empty:
         panel.plot(
             private["epsilon"],
-            private["mean"],
+            private["bootstrap_mean"],
             "s--",
             color=PAPER,
             mfc="white",
@@ -263,7 +262,7 @@ def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:
             label="paper, private",
             zorder=1,
         )
-    for mean in rows.loc[np.isinf(rows["epsilon"]), "mean"]:
+    for mean in rows.loc[np.isinf(rows["epsilon"]), "bootstrap_mean"]:
         panel.axhline(mean, color=PAPER, lw=1, ls=":", label="paper, non-private", zorder=1)
 
 

@@ -9,6 +9,7 @@ policy). Whatever comes from data or file names is escaped. Its numbers are thos
 import base64
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -66,12 +67,21 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """An embedded figure; `alt` says in words what it shows, from the numbers that were plotted."""
+    """An embedded figure.
+
+    Attributes:
+        name: what it is called.
+        caption: what a reader must know of it.
+        alt: what it shows, in words, from the numbers that were plotted.
+        uri: its SVG.
+        tall: whether it is higher than wide, so that it needs more of a printed page.
+    """
 
     name: str
     caption: str
     alt: str
     uri: str
+    tall: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +148,16 @@ def drawings(figures: Mapping[Path, tuple[str, str]], alts: Mapping[str, str]) -
         alts: what the figure shows, in words, by its name.
     """
     return tuple(
-        Drawing(
-            name,
-            text,
-            alts[name],
-            f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}",
-        )
+        _drawing(name, text, alts[name], path.read_bytes())
         for path, (name, text) in figures.items()
         if path.is_file()
     )
+
+
+def _drawing(name: str, caption: str, alt: str, svg: bytes) -> Drawing:
+    size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    tall = size is not None and float(size[2]) > 1.1 * float(size[1])
+    return Drawing(name, caption, alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}", tall)
 
 
 def run_page(

@@ -126,7 +126,7 @@ def _privacy_fact(budgets: list[float], private: list[Facts]) -> Fact:
 def _overview(sweep: Sweep) -> Table:
     paper = paper_results() if same_findings_as_paper(sweep.summary) else paper_results().iloc[:0]
     paper = paper.loc[(paper["finding"] == "average") & (paper["metric"] == "auroc")]
-    printed = {float(row["epsilon"]): float(row["mean"]) for row in paper.to_dict("records")}
+    printed = {float(row["epsilon"]): float(row["bootstrap_mean"]) for row in paper.to_dict("records")}
     lines = [_overview_line(sweep, epsilon, printed.get(epsilon)) for epsilon in sweep.budgets]
     blank = Cell("–", key=np.nan)
     if sweep.untouched is not None:
@@ -184,7 +184,7 @@ def _overview_line(sweep: Sweep, epsilon: float, paper: float | None) -> tuple[C
 def _promise_cell(facts: Facts) -> Cell:
     if facts.found is None or facts.seeded:
         return Cell("none", "seeded" if facts.seeded and facts.found is not None else "", key=np.nan)
-    return Cell(said.verdict(facts), f"{upper_text(100 * facts.found, 3)} of 100 found", facts.found)
+    return Cell(said.verdict(facts), f"at most {upper_text(100 * facts.found, 3)} of 100 found", facts.found)
 
 
 def _auroc_cell(evaluation: pd.DataFrame) -> Cell:

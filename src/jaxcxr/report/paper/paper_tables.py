@@ -74,7 +74,7 @@ def table_2(evaluations: pd.DataFrame, comparisons: pd.DataFrame | None = None) 
         columns[budget(epsilon)] = [_mean_std(ours, f, "bootstrap_mean") for f in findings]
         theirs = paper.loc[paper["epsilon"] == epsilon].set_index("finding")
         if len(theirs):
-            columns[f"{budget(epsilon)} (paper)"] = [_mean_std(theirs, f, "mean") for f in findings]
+            columns[f"{budget(epsilon)} (paper)"] = [_mean_std(theirs, f, "bootstrap_mean") for f in findings]
     if budgets and np.isinf(rows["epsilon"]).any():
         largest, name = budgets[0], f"Non-DP - {budget(budgets[0])}"
         value = rows.pivot_table(index="finding", columns="epsilon", values="value", dropna=False)

@@ -116,17 +116,18 @@ def _number(value: float | None) -> float:
 
 
 def paper_results() -> pd.DataFrame:
-    """The paper's Tables S1-S7 in the form of a summary: epsilon, delta, finding (our names), metric, mean,
-    std.
+    """The paper's Tables S1-S7 in the form of a summary: epsilon, delta, finding (our names), metric,
+    bootstrap_mean, std.
 
-    `std` is as printed, so that for `average` it is what we call `std_paper`.
+    Both are as printed: means and standard deviations over bootstrap replicates. For `average`, `std` is what
+    we call `std_paper`. The paper prints no point estimates.
     """
     with resources.files("jaxcxr.report").joinpath("paper/tables_s1_s7.csv").open(encoding="utf-8") as file:
-        table = pd.read_csv(file)
+        table = pd.read_csv(file).rename(columns={"mean": "bootstrap_mean"})
     finding = table["label"].str.replace("pneumonic_infiltration_", "pneumonic_infiltrates_")
     delta = np.where(np.isinf(table["epsilon"]), np.nan, PAPER_DELTA)
     return table.assign(finding=finding, delta=delta).loc[
-        :, ["epsilon", "delta", "finding", "metric", "mean", "std"]
+        :, ["epsilon", "delta", "finding", "metric", "bootstrap_mean", "std"]
     ]
 
 
@@ -164,15 +165,15 @@ def supplementary_table(summary: pd.DataFrame, epsilon: float) -> pd.DataFrame:
     order = [f for f in dict.fromkeys(ours["finding"]) if f != "average"] + ["average"]
     columns = {}
     for metric, name in METRIC_NAMES.items():
-        columns[name] = _cells(ours, metric, order, "bootstrap_mean")
+        columns[name] = _cells(ours, metric, order)
         if not paper.empty:
-            columns[f"{name} (paper)"] = _cells(paper, metric, order, "mean")
+            columns[f"{name} (paper)"] = _cells(paper, metric, order)
     return pd.DataFrame(columns, index=pd.Index([title(f) for f in order], name="Finding"))
 
 
-def _cells(table: pd.DataFrame, metric: str, order: list[str], mean: str) -> list[str]:
+def _cells(table: pd.DataFrame, metric: str, order: list[str]) -> list[str]:
     rows = table.loc[table["metric"] == metric].set_index("finding")
-    return [_cell(rows[mean].get(f, np.nan), rows["std"].get(f, np.nan)) for f in order]
+    return [_cell(rows["bootstrap_mean"].get(f, np.nan), rows["std"].get(f, np.nan)) for f in order]
 
 
 def _cell(mean: float, std: float) -> str:
