@@ -87,7 +87,9 @@ def of_floats(part: PyTree, step: float, is_finite: Any) -> ExactSum:
 
 
 def of_units(values: Float[Array, "n"], step: float) -> ExactSum:
-    """The sum of one number for each unit of a microbatch, each rounded to the nearest step by itself.
+    """A part: the sum of one number for each unit, each rounded to the nearest step by itself.
+
+    The halves that rounding may add to its `high`, one per unit, leave the total below 2^31.
 
     Raises:
         ValueError: there are more units than `low` has room for.

@@ -188,8 +188,8 @@ class Mechanism:
 
     def clip_norm(self, state: PyTree | None) -> Any:
         """To which gradients are clipped, at a state of the rule."""
-        adapts = isinstance(self.rule, AdaptiveRule)
-        return self.rule.clip_norm(self.clip_to, state) if adapts else self.clip_to
+        rule, flat = self.rule, self.clip_to
+        return rule.clip_norm(flat, state) if isinstance(rule, AdaptiveRule) else flat
 
     def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
         """Indices, among the units present in the data set, of those in the batch of one step."""

@@ -277,6 +277,20 @@ def test_noised_weights_without_their_line_in_the_ledger_are_not_covered(copy: P
     assert "class weights not covered" in facts_of_run(copy).reasons[0]
 
 
+def test_a_clip_norm_that_adapts_is_part_of_the_steps_release(copy: Path, quick: CardFacts) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["privacy"]["clipping"] = "adaptive"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    facts = facts_of_run(copy, siblings=())
+    assert {row.name for row in facts.mechanisms} == {"noised gradient and clip count", "noised class counts"}
+    adaptive, flat = card_of(dataclasses.replace(quick, mechanisms=facts.mechanisms)), card_of(quick)
+    assert adaptive.claim == flat.claim
+    assert [line for line in adaptive.covered if line not in flat.covered] == [
+        "the clip norm that training adjusted from step to step: it was computed from what the steps released, "
+        "and its cost is in the figures above"
+    ]
+
+
 def test_delta_beyond_one_unit_in_n_is_said(quick: CardFacts) -> None:
     assert "outright" not in words(card_of(quick))
     assert "publishing somebody's record outright" in words(
