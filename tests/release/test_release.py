@@ -179,7 +179,9 @@ def test_what_could_not_be_looked_for_is_said(built: Path) -> None:
     bare, short = check_release(built, numbered).unchecked
     assert bare.startswith("8 of 9 identifiers are numbers of fewer than 4 digits")
     assert short.startswith("8 of 9 identifiers have fewer than")
-    assert check_release(built, None).unchecked == ("no manifest was given, so no identifier was searched for",)
+    assert check_release(built, None).unchecked == (
+        "no manifest was given, so no identifier was searched for",
+    )
     assert (
         check_release(
             built, numbered.iloc[[2]].assign(image_id="long-enough", path="images/long-enough")
