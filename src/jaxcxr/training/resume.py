@@ -141,7 +141,8 @@ def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> B
     }
     fields["training.microbatch_size"] = plan.microbatch_size
     settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
-    arithmetic = {name: str(getattr(jax.config, name, None)) for name in ARITHMETIC}
+    # Some settings have no attribute, and only attributes know of a `with` around the run.
+    arithmetic = {name: str(getattr(jax.config, name, jax.config.values.get(name))) for name in ARITHMETIC}
     backend = jax.default_backend()
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(
