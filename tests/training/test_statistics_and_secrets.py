@@ -17,6 +17,7 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.class_counts import NoisedCounts
 from jaxcxr.records.ledger import Ledger, Statistic, read_ledger, run_name
+from jaxcxr.report import evaluated_runs
 from jaxcxr.training import loop, objective
 from jaxcxr.training.checkpoint import DELETED_FILE, SECRET_FILE, delete_secret, load_or_make_secret
 from jaxcxr.training.class_weights import counts_entry, draw_counts
@@ -296,5 +297,5 @@ def test_a_stopped_run_reports_the_steps_of_its_ledger(
     for step in range(4):
         ledger.record(tiny_plan.mechanism.entry(step))
     ledger.close()
-    monkeypatch.setattr(experiment, "read_evaluation", lambda _: pd.DataFrame())
-    assert experiment.read_run(tmp_path / "run").steps == 4
+    monkeypatch.setattr(evaluated_runs, "read_evaluation", lambda _: pd.DataFrame())
+    assert evaluated_runs.read_run(tmp_path / "run").steps == 4

@@ -26,14 +26,12 @@ from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
-from jaxcxr.records.spent import FACTS
 from jaxcxr.release.identifiers import SHORT, Identifiers
 from jaxcxr.release.register import register_of
 from jaxcxr.release.write import (
     BLANK,
     CARD_HTML,
     CARD_JSON,
-    CONFIG,
     ORBAX,
     SOURCES,
     WEIGHTS,
@@ -44,6 +42,7 @@ from jaxcxr.release.write import (
 from jaxcxr.report.card.card import differing, recomputed
 from jaxcxr.report.card.card_facts import COUNTS, films_a_step, released_by
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
+from jaxcxr.run_folder import CONFIG, is_run, read_config
 from jaxcxr.training.checkpoint import nested_weights
 from jaxcxr.training.plan import model_of, weights_digest
 
@@ -135,9 +134,9 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
 
 
 def _store_of_run(run: Path) -> Path | None:
-    if not (run / FACTS).is_file() or not (run / CONFIG).is_file():
+    if not is_run(run):
         return None
-    store = Path(load_config(Experiment, run / CONFIG).data.store)
+    store = Path(read_config(run).data.store)
     return store if store.is_dir() else None
 
 
