@@ -245,7 +245,7 @@ def test_the_files_are_there() -> None:
         ("jaxcxr.training.loop", "import jaxcxr.workflows.experiment"),
         ("jaxcxr.training.step", "from flax import linen as nn"),
         ("jaxcxr.eval.metrics", "import jax"),
-        ("jaxcxr.eval.evaluate", "from jaxcxr.training.plan import model_of"),
+        ("jaxcxr.eval.evaluate", "from jaxcxr.training.plan import make_plan"),
         ("jaxcxr.eval.predict", "from jaxcxr.report.evaluated_runs import Run"),
         ("jaxcxr.eval.predict", "from jaxcxr.workflows.experiment import run_experiment"),
         (

@@ -19,10 +19,12 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig, Views, load, vali
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
-from jaxcxr.models.resnet9 import DTYPES, ResNet9
+from jaxcxr.models import network as networks
+from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
 from jaxcxr.training.averaging import weights_to_use
-from jaxcxr.training.checkpoint import Checkpoints, load_weights, weights_folder
+from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.weights import load_weights, weights_folder
 
 BATCH = 32
 Film = str | Path | np.ndarray
@@ -43,7 +45,7 @@ class Model:
 
     findings: tuple[str, ...]
     size: int
-    network: ResNet9
+    network: Network
     params: PyTree
     views: Views = "one"
 
@@ -121,17 +123,8 @@ def load_model(path: str | Path) -> Model:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected a run, weights or release folder")
     data, model = _described(path)
-    network = ResNet9(
-        len(data.findings),
-        activation=model.activation,
-        width=model.width,
-        dtype=DTYPES[model.dtype],
-        scale_norm=model.scale_norm,
-    )
-    like = jax.eval_shape(
-        network.init, jax.random.key(0), jax.ShapeDtypeStruct((data.size, data.size), jnp.uint8)
-    )
-    params = jax.tree.map(jnp.asarray, _read_params(path, like))
+    network = networks.make_network(data, model)
+    params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
     return Model(data.findings, data.size, network, params, model.prediction_views)
 
 

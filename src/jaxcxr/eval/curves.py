@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
 from jaxcxr.eval.bootstrap import draw_all
-from jaxcxr.eval.metrics import CALIBRATION_BINS, calibration_bin
+from jaxcxr.eval.counts import CALIBRATION_BINS, calibration_bin
 
 CURVE_REDRAWS = 200
 """Enough for a band that is looked at; numbers in tables rest on the redraws of the configuration."""

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
-from jaxcxr.models.resnet9 import ResNet9
-
-LAST_STAGE = "stage4_block1"
+from jaxcxr.models.network import HEAD, LAST_BLOCK, Network
 
 
 def integrated_gradients(
-    model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
+    model: Network, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
 ) -> Float[np.ndarray, "h w"]:
     """Each pixel's share of logit(film) - logit(black film), in logits, by the midpoint rule over `steps`
     films between them.
@@ -48,7 +46,7 @@ def integrated_gradients(
 
 
 def activation_map(
-    model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int
+    model: Network, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int
 ) -> Float[np.ndarray, "i j"]:
     """Each cell's contribution to the logit on the last map, in logits; the sum is the logit without its
     bias.
@@ -56,9 +54,9 @@ def activation_map(
     _, state = model.apply(
         params,
         jnp.asarray(film),
-        capture_intermediates=lambda module, _: module.name == LAST_STAGE,
+        capture_intermediates=lambda module, _: module.name == LAST_BLOCK,
         mutable=["intermediates"],
     )
-    features = jnp.asarray(state["intermediates"][LAST_STAGE]["__call__"][0], jnp.float32)  # type: ignore[index]
-    kernel = params["params"]["head"]["kernel"][:, finding]
+    features = jnp.asarray(state["intermediates"][LAST_BLOCK]["__call__"][0], jnp.float32)  # type: ignore[index]
+    kernel = params["params"][HEAD]["kernel"][:, finding]
     return np.asarray(features @ kernel) / (features.shape[0] * features.shape[1])

@@ -29,8 +29,7 @@ from jaxcxr.report.card.card_facts import facts_of_run
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
 from jaxcxr.run_folder import CHECKPOINTS, CONFIG, has_facts, newest_checkpoint, read_config
 from jaxcxr.training.averaging import weights_to_use
-from jaxcxr.training.checkpoint import weights_folder
-from jaxcxr.training.plan import weights_digest
+from jaxcxr.training.weights import weights_digest, weights_folder
 
 NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
 STARTED_FROM_ITS_OWN = "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"

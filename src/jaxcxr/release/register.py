@@ -34,7 +34,7 @@ class _Registered(BaseModel):
 
     Attributes:
         run: public name of its run, so that a copy of the run's secret is recognised.
-        weights: SHA-256 of its parameters (`training.plan.weights_digest`).
+        weights: SHA-256 of its parameters (`training.weights.weights_digest`).
         delta: of its claim.
         sibling: what later cards say of it.
     """

@@ -25,7 +25,7 @@ from jaxcxr.config import EvaluationConfig, Experiment, dump
 from jaxcxr.report.card.card import write_card
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
 from jaxcxr.run_folder import CONFIG
-from jaxcxr.training.checkpoint import PACKAGED, flat_weights, weights_folder
+from jaxcxr.training.weights import PACKAGED, flat_weights, weights_folder
 
 WEIGHTS, CARD_JSON, CARD_HTML, ORBAX = (
     "model.safetensors",

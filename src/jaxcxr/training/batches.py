@@ -16,9 +16,10 @@ from jaxcxr.data.augment import flip_rotate
 from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import noise, sampling
+from jaxcxr.training import build
 from jaxcxr.training.distributed import the_first_says
 from jaxcxr.training.objective import FILMS, Microbatch
-from jaxcxr.training.plan import Plan
+from jaxcxr.training.plan import RunPlan
 from jaxcxr.training.step import Step
 
 IN_MEMORY_BYTES = 2 << 30
@@ -42,7 +43,7 @@ class Waiting:
 
 
 def batches(
-    plan: Plan,
+    plan: RunPlan,
     secret: bytes,
     step_functions: Step,
     first: int,
@@ -65,7 +66,7 @@ def batches(
         waiting: counts the time that the devices wait.
         busy: whether the devices are still at work.
     """
-    on_device = bool(the_first_says(plan.films_on_device()))
+    on_device = bool(the_first_says(build.films_on_device(plan)))
     kept = {FILMS: films_on_devices(plan.split, step_functions.replicate)} if on_device else {}
     read = None if on_device else _reader(plan.split)
 
@@ -89,7 +90,7 @@ def batches(
             yield batch
 
 
-def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units films"]:
+def drawn_films(plan: RunPlan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units films"]:
     """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit
     has fewer than the others, and in all of a row that is padding.
 
@@ -115,14 +116,14 @@ def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np
     films = sampling.records_of_units(
         units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
     )
-    if not plan.in_places():
+    if not build.in_places(plan):
         return films[sampling.in_random_order(secret, step, present, units)]
     films = np.concatenate([films, np.full((1, films.shape[1]), -1, np.int64)])  # which -1 points to
     return films[sampling.in_places(secret, step, present, units, places).ravel()]
 
 
 def microbatch(
-    plan: Plan,
+    plan: RunPlan,
     secret: bytes,
     step: int,
     films: Int[np.ndarray, "units films"],
@@ -173,7 +174,7 @@ def microbatch(
 
 
 def _views_of_their_own(
-    plan: Plan, secret: bytes, step: int, indices: Any, images: Any, labels: Any
+    plan: RunPlan, secret: bytes, step: int, indices: Any, images: Any, labels: Any
 ) -> tuple[Any, Any]:
     """Augment each film's views by a key of (secret, step, film).
 
@@ -191,7 +192,7 @@ def _views_of_their_own(
 
 
 def films_on_devices(split: Split, replicate: Callable[[Any], Any]) -> Any:
-    """All films of a split, in their order, on every device; the host never holds more than a piece of them."""
+    """All films of a split, in order, on every device; the host never holds more than a piece of them."""
     shape = (len(split), split.size, split.size)
     rows = max(1, PIECE_BYTES // split.size**2)
     everywhere = replicate(np.zeros((), np.uint8)).sharding

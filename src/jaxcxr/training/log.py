@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from jaxcxr import accounting
 from jaxcxr.atomic import replacing
-from jaxcxr.training.plan import Plan
+from jaxcxr.run_folder import LOG
+from jaxcxr.training.plan import RunPlan
 
 EPSILON_MILESTONES = 40
 """The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs
@@ -21,9 +22,9 @@ few accountant calls.
 class Log:
     """For the operator's eyes, computed from private data, never released."""
 
-    def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
+    def __init__(self, out: Path, plan: RunPlan, done: int, total: int, progress: bool) -> None:
         self._plan, self._steps = plan, total
-        path = out / "metrics.jsonl"
+        path = out / LOG
         kept = (
             [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
             if path.exists()

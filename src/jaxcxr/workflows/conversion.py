@@ -24,8 +24,8 @@ from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
 from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.run_folder import CONFIG, is_run, read_config, read_facts
-from jaxcxr.training.checkpoint import save_weights, units_of_weights
 from jaxcxr.training.trained_on import TrainedOn, films_of, with_training
+from jaxcxr.training.weights import save_weights, units_of_weights
 
 TOLERANCE = 1e-5
 """Largest difference of probabilities at which an export is kept."""

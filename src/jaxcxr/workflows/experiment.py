@@ -110,7 +110,7 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
     """Pretrain the weights that a configuration starts from, if they are not there and it says how."""
     from jax import process_count
 
-    from jaxcxr.training.checkpoint import weights_folder
+    from jaxcxr.training.weights import weights_folder
 
     weights, recipe = config.model.weights, config.model.pretraining
     if weights is None or weights_folder(weights).exists():
@@ -130,13 +130,13 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
     the weights, read back, are worth on the public test films, if there are any.
 
     The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size
-    (`training.checkpoint.save_weights`).
+    (`training.weights.save_weights`).
     """
     from jaxcxr.models.marks import marks_of
-    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights, weights_folder
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import made_with, make_plan
     from jaxcxr.training.trained_on import films_of, with_training
+    from jaxcxr.training.weights import load_weights, save_weights, units_of_weights, weights_folder
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
@@ -189,8 +189,9 @@ def run_experiment(
         the first.
     """
     from jaxcxr.training.distributed import first_then_all, is_first
-    from jaxcxr.training.loop import claim_run_folder, train
+    from jaxcxr.training.loop import train
     from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.resume import claim_run_folder
 
     if is_evaluated(out):
         claim_run_folder(out, config, resume)
@@ -227,7 +228,9 @@ def run_experiment(
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
     """Predict and evaluate with the weights that training starts from: what the public data alone are worth."""
-    from jaxcxr.training.plan import make_plan, weights_digest
+    from jaxcxr.training.build import initial_params
+    from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.weights import weights_digest
 
     if config.model.weights is None:
         raise InputError(
@@ -236,7 +239,7 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     store = store_of(config, say)
     ensure_weights(config, say)
     untouched = dataclasses.replace(config, privacy=None)
-    params = make_plan(untouched, store).initial_params(bytes(32))
+    params = initial_params(make_plan(untouched, store), bytes(32))
     facts = Facts(
         store_fingerprint=store.fingerprint,
         findings=list(config.data.findings),

@@ -238,7 +238,7 @@ def _unfinished(run: Path, spent: Spent) -> list[str]:
 
 def released_by(config: Experiment) -> str:
     """What a step of a private run releases, in the words of a card."""
-    return MOMENTS if config.training.optimizer == "least_squares" else GRADIENT
+    return MOMENTS if config.training.releases_moments else GRADIENT
 
 
 def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
