@@ -1,10 +1,14 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and locks that one process holds at a time."""
 
+import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jaxcxr.errors import InputError
 
 
 @contextmanager
@@ -23,3 +27,23 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the system drops the lock of a dead process.
+
+    Raises:
+        InputError: another process holds it, still after `patience` seconds; says `refusal`.
+    """
+    with path.open("w") as lock:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(refusal) from None
+                time.sleep(0.1)
+        yield

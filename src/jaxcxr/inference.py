@@ -15,13 +15,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, Views, load, validate
+from jaxcxr.config import DataConfig, ModelConfig, Views, validate
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
+from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
+from jaxcxr.run_folder import CHECKPOINTS, CONFIG, read_config
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.weights import load_weights, weights_folder
@@ -140,13 +142,13 @@ def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: 
 
 
 def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
-    if (path / "config.yaml").is_file():
-        config = load(Experiment, path / "config.yaml")
+    if (path / CONFIG).is_file():
+        config = read_config(path)
         return config.data, config.model
-    record = path / "provenance.json"
+    record = path / RECORD
     if not record.is_file():
         raise InputError(
-            f"{path}: expected config.yaml or provenance.json there, which say what the network looks like"
+            f"{path}: expected {CONFIG} or {RECORD} there, which say what the network looks like"
         )
     try:
         config = json.loads(record.read_text(encoding="utf-8"))["config"]
@@ -157,8 +159,8 @@ def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
 
 
 def _read_params(path: Path, like: PyTree) -> PyTree:
-    if (path / "checkpoints").is_dir():  # a run; a file that was put beside them is not its model
-        return _from_checkpoint(path / "checkpoints", like)
+    if (path / CHECKPOINTS).is_dir():  # a run; a file that was put beside them is not its model
+        return _from_checkpoint(path / CHECKPOINTS, like)
     if (path / "params").is_dir() or len(list(path.glob("*.safetensors"))) == 1:
         return load_weights(path, like)
     raise InputError(f"{path}: no weights there; expected checkpoints/, params/ or one .safetensors file")
@@ -190,6 +192,6 @@ def _fitting(params: PyTree, like: PyTree, source: Path) -> PyTree:
             name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
         )
         raise InputError(
-            f"{source}: the checkpoint does not fit config.yaml; it differs in {', '.join(differing)}"
+            f"{source}: the checkpoint does not fit {CONFIG}; it differs in {', '.join(differing)}"
         )
     return params

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
-from jaxcxr.data.journal import alone
+from jaxcxr.atomic import alone
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
 from jaxcxr.release import check, register

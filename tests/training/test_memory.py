@@ -10,7 +10,7 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import build, loop, memory, parameters
+from jaxcxr.training import batches, build, loop, memory, parameters
 from jaxcxr.training.batches import drawn_films, films_on_devices, microbatch
 from jaxcxr.training.loop import train
 from jaxcxr.training.memory import choose_microbatch
@@ -150,7 +150,7 @@ def test_films_that_fit_are_kept_on_the_device(
 
 
 def test_indices_stand_for_the_same_films(free: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "PIECE_BYTES", 7 * 32 * 32)  # fifty films in pieces of seven
+    monkeypatch.setattr(batches, "PIECE_BYTES", 7 * 32 * 32)  # fifty films in pieces of seven
     films = films_on_devices(free.split, jax.numpy.asarray)
     np.testing.assert_array_equal(films, free.split.read_all())
     drawn = drawn_films(free, SECRET, 0)

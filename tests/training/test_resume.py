@@ -20,7 +20,6 @@ from jaxcxr.records import binding
 from jaxcxr.records.ledger import Ledger, read_ledger
 from jaxcxr.run_folder import SECRET
 from jaxcxr.training import loop, parameters, resume
-from jaxcxr.training import plan as plans
 from jaxcxr.training.loop import train
 from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.resume import binding_of
@@ -179,7 +178,7 @@ def test_all_randomness_but_the_starting_weights_is_bound(
         return draw(secret, *rest)
 
     monkeypatch.setattr(noise, "derive_key", watched_key)
-    monkeypatch.setattr(plans, "derive_key", watched_key)
+    monkeypatch.setattr(parameters, "derive_key", watched_key)
     monkeypatch.setattr(sampling, "poisson_batch", watched_batch)
     training = {"steps": 1, "class_weights": "noised", "augmentation": "flip_rotate", "views": 2}
     noised = changed(changed(config, "training", **training), "privacy", unit="patient", dataset_size=25)

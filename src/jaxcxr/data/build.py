@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import alone, replacing
 from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
 from jaxcxr.data.images import Preprocessing
-from jaxcxr.data.journal import Work, alone, make_shard, prepare, settle, write_whole
+from jaxcxr.data.journal import Work, make_shard, prepare, settle, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
 from jaxcxr.data.shards import shard_name
 from jaxcxr.data.store import (

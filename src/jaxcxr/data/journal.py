@@ -6,18 +6,16 @@ as ArrayRecord, and counts once it is on the disk; until then its films are kept
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import alone, replacing
 from jaxcxr.data.duplicates import perceptual_hash
 from jaxcxr.data.images import Preprocessing, preprocess, read_film
 from jaxcxr.data.shards import ShardWriter, encode
@@ -170,32 +168,6 @@ def _sealed(work: Work, raw: BinaryIO, entries: Sequence[dict[str, Any]]) -> str
             writer.write(encode(content, image_id))
     count, size = writer.close()
     return json.dumps({"count": count, "bytes": size, "entries": entries})
-
-
-class alone:  # noqa: N801  used as a function
-    """Hold a lock file, or refuse after waiting `patience` seconds; the system drops the lock of a dead
-    process.
-    """
-
-    def __init__(self, path: Path, refusal: str, patience: float = 0.0) -> None:
-        self._path, self._refusal, self._patience = path, refusal, patience
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("w")
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self._file.close()
-                    raise InputError(self._refusal) from None
-                time.sleep(0.1)
-            else:
-                return
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -80,10 +80,10 @@ def calibration_bin(p: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 class Sums:
     """What a draw's multiplicities are multiplied with, for one finding of one group.
 
-    `counts` has one row per level for the positives, one a level and one more for the negatives, one a level for
-    the negatives tied with it (where there are any), and one each for the positives and the negatives called
-    at a threshold given beforehand. `values` has one row per calibration bin for probability minus label, and one
-    for its square.
+    `counts` has one row per level for the positives, one per level and one more for the negatives, one per
+    level for the negatives tied with it (where there are any), and one each for the positives and the
+    negatives called at a threshold given beforehand. `values` has one row per calibration bin for probability
+    minus label, and one for its square.
     """
 
     levels: Levels

@@ -1,9 +1,9 @@
 """How well one finding is predicted, and at which threshold an image is called positive.
 
 A metric is a function of counts (`eval.counts`), in one draw of images or in many, and stands in
-`DEFINITIONS` with all that is said of it; its name is the function's. Labels are 1, 0 or NaN (unknown, left out). An image
-is called positive if its probability is at least the threshold, as in scikit-learn's `roc_curve`. Where only
-one class is labelled, no metric is defined: all are NaN.
+`DEFINITIONS` with all that is said of it; its name is the function's. Labels are 1, 0 or NaN (unknown, left
+out). An image is called positive if its probability is at least the threshold, as in scikit-learn's
+`roc_curve`. Where only one class is labelled, no metric is defined: all are NaN.
 Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's
 criterion.
 """

@@ -6,7 +6,6 @@ its secret (`load_or_make_secret`) and its ledger (`open_ledger`), goes on only 
 """
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import jax
 from jaxtyping import PyTree
 
 from jaxcxr import __version__, accounting
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import alone, replacing
 from jaxcxr.config import Experiment, dump
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.class_counts import class_counts_entry
@@ -78,11 +77,7 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 def alone_in(out: Path) -> Iterator[None]:
     """Hold the run folder: two processes in one would spend one ledger twice."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out}: another process is training in this folder") from error
+    with alone(out / LOCK, f"{out}: another process is training in this folder"):
         yield
 
 

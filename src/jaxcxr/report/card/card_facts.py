@@ -151,25 +151,7 @@ def facts_of_run(
         )
     config, terms = read_config(run), spent.terms
     assert config.privacy is not None  # spent_of
-    try:
-        fingerprints = Fingerprints(
-            data=sealed_fingerprint(terms.data_fingerprint, terms.run),
-            code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
-            ledger=spent.head if terms.run else "",
-            initial_weights=facts.get("initial_weights_sha256", ""),
-            jaxcxr=facts["jaxcxr"],
-            dp_accounting=importlib.metadata.version("dp-accounting"),
-        )
-        mechanisms = mechanism_rows(spent.entries, released_by(config))
-    except KeyError as error:
-        raise InputError(f"{run / FACTS}: key {error} is missing") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
-        ) from None
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{run / FACTS}: not the facts of a run ({' '.join(str(error).split())})") from error
+    fingerprints, mechanisms = _settled(run, facts, spent, config)
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
         unit=terms.unit,
@@ -194,6 +176,32 @@ def facts_of_run(
         sums=_one_of(Sums, facts, "sums", "float32", run),
         siblings=None if siblings is None else tuple(siblings),
     )
+
+
+def _settled(
+    run: Path, facts: Facts, spent: Spent, config: Experiment
+) -> tuple[Fingerprints, tuple[MechanismRow, ...]]:
+    """What the run was made from, and what it released, in the words of a card."""
+    try:
+        fingerprints = Fingerprints(
+            data=sealed_fingerprint(spent.terms.data_fingerprint, spent.terms.run),
+            code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
+            ledger=spent.head if spent.terms.run else "",
+            initial_weights=facts.get("initial_weights_sha256", ""),
+            jaxcxr=facts["jaxcxr"],
+            dp_accounting=importlib.metadata.version("dp-accounting"),
+        )
+        mechanisms = mechanism_rows(spent.entries, released_by(config))
+    except KeyError as error:
+        raise InputError(f"{run / FACTS}: key {error} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{run / FACTS}: not the facts of a run ({' '.join(str(error).split())})") from error
+    return fingerprints, mechanisms
 
 
 def _one_of(values: Any, facts: Facts, name: str, if_absent: str, run: Path) -> Any:
