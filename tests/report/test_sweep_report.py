@@ -4,7 +4,7 @@ import pytest
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.evaluate import evaluate
-from jaxcxr.report.paper.supplementary_tables import Run
+from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.screen import comparison_text, groups_text, suppressed, worst_off
 from jaxcxr.report.sweep_report import compare_with_non_private, write_sweep
 from tests.report.films import predicted_films
