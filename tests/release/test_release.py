@@ -24,7 +24,7 @@ from jaxcxr.release.write import public_config
 from jaxcxr.report.card.card import card_of, write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
-from jaxcxr.training.checkpoint import flat_weights, load_weights
+from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
 

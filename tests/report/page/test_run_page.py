@@ -17,9 +17,10 @@ from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.records.ledger import Entry, Terms
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.card.card import make_card, write_card
+from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.page.run_page import PAGE, comparison_page, page_html, run_page, write_page
-from jaxcxr.report.paper.supplementary_tables import Run, summarise
+from jaxcxr.report.paper.supplementary_tables import summarise
 from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.run_report import non_private_beside, report_run
 from jaxcxr.report.sweep_report import write_sweep
