@@ -197,7 +197,7 @@ def promise_of(run: Path) -> Promise | None:
     """
     if not is_private(run):
         return None
-    facts: Mapping[str, Any] = read_facts(run)
+    facts: dict[str, Any] = {**read_facts(run)}
     _require_numbers(run, facts)
     promised = read_config(run).privacy
     for name in ("epsilon", "delta", "l2_clip_norm"):

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jaxcxr.atomic import alone
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.records.chain import chained, read_chain

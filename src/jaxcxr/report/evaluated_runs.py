@@ -37,7 +37,7 @@ def read_run(folder: Path) -> Run:
     """
     spent, evaluation = spent_of(folder), read_evaluation(folder / EVALUATION)
     if spent is None:
-        return Run(evaluation, steps=read_facts(folder)["steps"])
+        return Run(evaluation, steps=read_facts(folder).get("steps"))
     steps = spent.steps  # fewer than planned after a budget stop
     return Run(evaluation, spent.budget, spent.delta, spent.noise_multiplier, spent.sample_rate, steps)
 
