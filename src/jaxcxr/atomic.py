@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and locks that one process holds at a time."""
+"""Write files that appear complete or not at all; hold locks that one process has at a time."""
 
 import fcntl
 import json
@@ -13,10 +13,9 @@ from jaxcxr.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; what is written there takes the place of `path` when the block
-    ends.
+    """Yield a path beside `path` to write to; the written file replaces `path` when the block ends.
 
-    A block that fails, or a process that is killed in it, leaves `path` as it was.
+    If the block fails, or the process is killed in it, `path` stays as it was.
     """
     part = path.with_name(path.name + ".part")
     yield part
@@ -24,14 +23,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
+    """Write a value as indented JSON, completely or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def alone(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock file; the system drops the lock of a dead process.
+def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; a dead process loses its lock.
 
     Raises:
         InputError: another process holds it, still after `patience` seconds; says `refusal`.

@@ -23,21 +23,20 @@ than there are.
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The images of one finding, sorted into the levels between which a threshold makes a difference to the
-    positives.
+    """The images of one finding, sorted into levels: one per distinct probability of a positive image.
 
-    Level 0 is the highest probability that a positive image has, level 1 the next. Going down, Youden's index
-    rises only where there is a positive, so that these probabilities are candidates enough for a threshold,
-    whatever the multiplicities of the images, and the areas under both curves are sums over them.
+    Level 0 is the highest probability of a positive image, level 1 the next. With a falling threshold,
+    Youden's index rises only at a positive image, so these probabilities are the only candidates for its
+    threshold, whatever the multiplicities of the images, and the areas under both curves are sums over them.
 
     Attributes:
         thresholds: the distinct probabilities of the positive images, highest first.
         positives, negatives: rows with that label.
         positive_level: level of each positive image.
-        negative_level: for each negative image the first level at which it is called positive too; the number
-            of levels if there is none.
-        negative_tied: whether its probability is that of the level, so that it and the positives there count
-            as equal.
+        negative_level: for each negative image, the first level at which it is called positive; the number of
+            levels if there is none.
+        negative_tied: whether its probability equals that of its level, so that it ties with the positives
+            there.
     """
 
     thresholds: Float[np.ndarray, " k"]

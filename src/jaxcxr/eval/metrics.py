@@ -161,15 +161,14 @@ def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> 
     """Threshold with the largest true positive rate minus false positive rate (the paper's criterion).
 
     The rates are compared as whole numbers, without rounding. Among equally good thresholds the highest is
-    taken, and among the values between two neighbouring probabilities the upper one: a probability that a
-    positive film has.
+    taken; it is always the probability of a positive image.
 
     Args:
         y: labels 1, 0 or NaN.
         p: probabilities.
 
     Returns:
-        The threshold; infinity, which calls no film positive, if no threshold beats chance; NaN if only one
+        The threshold; infinity, which calls no image positive, if no threshold beats chance; NaN if only one
         class is labelled.
     """
     at = levels(y, p)
@@ -189,36 +188,35 @@ def choose_thresholds(
     policy: ThresholdPolicy,
     fixed: Sequence[float] | None = None,
 ) -> Float[np.ndarray, " findings"]:
-    """One threshold a finding, for everybody, as the policy says.
+    """One threshold per finding, for all groups, by the policy.
 
     Args:
         predictions: table with `split`, `y_<finding>` and `p_<finding>`.
         findings: names of the findings.
         policy: `youden_validation` chooses on the rows of split `valid`, `youden_test` on those of split
-            `test`; `youden_test_per_draw` on the test rows too (the redraws, and each group, choose anew);
+            `test`; `youden_test_per_draw` on the test rows too (each replicate and group chooses anew);
             `fixed` takes `fixed`.
-        fixed: one threshold for all findings, or one each; None is 0.5.
+        fixed: one threshold for all findings, or one per finding; None is 0.5.
 
     Returns:
-        NaN for a finding of which the rows that the policy looks at hold one class only.
+        The thresholds; NaN for a finding of which the rows used hold only one class.
 
     Raises:
-        InputError: `youden_validation` without validation rows, or a number of fixed thresholds that fits
-            nothing.
+        InputError: `youden_validation` without validation rows, or a wrong number of fixed thresholds.
     """
     if policy == "fixed":
         fixed = (0.5,) if fixed is None else fixed
         if len(fixed) not in (1, len(findings)):
             raise InputError(
-                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one a finding; "
+                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one per finding; "
                 f"found {len(fixed)}"
             )
         return np.broadcast_to(np.asarray(fixed, np.float64), (len(findings),)).copy()
     chosen = (predictions["split"] == ("valid" if policy == "youden_validation" else "test")).to_numpy()
     if policy == "youden_validation" and not chosen.any():
         raise InputError(
-            "predictions: threshold 'youden_validation' needs rows whose split is 'valid', found none; "
-            "add them, or choose the threshold 'youden_test'"
+            "predictions: threshold 'youden_validation' needs rows whose split is 'valid', found none; add "
+            "them, or choose the threshold 'youden_test'"
         )
     table = predictions.loc[chosen]
     return np.array(

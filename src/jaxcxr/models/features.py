@@ -1,4 +1,4 @@
-"""What a network's head sees: the features of an image."""
+"""The features of an image: the input of a network's head."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from jaxcxr.models.network import HEAD
 def with_features(
     model: nn.Module, params: PyTree, image: Any
 ) -> tuple[Float[Array, "findings"], Float[Array, "features"]]:
-    """Logits of an image, and the input of the dense layer that is called `HEAD`."""
+    """Logits of an image, and its features: the input of the dense layer named `HEAD`."""
     seen: list[Any] = []
 
     def look(

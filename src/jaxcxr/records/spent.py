@@ -1,8 +1,8 @@
-"""What a run has spent: whatever reports an epsilon of a run folder reads it here.
+"""What a run has spent: the only source of a run folder's epsilon.
 
 The ledger says what was spent. `run_folder` reads what was promised (`run.json` and `config.yaml`) and how
-far training came (the checkpoints), and the secret says whose run it is; where these are at odds with the
-ledger (lines cut off its end, another run's ledger, an edited figure), no figure is given.
+far training came (the checkpoints), and the secret tells which run it is. If these contradict the ledger
+(lines cut off its end, another run's ledger, an edited figure), no figure is given.
 """
 
 import dataclasses
@@ -28,16 +28,17 @@ from jaxcxr.run_folder import (
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What a private run has spent so far, and under which promise.
+    """What a private run has spent so far, and what was promised.
 
     Attributes:
         terms: of its ledger.
         entries: everything that was released, in the ledger's order.
-        heads: chain value of every line of the ledger; the last one stands for all of it.
-        budget, delta: epsilon and delta that the run may spend.
+        heads: chain value of every line of the ledger; the last one covers all of it.
+        budget, delta: the epsilon and delta that the run may spend.
         sample_rate, noise_multiplier: of each step.
         expected_batch_size, steps_planned: declared.
-        newest_checkpoint: steps done at the newest checkpoint; None if there is none (they may be deleted).
+        newest_checkpoint: steps done at the newest checkpoint; None if there is none (checkpoints may be
+            deleted).
     """
 
     terms: Terms
@@ -53,12 +54,12 @@ class Spent:
 
     @property
     def spendings(self) -> list[Spending]:
-        """For the accountant."""
+        """The spendings for the accountant."""
         return spendings_of(self.entries)
 
     @property
     def steps(self) -> int:
-        """How many steps are paid for."""
+        """Number of steps recorded in the ledger."""
         return sum(isinstance(entry, Entry) for entry in self.entries)
 
     @property
@@ -72,10 +73,11 @@ class Spent:
 
 
 def spent_of(run: Path) -> Spent | None:
-    """What a run has spent; None if it was trained without privacy, so that its epsilon is infinite.
+    """What a run has spent; None if it was trained without privacy (epsilon is infinite).
 
     Raises:
-        InputError: no run is there, a file is damaged, or the files are at odds; what differs is named.
+        InputError: there is no run, a file is damaged, or the files contradict each other; the message names
+            what differs.
     """
     promise = promise_of(run)
     if promise is None:
@@ -118,9 +120,7 @@ def _require_one_promise(run: Path, promise: Promise, terms: Terms) -> None:
 
 
 def _require_steps(run: Path, promise: Promise, entries: list[Entry], done: int | None) -> None:
-    """Every step has its line, with the parameters that were planned, and no checkpoint is newer than the
-    ledger.
-    """
+    """Refuse a ledger that lacks a step, has other parameters than planned, or is older than a checkpoint."""
     for place, entry in enumerate(entries):
         if entry.step != place:
             raise InputError(f"{run}: {LEDGER} has step {entry.step} where step {place} belongs")

@@ -32,7 +32,7 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
     """Weights that the configuration names, or None.
 
     Raises:
-        InputError: they are missing, do not fit, or were trained on films or patients that are to be
+        InputError: they are missing, do not fit, or were trained on images or patients that are to be
             protected.
     """
     weights = plan.config.model.weights
@@ -75,6 +75,11 @@ def _chosen(t: TrainingConfig, rate: optax.Schedule, m: Mechanism | None) -> opt
             return optimizer.nadam(rate)
 
 
+def clipping_of(plan: RunPlan) -> PyTree | None:
+    """The state of the clip rule before the first step; None where it has none."""
+    return None if plan.mechanism is None else plan.mechanism.start()
+
+
 def step_of(plan: RunPlan, devices: list[Any] | None = None) -> Step:
     """The compiled functions of the run, on `devices` or on those of all processes."""
     t, at_once = plan.config.training, units_at_once(plan)
@@ -95,13 +100,13 @@ def _release_of(plan: RunPlan) -> Release:
     return LeastSquares(network, plan.weights, shape, mechanism, mask, stability)
 
 
-def films_on_device(plan: RunPlan) -> bool:
-    """Whether the devices keep all training films."""
+def images_on_device(plan: RunPlan) -> bool:
+    """Whether the devices keep all training images."""
     asked = plan.config.data.on_device
     if asked == "never" or plan.config.training.augmentation != "none":
         return False
     available = memory.device_bytes(jax.local_devices()[0])
-    fits = available is not None and len(plan.split) * plan.split.size**2 <= memory.FILMS_SHARE * available
+    fits = available is not None and len(plan.split) * plan.split.size**2 <= memory.IMAGES_SHARE * available
     return asked == "always" or fits
 
 
@@ -112,24 +117,26 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
     device, t = jax.local_devices()[0], plan.config.training
     shapes = parameters.shapes_of(plan.config)
     resident = 5 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    if films_on_device(plan):
+    if images_on_device(plan):
         resident += len(plan.split) * plan.split.size**2
     available = memory.device_bytes(device)
     if available is not None:
         available = int(memory.STEP_SHARE * available) - resident
-    films, findings = plan.films_per_unit * t.views, len(plan.config.data.findings)
+    images, findings = plan.films_per_unit * t.views, len(plan.config.data.findings)
     ones = np.ones(findings, np.float32)
 
     def bytes_of(units: int) -> int:
-        step = step_of(dataclasses.replace(plan, microbatch_size=units * films, weights=ones), [device])
-        return _bytes_of(step, shapes, (units, films), plan.split.size, findings)
+        step = step_of(dataclasses.replace(plan, microbatch_size=units * images, weights=ones), [device])
+        return _bytes_of(step, shapes, clipping_of(plan), (units, images), plan.split.size, findings)
 
     needed = -(-t.expected_batch_size // jax.device_count())
-    units = memory.choose_microbatch(bytes_of, available, needed, films * plan.split.size**2)
-    return dataclasses.replace(plan, microbatch_size=units * films)
+    units = memory.choose_microbatch(bytes_of, available, needed, images * plan.split.size**2)
+    return dataclasses.replace(plan, microbatch_size=units * images)
 
 
-def _bytes_of(step: Step, params: PyTree, units: tuple[int, int], side: int, findings: int) -> int:
+def _bytes_of(
+    step: Step, params: PyTree, clipping: PyTree | None, units: tuple[int, int], side: int, findings: int
+) -> int:
     """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters."""
     batch = {
         "image": jax.ShapeDtypeStruct((*units, side, side), np.uint8),
@@ -139,7 +146,7 @@ def _bytes_of(step: Step, params: PyTree, units: tuple[int, int], side: int, fin
     }
     total = jax.eval_shape(step.start, params)
     lower: Any = step.accumulate
-    used = lower.lower(params, total, batch).compile().memory_analysis()
+    used = lower.lower(params, total, batch, clipping).compile().memory_analysis()
     return (
         used.temp_size_in_bytes
         + used.argument_size_in_bytes

@@ -1,7 +1,7 @@
-"""What a run needs to go on after any crash: weights, optimiser state and step; by orbax, atomically.
+"""Save and restore what a run needs after a crash: weights, optimiser state and step.
 
-The sampler and the noise have no state but (secret, step); the secret (`training.secret`) lies beside the
-checkpoints.
+Checkpoints are atomic, by orbax. The sampler and the noise have no state but (secret, step); the secret
+(`training.secret`) lies beside the checkpoints.
 """
 
 import re
@@ -32,7 +32,7 @@ class Checkpoints:
         """Write a checkpoint; it appears under its final name only when complete.
 
         Raises:
-            InputError: the disk refused; what was saved before is untouched.
+            InputError: the disk refused; earlier checkpoints are untouched.
         """
         try:
             self._manager.save(steps_done, args=ocp.args.StandardSave(state), force=True)
@@ -43,12 +43,12 @@ class Checkpoints:
             kept = self.latest()
             raise InputError(
                 f"{self._folder}: checkpoint of step {steps_done} could not be written ({_reason(error)}); "
-                f"the newest complete one is of step {kept}: free some space and resume the run "
-                "(train.py --resume; a sweep resumes by itself)"
+                f"the newest complete one is of step {kept}: free some space and resume the run (train.py "
+                "--resume; a sweep resumes by itself)"
             ) from error
 
     def restore(self, steps_done: int, like: PyTree) -> PyTree:
-        """Read a checkpoint in the structure, shapes and types of `like`, as arrays on the default device."""
+        """A checkpoint in the structure, shapes and dtypes of `like`, as arrays on the default device."""
         restored = self._manager.restore(
             steps_done, args=ocp.args.StandardRestore(jax.tree.map(_on_host, like))
         )
@@ -60,7 +60,7 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said: tensorstore puts it last in a long line, before details in brackets."""
+    """The system's message: tensorstore puts it last in a long line, before details in brackets."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()

@@ -26,12 +26,12 @@ from jaxcxr.training.batches import Waiting, batches
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.class_weights import draw_counts
 from jaxcxr.training.distributed import (
-    any_process_says,
-    first_then_all,
-    in_all,
-    in_the_first,
-    is_first,
-    the_first_says,
+    any_process,
+    broadcast_from_process_0,
+    is_process_0,
+    process_0_first,
+    run_on_all_processes,
+    run_on_process_0,
 )
 from jaxcxr.training.log import Log
 from jaxcxr.training.plan import RunPlan
@@ -77,7 +77,7 @@ def train(plan: RunPlan, out: Path, resume: bool = False, progress: bool = True)
             diverged.
     """
     with ExitStack() as held:
-        in_the_first(lambda: held.enter_context(alone_in(out)))
+        run_on_process_0(lambda: held.enter_context(alone_in(out)))
         return _train_alone(plan, out, resume, progress)
 
 
@@ -91,20 +91,24 @@ class _Files:
 
 
 def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool) -> Outcome:
-    pretrained = in_all(lambda: build.pretrained_params(plan))  # refused, if so, before a folder is claimed
-    in_the_first(lambda: claim_run_folder(out, plan.config, resume))
+    pretrained = run_on_all_processes(
+        lambda: build.pretrained_params(plan)
+    )  # refused, if so, before a folder is claimed
+    run_on_process_0(lambda: claim_run_folder(out, plan.config, resume))
     checkpoints = Checkpoints(out / CHECKPOINTS)
     ledger = None
     try:
         path, seed = out / LEDGER, plan.config.training.seed
-        begun = in_all(lambda: not is_first() or checkpoints.latest() is not None or has_entries(path))
-        secret = first_then_all(lambda: load_or_make_secret(out / CHECKPOINTS, seed, begun))
+        begun = run_on_all_processes(
+            lambda: not is_process_0() or checkpoints.latest() is not None or has_entries(path)
+        )
+        secret = process_0_first(lambda: load_or_make_secret(out / CHECKPOINTS, seed, begun))
         params = parameters.random_params(plan.config, secret) if pretrained is None else pretrained
-        plan = first_then_all(lambda: begin_or_continue(plan, params, out, write=is_first()))
+        plan = process_0_first(lambda: begin_or_continue(plan, params, out, write=is_process_0()))
         if plan.mechanism is not None:
-            ledger = in_the_first(lambda: open_ledger(plan, secret, path))
+            ledger = run_on_process_0(lambda: open_ledger(plan, secret, path))
         bound = bound_secret(secret, plan.binding)  # all randomness of the run from here on
-        plan = first_then_all(lambda: _with_class_weights(plan, bound, ledger, out / CLASS_COUNTS))
+        plan = process_0_first(lambda: _with_class_weights(plan, bound, ledger, out / CLASS_COUNTS))
         return _run(plan, params, bound, _Files(out, checkpoints, ledger), progress)
     finally:
         checkpoints.close()
@@ -125,7 +129,7 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
         ledger.sync()
     counts = draw_counts(plan.config, plan.split, plan.class_counts, secret)
     weights = objective.positive_weights(counts.rates())
-    if is_first():
+    if is_process_0():
         described = {
             **dataclasses.asdict(plan.class_counts),
             "positives": counts.positives.tolist(),
@@ -140,9 +144,11 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
 
 def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool) -> Outcome:
     step_functions, mechanism, training = build.step_of(plan), plan.mechanism, plan.config.training
-    params, optimizer_state, done = _state(plan, params, step_functions, files.checkpoints)
-    total_steps = the_first_says(in_all(lambda: affordable_steps(plan, files.ledger, done)))
-    log = Log(files.folder, plan, done, total_steps, progress) if is_first() else None
+    params, optimizer_state, clipping, done = _begin(plan, params, step_functions, files.checkpoints)
+    total_steps = broadcast_from_process_0(
+        run_on_all_processes(lambda: affordable_steps(plan, files.ledger, done))
+    )
+    log = Log(files.folder, plan, done, total_steps, progress) if is_process_0() else None
     waiting = Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
@@ -153,29 +159,29 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
         for batch in feed:
             randomness: Any = np.zeros(4, np.uint32)
             if mechanism is not None:
-                in_all(functools.partial(_write_down, files.ledger, mechanism.entry(done)))
+                run_on_all_processes(functools.partial(_write_down, files.ledger, mechanism.entry(done)))
                 randomness = mechanism.noise_key(secret, done)
-            gradient, logged = _summed(step_functions, params, batch)
+            gradient, logged = _summed(step_functions, params, batch, clipping)
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
             if mechanism is not None:
                 # discrete noise is drawn here, on the processor, while the devices are at work
                 randomness = mechanism.randomness(randomness, gradient.high)
-            params, optimizer_state, newest = step_functions.finish(
-                params, optimizer_state, gradient, randomness
+            params, optimizer_state, newest, clipping = step_functions.finish(
+                params, optimizer_state, gradient, randomness, clipping
             )
             done += 1
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
             # it.
-            stop = any_process_says(interrupted())
+            stop = any_process(interrupted())
             last = done == total_steps or stop
             if last or done % training.log_every == 0:
                 _require_finite(newest, done)
                 if log is not None:
-                    log.write(done, totals, waiting.take())
+                    log.write(done, totals, waiting.take(), clipping)
                 totals = None
             if last or done % training.checkpoint_every == 0:
                 _require_finite(newest, done)
-                _save(files, done, {"params": params, "optimizer": optimizer_state})
+                _save(files, done, _state(params, optimizer_state, clipping))
             if stop:
                 break
         feed.close()
@@ -189,33 +195,43 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
 
 
-def _state(
+def _begin(
     plan: RunPlan, params: PyTree, step_functions: Step, checkpoints: Checkpoints
-) -> tuple[PyTree, PyTree, int]:
-    """Parameters and optimiser state on every device, and the number of steps behind them: those of the
-    newest checkpoint, or of the beginning.
+) -> tuple[PyTree, PyTree, PyTree | None, int]:
+    """Parameters, optimiser state and state of the clip rule on every device, and the number of steps behind
+    them: those of the newest checkpoint, or of the beginning.
     """
     optimizer_state = build.optimizer_of(plan).init(parameters.trained(plan.config, params))
-    done = the_first_says(checkpoints.latest() or 0)
+    clipping = build.clipping_of(plan)
+    done = broadcast_from_process_0(checkpoints.latest() or 0)
     if done:
-        restored = checkpoints.restore(done, {"params": params, "optimizer": optimizer_state})
+        restored = checkpoints.restore(done, _state(params, optimizer_state, clipping))
         params, optimizer_state = restored["params"], restored["optimizer"]
-    return *step_functions.replicate((params, optimizer_state)), done
+        clipping = restored.get("clipping")
+    return *step_functions.replicate((params, optimizer_state, clipping)), done
 
 
-def _summed(step_functions: Step, params: PyTree, batch: Iterable[Any]) -> tuple[Any, Any]:
+def _summed(
+    step_functions: Step, params: PyTree, batch: Iterable[Any], clipping: PyTree | None
+) -> tuple[Any, Any]:
     """The sum over a batch on all devices, and the sums for the log."""
     total = step_functions.start(params)
     for piece in batch:
-        total = step_functions.accumulate(params, total, piece)
+        total = step_functions.accumulate(params, total, piece, clipping)
     return step_functions.collect(total)
+
+
+def _state(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
+    """What a checkpoint holds; the state of the clip rule only where the rule has one."""
+    adapts = {} if clipping is None else {"clipping": clipping}
+    return {"params": params, "optimizer": optimizer_state} | adapts
 
 
 def _save(files: _Files, done: int, state: PyTree) -> None:
     """Write a checkpoint, after the ledger's lines of its steps are on the disk."""
     if files.ledger is not None:
         files.ledger.sync()
-    in_all(functools.partial(files.checkpoints.save, done, state))
+    run_on_all_processes(functools.partial(files.checkpoints.save, done, state))
 
 
 def _write_down(ledger: Ledger | None, entry: Entry) -> None:

@@ -23,7 +23,8 @@ from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import marks_of
-from jaxcxr.privacy.clipping import Flat, PerLayer
+from jaxcxr.privacy.adaptive import Adaptive
+from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Flat, PerLayer
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.records.ledger import Statistic
@@ -235,7 +236,6 @@ def _mechanism(
             sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, rate, steps, already)
         except ValueError as error:
             raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
-    stability = privacy.stability if privacy.clipping == "automatic" else None
     mechanism = Mechanism(
         n_units,
         batch,
@@ -243,10 +243,22 @@ def _mechanism(
         sigma,
         privacy.epsilon,
         privacy.delta,
-        rule=PerLayer() if privacy.clipping == "per_layer" else Flat(stability),
+        rule=_clip_rule(privacy),
         method=privacy.method,
     )
     return _with_discrete_noise(config, mechanism) if privacy.noise == "discrete" else mechanism
+
+
+def _clip_rule(privacy: PrivacyConfig) -> ClipRule | AdaptiveRule:
+    match privacy.clipping:
+        case "flat":
+            return Flat()
+        case "automatic":
+            return Flat(privacy.stability)
+        case "per_layer":
+            return PerLayer()
+        case "adaptive":
+            return Adaptive(privacy.clip_quantile, privacy.clip_learning_rate, privacy.clip_share)
 
 
 def _require_repeated_roundings(config: Experiment) -> None:
@@ -299,8 +311,8 @@ def _with_discrete_noise(config: Experiment, mechanism: Mechanism) -> Mechanism:
     Raises:
         InputError: the noise multiplier does not go with discrete noise.
     """
-    released = jax.tree.leaves(parameters.released_shapes(config))
-    coordinates = sum(math.prod(leaf.shape) for leaf in released)
+    released = mechanism.contribution(parameters.released_shapes(config))
+    coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(released))
     mechanism = dataclasses.replace(mechanism, discrete_coordinates=coordinates)
     try:
         _ = mechanism.grid

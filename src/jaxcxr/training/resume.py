@@ -16,7 +16,7 @@ import jax
 from jaxtyping import PyTree
 
 from jaxcxr import __version__, accounting
-from jaxcxr.atomic import alone, replacing
+from jaxcxr.atomic import exclusive_lock, replacing
 from jaxcxr.config import Experiment, dump
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.class_counts import class_counts_entry
@@ -40,8 +40,24 @@ from jaxcxr.training.secret import make_secret, read_secret, was_deleted
 from jaxcxr.training.weights import weights_digest
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-ARITHMETIC = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
-"""Settings of JAX that change what a step computes or draws."""
+ARITHMETIC = (
+    "jax_allow_f16_reductions",
+    "jax_compiler_enable_remat_pass",
+    "jax_default_matmul_precision",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_enable_x64",
+    "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_effort",
+    "jax_memory_fitting_level",
+    "jax_optimization_level",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_partitionable",
+    "jax_use_direct_linearize",
+)
+"""Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are
+traced, and what the compiler fuses and reorders. Not every version of JAX has all.
+"""
 _PATHS = ("data.store", "model.weights", "model.pretraining")
 _SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
 """Facts of `run.json` that stand in another part of the binding."""
@@ -77,7 +93,7 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 def alone_in(out: Path) -> Iterator[None]:
     """Hold the run folder: two processes in one would spend one ledger twice."""
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out / LOCK, f"{out}: another process is training in this folder"):
+    with exclusive_lock(out / LOCK, f"{out}: another process is training in this folder"):
         yield
 
 
@@ -237,7 +253,7 @@ def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
     }
     fields["training.microbatch_size"] = plan.microbatch_size
     settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
-    arithmetic = {name: str(getattr(jax.config, name)) for name in ARITHMETIC}
+    arithmetic = {name: str(getattr(jax.config, name, None)) for name in ARITHMETIC}
     backend = jax.default_backend()
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(
@@ -251,7 +267,7 @@ def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
 
 
 def _flags(backend: str) -> str:
-    """Flags of XLA that may change what a step computes, such as deterministic kernels."""
+    """Flags of XLA that may change what a step computes, such as instruction sets."""
     passed_over = (*_NOT_ARITHMETIC, *(() if backend == "gpu" else ("--xla_gpu",)))
     return " ".join(
         sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(passed_over))

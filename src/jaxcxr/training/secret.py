@@ -52,18 +52,17 @@ def was_deleted(folder: Path) -> bool:
 
 
 def delete_secret(folder: Path) -> None:
-    """Overwrite and delete a run's secret, for good: the noise cannot be computed any more, nor can the run
-    go on.
+    """Overwrite and delete a run's secret, so that nobody can recompute the noise, or resume the run.
 
-    What a backup, a snapshot or a journal of the file system has kept is not reached. A note stays behind, so
-    that a later resume can say what happened.
+    Copies in backups, snapshots or a file-system journal are not reached. A note stays behind, so that a
+    later resume can say what happened.
     """
     path, gone = folder / SECRET, folder / "secret.gone"
     (folder / DELETED_FILE).write_text(
         "The secret of this run was deleted when the run was finished.\n", encoding="utf-8"
     )
     if path.exists():
-        path.replace(gone)  # first: an overwritten secret must never be taken for one
+        path.replace(gone)  # first: an overwritten secret must never be taken for a valid one
     if gone.exists():
         with gone.open("r+b") as file:
             file.write(bytes(SECRET_BYTES))

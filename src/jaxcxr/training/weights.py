@@ -23,7 +23,7 @@ PACKAGED = ("jaxcxr", "weights")
 
 
 def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
-    """Parameters by their path, such as `params/conv1/kernel`."""
+    """Parameters by path, such as `params/conv1/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {
         "/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32)
@@ -32,7 +32,7 @@ def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
-    """The inverse of `flat_weights`."""
+    """The tree of parameters given by path: the inverse of `flat_weights`."""
     tree: dict[str, PyTree] = {}
     for name, array in flat.items():
         *parents, leaf = name.split("/")
@@ -50,17 +50,17 @@ def save_weights(
     bfloat16: bool = False,
     units: TrainedOn | None = None,
 ) -> None:
-    """Write parameters for others to start from, with a record of where they come from; `folder` must not
-    exist and appears when it is complete.
+    """Write parameters as starting weights, with their provenance; `folder` must not exist.
+
+    The folder appears when complete.
 
     Args:
         folder: to write.
         params: of the network.
         provenance: the record.
-        bfloat16: write one safetensors file, as a release has it but rounded to 16 bits, and its checksum
-            into the record, instead of an orbax folder of float32: half the size, for weights that travel.
-        units: what they were trained on, hashed (`jaxcxr.training.trained_on`), or None where that is not
-            known.
+        bfloat16: write one safetensors file as in a release, but rounded to 16 bits, with its checksum in the
+            record, instead of an orbax folder of float32: half the size, for weights to share.
+        units: hashes of the data they were trained on (`jaxcxr.training.trained_on`); None if not known.
     """
     part = folder.with_name(folder.name + ".part")
     if bfloat16:
@@ -81,8 +81,8 @@ def save_weights(
 def weights_folder(named: str | Path) -> Path:
     """The folder of weights that a configuration names.
 
-    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, if there is no such folder below the
-    working one.
+    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, unless that folder exists below the
+    working directory.
     """
     path = Path(named)
     if path.parts[: len(PACKAGED)] == PACKAGED and not path.exists():
@@ -91,22 +91,23 @@ def weights_folder(named: str | Path) -> Path:
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """The record of where weights come from; empty if they have none."""
+    """The provenance record of weights; empty if they have none."""
     path = folder / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def units_of_weights(named: str | Path) -> TrainedOn | None:
-    """What the weights that a configuration names were trained on, hashed; None if that is not recorded."""
+    """Hashes of the data that the named weights were trained on; None if not recorded."""
     folder = weights_folder(named)
     return trained_on.read(folder, provenance(folder))
 
 
 def load_weights(folder: Path, like: PyTree) -> PyTree:
-    """Read parameters written by `save_weights` or a release, in the structure and types of `like`.
+    """Parameters written by `save_weights` or a release, in the structure and dtypes of `like`.
 
     Raises:
-        InputError: there are none, or some are missing, surplus or of another shape; all of them are named.
+        InputError: there are no weights, or some are missing, surplus or of another shape; the message names
+            all.
     """
     files = sorted(folder.glob("*.safetensors"))
     if (folder / "params").is_dir():
@@ -134,9 +135,7 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
 
 
 def _from_safetensors(path: Path, like: PyTree) -> PyTree:
-    """Parameters from a file with our own paths as names, such as `params/conv1/kernel`, or with torch's
-    names.
-    """
+    """Parameters from a file whose names are our paths, such as `params/conv1/kernel`, or torch's names."""
     state = read_state(path)
     if not all(name.startswith("params/") for name in state):
         layers = like["params"]

@@ -24,7 +24,7 @@ from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
 from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.run_folder import CONFIG, is_run, read_config, read_facts
-from jaxcxr.training.trained_on import TrainedOn, films_of, with_training
+from jaxcxr.training.trained_on import TrainedOn, images_of, with_training
 from jaxcxr.training.weights import save_weights, units_of_weights
 
 TOLERANCE = 1e-5
@@ -120,7 +120,7 @@ def units_of_source(source: Path) -> TrainedOn | None:
     if store.fingerprint != facts.get("store_fingerprint"):
         return None
     return with_training(
-        films_of(store, "train"), None if start is None else units_of_weights(start), start is None
+        images_of(store, "train"), None if start is None else units_of_weights(start), start is None
     )
 
 
