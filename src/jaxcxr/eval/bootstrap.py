@@ -142,8 +142,8 @@ def bootstrap(
             ]
 
             def fill(block: slice, f: int = f, prepared: Sequence[Sums] = prepared) -> None:
-                # Rows of a block lie together: products with sparse matrices add whole rows.
-                double = drawn[:, block].astype(np.float64, order="C")
+                # Row-major: products with sparse matrices add whole rows.
+                double = sampled[:, block].astype(np.float64, order="C")
                 exact = double.astype(prepared[0].counts.dtype) if prepared else double
                 for g, sums in enumerate(prepared):
                     if (counts := counted(sums, exact, double)) is not None:
