@@ -16,6 +16,7 @@ from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.records.ledger import Entry, Terms
 from jaxcxr.report.bounds import upper_text
+from jaxcxr.report.card.card import make_card, write_card
 from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.page.run_page import PAGE, comparison_page, page_html, run_page, write_page
@@ -24,6 +25,7 @@ from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.run_report import non_private_beside, report_run
 from jaxcxr.report.sweep_report import write_sweep
 from jaxcxr.report.verdicts import found_by_attack, strength, strength_sentence
+from tests.release.run_folder import make_run as make_card_run
 from tests.report.chromium import Browser, find
 from tests.report.films import predicted_films
 from tests.run_files import CONFIG as RUN
