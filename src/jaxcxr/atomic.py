@@ -1,4 +1,4 @@
-"""Write files that appear complete or not at all; hold locks that one process has at a time."""
+"""Write files that appear complete or not at all, and hold locks that only one process has at a time."""
 
 import fcntl
 import json
@@ -33,7 +33,7 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
     """Hold a lock file; a dead process loses its lock.
 
     Raises:
-        InputError: another process holds it, still after `patience` seconds; says `refusal`.
+        InputError: another process still holds it after `patience` seconds; the message is `refusal`.
     """
     with path.open("w") as lock:
         deadline = time.monotonic() + patience

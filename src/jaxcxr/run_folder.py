@@ -1,10 +1,8 @@
-"""What the folder of a run and the folder of a sweep hold: the names of their files, and `run.json`, which is
-read and written here alone.
+"""The folders of runs and sweeps: the names of their files, and `run.json`, read and written only here.
 
 `config.yaml` says what was asked for, `run.json` what was settled when the run was begun (calibrated noise,
-sample rate, steps, fingerprints). Whether a run is private is asked here (`is_private`), and the numbers that
-it promised are read here (`promise_of`), so that nobody takes them from a file that is damaged or at odds
-with the other.
+sample rate, steps, fingerprints). Whether a run is private (`is_private`) and the numbers that it promised
+(`promise_of`) are read here, so that nobody takes them from a file that is damaged or contradicts the other.
 """
 
 import dataclasses
@@ -130,7 +128,7 @@ def read_config(run: Path) -> Experiment:
     """The configuration of a run.
 
     Raises:
-        InputError: no run is there, or `config.yaml` cannot be read.
+        InputError: there is no run, or `config.yaml` cannot be read.
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run}: no run there ({CONFIG} is missing)")
@@ -138,27 +136,16 @@ def read_config(run: Path) -> Experiment:
 
 
 def read_facts(run: Path) -> Facts:
-    """What `run.json` says.
+    """The facts in `run.json`.
 
     Raises:
         InputError: it is missing, or not an object of facts.
     """
-    path = run / FACTS
-    if not path.is_file():
-        raise InputError(f"{run}: no run there ({FACTS} is missing)")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(facts, dict):
-        raise InputError(
-            f"{path}: not the facts of a run (expected an object of facts, found {type(facts).__name__})"
-        )
-    return Facts(**facts)  # type: ignore[typeddict-item]
+    return Facts(**_read_object(run))  # type: ignore[typeddict-item]
 
 
 def write_facts(run: Path, facts: Facts) -> None:
-    """Write `run.json`, whole or not at all."""
+    """Write `run.json`, completely or not at all."""
     write_json(run / FACTS, facts)
 
 
@@ -166,7 +153,7 @@ def is_private(run: Path) -> bool:
     """Whether a run was trained with privacy; False for weights that were evaluated without training.
 
     Raises:
-        InputError: no run is there, or `run.json` and `config.yaml` are at odds about it.
+        InputError: there is no run, or `run.json` and `config.yaml` contradict each other.
     """
     facts = read_facts(run)
     private = "delta" in facts
@@ -182,9 +169,7 @@ def is_private(run: Path) -> bool:
 
 
 def is_trained(run: Path) -> bool:
-    """Whether anything was trained in a run folder; else it holds public weights as they came, for
-    comparison.
-    """
+    """Whether the run folder was trained; if not, it holds unchanged public weights, for comparison."""
     return "steps" in read_facts(run)
 
 
@@ -192,12 +177,12 @@ def promise_of(run: Path) -> Promise | None:
     """What a run promised; None if it was trained without privacy, or nothing was trained.
 
     Raises:
-        InputError: no run is there, a number is missing or impossible, or `run.json` and `config.yaml` are at
-            odds.
+        InputError: there is no run, a number is missing or impossible, or `run.json` and `config.yaml`
+            contradict each other.
     """
     if not is_private(run):
         return None
-    facts: dict[str, Any] = {**read_facts(run)}
+    facts = _read_object(run)
     _require_numbers(run, facts)
     promised = read_config(run).privacy
     for name in ("epsilon", "delta", "l2_clip_norm"):
@@ -235,6 +220,21 @@ def evaluated_budgets(sweep: Path) -> list[Path]:
         for folder in sorted([*sweep.glob(f"{_EPSILON}*"), *sweep.glob(_NON_PRIVATE)])
         if is_evaluated(folder)
     ]
+
+
+def _read_object(run: Path) -> dict[str, Any]:
+    path = run / FACTS
+    if not path.is_file():
+        raise InputError(f"{run}: no run there ({FACTS} is missing)")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise InputError(
+            f"{path}: not the facts of a run (expected an object of facts, found {type(facts).__name__})"
+        )
+    return facts
 
 
 def _require_numbers(run: Path, facts: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The bootstrap: how much the metrics would vary with other patients (the paper: 1,000 replicates).
 
-A bootstrap replicate is a vector of multiplicities: how often each patient (or image) was sampled. What a
-metric needs of it is counted in many replicates at once (`eval.counts`).
+A bootstrap replicate is a vector of multiplicities: how often each patient (or image) was sampled. The counts
+that the metrics need are computed for many replicates at once (`eval.counts`).
 
 Replicate r of a seed depends on the seed, on r and on the patients (or the number) of the test rows, never on
 a probability or a label. Two models with predictions for the same rows in the same order, and two groups of

@@ -1,9 +1,10 @@
-"""What the metrics of one finding are computed from: counts of images, in many draws at once.
+"""The counts of images from which the metrics of one finding are computed, for many draws at once.
 
-A draw is a vector of multiplicities, how often each patient (or image) is in it. The images are sorted into
-levels of probability once, in a sparse matrix with one column per patient; a draw is a product with it, and
-cumulative sums over the levels. Counts are whole numbers until a metric divides them, so that ties, in
-probability or in Youden's index, are exact.
+A draw is a vector of multiplicities: how often it contains each patient (or image). A metric needs weighted
+sums over images: per level of probability (`levels`) for the areas under the curves and for Youden's
+criterion, over all images for the others. So the images are sorted into levels once, in a sparse matrix with
+one column per patient; a draw is a product with this matrix, then cumulative sums over the levels. Counts are
+whole numbers until a metric divides them, so ties in probability or in Youden's index are exact.
 """
 
 import dataclasses
@@ -16,9 +17,7 @@ CALIBRATION_BINS = 10
 """Bins of equal width, [0, 0.1) to [0.9, 1], of the expected calibration error."""
 
 EXACT_IN_FLOAT32 = 2**22
-"""Films up to which single precision counts exactly (to 2^24), with room for a redraw that holds more images
-than there are.
-"""
+"""Largest sample for which float32 counts exactly (to 2^24), with room for replicates of more images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Levels:
 
     @property
     def one_class(self) -> bool:
-        """True if positives or negatives are missing, so that nothing is defined."""
+        """Whether positives or negatives are missing, so that no metric is defined."""
         return not (self.positives.size and self.negatives.size)
 
 
@@ -70,19 +69,18 @@ def levels(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Levels:
 
 
 def calibration_bin(p: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Number of the calibration bin of each probability; the last bin holds 1 too."""
+    """Index of each probability's calibration bin; the last bin includes 1."""
     edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
     return np.clip(np.searchsorted(edges, p, side="right") - 1, 0, CALIBRATION_BINS - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """What a draw's multiplicities are multiplied with, for one finding of one group.
+    """Matrices that turn multiplicities into the sums of one finding in one group.
 
-    `counts` has one row per level for the positives, one per level and one more for the negatives, one per
-    level for the negatives tied with it (where there are any), and one each for the positives and the
-    negatives called at a threshold given beforehand. `values` has one row per calibration bin for probability
-    minus label, and one for its square.
+    Rows of `counts`: positives per level; negatives per level and below the lowest; negatives tied with a
+    level (where there are any); positives, and negatives, called at a threshold given beforehand. Rows of
+    `values`: probability minus label per calibration bin, then its square.
     """
 
     levels: Levels
@@ -98,12 +96,12 @@ def sums_of(
     cluster: Int[np.ndarray, " n"],
     threshold: float | None,
 ) -> Sums:
-    """Sort the images of one finding of one group.
+    """Sort the images of one finding in one group into these matrices.
 
     Args:
         y: labels 1, 0 or NaN.
         p: probabilities.
-        cluster: number of the thing that is drawn, for each image.
+        cluster: index of the patient (or image) that is resampled, for each image.
         threshold: at which images are called positive; None chooses Youden's in every draw.
     """
     at = levels(y, p)
@@ -133,18 +131,18 @@ def sums_of(
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """One finding of one group in a few draws.
+    """The counts of one finding in one group, for a block of draws.
 
     Attributes:
         positives, negatives: images with that label.
-        called_positives, called_negatives: those of them that are called positive at the threshold; NaN where
+        called_positives, called_negatives: those of them that are called positive at the threshold; NaN if
             there is no threshold.
-        thresholds: of each draw.
-        won_twice: pairs of a positive and a negative in which the positive has the higher probability,
-            counted twice, and those in which both have the same, counted once.
-        precision_summed: over the positives, the precision at the probability of each.
+        thresholds: threshold of each draw.
+        won_twice: pairs of a positive and a negative image in which the positive has the higher probability,
+            counted twice, and pairs with equal probabilities, counted once.
+        precision_summed: sum over the positives of the precision at the probability of each.
         errors_by_bin: sum of probability minus label in each calibration bin.
-        squared_errors: sum of its square.
+        squared_errors: sum of the squared differences.
     """
 
     positives: Float[np.ndarray, " draws"]
@@ -159,21 +157,21 @@ class Counts:
 
     @property
     def images(self) -> Float[np.ndarray, " draws"]:
-        """Labelled images."""
+        """Number of labelled images."""
         return self.positives + self.negatives
 
     @property
     def called(self) -> Float[np.ndarray, " draws"]:
-        """Images that are called positive."""
+        """Number of images that are called positive."""
         return self.called_positives + self.called_negatives
 
 
 def counted(
     sums: Sums, exact: Float[np.ndarray, "clusters draws"], double: Float[np.ndarray, "clusters draws"]
 ) -> Counts | None:
-    """The counts of a few draws; None where the images are of one class, so that no draw has both.
+    """The counts of a block of draws; None if only one class is labelled, so that no draw has both.
 
-    `exact` and `double` are the same multiplicities, in the type of the counts and of the values.
+    `exact` and `double` are the same multiplicities, in the dtype of `counts` and of `values`.
     """
     draws, count = double.shape[1], sums.levels.thresholds.size
     if sums.levels.one_class:
@@ -186,8 +184,7 @@ def counted(
     n_positive, n_negative = found[count - 1].astype(np.float64), found[2 * count].astype(np.float64)
     tp, fp = found[:count].astype(np.float64), found[count : 2 * count].astype(np.float64)
 
-    # A negative below a positive wins a pair and one at its probability half a pair: counted twice, both are
-    # whole numbers.
+    # A pair with the negative below counts 1, a tie 1/2; doubled, both are whole numbers.
     beaten_twice = 2 * (n_negative - fp)
     beaten_twice[sums.tied] += found[2 * count + 1 : -2]
     won_twice = np.einsum("kd,kd->d", positives, beaten_twice)

@@ -1,9 +1,9 @@
-"""How well one finding is predicted, and at which threshold an image is called positive.
+"""Metrics of one finding, and the threshold at which an image is called positive.
 
-A metric is a function of counts (`eval.counts`), in one draw of images or in many, and stands in
-`DEFINITIONS` with all that is said of it; its name is the function's. Labels are 1, 0 or NaN (unknown, left
-out). An image is called positive if its probability is at least the threshold, as in scikit-learn's
-`roc_curve`. Where only one class is labelled, no metric is defined: all are NaN.
+A metric is a function of counts (`eval.counts`), for one draw of images or many; its name is the function's,
+and `DEFINITIONS` holds its properties. Labels are 1, 0 or NaN (unknown, left out). An image is called
+positive if its probability is at least the threshold, as in scikit-learn's `roc_curve`. If only one class of
+a finding is labelled, all its metrics are NaN ('not defined').
 Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's
 criterion.
 """
@@ -26,13 +26,13 @@ Draws = Float[np.ndarray, " draws"]
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric, and what those who show and compare it must know.
+    """A metric, and what tables and comparisons must know about it.
 
     Attributes:
-        of: its definition; divisions by zero in it are NaN.
-        better: which way is better; None where there is no better and worse.
+        of: its definition; a division by zero gives NaN.
+        better: the better direction; None if there is none.
         needs_threshold: whether it depends on which images are called positive.
-        compared: whether groups are compared in it.
+        compared: whether groups are compared by it.
     """
 
     of: Callable[[Counts], Draws]
@@ -42,7 +42,7 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """In every table."""
+        """Its name in every table."""
         return self.of.__name__
 
 
@@ -52,7 +52,7 @@ def auroc(c: Counts) -> Draws:
 
 
 def accuracy(c: Counts) -> Draws:
-    """Share of images that are called what they are."""
+    """Share of images that are called correctly."""
     return (c.called_positives + c.negatives - c.called_negatives) / c.images
 
 
@@ -87,12 +87,12 @@ def brier(c: Counts) -> Draws:
 
 
 def ece(c: Counts) -> Draws:
-    """Expected calibration error over `counts.CALIBRATION_BINS` bins of equal width, weighted by images."""
+    """Expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by images."""
     return np.abs(c.errors_by_bin).sum(axis=0) / c.images
 
 
 def calibration_in_the_large(c: Counts) -> Draws:
-    """Mean probability minus the share of positives; positive if the model says too much."""
+    """Mean probability minus the share of positives; positive if the model overpredicts."""
     return c.errors_by_bin.sum(axis=0) / c.images
 
 
@@ -115,7 +115,7 @@ DEFINITIONS: tuple[Metric, ...] = (
     Metric(balanced_accuracy, "higher", needs_threshold=True),
     Metric(f1, "higher", needs_threshold=True),
     Metric(brier, "lower"),
-    # larger in smaller groups even where calibration is the same: its differences would show sizes
+    # not compared: it is larger in smaller groups even with equal calibration
     Metric(ece, "lower", compared=False),
     Metric(calibration_in_the_large, None),
     Metric(selection_rate, None, needs_threshold=True),
@@ -127,13 +127,13 @@ NEED_A_THRESHOLD = frozenset(metric.name for metric in DEFINITIONS if metric.nee
 BETTER: Mapping[str, str] = MappingProxyType(
     {metric.name: metric.better for metric in DEFINITIONS if metric.better is not None}
 )
-"""Which way is better; a selection rate and a mean calibration error have no such direction."""
+"""The better direction of each metric; selection rate and mean calibration error have none."""
 COMPARED: tuple[str, ...] = tuple(metric.name for metric in DEFINITIONS if metric.compared)
 """Metrics that are compared between groups."""
 
 
 def metrics_of(counts: Counts) -> Float[np.ndarray, "metrics draws"]:
-    """Every metric in every draw, in the order of `METRICS`; NaN in draws that hold one class only."""
+    """Every metric in every draw, in the order of `METRICS`; NaN in draws with only one class."""
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.stack([metric.of(counts) for metric in DEFINITIONS])
     values[:, (counts.positives == 0) | (counts.negatives == 0)] = np.nan
@@ -143,7 +143,7 @@ def metrics_of(counts: Counts) -> Float[np.ndarray, "metrics draws"]:
 def point_metrics(
     y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float
 ) -> dict[str, float]:
-    """Every metric of one finding by name; a NaN threshold leaves those that need one undefined.
+    """Every metric of one finding, by name; with a NaN threshold, those that need one are NaN.
 
     Args:
         y: labels 1, 0 or NaN.

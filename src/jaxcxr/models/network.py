@@ -44,7 +44,7 @@ def random_params(network: Network, size: int, key: Key[Array, ""]) -> PyTree:
 
 
 def shapes_of(network: Network, size: int) -> PyTree:
-    """Shape and type of every parameter, without computing any."""
+    """Shape and dtype of every parameter, without computing any."""
     return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((size, size), jnp.uint8))
 
 

@@ -1,7 +1,7 @@
 """What a run has spent: the only source of a run folder's epsilon.
 
-The ledger says what was spent. `run_folder` reads what was promised (`run.json` and `config.yaml`) and how
-far training came (the checkpoints), and the secret tells which run it is. If these contradict the ledger
+The ledger says what was spent, `run.json` and `config.yaml` what was promised, the checkpoints how far
+training came (`run_folder` reads these), and the secret which run it is. If these contradict the ledger
 (lines cut off its end, another run's ledger, an edited figure), no figure is given.
 """
 
@@ -104,7 +104,7 @@ def spent_of(run: Path) -> Spent | None:
 
 
 def _require_one_promise(run: Path, promise: Promise, terms: Terms) -> None:
-    """The ledger is about the data and the unit that the run was begun with."""
+    """Refuse a ledger about other data, or with another unit, than the run was begun with."""
     said = {"n_units": terms.dataset_size, "store_fingerprint": terms.data_fingerprint}
     wrong = [
         f"{name} ({value!r} in the ledger)" for name, value in said.items() if getattr(promise, name) != value

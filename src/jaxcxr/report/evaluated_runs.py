@@ -30,10 +30,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The model in a finished run folder, with the number of steps that its ledger has paid for.
+    """The model in a finished run folder, with the number of steps recorded in its ledger.
 
     Raises:
-        InputError: a file is missing, damaged or at odds with the others.
+        InputError: a file is missing or damaged, or contradicts the others.
     """
     spent, evaluation = spent_of(folder), read_evaluation(folder / EVALUATION)
     if spent is None:

@@ -17,7 +17,6 @@ from jaxcxr.report.page.run_page import run_page, write_page
 from jaxcxr.report.run_facts import Facts, read_facts
 from jaxcxr.run_folder import (
     EVALUATION,
-    FACTS,
     FIGURES,
     PREDICTIONS,
     UNTOUCHED,
@@ -106,7 +105,7 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
         The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run.
     """
     beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
-    if not all((beside / name).is_file() for name in (FACTS, PREDICTIONS)):
+    if not is_run(beside) or not (beside / PREDICTIONS).is_file():
         return None
     theirs = run_facts(beside)
     start = own.get("initial_weights_sha256")

@@ -61,7 +61,7 @@ def batches(
         waiting: counts the time for which the devices wait.
         busy: whether the devices are still computing.
     """
-    on_device = bool(broadcast_from_process_0(build.images_on_device(plan)))
+    on_device = bool(broadcast_from_process_0(build.films_on_device(plan)))
     kept = {FILMS: images_on_devices(plan.split, step_functions.replicate)} if on_device else {}
     read = None if on_device else _reader(plan.split)
 

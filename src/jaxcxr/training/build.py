@@ -32,8 +32,8 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
     """Weights that the configuration names, or None.
 
     Raises:
-        InputError: they are missing, do not fit, or were trained on images or patients that are to be
-            protected.
+        InputError: they are missing, do not fit, or were trained on images or patients that the run must
+            protect.
     """
     weights = plan.config.model.weights
     if weights is None:
@@ -100,7 +100,7 @@ def _release_of(plan: RunPlan) -> Release:
     return LeastSquares(network, plan.weights, shape, mechanism, mask, stability)
 
 
-def images_on_device(plan: RunPlan) -> bool:
+def films_on_device(plan: RunPlan) -> bool:
     """Whether the devices keep all training images."""
     asked = plan.config.data.on_device
     if asked == "never" or plan.config.training.augmentation != "none":
@@ -126,8 +126,8 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
     ones = np.ones(findings, np.float32)
 
     def bytes_of(units: int) -> int:
-        step = step_of(dataclasses.replace(plan, microbatch_size=units * images, weights=ones), [device])
-        return _bytes_of(step, shapes, clipping_of(plan), (units, images), plan.split.size, findings)
+        step = step_of(dataclasses.replace(plan, microbatch_size=units * films, weights=ones), [device])
+        return _bytes_of(step, (shapes, plan.clipping()), (units, films), plan.split.size, findings)
 
     needed = -(-t.expected_batch_size // jax.device_count())
     units = memory.choose_microbatch(bytes_of, available, needed, images * plan.split.size**2)
@@ -135,9 +135,13 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
 
 
 def _bytes_of(
-    step: Step, params: PyTree, clipping: PyTree | None, units: tuple[int, int], side: int, findings: int
+    step: Step, state: tuple[PyTree, PyTree | None], units: tuple[int, int], side: int, findings: int
 ) -> int:
-    """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters."""
+    """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters.
+
+    `state` is the parameters and the state of the clip rule.
+    """
+    params, clipping = state
     batch = {
         "image": jax.ShapeDtypeStruct((*units, side, side), np.uint8),
         "label": jax.ShapeDtypeStruct((*units, findings), np.float32),

@@ -1,7 +1,7 @@
 """Save and restore what a run needs after a crash: weights, optimiser state and step.
 
-Checkpoints are atomic, by orbax. The sampler and the noise have no state but (secret, step); the secret
-(`training.secret`) lies beside the checkpoints.
+Checkpoints are atomic, by orbax. The sampler and the noise have no state but (secret, step), so nothing else
+is needed but the secret, which lies beside the checkpoints (`training.secret`).
 """
 
 import re

@@ -91,9 +91,8 @@ class _Files:
 
 
 def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool) -> Outcome:
-    pretrained = run_on_all_processes(
-        lambda: build.pretrained_params(plan)
-    )  # refused, if so, before a folder is claimed
+    # refused, if so, before a folder is claimed
+    pretrained = run_on_all_processes(lambda: build.pretrained_params(plan))
     run_on_process_0(lambda: claim_run_folder(out, plan.config, resume))
     checkpoints = Checkpoints(out / CHECKPOINTS)
     ledger = None
@@ -144,7 +143,8 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
 
 def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool) -> Outcome:
     step_functions, mechanism, training = build.step_of(plan), plan.mechanism, plan.config.training
-    params, optimizer_state, clipping, done = _begin(plan, params, step_functions, files.checkpoints)
+    state, done = _state(plan, params, step_functions, files.checkpoints)
+    params, optimizer_state, clipping = state
     total_steps = broadcast_from_process_0(
         run_on_all_processes(lambda: affordable_steps(plan, files.ledger, done))
     )
@@ -181,7 +181,7 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
                 totals = None
             if last or done % training.checkpoint_every == 0:
                 _require_finite(newest, done)
-                _save(files, done, _state(params, optimizer_state, clipping))
+                _save(files, done, _saved(params, optimizer_state, clipping))
             if stop:
                 break
         feed.close()
@@ -195,20 +195,26 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
 
 
-def _begin(
+def _saved(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
+    """What a checkpoint holds; the state of the clip rule only where the rule has one."""
+    adapts = {} if clipping is None else {"clipping": clipping}
+    return {"params": params, "optimizer": optimizer_state} | adapts
+
+
+def _state(
     plan: RunPlan, params: PyTree, step_functions: Step, checkpoints: Checkpoints
-) -> tuple[PyTree, PyTree, PyTree | None, int]:
+) -> tuple[tuple[PyTree, PyTree, PyTree | None], int]:
     """Parameters, optimiser state and state of the clip rule on every device, and the number of steps behind
     them: those of the newest checkpoint, or of the beginning.
     """
     optimizer_state = build.optimizer_of(plan).init(parameters.trained(plan.config, params))
-    clipping = build.clipping_of(plan)
+    clipping = plan.clipping()
     done = broadcast_from_process_0(checkpoints.latest() or 0)
     if done:
-        restored = checkpoints.restore(done, _state(params, optimizer_state, clipping))
+        restored = checkpoints.restore(done, _saved(params, optimizer_state, clipping))
         params, optimizer_state = restored["params"], restored["optimizer"]
         clipping = restored.get("clipping")
-    return *step_functions.replicate((params, optimizer_state, clipping)), done
+    return step_functions.replicate((params, optimizer_state, clipping)), done
 
 
 def _summed(

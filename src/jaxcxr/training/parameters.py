@@ -1,5 +1,6 @@
-"""The parameters of a run: which there are, which are trained, what a step releases of them, and random ones to
-start from. All of it follows from the configuration, before anything is trained.
+"""The parameters of a run: their shapes, which are trained, what a step releases, and random starting values.
+
+All of it follows from the configuration, before anything is trained.
 """
 
 import jax
@@ -20,7 +21,7 @@ def network_of(config: Experiment) -> Network:
 
 
 def shapes_of(config: Experiment) -> PyTree:
-    """Shape and type of every parameter."""
+    """Shape and dtype of every parameter."""
     return networks.shapes_of(network_of(config), config.data.size)
 
 

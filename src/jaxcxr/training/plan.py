@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from jaxcxr import __version__, accounting
 from jaxcxr.accounting import Spending
@@ -23,8 +23,7 @@ from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import marks_of
-from jaxcxr.privacy.adaptive import Adaptive
-from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Flat, PerLayer
+from jaxcxr.privacy.clipping import Flat, PerLayer
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.records.ledger import Statistic
@@ -119,6 +118,10 @@ class RunPlan:
                 "give them away"
             )
         return checked_start(path, provenance(path), self.store, model.weights_ids_unrelated)
+
+    def clipping(self) -> PyTree | None:
+        """The state of the clip rule before the first step; None where it has none."""
+        return None if self.mechanism is None else self.mechanism.start()
 
     def describe(self) -> Facts:
         """What `run.json` says: the facts that are not in the configuration."""
@@ -311,8 +314,8 @@ def _with_discrete_noise(config: Experiment, mechanism: Mechanism) -> Mechanism:
     Raises:
         InputError: the noise multiplier does not go with discrete noise.
     """
-    released = mechanism.contribution(parameters.released_shapes(config))
-    coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(released))
+    released = jax.tree.leaves(mechanism.contribution(parameters.released_shapes(config)))
+    coordinates = sum(math.prod(leaf.shape) for leaf in released)
     mechanism = dataclasses.replace(mechanism, discrete_coordinates=coordinates)
     try:
         _ = mechanism.grid

@@ -98,11 +98,11 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> bytes:
-    """The run's 256-bit secret: read from `folder`, or made there (from `seed` if one is asked for).
+    """The run's 256-bit secret: read from `folder`, or created there (from `seed` if given).
 
     Raises:
-        InputError: the secret is damaged, or it is gone though the run has `begun` (steps are in its ledger
-            or a checkpoint).
+        InputError: the secret is damaged, or it is missing although the run has `begun` (has steps in its
+            ledger, or a checkpoint).
     """
     secret, path = read_secret(folder), folder / SECRET
     if secret is not None:
@@ -253,7 +253,8 @@ def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
     }
     fields["training.microbatch_size"] = plan.microbatch_size
     settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
-    arithmetic = {name: str(getattr(jax.config, name, None)) for name in ARITHMETIC}
+    # Some settings have no attribute, and only attributes know of a `with` around the run.
+    arithmetic = {name: str(getattr(jax.config, name, jax.config.values.get(name))) for name in ARITHMETIC}
     backend = jax.default_backend()
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(

@@ -33,7 +33,7 @@ def read_secret(folder: Path) -> bytes | None:
 
 
 def make_secret(folder: Path, seed: int | None) -> bytes:
-    """A new secret in `folder`, with mode 0600: from the operating system, or from `seed` if there is one."""
+    """A new secret, created in `folder` with mode 0600: from the operating system, or from `seed`."""
     folder.mkdir(parents=True, exist_ok=True)
     secret, path = new_secret(seed), folder / SECRET
     part = path.with_suffix(".part")

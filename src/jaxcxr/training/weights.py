@@ -19,7 +19,7 @@ from jaxcxr.training import trained_on
 from jaxcxr.training.trained_on import TrainedOn
 
 PACKAGED = ("jaxcxr", "weights")
-"""Beginning of the names of the weights that come with the package."""
+"""First parts of the names of weights that come with the package."""
 
 
 def flat_weights(params: PyTree) -> dict[str, np.ndarray]:

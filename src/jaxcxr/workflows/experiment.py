@@ -227,7 +227,7 @@ def run_experiment(
 
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
-    """Predict and evaluate with the weights that training starts from: what the public data alone are worth."""
+    """Predict and evaluate with the weights that training starts from: what the public data are worth."""
     from jaxcxr.training.build import initial_params
     from jaxcxr.training.plan import make_plan
     from jaxcxr.training.weights import weights_digest
@@ -270,7 +270,8 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
 def _headline(plan: Any) -> str:
     m = plan.mechanism
     if m is None:
-        return f"training without privacy: {plan.steps} steps of {plan.config.training.expected_batch_size} expected films"
+        batch = plan.config.training.expected_batch_size
+        return f"training without privacy: {plan.steps} steps of {batch} expected films"
     from jaxcxr.accounting import plan as planned
 
     cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())

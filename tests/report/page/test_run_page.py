@@ -465,6 +465,7 @@ def test_a_head_sorts_its_table(browser: Browser, sweep: Path) -> None:
         "window.state = () => [...t.tHead.rows[0].cells].map((h) => h.getAttribute('aria-sort')); 0"
     )
     foot = browser.evaluate("t.tFoot.innerText")
+    browser.evaluate("t.tBodies[0].rows[1].cells[2].dataset.key = ''; 0")  # as of a value that is not defined
     first = browser.evaluate("column()")
     assert "" in [key for _, key in first]
     for direction in ("ascending", "descending"):
@@ -477,7 +478,7 @@ def test_a_head_sorts_its_table(browser: Browser, sweep: Path) -> None:
         assert browser.evaluate("state()")[:4] == ["none", "none", direction, "none"]
     browser.evaluate("t.tHead.rows[0].cells[0].querySelector('button').click()")
     names = [name for name, _ in browser.evaluate("column()")]
-    assert names[:3] == ["age [0, 30)", "age [30, 60)", "age [60, 80)"]
+    assert names[:2] == ["age [30, 60)", "age [60, 80)"]
     assert browser.evaluate("t.tFoot.innerText") == foot
     assert browser.evaluate("state()")[2] == "none"
     assert browser.complaints() == []

@@ -139,8 +139,8 @@ def facts_of_run(
         siblings: other released models of the cohort (`release.register`); None if nobody looked.
 
     Raises:
-        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at
-            odds.
+        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or
+            contradict each other.
     """
     facts, spent = read_facts(run), spent or spent_of(run)
     if spent is None:
@@ -190,7 +190,7 @@ def _settled(
             code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
             ledger=spent.head if spent.terms.run else "",
             initial_weights=facts.get("initial_weights_sha256", ""),
-            jaxcxr=facts["jaxcxr"],
+            jaxcxr=facts["jaxcxr"],  # type: ignore[typeddict-item]  # KeyError below
             dp_accounting=importlib.metadata.version("dp-accounting"),
         )
         mechanisms = mechanism_rows(spent.entries, released_by(config))
