@@ -132,7 +132,7 @@ def test_images_that_fit_are_kept_on_the_device(
     def kept(on_device: str, available: int | None, **training: Any) -> bool:
         config = changed(changed(free.config, "data", on_device=on_device), "training", **training)
         monkeypatch.setattr(memory, "device_bytes", lambda _: available)
-        return build.images_on_device(make_plan(config, tiny_store))
+        return build.films_on_device(make_plan(config, tiny_store))
 
     size = 50 * 32 * 32
     assert kept("auto", int(size / memory.IMAGES_SHARE) + 1)

@@ -75,11 +75,6 @@ def _chosen(t: TrainingConfig, rate: optax.Schedule, m: Mechanism | None) -> opt
             return optimizer.nadam(rate)
 
 
-def clipping_of(plan: RunPlan) -> PyTree | None:
-    """The state of the clip rule before the first step; None where it has none."""
-    return None if plan.mechanism is None else plan.mechanism.start()
-
-
 def step_of(plan: RunPlan, devices: list[Any] | None = None) -> Step:
     """The compiled functions of the run, on `devices` or on those of all processes."""
     t, at_once = plan.config.training, units_at_once(plan)
@@ -117,12 +112,12 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
     device, t = jax.local_devices()[0], plan.config.training
     shapes = parameters.shapes_of(plan.config)
     resident = 5 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    if images_on_device(plan):
+    if films_on_device(plan):
         resident += len(plan.split) * plan.split.size**2
     available = memory.device_bytes(device)
     if available is not None:
         available = int(memory.STEP_SHARE * available) - resident
-    images, findings = plan.films_per_unit * t.views, len(plan.config.data.findings)
+    films, findings = plan.films_per_unit * t.views, len(plan.config.data.findings)
     ones = np.ones(findings, np.float32)
 
     def bytes_of(units: int) -> int:
@@ -130,8 +125,8 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
         return _bytes_of(step, (shapes, plan.clipping()), (units, films), plan.split.size, findings)
 
     needed = -(-t.expected_batch_size // jax.device_count())
-    units = memory.choose_microbatch(bytes_of, available, needed, images * plan.split.size**2)
-    return dataclasses.replace(plan, microbatch_size=units * images)
+    units = memory.choose_microbatch(bytes_of, available, needed, films * plan.split.size**2)
+    return dataclasses.replace(plan, microbatch_size=units * films)
 
 
 def _bytes_of(

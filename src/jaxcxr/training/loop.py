@@ -227,12 +227,6 @@ def _summed(
     return step_functions.collect(total)
 
 
-def _state(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
-    """What a checkpoint holds; the state of the clip rule only where the rule has one."""
-    adapts = {} if clipping is None else {"clipping": clipping}
-    return {"params": params, "optimizer": optimizer_state} | adapts
-
-
 def _save(files: _Files, done: int, state: PyTree) -> None:
     """Write a checkpoint, after the ledger's lines of its steps are on the disk."""
     if files.ledger is not None:

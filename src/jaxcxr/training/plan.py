@@ -23,7 +23,8 @@ from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import marks_of
-from jaxcxr.privacy.clipping import Flat, PerLayer
+from jaxcxr.privacy.adaptive import Adaptive
+from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Flat, PerLayer
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.records.ledger import Statistic
