@@ -87,7 +87,7 @@ def test_equals_metrics_of_the_copied_rows(resample, policy):
         np.testing.assert_allclose(got.no_finding_among_ill[g], missed, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_points_equal_the_plain_metrics_under_any_ties(data):
     n = data.draw(st.integers(1, 14))

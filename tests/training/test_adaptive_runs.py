@@ -18,20 +18,20 @@ from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.adaptive import Adaptive
 from jaxcxr.privacy.clipping import Extended
 from jaxcxr.records.ledger import read_ledger
-from jaxcxr.training import objective
+from jaxcxr.training import build, objective, parameters
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.loop import Outcome, train
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.step import make_step
 from tests.conftest import changed
 from tests.training.test_loop import bits, cut_at, linear_loss, microbatches
-from tests.training.tiny import tiny_model
+from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcxr.training.plan.model_of", tiny_model)
+        patch.setattr(MAKE_NETWORK, tiny_network)
         yield
 
 
@@ -43,12 +43,12 @@ def config(tiny_config: Experiment) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def plan(config: Experiment, tiny_store: Store) -> Plan:
+def plan(config: Experiment, tiny_store: Store) -> RunPlan:
     return make_plan(config, tiny_store)
 
 
 @pytest.fixture(scope="module")
-def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def whole(plan: RunPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     out = tmp_path_factory.mktemp("runs") / "whole"
     return out, train(plan, out, progress=False)
 
@@ -58,7 +58,7 @@ def clip_norms(out: Path) -> list[float]:
 
 
 def test_the_clip_norm_moves_and_costs_what_a_fixed_one_costs(
-    whole: tuple[Path, Outcome], plan: Plan, config: Experiment, tiny_store: Store
+    whole: tuple[Path, Outcome], plan: RunPlan, config: Experiment, tiny_store: Store
 ) -> None:
     flat = make_plan(changed(config, "privacy", clipping="flat"), tiny_store)
     assert plan.mechanism == dataclasses.replace(flat.mechanism, rule=Adaptive(learning_rate=1.0))
@@ -73,7 +73,7 @@ def test_the_clip_norm_moves_and_costs_what_a_fixed_one_costs(
 
 @pytest.mark.parametrize("stop", [3, 5])
 def test_a_resumed_run_has_the_same_bits_and_clip_norms(
-    whole: tuple[Path, Outcome], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    whole: tuple[Path, Outcome], plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     cut_at(plan, tmp_path / "cut", stop, monkeypatch)
     resumed = train(plan, tmp_path / "cut", resume=True, progress=False)
@@ -82,16 +82,18 @@ def test_a_resumed_run_has_the_same_bits_and_clip_norms(
     assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (whole[0] / "ledger.jsonl").read_bytes()
 
 
-def test_the_checkpoint_holds_the_state(whole: tuple[Path, Outcome], plan: Plan) -> None:
+def test_the_checkpoint_holds_the_state(whole: tuple[Path, Outcome], plan: RunPlan) -> None:
     checkpoints = Checkpoints(whole[0] / "checkpoints")
-    params = plan.initial_params(bytes(32))
-    like = {"params": params, "optimizer": plan.optimizer().init(params), "clipping": jnp.ones(())}
+    params = build.initial_params(plan, bytes(32))
+    like = {"params": params, "optimizer": build.optimizer_of(plan).init(params), "clipping": jnp.ones(())}
     r = checkpoints.restore(6, like)["clipping"]
     checkpoints.close()
     assert float(plan.mechanism.clip_norm(r)) == clip_norms(whole[0])[-1]
 
 
-def test_the_clipped_share_is_that_of_the_clip_norm_in_force(whole: tuple[Path, Outcome], plan: Plan) -> None:
+def test_the_clipped_share_is_that_of_the_clip_norm_in_force(
+    whole: tuple[Path, Outcome], plan: RunPlan
+) -> None:
     """The log's first step is of the first clip norm; a step at a very large one clips nobody."""
     rows = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["clipped_fraction"] == 1.0
@@ -106,25 +108,25 @@ def test_discrete_noise_counts_the_coordinate_in(
     config: Experiment, tiny_store: Store, tmp_path: Path
 ) -> None:
     plan = make_plan(changed(config, "privacy", noise="discrete"), tiny_store)
-    params = plan.random_params(bytes(32))
+    params = parameters.random_params(plan.config, bytes(32))
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(params)) + 1
     train(plan, tmp_path / "run", progress=False)
     assert len(set(clip_norms(tmp_path / "run"))) == 6
 
 
-def test_two_devices_do_what_one_does(plan: Plan) -> None:
+def test_two_devices_do_what_one_does(plan: RunPlan) -> None:
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (7, 8, 8)).astype(np.uint8)
     labels = rng.integers(0, 2, (7, 3)).astype(np.float32)
     release, found = objective.Gradients(linear_loss, plan.mechanism), []
     for devices in (jax.local_devices()[:1], jax.local_devices()):
-        functions = make_step(release, plan.optimizer(), 6, 2, devices)
+        functions = make_step(release, build.optimizer_of(plan), 6, 2, devices)
         params, r = functions.replicate(({"kernel": jnp.ones((64, 3))}, jnp.float32(550.0)))
         total = functions.start(params)
         for piece in microbatches(images, labels, functions.microbatch_size):
             total = functions.accumulate(params, total, functions.place(piece), r)
         total, log = functions.collect(total)
-        state = functions.replicate(plan.optimizer().init(params))
+        state = functions.replicate(build.optimizer_of(plan).init(params))
         *moved, r = functions.finish(params, state, total, plan.mechanism.noise_key(bytes(32), 0), r)
         coordinate = exact_sum.value(total, plan.mechanism.step_size(total.high)).coordinate
         assert isinstance(total.high, Extended)

@@ -17,6 +17,7 @@ from jaxcxr.training.averaging import weights_to_use, with_ema, with_tail
 from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny
+from tests.training.tiny import MAKE_NETWORK
 
 
 def path_of(optimizer: optax.GradientTransformation, steps: int) -> tuple[np.ndarray, np.ndarray]:

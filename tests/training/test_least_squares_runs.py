@@ -20,6 +20,7 @@ from jaxcxr.training.least_squares import LeastSquares
 from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny
+from tests.training.tiny import MAKE_NETWORK
 
 MOMENTS = 33 * 34 // 2 + 33 * 3
 

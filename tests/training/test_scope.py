@@ -17,6 +17,7 @@ from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny, clipped_sum
+from tests.training.tiny import MAKE_NETWORK
 
 CLIP = 0.05
 

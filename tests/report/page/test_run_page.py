@@ -25,6 +25,7 @@ from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.run_report import non_private_beside, report_run
 from jaxcxr.report.sweep_report import write_sweep
 from jaxcxr.report.verdicts import found_by_attack, strength, strength_sentence
+from tests.release.run_folder import make_run as make_card_run
 from tests.report.chromium import Browser, find
 from tests.report.films import predicted_films
 from tests.run_files import CONFIG as RUN

@@ -182,6 +182,8 @@ def _settled(
     run: Path, facts: Facts, spent: Spent, config: Experiment
 ) -> tuple[Fingerprints, tuple[MechanismRow, ...]]:
     """What the run was made from, and what it released, in the words of a card."""
+    if "jaxcxr" not in facts:
+        raise InputError(f"{run / FACTS}: key 'jaxcxr' is missing")
     try:
         fingerprints = Fingerprints(
             data=sealed_fingerprint(spent.terms.data_fingerprint, spent.terms.run),
@@ -192,8 +194,6 @@ def _settled(
             dp_accounting=importlib.metadata.version("dp-accounting"),
         )
         mechanisms = mechanism_rows(spent.entries, released_by(config))
-    except KeyError as error:
-        raise InputError(f"{run / FACTS}: key {error} is missing") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
