@@ -229,7 +229,14 @@ def canary_films(count: int, like: Films, rng: np.random.Generator) -> Films:
     return Films(images, rng.integers(0, 2, (count, like.labels.shape[1])).astype(np.float32))
 
 
-def audit(subject: Subject, cohort: Films, canaries: Films, steps: int, rng: np.random.Generator) -> Audit:
+def audit(
+    subject: Subject,
+    cohort: Films,
+    canaries: Films,
+    steps: int,
+    rng: np.random.Generator,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Audit:
     """Train on the cohort and about half of the canaries, attack, and check every step.
 
     Args:
@@ -238,9 +245,10 @@ def audit(subject: Subject, cohort: Films, canaries: Films, steps: int, rng: np.
         canaries: each is in by a fair coin.
         steps: length of the run.
         rng: of the coins only; the training's randomness is the subject's.
+        progress: told 1 after each step.
     """
     included = rng.random(len(canaries)) < 0.5
-    record = _train(subject, cohort, canaries, included, steps)
+    record = _train(subject, cohort, canaries, included, steps, progress)
     m = subject.mechanism
     initial, final = (_losses(subject.loss, params, canaries) for params in (subject.params, record.params))
     scores = {
@@ -274,7 +282,14 @@ class _Record:
     fixed_alignments: np.ndarray
 
 
-def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarray, steps: int) -> _Record:
+def _train(
+    subject: Subject,
+    cohort: Films,
+    canaries: Films,
+    included: np.ndarray,
+    steps: int,
+    progress: Callable[[int], object],
+) -> _Record:
     """Train, and follow every step.
 
     The attacker knows which films of the cohort were in a batch: the guarantee for a canary holds whatever
@@ -318,6 +333,7 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
         fixed = directions if fixed is None else fixed
         alignments[step], fixed_alignments[step] = directions @ surprise, fixed @ surprise
         params = jax.tree.map(lambda p, g: p - subject.learning_rate * g, params, released)
+        progress(1)
     return _Record(params, noise, sums, drawn, alignments, fixed_alignments)
 
 

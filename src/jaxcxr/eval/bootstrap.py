@@ -14,7 +14,7 @@ same rows, therefore get the same redraws, and the difference of their draws is 
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -219,6 +219,7 @@ def bootstrap(
     redraws: int,
     resample: Resample,
     seed: int,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Redrawn:
     """The metrics of each finding in each group of films, on the films themselves and in each of `redraws`
     redraws.
@@ -234,6 +235,7 @@ def bootstrap(
         resample: `patient` draws patients and takes all films of each; `image` (the paper) draws films as if
             they were independent, which understates the spread where patients have several.
         seed: not negative.
+        progress: told 1 after each finding.
 
     Raises:
         InputError: no rows, or a negative seed.
@@ -266,6 +268,7 @@ def bootstrap(
                     metrics[g, f, :, block], chosen[g, f, block] = _drawn_metrics(sums, exact, double)
 
             list(threads.map(fill, blocks))
+            progress(1)
 
         def fill_missed(block: slice) -> None:
             for g, mask in enumerate(groups):

@@ -1,6 +1,6 @@
 """From a predictions file to `evaluation.csv`: every estimate with its interval, in long form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def evaluate(
     findings: Sequence[str],
     config: EvaluationConfig,
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> pd.DataFrame:
     """Metrics of the rows of split `test`, in the long form of `evaluation.csv`.
 
@@ -54,6 +55,7 @@ def evaluate(
         config: redraws, what is redrawn, threshold policy, groups and seed.
         groups: groups as masks over the rows of `predictions`, instead of those of the configuration; `all`,
             everyone, comes first in any case.
+        progress: told 1 after each finding.
 
     Returns:
         One row an estimate; `group`, `finding` and `metric` together are unique. Three kinds:
@@ -80,7 +82,7 @@ def evaluate(
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
             cannot be made.
     """
-    return tabulate(measure(predictions, findings, config, groups), config)
+    return tabulate(measure(predictions, findings, config, groups, progress), config)
 
 
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
