@@ -188,7 +188,7 @@ def _run(
         params, optimizer_state = restored["params"], restored["optimizer"]
     params, optimizer_state = step_functions.replicate((params, optimizer_state))
     total_steps = the_first_says(in_all(lambda: _affordable(plan, ledger, done)))
-    log = Log(out, plan, done, total_steps, progress) if is_first() else None
+    begun, log = done, Log(out, plan, done, total_steps, progress) if is_first() else None
     training, waiting = plan.config.training, Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
@@ -214,6 +214,9 @@ def _run(
                 params, optimizer_state, gradient, randomness
             )
             done += 1
+            if log is not None and done == begun + 1:
+                jax.block_until_ready(newest)
+                log.compiled(done)
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
             # it.
             stop = any_process_says(interrupted())
