@@ -240,7 +240,7 @@ def _experiment_text(config: Experiment, name: str) -> str:
     }
     head = [
         f"# A private classifier on the store of {name}, with defaults that are safe for a hospital's",
-        f"# patients. Lines with {MARK} are yours to decide. `jaxcxr train --help-config` explains the fields;",
+        f"# patients. Lines with {MARK} are yours to decide. `jaxcxr train --help-config` lists the fields;",
         "# `jaxcxr train --config THIS --dry-run` says what the run would cost before anything is trained.",
         "# Choose epsilon before you look at results, and N where you can from elsewhere than this table.",
         "",

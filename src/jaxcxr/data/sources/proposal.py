@@ -61,10 +61,10 @@ NEGATIVE = _words("0 no n false f negative neg absent nein normal none")
 UNKNOWN = _words("-1 uncertain unknown possible unsure na n_a nan")
 NOT_READ = _words("unlabelled unlabeled unknown not_applicable not_read na n_a unclear")
 """Labels of images that nobody read for these findings."""
-LEAST_POSITIVES = 30
-"""Of a finding, over all splits: fewer leave splits without one."""
-MOST_VALUES = 12
-"""Of a column with grades."""
+LEAST_PATIENTS = 40
+"""With a finding, and without it: of fewer a validation split of 15 % has none with a chance above 0.1 %."""
+MOST_VALUES, MOST_LABELS = 12, 100
+"""Of a column with grades, and of one with labels."""
 _SAMPLE = 200
 
 
@@ -116,13 +116,14 @@ def propose(
     split = _split(table, columns, why, remarks)
     columns = dataclasses.replace(columns, split=columns.split if split else None)
     taken = [column for column in dataclasses.astuple(columns) if column is not None]
-    graded = _graded(table, taken, why, remarks)
-    listed = None if graded else _listed(table, taken, why)
+    patients = text_of(table, columns.patient_id)
+    graded = _graded(table, taken, patients, why, remarks)
+    listed = None if graded else _listed(table, taken, patients, why)
     if not graded and listed is None:
         raise InputError(
             f"{name}: no column looks like a finding; expected columns of 1, 0 and empty cells (or grades "
-            f"such as 'negative', 'mild') with at least {LEAST_POSITIVES} positive and negative rows each, or one "
-            "column of labels separated by '|'"
+            f"such as 'negative', 'mild') of at least {LEAST_PATIENTS} patients with and without it, or "
+            " one column of labels separated by '|'"
         )
     taken += [entry.column for entry in graded.values()] + ([listed.column] if listed else [])
     view = _mapped(table, columns.view, VIEW, "view", why)
@@ -143,7 +144,7 @@ def propose(
         split=split or None,
         age_unit=_age_unit(table, columns.age, why),
         keep=keep,
-        draw=None if split else SplitDraw(0.7, 0.1, 0.2),
+        draw=None if split else SplitDraw(0.65, 0.15, 0.2),
         provenance=Provenance(name, "our archive", "inside the hospital", "none, not to be shared"),
     )
     return Proposal(source, why, tuple(remarks))
@@ -219,7 +220,7 @@ def _split(
 
 
 def _graded(
-    table: pd.DataFrame, taken: Sequence[str], why: dict[str, str], remarks: list[str]
+    table: pd.DataFrame, taken: Sequence[str], patients: np.ndarray, why: dict[str, str], remarks: list[str]
 ) -> dict[str, Graded]:
     """Findings with a column each: those with a finding's name if there are any, else all that could be."""
     found: dict[str, Graded] = {}
@@ -229,18 +230,18 @@ def _graded(
         if column in taken or not values or len(values) > MOST_VALUES or "other" in grades.values():
             continue
         labels: dict[str, Label] = {v: g for v, g in grades.items() if g != "other"}  # type: ignore[misc]
-        cells = pd.Series(text_of(table, column)).map(labels)
-        positives, negatives = int((cells == 1).sum()), int((cells == 0).sum())
+        cells = pd.Series([labels.get(_short(text)) for text in text_of(table, column)])
+        positives, negatives = (len(set(patients[(cells == label).to_numpy()])) for label in (1, 0))
         named = bool(FINDINGS.search(folded(column)))
-        if min(positives, negatives) < LEAST_POSITIVES:
+        if min(positives, negatives) < LEAST_PATIENTS:
             if named:
                 remarks.append(
-                    f"column {column!r} is not used: {positives} positive and {negatives} negative rows are "
+                    f"column {column!r} is not used: {positives} patients with it, {negatives} without it are "
                     "too few, or empty cells mean negative (then write grades {'1': 1, '': 0})"
                 )
             continue
         found[_finding(column, found)] = Graded(column, labels)
-        why[f"graded.{list(found)[-1]}"] = f"{positives:,} positive, {negatives:,} negative rows"
+        why[f"graded.{list(found)[-1]}"] = f"{positives:,} patients with it, {negatives:,} without"
     named = {f: g for f, g in found.items() if FINDINGS.search(f)}
     for finding in found.keys() - named.keys() if named else ():
         remarks.append(f"column {found[finding].column!r} could be a finding as well")
@@ -248,22 +249,25 @@ def _graded(
     return named or found
 
 
-def _listed(table: pd.DataFrame, taken: Sequence[str], why: dict[str, str]) -> Listed | None:
+def _listed(
+    table: pd.DataFrame, taken: Sequence[str], patients: np.ndarray, why: dict[str, str]
+) -> Listed | None:
     """Findings in one column of labels."""
     for column in (c for c in map(str, table.columns) if c not in taken):
-        cells = [cell for cell in text_of(table, column) if cell]
-        separator = max("|;,", key=lambda mark: sum(mark in cell for cell in cells))
-        counts = pd.Series([part.strip() for cell in cells for part in cell.split(separator)]).value_counts()
-        counts = counts[counts.index != ""]
-        named = [str(label) for label in counts.index if FINDINGS.search(folded(label))]
+        texts = text_of(table, column)
+        separator = max("|;,", key=lambda mark: sum(mark in text for text in texts))
+        labels = pd.Series([{part.strip() for part in text.split(separator)} - {""} for text in texts])
+        who = pd.DataFrame({"label": labels, "patient": patients}).explode("label").dropna()
+        counts = who.groupby("label")["patient"].nunique().sort_values(ascending=False, kind="stable")
+        everyone = who["patient"].nunique()
         wanted = [
-            label for label in named if LEAST_POSITIVES <= counts[label] <= len(cells) - LEAST_POSITIVES
+            str(label)
+            for label, count in counts.items()
+            if FINDINGS.search(folded(label)) and LEAST_PATIENTS <= count <= everyone - LEAST_PATIENTS
         ]
-        if not wanted or len(counts) > 100:
+        if not wanted or len(counts) > MOST_LABELS:
             continue
-        why["listed"] = (
-            f"labels separated by {separator!r}; those with at least {LEAST_POSITIVES} rows are findings"
-        )
+        why["listed"] = f"labels separated by {separator!r}; those of {LEAST_PATIENTS} patients are findings"
         rest = [str(label) for label in counts.index if label not in wanted]
         unread = tuple(label for label in rest if folded(label) in NOT_READ)
         others = tuple(label for label in rest if label not in unread)
@@ -281,6 +285,11 @@ def _finding(name: str, there: Iterable[str]) -> str:
     if finding in reserved or finding in set(there):
         finding += "_finding"
     return finding
+
+
+def _short(text: str) -> str:
+    """A number in its shortest form, as a map may name it; other text as it is."""
+    return folded(text) if re.fullmatch(r"-?[\d.]+", text) else text
 
 
 def _mapped(
@@ -315,10 +324,10 @@ def _grade(value: str) -> Label | str:
 
 def _values(table: pd.DataFrame, column: str, most: int | None = None) -> list[str]:
     """Distinct cells but the empty one, numbers in their shortest form; `most` of them, if there are more."""
-    values: dict[str, str] = {}
+    values: set[str] = set()
     for text in pd.unique(text_of(table, column)):
         if text:
-            values.setdefault(folded(text) if re.fullmatch(r"-?[\d.]+", text) else text, text)
+            values.add(_short(text))
         if most is not None and len(values) >= most:
             break
     return sorted(values)
