@@ -236,8 +236,8 @@ def _graded(
         if min(positives, negatives) < LEAST_PATIENTS:
             if named:
                 remarks.append(
-                    f"column {column!r} is not used: {positives} patients with it, {negatives} without it are "
-                    "too few, or empty cells mean negative (then write grades {'1': 1, '': 0})"
+                    f"column {column!r} is not used: {positives} patients with it and {negatives} without "
+                    "are too few, or empty cells mean negative (then write grades {'1': 1, '': 0})"
                 )
             continue
         found[_finding(column, found)] = Graded(column, labels)
