@@ -6,7 +6,7 @@ Nothing else is imported before a subcommand is chosen, so that the list and eve
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from jaxcxr import __version__
 from jaxcxr.cli.console import run

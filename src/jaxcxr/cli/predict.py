@@ -13,7 +13,7 @@ A file that cannot be read has empty cells and its reason in the column `problem
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{arguments.out}: exists already, expected a new file")
     files = _files(arguments.images)
     say(f"{arguments.model}: loading JAX, then compiling, for {len(files):,} files")
+    import numpy as np
+
     from jaxcxr.atomic import replacing
     from jaxcxr.inference import load_model
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.to_csv(part, index=False) if arguments.out.suffix == ".csv" else table.to_parquet(
             part, index=False
         )
-    failed = int((table["problem"] != "").sum())
+    failed = int(np.count_nonzero(table["problem"].to_numpy() != ""))
     print(f"{model}\n{note}")
     if failed:
         print(f"{failed:,} of {len(table):,} files could not be read; see the column `problem`")

@@ -9,6 +9,7 @@ each finding's score s to sigmoid(slope logit(s) + intercept), fitted on validat
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -80,9 +81,8 @@ def read_calibration(folder: Path, findings: tuple[str, ...]) -> Calibration | N
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        read = Calibration(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-        )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+        read = Calibration(**values)
         read.thresholds()
         names = read.findings
     except (ValueError, TypeError, AttributeError) as error:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ def propose(
         )
     taken += [entry.column for entry in graded.values()] + ([listed.column] if listed else [])
     view = _mapped(table, columns.view, VIEW, "view", why)
-    keep = {columns.view: (*(v for v, m in view.items() if m != "unknown"), "")} if view else {}
+    keep: Any = {columns.view: (*(v for v, m in view.items() if m != "unknown"), "")} if view else {}
     if view and len(keep[columns.view]) <= len(view):
         why["keep"] = "other views than AP and PA, such as lateral ones, are left out"
     groups = {folded(c): c for c in map(str, table.columns) if c not in taken and GROUPS.search(folded(c))}
@@ -202,13 +203,15 @@ def _of_files(
 
 def _split(
     table: pd.DataFrame, columns: Columns, why: dict[str, str], remarks: list[str]
-) -> dict[str, str] | None:
+) -> dict[str, Any] | None:
     """The table's own split, if its values are known and no patient is on two sides."""
     if columns.split is None:
         return None
     values = _values(table, columns.split)
-    meaning = {value: _meaning(value, SPLIT) for value in values}
-    sides = pd.Series(text_of(table, columns.split)).groupby(text_of(table, columns.patient_id)).nunique()
+    meaning: dict[str, Any] = {value: _meaning(value, SPLIT) for value in values}
+    sides: Any = (
+        pd.Series(text_of(table, columns.split)).groupby(text_of(table, columns.patient_id)).nunique()
+    )
     if "unknown" in meaning.values() or not {"train", "test"} <= set(meaning.values()):
         remarks.append(f"column {columns.split!r} is not used: its values are not train, valid and test")
     elif (sides > 1).any():
@@ -258,7 +261,8 @@ def _listed(
         separator = max("|;,", key=lambda mark: sum(mark in text for text in texts))
         labels = pd.Series([{part.strip() for part in text.split(separator)} - {""} for text in texts])
         who = pd.DataFrame({"label": labels, "patient": patients}).explode("label").dropna()
-        counts = who.groupby("label")["patient"].nunique().sort_values(ascending=False, kind="stable")
+        counts: Any = who.groupby("label")["patient"].nunique()
+        counts = counts.sort_values(ascending=False, kind="stable")
         everyone = who["patient"].nunique()
         wanted = [
             str(label)
@@ -298,7 +302,7 @@ def _mapped(
     meanings: Mapping[str, Sequence[str]],
     what: str,
     why: dict[str, str],
-) -> dict[str, str]:
+) -> dict[str, Any]:
     if column is None:
         return {}
     found = {value: _meaning(value, meanings) for value in _values(table, column)}
@@ -333,10 +337,12 @@ def _values(table: pd.DataFrame, column: str, most: int | None = None) -> list[s
     return sorted(values)
 
 
-def _age_unit(table: pd.DataFrame, column: str | None, why: dict[str, str]) -> str:
+def _age_unit(
+    table: pd.DataFrame, column: str | None, why: dict[str, str]
+) -> Literal["years", "months", "days"]:
     if column is None:
         return "years"
-    ages = pd.to_numeric(pd.Series(text_of(table, column)), errors="coerce")
+    ages: Any = pd.to_numeric(pd.Series(text_of(table, column)), errors="coerce")
     typical = float(ages.quantile(0.95)) if ages.notna().any() else 0.0
     unit = "years" if typical <= 130 else "months" if typical <= 1560 else "days"
     why["age_unit"] = f"95 of 100 ages are at most {typical:.0f}" if typical else "written as in DICOM"
