@@ -58,7 +58,7 @@ def start(name: str) -> None:
     run(lambda: _module(name).main(), repeatable=name in _TRAIN)
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"jaxcxr.cli.{name.replace('-', '_')}")
 
 

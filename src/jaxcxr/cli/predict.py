@@ -123,7 +123,7 @@ def _predicted(model: "Model", files: Sequence[Path]) -> "tuple[pd.DataFrame, st
     return pd.concat(tables, ignore_index=True), note
 
 
-def _stacked(images: Sequence, size: int):
+def _stacked(images: Sequence[Any], size: int) -> Any:
     import numpy as np
 
     return np.stack(images) if images else np.zeros((0, size, size), np.uint8)

@@ -124,7 +124,7 @@ def propose(
         raise InputError(
             f"{name}: no column looks like a finding; expected columns of 1, 0 and empty cells (or grades "
             f"such as 'negative', 'mild') of at least {LEAST_PATIENTS} patients with and without it, or "
-            " one column of labels separated by '|'"
+            "one column of labels separated by '|'"
         )
     taken += [entry.column for entry in graded.values()] + ([listed.column] if listed else [])
     view = _mapped(table, columns.view, VIEW, "view", why)
