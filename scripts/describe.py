@@ -1,64 +1,6 @@
-"""Describe the cohort of a store: the paper's Table 1 and figures of comorbidities beside the paper's values,
-and a data card.
+"""The command `jaxcxr describe`, from a clone: python scripts/describe.py --help."""
 
-python scripts/describe.py stores/example --out runs/cohort
-"""
-
-import dataclasses
-from pathlib import Path
-
-import tyro
-
-from jaxcxr.cli.console import run
-from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, read_listing
-from jaxcxr.data.duplicates import DUPLICATES_FILE
-from jaxcxr.data.store import open_store
-from jaxcxr.errors import InputError
-from jaxcxr.report.paper.cohort_tables import comorbidity_table, data_card, figures_s, table_1
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Describe a cohort.
-
-    Attributes:
-        store: folder of the store.
-        out: folder for the tables, figures and the card; by default `cohort/` in the store.
-    """
-
-    store: tyro.conf.Positional[Path]
-    out: Path | None = None
-
-
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    store = open_store(arguments.store)
-    out = arguments.out or store.path / "cohort"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}), expected a folder") from error
-    table = table_1(store.manifest, store.findings)
-    table.to_csv(out / "table_1.csv", index=False)
-    comorbidities = comorbidity_table(store.manifest, store.findings)
-    comorbidities.to_csv(out / "comorbidities.csv", index=False)
-    figures_s(store.manifest, store.findings, out)
-    pairs = store.path / DUPLICATES_FILE
-    card = data_card(
-        store.manifest,
-        store.findings,
-        store.description(),
-        read_listing(store.path / QUARANTINE_FILE),
-        read_listing(store.path / FLAGGED_FILE),
-        read_listing(pairs) if pairs.is_file() else None,
-    )
-    (out / "data_card.md").write_text(card, encoding="utf-8")
-    print(table.to_string(index=False))
-    print(comorbidities.loc[comorbidities["split"] == "all"].round(2).to_string(index=False))
-    print(
-        f"written to {out}: table_1.csv, comorbidities.csv, figure_s1 to figure_s4 (PNG, SVG), data_card.md"
-    )
-
+from jaxcxr.cli.commands import start
 
 if __name__ == "__main__":
-    run(main)
+    start("describe")

@@ -1,7 +1,7 @@
 """Two virtual CPU devices, runtime shape checks, one compilation a program, and the tiny things that many tests share."""
 
 import atexit
-import importlib.util
+import importlib
 import os
 import shutil
 import tempfile
@@ -113,12 +113,5 @@ def changed(config: Experiment, section: str, **fields: object) -> Experiment:
 
 
 def load_script(name: str) -> ModuleType:
-    """A file of `scripts/` as a module, whose `main` is not run."""
-    spec = importlib.util.spec_from_file_location(
-        f"script_{name.removesuffix('.py')}", Path(__file__).parents[1] / "scripts" / name
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The command behind a file of `scripts/`, whose `main` is not run."""
+    return importlib.import_module(f"jaxcxr.cli.{name.removesuffix('.py')}")

@@ -26,7 +26,7 @@ FLOORS = (
     ("release",),
     ("workflows",),
     ("cli",),
-    ("notebooks", "scripts"),
+    ("__main__", "notebooks", "scripts"),
     ("tests",),
 )
 """Rooms from the ground up. A module imports its own room and the floors below, never a room beside it or above."""
@@ -90,7 +90,7 @@ def room_of(name: str) -> str | None:
     stem = name.split(".")
     if stem[0] == "jaxcxr":
         return stem[1] if len(stem) > 1 and stem[1] != "__init__" else None
-    return stem[0] if stem[0] in FLOORS[-1] + FLOORS[-2] else None
+    return stem[0] if stem[0] in ("notebooks", "scripts", "tests") else None
 
 
 def floor_of(room: str) -> int:

@@ -15,6 +15,8 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
 from jaxcxr.data.images import preprocess
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
+from jaxcxr.models.calibration import CALIBRATION as CALIBRATION_FILE
+from jaxcxr.models.calibration import Calibration
 from jaxcxr.models.export import run_stablehlo
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, torch_shapes
@@ -64,6 +66,57 @@ def test_predictions_are_the_networks(model: Model) -> None:
     assert (model.findings, model.size, model.network.activation) == (FINDINGS, SIZE, "relu")
     expected = [jax.nn.sigmoid(model.network.apply(model.params, jax.numpy.asarray(film))) for film in FILMS]  # type: ignore[arg-type]
     np.testing.assert_allclose(model.predict_prepared(FILMS), np.stack(expected), rtol=1e-5)
+
+
+CALIBRATION = Calibration(
+    FINDINGS,
+    (1.0, None, 2.0),
+    (-1.5, None, 0.3),
+    (0.6, None, 0.4),
+    "90 validation images",
+    ("", "too few", ""),
+)
+
+
+def test_predictions_have_names_thresholds_and_calibrated_probabilities(model: Model) -> None:
+    found = dataclasses.replace(model, calibration=CALIBRATION).predict(FILMS)
+    scores = model.predict_prepared(model.prepare(FILMS))
+    logit = np.log(scores / (1 - scores))
+    np.testing.assert_array_equal(found.scores, scores)
+    np.testing.assert_allclose(found.probabilities[:, 0], 1 / (1 + np.exp(1.5 - logit[:, 0])), rtol=1e-4)
+    np.testing.assert_array_equal(found.probabilities[:, 1], scores[:, 1])
+    assert found.findings == FINDINGS
+    assert found.calibrated == (True, False, True)
+    assert found.note.endswith("90 validation images; not calibrated: atelectasis_right (too few)")
+    np.testing.assert_array_equal(found.called[:, 0], scores[:, 0] >= 0.6)
+    np.testing.assert_array_equal(found.called[:, 2], scores[:, 2] >= 0.4)
+    assert np.isnan(found.called[:, 1]).all()
+    table = found.table(["a", "b", "c"])
+    assert list(table.columns[:4]) == [
+        "image",
+        *(f"{kind}_cardiomegaly" for kind in ("p", "threshold", "called")),
+    ]
+    assert table["called_atelectasis_right"].isna().all()
+    np.testing.assert_array_equal(table["p_cardiomegaly"], found.probabilities[:, 0])
+
+
+def test_without_a_calibration_the_scores_are_given_and_it_is_said(model: Model) -> None:
+    found = model.predict(FILMS[:2])
+    np.testing.assert_array_equal(found, found.scores)
+    np.testing.assert_array_equal(found[0], found.scores[0])
+    assert (len(found), found.shape, found.calibrated) == (2, (2, 3), (False,) * 3)
+    assert np.isnan(found.thresholds).all()
+    assert "not calibrated" in found.note
+
+
+def test_a_model_prints_as_one_line(model: Model) -> None:
+    said = repr(model)
+    assert said.startswith(
+        "Model(3 findings: cardiomegaly, atelectasis_right, atelectasis_left; images 32 x 32; "
+    )
+    assert said.endswith("; not calibrated)")
+    assert len(said) < 160
+    assert "calibrated on 90 validation images" in repr(dataclasses.replace(model, calibration=CALIBRATION))
 
 
 def test_more_films_than_a_batch_and_none(model: Model) -> None:
@@ -123,6 +176,14 @@ def test_a_run_folder_and_a_release_folder(
         checkpoints.save(step, {"params": params, "optimizer": {"count": np.zeros((), np.int32)}})
     checkpoints.close()
     write_state(tmp_path / "release" / "weights.safetensors", state())
+    for name in ("run", "release"):
+        CALIBRATION.write(tmp_path / name)  # a release has none; one that was put there is not taken
+    assert load_model(tmp_path / "run").calibration == CALIBRATION
+    assert load_model(tmp_path / "release").calibration is None
+    (tmp_path / "run" / CALIBRATION_FILE).write_text("{}")
+    with pytest.raises(InputError, match=r"calibration\.json: not a calibration"):
+        load_model(tmp_path / "run")
+    (tmp_path / "run" / CALIBRATION_FILE).unlink()
     for name in ("run", "release"):
         np.testing.assert_array_equal(
             load_model(tmp_path / name).predict_prepared(FILMS), model.predict_prepared(FILMS)

@@ -33,12 +33,20 @@ nothing beside it.
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 ConfigT = TypeVar("ConfigT")
+PACKAGED = Path(__file__).parent / "configs"
+"""The configurations that come with the package: those of the clone's `configs/`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
     """An embedded, procedurally drawn cohort (`jaxcxr.data.synthetic`); it is made if the store does not
     exist yet.
+
+    Attributes:
+        domain: whose images: `private`, or `public`, which is another scanner with other rates and noisier
+            labels.
+        n_train, n_valid, n_test: number of images of each split.
+        seed: of the drawing.
     """
 
     __pydantic_config__ = STRICT
@@ -184,8 +192,8 @@ class TrainingConfig:
             scope `head` and is meant for one step of the whole cohort (expected_batch_size N); a
             `learning_rate` of 1 makes the step as computed.
         momentum: of `sgd`.
-        decay: `none`, or `cosine` from `learning_rate` to zero over the run (after `warmup_steps` of linear
-            growth).
+        decay: `none`, or `cosine` from `learning_rate` to zero over the run.
+        warmup_steps: of linear growth of the learning rate, at the beginning.
         class_weights: weight of a positive label, (1 - p) / p for the positive rate p of its finding. `paper`
             computes p from the training labels and is not covered by the privacy claim; `noised` computes it
             from noised counts of them, which the budget pays for; `public` uses `positive_rates`; `none`
@@ -286,10 +294,20 @@ class Experiment:
             raise InputError(f"data.findings: expected distinct names, at least one; found {list(findings)}")
         if (training.steps is None) == (training.epochs is None):
             raise InputError(
-                f"training: set exactly one of steps ({training.steps}) and epochs ({training.epochs})"
+                f"training: set exactly one of steps ({training.steps}) and epochs ({training.epochs}), and "
+                "the other one to null; on the command line, --training.epochs None goes by steps and "
+                "--training.steps None by epochs"
             )
         if (training.class_weights == "public") != (training.positive_rates is not None):
-            raise InputError("training: positive_rates goes with class_weights 'public', and only with it")
+            raise InputError(
+                "training: positive_rates goes with class_weights 'public', and only with it; found "
+                f"class_weights {training.class_weights!r} and "
+                + (
+                    "no rates"
+                    if training.positive_rates is None
+                    else "rates (on the command line, --training.positive-rates None takes them away)"
+                )
+            )
         if self.privacy is None and training.class_weights == "noised":
             raise InputError(
                 "training.class_weights 'noised' is paid from a privacy budget, and privacy is null"
@@ -377,18 +395,33 @@ class _OnceLoader(yaml.SafeLoader):
         return node
 
 
+def config_file(named: str | Path) -> Path:
+    """The file that a configuration's name means.
+
+    `configs/NAME` is the package's own, wherever it is installed, if there is no such file below the working
+    folder.
+    """
+    path = Path(named)
+    if path.parts[:1] == ("configs",) and not path.exists():
+        own = PACKAGED.joinpath(*path.parts[1:])
+        if own.is_file():
+            return own
+    return path
+
+
 def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
-    """Read a YAML file into the frozen dataclass `cls`, strictly.
+    """Read a YAML file (`config_file`) into the frozen dataclass `cls`, strictly.
 
     Raises:
         InputError: the file is missing or no YAML, or a key is repeated, unknown, absent, of a wrong type or
             out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
+    path, file = Path(path), config_file(path)
+    if not file.is_file():
+        hint = "; `jaxcxr configs` lists those of the package" if path.parts[:1] == ("configs",) else ""
+        raise InputError(f"{path}: no such configuration file{hint}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_OnceLoader)
     except _RepeatedKey as error:
         raise InputError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,5 +1,5 @@
 """A trained model in three lines: `import jaxcxr`, `model = jaxcxr.load_model("runs/demo")`,
-`model.predict(["film.dcm"])`.
+`model.predict(["image.dcm"])`.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pandas as pd
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from jaxcxr.config import DataConfig, ModelConfig, Views, validate
@@ -20,6 +21,7 @@ from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
+from jaxcxr.models.calibration import Calibration, read_calibration
 from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
@@ -29,20 +31,79 @@ from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.weights import load_weights, weights_folder
 
 BATCH = 32
-Film = str | Path | np.ndarray
+NOT_CALIBRATED = "the probabilities are not calibrated: the network's class-weighted scores"
+Image = str | Path | np.ndarray
 """A file (DICOM, PNG, JPEG, TIFF) or grey values [height, width] of any type and range."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of some images; `numpy.asarray` of it, and indexing, give the probabilities.
+
+    Attributes:
+        findings: names of the columns.
+        probabilities: calibrated on validation images where `calibrated` says so, else the scores.
+        scores: what the network says, trained with class weights: good for ranking, no probability.
+        thresholds: on the probabilities, at or above which a finding is called; NaN where none is known.
+        calibrated: whether each finding's probabilities are calibrated.
+        note: in words, what the probabilities are.
+    """
+
+    findings: tuple[str, ...]
+    probabilities: Float[np.ndarray, "n findings"]
+    scores: Float[np.ndarray, "n findings"]
+    thresholds: Float[np.ndarray, " findings"]
+    calibrated: tuple[bool, ...]
+    note: str
+
+    @property
+    def called(self) -> Float[np.ndarray, "n findings"]:
+        """1 where a finding is called, 0 where it is not, NaN where no threshold is known."""
+        return np.where(np.isnan(self.thresholds), np.nan, self.probabilities >= self.thresholds)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of images and of findings."""
+        return self.probabilities.shape
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.probabilities)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Probabilities, as of an array."""
+        return self.probabilities[place]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The probabilities."""
+        return np.array(self.probabilities, dtype=dtype, copy=copy)
+
+    def table(self, images: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per image: `p_<finding>` (probability), `threshold_<finding>` and `called_<finding>` (1, 0,
+        or empty where no threshold is known).
+
+        Args:
+            images: names for a first column `image`.
+        """
+        columns: dict[str, Any] = {} if images is None else {"image": list(images)}
+        for place, finding in enumerate(self.findings):
+            columns[f"p_{finding}"] = self.probabilities[:, place]
+            columns[f"threshold_{finding}"] = np.full(len(self), self.thresholds[place])
+            columns[f"called_{finding}"] = pd.array(self.called[:, place]).astype("Int64")
+        return pd.DataFrame(columns)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """A trained network with what is needed to use it.
 
     Attributes:
         findings: names of the outputs, in order.
-        size: side of the films that the network reads, in pixels.
+        size: side of the images that the network reads, in pixels.
         network: the Flax module.
         params: its parameters.
         views: what is averaged in a prediction (`models.test_time_augmentation`).
+        calibration: thresholds, and the map from scores to probabilities; None if there is none.
     """
 
     findings: tuple[str, ...]
@@ -50,30 +111,63 @@ class Model:
     network: Network
     params: PyTree
     views: Views = "one"
+    calibration: Calibration | None = None
 
-    def predict(self, images: Film | Iterable[Film]) -> Float[np.ndarray, "n findings"]:
-        """Probability of each finding on each film.
+    def __repr__(self) -> str:
+        """One line."""
+        count = sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(self.params))
+        findings = f"{len(self.findings)} findings" if len(self.findings) > 1 else "1 finding"
+        calibrated = (
+            "not calibrated" if self.calibration is None else f"calibrated on {self.calibration.made_on}"
+        )
+        return (
+            f"Model({findings}: {', '.join(self.findings)}; images {self.size} x {self.size}; "
+            f"{count:,} parameters; {calibrated})"
+        )
 
-        Files and grey values alike are made square, scaled and equalised as the paper's films
-        (`data.images.preprocess`). Films that come from a store are prepared already: see `predict_prepared`.
+    def predict(self, images: Image | Iterable[Image]) -> Predictions:
+        """Probability of each finding on each image, with the threshold from which it is called.
+
+        Files and grey values alike are made square, scaled and equalised as the paper's images
+        (`data.images.preprocess`). Images of a store are prepared already: see `predict_prepared`.
 
         Args:
-            images: films, an array [n, height, width], or one film.
+            images: files or grey values, an array [n, height, width], or one image.
 
         Raises:
-            InputError: a file is no film, or an array is no film of grey values.
+            InputError: a file is no image, or an array is no image of grey values.
         """
-        return self.predict_prepared(self.prepare(images))
+        return self.judge(self.predict_prepared(self.prepare(images)))
 
-    def prepare(self, images: Film | Iterable[Film]) -> UInt8[np.ndarray, "n size size"]:
-        """The films as the network reads them."""
+    def judge(self, scores: Float[np.ndarray, "n findings"]) -> Predictions:
+        """The network's scores with the calibration and thresholds that the model has."""
+        known, n = self.calibration, len(self.findings)
+        if known is None:
+            return Predictions(
+                self.findings, scores, scores, np.full(n, np.nan), (False,) * n, NOT_CALIBRATED
+            )
+        calibrated = tuple(slope is not None for slope in known.slope)
+        note = f"probabilities calibrated and thresholds chosen on {known.made_on}"
+        without = [
+            f"{finding} ({why})" for finding, why in zip(known.findings, known.notes, strict=True) if why
+        ]
+        if without:
+            note += f"; not calibrated: {', '.join(without)}"
+        return Predictions(
+            self.findings, known.probabilities(scores), scores, known.thresholds(), calibrated, note
+        )
+
+    def prepare(self, images: Image | Iterable[Image]) -> UInt8[np.ndarray, "n size size"]:
+        """The images as the network reads them."""
         one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim == 2)
-        films = [_grey(film) for film in ([images] if one else images)]  # type: ignore[union-attr]
-        prepared = [preprocess(film, self.size).astype(np.uint8) for film in films]
+        grey = [_grey(image) for image in ([images] if one else images)]  # type: ignore[union-attr]
+        prepared = [preprocess(image, self.size).astype(np.uint8) for image in grey]
         return np.stack(prepared) if prepared else np.zeros((0, self.size, self.size), np.uint8)
 
     def predict_prepared(self, films: UInt8[np.ndarray, "n size size"]) -> Float[np.ndarray, "n findings"]:
-        """Probability of each finding on films that are prepared as the training films were."""
+        """The network's score of each finding, between 0 and 1, on images that are prepared as the training
+        images were.
+        """
         if films.ndim != 3 or films.shape[1:] != (self.size, self.size) or films.dtype != np.uint8:
             raise InputError(
                 f"films: expected uint8 [n, {self.size}, {self.size}], found {films.dtype} "
@@ -99,13 +193,13 @@ class Model:
         return jax.jit(self.predictor())
 
 
-def _grey(film: Any) -> np.ndarray:
-    if isinstance(film, str | Path):
-        return read_image(film)
-    array = np.asarray(film)
+def _grey(image: Any) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(image)
+    array = np.asarray(image)
     if array.ndim != 2 or array.dtype.kind not in "uif" or array.size == 0 or not np.all(np.isfinite(array)):
         raise InputError(
-            f"films: expected finite grey values [height, width], found {array.dtype} {list(array.shape)}"
+            f"images: expected finite grey values [height, width], found {array.dtype} {list(array.shape)}"
         )
     return array
 
@@ -127,7 +221,8 @@ def load_model(path: str | Path) -> Model:
     data, model = _described(path)
     network = networks.make_network(data, model)
     params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
-    return Model(data.findings, data.size, network, params, model.prediction_views)
+    calibration = read_calibration(path, data.findings) if (path / CHECKPOINTS).is_dir() else None
+    return Model(data.findings, data.size, network, params, model.prediction_views, calibration)
 
 
 def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: object) -> dict[str, object]:

@@ -108,6 +108,12 @@ def test_the_network_is_audited_through_the_layerwise_step(
     assert (finding["model"], finding["accused"]) == ("network, narrower", too_much > 1)
 
 
+def test_a_folder_without_a_run_is_not_taken_for_the_demo(script: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"TYPO: holds no run \(no config\.yaml\) to be audited"):
+        script.main(["--out", str(tmp_path / "TYPO"), *QUICK])
+    assert not (tmp_path / "TYPO").exists()
+
+
 def test_another_cohorts_run_folder_is_refused(script: ModuleType, run: Path) -> None:
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"store_fingerprint": "00" * 32}))

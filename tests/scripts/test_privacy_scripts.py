@@ -4,15 +4,14 @@ import json
 import math
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from jaxcxr.cli import account
 from jaxcxr.errors import InputError
 from tests.release.run_folder import MANIFEST, make_run, network_params
 
@@ -55,7 +54,6 @@ def test_steps_that_a_budget_buys(tmp_path: Path) -> None:
 
 
 def test_numbers_out_of_range_get_one_sentence() -> None:
-    account = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "account.py")))
     plan = {"n": 5000, "batch": 100, "delta": 6e-6, "noise": (1.2,), "steps": 10}
     for changed, said in (
         ({"steps": None, "epochs": math.nan}, "epochs: expected a positive number"),

@@ -7,7 +7,7 @@ import pytest
 
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
-from jaxcxr.workflows.recipes import Band, Rule, recommended
+from jaxcxr.workflows.recipes import Band, Rule, choice, recommended
 from tests.conftest import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,18 @@ def test_film_passes_are_those_of_the_experiment_or_fewer(epochs: float, batch: 
     assert t.learning_rate == pytest.approx(0.03 / math.sqrt(steps))
     assert (t.averaging, t.decay) == ("ema", "cosine")
     assert batch * steps <= min(epochs, 30.0) * 153_502 * 1.001
+
+
+@pytest.mark.parametrize(("epochs", "binds"), [(2.0, True), (30.0, False)])
+def test_the_choice_is_said_and_whether_image_passes_bind_it(epochs: float, binds: bool) -> None:
+    config = private(epochs=epochs)
+    said = choice(config, recommended(config, 153_502, RULE), 153_502, RULE)
+    batch, steps = (3070, 100) if binds else (4096, 1124)
+    assert said[0].startswith(f"the rule chose {steps} steps of {batch} expected units, learning rate 0.00")
+    assert len(said) == 1 + binds
+    if binds:
+        assert "allows 2 passes over 153,502 units, so that a batch has 3070 of them" in said[1]
+        assert "would take 4096; about 3 epochs would allow that" in said[1]
 
 
 def test_nothing_but_the_training_changes() -> None:

@@ -235,7 +235,14 @@ def canary_images(count: int, like: Images, rng: np.random.Generator) -> Images:
     return Images(images, rng.integers(0, 2, (count, like.labels.shape[1])).astype(np.float32))
 
 
-def audit(subject: Subject, cohort: Images, canaries: Images, steps: int, rng: np.random.Generator) -> Audit:
+def audit(
+    subject: Subject,
+    cohort: Images,
+    canaries: Images,
+    steps: int,
+    rng: np.random.Generator,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Audit:
     """Audit `subject`: train on the cohort and about half of the canaries, attack, and check every step.
 
     Args:
@@ -244,9 +251,10 @@ def audit(subject: Subject, cohort: Images, canaries: Images, steps: int, rng: n
         canaries: each is included by a fair coin.
         steps: number of training steps.
         rng: of the coins only; the training's randomness is the subject's.
+        progress: told 1 after each step.
     """
     included = rng.random(len(canaries)) < 0.5
-    record = _train(subject, cohort, canaries, included, steps)
+    record = _train(subject, cohort, canaries, included, steps, progress)
     m = subject.mechanism
     initial, final = (_losses(subject.loss, params, canaries) for params in (subject.params, record.params))
     scores = {
@@ -280,7 +288,14 @@ class _Record:
     fixed_alignments: np.ndarray
 
 
-def _train(subject: Subject, cohort: Images, canaries: Images, included: np.ndarray, steps: int) -> _Record:
+def _train(
+    subject: Subject,
+    cohort: Images,
+    canaries: Images,
+    included: np.ndarray,
+    steps: int,
+    progress: Callable[[int], object],
+) -> _Record:
     """Train, and record every step.
 
     The attacker knows which images of the cohort were in a batch: the guarantee for a canary holds whatever
@@ -323,6 +338,7 @@ def _train(subject: Subject, cohort: Images, canaries: Images, included: np.ndar
         fixed = directions if fixed is None else fixed
         alignments[step], fixed_alignments[step] = directions @ surprise, fixed @ surprise
         params = jax.tree.map(lambda p, g: p - subject.learning_rate * g, params, released)
+        progress(1)
     return _Record(params, noise, sums, sampled, alignments, fixed_alignments)
 
 

@@ -1,7 +1,7 @@
-"""How a script speaks to its user: its own lines only, and one sentence for a mistake; and what it keeps for
-the next script.
+"""How a command speaks to its user: its own lines only, and one sentence for a mistake; and what it keeps for
+the next command.
 
-Compiling the network takes longer than a short run, so scripts keep what XLA compiled, under
+Compiling the network takes longer than a short run, so commands keep what XLA compiled, under
 `~/.cache/jaxcxr` (or `$XDG_CACHE_HOME/jaxcxr`), and the next process with the same network and data shape
 loads it: the same machine code, hence the same bits. The folder is its owner's only, since compiled code
 holds constants of the run such as class weights; it may be deleted at any time. `JAX_COMPILATION_CACHE_DIR`
@@ -17,6 +17,20 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+
+def say(text: str) -> None:
+    """Tell what is being done, at once; on standard error, so that results alone are on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress_bar(total: int | None, unit: str, desc: str | None = None) -> Any:
+    """A tqdm bar that writes twice a second on a screen, and twice a minute into a log file."""
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, unit=unit, desc=desc, mininterval=interval, dynamic_ncols=True)
 
 
 def quiet() -> None:
@@ -34,7 +48,7 @@ def quiet() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for the traces that orbax logs from its writing threads: it raises the same errors to the caller."""
+    """False for the traces that orbax logs from its writing threads: it raises the same errors itself."""
     return "_SignalingThread.run() raised an exception" not in str(record.msg)
 
 
@@ -92,10 +106,10 @@ def _processor() -> str:
 
 
 def run(main: Callable[[], None], repeatable: bool = False) -> None:
-    """Run a script's `main`; a user's mistake becomes one line and exit status 2, Ctrl-C exit status 130.
+    """Run a command's `main`; a user's mistake becomes one line and exit status 2, Ctrl-C exit status 130.
 
     Args:
-        main: of the script.
+        main: of the command.
         repeatable: whether it trains, so that it must give the same bits again on a GPU (`repeat_on_gpus`).
     """
     from jaxcxr.errors import InputError
@@ -109,6 +123,9 @@ def run(main: Callable[[], None], repeatable: bool = False) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `jaxcxr configs | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -14,7 +14,7 @@ bootstrap.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -102,6 +102,7 @@ def bootstrap(
     redraws: int,
     resample: Resample,
     seed: int,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Replicates:
     """The metrics of each finding in each group, on the sample itself and in each bootstrap replicate.
 
@@ -117,6 +118,7 @@ def bootstrap(
         resample: `patient` samples patients, with all images of each; `image` (the paper) samples images as
             if they were independent, which understates the spread if patients have several.
         seed: not negative.
+        progress: told 1 after each finding.
 
     Raises:
         InputError: no rows, or a negative seed.
@@ -150,6 +152,7 @@ def bootstrap(
                         metrics[g, f, :, block], chosen[g, f, block] = metrics_of(counts), counts.thresholds
 
             list(threads.map(fill, blocks))
+            progress(1)
 
         def fill_missed(block: slice) -> None:
             for g, mask in enumerate(groups):

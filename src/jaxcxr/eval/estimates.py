@@ -5,7 +5,7 @@ two models is computed draw by draw and thereby has a paired interval.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ def measure(
     findings: Sequence[str],
     config: EvaluationConfig,
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Estimates:
     """Every metric, overall and by group; each group against the others; the largest differences.
 
@@ -66,6 +67,7 @@ def measure(
         findings: names of the findings.
         config: how they are judged.
         groups: name -> mask over the rows of `predictions`, instead of the configuration's groups.
+        progress: told 1 after each finding.
 
     Raises:
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
@@ -81,7 +83,7 @@ def measure(
     masks = {"all": np.ones(len(test), bool)} | {group.name: group.rows[is_test] for group in made}
     rests = {group.name: _rest(group, made)[is_test] for group in made}
     cuts = choose_thresholds(predictions, findings, policy, config.fixed_thresholds)
-    judged = _judge(test, findings, config, policy, cuts, [*masks.values(), *rests.values()])
+    judged = _judge(test, findings, config, policy, cuts, [*masks.values(), *rests.values()], progress)
     by_group, by_rest = (
         dict(zip(masks, judged, strict=False)),
         dict(zip(rests, judged[len(masks) :], strict=True)),
@@ -126,6 +128,7 @@ def _judge(
     policy: ThresholdPolicy,
     cuts: Float[np.ndarray, " findings"],
     masks: Sequence[Bool[np.ndarray, " n"]],
+    progress: Callable[[int], object],
 ) -> list[Judged]:
     places: dict[bytes, int] = {}
     for mask in masks:
@@ -139,6 +142,7 @@ def _judge(
         redraws=config.redraws,
         resample=config.resample,
         seed=config.seed,
+        progress=progress,
     )
     labels = test[[f"y_{f}" for f in findings]].to_numpy(np.float64)
     positive, cluster = labels == 1, clusters(pd.Series(test["patient_id"]), config.resample)

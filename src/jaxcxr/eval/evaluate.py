@@ -1,6 +1,6 @@
 """Evaluate a predictions file: every estimate with its interval, in the long form of `evaluation.csv`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def evaluate(
     findings: Sequence[str],
     config: EvaluationConfig,
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> pd.DataFrame:
     """The evaluation of the rows of split `test`, in the long form of `evaluation.csv`.
 
@@ -54,6 +55,7 @@ def evaluate(
         config: number of bootstrap replicates, what is resampled, threshold policy, groups and seed.
         groups: name -> mask over the rows of `predictions`, instead of the configuration's groups; `all`,
             everyone, always comes first.
+        progress: told 1 after each finding.
 
     Returns:
         One row per estimate; `group`, `finding` and `metric` together are unique. Three kinds:
@@ -80,7 +82,7 @@ def evaluate(
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
             cannot be made.
     """
-    return tabulate(measure(predictions, findings, config, groups), config)
+    return tabulate(measure(predictions, findings, config, groups, progress), config)
 
 
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Logs of a run for the operator: metrics.jsonl, TensorBoard and the progress bar."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,24 @@ class Log:
             part.write_text("".join(kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(out), purge_step=done or None)
-        self._bar = tqdm(
-            total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True, desc=out.name
-        )
+        self._name, self._progress = out.name, progress
+        self._bar: tqdm | None = None
+        if progress and done < total:
+            print(f"{out.name}: compiling the step", file=sys.stderr, flush=True)
         self._clock, self._last = time.perf_counter(), done
+
+    def compiled(self, step: int) -> None:
+        """Begin the progress bar after the first step of this process: the time left is then that of steps
+        alone.
+        """
+        self._bar = tqdm(
+            total=self._steps,
+            initial=step,
+            unit="step",
+            disable=not self._progress,
+            dynamic_ncols=True,
+            desc=self._name,
+        )
 
     def write(self, step: int, totals: Any, waited: float, clipping: Any = None) -> None:
         """Add a row for the steps since the last one.
@@ -76,8 +91,9 @@ class Log:
         }
         if "epsilon" in row:
             shown["epsilon"] = f"{row['epsilon']:.3f}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._last)
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
         self._clock, self._last = time.perf_counter(), step
 
     def _epsilon(self, step: int) -> float:
@@ -90,6 +106,7 @@ class Log:
 
     def close(self) -> None:
         """Close the files."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         self._file.close()
         self._board.close()

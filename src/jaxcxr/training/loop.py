@@ -143,8 +143,9 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
 
 def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool) -> Outcome:
     step_functions, mechanism, training = build.step_of(plan), plan.mechanism, plan.config.training
-    state, done = _state(plan, params, step_functions, files.checkpoints)
+    state, begun = _state(plan, params, step_functions, files.checkpoints)
     params, optimizer_state, clipping = state
+    done = begun
     total_steps = broadcast_from_process_0(
         run_on_all_processes(lambda: affordable_steps(plan, files.ledger, done))
     )
@@ -170,6 +171,9 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
                 params, optimizer_state, gradient, randomness, clipping
             )
             done += 1
+            if log is not None and done == begun + 1:
+                jax.block_until_ready(newest)
+                log.compiled(done)
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
             # it.
             stop = any_process(interrupted())

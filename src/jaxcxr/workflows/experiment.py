@@ -23,6 +23,7 @@ from jaxcxr.data.manifest import require_positives
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
+from jaxcxr.eval.calibrate import write_calibration
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.report.page.run_page import PAGE
 from jaxcxr.report.run_report import report_run
@@ -204,11 +205,11 @@ def run_experiment(
     store = process_0_first(lambda: store_of(config, say))
     ensure_weights(config, say)
     plan = make_plan(config, store)
-    say(_headline(plan))
+    say(headline(plan))
     held_out = None if plan.start is None else plan.start.held_out
     for remark in [*plan.remarks(), *([] if held_out is None else [held_out])]:
         say(remark)
-    patients = _of_patients(plan, say)
+    patients = of_patients(plan, say)
     outcome = train(plan, out, resume)
     if not is_process_0():
         return None
@@ -227,7 +228,7 @@ def run_experiment(
 
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
-    """Predict and evaluate with the weights that training starts from: what the public data are worth."""
+    """Predict and evaluate with the weights that training starts from: what public data alone are worth."""
     from jaxcxr.training.build import initial_params
     from jaxcxr.training.plan import make_plan
     from jaxcxr.training.weights import weights_digest
@@ -256,22 +257,26 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
 
 
 def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Path) -> pd.DataFrame:
-    """Write `predictions.parquet` and `evaluation.csv` into the run folder."""
+    """Write `predictions.parquet`, `calibration.json` and `evaluation.csv` into the run folder."""
     from jaxcxr.eval.predict import predict_table, write_table
 
+    findings = list(config.data.findings)
     table = predict_table(config, params, store)
     write_table(table, out / PREDICTIONS)
-    evaluation = evaluate(table, list(config.data.findings), config.evaluation)
+    write_calibration(table, findings, config.evaluation, out)
+    with tqdm(total=len(findings), unit="finding", desc="evaluating", dynamic_ncols=True) as bar:
+        evaluation = evaluate(table, findings, config.evaluation, progress=bar.update)
     with replacing(out / EVALUATION) as part:
         evaluation.to_csv(part, index=False)
     return evaluation
 
 
-def _headline(plan: Any) -> str:
+def headline(plan: Any) -> str:
+    """What a run costs in privacy and from which noise, or that it is without privacy."""
     m = plan.mechanism
     if m is None:
-        batch = plan.config.training.expected_batch_size
-        return f"training without privacy: {plan.steps} steps of {batch} expected films"
+        expected = plan.config.training.expected_batch_size
+        return f"training without privacy: {plan.steps} steps of {expected} expected images"
     from jaxcxr.accounting import plan as planned
 
     cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
@@ -289,7 +294,7 @@ def _headline(plan: Any) -> str:
     )
 
 
-def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
+def of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     """What an image-level run costs the cohort's median, 95th-percentile and maximum patient, said and
     listed; nothing for other runs. How many films the patients have is private: this is for the operator.
     """

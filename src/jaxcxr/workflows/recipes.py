@@ -1,7 +1,7 @@
 """The recommended recipe: what to train, how many films at once and how fast, by a rule that looks at no
 private result.
 
-The rule sees the declared number of units N, the budget epsilon and how many film passes may be computed.
+The rule sees the declared number of units N, the budget epsilon and how many image passes may be computed.
 docs/recipes.md says why it is as it is; configs/recommended.yaml holds its numbers.
 """
 
@@ -24,8 +24,8 @@ class Band:
     Attributes:
         up_to: largest N * epsilon of the band; null has no end.
         scope: which parameters are trained.
-        expected_batch_size: of the run, where the film passes allow it (see `Rule.min_steps`).
-        epochs: most film passes over N.
+        expected_batch_size: of the run, where the image passes allow it (see `Rule.min_steps`).
+        epochs: most image passes over N.
         drift: learning rate times the root of the number of steps: about how far an adaptive optimiser that
             sees nothing but noise carries a weight.
     """
@@ -76,11 +76,11 @@ class Rule:
 
 
 def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
-    """A private experiment with its recipe replaced by the rule's, for no more film passes than it would take
-    itself.
+    """A private experiment with its recipe replaced by the rule's, for no more image passes than it would
+    take itself.
 
     Args:
-        config: the experiment; its expected batch times its steps are the film passes that may be computed.
+        config: the experiment; its expected batch times its steps are the image passes that may be computed.
         n_units: declared, public number of units.
         rule: the recommended recipe.
 
@@ -91,11 +91,7 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         raise InputError("the recommended recipe is for private runs: privacy is null")
     training = config.training
     band = rule.band(n_units, config.privacy.epsilon)
-    epochs = (
-        training.epochs if training.steps is None else training.steps * training.expected_batch_size / n_units
-    )
-    assert epochs is not None  # Experiment.check
-    passes = min(epochs, band.epochs) * n_units
+    passes = _passes(config, n_units, band)
     batch = max(1, min(band.expected_batch_size, round(passes / rule.min_steps), n_units))
     steps = max(1, round(passes / batch))
     changed = dataclasses.replace(
@@ -116,6 +112,36 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     if rule.l2_clip_norm is not None:
         privacy = dataclasses.replace(privacy, l2_clip_norm=rule.l2_clip_norm)
     return with_views(dataclasses.replace(config, training=changed, privacy=privacy), rule)
+
+
+def _passes(config: Experiment, n_units: int, band: Band) -> float:
+    """Image passes of a run by the rule: those of the configuration, but at most the band's."""
+    training = config.training
+    epochs = (
+        training.epochs if training.steps is None else training.steps * training.expected_batch_size / n_units
+    )
+    assert epochs is not None  # Experiment.check
+    return min(epochs, band.epochs) * n_units
+
+
+def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
+    """What the rule chose for a private experiment, and whether the image passes of its configuration bind
+    the batch, a sentence each.
+    """
+    assert config.privacy is not None
+    made, band = chosen.training, rule.band(n_units, config.privacy.epsilon)
+    told = [
+        f"the rule chose {made.steps} steps of {made.expected_batch_size} expected units, learning rate "
+        f"{made.learning_rate:.2g}, scope {made.scope}"
+    ]
+    passes, wanted = _passes(config, n_units, band), min(band.expected_batch_size, n_units)
+    if made.expected_batch_size < wanted:
+        told.append(
+            f"image passes bind: the configuration allows {passes / n_units:.3g} passes over {n_units:,} "
+            f"units, so that a batch has {made.expected_batch_size} of them where the rule would take "
+            f"{wanted}; about {math.ceil(wanted * rule.min_steps / n_units)} epochs would allow that"
+        )
+    return told
 
 
 def with_views(config: Experiment, rule: Rule) -> Experiment:

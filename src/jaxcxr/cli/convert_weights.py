@@ -1,0 +1,108 @@
+"""Weights from and to PyTorch, and heads for other findings.
+
+Examples:
+  jaxcxr convert-weights pretraining_resnet9_512.pth --out weights/mimic-512
+  jaxcxr convert-weights weights/mimic-512 --to-torch --out mimic-512.pth
+  jaxcxr convert-weights weights/mimic-512 --head map --mapping configs/mimic_to_uka.yaml --out weights/mapped
+
+Reads .pth and .pt (plain, of Opacus or DataParallel, or in a checkpoint), .safetensors, and run, weights and
+release folders. Writes a weights folder for `model.weights`, or with --to-torch a .pth, .pt or .safetensors
+file.
+
+Weights that `jaxcxr release` refuses are refused here; --watermark converts them, marked in name and content.
+Weights of a private run are registered in its store, as a release is.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jaxcxr.cli.console import say
+from jaxcxr.config import load
+from jaxcxr.data.findings import UKA_FINDINGS
+from jaxcxr.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to convert, and how.
+
+    Attributes:
+        weights: .pth, .pt, .safetensors, or a folder of this package.
+        out: folder (or file, with --to-torch) to write; it must not exist.
+        to_torch: write a file of torch weights.
+        head: keep the last layer, replace it by a fresh one, or map its rows by the names of the findings.
+        findings: to predict, in order; the weights' own unless given (the paper's eight for a file).
+        trained: of a file: the findings that its head predicts, in order; for --head map.
+        mapping: of --head map: YAML with `findings` to predict and `mapping`, wanted finding -> trained
+            finding, or `new`.
+        activation: of a file: of the network it was trained with.
+        width: of a file: channels of its first layer.
+        size: of a file: side of the images it was trained on, in pixels.
+        key: of a checkpoint with several state dicts: the entry to read.
+        seed: of a fresh head.
+        watermark: convert weights that must not be released too, marked so.
+        store: of a private run's cohort, if it is not where the run's configuration says.
+    """
+
+    weights: tyro.conf.Positional[Path]
+    out: Path
+    to_torch: bool = False
+    head: Literal["keep", "replace", "map"] = "keep"
+    findings: tuple[str, ...] | None = None
+    trained: tuple[str, ...] | None = None
+    mapping: Path | None = None
+    activation: Literal["mish", "relu"] = "mish"
+    width: int = 64
+    size: int = 512
+    key: str | None = None
+    seed: int = 0
+    watermark: bool = False
+    store: Path | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = tyro.cli(Arguments, description=__doc__, args=argv)
+    if (arguments.mapping is not None) != (arguments.head == "map"):
+        raise InputError("--mapping goes with --head map, and only with it")
+    if arguments.mapping is not None and arguments.findings is not None:
+        raise InputError("--findings: the mapping names the findings already")
+    say(f"{arguments.weights}: loading JAX")
+    from jaxcxr.models.heads import HeadMapping
+    from jaxcxr.workflows.conversion import Weights, convert, with_head
+
+    given = Weights(
+        {}, arguments.trained or UKA_FINDINGS, arguments.activation, arguments.width, arguments.size
+    )
+    if arguments.head == "keep" and arguments.findings and not arguments.weights.is_dir():
+        given = dataclasses.replace(given, findings=arguments.findings)
+
+    def with_wanted_head(weights: Weights) -> Weights:
+        if arguments.head == "map" and arguments.mapping is not None:
+            asked = load(HeadMapping, arguments.mapping)
+            return with_head(weights, asked.findings, asked.mapping, arguments.seed)
+        if arguments.head == "replace":
+            return with_head(weights, arguments.findings or weights.findings, None, arguments.seed)
+        if arguments.findings and arguments.findings != weights.findings:
+            raise InputError(
+                f"--findings: the weights predict {', '.join(weights.findings)}; use --head map or --head "
+                "replace"
+            )
+        return weights
+
+    out, weights = convert(
+        arguments.weights,
+        arguments.out,
+        given,
+        with_wanted_head,
+        key=arguments.key,
+        torch_file=arguments.to_torch,
+        head=arguments.head,
+        watermark=arguments.watermark,
+        store=arguments.store,
+    )
+    print(f"{out}: weights of {len(weights.findings)} findings: {', '.join(weights.findings)}")

@@ -1,0 +1,134 @@
+"""Train a model for each privacy budget, and one without privacy, and set the results beside the paper's.
+
+Examples:
+  jaxcxr sweep                            the paper's six budgets and the non-private model
+  jaxcxr sweep --eps 0.29                 one budget (or several; inf is the non-private model)
+  jaxcxr sweep --eps 0.29 --dry-run       what that would train, and what it would cost
+  jaxcxr sweep --recipe recommended       each budget by the rule of configs/recommended.yaml
+  jaxcxr sweep --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
+
+Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
+stopped. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
+every budget. --help-config lists the fields.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from jaxcxr.cli.console import say
+from jaxcxr.cli.experiment_flags import parse
+from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
+from jaxcxr.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which budgets, of what, and where.
+
+    Attributes:
+        eps: budgets; the paper's six and inf (no privacy) unless given.
+        config: the private experiment; its privacy.epsilon is replaced by each budget.
+        nonprivate_config: the non-private experiment.
+        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope,
+            clip norm and averaging for each budget by the rule, for no more image passes, and averages all
+            predictions over views of an image.
+        rule: of the recommended recipe (YAML).
+        beside: a finished sweep folder, drawn in the same figure.
+        out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
+            is not the paper's.
+        dry_run: train nothing; say of each budget what would be trained on whom, what it costs in privacy,
+            memory and time, and what is odd about it.
+        help_config: list every field of the configuration and stop.
+    """
+
+    eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
+    config: Path = Path("configs/demo.yaml")
+    nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
+    recipe: Literal["paper", "recommended"] = "paper"
+    rule: Path = Path("configs/recommended.yaml")
+    beside: Path | None = None
+    out: Path | None = None
+    dry_run: bool = False
+    help_config: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments, flags = parse(Arguments, __doc__, argv)
+    if arguments.beside is not None and not (arguments.beside / "summary.csv").is_file():
+        raise InputError(
+            f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
+        )
+    experiments = _experiments(arguments, flags)
+    say(f"{arguments.config}: loading JAX")
+    chosen = _by_the_rule(experiments, arguments)
+    if arguments.dry_run:
+        _rehearse(chosen)
+        return
+    from jaxcxr.workflows.sweep import sweep
+
+    name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
+    if not sweep(chosen, arguments.out or Path("runs") / name, arguments.beside):
+        raise SystemExit(130)
+
+
+def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Experiment]:
+    """The experiment of each budget, as the configurations and flags say.
+
+    Raises:
+        InputError: a budget is not positive, or the two configurations do not go together.
+    """
+    private = load(Experiment, arguments.config)
+    if private.privacy is None:
+        raise InputError(f"{arguments.config}: privacy: expected a budget to sweep over, found null")
+    experiments = {}
+    for epsilon in arguments.eps:
+        if not epsilon > 0:
+            raise InputError(f"--eps: expected positive budgets, found {epsilon:g}")
+        if epsilon < math.inf:
+            privacy = dataclasses.replace(private.privacy, epsilon=epsilon)
+            config = dataclasses.replace(private, privacy=privacy)
+        else:
+            config = _non_private(arguments, private)
+        experiments[epsilon] = override(config, flags, prog="jaxcxr sweep --config FILE")
+    return experiments
+
+
+def _non_private(arguments: Arguments, private: Experiment) -> Experiment:
+    config = load(Experiment, arguments.nonprivate_config)
+    same = (config.data.store, config.data.findings) == (private.data.store, private.data.findings)
+    if config.privacy is not None or not same:
+        raise InputError(
+            f"{arguments.nonprivate_config}: expected privacy null and the data of {arguments.config}; "
+            "name the matching --nonprivate-config, or leave inf out of --eps"
+        )
+    return config
+
+
+def _by_the_rule(experiments: Mapping[float, Experiment], arguments: Arguments) -> dict[float, Experiment]:
+    if arguments.recipe == "paper":
+        return dict(experiments)
+    from jaxcxr.workflows.experiment import number_of_units
+    from jaxcxr.workflows.recipes import Rule, choice, recommended, with_views
+
+    rule, chosen = load(Rule, arguments.rule), {}
+    for epsilon, config in experiments.items():
+        if config.privacy is None:
+            chosen[epsilon] = with_views(config, rule)
+            continue
+        units = number_of_units(config)
+        chosen[epsilon] = recommended(config, units, rule)
+        for sentence in choice(config, chosen[epsilon], units, rule):
+            say(f"epsilon {epsilon:g}: {sentence}")
+    return chosen
+
+
+def _rehearse(chosen: Mapping[float, Experiment]) -> None:
+    from jaxcxr.workflows.rehearsal import rehearse
+
+    for epsilon, config in chosen.items():
+        print("without privacy" if math.isinf(epsilon) else f"epsilon {epsilon:g}")
+        print("\n".join(f"  {line}" for line in rehearse(config, say).lines()) + "\n", flush=True)

@@ -1,0 +1,96 @@
+"""From the network's scores to probabilities that can be taken at their word, and the threshold from which a
+finding is called.
+
+A class-weighted loss makes rare findings look more probable than they are. Platt scaling (Platt 1999) maps
+each finding's score s to sigmoid(slope logit(s) + intercept), fitted on validation images
+(`jaxcxr.eval.calibrate`). The map rises, so that the order of images, and hence the AUROC, stays.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxcxr.atomic import write_json
+from jaxcxr.errors import InputError
+
+CALIBRATION = "calibration.json"
+"""Its file in a run folder. It was computed from private validation images without noise."""
+_LEAST, _MOST = 1e-7, 1 - 1e-7
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Platt's map and a threshold for each finding.
+
+    Attributes:
+        findings: names, in the model's order.
+        slope, intercept: of the map on the logit scale; None for a finding that is not calibrated.
+        threshold: on the scores, at or above which a finding is called; None where none was chosen.
+        made_on: what it was fitted on, for the reader.
+        notes: why a finding is not calibrated; empty where it is.
+    """
+
+    findings: tuple[str, ...]
+    slope: tuple[float | None, ...]
+    intercept: tuple[float | None, ...]
+    threshold: tuple[float | None, ...]
+    made_on: str
+    notes: tuple[str, ...]
+
+    def probabilities(self, scores: Float[np.ndarray, "n findings"]) -> Float[np.ndarray, "n findings"]:
+        """The scores, mapped where the finding is calibrated."""
+        mapped = np.array(scores, np.float64)
+        for place, (slope, intercept) in enumerate(zip(self.slope, self.intercept, strict=True)):
+            if slope is not None and intercept is not None:
+                mapped[:, place] = platt(mapped[:, place], slope, intercept)
+        return mapped.astype(scores.dtype)
+
+    def thresholds(self) -> Float[np.ndarray, " findings"]:
+        """The thresholds on the scale of `probabilities`; NaN where none was chosen."""
+        scores = np.array([[np.nan if t is None else t for t in self.threshold]])
+        return self.probabilities(scores)[0]
+
+    def write(self, folder: Path) -> None:
+        """Write `calibration.json` into a folder."""
+        write_json(folder / CALIBRATION, dataclasses.asdict(self))
+
+
+def platt(scores: Float[np.ndarray, " n"], slope: float, intercept: float) -> Float[np.ndarray, " n"]:
+    """sigmoid(slope logit(s) + intercept); scores of exactly 0 and 1 are taken as 1e-7 away from them."""
+    return 1 / (1 + np.exp(-(slope * logits(scores) + intercept)))
+
+
+def logits(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Log odds of scores, those of exactly 0 and 1 being taken as 1e-7 away from them."""
+    clipped = np.clip(scores, _LEAST, _MOST)
+    return np.log(clipped) - np.log1p(-clipped)
+
+
+def read_calibration(folder: Path, findings: tuple[str, ...]) -> Calibration | None:
+    """The calibration of a run folder; None if it has none.
+
+    Raises:
+        InputError: the file is damaged, or of other findings.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+        read = Calibration(**values)
+        read.thresholds()
+        names = read.findings
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not a calibration ({error}); delete it, or evaluate the run again"
+        ) from error
+    if names != findings:
+        raise InputError(
+            f"{path}: is of the findings {', '.join(names)}; the model predicts {', '.join(findings)}"
+        )
+    return read
