@@ -1,5 +1,5 @@
-"""What the site's build does beyond Markdown: the code map from the modules' docstrings, and a check that no page
-loads anything from another host.
+"""What the site's build does beyond Markdown: the code map from the modules' docstrings, and a check that no
+page loads anything from another host.
 """
 
 import ast
@@ -66,7 +66,9 @@ def on_post_build(config: Any, **_: Any) -> None:
 
 
 def outside(site: Path) -> list[str]:
-    """What the pages and style sheets of a built site load from elsewhere, and links to hosts not listed here."""
+    """What the pages and style sheets of a built site load from elsewhere, and links to hosts not in
+    `MAY_BE_LINKED`.
+    """
     wrong = []
     for page in sorted(site.rglob("*.html")):
         text, parser = page.read_text(encoding="utf-8"), _Addresses()
