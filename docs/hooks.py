@@ -39,7 +39,7 @@ def first_sentence(path: Path) -> str:
     """The first sentence of a module's docstring; empty where it has none."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=[.:])\s", paragraph, maxsplit=1)[0].replace("|", "\\|")
+    return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0].replace("|", "\\|")
 
 
 class _Addresses(HTMLParser):
