@@ -1,5 +1,5 @@
-"""Two pages of the site that follow from the source when it is built: the code map and the command line. Nothing of the
-package is imported.
+"""Two pages of the site that follow from the source when it is built: the code map and the command line. Nothing
+of the package is imported.
 """
 
 import ast
