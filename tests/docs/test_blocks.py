@@ -65,7 +65,8 @@ EVERY_BLOCK = [block for page in PAGES for block in blocks(page)]
 EVERY_SPAN = [span for page in PAGES for span in spans(page)]
 FLAGS = {"help"} | {
     name
-    for file in (*Path(jaxcxr.__file__).parent.glob("cli/*.py"), *(ROOT / "tests").rglob("speed.py"))
+    for pattern in ("src/jaxcxr/cli/*.py", "src/jaxcxr/config.py", "tests/*/speed.py")
+    for file in ROOT.glob(pattern)
     for names in re.findall(r'^    (\w+): |"--([\w-]+)"|name="(\w+)"', file.read_text(encoding="utf-8"), re.M)
     for name in names
 }
@@ -136,8 +137,9 @@ def try_subcommand(name: str, words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("configs/"):
             assert word in YOURS or (ROOT / word).is_file(), word
-    with pytest.raises(Parsed):
+    with pytest.raises((Parsed, SystemExit)) as ended:
         importlib.import_module(f"jaxcxr.cli.{name.replace('-', '_')}").main(list(words))
+    assert isinstance(ended.value, Parsed) or not ended.value.code  # --help-config prints and ends
 
 
 def try_install(words: Sequence[str]) -> None:
@@ -183,13 +185,13 @@ def test_a_block_works_or_says_why_it_is_not_tried(
 
 
 def is_command(span: str) -> bool:
-    return bool(re.match(r"(python |jaxcxr [a-z]|[a-z_]+\.py )\S", span))
+    return bool(re.match(r"(python |jaxcxr [a-z]|[a-z_]+\.py )\S", span)) and "COMMAND" not in span
 
 
 def is_file(span: str) -> bool:
     folders = ("src/", "tests/", "scripts/", "configs/", "docs/", "notebooks/")
     of_the_tree = span.endswith(".py") or span.startswith(folders)
-    return bool(re.fullmatch(r"[\w./-]+", span)) and of_the_tree and "NAME" not in span
+    return bool(re.fullmatch(r"[\w./-]+", span)) and of_the_tree and not re.search("NAME|COMMAND", span)
 
 
 def is_flag(span: str) -> bool:
@@ -208,8 +210,12 @@ def chosen(what: Any) -> Any:
 
 @chosen(is_command)
 def test_a_command_in_a_sentence_works(place: str, span: str, parse_only: None) -> None:
-    for words in commands(f"python scripts/{span}" if span.split(" ")[0].endswith(".py") else span):
-        try_command(words)
+    words = span.split()
+    if words[0] == "jaxcxr" and len(words) == 2:
+        assert words[1] in COMMANDS
+    else:
+        for command in commands(f"python scripts/{span}" if words[0].endswith(".py") else span):
+            try_command(command)
 
 
 @chosen(is_file)
@@ -219,8 +225,8 @@ def test_a_file_in_a_sentence_exists(place: str, span: str) -> None:
 
 @chosen(is_flag)
 def test_a_flag_in_a_sentence_exists(place: str, span: str) -> None:
-    for flag in re.findall(r"--([a-z][\w-]*)", span):
-        assert flag.replace("-", "_") in FLAGS, flag
+    for flag in re.findall(r"--([a-z][\w.-]*)", span):
+        assert flag.split(".")[-1].removeprefix("no-").replace("-", "_") in FLAGS, flag
 
 
 @chosen(is_field)
