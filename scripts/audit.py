@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr import accounting
     from jaxcxr.accounting.attack_bounds import trade_off
     from jaxcxr.atomic import write_json
-    from jaxcxr.audit.canaries import Films, audit, canary_films, subject_of
+    from jaxcxr.audit.canaries import Images, audit, canary_images, subject_of
     from jaxcxr.audit.targets import logistic_regression, network
     from jaxcxr.privacy.mechanism import Mechanism
     from jaxcxr.privacy.noise import new_secret
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = store.split("train", config.data.findings)
     if len(split) == 0:
         raise InputError(f"{store.path}: has no training films; there is nothing to audit")
-    cohort = Films(split.read(np.arange(min(arguments.films, len(split)))), split.labels[: arguments.films])
+    cohort = Images(split.read(np.arange(min(arguments.films, len(split)))), split.labels[: arguments.films])
     if arguments.model == "network":
         cohort = cohort.shrunk(arguments.side)
         model = network(config, cohort.images.shape[1:], arguments.width, arguments.seed)
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     coordinates = model.coordinates if config.privacy.noise == "discrete" else None
     mechanism = Mechanism(n, batch, config.privacy.l2_clip_norm, noise, arguments.epsilon, delta, coordinates)
     subject = subject_of(mechanism, model, new_secret(None))
-    found = audit(subject, cohort, canary_films(arguments.inserted, cohort, rng), arguments.steps, rng)
+    found = audit(subject, cohort, canary_images(arguments.inserted, cohort, rng), arguments.steps, rng)
 
     described = found.describe(model.name, store.fingerprint, code_fingerprint())
     write_json(arguments.out / "audit.json", described)
@@ -187,14 +187,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             f"{'FAILED' if check.failed else 'passed'}: {check.name} (p = {check.p_value:.2g}; {check.found})"
         )
-    verdict = "THE CLAIM IS REFUTED" if found.accused else "nothing found against the claim"
+    verdict = "THE CLAIM IS REFUTED" if found.refuted else "nothing found against the claim"
     print(
         f"epsilon claimed {found.epsilon_claimed:.4g}, at least {found.epsilon_lower:.4g} with "
         f"{found.confidence:.0%} "
         f"confidence (delta {delta:g}): {verdict}"
     )
     print(f"{arguments.out}: audit.json, membership.csv, membership.png, membership.svg")
-    if found.accused:
+    if found.refuted:
         sys.exit(1)
 
 

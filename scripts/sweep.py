@@ -16,7 +16,6 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 import tyro
 
 from jaxcxr.cli.console import run
@@ -99,6 +98,7 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     from jaxcxr.data.store import open_store
     from jaxcxr.report.figures.sweep_figures import figure_2
     from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
+    from jaxcxr.report.screen import sweep_text
     from jaxcxr.report.sweep_privacy import write_cost
     from jaxcxr.report.sweep_report import write_sweep
     from jaxcxr.training.cpu_allocator import keep_memory
@@ -118,14 +118,14 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     summary = summarise(runs)
     summary.to_csv(out / "summary.csv", index=False)
     write_tables(summary, out / "tables")
-    other = None if beside is None else (beside.resolve().name, pd.read_csv(beside / "summary.csv"))
+    other = None if beside is None else (beside.resolve().name, summarise(finished_runs(beside)))
     figure_2(summary, out, beside=other)
     folders = {
         r.epsilon: out / ("non_private" if math.isinf(r.epsilon) else f"epsilon_{r.epsilon:g}") for r in runs
     }
     films = open_store(Path(first.data.store)).manifest
     write_sweep(out, runs, folders, first.evaluation, films, first.data.findings)
-    print(f"\n{_screen(summary, untouched)}\n")
+    print(f"\n{sweep_text(summary, untouched)}\n")
     if any(math.isfinite(run.epsilon) for run in runs):
         print(f"{write_cost(out)}\n")
     print(
@@ -141,45 +141,6 @@ def finished_runs(out: Path) -> list:
 
     folders = sorted([*out.glob("epsilon_*"), *out.glob("non_private")])
     return [read_run(folder) for folder in folders if (folder / "evaluation.csv").exists()]
-
-
-def _screen(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
-    """Average AUROC of each budget, with the paper's value beside it and the untouched weights' below."""
-    from jaxcxr.report.paper.supplementary_tables import paper_results, same_findings_as_paper
-
-    def of(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.loc[(frame["finding"] == "average") & (frame["metric"] == "auroc")]
-
-    paper = (
-        of(paper_results()).set_index("epsilon")["mean"]
-        if same_findings_as_paper(summary)
-        else pd.Series(dtype=float)
-    )
-    lines = []
-    for row in of(summary).to_dict("records"):
-        private = math.isfinite(row["epsilon"])
-        lines.append(
-            {
-                "epsilon": f"{row['epsilon']:g}" if private else "no privacy",
-                "noise multiplier": f"{row['noise_multiplier']:.4g}" if private else "",
-                "average AUROC": f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
-                "paper (another cohort)": f"{paper[row['epsilon']]:.2f}"
-                if row["epsilon"] in paper.index
-                else "",
-            }
-        )
-    if untouched is not None:
-        row = of(untouched).iloc[0]
-        text = f"{row['bootstrap_mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        lines.append(
-            {
-                "epsilon": "before training",
-                "noise multiplier": "",
-                "average AUROC": text,
-                "paper (another cohort)": "",
-            }
-        )
-    return pd.DataFrame(lines).to_string(index=False)
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ def main() -> None:
     config = override(load(Experiment, arguments.config), overrides, prog="train.py --config FILE")
     from jaxcxr.report.paper.supplementary_tables import screen_table
     from jaxcxr.training.cpu_allocator import keep_memory
-    from jaxcxr.training.distributed import connect, is_first
+    from jaxcxr.training.distributed import connect, is_process_0
     from jaxcxr.workflows.experiment import run_experiment
 
     keep_memory()
     connect()
     out = arguments.out or Path("runs") / arguments.config.stem
     evaluation = run_experiment(config, out, arguments.resume)
-    if not is_first():
+    if not is_process_0():
         return
     if evaluation is None:
         raise SystemExit(130)

@@ -22,6 +22,7 @@ import dataclasses
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +30,9 @@ import pytest
 from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
 from jaxcxr.data.store import Store, write_store
 from jaxcxr.training.plan import Plan, make_plan
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unhurried")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")

@@ -168,6 +168,61 @@ def test_one_step_as_a_pure_function_and_in_optaxs_shape() -> None:
         )
 
 
+ADAPTIVE = dp.calibrate(
+    epsilon=4.0,
+    delta=1e-3,
+    n_units=N,
+    expected_batch_size=BATCH,
+    steps=STEPS,
+    l2_clip_norm=CLIP,
+    rule=dp.Adaptive(0.9),
+)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete"])
+def test_a_clip_norm_that_adapts_costs_nothing_and_goes_on_where_it_was_left(noise: Any) -> None:
+    assert ADAPTIVE.mechanism == dataclasses.replace(PLAN.mechanism, rule=dp.Adaptive(0.9))
+    plan = dataclasses.replace(ADAPTIVE, noise=noise)
+    whole, broken = (plan.gradients(linear, (X, Y), size) for size in (8, 4))
+    broken._secret = whole._secret
+    norms = [whole.clip_norm]
+    for _ in range(STEPS):
+        whole(start())
+        norms.append(whole.clip_norm)
+    assert len(set(norms)) == STEPS + 1
+    assert whole.epsilon() == accounting.epsilon_bounds(
+        [Spending(plan.mechanism.sample_rate, PLAN.mechanism.noise_multiplier, STEPS)], 1e-3
+    )
+    broken(start())
+    assert broken.clip_norm == norms[1]  # the count is exact, however the batch is cut
+    again = plan.gradients(linear, (X, Y), 4)
+    again._secret, again.entries, again.clipping = whole._secret, broken.entries, broken.clipping
+    again(start())
+    again(start())
+    assert again.clip_norm == norms[3]
+
+
+def test_the_state_of_a_clip_rule_is_the_loops_own() -> None:
+    mechanism = ADAPTIVE.mechanism
+    key, real = jnp.asarray(mechanism.noise_key(bytes(32), 0)), jnp.arange(8) < 6
+    batch = (jnp.asarray(X[:8]), jnp.asarray(Y[:8]))
+    step = jax.jit(lambda p, state: dp.noised_step(linear, p, batch, real, mechanism, key, state))
+    gradient, state = step(start(), mechanism.start())
+    assert float(state) not in (0.0, 1.0)
+    optimizer = dp.privately(linear, mechanism)
+    first, made = jax.jit(optimizer.update)(batch, optimizer.init(start()), start(), is_real=real, key=key)
+    assert_near(first, gradient, 1e-6)
+    assert float(made.clipping) == pytest.approx(float(state), rel=1e-6)  # type: ignore[attr-defined]
+    other, _ = step(start(), state)  # the same batch and noise
+    scale = float(state) * CLIP
+    assert any(
+        float(jnp.abs(o - g).max()) > 1e-3 * scale
+        for o, g in zip(*map(jax.tree.leaves, (other, gradient)), strict=True)
+    )
+    with pytest.raises(ValueError, match="expected a clip rule without a state, found one that adapts"):
+        dp.noised_gradient(linear, start(), batch, real, mechanism, key)
+
+
 def test_every_step_is_in_the_ledger(tmp_path: Path) -> None:
     gradients = PLAN.gradients(linear, (X, Y), ledger=tmp_path / "ledger.jsonl")
     gradients(start())

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Write files that appear complete or not at all."""
 
 import json
 from collections.abc import Iterator
@@ -9,10 +9,9 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; what is written there takes the place of `path` when the block
-    ends.
+    """Yield a path beside `path` to write to; the written file replaces `path` when the block ends.
 
-    A block that fails, or a process that is killed in it, leaves `path` as it was.
+    If the block fails, or the process is killed in it, `path` stays as it was.
     """
     part = path.with_name(path.name + ".part")
     yield part
@@ -20,6 +19,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
+    """Write a value as indented JSON, completely or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

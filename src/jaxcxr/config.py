@@ -117,8 +117,14 @@ class PrivacyConfig:
             summed moments of `training.optimizer` least_squares; at least 1e-6.
         clipping: `flat`; `per_layer`, which clips each layer's gradient to its share l2_clip_norm /
             sqrt(layers); or `automatic`, which scales every unit's gradient g by l2_clip_norm / (|g| +
-            `stability`) and leaves no clip norm to tune (Bu et al. 2023, arXiv 2206.07136).
+            `stability`) and leaves no clip norm to tune (Bu et al. 2023, arXiv 2206.07136); or `adaptive`,
+            which starts at l2_clip_norm and moves towards a quantile of the gradients' norms at no further
+            cost (`jaxcxr.privacy.adaptive`; Andrew et al. 2021, arXiv 1905.03871).
         stability: gamma of automatic clipping, in units of a gradient norm; at least 1e-6.
+        clip_quantile: of adaptive clipping: the share of drawn units whose gradients are not to be clipped.
+        clip_learning_rate: of adaptive clipping, for the logarithm of the clip norm.
+        clip_share: of adaptive clipping: what counting takes of the norm of a contribution
+            (`jaxcxr.privacy.adaptive`).
         unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a
             patient with many films less; `patient`, all films of one at once: at most `films_per_patient` of
             a drawn patient's films are used, their mean gradient is clipped; `patient_one_image`, the same
@@ -144,8 +150,11 @@ class PrivacyConfig:
     epsilon: Annotated[float, Field(gt=0, le=500, allow_inf_nan=False)]
     delta: Annotated[float, Field(ge=1e-15, lt=1)]
     l2_clip_norm: ClipNorm
-    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
+    clipping: Literal["flat", "per_layer", "automatic", "adaptive"] = "flat"
     stability: ClipNorm = 0.01
+    clip_quantile: Rate = 0.5
+    clip_learning_rate: Positive = 0.2
+    clip_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     unit: Literal["image", "patient_one_image", "patient"] = "image"
     films_per_patient: PositiveInt = 4
     method: Literal["layerwise", "vmap"] = "layerwise"
@@ -306,6 +315,12 @@ class Experiment:
             raise InputError(
                 "training.optimizer: adam_bc corrects for the noise of a private run, and privacy is null"
             )
+        adapts = self.privacy is not None and self.privacy.clipping == "adaptive"
+        if adapts and training.optimizer == "adam_bc":
+            raise InputError(
+                "training.optimizer: adam_bc corrects for noise of one deviation, and the noise of clipping "
+                "'adaptive' follows the clip norm; expected another optimizer or privacy.clipping"
+            )
         if training.optimizer == "least_squares":
             self._check_least_squares()
 
@@ -317,9 +332,10 @@ class Experiment:
                 raise InputError(
                     f"training.{name}: optimizer 'least_squares' goes with {value!r}, found {found!r}"
                 )
-        if self.privacy is not None and self.privacy.clipping == "per_layer":
+        if self.privacy is not None and self.privacy.clipping not in ("flat", "automatic"):
             raise InputError(
-                "privacy.clipping: optimizer 'least_squares' clips no layers; expected 'flat' or 'automatic'"
+                "privacy.clipping: optimizer 'least_squares' clips moments, not gradients; expected 'flat' "
+                f"or 'automatic', found {self.privacy.clipping!r}"
             )
 
     def digest_fields(self) -> dict[str, Any]:

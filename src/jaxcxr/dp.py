@@ -1,8 +1,11 @@
 """Differentially private gradients for a loop of one's own and any JAX model: Flax Linen, NNX, Equinox, plain
 functions.
 
-    plan = dp.calibrate(epsilon=3.0, delta=1e-6, n_units=60_000, expected_batch_size=512, steps=1_000,
-    l2_clip_norm=1.0) gradients = plan.gradients(loss, (images, labels)) for _ in range(plan.steps):
+    plan = dp.calibrate(
+        epsilon=3.0, delta=1e-6, n_units=60_000, expected_batch_size=512, steps=1_000, l2_clip_norm=1.0
+    )
+    gradients = plan.gradients(loss, (images, labels))
+    for _ in range(plan.steps):
         updates, state = optimizer.update(gradients(params), state, params)
         params = optax.apply_updates(params, updates)
 
@@ -14,8 +17,8 @@ keep) must be fixed before, or be chosen on public data. The numbers given to `c
 the model, N too: declare a rounded one. The loss of an example must depend on private data through that
 example alone.
 
-`noised_gradient` is one step as a pure function, for those who draw and account for themselves; `privately`
-is the same in optax's shape.
+`noised_gradient` is one step as a pure function, for those who draw and account for themselves; `noised_step`
+the same for rules whose clip norm adapts, and `privately` in optax's shape.
 """
 
 import dataclasses
@@ -36,12 +39,15 @@ from jaxcxr import accounting
 from jaxcxr.accounting import Bounds, Spending
 from jaxcxr.per_example.gradients import Loss, directly_differentiated, each_gradient
 from jaxcxr.privacy import device_sums, exact_sum, sampling
-from jaxcxr.privacy.clipping import ClipRule, Flat, PerLayer, clipped_sum
+from jaxcxr.privacy.adaptive import Adaptive
+from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Flat, PerLayer, clipped_sum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import new_secret
 from jaxcxr.records.ledger import Entry, Ledger, Terms, run_name
 
 __all__ = [
+    "Adaptive",
+    "AdaptiveRule",
     "ClipRule",
     "Entry",
     "Flat",
@@ -55,6 +61,7 @@ __all__ = [
     "directly_differentiated",
     "each_gradient",
     "noised_gradient",
+    "noised_step",
     "privately",
 ]
 
@@ -106,7 +113,7 @@ def calibrate(
     expected_batch_size: int,
     steps: int,
     l2_clip_norm: float,
-    rule: ClipRule = Flat(),  # noqa: B008 - frozen
+    rule: ClipRule | AdaptiveRule = Flat(),  # noqa: B008 - frozen
     noise: Literal["gaussian", "discrete"] = "gaussian",
 ) -> Plan:
     """The plan that spends a budget: the least noise with which so many steps stay within (epsilon, delta).
@@ -117,8 +124,8 @@ def calibrate(
         n_units: the declared, public number of units N.
         expected_batch_size: each unit joins each step with probability expected_batch_size / N.
         steps: how many.
-        l2_clip_norm: C, to which each example's gradient is clipped.
-        rule: how (`privacy.clipping`).
+        l2_clip_norm: C, to which each example's gradient is clipped; of `Adaptive`, at first.
+        rule: how (`privacy.clipping`, `privacy.adaptive`).
         noise: see `Plan`.
 
     Raises:
@@ -147,11 +154,13 @@ class PrivateGradients:
 
     Every call is a new release, from randomness of its own that comes from the operating system and is kept
     nowhere: nothing is drawn twice. A loop that goes on after a crash makes a new object with the steps that
-    are left, and counts the steps since its last checkpoint as spent if anybody saw their results.
+    are left, and counts the steps since its last checkpoint as spent if anybody saw their results. If the
+    clip norm adapts, it sets `clipping` to what it has saved with the weights.
 
     Attributes:
         plan: what may be spent.
         entries: what was, one line per call.
+        clipping: public state of a clip rule that adapts, after the calls so far; None for the others.
     """
 
     def __init__(
@@ -171,7 +180,7 @@ class PrivateGradients:
             )
         if microbatch_size < 1:
             raise ValueError(f"microbatch_size: expected at least 1, found {microbatch_size}")
-        self.plan, self.entries = plan, list[Entry]()
+        self.plan, self.entries, self.clipping = plan, list[Entry](), plan.mechanism.start()
         self._loss, self._examples, self._present = loss, jax.tree.map(np.asarray, examples), lengths.pop()
         self._secret, self._places = new_secret(None), microbatch_size
         terms = Terms("example", "add_remove", plan.mechanism.n_units, "", False, run_name(self._secret))
@@ -191,7 +200,8 @@ class PrivateGradients:
             raise ValueError(
                 f"steps: all {self.plan.steps} of the plan are spent; one more would break its epsilon"
             )
-        mechanism = self._mechanism(params)
+        contribution = self.plan.mechanism.contribution(params)
+        mechanism = self._mechanism(contribution)
         drawn = mechanism.draw(self._secret, step, self._present)
         if len(drawn) > mechanism.most_units:
             raise ValueError(
@@ -205,7 +215,9 @@ class PrivateGradients:
             self._ledger.sync()
         self.entries.append(entry)
         start, accumulate, finish = self._compiled
-        params, total = jax.device_put(params, NamedSharding(self._mesh, P())), start(params)
+        everywhere = NamedSharding(self._mesh, P())
+        params, clipping = jax.device_put((params, self.clipping), everywhere)
+        total = start(params)
         for rows in self._rows(mechanism, step, drawn):
             is_real = rows >= 0
             batch = jax.tree.map(lambda leaf, rows=rows: leaf[np.maximum(rows, 0)], self._examples)
@@ -213,8 +225,16 @@ class PrivateGradients:
                 params,
                 total,
                 *jax.device_put((batch, is_real), NamedSharding(self._mesh, P(device_sums.AXIS))),
+                clipping,
             )
-        return finish(total, mechanism.randomness(mechanism.noise_key(self._secret, step), params))
+        randomness = mechanism.randomness(mechanism.noise_key(self._secret, step), contribution)
+        gradient, self.clipping = finish(total, randomness, clipping)
+        return gradient
+
+    @property
+    def clip_norm(self) -> float:
+        """To which gradients are clipped in the next call."""
+        return float(self.plan.mechanism.clip_norm(self.clipping))
 
     def epsilon(self, delta: float | None = None) -> Bounds:
         """What the calls so far have cost, from below and above, at `delta` (the plan's unless given)."""
@@ -222,11 +242,11 @@ class PrivateGradients:
         spent = [Spending(m.sample_rate, m.noise_multiplier, len(self.entries))] if self.entries else []
         return accounting.epsilon_bounds(spent, m.delta if delta is None else delta)
 
-    def _mechanism(self, params: PyTree) -> Mechanism:
+    def _mechanism(self, contribution: PyTree) -> Mechanism:
         """The plan's, with the number of coordinates on which discrete noise depends."""
         if self.plan.noise == "gaussian":
             return self.plan.mechanism
-        coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
+        coordinates = sum(leaf.size for leaf in jax.tree.leaves(contribution))
         return dataclasses.replace(self.plan.mechanism, discrete_coordinates=coordinates)
 
     def _rows(self, mechanism: Mechanism, step: int, drawn: Any) -> list[np.ndarray]:
@@ -245,20 +265,23 @@ class PrivateGradients:
     @functools.cached_property
     def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         def start(params: PyTree) -> PyTree:
-            return device_sums.nothing_yet(exact_sum.empty(params), self._mesh)
-
-        def on_one(params: PyTree, total: PyTree, batch: PyTree, is_real: Any) -> PyTree:
-            return device_sums.plus_own(
-                total, self._mechanism(params).clipped_sum(self._loss, params, batch, is_real).total
+            return device_sums.nothing_yet(
+                exact_sum.empty(self.plan.mechanism.contribution(params)), self._mesh
             )
 
-        def finish(total: PyTree, randomness: PyTree) -> PyTree:
+        def on_one(params: PyTree, total: PyTree, batch: PyTree, is_real: Any, clipping: PyTree) -> PyTree:
+            mechanism = self._mechanism(self.plan.mechanism.contribution(params))
+            own = mechanism.clipped_sum(self._loss, params, batch, is_real, clipping)
+            return device_sums.plus_own(total, own.total)
+
+        def finish(total: PyTree, randomness: PyTree, clipping: PyTree) -> tuple[PyTree, PyTree]:
             exact = device_sums.collected(total, self._mesh)
-            return self._mechanism(exact.high).release(exact, randomness)
+            mechanism = self._mechanism(exact.high)
+            return mechanism.learnt(mechanism.release(exact, randomness), clipping)
 
         own = P(device_sums.AXIS)
         rows, everywhere = NamedSharding(self._mesh, own), NamedSharding(self._mesh, P())
-        accumulate = device_sums.over_devices(on_one, self._mesh, (P(), own, own, own), own)
+        accumulate = device_sums.over_devices(on_one, self._mesh, (P(), own, own, own, P()), own)
         return (
             jax.jit(start, out_shardings=rows),
             jax.jit(accumulate, donate_argnums=1, out_shardings=rows),
@@ -276,8 +299,33 @@ def noised_gradient(
 ) -> PyTree:
     """The noised mean gradient of one step from one microbatch: a pure function, to be called inside jit.
 
+    As `noised_step`, for clip rules without a state.
+
+    Raises:
+        ValueError: as there, or the clip norm adapts.
+    """
+    if mechanism.start() is not None:
+        raise ValueError(
+            "mechanism: expected a clip rule without a state, found one that adapts; use `noised_step` or "
+            "`privately`"
+        )
+    return noised_step(loss, params, examples, is_real, mechanism, key)[0]
+
+
+def noised_step(
+    loss: Loss,
+    params: PyTree,
+    examples: PyTree,
+    is_real: Bool[Array, "n"],
+    mechanism: Mechanism,
+    key: UInt32[Array, "4"],
+    state: PyTree | None = None,
+) -> tuple[PyTree, PyTree | None]:
+    """The noised mean gradient of one step from one microbatch, and the next state of its clip rule: a pure
+    function, to be called inside jit.
+
     Guarantee: that of `privacy.mechanism`, if the real examples are a Poisson batch (`Mechanism.draw`) and
-    the key is used once.
+    the key is used once. The state is public: it follows from what was released.
 
     Args:
         loss: (parameters, one example) -> its loss.
@@ -286,26 +334,29 @@ def noised_gradient(
         is_real: False for padding.
         mechanism: with Gaussian noise.
         key: of the step (`Mechanism.noise_key`).
+        state: of the clip rule: `Mechanism.start()`, then what the last step returned; None without one.
 
     Raises:
-        ValueError: the mechanism's noise is discrete, which is not drawn inside jit.
+        ValueError: the mechanism's noise is discrete, which is not drawn inside jit, or the state is missing.
     """
     if mechanism.grid is not None:
         raise ValueError(
             "mechanism: expected Gaussian noise; discrete noise is drawn by `Mechanism.randomness`, outside "
             "jit"
         )
-    return mechanism.release(mechanism.clipped_sum(loss, params, examples, is_real).total, key)
+    total = mechanism.clipped_sum(loss, params, examples, is_real, state).total
+    return mechanism.learnt(mechanism.release(total, key), state)
 
 
 class Steps(NamedTuple):
-    """How many private steps an optimiser has made (the state of `privately`)."""
+    """The state of `privately`: how many private steps were made, and the state of the clip rule."""
 
     made: Array
+    clipping: PyTree | None
 
 
 def privately(loss: Loss, mechanism: Mechanism) -> optax.GradientTransformationExtraArgs:
-    """`noised_gradient` in optax's shape, to be chained before an optimiser.
+    """`noised_step` in optax's shape, to be chained before an optimiser.
 
     `update(examples, state, params, is_real=..., key=...)` takes a microbatch in the place of gradients:
 
@@ -313,13 +364,14 @@ def privately(loss: Loss, mechanism: Mechanism) -> optax.GradientTransformationE
     """
 
     def init(_: PyTree) -> Steps:
-        return Steps(jnp.zeros((), jnp.int32))
+        return Steps(jnp.zeros((), jnp.int32), mechanism.start())
 
     def update(
         examples: PyTree, state: Steps, params: PyTree | None = None, *, is_real: Any, key: Any, **_: Any
     ) -> Any:
         if params is None:
             raise ValueError("params: expected the parameters, of which the gradient is taken")
-        return noised_gradient(loss, params, examples, is_real, mechanism, key), Steps(state.made + 1)
+        gradient, clipping = noised_step(loss, params, examples, is_real, mechanism, key, state.clipping)
+        return gradient, Steps(state.made + 1, clipping)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something the user supplied (a file, a column, a configuration value) cannot be used.
+    """Something supplied by the user (a file, a column, a configuration value) cannot be used.
 
     The message is one sentence that names the file, the row or key, what was found and what is expected. The
     scripts print it without a stack trace; any other exception is a defect of jaxcxr and keeps its trace.

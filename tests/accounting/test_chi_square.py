@@ -11,9 +11,9 @@ from jaxcxr.accounting.loss_distribution import Bounds, epsilon_bounds
 
 
 def exact_chi_square(release: Release) -> float:
-    """By the sum over the numbers of films drawn, in 50 digits."""
+    """By the sum over the numbers of images drawn, in 50 digits."""
     with mp.workdps(50):
-        q, k, variance = mp.mpf(release.sample_rate), release.films, mp.mpf(release.noise_multiplier) ** 2
+        q, k, variance = mp.mpf(release.sample_rate), release.images, mp.mpf(release.noise_multiplier) ** 2
         law = [mp.binomial(k, j) * q**j * (1 - q) ** (k - j) for j in range(k + 1)]
         moment = mp.fsum(
             a * b * mp.e ** (i * j / variance) for i, a in enumerate(law) for j, b in enumerate(law)
@@ -27,12 +27,12 @@ def exact_chi_square(release: Release) -> float:
         (Release(1e-9, 1e4, 10**7), 1e-9),
         (Release(1e-3, 1.0, 1000), 1e-9),
         (Release(0.2, 3.0, 1), 1e-9),
-        (Release(1.0, 3.0, 1, films=2), 1e-9),
-        (Release(1e-6, 3.0, 10, films=3), 1.0),
-        (Release(0.1, 20.0, 10, films=4), 0.2),
+        (Release(1.0, 3.0, 1, images=2), 1e-9),
+        (Release(1e-6, 3.0, 10, images=3), 1.0),
+        (Release(0.1, 20.0, 10, images=4), 0.2),
     ],
 )
-def test_chi_square_is_exact_for_one_film_and_above_the_truth_for_several(
+def test_chi_square_is_exact_for_one_image_and_above_the_truth_for_several(
     release: Release, looseness: float
 ) -> None:
     exact = exact_chi_square(release)
@@ -50,8 +50,8 @@ def test_chi_squares_multiply() -> None:
 
 def distance(release: Release, others: np.ndarray) -> float:
     """Total variation of one release, by integrating over its answer."""
-    x = np.linspace(-9, 9 + release.films, 400_001) * release.noise_multiplier
-    weights = binom.pmf(np.arange(release.films + 1), release.films, release.sample_rate)
+    x = np.linspace(-9, 9 + release.images, 400_001) * release.noise_multiplier
+    weights = binom.pmf(np.arange(release.images + 1), release.images, release.sample_rate)
 
     def density(means: np.ndarray) -> np.ndarray:
         return sum(
@@ -59,7 +59,7 @@ def distance(release: Release, others: np.ndarray) -> float:
             for w, m in zip(weights, means, strict=True)
         )
 
-    means = np.arange(release.films + 1.0)
+    means = np.arange(release.images + 1.0)
     return (
         float(np.trapezoid(np.abs(density(means) - density(others)), x))
         / release.noise_multiplier
@@ -67,9 +67,9 @@ def distance(release: Release, others: np.ndarray) -> float:
     )
 
 
-@pytest.mark.parametrize("release", [Release(1e-3, 1.0, 1), Release(0.05, 5.0, 1, films=3)])
+@pytest.mark.parametrize("release", [Release(1e-3, 1.0, 1), Release(0.05, 5.0, 1, images=3)])
 def test_total_variation_is_bounded_and_of_the_right_size(release: Release) -> None:
-    exact = distance(release, np.zeros(release.films + 1))
+    exact = distance(release, np.zeros(release.images + 1))
     assert exact <= total_variation_by_chi_square([release]) <= 2 * exact
 
 

@@ -210,10 +210,10 @@ def test_arrays_stay_small(
     st.integers(1, 4),
 )
 def test_bounds_are_in_order_and_fall_with_delta(
-    rate: float, sigma: float, steps: int, delta: float, films: int
+    rate: float, sigma: float, steps: int, delta: float, images: int
 ) -> None:
-    """Any plan is answered; more delta, fewer steps and fewer films never cost more than what bounds may be apart."""
-    bounds, looser = accounting.profile([Spending(rate, sigma, steps)], (delta, min(2 * delta, 0.99)), films)
+    """Any plan is answered; more delta, fewer steps and fewer images never cost more than what bounds may be apart."""
+    bounds, looser = accounting.profile([Spending(rate, sigma, steps)], (delta, min(2 * delta, 0.99)), images)
     one = accounting.epsilon_bounds([Spending(rate, sigma, steps)], delta)
     assert 0 <= bounds.lower <= bounds.upper
     assert looser.lower <= bounds.upper
@@ -237,7 +237,7 @@ def test_contradictions_are_raised_not_hidden(monkeypatch: pytest.MonkeyPatch) -
 
 def test_mu_of_a_gaussian_release_is_its_own() -> None:
     assert 0.5 <= accounting.gdp_mu([Spending(1.0, 2.0, 1)], 1e-9) < 0.5 * 1.01
-    assert 0.75 <= accounting.gdp_mu([Spending(1.0, 4.0, 1)], 1e-9, films=3) < 0.75 * 1.01
+    assert 0.75 <= accounting.gdp_mu([Spending(1.0, 4.0, 1)], 1e-9, images=3) < 0.75 * 1.01
     assert accounting.gdp_mu([], 1e-5) == 0
     assert accounting.gdp_mu([Spending(1e-6, 0.2, 1)], 1e-5) == 0
     assert accounting.gdp_mu([Spending(0.1, 0.0, 1)], 1e-5) == math.inf

@@ -49,12 +49,12 @@ def root(delta_at: Callable[[Any], Any], delta: float) -> Any:
 
 
 @pytest.mark.parametrize("delta", [1e-1, 1e-5, 1e-9, 1e-12, 1e-15])
-@pytest.mark.parametrize(("sigma", "steps", "films"), [(2.0, 1, 1), (20.0, 100, 3), (100.0, 10_000, 1)])
+@pytest.mark.parametrize(("sigma", "steps", "images"), [(2.0, 1, 1), (20.0, 100, 3), (100.0, 10_000, 1)])
 def test_the_composition_encloses_the_closed_form_at_every_delta(
-    sigma: float, steps: int, films: int, delta: float
+    sigma: float, steps: int, images: int, delta: float
 ) -> None:
-    releases = (Release(1.0, sigma, steps, films),)
-    mu = mp.sqrt(steps) * films / sigma
+    releases = (Release(1.0, sigma, steps, images),)
+    mu = mp.sqrt(steps) * images / sigma
     truth = root(lambda e: gaussian_delta(e, mu), delta)
     upper, lower = upper_by_composition(releases, delta), lower_by_composition(releases, delta)
     assert truth < upper < truth * (1 + 1e-3)
@@ -81,7 +81,7 @@ def test_one_release_against_its_closed_form(rate: float, sigma: float, delta: f
         (Release(1.0, 1500.0, 1_000_000), 1e-9, 3.96483),
         (Release(1.0, 100.0, 10_000), 1e-13, 7.560),
         (Release(1.0, 1000.0, 100_000), 1e-12, 2.1324),
-        (Release(1.0, 2000.0, 1_000_000, films=2), 1e-12, 7.238),
+        (Release(1.0, 2000.0, 1_000_000, images=2), 1e-12, 7.238),
     ],
 )
 def test_small_deltas_on_long_runs(release: Release, delta: float, truth: float) -> None:
@@ -115,7 +115,7 @@ def test_bounds_agree_with_dp_accounting_where_it_is_precise(
     assert bounds.upper - bounds.lower < 4e-3 * bounds.upper
 
 
-# Calibrated noise multipliers for the paper's run (153,502 films, 128 a batch, 150 epochs, delta 6e-6), found on a grid so fine
+# Calibrated noise multipliers for the paper's run (153,502 images, 128 a batch, 150 epochs, delta 6e-6), found on a grid so fine
 # that a minute passes for each.
 FINE = {0.29: 4.311, 0.54: 2.499, 1.06: 1.462, 2.04: 0.963, 4.71: 0.675, 7.89: 0.5815}
 
@@ -141,7 +141,7 @@ def test_replacing_costs_more_than_adding_and_at_most_a_group_of_two() -> None:
     replace = accounting.epsilon_bounds(spending, 1e-5, "replace_one")
     add = accounting.epsilon_bounds(spending, 1e-5)
     assert add.upper < replace.lower
-    assert replace.upper < epsilon_bounds((Release(0.05, 1.0, 40, films=2),), 1e-5).upper
+    assert replace.upper < epsilon_bounds((Release(0.05, 1.0, 40, images=2),), 1e-5).upper
     with pytest.raises(InputError, match="add_remove"):
         accounting.releases_of(spending, 2, "replace_one")
 
@@ -152,20 +152,20 @@ def test_a_whole_batch_replaced_doubles_the_sensitivity() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.999999, 1 - 1e-12])
-@pytest.mark.parametrize("films", [1, 3])
-def test_bounds_are_continuous_where_sampling_ends(rate: float, films: int) -> None:
+@pytest.mark.parametrize("images", [1, 3])
+def test_bounds_are_continuous_where_sampling_ends(rate: float, images: int) -> None:
     """Closed form at rate 1, composition below it."""
-    sampled = epsilon_bounds((Release(rate, 30.0, 500, films),), 1e-12)
-    full = epsilon_bounds((Release(1.0, 30.0, 500, films),), 1e-12)
+    sampled = epsilon_bounds((Release(rate, 30.0, 500, images),), 1e-12)
+    full = epsilon_bounds((Release(1.0, 30.0, 500, images),), 1e-12)
     assert sampled.lower < full.upper
     assert sampled.upper == pytest.approx(full.upper, rel=1e-3)
 
 
-def test_many_films_of_which_few_are_drawn_are_few() -> None:
-    """A binomial number of many films is nearly that of ten times as many at a tenth of the rate; counts are kept exactly or in groups."""
-    some = epsilon_bounds((Release(2e-3, 20.0, 100, films=2_000),), 1e-6)
-    more = epsilon_bounds((Release(2e-5, 20.0, 100, films=200_000),), 1e-6)
-    many = epsilon_bounds((Release(0.5, 20_000.0, 10, films=100_000),), 1e-6)
+def test_many_images_of_which_few_are_drawn_are_few() -> None:
+    """A binomial number of many images is nearly that of ten times as many at a tenth of the rate; counts are kept exactly or in groups."""
+    some = epsilon_bounds((Release(2e-3, 20.0, 100, images=2_000),), 1e-6)
+    more = epsilon_bounds((Release(2e-5, 20.0, 100, images=200_000),), 1e-6)
+    many = epsilon_bounds((Release(0.5, 20_000.0, 10, images=100_000),), 1e-6)
     assert some.upper == pytest.approx(more.upper, rel=0.01)
     assert some.upper - some.lower < 4e-3 * some.upper
     assert 0 < many.lower < many.upper < many.lower * 1.05

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxcxr import accounting
-from jaxcxr.audit.canaries import Audit, Films, Subject, audit, canary_films, subject_of
+from jaxcxr.audit.canaries import Audit, Images, Subject, audit, canary_images, subject_of
 from jaxcxr.audit.targets import logistic_regression
 from jaxcxr.privacy.mechanism import Mechanism
 
@@ -25,14 +25,14 @@ def audited(seed: int, fault: Callable[[Subject], Subject] = lambda subject: sub
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, (COHORT, FINDINGS)).astype(np.float32)
     brightness = rng.normal(110 + 40 * labels[:, :1, None], 25, (COHORT, SIDE, SIDE))
-    cohort = Films(np.clip(brightness, 0, 255).astype(np.uint8), labels)
+    cohort = Images(np.clip(brightness, 0, 255).astype(np.uint8), labels)
     secret = seed.to_bytes(32, "little")
     subject = dataclasses.replace(
         right(),
         draw=lambda step, n: MECHANISM.draw(secret, step, n),
         key=lambda step: jnp.asarray(MECHANISM.noise_key(secret, step)),
     )
-    return audit(fault(subject), cohort, canary_films(CANARIES, cohort, rng), STEPS, rng)
+    return audit(fault(subject), cohort, canary_images(CANARIES, cohort, rng), STEPS, rng)
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def by_drawn_size(subject: Subject) -> Subject:
 
 
 def clipped_after_averaging(subject: Subject) -> Subject:
-    """The batch's gradient clipped as one, so that one film may fill it."""
+    """The batch's gradient clipped as one, so that one image may fill it."""
 
     def clipped_sum(params: object, examples: object, is_real: jax.Array) -> object:
         each = jax.vmap(jax.grad(subject.loss), in_axes=(None, 0))(params, examples)
@@ -79,12 +79,12 @@ def one_key(subject: Subject) -> Subject:
     return dataclasses.replace(subject, key=lambda _: subject.key(0))
 
 
-def one_film_always(subject: Subject) -> Subject:
+def one_image_always(subject: Subject) -> Subject:
     return dataclasses.replace(subject, draw=lambda step, n: np.union1d(subject.draw(step, n), [COHORT]))
 
 
 def canaries_always(subject: Subject) -> Subject:
-    """Films after the cohort's are the canaries that are in."""
+    """Images after the cohort's are the canaries that are in."""
 
     def draw(step: int, n: int) -> np.ndarray:
         drawn = subject.draw(step, n)
@@ -106,8 +106,8 @@ SCALE, SUM, KEYS, RATE, DRAWS = (
     "noise has the claimed deviation in every step",
     "released sum is the clipped sum",
     "noise of one step tells nothing of another's",
-    "every film is drawn with the claimed rate",
-    "films are drawn independently",
+    "every image is sampled with the claimed rate",
+    "images are sampled independently",
 )
 
 
@@ -119,7 +119,7 @@ SCALE, SUM, KEYS, RATE, DRAWS = (
         (clipped_after_averaging, SUM),
         (scaled_noise(0.1), SCALE),
         (one_key, KEYS),
-        (one_film_always, RATE),
+        (one_image_always, RATE),
         (canaries_always, RATE),
         (fixed_size, DRAWS),
     ],
@@ -136,7 +136,7 @@ SCALE, SUM, KEYS, RATE, DRAWS = (
 )
 def test_a_planted_fault_is_caught(fault: Callable[[Subject], Subject], check: str) -> None:
     found = audited(1, fault)
-    assert found.accused
+    assert found.refuted
     assert check in {c.name for c in found.checks if c.failed}
 
 
@@ -161,7 +161,7 @@ def test_the_attack_alone_refutes_the_claim_where_a_fault_helps_it(
 @pytest.mark.parametrize("seed", range(6))
 def test_the_right_implementation_is_not_accused(seed: int) -> None:
     found = audited(seed)
-    assert not found.accused
+    assert not found.refuted
     assert found.epsilon_lower <= found.epsilon_claimed <= EPSILON
     assert found.epsilon_claimed > 0.99 * EPSILON
 
@@ -178,5 +178,5 @@ def test_what_is_written_is_json_and_says_both_figures() -> None:
     }
     assert len(again["checks"]) == 5
     assert again["data"] == "ab12" * 16
-    # The exact figure follows from a sample rate and a delta that follow from the number of films there are.
+    # The exact figure follows from a sample rate and a delta that follow from the number of images there are.
     assert again["card"]["epsilon_claimed"] == EPSILON != audited(0).epsilon_claimed

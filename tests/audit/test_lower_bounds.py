@@ -108,12 +108,12 @@ def test_the_band_of_a_curve_is_clopper_and_pearsons_and_holds_the_truth() -> No
     assert held >= 0.94 * 300
 
 
-def right(seed: int = 0, steps: int = 40, d: int = 300, films: int = 200) -> dict[str, np.ndarray]:
+def right(seed: int = 0, steps: int = 40, d: int = 300, images: int = 200) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         "noise": rng.normal(size=(steps, d)),
         "sums": rng.normal(size=(steps, d)) * 5,
-        "drawn": rng.random((steps, films)) < 0.1,
+        "sampled": rng.random((steps, images)) < 0.1,
     }
 
 
@@ -137,13 +137,13 @@ def test_a_right_mechanism_passes_and_p_values_are_uniform_enough() -> None:
         (lambda p: p | {"noise": p["noise"] * np.linspace(0.8, 1.2, 40)[:, None]}, "noise has the claimed deviation in every step"),
         (lambda p: p | {"noise": p["noise"] + 0.05 * p["sums"]}, "released sum is the clipped sum"),
         (lambda p: p | {"noise": np.concatenate([p["noise"][:39], p["noise"][:1]])}, "noise of one step tells nothing of another's"),
-        (lambda p: p | {"drawn": np.concatenate([p["drawn"], np.ones((40, 1), bool)], axis=1)}, "every film is drawn with the claimed rate"),
-        (lambda p: p | {"drawn": np.random.default_rng(1).random((40, 200)) < 0.13}, "every film is drawn with the claimed rate"),
-        (lambda p: p | {"drawn": np.argsort(np.argsort(np.random.default_rng(1).random((40, 200)), axis=1), axis=1) < 20}, "films are drawn independently"),
-        (lambda p: p | {"drawn": np.arange(200) % 10 == np.arange(40)[:, None] % 10}, "films are drawn independently"),
-        (lambda p: p | {"drawn": np.repeat(np.random.default_rng(1).random((40, 20)) < 0.1, 10, axis=1)}, "films are drawn independently"),
+        (lambda p: p | {"sampled": np.concatenate([p["sampled"], np.ones((40, 1), bool)], axis=1)}, "every image is sampled with the claimed rate"),
+        (lambda p: p | {"sampled": np.random.default_rng(1).random((40, 200)) < 0.13}, "every image is sampled with the claimed rate"),
+        (lambda p: p | {"sampled": np.argsort(np.argsort(np.random.default_rng(1).random((40, 200)), axis=1), axis=1) < 20}, "images are sampled independently"),
+        (lambda p: p | {"sampled": np.arange(200) % 10 == np.arange(40)[:, None] % 10}, "images are sampled independently"),
+        (lambda p: p | {"sampled": np.repeat(np.random.default_rng(1).random((40, 20)) < 0.1, 10, axis=1)}, "images are sampled independently"),
     ],
-    ids=["too small", "varying", "shifted", "key used twice", "always drawn", "too often", "fixed size", "epochs", "in tens"],
+    ids=["too small", "varying", "shifted", "key used twice", "always sampled", "too often", "fixed size", "epochs", "in tens"],
 )  # fmt: skip
 def test_each_check_sees_its_fault(change: object, name: str) -> None:
     assert name in failed(change(right()))  # type: ignore[operator]

@@ -72,7 +72,7 @@ def test_the_network_is_audited_through_the_layerwise_step(
     monkeypatch: pytest.MonkeyPatch,
     too_much: int,
 ) -> None:
-    """With a network that compiles quickly, whose gradients the audit takes film by film as it does those of a large one."""
+    """With a network that compiles quickly, whose gradients the audit takes image by image as it does those of a large one."""
     whole, traced = clipping.clipped_sum, []
 
     def clipped(
@@ -102,8 +102,8 @@ def test_the_network_is_audited_through_the_layerwise_step(
     verdict = "passed" if too_much == 1 else "FAILED"
     assert (
         f"{verdict}: released sum is the clipped sum" in said
-    )  # against each film's gradient by its definition
-    assert "passed: films are drawn independently" in said
+    )  # against each image's gradient by its definition
+    assert "passed: images are sampled independently" in said
     finding = json.loads((run / "audit.json").read_text())["card"]
     assert (finding["model"], finding["accused"]) == ("network, narrower", too_much > 1)
 

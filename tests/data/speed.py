@@ -1,6 +1,6 @@
-"""Films a second of scripts/prepare.py beside the library alone, and of reading the store it makes. Run by hand:
+"""Images a second of scripts/prepare.py beside the library alone, and of reading the store it makes. Run by hand:
 
-python tests/data/speed.py --films 20000 --folder FOLDER
+python tests/data/speed.py --images 20000 --folder FOLDER
 """
 
 import multiprocessing
@@ -30,25 +30,25 @@ draw: {train: 0.7, valid: 0.1, test: 0.2}
 """
 
 
-def main(folder: Path, films: int = 20_000, rounds: int = 1, processes: int = 2, batch: int = 256) -> None:
+def main(folder: Path, images: int = 20_000, rounds: int = 1, processes: int = 2, batch: int = 256) -> None:
     """Measure in turns, so that both sides see the same machine.
 
     Args:
-        folder: of the generated films; they are made if they are not there.
-        films: how many.
+        folder: of the generated images; they are made if they are not there.
+        images: how many.
         rounds: of decoding alone, preparing and reading.
         processes: for decoding and preparing.
-        batch: films read at once.
+        batch: images read at once.
     """
-    names = made(folder, films)
-    command = [sys.executable, "scripts/prepare.py", "csv", "--source", folder / "map.yaml", "--table", folder / "films.csv",
+    names = made(folder, images)
+    command = [sys.executable, "scripts/prepare.py", "csv", "--source", folder / "map.yaml", "--table", folder / "images.csv",
                "--images", folder, "--out", folder / "store", "--processes", str(processes), "--no-duplicates"]  # fmt: skip
     for _ in range(rounds):
-        alone = timed("decode and resize alone", lambda: floor(folder, names, processes), films)
+        alone = timed("decode and resize alone", lambda: floor(folder, names, processes), images)
         for left in ("store", ".store.partial"):
             shutil.rmtree(folder / left, ignore_errors=True)
         ours = timed(
-            "scripts/prepare.py", lambda: subprocess.run(command, check=True, capture_output=True), films
+            "scripts/prepare.py", lambda: subprocess.run(command, check=True, capture_output=True), images
         )
         print(
             f"share of the floor: {alone[0] / ours[0]:.0%} by wall, {alone[1] / ours[1]:.0%} by processor",
@@ -58,9 +58,9 @@ def main(folder: Path, films: int = 20_000, rounds: int = 1, processes: int = 2,
     shutil.rmtree(folder / "store")
 
 
-def made(folder: Path, films: int) -> list[str]:
-    """PNGs of 200 synthetic films with noise, 2,000 different ones, and a table of them."""
-    names = [f"{index // 1000:02d}/{index:05d}.png" for index in range(films)]
+def made(folder: Path, images: int) -> list[str]:
+    """PNGs of 200 synthetic images with noise, 2,000 different ones, and a table of them."""
+    names = [f"{index // 1000:02d}/{index:05d}.png" for index in range(images)]
     rng = np.random.default_rng(0)
     rows = cohort(SyntheticConfig("private", 200, 0, 0, 7)).to_dict("records")
     bases: list[np.ndarray] = []
@@ -75,7 +75,7 @@ def made(folder: Path, films: int) -> list[str]:
         bases = bases or [render(row, SIZE) for row in rows]
         noisy = bases[index % 200] + rng.normal(0, 2.5, (SIZE, SIZE))
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, compress_level=3)
-    index = np.arange(films)
+    index = np.arange(images)
     table = {
         "path": names,
         "patient_id": index // 2,
@@ -83,7 +83,7 @@ def made(folder: Path, films: int) -> list[str]:
         "sex": np.where(index // 2 % 2, "M", "F"),
     }
     pd.DataFrame(table | {"a": (index % 3 == 0).astype(int), "b": (index % 7 == 0).astype(int)}).to_csv(
-        folder / "films.csv"
+        folder / "images.csv"
     )
     (folder / "map.yaml").write_text(MAP)
     return names
@@ -104,12 +104,14 @@ def _decoded(path: str) -> int:
         ).nbytes
 
 
-def timed(what: str, work: Callable[[], object], films: int) -> tuple[float, float]:
+def timed(what: str, work: Callable[[], object], images: int) -> tuple[float, float]:
     """Seconds by wall and of processor, with those of the processes that `work` starts."""
     start, before = time.perf_counter(), _processor()
     work()
     wall, processor = time.perf_counter() - start, _processor() - before
-    print(f"{what:24s} {films / wall:6.0f} films/s, {wall:.1f} s, {processor:.1f} s of processor", flush=True)
+    print(
+        f"{what:24s} {images / wall:6.0f} images/s, {wall:.1f} s, {processor:.1f} s of processor", flush=True
+    )
     return wall, processor
 
 
@@ -119,7 +121,7 @@ def _processor() -> float:
 
 
 def read(split: Split, batch: int) -> None:
-    """Films a second in order and in a random one, in turns, from a warm page cache; the median of five."""
+    """Images a second in order and in a random one, in turns, from a warm page cache; the median of five."""
     rng = np.random.default_rng(0)
     rates: dict[str, list[float]] = {"in order": [], "shuffled": []}
     some = min(len(split), 4096)
@@ -133,7 +135,7 @@ def read(split: Split, batch: int) -> None:
                 split.read(order[place : place + batch])
             found.append(some / (time.perf_counter() - start))
     print(
-        "read " + ", ".join(f"{kind} {np.median(found):.0f} films/s" for kind, found in rates.items()),
+        "read " + ", ".join(f"{kind} {np.median(found):.0f} images/s" for kind, found in rates.items()),
         flush=True,
     )
     print(f"load {os.getloadavg()[0]:.1f}", flush=True)

@@ -11,7 +11,7 @@ RIGHT_ONLY = np.float32([0, 1, 0])
 
 
 def half_bright(count: int) -> np.ndarray:
-    """Films that are bright in their left half, where the patient's right side is."""
+    """Images that are bright in their left half, where the patient's right side is."""
     images = np.zeros((count, 32, 32), dtype=np.uint8)
     images[:, :, :16] = 200
     return images
@@ -26,7 +26,7 @@ def test_a_flip_carries_the_labels_to_the_other_side():
     assert 160 < flipped.sum() < 240
 
 
-def test_films_turn_by_up_to_ten_degrees_both_ways():
+def test_images_turn_by_up_to_ten_degrees_both_ways():
     images = np.zeros((300, 65, 65), dtype=np.uint8)
     images[:, :, 31:34] = 255
     turned, _ = flip_rotate(images, np.zeros((300, 0), np.float32), (), np.random.default_rng(1))

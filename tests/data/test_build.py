@@ -15,7 +15,7 @@ from PIL import Image
 from jaxcxr.data import build, journal
 from jaxcxr.data.build import build_store, read_listing
 from jaxcxr.data.images import Preprocessing, preprocess, read_image
-from jaxcxr.data.journal import make_shard, settle
+from jaxcxr.data.journal import commit_shard, make_shard
 from jaxcxr.data.shards import ShardWriter, encode, shard_name
 from jaxcxr.data.store import open_store
 from jaxcxr.data.verify import verify
@@ -26,7 +26,7 @@ COUNT = 40
 
 @pytest.fixture
 def hospital(tmp_path):
-    """Forty films and their manifest; two cannot be read."""
+    """Forty images and their manifest; two cannot be read."""
     rng = np.random.default_rng(0)
     images = tmp_path / "images"
     images.mkdir()
@@ -36,7 +36,7 @@ def hospital(tmp_path):
     (images / "17.png").unlink()
     frame = pd.DataFrame(
         {
-            "image_id": [f"film{i}" for i in range(COUNT)],
+            "image_id": [f"image{i}" for i in range(COUNT)],
             "patient_id": [f"p{i}" for i in range(COUNT)],
             "path": [f"{i}.png" for i in range(COUNT)],
             "split": [("train", "train", "valid", "test")[i % 4] for i in range(COUNT)],
@@ -67,8 +67,8 @@ def test_a_store_is_made_from_files(hospital):
     assert str(folder) not in "".join(listing["reason"])
     for name in ("train", "valid", "test"):
         split = store.split(name)
-        for film, path in zip(split.read_all(), split.frame["path"], strict=True):
-            np.testing.assert_array_equal(film, preprocess(read_image(folder / "images" / path), 16))
+        for image, path in zip(split.read_all(), split.frame["path"], strict=True):
+            np.testing.assert_array_equal(image, preprocess(read_image(folder / "images" / path), 16))
     assert sum(len(lengths) for lengths in store.shards.values()) > 3
     checked = []
     assert verify(store, checked.append) == sum(checked) == COUNT - 2
@@ -96,23 +96,23 @@ def test_processes_shards_and_interruptions_do_not_change_the_fingerprint(hospit
     for after in (1, 7, 22, 39):
         done = 0
 
-        def die(films, after=after):
+        def die(images, after=after):
             nonlocal done
-            done += films
+            done += images
             if done >= after:
                 raise Killed
 
         with pytest.raises(Killed):
             made(folder, frame, "three", progress=die)
     decoded = []
-    real = journal.read_film
+    real = journal.decode_image
     try:
-        journal.read_film = lambda path: (decoded.append(path), real(path))[1]
+        journal.decode_image = lambda path: (decoded.append(path), real(path))[1]
         three = made(folder, frame, "three")
     finally:
-        journal.read_film = real
+        journal.decode_image = real
     assert three.fingerprint == one.fingerprint
-    assert len(decoded) <= 1  # all but the film under way were kept
+    assert len(decoded) <= 1  # all but the image under way were kept
     np.testing.assert_array_equal(three.split("train").read_all(), one.split("train").read_all())
 
 
@@ -125,11 +125,11 @@ def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, monkeypatch, 
     class Killed(BaseException):
         pass
 
-    def make_until(films):
+    def make_until(images):
         def die(done):
-            nonlocal films
-            films -= done
-            if films <= 0:
+            nonlocal images
+            images -= done
+            if images <= 0:
                 raise Killed
 
         with pytest.raises(Killed):
@@ -147,10 +147,10 @@ def test_a_torn_journal_is_believed_as_far_as_it_is_true(hospital, monkeypatch, 
         content[300] ^= 1
         raw.write_bytes(content)
     else:
-        notes.write_bytes(notes.read_bytes() + b'{"row": 39, "reason": "of another film"}\n[1]\n')
+        notes.write_bytes(notes.read_bytes() + b'{"row": 39, "reason": "of another image"}\n[1]\n')
     make_until(6)
-    decoded, real = [], journal.read_film
-    monkeypatch.setattr(journal, "read_film", lambda path: (decoded.append(path), real(path))[1])
+    decoded, real = [], journal.decode_image
+    monkeypatch.setattr(journal, "decode_image", lambda path: (decoded.append(path), real(path))[1])
     store = made(folder, frame, "other")
     assert len(decoded) == COUNT - 6
     assert store.fingerprint == whole.fingerprint
@@ -171,13 +171,13 @@ def test_killed_processes_at_random_and_resumed(hospital):
     )
     (folder / "program.py").write_text(program)
     command = [sys.executable, str(folder / "program.py"), str(folder)]
-    for films in (1, 9):
+    for images in (1, 9):
         run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         seen = 0
         assert run.stdout is not None
         for line in run.stdout:
             seen += int(line)
-            if seen >= films:
+            if seen >= images:
                 break
         run.send_signal(signal.SIGKILL)
         run.wait()
@@ -192,7 +192,7 @@ def test_killed_processes_at_random_and_resumed(hospital):
 def test_an_unfinished_store_of_another_kind_is_not_continued(hospital, monkeypatch):
     folder, frame = hospital
 
-    def die(films):
+    def die(images):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,7 +217,7 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital, monkeypa
 
 @pytest.mark.parametrize(("processes", "limit"), [(1, 1000), (1, 3000), (2, 3000)])
 def test_a_full_disk_is_said_and_what_is_done_is_kept(hospital, processes, limit):
-    """RLIMIT_FSIZE stands for the disk: a write beyond it fails, of a film or of a whole shard, in this process and in those
+    """RLIMIT_FSIZE stands for the disk: a write beyond it fails, of an image or of a whole shard, in this process and in those
     it starts.
     """
     folder, frame = hospital
@@ -257,7 +257,7 @@ def test_a_finished_store_that_was_not_yet_named_is_not_given_to_another_manifes
 
 
 @pytest.mark.parametrize("step", ["finish", "publish"])
-def test_a_kill_after_the_last_film_costs_no_film(hospital, monkeypatch, step):
+def test_a_kill_after_the_last_image_costs_no_image(hospital, monkeypatch, step):
     """Between the first shard's new name and the store's: what was named stays, and no file is read again."""
     folder, frame = hospital
     whole = made(folder, frame)
@@ -269,7 +269,7 @@ def test_a_kill_after_the_last_film_costs_no_film(hospital, monkeypatch, step):
         patched.setattr(build, step, killed)
         with pytest.raises(KeyboardInterrupt):
             made(folder, frame, "other")
-    monkeypatch.setattr(journal, "read_film", killed)
+    monkeypatch.setattr(journal, "decode_image", killed)
     store = made(folder, frame, "other")
     assert store.fingerprint == whole.fingerprint
     assert verify(store) == COUNT - 2
@@ -293,13 +293,13 @@ def test_a_run_that_goes_on_strictly_does_not_pass_over_what_was_given_up(hospit
 def test_two_at_once_are_refused(hospital):
     folder, frame = hospital
     with (
-        journal.alone(folder / "lock", "x"),
+        journal.exclusive_lock(folder / "lock", "x"),
         pytest.raises(InputError, match="busy"),
-        journal.alone(folder / "lock", "busy"),
+        journal.exclusive_lock(folder / "lock", "busy"),
     ):
         pass
 
-    def again(films):
+    def again(images):
         with pytest.raises(InputError, match="another process is making"):
             made(folder, frame)
 
@@ -307,7 +307,7 @@ def test_two_at_once_are_refused(hospital):
 
 
 def crashing(folder, monkeypatch, when):
-    """Worker processes end when a condition holds, of an `event` and its `args`, or of the films that each has `opened`."""
+    """Worker processes end when a condition holds, of an `event` and its `args`, or of the images that each has `opened`."""
     (folder / "sitecustomize.py").write_text(
         "import sys, os\nopened = []\n"
         "def hook(event, args):\n"
@@ -342,14 +342,14 @@ def test_a_file_that_ends_its_process_stops_a_strict_run(hospital, monkeypatch):
 def test_processes_that_cannot_even_start_are_not_started_for_ever(hospital, monkeypatch):
     folder, frame = hospital
     crashing(folder, monkeypatch, "event == 'import' and args[0] == 'jaxcxr.data.build'")
-    with pytest.raises(InputError, match="its processes end twice before any of them has done a film"):
+    with pytest.raises(InputError, match="its worker processes died twice before any had prepared an image"):
         made(folder, frame, processes=2)
     monkeypatch.delenv("PYTHONPATH")
     assert len(made(folder, frame, processes=2).manifest) == COUNT - 2
 
 
-def test_processes_that_end_again_and_again_go_on_as_long_as_they_do_films(hospital, monkeypatch):
-    """As where each takes more and more memory: no film is to blame, and each process does three."""
+def test_processes_that_end_again_and_again_go_on_as_long_as_they_do_images(hospital, monkeypatch):
+    """As where each takes more and more memory: no image is to blame, and each process does three."""
     folder, frame = hospital
     crashing(folder, monkeypatch, "len(opened) > 3")
     nine = frame.iloc[20:29].assign(split="train").reset_index(drop=True)
@@ -365,21 +365,21 @@ def test_a_changed_byte_is_found(hospital):
     assert place > 0
     content[place + 10] ^= 4
     shard.write_bytes(content)
-    with pytest.raises(InputError, match=r"film 'film\d+' of split 'train'|cannot be read"):
+    with pytest.raises(InputError, match=r"image 'image\d+' of split 'train'|cannot be read"):
         verify(open_store(store.path))
 
 
-def test_films_in_another_order_are_found(hospital):
-    """Whole records, so that only the checksum of the film can tell."""
+def test_images_in_another_order_are_found(hospital):
+    """Whole records, so that only the checksum of the image can tell."""
     folder, frame = hospital
     store = made(folder, frame)
     split, count = store.split("valid"), store.shards["valid"][0]
-    films = split.read(np.arange(count))
+    images = split.read(np.arange(count))
     writer = ShardWriter(store.path / shard_name("valid", 0))
     for row in reversed(range(count)):
-        writer.write(encode(films[row].tobytes(), split.frame["image_id"].iat[row]))
+        writer.write(encode(images[row].tobytes(), split.frame["image_id"].iat[row]))
     writer.close()
-    with pytest.raises(InputError, match="film 'film2' of split 'valid' is not what was written"):
+    with pytest.raises(InputError, match="image 'image2' of split 'valid' is not what was written"):
         verify(open_store(store.path))
 
 
@@ -393,27 +393,27 @@ def test_a_changed_manifest_is_found(hospital):
         verify(open_store(store.path))
 
 
-def test_checksums_of_other_films_are_found(hospital):
-    """The fingerprint has the checksums in their order, not the films that they are said to be of."""
+def test_checksums_of_other_images_are_found(hospital):
+    """The fingerprint has the checksums in their order, not the images that they are said to be of."""
     folder, frame = hospital
     store = made(folder, frame)
     records = pd.read_parquet(store.path / "records.parquet")
     records.assign(image_id=records["image_id"].to_numpy()[::-1]).to_parquet(store.path / "records.parquet")
     with pytest.raises(
-        InputError, match=r"records\.parquet and manifest\.parquet do not name the same films"
+        InputError, match=r"records\.parquet and manifest\.parquet do not name the same images"
     ):
         verify(store)
 
 
-def test_flagged_films_are_named_or_refused(hospital, monkeypatch):
+def test_flagged_images_are_named_or_refused(hospital, monkeypatch):
     folder, frame = hospital
-    real = journal.read_film
+    real = journal.decode_image
 
     def odd(path):
-        film = real(path)
-        return type(film)(film.pixels, ("secondary capture",)) if path.name == "5.png" else film
+        image = real(path)
+        return type(image)(image.pixels, ("secondary capture",)) if path.name == "5.png" else image
 
-    monkeypatch.setattr(journal, "read_film", odd)
+    monkeypatch.setattr(journal, "decode_image", odd)
     store = made(folder, frame)
     assert read_listing(store.path / "flagged.csv").to_numpy().tolist() == [["5.png", "secondary capture"]]
     other = made(folder, frame, "other", refuse_flagged=True)
@@ -424,9 +424,9 @@ def test_sixteen_bits_are_stored(hospital):
     folder, frame = hospital
     how = Preprocessing(normalisation="percentile", dtype="uint16")
     store = made(folder, frame, how=how)
-    films = store.split("train").read_all()
-    assert films.dtype == np.uint16
-    assert films.max() > 60000
+    images = store.split("train").read_all()
+    assert images.dtype == np.uint16
+    assert images.max() > 60000
     assert store.dtype == "uint16"
     assert verify(store) == COUNT - 2
 
@@ -476,12 +476,12 @@ def _alive(pid):
 def test_make_shard_may_be_called_again(hospital):
     folder, frame = hospital
 
-    def die(films):
+    def die(images):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         made(folder, frame, progress=die)
-    work = journal.Work(
+    task = journal.ShardTask(
         folder / ".store.partial",
         7,
         (0, 1),
@@ -492,17 +492,17 @@ def test_make_shard_may_be_called_again(hospital):
         Preprocessing(),
     )
 
-    def on_the_disk(films):
-        """What a kill would leave: a film counts once it is out of this process."""
-        counted.append(films)
-        assert work.file("raw").stat().st_size >= 16 * 16 * sum(counted)
-        assert work.file("journal").read_bytes().count(b"\n") == sum(counted)
+    def on_the_disk(images):
+        """What a kill would leave: an image counts once it is out of this process."""
+        counted.append(images)
+        assert task.file("raw").stat().st_size >= 16 * 16 * sum(counted)
+        assert task.file("journal").read_bytes().count(b"\n") == sum(counted)
 
     for _ in range(2):
         counted = []
-        shard = make_shard(work, on_the_disk)
+        shard = make_shard(task, on_the_disk)
         assert sum(counted) == 2
-        assert not work.file("json").exists()
-    settle(work, shard)
-    assert json.loads(work.file("json").read_text())["count"] == 2
-    assert make_shard(dataclasses.replace(work, number=8), counted.append, lambda: True) is None
+        assert not task.file("json").exists()
+    commit_shard(task, shard)
+    assert json.loads(task.file("json").read_text())["count"] == 2
+    assert make_shard(dataclasses.replace(task, number=8), counted.append, lambda: True) is None

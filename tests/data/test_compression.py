@@ -29,7 +29,7 @@ from tests.data.test_images import dicom
 BITS = (8, 10, 12, 16)
 
 
-def film(bits: int) -> np.ndarray:
+def image(bits: int) -> np.ndarray:
     """Grey values over the whole range of their bits, with noise."""
     across = np.add.outer(np.arange(40.0), np.arange(35.0) * 2) / 107 + np.random.default_rng(bits).normal(
         0, 0.02, (40, 35)
@@ -78,45 +78,45 @@ def written(path, pixels: np.ndarray, bits: int, syntax: UID, content: bytes):
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless])
-def test_lossless_compression_gives_back_the_same_film(tmp_path, syntax, bits):
-    dataset = pydicom.dcmread(dicom(tmp_path / "film.dcm", film(bits), BitsStored=bits, HighBit=bits - 1))
+def test_lossless_compression_gives_back_the_same_image(tmp_path, syntax, bits):
+    dataset = pydicom.dcmread(dicom(tmp_path / "image.dcm", image(bits), BitsStored=bits, HighBit=bits - 1))
     dataset.compress(
         syntax, encoding_plugin="pydicom" if syntax == RLELossless else "", generate_instance_uid=False
     )
     dataset.save_as(tmp_path / "small.dcm")
-    np.testing.assert_array_equal(read_image(tmp_path / "small.dcm"), film(bits))
+    np.testing.assert_array_equal(read_image(tmp_path / "small.dcm"), image(bits))
 
 
 @pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
 def test_jpeg_of_8_bits_is_read(tmp_path, syntax):
     content = io.BytesIO()
-    Image.fromarray(film(8)).save(content, "JPEG", quality=95)
-    path = written(tmp_path / "film.dcm", film(8), 8, syntax, content.getvalue())
+    Image.fromarray(image(8)).save(content, "JPEG", quality=95)
+    path = written(tmp_path / "image.dcm", image(8), 8, syntax, content.getvalue())
     np.testing.assert_allclose(read_image(path), np.asarray(Image.open(content)), atol=1)
 
 
 @pytest.mark.parametrize(
     ("syntax", "bits"), [(JPEGLSNearLossless, 8), (JPEGLSNearLossless, 12), (JPEG2000, 8), (JPEG2000, 12)]
 )
-def test_lossy_compression_gives_back_nearly_the_same_film(tmp_path, syntax, bits):
-    dataset = pydicom.dcmread(dicom(tmp_path / "film.dcm", film(bits), BitsStored=bits, HighBit=bits - 1))
+def test_lossy_compression_gives_back_nearly_the_same_image(tmp_path, syntax, bits):
+    dataset = pydicom.dcmread(dicom(tmp_path / "image.dcm", image(bits), BitsStored=bits, HighBit=bits - 1))
     how = {"jls_error": 3} if syntax == JPEGLSNearLossless else {"j2k_psnr": [60]}
     dataset.compress(syntax, generate_instance_uid=False, **how)
     dataset.save_as(tmp_path / "small.dcm")
     np.testing.assert_allclose(
-        read_image(tmp_path / "small.dcm").astype(int), film(bits), atol=3 if bits == 8 else 24
+        read_image(tmp_path / "small.dcm").astype(int), image(bits), atol=3 if bits == 8 else 24
     )
 
 
 def test_white_that_an_error_of_the_compression_lifts_above_the_range_stays_white(tmp_path):
     """Coded as of 16 bits, 1023 of 10 bits becomes 1024 or 1025; without its high bit that would be black."""
-    values = film(10)
+    values = image(10)
     described = {"rows": 40, "columns": 35, "samples_per_pixel": 1, "bits_stored": 16, "bits_allocated": 16}
     content = jpeg_ls.encode_pixel_data(
         values.tobytes(), lossy_error=2, photometric_interpretation="MONOCHROME2", **described
     )
     assert jpeg_ls.decode(np.frombuffer(content, np.uint8)).max() > 1023
-    path = written(tmp_path / "film.dcm", values, 10, JPEGLSNearLossless, bytes(content))
+    path = written(tmp_path / "image.dcm", values, 10, JPEGLSNearLossless, bytes(content))
     found = read_image(path)
     np.testing.assert_allclose(found.astype(int), values, atol=2)
     assert found.max() == 1023
@@ -136,11 +136,11 @@ def near_lossless(values: np.ndarray, error: int) -> bytes:
 def test_signed_values_that_an_error_of_the_compression_lifts_out_of_the_range_do_not_wrap(tmp_path, bits):
     """Coded as of 16 bits, the brightest value would become the darkest, and the reverse."""
     half = 2 ** (bits - 1)
-    signed = (film(bits).astype(np.int16) - half).astype(np.int16)
+    signed = (image(bits).astype(np.int16) - half).astype(np.int16)
     wavelets = encode_array(signed, bits_stored=16, compression_ratios=[4], photometric_interpretation=2)
     for syntax, content in ((JPEG2000, bytes(wavelets)), (JPEGLSNearLossless, near_lossless(signed, 3))):
         described = {"BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 1}
-        path = dicom(tmp_path / "film.dcm", signed, PixelData=content, syntax=syntax, **described)
+        path = dicom(tmp_path / "image.dcm", signed, PixelData=content, syntax=syntax, **described)
         found = read_image(path).astype(int)
         np.testing.assert_allclose(found, signed, atol=2**bits // 16)
         assert -half <= found.min() <= found.max() < half
@@ -152,10 +152,10 @@ def test_signed_values_that_an_error_of_the_compression_lifts_out_of_the_range_d
 
 
 def test_signed_values_that_lost_their_sign_before_a_lossy_compression_get_it_back(tmp_path):
-    signed = film(10).astype(np.int16) - 512
+    signed = image(10).astype(np.int16) - 512
     content = near_lossless(signed & 1023, 1)
     path = dicom(
-        tmp_path / "film.dcm", signed, PixelData=content, syntax=JPEGLSNearLossless, BitsStored=10, HighBit=9,
+        tmp_path / "image.dcm", signed, PixelData=content, syntax=JPEGLSNearLossless, BitsStored=10, HighBit=9,
         PixelRepresentation=1,
     )  # fmt: skip
     away_from_the_ends = np.abs(signed + 0.5) < 510  # there the code itself runs from 511 to -512
@@ -166,11 +166,11 @@ def test_signed_values_that_lost_their_sign_before_a_lossy_compression_get_it_ba
 
 def test_run_lengths_hold_bits_and_the_other_compressions_numbers(tmp_path):
     """A header may say that values lie in the upper bits; true of memory, and of RLE, which copies it."""
-    values = film(12)
+    values = image(12)
     described = {"BitsStored": 12, "HighBit": 15}
     run_lengths = dicom(tmp_path / "rle.dcm", values << 4, syntax=RLELossless, **described)
     np.testing.assert_array_equal(read_image(run_lengths), values)
-    dataset = pydicom.dcmread(dicom(tmp_path / "film.dcm", values, BitsStored=12, HighBit=11))
+    dataset = pydicom.dcmread(dicom(tmp_path / "image.dcm", values, BitsStored=12, HighBit=11))
     for syntax in (JPEGLSLossless, JPEG2000Lossless):
         dataset.compress(syntax, generate_instance_uid=False)
         dataset.HighBit = 15
@@ -215,7 +215,7 @@ def test_white_of_a_12_bit_jpeg_of_fewer_bits_stays_white(tmp_path):
     pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
     blocks = np.linspace(0, 1023, 20).reshape(4, 5).astype(np.uint16)
     values = np.kron(blocks, np.ones((8, 8), np.uint16))
-    path = written(tmp_path / "film.dcm", values, 10, JPEGExtended12Bit, jpeg_of_even_blocks(blocks, 255))
+    path = written(tmp_path / "image.dcm", values, 10, JPEGExtended12Bit, jpeg_of_even_blocks(blocks, 255))
     found = read_image(path)
     np.testing.assert_allclose(found.astype(int), values, atol=16)
     assert found.max() == 1023
@@ -229,18 +229,18 @@ def test_white_of_a_12_bit_jpeg_of_fewer_bits_stays_white(tmp_path):
 def test_lossless_jpeg_is_read_with_the_extra(tmp_path, syntax, predictor, bits):
     pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
     path = written(
-        tmp_path / "film.dcm", film(bits), bits, syntax, jpeg_lossless(film(bits), bits, predictor)
+        tmp_path / "image.dcm", image(bits), bits, syntax, jpeg_lossless(image(bits), bits, predictor)
     )
-    np.testing.assert_array_equal(read_image(path), film(bits))
+    np.testing.assert_array_equal(read_image(path), image(bits))
 
 
 def test_jpeg_of_12_bits_is_read_with_the_extra(tmp_path):
-    """A film of pydicom's own; mean and extremes are what libjpeg-turbo 3 decodes."""
+    """An image of pydicom's own; mean and extremes are what libjpeg-turbo 3 decodes."""
     pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
     dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm", download=False))
     dataset.Modality = "DX"
-    dataset.save_as(tmp_path / "film.dcm")
-    pixels = read_image(tmp_path / "film.dcm")
+    dataset.save_as(tmp_path / "image.dcm")
+    pixels = read_image(tmp_path / "image.dcm")
     assert pixels.shape == (1024, 256)
     assert (pixels.min(), pixels.max()) == (0, 264)
     assert pixels.mean() == pytest.approx(14.37, abs=0.02)
@@ -255,8 +255,8 @@ def test_a_compression_that_needs_the_extra_says_so(tmp_path, syntax, bits, monk
     monkeypatch.setattr(
         decoder, "_available", {name: how for name, how in decoder._available.items() if name == "pillow"}
     )
-    path = written(tmp_path / "film.dcm", film(bits), bits, syntax, b"never decoded")
+    path = written(tmp_path / "image.dcm", image(bits), bits, syntax, b"never decoded")
     with pytest.raises(
-        InputError, match=r"film\.dcm: DICOM of \d+ bits compressed as 'JPEG .*jaxcxr\[lossless\]' adds it$"
+        InputError, match=r"image\.dcm: DICOM of \d+ bits compressed as 'JPEG .*jaxcxr\[lossless\]' adds it$"
     ):
         read_image(path)

@@ -19,7 +19,7 @@ from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
 
 
-def film(seed: int, side: int = 64) -> np.ndarray:
+def image(seed: int, side: int = 64) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).resize(
         (side, side), Image.Resampling.BICUBIC
@@ -31,22 +31,24 @@ def bits(a: str, b: str) -> int:
     return (int(a, 16) ^ int(b, 16)).bit_count()
 
 
-def test_a_hash_outlives_noise_and_another_size_but_not_another_film():
-    one = perceptual_hash(film(0, 256))
-    noisy = np.clip(film(0, 256) + np.random.default_rng(1).normal(0, 3, (256, 256)), 0, 255).astype(np.uint8)
+def test_a_hash_outlives_noise_and_another_size_but_not_another_image():
+    one = perceptual_hash(image(0, 256))
+    noisy = np.clip(image(0, 256) + np.random.default_rng(1).normal(0, 3, (256, 256)), 0, 255).astype(
+        np.uint8
+    )
     assert len(one) == 64
     assert bits(one, perceptual_hash(noisy)) < 30
-    assert bits(one, perceptual_hash(film(1, 256))) > 60
-    assert bits(one, perceptual_hash(film(0, 256).astype(np.uint16) * 256 + 255 - film(1, 256))) == 0
+    assert bits(one, perceptual_hash(image(1, 256))) > 60
+    assert bits(one, perceptual_hash(image(0, 256).astype(np.uint16) * 256 + 255 - image(1, 256))) == 0
 
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_a_hash_says_which_low_cosines_are_above_their_median(side):
     low = dctn(
-        film(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float), norm="ortho"
+        image(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float), norm="ortho"
     )[:17, :17]
     low = low.ravel()[1:257]
-    assert perceptual_hash(film(0, side)) == np.packbits(low > np.median(low)).tobytes().hex()
+    assert perceptual_hash(image(0, side)) == np.packbits(low > np.median(low)).tobytes().hex()
 
 
 def test_close_pairs_are_all_found():
@@ -67,12 +69,12 @@ def test_close_pairs_are_all_found():
 
 @pytest.fixture
 def store(tmp_path):
-    films = [film(seed, 80) for seed in range(12)]
-    films[9] = np.clip(
-        films[2].astype(int) + np.random.default_rng(0).integers(-3, 4, (80, 80)), 0, 255
+    images = [image(seed, 80) for seed in range(12)]
+    images[9] = np.clip(
+        images[2].astype(int) + np.random.default_rng(0).integers(-3, 4, (80, 80)), 0, 255
     ).astype(np.uint8)
-    films[5] = films[4]
-    for index, pixels in enumerate(films):
+    images[5] = images[4]
+    for index, pixels in enumerate(images):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     frame = pd.DataFrame(
         {
@@ -88,13 +90,13 @@ def store(tmp_path):
     return build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"], duplicates=True)
 
 
-def test_one_person_under_two_ids_is_found_and_one_with_two_films_is_not(store):
+def test_one_person_under_two_ids_is_found_and_one_with_two_images_is_not(store):
     pairs = near_duplicates(store)
     assert pairs[
         ["image_id_a", "image_id_b", "patient_id_a", "patient_id_b", "split_a", "split_b"]
     ].to_numpy().tolist() == [["f2", "f9", "p2", "p9", "train", "test"]]
     assert len(across_splits(pairs)) == 1
-    assert len(near_duplicates(store, most=256)) == 1  # whatever the hashes say, the films have to be alike
+    assert len(near_duplicates(store, most=256)) == 1  # whatever the hashes say, the images have to be alike
     same_side = dataclasses.replace(
         store, manifest=store.manifest.assign(patient_id=store.manifest["image_id"])
     )
@@ -113,12 +115,12 @@ def test_the_pairs_are_listed_in_the_store_from_the_start(store):
 
 
 def box(store, split, place):
-    film = store.split(split).read(np.array([place]))[0]
-    return film.reshape(64, 1, 64, 1).mean(axis=(1, 3)).ravel()
+    image = store.split(split).read(np.array([place]))[0]
+    return image.reshape(64, 1, 64, 1).mean(axis=(1, 3)).ravel()
 
 
-def test_black_films_resemble_nothing_and_each_film_is_read_once(tmp_path, monkeypatch):
-    """Fifty black films and twenty copies of one: without a limit, 1,225 and 190 pairs would each be read again."""
+def test_black_images_resemble_nothing_and_each_image_is_read_once(tmp_path, monkeypatch):
+    """Fifty black images and twenty copies of one: without a limit, 1,225 and 190 pairs would each be read again."""
     frame = pd.DataFrame(
         {
             "image_id": [f"f{i}" for i in range(70)],
@@ -131,7 +133,7 @@ def test_black_films_resemble_nothing_and_each_film_is_read_once(tmp_path, monke
         }
     )
     for i in range(70):
-        Image.fromarray(film(0, 80) if i >= 50 else np.zeros((80, 80), np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray(image(0, 80) if i >= 50 else np.zeros((80, 80), np.uint8)).save(tmp_path / f"{i}.png")
     store = build_store(tmp_path / "store", frame, tmp_path, size=64, findings=["a"])
     read = []
     real = Split.read

@@ -22,7 +22,7 @@ from pydicom.uid import (
 from jaxcxr.data import dicom as dicom_module
 from jaxcxr.data import images
 from jaxcxr.data.dicom import age_years, plausible_age, years_between
-from jaxcxr.data.images import Preprocessing, preprocess, read_film, read_image
+from jaxcxr.data.images import Preprocessing, decode_image, preprocess, read_image
 from jaxcxr.data.sources.dicom import header
 from jaxcxr.errors import InputError
 
@@ -65,7 +65,7 @@ def dicom(path, pixels=RAMP, **changes):
 def test_grey_is_read_from_every_mode(tmp_path, mode, suffix):
     if suffix == ".jpg" and mode in ("RGBA", "LA", "P"):
         pytest.skip("JPEG has no such mode")
-    path = tmp_path / f"film{suffix}"
+    path = tmp_path / f"image{suffix}"
     picture = Image.fromarray(RAMP)
     picture = picture.convert(mode) if mode != "P" else picture.quantize(256)
     picture.save(path)
@@ -76,8 +76,8 @@ def test_grey_is_read_from_every_mode(tmp_path, mode, suffix):
 
 def test_a_16_bit_png_of_10_bits_fills_the_range(tmp_path):
     values = np.linspace(100, 1023, 64 * 64).reshape(64, 64).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "film.png")
-    pixels = read_image(tmp_path / "film.png")
+    Image.fromarray(values).save(tmp_path / "image.png")
+    pixels = read_image(tmp_path / "image.png")
     np.testing.assert_array_equal(pixels, values)
     prepared = preprocess(pixels, 64)
     assert np.histogram(prepared, bins=4, range=(0, 256))[0].min() > 0.2 * 64 * 64
@@ -86,12 +86,12 @@ def test_a_16_bit_png_of_10_bits_fills_the_range(tmp_path):
 def test_a_rotated_photograph_is_put_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
-    Image.fromarray(RAMP).save(tmp_path / "film.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "film.png"), RAMP[::-1, ::-1])
+    Image.fromarray(RAMP).save(tmp_path / "image.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png"), RAMP[::-1, ::-1])
 
 
 def test_a_damaged_picture_says_why_and_quotes_nothing_of_it(tmp_path):
-    path = tmp_path / "film.png"
+    path = tmp_path / "image.png"
     Image.fromarray(RAMP).save(path, exif=b"Exif\0\0DOE^JANE19501231")
     with pytest.raises(InputError) as refusal:
         read_image(path)
@@ -100,14 +100,14 @@ def test_a_damaged_picture_says_why_and_quotes_nothing_of_it(tmp_path):
 
 
 def test_dicom_pixels_are_read(tmp_path):
-    np.testing.assert_array_equal(read_image(dicom(tmp_path / "film.dcm")), RAMP)
+    np.testing.assert_array_equal(read_image(dicom(tmp_path / "image.dcm")), RAMP)
     np.testing.assert_array_equal(read_image(dicom(tmp_path / "no_suffix")), RAMP)
     np.testing.assert_array_equal(read_image(dicom(tmp_path / "rle.dcm", syntax=RLELossless)), RAMP)
     np.testing.assert_array_equal(read_image(dicom(tmp_path / "bare.dcm", Modality=None)), RAMP)
 
 
 def test_monochrome1_is_turned_so_that_bone_is_bright(tmp_path):
-    turned = read_image(dicom(tmp_path / "film.dcm", PhotometricInterpretation="MONOCHROME1"))
+    turned = read_image(dicom(tmp_path / "image.dcm", PhotometricInterpretation="MONOCHROME1"))
     np.testing.assert_array_equal(turned, RAMP.max() - RAMP)
 
 
@@ -135,12 +135,12 @@ def test_the_window_and_the_rescaling_of_a_dicom_count(tmp_path):
 def test_the_shape_of_the_presentation_decides_and_is_not_applied_twice(tmp_path):
     both = dicom(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE")
     np.testing.assert_array_equal(read_image(both), RAMP.max() - RAMP)
-    odd = read_film(dicom(tmp_path / "b.dcm", PresentationLUTShape="INVERSE"))
+    odd = decode_image(dicom(tmp_path / "b.dcm", PresentationLUTShape="INVERSE"))
     np.testing.assert_array_equal(odd.pixels, RAMP.max() - RAMP)
     assert odd.flags == (
         "photometric interpretation and presentation shape disagree; the shape was followed",
     )
-    other = read_film(
+    other = decode_image(
         dicom(tmp_path / "c.dcm", PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY")
     )
     np.testing.assert_array_equal(other.pixels, RAMP)
@@ -167,16 +167,16 @@ def test_bits_beyond_those_stored_are_cut_off(tmp_path):
 def test_padding_is_dark_and_does_not_stretch_the_range(tmp_path, interpretation, padding):
     values = np.add.outer(np.arange(20), np.arange(20)).astype(np.uint16) + 1000
     values[:, :5] = padding
-    film = read_image(
+    image = read_image(
         dicom(
-            tmp_path / "film.dcm",
+            tmp_path / "image.dcm",
             values,
             PhotometricInterpretation=interpretation,
             PixelPaddingValue=int(values[0, 0]),
         )
     )
-    assert (film[:, :5] == film.min()).all()
-    assert np.ptp(film) == np.ptp(values[:, 5:].astype(int))
+    assert (image[:, :5] == image.min()).all()
+    assert np.ptp(image) == np.ptp(values[:, 5:].astype(int))
     up_to = dicom(tmp_path / "range.dcm", values, PixelPaddingValue=1020, PixelPaddingRangeLimit=1030)
     inside = (values >= 1020) & (values <= 1030)
     np.testing.assert_array_equal(read_image(up_to), np.where(inside, values[~inside].min(), values))
@@ -186,24 +186,24 @@ def test_a_voi_table_goes_before_the_window(tmp_path):
     table = Dataset()
     table.LUTDescriptor = [256, 0, 16]
     table.add_new("LUTData", "OW", (np.arange(256)[::-1] * 10).astype("<u2").tobytes())
-    film = read_image(dicom(tmp_path / "film.dcm", VOILUTSequence=[table], WindowCenter=50, WindowWidth=2))
-    np.testing.assert_array_equal(film, (255 - RAMP.astype(int)) * 10)
+    image = read_image(dicom(tmp_path / "image.dcm", VOILUTSequence=[table], WindowCenter=50, WindowWidth=2))
+    np.testing.assert_array_equal(image, (255 - RAMP.astype(int)) * 10)
 
 
 def test_a_window_below_1_counts_only_where_its_function_is_exact(tmp_path):
     narrow = {"WindowCenter": 40, "WindowWidth": 0.5}
-    linear = read_film(dicom(tmp_path / "a.dcm", **narrow))
-    assert linear.flags == ("impossible window passed over",)
-    exact = read_film(dicom(tmp_path / "b.dcm", VOILUTFunction="LINEAR_EXACT", **narrow))
+    linear = decode_image(dicom(tmp_path / "a.dcm", **narrow))
+    assert linear.flags == ("invalid window ignored",)
+    exact = decode_image(dicom(tmp_path / "b.dcm", VOILUTFunction="LINEAR_EXACT", **narrow))
     assert exact.flags == ()
     assert set(np.unique(exact.pixels > exact.pixels.min())) == {False, True}
 
 
 @pytest.mark.parametrize(("center", "width"), [(1000, 0), (-5000, 10), (1000, -3)])
 def test_a_window_that_shows_nothing_is_passed_over(tmp_path, center, width):
-    film = read_film(dicom(tmp_path / "film.dcm", WindowCenter=center, WindowWidth=width))
-    np.testing.assert_array_equal(film.pixels, RAMP)
-    assert "passed over" in film.flags[0]
+    image = decode_image(dicom(tmp_path / "image.dcm", WindowCenter=center, WindowWidth=width))
+    np.testing.assert_array_equal(image.pixels, RAMP)
+    assert "ignored" in image.flags[0]
 
 
 def test_the_first_of_several_windows_counts(tmp_path):
@@ -224,19 +224,19 @@ def test_the_first_of_several_windows_counts(tmp_path):
         (["A", "F"], RAMP),
     ],
 )
-def test_a_film_stored_turned_is_put_upright(tmp_path, orientation, stored):
-    film = read_film(
-        dicom(tmp_path / "film.dcm", np.ascontiguousarray(stored), PatientOrientation=orientation)
+def test_an_image_stored_turned_is_put_upright(tmp_path, orientation, stored):
+    image = decode_image(
+        dicom(tmp_path / "image.dcm", np.ascontiguousarray(stored), PatientOrientation=orientation)
     )
-    np.testing.assert_array_equal(film.pixels, RAMP)
-    assert bool(film.flags) == (orientation[0] != "A" and orientation != ["L", "F"])
+    np.testing.assert_array_equal(image.pixels, RAMP)
+    assert bool(image.flags) == (orientation[0] != "A" and orientation != ["L", "F"])
 
 
 def test_burnt_in_annotation_and_secondary_captures_are_flagged(tmp_path):
-    film = read_film(dicom(tmp_path / "a.dcm", BurnedInAnnotation="YES", ConversionType="WSD"))
-    assert [flag.split(":")[0] for flag in film.flags] == ["burnt-in annotation", "secondary capture"]
-    assert read_film(dicom(tmp_path / "b.dcm", BurnedInAnnotation="NO")).flags == ()
-    assert read_film(dicom(tmp_path / "c.dcm", SOPClassUID=SecondaryCaptureImageStorage)).flags == (
+    image = decode_image(dicom(tmp_path / "a.dcm", BurnedInAnnotation="YES", ConversionType="WSD"))
+    assert [flag.split(":")[0] for flag in image.flags] == ["burnt-in annotation", "secondary capture"]
+    assert decode_image(dicom(tmp_path / "b.dcm", BurnedInAnnotation="NO")).flags == ()
+    assert decode_image(dicom(tmp_path / "c.dcm", SOPClassUID=SecondaryCaptureImageStorage)).flags == (
         "secondary capture",
     )
 
@@ -246,10 +246,10 @@ def test_nothing_of_the_patient_is_in_an_error_or_a_warning(tmp_path, recwarn):
     for changes in (
         {"Modality": secret}, {"Rows": 1000}, {"PixelData": b"12"}, {"NumberOfFrames": 3}, {"PhotometricInterpretation": secret},
     ):  # fmt: skip
-        path = dicom(tmp_path / "film.dcm", PatientName=secret, PatientBirthDate="not a date", **changes)
+        path = dicom(tmp_path / "image.dcm", PatientName=secret, PatientBirthDate="not a date", **changes)
         recwarn.clear()
         with pytest.raises(InputError) as refusal:
-            read_film(path)
+            decode_image(path)
         assert not recwarn.list
         assert secret not in str(refusal.value)
 
@@ -302,8 +302,8 @@ def test_a_colour_dicom_is_made_grey(tmp_path):
         ({"PixelData": b"\0" * 100}, "cannot be decoded"),
     ],
 )
-def test_a_dicom_that_holds_no_film_is_refused(tmp_path, changes, words):
-    path = dicom(tmp_path / "film.dcm", **changes)
+def test_a_dicom_that_holds_no_image_is_refused(tmp_path, changes, words):
+    path = dicom(tmp_path / "image.dcm", **changes)
     with pytest.raises(InputError, match=words) as refusal:
         read_image(path)
     assert str(path) in str(refusal.value)
@@ -323,8 +323,8 @@ def test_grey_values_are_kept_over_the_range_of_their_bits(bits):
 def test_percentiles_pass_over_a_bright_marker():
     image = np.random.default_rng(0).integers(1000, 2000, (64, 64)).astype(np.uint16)
     image[:2, :2] = 60000
-    film = preprocess(image, 64, Preprocessing(normalisation="percentile"))
-    assert 100 < film.mean() < 155
+    prepared = preprocess(image, 64, Preprocessing(normalisation="percentile"))
+    assert 100 < prepared.mean() < 155
     even = preprocess(
         np.arange(4096, dtype=np.uint16).reshape(64, 64), 64, Preprocessing(normalisation="percentile")
     )
@@ -342,10 +342,10 @@ def test_256_does_not_fit_in_8_bits():
 def test_padding_keeps_the_aspect(shape, bars):
     image = np.full(shape, 200, np.uint8)
     image[shape[0] // 4 : -shape[0] // 4, shape[1] // 4 : -shape[1] // 4] = 250
-    film = preprocess(image, 64, Preprocessing(fit="pad", normalisation="none"))
-    assert not film[bars].any()
-    assert film[32, 32] == 250
-    assert (film > 0).mean() == pytest.approx(0.5, abs=0.05)
+    prepared = preprocess(image, 64, Preprocessing(fit="pad", normalisation="none"))
+    assert not prepared[bars].any()
+    assert prepared[32, 32] == 250
+    assert (prepared > 0).mean() == pytest.approx(0.5, abs=0.05)
     assert preprocess(np.ones((1, 1000), np.uint8), 64, Preprocessing(fit="pad")).shape == (64, 64)
 
 
@@ -361,7 +361,7 @@ def test_the_short_way_for_bytes_gives_what_the_long_way_gives(image):
 
 
 @pytest.mark.filterwarnings("ignore:End of file reached:UserWarning")
-@pytest.mark.parametrize("name", ["film.png", "film.jpg", "film.tif", "film.dcm", "rle.dcm"])
+@pytest.mark.parametrize("name", ["image.png", "image.jpg", "image.tif", "image.dcm", "rle.dcm"])
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2, 0.5, 0.8, 0.95])
 def test_a_truncated_file_is_refused(tmp_path, name, fraction):
     path = tmp_path / name
@@ -378,7 +378,7 @@ def test_a_truncated_file_is_refused(tmp_path, name, fraction):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["film.png", "film.dcm", "film", "film.csv"])
+@pytest.mark.parametrize("name", ["image.png", "image.dcm", "image", "image.csv"])
 def test_a_file_that_is_no_image_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="cannot be opened"):
         read_image(tmp_path / name)
@@ -391,7 +391,7 @@ def test_a_folder_and_several_frames_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be opened"):
         read_image(tmp_path)
     frames = [Image.fromarray(RAMP), Image.fromarray(RAMP.T.copy().reshape(RAMP.shape))]
-    for name in ("film.tif", "film.png"):
+    for name in ("image.tif", "image.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         with pytest.raises(InputError, match="2 frames"):
             read_image(tmp_path / name)
@@ -400,28 +400,28 @@ def test_a_folder_and_several_frames_are_refused(tmp_path):
 def test_dimensions_that_no_radiograph_has_are_refused(tmp_path, monkeypatch):
     for module in (images, dicom_module):
         monkeypatch.setattr(module, "MAX_PIXELS", 1000)
-    Image.fromarray(RAMP).save(tmp_path / "film.png")
-    for path in (tmp_path / "film.png", dicom(tmp_path / "film.dcm")):
+    Image.fromarray(RAMP).save(tmp_path / "image.png")
+    for path in (tmp_path / "image.png", dicom(tmp_path / "image.dcm")):
         with pytest.raises(InputError, match="an image of 30 x 40 pixels, expected at most 1000"):
-            read_film(path)
+            decode_image(path)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     values = RAMP.astype(np.float32)
     values[3, 3] = np.nan
-    Image.fromarray(values).save(tmp_path / "film.tif")
+    Image.fromarray(values).save(tmp_path / "image.tif")
     with pytest.raises(InputError, match="not finite"):
-        read_image(tmp_path / "film.tif")
+        read_image(tmp_path / "image.tif")
 
 
 @pytest.fixture(scope="module")
 def whole_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    film = np.add.outer(np.arange(64) * 3, np.arange(64)).astype(np.uint8)
+    image = np.add.outer(np.arange(64) * 3, np.arange(64)).astype(np.uint8)
     for suffix in ("png", "jpg", "tif"):
-        Image.fromarray(film).save(folder / f"film.{suffix}")
+        Image.fromarray(image).save(folder / f"image.{suffix}")
     dicom(
-        folder / "plain.dcm", film, WindowCenter=100, WindowWidth=50, PixelPaddingValue=3, PatientOrientation=["R", "F"],
+        folder / "plain.dcm", image, WindowCenter=100, WindowWidth=50, PixelPaddingValue=3, PatientOrientation=["R", "F"],
         PatientName="DOE^JANE", PatientID="7", PatientAge="058Y", PatientBirthDate="19500101", StudyDescription="of JANE DOE",
     )  # fmt: skip
     for name in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
@@ -434,7 +434,7 @@ def whole_files(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=FUZZ, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_gives_a_film_or_one_clear_sentence(tmp_path, whole_files, data):
+def test_a_damaged_file_gives_an_image_or_one_clear_sentence(tmp_path, whole_files, data):
     name = data.draw(st.sampled_from(sorted(path.name for path in whole_files.iterdir())))
     content = bytearray((whole_files / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -444,7 +444,7 @@ def test_a_damaged_file_gives_a_film_or_one_clear_sentence(tmp_path, whole_files
     path.write_bytes(content)
     said = ""
     try:
-        preprocess(read_film(path).pixels, 16)
+        preprocess(decode_image(path).pixels, 16)
     except InputError as error:
         said = str(error)
     assert not said or (said.startswith(str(path)) and "\n" not in said)
@@ -486,7 +486,7 @@ def test_a_constant_image_is_black():
         assert not preprocess(np.full((10, 20), 77, dtype=np.uint16), 16).any()
 
 
-def test_a_smaller_film_averages_what_it_leaves_out():
+def test_a_smaller_image_averages_what_it_leaves_out():
     stripes = np.zeros((128, 128), dtype=np.uint8)
     stripes[:, 0:64:4] = 200  # one column of four is bright, then three of four
     stripes[:, 64:] = 200

@@ -69,7 +69,7 @@ def test_comorbidities_are_whole_numbers():
         ({"image_id": ["1", "2", "3", "2"]}, ["rows 2 and 4", "'image_id'", "'2'"]),
         (
             {"path": ["1.png", "2.png", "1.png", "4.png"]},
-            ["rows 1 and 3", "'path'", "'1.png'", "one row a film"],
+            ["rows 1 and 3", "'path'", "'1.png'", "one row per image"],
         ),
         ({"patient_id": ["p1", "p1", "", "p3"]}, ["row 3", "'patient_id'"]),
         ({"patient_id": ["p1", "p1", "p1", "p3"]}, ["'p1'", "'train'", "'valid'"]),
@@ -79,33 +79,33 @@ def test_comorbidities_are_whole_numbers():
 )
 def test_a_bad_cell_is_refused_with_its_place(changes, words):
     with pytest.raises(InputError) as refusal:
-        check_manifest(table(**changes), FINDINGS, "films.csv")
-    for word in ["films.csv", *words]:
+        check_manifest(table(**changes), FINDINGS, "images.csv")
+    for word in ["images.csv", *words]:
         assert word in str(refusal.value)
 
 
 @pytest.mark.parametrize("column", ["image_id", "patient_id", "path", "split", "age", "sex", "congestion"])
 def test_a_missing_column_is_named(column):
     with pytest.raises(InputError, match=f"'{column}' is missing"):
-        check_manifest(table().drop(columns=column), FINDINGS, "films.csv")
+        check_manifest(table().drop(columns=column), FINDINGS, "images.csv")
 
 
 def test_a_missing_column_is_likened_to_those_there_but_no_patient_is_shown():
     with pytest.raises(
         InputError, match=r"'patient_id' is missing among the 2 of the table; did you mean 'Patient ID'\?"
     ):
-        check_manifest(pd.DataFrame(columns=["image_id", "Patient ID"]), FINDINGS, "films.csv")
+        check_manifest(pd.DataFrame(columns=["image_id", "Patient ID"]), FINDINGS, "images.csv")
     headless = pd.DataFrame(columns=["DOE^JANE", "1950-01-02", "F", "1.png"])
     with pytest.raises(InputError, match="is its first row the header") as refusal:
-        check_manifest(headless, FINDINGS, "films.csv")
+        check_manifest(headless, FINDINGS, "images.csv")
     assert not {"DOE", "1950"} & set(str(refusal.value).replace("^", " ").replace("-", " ").split())
     with pytest.raises(InputError, match="separated by commas"):
-        check_manifest(pd.DataFrame(columns=["image_id;patient_id;path"]), FINDINGS, "films.csv")
+        check_manifest(pd.DataFrame(columns=["image_id;patient_id;path"]), FINDINGS, "images.csv")
 
 
 def test_a_comma_at_the_end_of_each_row_moves_no_column(tmp_path):
-    (tmp_path / "films.csv").write_text("path,patient,sex\n1.png,007,F,\n2.png,2,M,\n")
-    assert read_table(tmp_path / "films.csv").to_dict("list") == {
+    (tmp_path / "images.csv").write_text("path,patient,sex\n1.png,007,F,\n2.png,2,M,\n")
+    assert read_table(tmp_path / "images.csv").to_dict("list") == {
         "path": ["1.png", "2.png"],
         "patient": ["007", "2"],
         "sex": ["F", "M"],
@@ -116,36 +116,36 @@ def test_a_comma_at_the_end_of_each_row_moves_no_column(tmp_path):
     "rows", ["1.png,7,F,x\n2.png,2,M,\n", "1.png,7,F\n2.png,2,M,x\n", "1.png,7,F,,\n2.png,2,M,,\n"]
 )
 def test_cells_beyond_the_header_are_refused(tmp_path, rows):
-    (tmp_path / "films.csv").write_text("path,patient,sex\n" + rows)
+    (tmp_path / "images.csv").write_text("path,patient,sex\n" + rows)
     with pytest.raises(InputError, match=r"more cells than the 3|Expected 3 fields in line 3, saw 4"):
-        read_table(tmp_path / "films.csv")
+        read_table(tmp_path / "images.csv")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
-    (tmp_path / "films.csv").write_text("path,edema, edema,,\n1.png,0,1,,\n")
+    (tmp_path / "images.csv").write_text("path,edema, edema,,\n1.png,0,1,,\n")
     with pytest.raises(InputError, match="columns 2 and 3 of the header have the same name"):
-        read_table(tmp_path / "films.csv")
+        read_table(tmp_path / "images.csv")
 
 
 def test_a_row_is_named_as_in_the_table_it_came_from():
     frame = table(age=["63", "64", "1", "old"])
     with pytest.raises(InputError, match="row 4,"):
-        check_manifest(frame.iloc[2:], FINDINGS, "films.csv")
+        check_manifest(frame.iloc[2:], FINDINGS, "images.csv")
 
 
 def test_an_empty_table_is_refused():
     with pytest.raises(InputError, match="no rows"):
-        check_manifest(table().iloc[:0], FINDINGS, "films.csv")
+        check_manifest(table().iloc[:0], FINDINGS, "images.csv")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("absent.csv", None, "no such table"),
-        ("films.xlsx", b"x", "expected a .parquet or .csv"),
-        ("films.csv", b"", "cannot be read"),
-        ("films.csv", b"a,b\n\xff\xfe,1\n", "cannot be read"),
-        ("films.parquet", b"not parquet", "cannot be read"),
+        ("images.xlsx", b"x", "expected a .parquet or .csv"),
+        ("images.csv", b"", "cannot be read"),
+        ("images.csv", b"a,b\n\xff\xfe,1\n", "cannot be read"),
+        ("images.parquet", b"not parquet", "cannot be read"),
     ],
 )
 def test_an_unreadable_table_is_refused(tmp_path, name, content, words):

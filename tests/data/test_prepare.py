@@ -31,7 +31,7 @@ graded:
 
 @pytest.fixture
 def hospital(tmp_path):
-    """A folder with 12 films, their table and its column map."""
+    """A folder with 12 images, their table and its column map."""
     rng = np.random.default_rng(0)
     rows = []
     for index in range(12):
@@ -40,7 +40,7 @@ def hospital(tmp_path):
         split = ("train", "valid", "test")[index % 3]
         rows.append((f"{index}.png", f"p{index}", split, 40 + index, "F", (index // 3) % 2))
     table = pd.DataFrame(rows, columns=["path", "patient", "split", "age", "sex", "congestion"])
-    table.to_csv(tmp_path / "films.csv", index=False)
+    table.to_csv(tmp_path / "images.csv", index=False)
     (tmp_path / "source.yaml").write_text(SOURCE)
     return tmp_path
 
@@ -50,7 +50,7 @@ def prepare(monkeypatch, folder, *flags):
         "--source",
         folder / "source.yaml",
         "--table",
-        folder / "films.csv",
+        folder / "images.csv",
         "--images",
         folder,
         "--out",
@@ -63,12 +63,12 @@ def prepare(monkeypatch, folder, *flags):
 
 
 def change(folder, row, column, value):
-    table = pd.read_csv(folder / "films.csv", dtype=str)
+    table = pd.read_csv(folder / "images.csv", dtype=str)
     table.loc[row, column] = value
-    table.to_csv(folder / "films.csv", index=False)
+    table.to_csv(folder / "images.csv", index=False)
 
 
-def test_a_table_and_its_films_become_a_store(hospital, monkeypatch, capsys):
+def test_a_table_and_its_images_become_a_store(hospital, monkeypatch, capsys):
     store = prepare(monkeypatch, hospital)
     assert store.findings == ("congestion",)
     split = store.split("valid")
@@ -107,7 +107,7 @@ def test_strict_stops_at_the_first_bad_file(hospital, monkeypatch):
     assert (hospital / ".store.partial").is_dir()  # what was done before is kept
 
 
-def test_all_films_missing_is_refused_with_a_reason(hospital, monkeypatch):
+def test_all_images_missing_is_refused_with_a_reason(hospital, monkeypatch):
     for index in range(12):
         (hospital / f"{index}.png").unlink()
     with pytest.raises(InputError, match=r"none of the 12 images could be used; the first: .*0\.png"):
@@ -119,7 +119,7 @@ def test_all_films_missing_is_refused_with_a_reason(hospital, monkeypatch):
     ("row", "column", "value", "words"),
     [
         (3, "congestion", "2", "row 4, column 'congestion'"),
-        (3, "path", "2.png", "'2.png' stands twice"),
+        (3, "path", "2.png", "'2.png' occurs twice"),
         (3, "patient", "p2", "patient 'p2'"),
         (3, "split", "", "row 4, column 'split'"),
         ([0, 3, 6, 9], "congestion", "0", "split 'train' has no positive"),
@@ -129,7 +129,7 @@ def test_a_bad_table_is_refused_before_any_work(hospital, monkeypatch, row, colu
     change(hospital, row, column, value)
     with pytest.raises(InputError, match=words) as refusal:
         prepare(monkeypatch, hospital)
-    assert "films.csv" in str(refusal.value)
+    assert "images.csv" in str(refusal.value)
     assert not (hospital / "store").exists()
 
 
@@ -160,15 +160,15 @@ def test_an_interrupted_preparation_goes_on_with_the_splits_that_it_drew(hospita
             raise KeyboardInterrupt
         return real(path)
 
-    real = journal.read_film
-    monkeypatch.setattr(journal, "read_film", killed)
+    real = journal.decode_image
+    monkeypatch.setattr(journal, "decode_image", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare_drawn(monkeypatch, hospital)
     key = json.loads((hospital / ".store.partial" / "plan.json").read_text())["split"]["key"]
     store = prepare_drawn(monkeypatch, hospital)
     assert (
         done == 6 + 12 - 5
-    )  # the films that were done are not done again, so that the plan was found to be the same
+    )  # the images that were done are not done again, so that the plan was found to be the same
     assert store.description()["split"] == {
         "method": "keyed hash",
         "key": key,
@@ -236,7 +236,7 @@ def test_real_radiographs_of_every_kind(tmp_path):
         [table[table["path"].str.startswith(("dicom", "png16"))], table.sample(150, random_state=0)]
     ).drop_duplicates("path")
     table.to_csv(tmp_path / "metadata.csv", index=False)
-    # 155 films: four keys of ten leave a split without some finding, which is refused.
+    # 155 images: four keys of ten leave a split without some finding, which is refused.
     example = (REPOSITORY / "configs" / "prepare_example.yaml").read_text()
     (tmp_path / "source.yaml").write_text(example.replace("  # key: '...' ", f"  key: '{1:032x}' "))
     flags = [
@@ -266,11 +266,11 @@ def test_real_radiographs_of_every_kind(tmp_path):
     assert "dicom/udacity_test5.dcm" in set(listing["path"])
     assert len(store.manifest) + len(listing) == len(table) - 1
     assert "dicom/highdicom_dx_image.dcm" not in {*store.manifest["path"], *listing["path"]}
-    films = {
+    images = {
         name: image for split in map(store.split, ("train", "valid", "test")) for name, image in named(split)
     }
-    turned = films["dicom/gdcm-CR-MONO1-10-chest.dcm"].astype(int).ravel()
-    assert np.corrcoef(turned, films["png16/gdcm_cr_chest_10in16.png"].astype(int).ravel())[0, 1] > 0.99
+    turned = images["dicom/gdcm-CR-MONO1-10-chest.dcm"].astype(int).ravel()
+    assert np.corrcoef(turned, images["png16/gdcm_cr_chest_10in16.png"].astype(int).ravel())[0, 1] > 0.99
     again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert again.returncode == 2
     assert (
@@ -281,8 +281,8 @@ def test_real_radiographs_of_every_kind(tmp_path):
 SECRETS = ("DOE", "JANE", "SECRETSTREET", "19501231", "FREETEXT")
 
 
-def write_film(path, **tags):
-    """A DICOM film whose header says all there is to know about its patient; `tags` change it, None removes one."""
+def write_image(path, **tags):
+    """A DICOM image whose header says all there is to know about its patient; `tags` change it, None removes one."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -307,13 +307,13 @@ def write_film(path, **tags):
 
 
 def dicom_hospital(folder):
-    """Twelve good films and one of each kind of bad ones, and a table with columns that nobody declared."""
-    images = folder / "films"
+    """Twelve good images and one of each kind of bad ones, and a table with columns that nobody declared."""
+    images = folder / "images"
     images.mkdir()
     for index in range(12):
         flagged = {"BurnedInAnnotation": "YES", "ConversionType": "WSD"} if index == 5 else {}
         window = {"WindowCenter": "-9000", "WindowWidth": "2"} if index == 6 else {}
-        write_film(
+        write_image(
             images / f"{index}.dcm", PatientID=f"p{index}", SOPInstanceUID=f"1.{index}", **flagged, **window
         )
     bad = {
@@ -323,7 +323,7 @@ def dicom_hospital(folder):
         "age": {"PatientAge": "DOE"}, "view": {"ViewPosition": "JANE"}, "rowless": {},
     }  # fmt: skip
     for place, (name, tags) in enumerate(bad.items()):
-        write_film(
+        write_image(
             images / f"{name}.dcm", **{"PatientID": f"q{place}", "SOPInstanceUID": f"2.{place}", **tags}
         )
     whole = (images / "0.dcm").read_bytes()

@@ -186,7 +186,7 @@ def test_chexpert_official_splits(tmp_path):
 
 
 def mimic_folder(folder, suffix=""):
-    films = pd.DataFrame(
+    images = pd.DataFrame(
         {
             "dicom_id": [f"d{i}" for i in range(6)],
             "subject_id": ["10000001", "10000001", "10000002", "10000003", "10000004", "10000005"],
@@ -195,7 +195,7 @@ def mimic_folder(folder, suffix=""):
             "StudyDate": ["21800506"] * 6,
         }
     )
-    splits = films[["dicom_id", "study_id", "subject_id"]].assign(
+    splits = images[["dicom_id", "study_id", "subject_id"]].assign(
         split=["train", "train", "validate", "test", "test", "test"]
     )
     studies = pd.DataFrame(
@@ -209,7 +209,7 @@ def mimic_folder(folder, suffix=""):
             "anchor_year": ["2178", "2180"],
         }
     )
-    for kind, table in (("metadata", films), ("split", splits), ("chexpert", studies)):
+    for kind, table in (("metadata", images), ("split", splits), ("chexpert", studies)):
         text = table.to_csv(index=False)
         path = folder / f"mimic-cxr-2.0.0-{kind}.csv{suffix}"
         path.write_bytes(gzip.compress(text.encode())) if suffix else path.write_text(text)
@@ -230,11 +230,11 @@ def test_mimic_joins_its_tables(tmp_path, suffix):
     assert cohort.excluded == {"view lateral": 2, "view unknown": 1}
 
 
-def test_mimic_without_a_split_of_a_film_is_refused(tmp_path):
+def test_mimic_without_a_split_of_an_image_is_refused(tmp_path):
     mimic_folder(tmp_path)
     path = tmp_path / "mimic-cxr-2.0.0-split.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
-    with pytest.raises(InputError, match=r"row 6: film 'd5' has no split"):
+    with pytest.raises(InputError, match=r"row 6: image 'd5' has no split"):
         mimic.read(tmp_path, tmp_path, mimic.MimicOptions())
 
 
@@ -337,8 +337,8 @@ def test_padchest_labels_of_another_form_are_refused(tmp_path, labels):
 def vindr_folder(folder):
     votes = {"a": (1, 1, 0), "b": (0, 1, 0), "c": (1, 1, 1), "d": (0, 0, 0)}
     rows = [
-        (film, f"R{i}", vote, 1 - vote)
-        for film, given_votes in votes.items()
+        (image, f"R{i}", vote, 1 - vote)
+        for image, given_votes in votes.items()
         for i, vote in enumerate(given_votes)
     ]
     (folder / "annotations").mkdir()
@@ -359,7 +359,7 @@ def test_vindr_readers_vote(tmp_path, agreement, expected):
     assert cohort.findings == ("pleural_effusion", "other_diseases")
     assert cohort.manifest["pleural_effusion"].tolist() == [*expected, 1]
     assert cohort.manifest["split"].tolist() == ["train"] * 4 + ["test"]
-    assert cohort.manifest["path"].tolist() == [*(f"train/{film}.dicom" for film in "abcd"), "test/e.dicom"]
+    assert cohort.manifest["path"].tolist() == [*(f"train/{image}.dicom" for image in "abcd"), "test/e.dicom"]
 
 
 def test_vindr_ages_come_from_the_files(tmp_path):
@@ -386,7 +386,7 @@ def test_vindr_of_the_challenge_has_one_row_a_box(tmp_path):
     )
     frame = vindr.read(tmp_path, tmp_path, vindr.VindrOptions(split="drawn")).manifest.set_index(by_id)
     assert frame["cardiomegaly"].to_dict() == {"a": 1, "b": 0}
-    with pytest.raises(InputError, match="no test films"):
+    with pytest.raises(InputError, match="no test images"):
         vindr.read(tmp_path, tmp_path, vindr.VindrOptions())
 
 
@@ -566,7 +566,7 @@ def test_a_key_that_stands_twice_or_joins_nothing_is_refused(tmp_path):
     config = load(folder_of_dicom.DicomSource, REPOSITORY / "configs/prepare_dicom.yaml")
     table = pd.read_csv(tmp_path / "labels.csv", dtype=str, keep_default_na=False)
     pd.concat([table, table[:1]]).to_csv(tmp_path / "twice.csv", index=False)
-    with pytest.raises(InputError, match=r"row 6, column 'sop_instance_uid': the key '1.1' stands twice"):
+    with pytest.raises(InputError, match=r"row 6, column 'sop_instance_uid': the key '1.1' occurs twice"):
         folder_of_dicom.read(images, tmp_path / "twice.csv", config)
     table.assign(sop_instance_uid=[f"8.{i}" for i in range(5)]).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(InputError, match="no row belongs"):
@@ -626,11 +626,11 @@ def table_folder(folder):
         for place in range(6)
     ]
     columns = ["path", "patient", "age", "sex", "view", "split", "finding", "scanner"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "films.csv", index=False)
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "images.csv", index=False)
 
 
 def table_cohort(path):
-    manifest = to_manifest(read_table(path), TABLE_MAP, "films.csv")
+    manifest = to_manifest(read_table(path), TABLE_MAP, "images.csv")
     return Cohort(manifest, TABLE_MAP.findings, TABLE_MAP.provenance)
 
 
@@ -641,7 +641,7 @@ WRITERS = {
     "padchest": (padchest_folder, lambda f: padchest.read(f, f, Options(labels="paper"))),
     "vindr": (vindr_folder, lambda f: vindr.read(f, f, vindr.VindrOptions(read_tags=False))),
     "uka": (uka_folder, lambda f: uka.read(f, f, uka.UkaOptions())),
-    "csv": (table_folder, lambda f: table_cohort(f / "films.csv")),
+    "csv": (table_folder, lambda f: table_cohort(f / "images.csv")),
 }
 
 

@@ -32,7 +32,7 @@ ids = st.lists(
 )
 
 
-def films(patients: list[str]) -> pd.DataFrame:
+def images(patients: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"patient_id": patients, "image_id": [f"f{i}" for i in range(len(patients))]})
 
 
@@ -47,12 +47,12 @@ def test_a_patient_more_or_less_and_another_order_change_nobody_elses_split(pati
     key = data.draw(st.binary(min_size=16, max_size=40)).hex()
     cuts = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
     draw = SplitDraw(cuts[0], cuts[1] - cuts[0], 1 - cuts[1], key=key)
-    everybody = side_of(split_by_patient(films(patients), draw))
+    everybody = side_of(split_by_patient(images(patients), draw))
     shuffled = data.draw(st.permutations(patients))
     some = shuffled[: data.draw(st.integers(1, len(patients)))]
-    fewer = side_of(split_by_patient(films([*some, *some]).assign(age=1.0, rare=1.0), draw))
+    fewer = side_of(split_by_patient(images([*some, *some]).assign(age=1.0, rare=1.0), draw))
     assert fewer == {patient: everybody[patient] for patient in some}
-    frame = films(shuffled).assign(split=[data.draw(st.sampled_from(["train", "test"])) for _ in shuffled])
+    frame = images(shuffled).assign(split=[data.draw(st.sampled_from(["train", "test"])) for _ in shuffled])
     valid = side_of(valid_from_train(frame, 0.4, draw))
     alone = [side_of(valid_from_train(frame.iloc[[row]], 0.4, draw)) for row in range(len(frame))]
     assert valid == {patient: side for one in alone for patient, side in one.items()}
@@ -69,13 +69,13 @@ def test_the_place_of_a_patient_is_the_hash_that_is_documented():
     for patient in map(str, range(300)):
         place = int.from_bytes(hmac.digest(key, patient.encode(), "sha256")[:8]) / 2**64
         expected = "train" if place < 0.5 else "valid" if place < 0.7 else "test"
-        assert split_by_patient(films([patient]), DRAW)["split"].tolist() == [expected]
+        assert split_by_patient(images([patient]), DRAW)["split"].tolist() == [expected]
 
 
 def test_shares_hold_in_expectation_and_for_the_rare_too():
     """Of n patients, a fraction f, give or take 4 standard deviations of a binomial; nobody where the fraction is 0."""
     count = 20_000
-    frame = split_by_patient(films([f"p{i}" for i in range(count)]), DRAW)
+    frame = split_by_patient(images([f"p{i}" for i in range(count)]), DRAW)
     for rows in (frame, frame[::100], frame[:2000]):
         shares = rows["split"].value_counts(normalize=True)
         for split, fraction in DRAW.fractions().items():
@@ -87,7 +87,7 @@ def test_shares_hold_in_expectation_and_for_the_rare_too():
 
 def test_the_two_draws_of_one_key_are_independent():
     """Whoever lies low in one draw must not lie low in the other: of a drawn training half, a half becomes valid."""
-    frame = split_by_patient(films([f"p{i}" for i in range(8000)]), SplitDraw(0.5, 0.0, 0.5, key=KEY))
+    frame = split_by_patient(images([f"p{i}" for i in range(8000)]), SplitDraw(0.5, 0.0, 0.5, key=KEY))
     valid = (valid_from_train(frame, 0.5, DRAW)["split"] == "valid").sum()
     assert abs(valid - 2000) < 4 * np.sqrt(8000 * 0.25 * 0.75)
     assert (valid_from_train(frame, 0.0, DRAW)["split"] != "valid").all()
@@ -128,23 +128,23 @@ def test_an_impossible_draw_is_refused_and_no_key_repeated(changes: dict[str, An
 
 def test_a_draw_without_its_key_is_a_programming_error():
     with pytest.raises(ValueError, match="without its key"):
-        split_by_patient(films(["a"]), SplitDraw(0.5, 0.2, 0.3))
+        split_by_patient(images(["a"]), SplitDraw(0.5, 0.2, 0.3))
 
 
-# ---- Every source, through its own `read`, of tables with a film or two of each patient.
+# ---- Every source, through its own `read`, of tables with an image or two of each patient.
 
 Write = Callable[[Path, list[int]], None]
 
 
 def two_each(patients: list[int]) -> list[tuple[int, int]]:
-    """(patient, film) of one or two films; a patient's labels and films follow from the patient alone."""
-    return [(patient, film) for patient in patients for film in range(1 + patient % 2)]
+    """(patient, image) of one or two images; a patient's labels and images follow from the patient alone."""
+    return [(patient, image) for patient in patients for image in range(1 + patient % 2)]
 
 
 def write_table(folder: Path, patients: list[int]) -> None:
     rows = [(f"{p}_{f}.png", f"p{p}", 20 + p, "FM"[p % 2], int(p % 5 == 0)) for p, f in two_each(patients)]
     pd.DataFrame(rows, columns=["path", "patient", "age", "sex", "rare"]).to_csv(
-        folder / "films.csv", index=False
+        folder / "images.csv", index=False
     )
 
 
@@ -156,10 +156,10 @@ SOURCE = table.TableSource(
 def write_dicoms(folder: Path, patients: list[int]) -> None:
     (folder / "images").mkdir()
     rows = two_each(patients)
-    for patient, film in rows:
-        name = f"{patient}_{film}"
+    for patient, image in rows:
+        name = f"{patient}_{image}"
         write_dicom(
-            folder / "images" / f"{name}.dcm", PatientID=f"p{patient}", SOPInstanceUID=f"1.{patient}.{film}"
+            folder / "images" / f"{name}.dcm", PatientID=f"p{patient}", SOPInstanceUID=f"1.{patient}.{image}"
         )
     columns = {"uid": [f"1.{p}.{f}" for p, f in rows], "rare": [p % 5 == 0 for p, _ in rows]}
     pd.DataFrame(columns).astype({"rare": int}).to_csv(folder / "labels.csv", index=False)
@@ -261,7 +261,10 @@ def write_uka(folder: Path, patients: list[int]) -> None:
 
 
 SOURCES: dict[str, tuple[Write, Callable[[Path, SplitDraw], Cohort]]] = {
-    "csv": (write_table, lambda f, draw: table.read(f / "films.csv", dataclasses.replace(SOURCE, draw=draw))),
+    "csv": (
+        write_table,
+        lambda f, draw: table.read(f / "images.csv", dataclasses.replace(SOURCE, draw=draw)),
+    ),
     "dicom": (write_dicoms, read_dicoms),
     "nih, drawn": (write_nih, lambda f, draw: nih.read(f, f, Options(split="drawn", draw=draw))),
     "nih, valid from train": (
@@ -296,7 +299,7 @@ SOURCES: dict[str, tuple[Write, Callable[[Path, SplitDraw], Cohort]]] = {
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_a_source_says_of_a_patient_does_not_depend_on_the_others(tmp_path_factory, name, data):
-    """Not the split, and nothing else either: each remaining film's whole row is the same, in whatever order the rows come."""
+    """Not the split, and nothing else either: each remaining image's whole row is the same, in whatever order the rows come."""
     write, read = SOURCES[name]
     folder, smaller = tmp_path_factory.mktemp("all"), tmp_path_factory.mktemp("fewer")
     everybody = sorted(data.draw(st.sets(st.integers(0, 40), min_size=4, max_size=12)) | {0, 3})
@@ -344,7 +347,7 @@ def test_a_published_list_that_names_valid_patients_keeps_them(tmp_path):
 
 
 def test_one_patient_in_valid_does_not_decide_for_the_others(tmp_path):
-    """Nor does one whose only film is a lateral: a published split may be empty."""
+    """Nor does one whose only image is a lateral: a published split may be empty."""
     options = mimic.MimicOptions(valid_fraction=0.4, draw=DRAW)
     manifests = []
     for place, patients in enumerate(([0, 3, 6, 7, 10, 13, 2, 1], [0, 3, 6, 7, 10, 13, 2])):

@@ -21,7 +21,7 @@ def cohort(count: int = 40, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     rng = np.random.default_rng(seed)
     frame = pd.DataFrame(
         {
-            "image_id": [f"film-{i}" for i in range(count)],
+            "image_id": [f"image-{i}" for i in range(count)],
             "patient_id": [f"patient-{i}" for i in range(count)],
             "path": [f"{i}.png" for i in range(count)],
             "split": [("train", "train", "test", "valid")[i % 4] for i in range(count)],
@@ -60,7 +60,7 @@ def test_notes_that_a_table_carries_do_not_enter_a_store(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "valid", "test"])
-def test_a_split_gives_back_its_own_films_and_labels(written, name):
+def test_a_split_gives_back_its_own_images_and_labels(written, name):
     store, frame, images = written
     rows = (frame["split"] == name).to_numpy()
     split = open_store(store.path).split(name)
@@ -146,7 +146,7 @@ def test_draw_columns_stay_outside(tmp_path):
     assert "draw_angle" not in pd.read_parquet(store.path / "manifest.parquet").columns
 
 
-def test_a_split_without_films_is_empty(tmp_path):
+def test_a_split_without_images_is_empty(tmp_path):
     frame, images = cohort(4)
     store = write(tmp_path / "a", frame.assign(split="train"), images)
     assert len(store.split("valid")) == 0
@@ -156,8 +156,8 @@ def test_a_split_without_films_is_empty(tmp_path):
 
 def test_none_leaves_its_row_out(tmp_path):
     frame, images = cohort(8)
-    films = [None if row in (0, 5) else image for row, image in enumerate(images)]
-    store = write(tmp_path / "a", frame, films)
+    some = [None if row in (0, 5) else image for row, image in enumerate(images)]
+    store = write(tmp_path / "a", frame, some)
     keep = np.array([row not in (0, 5) for row in range(8)])
     assert store.manifest["image_id"].tolist() == frame.loc[keep, "image_id"].tolist()
     np.testing.assert_array_equal(
@@ -250,12 +250,12 @@ def test_nothing_is_written_for_a_bad_manifest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_is_flat_in_the_number_of_films(tmp_path):
+def test_memory_is_flat_in_the_number_of_images(tmp_path):
     frame, _ = cohort(200)
     alive: set[int] = set()
     most = 0
 
-    def films():
+    def images():
         nonlocal most
         for row in range(200):
             image = np.full((512, 512), row, dtype=np.uint8)
@@ -264,7 +264,7 @@ def test_memory_is_flat_in_the_number_of_films(tmp_path):
             most = max(most, len(alive))
             yield image
 
-    write(tmp_path / "a", frame, films(), size=512)
+    write(tmp_path / "a", frame, images(), size=512)
     assert most < 40
 
 
@@ -302,9 +302,9 @@ def test_writing_and_reading_say_nothing_and_need_no_tensorflow(tmp_path):
     script = (
         "import sys, numpy as np, pandas as pd\n"
         "from jaxcxr.data.store import open_store, write_store\n"
-        "films = np.zeros((4, 16, 16), np.uint8)\n"
+        "images = np.zeros((4, 16, 16), np.uint8)\n"
         "frame = pd.read_parquet('manifest.parquet')\n"
-        "write_store('a', frame, films, size=16, findings=('congestion',), preprocessing={})\n"
+        "write_store('a', frame, images, size=16, findings=('congestion',), preprocessing={})\n"
         "open_store('a').split('train').read_all()\n"
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'jax', 'flax')))\n"
     )

@@ -11,7 +11,7 @@ from jaxcxr.data.synthetic.cohort import (
     AGE_GROUPS,
     FINDING_CORRELATIONS,
     MAX_COMORBIDITIES,
-    MAX_FILMS,
+    MAX_IMAGES,
     PUBLIC_READER_BLUNDER,
 )
 
@@ -37,7 +37,7 @@ def public() -> pd.DataFrame:
 
 
 def clustered_error(values: pd.Series, patients: pd.Series) -> float:
-    """Standard error of a mean over films that come in patients."""
+    """Standard error of a mean over images that come in patients."""
     sums = (values - values.mean()).groupby(patients.to_numpy()).sum()
     return float(np.sqrt((sums**2).sum()) / len(values))
 
@@ -79,15 +79,15 @@ def test_equal_recipes_give_equal_cohorts_and_other_seeds_others():
     assert len(cohort(dataclasses.replace(config, seed=-5))) == 350
 
 
-def test_test_films_do_not_depend_on_how_many_train():
+def test_test_images_do_not_depend_on_how_many_train():
     small, large = (
         cohort(SyntheticConfig("private", n, 20, 30)).query("split == 'test'") for n in (100, 300)
     )
-    assert small["draw_film_seed"].tolist() == large["draw_film_seed"].tolist()
+    assert small["draw_image_seed"].tolist() == large["draw_image_seed"].tolist()
 
 
-def test_no_two_films_share_a_seed(private):
-    assert private["draw_film_seed"].is_unique
+def test_no_two_images_share_a_seed(private):
+    assert private["draw_image_seed"].is_unique
     assert private.groupby("patient_id")["draw_patient_seed"].nunique().eq(1).all()
     assert private["draw_patient_seed"].nunique() == private["patient_id"].nunique()
 
@@ -124,12 +124,12 @@ def test_comorbidities_rise_with_age_as_in_figure_s2(private):
     assert people["comorbidities"].std() == pytest.approx(1.3, abs=0.1)
 
 
-def test_films_a_patient_are_few_and_skewed(private):
-    films = private.groupby("patient_id").size()
-    assert films.min() == 1
-    assert films.max() == MAX_FILMS
-    assert films.median() in (2, 3)
-    assert films.mean() > films.median()
+def test_images_a_patient_are_few_and_skewed(private):
+    images = private.groupby("patient_id").size()
+    assert images.min() == 1
+    assert images.max() == MAX_IMAGES
+    assert images.median() in (2, 3)
+    assert images.mean() > images.median()
 
 
 def test_correlations_between_findings_can_exist():
@@ -148,13 +148,13 @@ def test_findings_go_together_within_a_patient_and_between_sides(private):
     later = second["draw_congestion"].to_numpy()[same] >= 2
     assert later[now].mean() > 3 * later.mean()
     assert later[now].mean() < 0.9
-    # Nine films on, only what belongs to the patient is left of the likeness.
-    series = private.assign(film=private.groupby("patient_id").cumcount()).query("film in (0, 9)")
-    pairs = series.pivot(index="patient_id", columns="film", values="draw_congestion").dropna() >= 2
+    # Nine images on, only what belongs to the patient is left of the likeness.
+    series = private.assign(image=private.groupby("patient_id").cumcount()).query("image in (0, 9)")
+    pairs = series.pivot(index="patient_id", columns="image", values="draw_congestion").dropna() >= 2
     assert pairs[9][pairs[0]].mean() > 1.5 * pairs[9].mean()
 
 
-def test_readers_mostly_agree_with_what_was_drawn_and_less_on_hard_films(private):
+def test_readers_mostly_agree_with_what_was_drawn_and_less_on_hard_images(private):
     names = list(UKA_FINDINGS)
     wrong = (private[names].to_numpy() == 1) != (private[[f"draw_{f}" for f in names]].to_numpy() >= 2)
     assert 0.01 < wrong.mean() < 0.08
@@ -167,7 +167,7 @@ def test_readers_mostly_agree_with_what_was_drawn_and_less_on_hard_films(private
     assert 0.9 < rates[4] < 1
 
 
-def test_old_and_ill_patients_have_harder_films(private):
+def test_old_and_ill_patients_have_harder_images(private):
     assert private["draw_difficulty"].corr(private["age"]) > 0.3
     assert private["draw_difficulty"].corr(private["comorbidities"]) > 0.15
     by_group = [

@@ -50,9 +50,9 @@ LISTED_CSV = """file,pid,finding
 
 def manifest(tmp_path, yaml, csv):
     (tmp_path / "source.yaml").write_text(yaml)
-    (tmp_path / "films.csv").write_text(csv)
+    (tmp_path / "images.csv").write_text(csv)
     source = load(TableSource, tmp_path / "source.yaml")
-    return to_manifest(read_table(tmp_path / "films.csv"), source, "films.csv")
+    return to_manifest(read_table(tmp_path / "images.csv"), source, "images.csv")
 
 
 def test_graded_findings_become_a_manifest(tmp_path):
@@ -126,7 +126,7 @@ def test_a_bad_cell_or_column_is_refused_with_its_place(tmp_path, old, new, word
             GRADED,
             GRADED_CSV.replace(old, new, 1) if old != "heart" else GRADED_CSV.replace("heart", "cor"),
         )
-    for word in ["films.csv", *words]:
+    for word in ["images.csv", *words]:
         assert word in str(refusal.value)
 
 
@@ -165,6 +165,8 @@ def test_an_empty_table_is_refused(tmp_path):
 
 def test_a_parquet_table_gives_the_same_manifest(tmp_path):
     frame = manifest(tmp_path, GRADED, GRADED_CSV)
-    pd.read_csv(tmp_path / "films.csv").to_parquet(tmp_path / "films.parquet")
+    pd.read_csv(tmp_path / "images.csv").to_parquet(tmp_path / "images.parquet")
     source = load(TableSource, tmp_path / "source.yaml")
-    pd.testing.assert_frame_equal(to_manifest(read_table(tmp_path / "films.parquet"), source, "films"), frame)
+    pd.testing.assert_frame_equal(
+        to_manifest(read_table(tmp_path / "images.parquet"), source, "images"), frame
+    )

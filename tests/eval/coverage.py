@@ -2,7 +2,7 @@
 
 python tests/eval/coverage.py          500 data sets
 
-Patients have one to five films whose probabilities share a patient's part, so that films of a patient are alike. The truth is
+Patients have one to five images whose probabilities share a patient's part, so that images of a patient are alike. The truth is
 that of a cohort of a hundred thousand patients.
 """
 
@@ -31,8 +31,8 @@ SHOWN = (*SHOWN, "calibration_in_the_large", "selection_rate")
 
 def cohort(patients: int, rng: np.random.Generator) -> pd.DataFrame:
     """Two groups of patients, the second harder to judge."""
-    films = rng.integers(1, 6, patients)
-    patient = np.repeat(np.arange(patients), films)
+    images = rng.integers(1, 6, patients)
+    patient = np.repeat(np.arange(patients), images)
     group = rng.random(patients)[patient] < 0.4
     ill = rng.normal(size=patients)[patient] + rng.normal(size=len(patient)) > 1.2
     signal = (

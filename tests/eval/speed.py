@@ -18,8 +18,8 @@ FILMS, PATIENTS = 39_809, 15_000
 PREVALENCES = (0.4675, 0.0822, 0.0822, 0.0653, 0.1217, 0.0894, 0.0984, 0.0795)
 
 
-def films() -> pd.DataFrame:
-    """As many test films and positives as the paper has."""
+def images() -> pd.DataFrame:
+    """As many test images and positives as the paper has."""
     rng = np.random.default_rng(0)
     patient = rng.integers(0, PATIENTS, FILMS)
     table = {"image_id": np.arange(FILMS).astype(str), "patient_id": patient.astype(str), "split": "test"}
@@ -34,7 +34,7 @@ def films() -> pd.DataFrame:
 
 def main() -> None:
     """Print seconds and the peak memory so far, in GB, of each way to redraw and then of a whole evaluation with its groups."""
-    table, findings = films(), [f"f{i}" for i in range(len(PREVALENCES))]
+    table, findings = images(), [f"f{i}" for i in range(len(PREVALENCES))]
     everyone = [np.ones(len(table), bool)]
     for resample in ("patient", "image"):
         for policy in ("youden_test_per_draw", "youden_test"):

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from jaxcxr.errors import InputError
 from jaxcxr.eval.bootstrap import (
+    all_multiplicities,
     average,
     bootstrap,
     clusters,
-    draw_all,
     holm,
     multiplicities,
     p_value,
@@ -107,7 +107,7 @@ def test_points_equal_the_plain_metrics_under_any_ties(data):
 
 
 def test_whole_number_products_do_not_overflow():
-    """150,000 films: positives x negatives exceeds 32 bits."""
+    """150,000 images: positives x negatives exceeds 32 bits."""
     rng = np.random.default_rng(0)
     y = (rng.random(150_000) < 0.5).astype(float)
     p = np.round(rng.random(150_000) * 0.6 + 0.3 * y, 3)
@@ -119,7 +119,7 @@ def test_whole_number_products_do_not_overflow():
     np.testing.assert_allclose(got.metrics[0, 0, :, 0], [expected[m] for m in METRICS], rtol=0, atol=1e-12)
 
 
-def test_clusters_are_patients_or_films():
+def test_clusters_are_patients_or_images():
     patients = pd.Series(["b", "a", "b", "c", "a", "b"])
     assert clusters(patients, "patient").tolist() == [0, 1, 0, 2, 1, 0]
     assert clusters(patients, "image").tolist() == [0, 1, 2, 3, 4, 5]
@@ -130,13 +130,13 @@ def test_multiplicities_are_those_of_a_redraw_with_replacement():
     assert (drawn.sum(axis=1) == 6).all()
     np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=0.06)
     np.testing.assert_allclose(drawn.astype(float).var(axis=0), 1 - 1 / 6, atol=0.08)
-    assert (draw_all(6, 3, 10)[:, 1:] == drawn[:10].T).all()
-    assert (draw_all(6, 3, 10)[:, 0] == 1).all()
+    assert (all_multiplicities(6, 3, 10)[:, 1:] == drawn[:10].T).all()
+    assert (all_multiplicities(6, 3, 10)[:, 0] == 1).all()
 
 
 def test_redraws_are_paired_and_nested():
     table, other = predictions(), predictions()
-    other["p_common"] = np.sqrt(other["p_common"])  # another model with the same order of films
+    other["p_common"] = np.sqrt(other["p_common"])  # another model with the same order of images
     rank_metrics = [METRICS.index(m) for m in ("auroc", "accuracy", "sensitivity", "average_precision")]
     first, again = (redraw(t, ["common"], seed=1).metrics[0, 0] for t in (table, other))
     np.testing.assert_array_equal(first[rank_metrics], again[rank_metrics])
@@ -154,7 +154,7 @@ def test_pairing_narrows_the_difference_of_two_models():
     assert (a - b).std() < 0.5 * np.hypot(a.std(), b.std())
 
 
-def test_copies_of_a_patients_films_add_no_certainty():
+def test_copies_of_a_patients_images_add_no_certainty():
     table = predictions(n=200, patients=1000, decimals=6)
     table["patient_id"] = [f"p{i}" for i in range(200)]
     ninefold = pd.concat([table] * 9, ignore_index=True)

@@ -119,7 +119,7 @@ def test_files_are_put_into_one_order_and_need_not_share_all(tmp_path):
     )
 
 
-def films_fewer(t):
+def images_fewer(t):
     return t[t["image_id"] != t.loc[t["split"] == "test", "image_id"].iloc[3]]
 
 
@@ -132,13 +132,13 @@ def other_label(t):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (films_fewer, "b/predictions.parquet: test film 'i.*' of .*a/predictions.parquet is missing; .* found 1 fewer"),
+        (images_fewer, "b/predictions.parquet: test image 'i.*' of .*a/predictions.parquet is missing; .* found 1 fewer"),
         (other_label, r"image_id 'i.*', column 'y_lung': expected [01]\.0 as in .*a/predictions.parquet, found [01]\.0"),
         (lambda t: t.rename(columns=lambda c: c.replace("heart", "x").replace("lung", "y")), r"expected a finding of .* \(heart, lung\), found x, y"),
         (lambda t: t.assign(patient_id=t["patient_id"] + "b"), "column 'patient_id': expected p"),
     ],
 )  # fmt: skip
-def test_models_of_other_films_are_refused(tmp_path, change, message):
+def test_models_of_other_images_are_refused(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         read_pair(*write(tmp_path, model(0), change(model(1))))
 

@@ -18,7 +18,7 @@ def classic(y, scores):
     return np.atleast_2d(np.cov(v10)) / v10.shape[1] + np.atleast_2d(np.cov(v01)) / v01.shape[1]
 
 
-def films(n=60, decimals=1, seed=0):
+def images(n=60, decimals=1, seed=0):
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < 0.4).astype(float)
     scores = np.round(0.3 * y + rng.random((2, n)) * 0.7 + 0.2 * rng.random(n), decimals)
@@ -27,15 +27,15 @@ def films(n=60, decimals=1, seed=0):
 
 
 def test_equals_the_formulas_under_ties_and_unknown_labels():
-    y, scores = films()
+    y, scores = images()
     known = ~np.isnan(y)
     got = delong(y, scores)
     np.testing.assert_allclose(got.auroc, [roc_auc_score(y[known], s[known]) for s in scores], atol=1e-12)
     np.testing.assert_allclose(got.covariance, classic(y[known], scores[:, known]), rtol=1e-10)
 
 
-def test_copies_of_a_patients_films_add_no_certainty():
-    y, scores = films(n=80)
+def test_copies_of_a_patients_images_add_no_certainty():
+    y, scores = images(n=80)
     once = delong(y, scores)
     ninefold = delong(np.tile(y, 9), np.tile(scores, 9), np.tile(np.arange(len(y)), 9))
     np.testing.assert_allclose(ninefold.auroc, once.auroc)
@@ -59,13 +59,13 @@ def test_agrees_with_the_bootstrap_of_patients():
 
 
 def test_the_same_model_twice_is_no_difference():
-    y, scores = films()
+    y, scores = images()
     assert delong(y, scores[[0, 0]]).p_value() == 1.0
     assert 0 < delong(y, scores).p_value() <= 1
 
 
 def test_one_class_and_one_positive_are_not_defined():
-    y, scores = films()
+    y, scores = images()
     one_class = delong(np.where(y == 1, np.nan, y), scores)
     assert np.isnan(one_class.auroc).all()
     assert np.isnan(one_class.p_value())

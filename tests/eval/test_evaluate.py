@@ -99,7 +99,7 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
     assert pd.isna(both["positives"])
 
 
-def test_auto_takes_validation_films_where_there_are_any():
+def test_auto_takes_validation_images_where_there_are_any():
     table, config = predictions(), EvaluationConfig(redraws=5, **PLAIN)
     assert set(evaluate(table, ["heart"], config)["threshold_policy"]) == {"youden_validation"}
     without = table[table["split"] != "valid"]
@@ -135,7 +135,7 @@ def test_delong_stands_beside_the_bootstrap():
 
 
 def test_a_sum_of_absolute_values_has_an_interval_around_it():
-    """Of a calibrated model every redraw is worse calibrated than its films: the plain percentiles would lie above."""
+    """Of a calibrated model every redraw is worse calibrated than its images: the plain percentiles would lie above."""
     table, rng = predictions(n=400), np.random.default_rng(1)
     table["p_heart"] = rng.random(400)
     table["y_heart"] = (rng.random(400) < table["p_heart"]).astype(float)
@@ -229,7 +229,7 @@ def spoil(column, value):
         (lambda t: t.rename(columns={"p_lung": "p_any", "y_lung": "y_any"}), "the name 'any' is kept"),
         (spoil("p_lung", "nan"), "row 5 .* column 'p_lung': expected a probability .* found nothing"),
         (spoil("p_lung", "inf"), "row 5 .* column 'p_lung': expected a probability"),
-        (lambda t: t[:0], "expected a row a film, found a file without rows"),
+        (lambda t: t[:0], "expected one row per image, found a file without rows"),
         (lambda t: t[t["split"] != "test"], "expected rows of split 'test', found none"),
     ],
 )

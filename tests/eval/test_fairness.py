@@ -21,7 +21,7 @@ def value(evaluation, group, finding, metric, column="value"):
 
 
 def by_hand():
-    """Twelve films, threshold 0.5.
+    """Twelve images, threshold 0.5.
 
     F: labels 1 1 0 0, called 1 0 0 0: accuracy 3/4, true positives 1/2, false positives 0, selected 1/4.
     M: labels 1 1 1 1 0 0 0 0, called 1 1 1 1 1 1 1 0: accuracy 5/8, true positives 1, false positives 3/4, selected 7/8.
@@ -59,7 +59,7 @@ def test_by_hand():
     assert value(got, "sex", "a", "auroc_gap") == pytest.approx(0.125)
 
 
-def films(seed=0, n=600):
+def images(seed=0, n=600):
     rng = np.random.default_rng(seed)
     patient = rng.integers(0, n // 2, n)
     table = {
@@ -83,7 +83,7 @@ def test_equals_fairlearn():
     fairness = pytest.importorskip("fairlearn.metrics")
     from sklearn.metrics import accuracy_score, roc_auc_score
 
-    table = films()
+    table = images()
     config = EvaluationConfig(redraws=10, groups=("sex", "age:20,40,60,90"), **SMALL)
     got = evaluate(table, ["heart", "lung"], config)
     for finding in ("heart", "lung"):
@@ -117,8 +117,8 @@ def test_equals_fairlearn():
                 assert value(got, attribute, finding, name) == pytest.approx(expected, abs=1e-12)
 
 
-def test_difference_to_the_rest_is_that_of_the_films_that_are_left():
-    table = films()
+def test_difference_to_the_rest_is_that_of_the_images_that_are_left():
+    table = images()
     config = EvaluationConfig(redraws=30, groups=("sex",), **SMALL)
     got = evaluate(table, ["heart", "lung"], config)
     masks = {"F": (table["sex"] == "F").to_numpy(), "others": (table["sex"] != "F").to_numpy()}
@@ -137,7 +137,7 @@ def test_difference_to_the_rest_is_that_of_the_films_that_are_left():
 
 
 def test_the_rest_has_a_known_value_of_the_attribute():
-    table = films()
+    table = images()
     table.loc[table["sex"] == "unknown", "sex"] = None
     got = evaluate(table, ["heart"], EvaluationConfig(redraws=5, groups=("sex",), **SMALL))
     women, men = (value(got, g, "heart", "accuracy") for g in ("sex_F", "sex_M"))
@@ -148,7 +148,7 @@ def test_the_rest_has_a_known_value_of_the_attribute():
 
 def test_differences_are_paired():
     """A group and the rest hold different patients, so their redraws vary almost apart; a group and itself do not vary."""
-    table = films(n=2000)
+    table = images(n=2000)
     config = EvaluationConfig(redraws=200, groups=("sex",), **SMALL)
     got = evaluate(table, ["lung"], config)
     apart = np.hypot(*(value(got, g, "lung", "accuracy", "std") for g in ("sex_F", "sex_M")))
@@ -163,7 +163,7 @@ def test_differences_are_paired():
 
 def test_intervals_of_the_largest_difference_hold_it():
     got = evaluate(
-        films(n=1500), ["heart", "lung"], EvaluationConfig(redraws=200, groups=("sex", "age:20,40,60,90"))
+        images(n=1500), ["heart", "lung"], EvaluationConfig(redraws=200, groups=("sex", "age:20,40,60,90"))
     )
     gaps = got[
         got["metric"].isin(["auroc_gap", "equalized_odds_difference", "demographic_parity_difference"])
@@ -173,7 +173,7 @@ def test_intervals_of_the_largest_difference_hold_it():
 
 
 def test_small_groups_are_named_and_not_judged():
-    table = films()
+    table = images()
     config = EvaluationConfig(redraws=5, groups=("sex",), min_group_images=40, min_group_positives=8)
     got = evaluate(table, ["heart", "lung"], config)
     small = got[(got["group"] == "sex_unknown") & (got["reference"].isin(["", "rest"]))]
@@ -196,7 +196,7 @@ def test_small_groups_are_named_and_not_judged():
 
 
 def test_a_group_of_one_class_and_an_empty_group_are_not_defined():
-    table = films()
+    table = images()
     table.loc[table["sex"] == "F", "y_heart"] = 1.0
     config = EvaluationConfig(redraws=5, groups=("sex", "age:20,90,120"), **SMALL)
     got = evaluate(table, ["heart", "lung"], config)
@@ -209,7 +209,7 @@ def test_a_group_of_one_class_and_an_empty_group_are_not_defined():
 
 
 def test_calibration_error_is_not_compared_between_groups():
-    names = set(evaluate(films(), ["heart"], EvaluationConfig(redraws=5))["metric"])
+    names = set(evaluate(images(), ["heart"], EvaluationConfig(redraws=5))["metric"])
     assert not any(name.startswith("ece_") for name in names)
     assert {
         f"{m}_vs_best" for m in METRICS if m not in ("ece", "selection_rate", "calibration_in_the_large")

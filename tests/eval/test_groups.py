@@ -8,7 +8,7 @@ from jaxcxr.eval.groups import make_groups
 
 def table(**columns):
     frame = pd.DataFrame({"image_id": [f"i{i}" for i in range(6)], **columns})
-    frame.attrs["source"] = "films.csv"
+    frame.attrs["source"] = "images.csv"
     return frame
 
 
@@ -61,7 +61,7 @@ def test_any_column_makes_groups_of_its_values():
 @pytest.mark.parametrize(
     ("columns", "specs", "message"),
     [
-        ({}, ["ward"], "films.csv: column 'ward' is missing"),
+        ({}, ["ward"], "images.csv: column 'ward' is missing"),
         ({"ward": [None] * 6}, ["ward"], "column 'ward': expected values to make groups of, found none"),
         ({"age": ["1", "2", "old", "4", "5", "6"]}, ["age:0,9"], r"row 3 \(image_id 'i2'\), column 'age': expected a number, .* found 'old'"),
         ({"age": AGE}, ["age:0"], "at least two rising bin edges .* found 'age:0'"),

@@ -28,7 +28,7 @@ SCORES = np.linspace(0, 1, 6)
 
 
 @st.composite
-def films(draw):
+def images(draw):
     """Labels with unknowns and probabilities full of ties, both classes present."""
     n = draw(st.integers(2, 40))
     y = [*draw(st.lists(st.sampled_from([0.0, 1.0, np.nan]), min_size=n, max_size=n)), 0.0, 1.0]
@@ -48,7 +48,7 @@ def brute_youden(y, p):
     return chosen
 
 
-@given(films())
+@given(images())
 def test_agrees_with_scikit_learn_under_ties_and_unknown_labels(case):
     y, p = case
     known = ~np.isnan(y)
@@ -67,7 +67,7 @@ def test_agrees_with_scikit_learn_under_ties_and_unknown_labels(case):
     assert got["underdiagnosis_rate"] == pytest.approx(1 - recall_score(y[known], called), abs=1e-12)
 
 
-@given(films())
+@given(images())
 def test_youden_threshold_is_the_highest_of_the_best(case):
     y, p = case
     threshold = youden_threshold(y, p)

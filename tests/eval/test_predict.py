@@ -1,4 +1,4 @@
-"""Predictions of held-out films from weights."""
+"""Predictions of held-out images from weights."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ from tests.training.tiny import tiny_model
 
 
 @pytest.mark.parametrize("views", ["one", "mirrored"])
-def test_a_row_a_held_out_film_with_its_own_labels_and_views(
+def test_a_row_a_held_out_image_with_its_own_labels_and_views(
     tiny_config: Experiment, tiny_store: Store, views: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcxr.eval.predict.PIECE", 3)  # the films are read in pieces, the last one smaller
+    monkeypatch.setattr("jaxcxr.eval.predict.PIECE", 3)  # the images are read in pieces, the last one smaller
     monkeypatch.setattr("jaxcxr.eval.predict.model_of", tiny_model)
     config = changed(tiny_config, "model", prediction_views=views)
     network = tiny_model(config)
@@ -47,6 +47,6 @@ def test_a_side_without_the_other_is_refused_before_training(
     config = changed(tiny_config, "model", prediction_views="mirrored")
     config = changed(config, "data", findings=("atelectasis_left",))
     with pytest.raises(
-        InputError, match=r"model\.prediction_views 'mirrored': cannot flip films: 'atelectasis_left'"
+        InputError, match=r"model\.prediction_views 'mirrored': cannot flip images: 'atelectasis_left'"
     ):
         make_plan(config, tiny_store)

@@ -36,8 +36,8 @@ def logits(activation: str = "mish") -> np.ndarray:
 
 
 def shapes(n_findings: int = 8, width: int = 64) -> dict[str, tuple[int, ...]]:
-    film = jax.ShapeDtypeStruct((64, 64), jnp.uint8)
-    tree = jax.eval_shape(ResNet9(n_findings, width=width).init, jax.random.key(0), film)
+    image = jax.ShapeDtypeStruct((64, 64), jnp.uint8)
+    tree = jax.eval_shape(ResNet9(n_findings, width=width).init, jax.random.key(0), image)
     assert set(tree) == {"params"}
     return {
         "/".join(str(part.key) for part in path): leaf.shape
@@ -79,8 +79,8 @@ def test_findings_change_only_the_head() -> None:
 @pytest.mark.parametrize("side", [32, 48, 512])
 def test_one_logit_a_finding_whatever_the_size(side: int) -> None:
     model = ResNet9(5, width=32)
-    film = jax.ShapeDtypeStruct((side, side), jnp.uint8)
-    out = jax.eval_shape(lambda film: model.init_with_output(jax.random.key(0), film)[0], film)
+    image = jax.ShapeDtypeStruct((side, side), jnp.uint8)
+    out = jax.eval_shape(lambda image: model.init_with_output(jax.random.key(0), image)[0], image)
     assert (out.shape, out.dtype) == ((5,), jnp.float32)
 
 
@@ -93,9 +93,9 @@ def test_maps_are_bfloat16_and_parameters_mean_and_logits_float32() -> None:
             seen.setdefault(context.module.name or "logits", set()).update({args[0].dtype, y.dtype})
         return y
 
-    def first_pass(film: Any) -> Any:
+    def first_pass(image: Any) -> Any:
         with nn.intercept_methods(note):
-            return ResNet9(3, width=32, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), film)
+            return ResNet9(3, width=32, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), image)
 
     out, tree = jax.eval_shape(first_pass, FILMS[0])
     assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.float32)}
@@ -106,7 +106,7 @@ def test_maps_are_bfloat16_and_parameters_mean_and_logits_float32() -> None:
     assert set().union(*seen.values()) == {jnp.dtype(jnp.bfloat16)}
 
 
-def plain_network(film: Any, activation: str) -> Any:
+def plain_network(image: Any, activation: str) -> Any:
     """The network of the paper spelt out on three real channels, with nothing of the project's but the parameters."""
     act = {"mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)), "relu": lambda x: jnp.maximum(x, 0)}[
         activation
@@ -122,7 +122,7 @@ def plain_network(film: Any, activation: str) -> Any:
         return nn.GroupNorm(32, epsilon=1e-5).apply({"params": leaves}, x)
 
     p = params()["params"]
-    x = jnp.repeat(film[None, ..., None] / 255, 3, axis=-1)
+    x = jnp.repeat(image[None, ..., None] / 255, 3, axis=-1)
     x = act(norm(conv(x, p["conv1"], 2, 3), p["norm1"]))
     x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # type: ignore[arg-type]
     for stage, stride in enumerate((1, 2, 2, 2), start=1):
@@ -157,18 +157,18 @@ def test_activations_differ_and_do_not_mix() -> None:
     assert " exp " in programs["mish"]
 
 
-def test_one_film_at_a_time_equals_vmap() -> None:
+def test_one_image_at_a_time_equals_vmap() -> None:
     one = jax.jit(ResNet9(3, width=32).apply)
-    alone = np.stack([np.asarray(one(params(), film)) for film in FILMS])
+    alone = np.stack([np.asarray(one(params(), image)) for image in FILMS])
     np.testing.assert_allclose(alone, logits(), rtol=1e-4, atol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
-def test_grey_values_are_scaled_to_one_and_the_film_stands_for_three_channels(dtype: Any) -> None:
-    def first_layer(film: Any) -> Any:
+def test_grey_values_are_scaled_to_one_and_the_image_stands_for_three_channels(dtype: Any) -> None:
+    def first_layer(image: Any) -> Any:
         _, state = ResNet9(3, width=32).apply(
-            params(), film, capture_intermediates=lambda module, _: module.name == "conv1"
+            params(), image, capture_intermediates=lambda module, _: module.name == "conv1"
         )
         return state["intermediates"]["conv1"]["__call__"][0]
 

@@ -33,13 +33,13 @@ def params() -> Any:
     return MODEL.init(jax.random.key(1), jnp.asarray(FILM))
 
 
-def logit(params: Any, film: np.ndarray, finding: int, model: ResNet9 = MODEL) -> float:
-    return float(model.apply(params, jnp.asarray(film))[finding])  # type: ignore[index]
+def logit(params: Any, image: np.ndarray, finding: int, model: ResNet9 = MODEL) -> float:
+    return float(model.apply(params, jnp.asarray(image))[finding])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("finding", [0, 1])
-def test_shares_add_up_to_the_rise_over_a_black_film(params: Any, finding: int) -> None:
-    """GroupNorm makes a faint film look like a bright one, so most of the rise lies next to black: many steps are needed."""
+def test_shares_add_up_to_the_rise_over_a_black_image(params: Any, finding: int) -> None:
+    """GroupNorm makes a faint image look like a bright one, so most of the rise lies next to black: many steps are needed."""
     shares = integrated_gradients(MODEL, params, FILM, finding, steps=512)
     rise = logit(params, FILM, finding) - logit(params, np.zeros_like(FILM), finding)
     assert shares.shape == FILM.shape
@@ -47,9 +47,9 @@ def test_shares_add_up_to_the_rise_over_a_black_film(params: Any, finding: int) 
 
 
 def test_black_pixels_have_no_share(params: Any) -> None:
-    film = FILM.copy()
-    film[:10] = 0
-    shares = integrated_gradients(MODEL, params, film, 0, steps=8)
+    image = FILM.copy()
+    image[:10] = 0
+    shares = integrated_gradients(MODEL, params, image, 0, steps=8)
     assert np.all(shares[:10] == 0)
     assert np.any(shares[10:] != 0)
 
@@ -64,12 +64,12 @@ def test_cells_add_up_to_the_logit_without_its_bias(params: Any, finding: int) -
 
 
 def test_one_cell_for_each_place_of_the_papers_networks_last_map() -> None:
-    film = np.random.default_rng(1).integers(0, 256, (64, 64)).astype(np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (64, 64)).astype(np.uint8)
     model = ResNet9(2, width=32)
-    shapes = jax.eval_shape(model.init, jax.random.key(1), jnp.asarray(film))
+    shapes = jax.eval_shape(model.init, jax.random.key(1), jnp.asarray(image))
     params = filled(shapes, scale=0.1)
-    cells = activation_map(model, params, film, 1)
+    cells = activation_map(model, params, image, 1)
     assert cells.shape == (2, 2)
     assert cells.sum() == pytest.approx(
-        float(logit(params, film, 1, model) - params["params"]["head"]["bias"][1]), abs=1e-4
+        float(logit(params, image, 1, model) - params["params"]["head"]["bias"][1]), abs=1e-4
     )

@@ -35,7 +35,7 @@ def random_state(width: int) -> State:
     }
 
 
-def films(size: int) -> np.ndarray:
+def images(size: int) -> np.ndarray:
     # A seed with which no ReLU's input is zero to within rounding: there torch in float32 and in float64 differ as well.
     return np.random.default_rng(size).integers(0, 256, (2, size, size)).astype(np.uint8)
 
@@ -46,13 +46,13 @@ def ours(activation: str, width: int) -> ResNet9:
 
 def torch_gradients(net: Any, size: int, rows: slice = slice(None)) -> State:
     net.zero_grad()
-    logits = net(torch_films(films(size)[rows]))
+    logits = net(torch_films(images(size)[rows]))
     losses(logits, torch.from_numpy(LABELS[rows]), torch.from_numpy(POSITIVE_WEIGHTS)).sum().backward()
     return {name: parameter.grad.numpy().copy() for name, parameter in net.named_parameters()}
 
 
 def trained_state(activation: str, width: int, steps: int = 15) -> State:
-    """Weights that fit two films: a long way from random ones."""
+    """Weights that fit two images: a long way from random ones."""
     net = torch_net(random_state(width), activation)
     optimizer = torch.optim.NAdam(net.parameters(), lr=1e-3)
     for _ in range(steps):
@@ -69,26 +69,26 @@ CASES = (
     (128, 32, "relu", False),
     (512, 32, "mish", False),
 )
-"""Side of the films, width, activation, and whether the weights are trained ones."""
+"""Side of the images, width, activation, and whether the weights are trained ones."""
 
 
 def compared(size: int, width: int, activation: str, trained: bool) -> tuple[float, float, float]:
-    """Largest difference of a logit, and largest relative difference of a parameter's gradient and of a film's gradient norm."""
+    """Largest difference of a logit, and largest relative difference of a parameter's gradient and of an image's gradient norm."""
     state = trained_state(activation, width) if trained else random_state(width)
     net, model, params = torch_net(state, activation), ours(activation, width), from_torch(state, N, width)
 
-    def one(params: Any, film: Any, label: Any) -> Any:
-        logits = model.apply(params, film)
+    def one(params: Any, image: Any, label: Any) -> Any:
+        logits = model.apply(params, image)
         return weighted_cross_entropy(logits, label, jnp.asarray(POSITIVE_WEIGHTS)), logits  # type: ignore[arg-type]
 
     @jax.jit
-    def batch(params: Any, films: Any, labels: Any) -> Any:
-        each, logits = jax.vmap(jax.grad(one, has_aux=True), in_axes=(None, 0, 0))(params, films, labels)
+    def batch(params: Any, images: Any, labels: Any) -> Any:
+        each, logits = jax.vmap(jax.grad(one, has_aux=True), in_axes=(None, 0, 0))(params, images, labels)
         return jax.tree.map(lambda g: g.sum(axis=0), each), jax.vmap(optax.global_norm)(each), logits
 
-    total, norms, logits = batch(params, films(size), LABELS)
+    total, norms, logits = batch(params, images(size), LABELS)
     with torch.no_grad():
-        expected_logits = net(torch_films(films(size))).numpy()
+        expected_logits = net(torch_films(images(size))).numpy()
     of_logits = np.max(np.abs(np.asarray(logits) - expected_logits) / (1 + np.abs(expected_logits)))
     found = to_torch(total)
     of_gradients = max(
@@ -142,7 +142,7 @@ def test_fifty_nadam_steps_along_torchs_own_gradients() -> None:
 def table() -> str:
     """The differences of all cases, as Markdown: `python -m tests.models.test_torch_parity`."""
     lines = [
-        "| films | width | activation | weights | logits | gradients | gradient norms |",
+        "| images | width | activation | weights | logits | gradients | gradient norms |",
         "|---|---|---|---|---|---|---|",
     ]
     for size, width, activation, trained in CASES:

@@ -65,10 +65,11 @@ def test_small_maps_are_convolved_with_other_edges_too() -> None:
     x, kernel = normal(0, 2, 4, 3, 3), normal(1, 3, 3, 3, 5)
     shape = Geometry((4, 3), 3, (3, 3), 5, (2, 2), ((0, 1), (1, 1)), (1, 1), (1, 1), 1, (2, 2))
     found = output_and_gradients(lambda x, w: convolve_small(x, w, shape), x, kernel)
-    numbers = ("NHWC", "HWIO", "NHWC")
-    plain = lambda x, w: jax.lax.conv_general_dilated(
-        x, w, (2, 2), ((0, 1), (1, 1)), dimension_numbers=numbers
-    )
+
+    def plain(x: Any, w: Any) -> Any:
+        padding, numbers = ((0, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (2, 2), padding, dimension_numbers=numbers)
+
     assert_all_close(found, output_and_gradients(plain, x, kernel))
 
 

@@ -23,7 +23,7 @@ def steps(total: ExactSum) -> np.ndarray:
 def summed(parts: Any) -> ExactSum:
     total = exact_sum.empty(parts[0].high)
     for part in parts:
-        total = exact_sum.add(total, part)
+        total = jax.tree.map(jnp.add, total, part)
     return total
 
 
@@ -35,6 +35,18 @@ def test_parts_are_rounded_to_the_nearest_step_and_added_exactly_in_any_order(se
     wanted = np.rint(parts.astype(np.float64) / STEP).sum(axis=0)
     for order in (rounded, rounded[::-1], sorted(rounded, key=lambda part: float(part.high[0]))):
         np.testing.assert_array_equal(steps(summed(order)), wanted)
+
+
+@pytest.mark.parametrize("units", [1, 999, MOST_PARTS])
+def test_numbers_of_units_are_rounded_and_added_one_by_one(units: int) -> None:
+    """However the units are cut into parts; a float32 sum of thirds would depend on that."""
+    values = np.where(np.arange(units) % 3 == 0, np.float32(CLIP / 3), np.float32(-CLIP / 7))
+    step = 2.0**5 * STEP  # that of larger batches
+    total = exact_sum.of_units(jnp.asarray(values), step)
+    assert steps(total) == np.rint(values.astype(np.float64) / step).sum()
+    assert abs(int(total.low)) <= 2 ** (LOW_BITS - 1)
+    with pytest.raises(ValueError, match="at most 65536 units, found 65537"):
+        exact_sum.of_units(jnp.zeros(MOST_PARTS + 1), step)
 
 
 def test_the_order_of_float32_sums_matters_where_that_of_exact_ones_does_not() -> None:
@@ -98,6 +110,7 @@ def test_noise_in_floating_point_is_added_to_the_exact_sum(value: float, noise: 
 def test_a_part_that_is_not_finite_makes_the_release_no_number(wrong: float) -> None:
     """Whatever its words are, and whatever is added later."""
     part = jnp.asarray([1.0, wrong], jnp.float32)
-    total = exact_sum.add(exact_sum.of_floats(part, STEP, np.isfinite(part).all()), of_floats(jnp.ones(2)))
+    one, other = exact_sum.of_floats(part, STEP, np.isfinite(part).all()), of_floats(jnp.ones(2))
+    total = jax.tree.map(jnp.add, one, other)
     released = exact_sum.plus_floats(total, jnp.zeros(2), STEP)
     assert np.isnan(np.asarray(released)).all() == (not np.isfinite(np.asarray(part)).all())

@@ -156,7 +156,7 @@ def test_the_shipped_rates_are_not_the_drawn_cohorts() -> None:
         assert config.data.synthetic is not None
         assert config.training.positive_rates is not None
         assert config.privacy is not None
-        films = synthetic.cohort(config.data.synthetic)
-        training = films.loc[films["split"] == "train", list(config.data.findings)].to_numpy(float)
+        images = synthetic.cohort(config.data.synthetic)
+        training = images.loc[images["split"] == "train", list(config.data.findings)].to_numpy(float)
         assert not rates_were_counted(config.training.positive_rates, training)
         assert config.privacy.dataset_size == len(training)

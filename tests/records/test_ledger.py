@@ -145,9 +145,9 @@ def test_no_field_of_any_line_can_be_changed(tmp_path: Path) -> None:
         (lambda x: [*x[:3], edited(x[3], chain="0" * 32), *x[4:]], "line 4 was edited"),
         (lambda x: [edited(x[0], dataset_size=1000), *x[1:]], "line 1 was edited"),
         (lambda x: [*x[:3], *(edited(line, line=i + 4) for i, line in enumerate(x[4:]))], "line 4 was edited"),
-        (lambda x: [*x[:1], "{broken", *x[2:]], "line 2 is no ledger entry"),
-        (lambda x: [*x[:1], '{"step": 0}', *x[2:]], "line 2 is no ledger entry"),
-        (lambda x: [*x[:1], "[]", *x[2:]], "line 2 is no ledger entry"),
+        (lambda x: [*x[:1], "{broken", *x[2:]], "line 2 is not a ledger entry"),
+        (lambda x: [*x[:1], '{"step": 0}', *x[2:]], "line 2 is not a ledger entry"),
+        (lambda x: [*x[:1], "[]", *x[2:]], "line 2 is not a ledger entry"),
     ],
     ids=["missing", "two missing", "first missing", "swapped", "last moved", "doubled", "edited", "chain edited", "terms edited",
          "renumbered", "broken", "unchained", "no object"],
@@ -173,7 +173,7 @@ def test_a_value_of_another_type_is_refused_though_its_chain_is_right(
     first, _ = chained("ledger", "", 1, dataclasses.asdict(TERMS))
     second, _ = chained("ledger", json.loads(first)["chain"], 2, {**dataclasses.asdict(entry(0)), **values})
     path.write_text(first + second)
-    with pytest.raises(InputError, match="line 2 is no ledger entry"):
+    with pytest.raises(InputError, match="line 2 is not a ledger entry"):
         read_ledger(path)
 
 

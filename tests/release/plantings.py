@@ -28,7 +28,7 @@ Planting = Callable[[Path, str], None]
 
 
 def text(value: str) -> bytes:
-    return f"remark: film {value} was hard\n".encode()
+    return f"remark: image {value} was hard\n".encode()
 
 
 def file(name: str, content: Callable[[str], bytes]) -> Planting:
@@ -128,24 +128,24 @@ def picture(kind: str, **options: object) -> bytes:
 
 def png(value: str, packed: bool) -> bytes:
     info = PngInfo()
-    info.add_text("Comment", f"film {value} " * 9, zip=packed)
+    info.add_text("Comment", f"image {value} " * 9, zip=packed)
     return picture("PNG", pnginfo=info)
 
 
 def dicom(value: str) -> bytes:
-    film = pydicom.Dataset()
-    film.PatientID, film.SOPInstanceUID, film.SOPClassUID = value, "1.2.3", "1.2.840.10008.5.1.4.1.1.1"
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    image = pydicom.Dataset()
+    image.PatientID, image.SOPInstanceUID, image.SOPClassUID = value, "1.2.3", "1.2.840.10008.5.1.4.1.1.1"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     stream = io.BytesIO()
-    pydicom.dcmwrite(stream, film, enforce_file_format=True)
+    pydicom.dcmwrite(stream, image, enforce_file_format=True)
     return stream.getvalue()
 
 
 def database(folder: Path, value: str) -> None:
     connection = sqlite3.connect(folder / "index.db")
-    connection.execute("create table films (patient text)")
-    connection.execute("insert into films values (?)", (value,))
+    connection.execute("create table images (patient text)")
+    connection.execute("insert into images values (?)", (value,))
     connection.commit()
     connection.close()
 
@@ -192,7 +192,7 @@ def in_floats(encoding: str) -> Planting:
 
 
 def link(folder: Path, value: str) -> None:
-    (folder / "orbax" / value).symlink_to(f"/films/{value}")
+    (folder / "orbax" / value).symlink_to(f"/images/{value}")
 
 
 def ocdbt(folder: Path, value: str) -> None:
@@ -215,15 +215,15 @@ PLANTINGS: dict[str, Planting] = {
     "link": link,
     # text
     "text": file("notes.txt", text),
-    "table": file("films.csv", lambda v: f"image,label\n{v},1\n".encode()),
-    "JSON key": file("more.json", lambda v: json.dumps({"films": {v: 1}}).encode()),
-    "JSON value, escaped": file("more.json", lambda v: json.dumps({"films": ["ü" + v]}).encode()),
-    "YAML": file("more.yaml", lambda v: yaml.safe_dump({"films": [v]}).encode()),
+    "table": file("images.csv", lambda v: f"image,label\n{v},1\n".encode()),
+    "JSON key": file("more.json", lambda v: json.dumps({"images": {v: 1}}).encode()),
+    "JSON value, escaped": file("more.json", lambda v: json.dumps({"images": ["ü" + v]}).encode()),
+    "YAML": file("more.yaml", lambda v: yaml.safe_dump({"images": [v]}).encode()),
     "HTML entities": file("page.html", lambda v: "".join(f"&#{ord(c)};" for c in v).encode()),
     "URL escapes": file("links.txt", lambda v: ("http://pacs/?id=" + "".join(f"%{ord(c):02x}" for c in v)).encode()),
-    "UTF-16": file("notes.txt", lambda v: f"film {v}".encode("utf-16")),
+    "UTF-16": file("notes.txt", lambda v: f"image {v}".encode("utf-16")),
     "UTF-16 big-endian": file("page.html", lambda v: b"<p>" + v.encode("utf-16-be") + b"</p>\xff"),
-    "UTF-32": file("notes.txt", lambda v: f"film {v}".encode("utf-32")),
+    "UTF-32": file("notes.txt", lambda v: f"image {v}".encode("utf-32")),
     "Latin-1": file("notes.txt", lambda v: f"Röntgen {v}".encode("latin-1")),
     "decomposed": file("notes.txt", lambda v: unicodedata.normalize("NFD", f"Röntgen {v}").encode()),
     "upper case": file("notes.txt", lambda v: text(v.upper())),
@@ -232,14 +232,14 @@ PLANTINGS: dict[str, Planting] = {
     "NPZ rows": file("names.npz", lambda v: npz(rows=np.array([v, "other"]))),
     "NPZ bytes": file("names.npz", lambda v: npz(rows=np.array([v.encode()]))),
     "NPZ array name": file("names.npz", lambda v: npz(**{v: np.zeros(2)})),
-    "pickle": file("films.pkl", lambda v: pickle.dumps({"film": v})),
+    "pickle": file("images.pkl", lambda v: pickle.dumps({"image": v})),
     "HDF5 attribute": file("data.h5", lambda v: b"\x89HDF\r\n\x1a\n" + bytes(range(256)) + v.encode() + b"\0" + bytes(range(256))),
     "HDF5 chunk": file("data.h5", lambda v: b"\x89HDF\r\n\x1a\n" + bytes(range(256)) + zlib.compress(text(v) * 9) + bytes(99)),
-    "parquet": file("films.parquet", parquet),
+    "parquet": file("images.parquet", parquet),
     "PNG text": file("image.png", lambda v: png(v, packed=False)),
     "PNG packed text": file("image.png", lambda v: png(v, packed=True)),
     "JPEG comment": file("image.jpg", lambda v: picture("JPEG", comment=v.encode())),
-    "DICOM": file("film.dcm", dicom),
+    "DICOM": file("image.dcm", dicom),
     "SQLite": database,
     "zip": file("archive.zip", zipped),
     "zip member name": file("archive.zip", zip_name),
@@ -271,7 +271,7 @@ PLANTINGS: dict[str, Planting] = {
     "configuration: groups": config(lambda c, v: c["evaluation"].update(groups=[v])),
     "configuration: key": config(lambda c, v: c.update({v: 1})),
     "configuration: comment": appended("config.yaml", lambda v: f"# {v}\n".encode()),
-    "orbax: metadata": edited("orbax/params/_METADATA", lambda m, v: m.update(custom_metadata={"film": v})),
+    "orbax: metadata": edited("orbax/params/_METADATA", lambda m, v: m.update(custom_metadata={"image": v})),
     "orbax: number": edited("orbax/params/_METADATA", lambda m, _: m.update(custom_metadata={"n": 483920})),
     "orbax: array description": edited("orbax/params/params.head.bias/.zarray", lambda m, v: m.update(film=v)),
     "orbax: after a chunk": appended("orbax/params/params.head.bias/0", str.encode),

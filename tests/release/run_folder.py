@@ -31,23 +31,23 @@ MANIFEST = pd.DataFrame(
             "deadbeefcafe0123",
             "R2D2",
         ],
-        "path": [f"films/ward3/scan{i:03d}.dcm" for i in range(9)],
+        "path": [f"images/ward3/scan{i:03d}.dcm" for i in range(9)],
     }
 )
 
 
 @functools.cache
 def cohort() -> Store:
-    """A store of the manifest's films; copy its folder to release from it."""
+    """A store of the manifest's images; copy its folder to release from it."""
     folder = Path(tempfile.mkdtemp(prefix="jaxcxr-cohort-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     frame = MANIFEST.assign(
         split="train", age=50.0, sex="F", view="AP", cardiomegaly=1.0, congestion=[0.0, 1.0, 0.0] * 3
     )
-    films = np.arange(9 * 32 * 32, dtype=np.uint8).reshape(9, 32, 32)
+    images = np.arange(9 * 32 * 32, dtype=np.uint8).reshape(9, 32, 32)
     findings = ("cardiomegaly", "congestion")
     return write_store(
-        folder / "store", frame, iter(films), size=32, findings=findings, preprocessing={"made": "by hand"}
+        folder / "store", frame, iter(images), size=32, findings=findings, preprocessing={"made": "by hand"}
     )
 
 

@@ -35,9 +35,11 @@ FINDING = {
 def quick() -> Iterator[None]:
     """What an exported file gives is for tests/test_inference.py; here it counts who may write one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Model, "predict_prepared", lambda _, films: np.zeros((len(films), 2), np.float32))
+        patch.setattr(Model, "predict_prepared", lambda _, images: np.zeros((len(images), 2), np.float32))
         patch.setattr(
-            conversion, "_probabilities", lambda _model, _state, films: np.zeros((len(films), 2), np.float32)
+            conversion,
+            "_probabilities",
+            lambda _model, _state, images: np.zeros((len(images), 2), np.float32),
         )
         yield
 
@@ -200,7 +202,9 @@ def test_a_mark_is_in_the_name_and_inside(params: dict, tmp_path: Path, name: st
     run = plain(tmp_path / "run", params)
     if name.endswith("stablehlo"):
         with pytest.MonkeyPatch.context() as patch:  # what is run elsewhere is for tests/test_inference.py
-            patch.setattr(conversion, "run_stablehlo", lambda _, films: np.zeros((len(films), 2), np.float32))
+            patch.setattr(
+                conversion, "run_stablehlo", lambda _, images: np.zeros((len(images), 2), np.float32)
+            )
             found = export_model(run, tmp_path / "out" / name, watermark=True)
         assert jax.export.deserialize(bytearray(found.path.read_bytes())).fun_name == "not_for_release"
         assert marks_of(found.path) == ("not for release",)
@@ -257,7 +261,7 @@ def test_an_export_that_differs_is_neither_kept_nor_registered(
 ) -> None:
     run = private(tmp_path / "run", params)
     monkeypatch.setattr(
-        conversion, "_probabilities", lambda _model, _state, films: np.ones((len(films), 2), np.float32)
+        conversion, "_probabilities", lambda _model, _state, images: np.ones((len(images), 2), np.float32)
     )
     with pytest.raises(InputError, match="nothing was kept"):
         export_model(run, tmp_path / "a.safetensors")
@@ -274,8 +278,8 @@ def test_a_file_beside_the_checkpoints_is_not_the_runs_model(params: dict, tmp_p
     assert all(np.array_equal(again[name], array) for name, array in state.items())
 
 
-def test_weights_of_a_private_run_leave_without_hashes_of_its_films(params: dict, tmp_path: Path) -> None:
-    """A salted hash of each film's pixels and of each patient's id tells for certain who was in the data."""
+def test_weights_of_a_private_run_leave_without_hashes_of_its_images(params: dict, tmp_path: Path) -> None:
+    """A salted hash of each image's pixels and of each patient's id tells for certain who was in the data."""
     run = private(tmp_path / "run", params)
     folder, _ = convert(run, tmp_path / "weights", GIVEN)
     assert sorted(path.name for path in folder.iterdir()) == ["params", "provenance.json"]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
-from jaxcxr.data.journal import alone
+from jaxcxr.data.journal import exclusive_lock
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
 from jaxcxr.release import check, register
@@ -19,7 +19,8 @@ from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
-from jaxcxr.report.card.card import _shown_up, card_html, card_of, write_card
+from jaxcxr.report.bounds import upper_text
+from jaxcxr.report.card.card import card_html, card_of, write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
 from jaxcxr.training.checkpoint import flat_weights
@@ -103,7 +104,7 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
     claim = text[text.index('class="claim"') : text.index("What this means")]
     assert "2 other models of this cohort were released; together with this one" in claim
     assert (
-        f"<b>epsilon = {_shown_up(third.together.epsilon_upper)}</b> at the same delta, for one patient with all of their films."
+        f"<b>epsilon = {upper_text(third.together.epsilon_upper)}</b> at the same delta, for one patient with all of their images."
         in claim
     )
     assert first.fingerprints.ledger in text
@@ -263,7 +264,7 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
     )
 
 
-def test_films_and_patients_together_are_counted_for_a_film(store: Path, tmp_path: Path) -> None:
+def test_images_and_patients_together_are_counted_for_an_image(store: Path, tmp_path: Path) -> None:
     released(make_run(tmp_path / "a", store=store, secret=SECRETS[0], unit="patient"))
     card = released(make_run(tmp_path / "b", store=store, secret=SECRETS[1], unit="image"))
     assert card.together is not None
@@ -318,7 +319,7 @@ def test_without_the_register_nothing_is_released(
             released(run, moved)
     monkeypatch.setattr(register, "_PATIENCE", 0.0)
     with (
-        alone(moved / register.LOCK, "held"),
+        exclusive_lock(moved / register.LOCK, "held"),
         pytest.raises(InputError, match="another model of this cohort is being released"),
     ):
         released(run, moved)
@@ -342,7 +343,7 @@ def test_a_damaged_register_is_named_and_half_a_line_is_dropped(store: Path, tmp
     for damaged, sentence in (
         (whole.replace('"steps": 5', '"steps": 1'), "line 2 was edited"),
         (whole.splitlines(keepends=True)[1], "line 1 is missing"),
-        (whole.replace("{", "[", 1), "line 1 is no register entry"),
+        (whole.replace("{", "[", 1), "line 1 is not a register entry"),
     ):
         (store / REGISTER).write_text(damaged)
         with pytest.raises(InputError, match=sentence):

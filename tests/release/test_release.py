@@ -179,10 +179,10 @@ def test_what_could_not_be_looked_for_is_said(built: Path) -> None:
     bare, short = check_release(built, numbered).unchecked
     assert bare.startswith("8 of 9 identifiers are numbers of fewer than 4 digits")
     assert short.startswith("8 of 9 identifiers have fewer than")
-    assert check_release(built, None).unchecked == ("no manifest was given, and no identifier looked for",)
+    assert check_release(built, None).unchecked == ("no manifest was given, so no identifier was searched for",)
     assert (
         check_release(
-            built, numbered.iloc[[2]].assign(image_id="long-enough", path="films/long-enough")
+            built, numbered.iloc[[2]].assign(image_id="long-enough", path="images/long-enough")
         ).unchecked
         == ()
     )
@@ -300,7 +300,7 @@ def test_a_missing_or_damaged_file_is_refused(release: Path, name: str, content:
 def test_a_manifest_that_names_nobody_is_refused(built: Path) -> None:
     with pytest.raises(InputError, match="column 'path' is missing"):
         check_release(built, MANIFEST.drop(columns="path"))
-    with pytest.raises(InputError, match="holds no film"):
+    with pytest.raises(InputError, match="holds no image"):
         check_release(built, MANIFEST.iloc[:0])
     with pytest.raises(InputError, match="no such folder"):
         check_release(built / "nowhere", MANIFEST)
@@ -376,7 +376,7 @@ def test_the_house_card_does_not_pass(release: Path) -> None:
     card = json.loads(path.read_text())
     card["patients"][0].update(patient="maximum")
     path.write_text(json.dumps(card))
-    assert any("films a patient" in sentence for sentence in check_release(release, None).wrong)
+    assert any("images per patient" in sentence for sentence in check_release(release, None).wrong)
 
 
 def test_the_manifest_is_the_runs_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A page in headless Chromium, driven through its debugging pipe: no driver program and no package are needed."""
 
+import base64
 import itertools
 import json
 import os
@@ -108,6 +109,15 @@ class Browser:
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
+
+    def emulate(self, media: str = "", scheme: str = "light") -> None:
+        """Show pages as on `print` or on a screen, to somebody who prefers a light or a dark one."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+
+    def printed(self) -> bytes:
+        """The open page as a PDF, in the page's own paper size."""
+        return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, exceptions, and whatever was loaded besides the file itself."""

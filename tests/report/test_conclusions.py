@@ -6,19 +6,15 @@ from jaxcxr.eval.bootstrap import holm
 from jaxcxr.eval.compare import COMPARISON_COLUMNS
 from jaxcxr.eval.evaluate import EVALUATION_COLUMNS
 from jaxcxr.report.conclusions import (
-    comparison_conclusions,
     findings_sentence,
-    leaves_out_zero,
-    number,
-    p_text,
     price_sentence,
     run_conclusions,
-    signed,
-    sweep_conclusions,
     widened_sentence,
     worst_off_sentence,
 )
-from jaxcxr.report.screen import worst_off
+from jaxcxr.report.evaluation_facts import worst_off
+from jaxcxr.report.sweep_conclusions import comparison_conclusions, sweep_conclusions
+from jaxcxr.report.wording import leaves_out_zero, number, p_text, signed
 
 GROUPS = {
     "sex_F": ("sex F", 400),
@@ -225,12 +221,23 @@ def test_a_sweep_sorts_its_budgets_by_what_is_shown():
     )
     assert "age [0, 30) in 3 of 3 models (shown in each of them" in said[1]
     assert "In 1 of 2 comparisons" in said[2]
-    assert "privacy puts the group further behind: age [0, 30) at ε = 1." in said[2]
+    assert "a group fares worse with privacy. Then behind all others: age [0, 30) at ε = 1." in said[2]
+    assert "ahead" not in said[2]
     assert "r = 0.10 (−0.30 to 0.50, n = 12), not distinguishable from zero" in said[3]
 
 
-def test_redraws_that_cannot_show_anything_are_said_to_be_too_few():
-    """With 60 redraws the smallest p-value is 2 / 61 = 0.033, which is above 0.05 for two findings or groups."""
+def test_a_group_that_is_still_ahead_is_not_called_behind():
+    """Without privacy 0.060 ahead of all others, with it 0.020: less far ahead, and nobody's victim."""
+    ahead = comparison({"average": (0.06, 0.04, 0.08, 0.002)}, {"sex_F": (0.04, 0.02, 0.06, 0.002)})
+    ahead = ahead.assign(value_b=0.02).assign(epsilon=1.0)
+    evaluations = pd.concat([evaluation(PARITY).assign(epsilon=e) for e in (np.inf, 1.0)])
+    said = " ".join(sweep_conclusions(evaluations, ahead, None))
+    assert "Then less far ahead of them: sex F at ε = 1." in said
+    assert "behind all others: sex F" not in said
+
+
+def test_replicates_that_cannot_show_anything_are_said_to_be_too_few():
+    """With 60 replicates the smallest p-value is 2 / 61 = 0.033, which is above 0.05 for two findings or groups."""
     clear = {
         "average": (0.05, 0.03, 0.07, 2 / 61),
         "heart": (0.05, 0.03, 0.07, 2 / 61),
@@ -242,8 +249,9 @@ def test_redraws_that_cannot_show_anything_are_said_to_be_too_few():
     assert "too few to tell, after correction for 2 findings" in findings_sentence(few)
     assert [sentence.count("too few") for sentence in comparison_conclusions(few)] == [0, 1, 1]
     parity = {"age_0_30": (-0.050, -0.090, -0.010, 2 / 61), "age_30_60": (0.050, 0.010, 0.090, 2 / 61)}
-    assert "p ≤ 0.066 after correction for 2 groups: the redraws are too few" in worst_off_sentence(
-        evaluation(parity, redraws=60), "accuracy"
+    assert (
+        "p ≤ 0.066 after correction for 2 groups: the bootstrap replicates are too few"
+        in worst_off_sentence(evaluation(parity, redraws=60), "accuracy")
     )
     evaluations = pd.concat([evaluation(parity, redraws=60).assign(epsilon=e) for e in (np.inf, 1.0)])
     assert any(

@@ -1,13 +1,18 @@
+import itertools
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.eval.evaluate import EVALUATION_COLUMNS
+from jaxcxr.report.figures.heat_map import draw_heat_map, heat_map
 from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
-from jaxcxr.report.figures.sweep_figures import PALETTE, figure_3, figure_4, heat_map
+from jaxcxr.report.figures.sweep_figures import PALETTE, figure_3, figure_4
 from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES
 
 
@@ -59,7 +64,7 @@ def test_figure_3_has_a_dot_a_finding_and_the_correlation(tmp_path):
     _, svg = figure_3(evaluations(), samples, 7.89, tmp_path)
     found = " ".join(texts(svg))
     assert "n = 8 findings" in found
-    assert "Pearson's r -1.00" in found
+    assert "Pearson's r −1.00" in found
     assert "8 Atelectasis Left: 0.00" in found
     own = pd.DataFrame(
         {
@@ -73,7 +78,7 @@ def test_figure_3_has_a_dot_a_finding_and_the_correlation(tmp_path):
         }
     )
     _, svg = figure_3(evaluations(), samples, 7.89, tmp_path, own, stem="paired")
-    assert "2 Congestion: 0.05 [-0.01, 0.10]" in " ".join(texts(svg))
+    assert "2 Congestion: 0.05 [−0.01, 0.10]" in " ".join(texts(svg))
     assert figure_3(evaluations(budgets=(7.89,)), samples, 7.89, tmp_path) is None
     assert figure_3(evaluations(), samples.iloc[:0], 7.89, tmp_path) is None
 
@@ -82,10 +87,39 @@ def test_heat_map_has_a_cell_a_group_and_budget(tmp_path):
     _, svg = heat_map(evaluations(), tmp_path)
     found = texts(svg)
     assert found.count("+0.004") == 2 * 3
-    assert {"all", "sex F", "sex M", "sex unknown", "non-private", "7.89", "1.06"} <= set(found)
+    assert {"all", "sex F", "sex M", "non-private", "7.89", "1.06"} <= set(found)
     assert "sex F*age 0 30" not in found
+    assert "sex unknown" not in found  # no value at any budget
     assert "0.79, 0.81" in found
     assert heat_map(evaluations().query("group == 'all'"), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "budgets", [(1.0,), (np.inf, 7.89, 1.06), (np.inf, 7.89, 4.71, 2.04, 1.06, 0.54, 0.29)]
+)
+@pytest.mark.parametrize("label", ["sex F", "comorbidities of the thorax [10, 12)"])
+def test_labels_of_the_heat_map_never_overlap(budgets, label):
+    """Everything that is written, measured where it was drawn; the widest numbers that a cell can hold."""
+    table = evaluations(budgets).replace({"label": {"sex F": label}})
+    low = table["metric"] == "statistical_parity_difference"
+    table.loc[low, ["value", "ci_low", "ci_high"]] = [-0.888, -0.989, -0.887]
+    table = table.assign(note="over 3 of 8 findings")
+    figure = draw_heat_map(table)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [
+        (text.get_text(), text.get_window_extent(canvas.get_renderer()))
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip()
+    ]
+    assert label in [text for text, _ in boxes]
+    whole = figure.bbox
+    for text, box in boxes:
+        inside = whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+        assert inside, f"{text!r} is cut off"
+    for (first, box), (second, other) in itertools.combinations(boxes, 2):
+        apart = box.x1 <= other.x0 or other.x1 <= box.x0 or box.y1 <= other.y0 or other.y1 <= box.y0
+        assert apart, f"{first!r} overlaps {second!r}"
 
 
 def predictions(n=400):

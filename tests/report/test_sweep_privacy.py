@@ -9,6 +9,7 @@ from jaxcxr.accounting import Spending
 from jaxcxr.accounting.selection import choose_best, publish_all
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Entry, Terms
+from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.sweep_privacy import sweep_cost, write_cost
 from tests.run_files import CONFIG, write_plain_run, write_run
 
@@ -54,8 +55,8 @@ def test_a_sweep_says_what_it_costs_on_the_screen_and_in_a_file(tmp_path: Path) 
     write_plain_run(tmp_path / "non_private")
     said = write_cost(tmp_path)
     cost = sweep_cost(tmp_path)
-    assert f"publishing all 2 private models costs epsilon {cost.publish_all.upper:.4g}" in said
-    assert f"the best one alone would cost {cost.choose_best:.4g}" in said
+    assert f"publishing all 2 private models costs epsilon {upper_text(cost.publish_all.upper)}" in said
+    assert f"the best one alone would cost {upper_text(cost.choose_best)}" in said
     assert "non_private has no guarantee" in said
     found = json.loads((tmp_path / "privacy.json").read_text())
     assert found["claim"]["publish_all"] == {

@@ -4,8 +4,9 @@ import pytest
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.evaluate import evaluate
-from jaxcxr.report.paper.supplementary_tables import Run
-from jaxcxr.report.screen import comparison_text, groups_text, suppressed, worst_off
+from jaxcxr.report.evaluation_facts import suppressed, worst_off
+from jaxcxr.report.paper.supplementary_tables import Run, summarise
+from jaxcxr.report.screen import comparison_text, groups_text, sweep_text
 from jaxcxr.report.sweep_report import compare_with_non_private, write_sweep
 from tests.report.films import predicted_films
 
@@ -80,7 +81,7 @@ def test_sentences_follow_from_the_numbers():
     assert worst["clear"]
     assert worst["difference"] < worst["ci_high"] < 0
     text = groups_text(evaluation)
-    assert "chosen on the validation films" in text
+    assert "chosen on the validation images" in text
     assert f"sex M (n = {worst['n']}), {worst['difference']:+.3f}" in text
     assert "age [0, 30)" in suppressed(evaluation)
     assert worst_off(evaluate(table, FINDINGS, EvaluationConfig(redraws=5, groups=()))) is None
@@ -91,4 +92,19 @@ def test_a_comparison_says_where_a_p_value_is_only_a_bound(swept):
     comparison = compare_with_non_private(folders, CONFIG)
     text = comparison_text(comparison[comparison["epsilon"] == 1.0])
     assert f"≤ {2 / 41:.3f}" in text
-    assert "suppressed: fewer than 20 images" in text
+    assert "1 of 5 groups is too small to be judged (fewer than 20 images)" in text
+    assert "age [0, 30)" not in text  # counted, not listed
+
+
+def test_the_screen_gives_the_estimate_and_a_verdict(swept):
+    _, runs = swept
+    text = sweep_text(summarise(runs), runs[-1].evaluation)
+    for run in runs:
+        rows = run.evaluation
+        own = rows[
+            (rows["group"] == "all") & (rows["finding"] == "average") & (rows["metric"] == "auroc")
+        ].iloc[0]
+        assert f"{own['value']:.3f} [{own['ci_low']:.3f}" in text
+        assert own["value"] != own["bootstrap_mean"]
+    assert "before training" in text
+    assert "no better than guessing" in text  # at epsilon 1

@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     from jaxcxr.errors import InputError
     from jaxcxr.records.ledger import Entry, Ledger
     from jaxcxr.training import batches, loop, plan
-    from jaxcxr.training.distributed import connect, is_first
+    from jaxcxr.training.distributed import connect, is_process_0
     from jaxcxr.training.loop import train
     from tests.training.tiny import tiny_model
 
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
         train(planned, folder / "occupied", progress=False)
     except InputError as error:
         seen["occupied"] = str(error)
-    if is_first():
+    if is_process_0():
         flat = jax.tree_util.tree_leaves_with_path(outcome.params)
         np.savez(
             folder / "params.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}

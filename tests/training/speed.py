@@ -49,7 +49,7 @@ class FloatGradients(Gradients):
 
     clip_to: float = 0.0
 
-    def summed(self, params: Any, batch: Any) -> Any:
+    def summed(self, params: Any, batch: Any, *_: Any) -> Any:
         units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
         total, losses, norms = clipping.clipped_sum(self.loss, params, units, is_real, self.clip_to)
         return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > self.clip_to)
@@ -94,7 +94,7 @@ class Way:
         for piece in self.pieces:
             total = self.step.accumulate(self.params, total, piece)
         gradient, _ = self.step.collect(total)
-        self.params, self.state, _ = self.step.finish(self.params, self.state, gradient, self.randomness)
+        self.params, self.state, *_ = self.step.finish(self.params, self.state, gradient, self.randomness)
         jax.block_until_ready((self.params, self.state))
         return time.perf_counter() - begin
 

@@ -9,7 +9,7 @@ from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.training import objective
-from jaxcxr.training.batches import drawn_films, microbatch
+from jaxcxr.training.batches import microbatch, sampled_images
 from jaxcxr.training.plan import Plan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny, clipped_sum
@@ -32,15 +32,15 @@ def by_patient(tiny_config: Experiment, tiny_store: Store) -> Any:
 
 
 def test_microbatches_cover_the_batch_once_and_mask_the_rest(plan: Plan) -> None:
-    films = np.array([[4], [0], [9], [9], [2]])
+    images = np.array([[4], [0], [9], [9], [2]])
     pieces = [
-        microbatch(plan, SECRET, 0, films, slice(first, first + 3), plan.split.read) for first in (0, 3)
+        microbatch(plan, SECRET, 0, images, slice(first, first + 3), plan.split.read) for first in (0, 3)
     ]
     real = np.concatenate([piece["image"][piece["is_real"]] for piece in pieces])
-    np.testing.assert_array_equal(real[:, 0], plan.split.read(films[:, 0]))
+    np.testing.assert_array_equal(real[:, 0], plan.split.read(images[:, 0]))
     np.testing.assert_array_equal(
         np.concatenate([piece["label"][piece["is_real"]] for piece in pieces])[:, 0],
-        plan.split.labels[films[:, 0]],
+        plan.split.labels[images[:, 0]],
     )
     assert all(piece["image"].shape == (3, 1, 32, 32) for piece in pieces)
     assert not pieces[1]["image"][2].any()
@@ -55,43 +55,45 @@ def test_rows_beyond_the_batch_are_all_padding(plan: Plan) -> None:
     assert not piece["image"].any()
 
 
-def test_patients_are_drawn_with_the_accounted_rate_and_bring_their_films(by_patient: Any) -> None:
+def test_patients_are_drawn_with_the_accounted_rate_and_bring_their_images(by_patient: Any) -> None:
     plan = by_patient(unit="patient", films_per_patient=3)
     assert plan.mechanism.n_units == len(plan.units) == 25
     assert plan.sample_rate == 6 / 25
     patients = plan.split.frame["patient_id"].to_numpy()
-    drawn = [drawn_films(plan, SECRET, step) for step in range(400)]
-    assert all(films.shape[1] == 3 for films in drawn)
-    counts = np.array([len(films) for films in drawn])
+    drawn = [sampled_images(plan, SECRET, step) for step in range(400)]
+    assert all(images.shape[1] == 3 for images in drawn)
+    counts = np.array([len(images) for images in drawn])
     assert abs(counts.mean() - 6) < 4 * np.sqrt(25 * 0.24 * 0.76 / 400)
-    for films in drawn[:20]:
-        for row in films:
+    for images in drawn[:20]:
+        for row in images:
             held = row[row >= 0]
             assert len(set(patients[held])) == 1
-            assert len(set(held.tolist())) == len(held) == 2  # the tiny cohort's patients have two films each
+            assert (
+                len(set(held.tolist())) == len(held) == 2
+            )  # the tiny cohort's patients have two images each
 
 
-def test_one_film_of_a_patient_is_drawn_afresh(by_patient: Any) -> None:
+def test_one_image_of_a_patient_is_drawn_afresh(by_patient: Any) -> None:
     plan = by_patient(unit="patient_one_image")
     patients = plan.split.frame["patient_id"].to_numpy()
     seen: dict[str, list[int]] = {}
     for step in range(300):
-        films = drawn_films(plan, SECRET, step)
-        assert films.shape[1] == 1
-        assert len(set(patients[films[:, 0]])) == len(films)
-        for film in films[:, 0]:
-            seen.setdefault(patients[film], []).append(int(film))
-    shares = [np.mean(np.array(films) == min(films)) for films in seen.values()]
-    assert all(len(set(films)) == 2 for films in seen.values())
+        images = sampled_images(plan, SECRET, step)
+        assert images.shape[1] == 1
+        assert len(set(patients[images[:, 0]])) == len(images)
+        for image in images[:, 0]:
+            seen.setdefault(patients[image], []).append(int(image))
+    shares = [np.mean(np.array(images) == min(images)) for images in seen.values()]
+    assert all(len(set(images)) == 2 for images in seen.values())
     assert abs(np.mean(shares) - 0.5) < 0.05
 
 
 def test_what_a_patient_brings_does_not_depend_on_others(by_patient: Any) -> None:
     plan = by_patient(unit="patient_one_image")
-    films = {tuple(plan.units[unit]): unit for unit in range(25)}
-    rows = {int(row[0]) for row in drawn_films(plan, SECRET, 7)}
+    images = {tuple(plan.units[unit]): unit for unit in range(25)}
+    rows = {int(row[0]) for row in sampled_images(plan, SECRET, 7)}
     emptied = [units for units in plan.units if units[0] != min(rows)]
-    assert len(emptied) < len(films)
+    assert len(emptied) < len(images)
     from jaxcxr.privacy.noise import derive_key
     from jaxcxr.privacy.sampling import records_of_units
 
@@ -101,7 +103,7 @@ def test_what_a_patient_brings_does_not_depend_on_others(by_patient: Any) -> Non
     np.testing.assert_array_equal(some, everyone[[3, 11, 24]])
 
 
-def test_a_film_without_a_patient_is_refused(
+def test_an_image_without_a_patient_is_refused(
     by_patient: Any, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = tiny_store.split("train", ("cardiomegaly", "atelectasis_right", "atelectasis_left"))
@@ -120,11 +122,11 @@ def viewed(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
     return make_plan(changed(config, "privacy", noise_multiplier=1.0, l2_clip_norm=0.05), tiny_store)
 
 
-def batch_of(plan: Plan, films: list[int], step: int = 0) -> dict[str, np.ndarray]:
-    return microbatch(plan, SECRET, step, np.array(films)[:, None], slice(0, 4), plan.split.read)
+def batch_of(plan: Plan, images: list[int], step: int = 0) -> dict[str, np.ndarray]:
+    return microbatch(plan, SECRET, step, np.array(images)[:, None], slice(0, 4), plan.split.read)
 
 
-def test_a_film_gives_several_views_that_depend_on_it_and_the_step_alone(viewed: Plan) -> None:
+def test_an_image_gives_several_views_that_depend_on_it_and_the_step_alone(viewed: Plan) -> None:
     batch = batch_of(viewed, [4, 0, 9])
     assert batch["image"].shape == (4, VIEWS, 32, 32)
     assert batch["is_film"].sum() == 3 * VIEWS
@@ -138,12 +140,12 @@ def test_a_film_gives_several_views_that_depend_on_it_and_the_step_alone(viewed:
 
 def test_a_flipped_view_has_its_sides_exchanged(viewed: Plan) -> None:
     labels = viewed.split.labels
-    film = int(np.flatnonzero(labels[:, 1] != labels[:, 2])[0])  # atelectasis on one side
-    seen = {tuple(view) for step in range(8) for view in batch_of(viewed, [film], step)["label"][0]}
-    assert seen == {tuple(labels[film]), tuple(labels[film][[0, 2, 1]])}
+    image = int(np.flatnonzero(labels[:, 1] != labels[:, 2])[0])  # atelectasis on one side
+    seen = {tuple(view) for step in range(8) for view in batch_of(viewed, [image], step)["label"][0]}
+    assert seen == {tuple(labels[image]), tuple(labels[image][[0, 2, 1]])}
 
 
-def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_than_the_clip_norm(
+def test_views_are_averaged_before_clipping_and_an_image_moves_the_sum_by_no_more_than_the_clip_norm(
     viewed: Plan,
 ) -> None:
     privacy = viewed.config.privacy
@@ -152,7 +154,7 @@ def test_views_are_averaged_before_clipping_and_a_film_moves_the_sum_by_no_more_
     gradient_sum = clipped_sum(Tiny(3), viewed.weights, clip, "layerwise", "head")
     sums = jax.jit(lambda p, b: jax.tree.leaves(gradient_sum(p, b)[0]))
     params: Any = Tiny(3).init(jax.random.key(0), jnp.zeros((32, 32), jnp.uint8))
-    with_, without, alone = (sums(params, batch_of(viewed, films)) for films in ([4, 0, 9], [4, 9], [0]))
+    with_, without, alone = (sums(params, batch_of(viewed, images)) for images in ([4, 0, 9], [4, 9], [0]))
     difference = np.concatenate(
         [np.ravel(np.asarray(a, np.float64) - b) for a, b in zip(with_, without, strict=True)]
     )

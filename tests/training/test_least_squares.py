@@ -30,18 +30,18 @@ EVEN = np.ones(FINDINGS, np.float32)
 
 
 class Quarters(ResNet9):
-    """The mean grey value of each quarter of a film, and a head."""
+    """The mean grey value of each quarter of an image, and a head."""
 
     @nn.compact
     def __call__(self, image: Any) -> Any:
-        """Logits of one film."""
+        """Logits of one image."""
         quarters = image.astype(jnp.float32).reshape(2, SIDE // 2, 2, SIDE // 2).mean(axis=(1, 3))
         return nn.Dense(self.n_findings, name="head")(quarters.reshape(-1) / 64.0)
 
 
-def quarters(films: np.ndarray) -> np.ndarray:
+def quarters(images: np.ndarray) -> np.ndarray:
     return (
-        films.astype(float).reshape(-1, 2, SIDE // 2, 2, SIDE // 2).mean(axis=(2, 4)).reshape(-1, FEATURES)
+        images.astype(float).reshape(-1, 2, SIDE // 2, 2, SIDE // 2).mean(axis=(2, 4)).reshape(-1, FEATURES)
         / 64
     )
 
@@ -51,20 +51,20 @@ CENTRE = quarters(np.random.default_rng(0).integers(0, 256, (8, *SHAPE)).astype(
 SCALE = FEATURE_SCALE / np.linalg.norm(CENTRE)
 
 
-def scaled(films: np.ndarray) -> np.ndarray:
+def scaled(images: np.ndarray) -> np.ndarray:
     """Features as they enter the moments."""
-    return np.concatenate([(quarters(films) - CENTRE) * SCALE, np.full((len(films), 1), CONSTANT)], axis=1)
+    return np.concatenate([(quarters(images) - CENTRE) * SCALE, np.full((len(images), 1), CONSTANT)], axis=1)
 
 
 @pytest.fixture(scope="module")
 def cohort() -> tuple[np.ndarray, np.ndarray]:
-    """Films whose quarters say something about their labels, a tenth of which are unknown."""
+    """Images whose quarters say something about their labels, a tenth of which are unknown."""
     rng = np.random.default_rng(1)
-    films = rng.integers(0, 256, (400, *SHAPE)).astype(np.uint8)
-    chance = expit(3 * (quarters(films)[:, :FINDINGS] - 2) - np.asarray([0.0, 1.5, 2.5]))
+    images = rng.integers(0, 256, (400, *SHAPE)).astype(np.uint8)
+    chance = expit(3 * (quarters(images)[:, :FINDINGS] - 2) - np.asarray([0.0, 1.5, 2.5]))
     labels = (rng.uniform(size=chance.shape) < chance).astype(np.float32)
     labels[rng.uniform(size=labels.shape) < 0.1] = np.nan
-    return films, labels
+    return images, labels
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def start() -> Any:
     return {"params": {"head": {name: jnp.asarray(value, jnp.float32) for name, value in head.items()}}}
 
 
-def batch_of(films: np.ndarray, labels: np.ndarray, per_unit: int = 1) -> dict[str, Any]:
-    units = len(films) // per_unit
+def batch_of(images: np.ndarray, labels: np.ndarray, per_unit: int = 1) -> dict[str, Any]:
+    units = len(images) // per_unit
     return {
-        "image": jnp.asarray(films.reshape(units, per_unit, *SHAPE)),
+        "image": jnp.asarray(images.reshape(units, per_unit, *SHAPE)),
         "label": jnp.asarray(labels.reshape(units, per_unit, FINDINGS)),
         "is_film": jnp.ones((units, per_unit), bool),
         "is_real": jnp.ones(units, bool),
@@ -88,16 +88,16 @@ def private(clip: float = 1.5, sigma: float = 1.0, n: int = 400) -> Mechanism:
     return Mechanism(n, n, clip, sigma, 1.0, 1e-5)
 
 
-def residuals(params: Any, films: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def residuals(params: Any, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """w (1 - p) of a positive label, -p of a negative one, 0 of an unknown one."""
     head = jax.tree.map(lambda leaf: np.asarray(leaf, float), params["params"]["head"])
-    p = expit(quarters(films) @ head["kernel"] + head["bias"])
+    p = expit(quarters(images) @ head["kernel"] + head["bias"])
     return np.where(np.isnan(labels), 0.0, np.where(labels == 1, weights * (1 - p), -p))
 
 
-def loss_of(head: np.ndarray, films: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+def loss_of(head: np.ndarray, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     """Mean weighted cross-entropy of a head (a row a feature, the last one the bias)."""
-    logits = quarters(films) @ head[:-1] + head[-1]
+    logits = quarters(images) @ head[:-1] + head[-1]
     terms = np.where(labels == 1, weights * np.logaddexp(0, -logits), np.logaddexp(0, logits))
     return float(np.where(np.isnan(labels), 0.0, terms).sum() / labels.size)
 
@@ -112,13 +112,13 @@ def as_rows(params: Any) -> np.ndarray:
 def test_the_sum_is_that_of_features_and_weighted_residuals(
     cohort: Any, start: Any, per_unit: int, clip: float | None, gamma: float | None
 ) -> None:
-    films, labels = cohort[0][:8], cohort[1][:8]
+    images, labels = cohort[0][:8], cohort[1][:8]
     assert np.isnan(labels).any()
     squares = LeastSquares(MODEL, WEIGHTS, SHAPE, None if clip is None else private(clip), stability=gamma)
-    total, log = jax.jit(squares.summed)(start, batch_of(films, labels, per_unit))
+    total, log = jax.jit(squares.summed)(start, batch_of(images, labels, per_unit))
     if clip is not None:  # in whole steps
         total = exact_sum.value(total, private(clip).step_size(total.high))
-    x, r = scaled(films), residuals(start, films, labels, WEIGHTS)
+    x, r = scaled(images), residuals(start, images, labels, WEIGHTS)
     a, b, norms = np.zeros((FEATURES + 1,) * 2), np.zeros((FEATURES + 1, FINDINGS)), []
     for first in range(0, 8, per_unit):
         own = slice(first, first + per_unit)
@@ -133,7 +133,7 @@ def test_the_sum_is_that_of_features_and_weighted_residuals(
     np.testing.assert_allclose(symmetric(total.features, FEATURES + 1), a, rtol=1e-3, atol=rounding)
     np.testing.assert_allclose(total.residuals, b, rtol=1e-3, atol=rounding)
     assert log["loss"] == pytest.approx(
-        loss_of(as_rows(start), films, labels, WEIGHTS) * 8 / per_unit, rel=1e-4
+        loss_of(as_rows(start), images, labels, WEIGHTS) * 8 / per_unit, rel=1e-4
     )
     if clip is not None:
         assert log["norm"] == pytest.approx(sum(norms), rel=1e-3)
@@ -143,12 +143,12 @@ def test_the_sum_is_that_of_features_and_weighted_residuals(
 
 def test_without_noise_the_step_is_newtons_in_plain_features(cohort: Any, start: Any) -> None:
     """Centre and scale leave no trace: the step is that of the kernel and the bias themselves, each finding by its curvature."""
-    films, labels = cohort
+    images, labels = cohort
     squares = LeastSquares(MODEL, WEIGHTS, SHAPE)
-    total, _ = jax.jit(squares.summed)(start, batch_of(films, labels))
+    total, _ = jax.jit(squares.summed)(start, batch_of(images, labels))
     direction = jax.jit(squares.direction)(start, jax.tree.map(lambda leaf: leaf / 400, total))
-    x = np.concatenate([quarters(films), np.ones((400, 1))], axis=1)
-    expected = np.linalg.solve(x.T @ x, x.T @ residuals(start, films, labels, WEIGHTS)) / curvature(WEIGHTS)
+    x = np.concatenate([quarters(images), np.ones((400, 1))], axis=1)
+    expected = np.linalg.solve(x.T @ x, x.T @ residuals(start, images, labels, WEIGHTS)) / curvature(WEIGHTS)
     np.testing.assert_allclose(-as_rows(direction), expected, rtol=2e-2, atol=2e-3 * np.abs(expected).max())
 
 
@@ -158,7 +158,7 @@ def test_steps_never_raise_the_loss_and_end_at_the_optimum(
 ) -> None:
     """With a rate at which no curvature is larger than the bound for any head, max(w, 1) / 4."""
     assert (curvature(weights) / rate >= np.maximum(weights, 1) / 4 - 1e-6).all()
-    films, labels = cohort
+    images, labels = cohort
     squares, batch = LeastSquares(MODEL, weights, SHAPE), batch_of(*cohort)
 
     @jax.jit
@@ -167,15 +167,15 @@ def test_steps_never_raise_the_loss_and_end_at_the_optimum(
         direction = squares.direction(params, jax.tree.map(lambda leaf: leaf / 400, total))
         return jax.tree.map(lambda p, g: p - rate * g, params, direction)
 
-    params, losses = start, [loss_of(as_rows(start), films, labels, weights)]
+    params, losses = start, [loss_of(as_rows(start), images, labels, weights)]
     for _ in range(steps):
         params = step(params)
-        losses.append(loss_of(as_rows(params), films, labels, weights))
+        losses.append(loss_of(as_rows(params), images, labels, weights))
     assert losses[1] < losses[0] - 1e-3
     assert (np.diff(losses) < 1e-6).all()
     shape = (FEATURES + 1, FINDINGS)
     best = minimize(
-        lambda flat: loss_of(flat.reshape(shape), films, labels, weights),
+        lambda flat: loss_of(flat.reshape(shape), images, labels, weights),
         as_rows(start).ravel(),
         method="BFGS",
     )
@@ -213,7 +213,7 @@ def test_the_private_step_is_numpys(start: Any, sigma: float) -> None:
 
 
 def test_the_step_is_that_of_the_scaled_logits(cohort: Any, start: Any) -> None:
-    """Kernel and bias together move each film's logits by its scaled features times the step."""
+    """Kernel and bias together move each image's logits by its scaled features times the step."""
     squares = LeastSquares(MODEL, EVEN, SHAPE)
     b = np.random.default_rng(4).normal(size=(FEATURES + 1, FINDINGS))
     released = Moments(upper_triangle(jnp.eye(FEATURES + 1)), jnp.asarray(b, jnp.float32))
@@ -238,11 +238,11 @@ def test_overwhelming_noise_leaves_the_head_where_it_is(cohort: Any, start: Any)
 
 
 def test_two_devices_do_what_one_does(cohort: Any, start: Any) -> None:
-    films, labels = (part[:6] for part in cohort)
+    images, labels = (part[:6] for part in cohort)
     mechanism, moved = private(n=6, sigma=0.1), []
     squares = LeastSquares(MODEL, WEIGHTS, SHAPE, mechanism)
     optimizer = optax.sgd(1.0)
-    batch = jax.tree.map(np.asarray, batch_of(films, labels))
+    batch = jax.tree.map(np.asarray, batch_of(images, labels))
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
         functions = make_step(squares, optimizer, 6, 3, devices)
@@ -254,7 +254,7 @@ def test_two_devices_do_what_one_does(cohort: Any, start: Any) -> None:
         total, log = functions.collect(total)
         assert int(log["count"]) == 6
         state = functions.replicate(optimizer.init(params))
-        params, _, finite = functions.finish(params, state, total, mechanism.noise_key(bytes(32), 0))
+        params, _, finite, _ = functions.finish(params, state, total, mechanism.noise_key(bytes(32), 0))
         assert bool(finite)
         moved.append((jax.tree.map(np.asarray, total), as_rows(params)))
     for u, v in zip(jax.tree.leaves(moved[0][0]), jax.tree.leaves(moved[1][0]), strict=True):

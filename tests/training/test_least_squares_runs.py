@@ -118,7 +118,7 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
     direction = jax.jit(squares.direction)(start, jax.jit(mechanism.release)(exact, key))["params"]["head"]
     head = {name: np.asarray(leaf) for name, leaf in start["params"]["head"].items()}
     state = functions.replicate(plan.optimizer().init(plan.trained(start)))
-    moved, _, finite = functions.finish(
+    moved, _, finite, _ = functions.finish(
         functions.replicate(jax.tree.map(np.asarray, start)), state, total, key
     )
     assert bool(finite)
@@ -184,7 +184,7 @@ def test_other_units_clippings_and_no_privacy_run(
 
 
 def test_nothing_below_the_head_is_differentiated(config: Experiment, tiny_store: Store) -> None:
-    """Counted in convolutions of the traced program: one for the films, one for the centre."""
+    """Counted in convolutions of the traced program: one for the images, one for the centre."""
     plan = make_plan(config, tiny_store)
     params = plan.random_params(bytes(32))
     images = plan.split.read(np.arange(2))

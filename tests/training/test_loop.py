@@ -286,7 +286,7 @@ def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) 
         gradient, logged = functions.collect((gradient, logged))
         assert int(logged["count"]) == drawn
         before = bits(params)
-        params, state, finite = functions.finish(
+        params, state, finite, _ = functions.finish(
             params, state, gradient, plan.mechanism.noise_key(bytes(32), step)
         )
         assert bool(finite)
@@ -325,7 +325,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
         state = functions.replicate(plan.optimizer().init(params))
         assert plan.mechanism is not None
         summed = jax.tree.map(np.asarray, total)
-        moved, _, _ = functions.finish(params, state, total[0], plan.mechanism.noise_key(bytes(32), 0))
+        moved, *_ = functions.finish(params, state, total[0], plan.mechanism.noise_key(bytes(32), 0))
         assert bits(moved) != bits(start)
         sums.append((summed, moved))
     (one, moved_one), (two, moved_two) = sums

@@ -10,8 +10,8 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import loop, memory, plan
-from jaxcxr.training.batches import drawn_films, films_on_devices, microbatch
+from jaxcxr.training import batches, loop, memory, plan
+from jaxcxr.training.batches import images_on_devices, microbatch, sampled_images
 from jaxcxr.training.loop import train
 from jaxcxr.training.memory import choose_microbatch
 from jaxcxr.training.objective import with_images
@@ -125,7 +125,7 @@ def test_an_accelerators_memory_bounds_the_microbatch(
         assert wide.with_microbatch_size().microbatch_size == choice
 
 
-def test_films_that_fit_are_kept_on_the_device(
+def test_images_that_fit_are_kept_on_the_device(
     free: Plan, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kept(on_device: str, available: int | None, **training: Any) -> bool:
@@ -134,8 +134,8 @@ def test_films_that_fit_are_kept_on_the_device(
         return make_plan(config, tiny_store).films_on_device()
 
     size = 50 * 32 * 32
-    assert kept("auto", int(size / memory.FILMS_SHARE) + 1)
-    assert not kept("auto", int(size / memory.FILMS_SHARE) - 2)
+    assert kept("auto", int(size / memory.IMAGES_SHARE) + 1)
+    assert not kept("auto", int(size / memory.IMAGES_SHARE) - 2)
     assert not kept("auto", None)
     assert not kept("never", 10**9)
     assert kept("always", None)
@@ -148,22 +148,22 @@ def test_films_that_fit_are_kept_on_the_device(
         ).check()
 
 
-def test_indices_stand_for_the_same_films(free: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "PIECE_BYTES", 7 * 32 * 32)  # fifty films in pieces of seven
-    films = films_on_devices(free.split, jax.numpy.asarray)
-    np.testing.assert_array_equal(films, free.split.read_all())
-    drawn = drawn_films(free, SECRET, 0)
+def test_indices_stand_for_the_same_images(free: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "PIECE_BYTES", 7 * 32 * 32)  # fifty images in pieces of seven
+    images = images_on_devices(free.split, jax.numpy.asarray)
+    np.testing.assert_array_equal(images, free.split.read_all())
+    drawn = sampled_images(free, SECRET, 0)
     assert 0 < len(drawn) < 16
     by_image = microbatch(free, SECRET, 0, drawn, slice(0, 16), free.split.read)
     by_index = microbatch(free, SECRET, 0, drawn, slice(0, 16), None)
     assert "image" not in by_index
-    gathered = with_images({**by_index, "films": films})
+    gathered = with_images({**by_index, "films": images})
     assert set(gathered) == set(by_image)
     for key, value in by_image.items():
         np.testing.assert_array_equal(gathered[key], value)
 
 
-def test_a_run_with_films_on_the_device_ends_the_same(
+def test_a_run_with_images_on_the_device_ends_the_same(
     free: Plan, tiny_store: Store, tiny_net: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -338,6 +338,32 @@ def test_another_calibration_of_the_same_budget_is_another_release(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_disable_most_optimizations", True),
+        ("jax_disable_jit", True),
+        ("jax_optimization_level", "O1"),
+        ("jax_exec_time_optimization_effort", -0.5),
+        ("jax_default_matmul_precision", "float32"),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_another_way_of_compiling_is_another_platform(
+    config: Experiment, tiny_store: Store, name: str, value: Any
+) -> None:
+    """Unoptimised, the same step rounds otherwise, and the difference of two such runs has no noise in it."""
+    plan, before = make_plan(config, tiny_store), getattr(jax.config, name)
+    assert before != value
+    platform = binding_of(plan, plan.describe(), "aa").platform
+    jax.config.update(name, value)
+    try:
+        changed_platform = binding_of(plan, plan.describe(), "aa").platform
+    finally:
+        jax.config.update(name, before)
+    assert {key for key in platform if changed_platform[key] != platform[key]} == {name}
+
+
 def test_other_flags_of_xla_are_another_platform(
     config: Experiment, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Would a private run start from its own films: the record that weights carry, and what is refused."""
+"""Would a private run start from its own images: the record that weights carry, and what is refused."""
 
 import dataclasses
 import hashlib
@@ -26,11 +26,11 @@ from jaxcxr.training.checkpoint import flat_weights, provenance, save_weights, u
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue
 from jaxcxr.training.trained_on import (
-    Films,
+    Images,
     Overlap,
     TrainedOn,
     checked_start,
-    films_of,
+    images_of,
     overlap,
     with_training,
 )
@@ -59,21 +59,21 @@ Make = Callable[..., Store]
 
 @pytest.fixture
 def made(tmp_path: Path) -> Make:
-    """Stores of films of 32 pixels, each film a matter of its number; two films a patient."""
+    """Stores of images of 32 pixels, each image a matter of its number; two images a patient."""
 
     def make(
-        name: str, films: list[int], ids: str = "", valid: list[int] | None = None, **changes: Any
+        name: str, images: list[int], ids: str = "", valid: list[int] | None = None, **changes: Any
     ) -> Store:
-        numbers = [*films, *(valid or [])]
+        numbers = [*images, *(valid or [])]
         pixels = [
             np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8) for number in numbers
         ]
         frame = pd.DataFrame(
             {
-                "image_id": [f"{ids}film{number}" for number in numbers],
+                "image_id": [f"{ids}image{number}" for number in numbers],
                 "patient_id": [f"{ids}patient{number // 2}" for number in numbers],
                 "path": [f"{number}.png" for number in numbers],
-                "split": ["train"] * len(films) + ["valid"] * (len(numbers) - len(films)),
+                "split": ["train"] * len(images) + ["valid"] * (len(numbers) - len(images)),
                 "age": 50.0,
                 "sex": "F",
                 **{finding: [float(number % 4 > 1) for number in numbers] for finding in FINDINGS},
@@ -116,22 +116,22 @@ def params(tiny_config: Experiment, tiny_store: Store) -> PyTree:
 
 
 def units_of(store: Store, before: TrainedOn | None = None, from_random: bool = True) -> TrainedOn:
-    return with_training(films_of(store, "train"), before, from_random)
+    return with_training(images_of(store, "train"), before, from_random)
 
 
-def test_weights_trained_on_the_same_films_are_refused_though_the_store_is_another(
+def test_weights_trained_on_the_same_images_are_refused_though_the_store_is_another(
     tiny_config: Experiment, made: Make, pretrained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Fifty films pretrained without privacy, one film fewer prepared again: another fingerprint, the same people."""
+    """Fifty images pretrained without privacy, one image fewer prepared again: another fingerprint, the same people."""
     weights = pretrained(made("all", list(range(50))))
     fewer = made("fewer", list(range(49)))
     config = private(tiny_config, fewer, weights)
     with pytest.raises(InputError) as refusal:
         run_experiment(config, tmp_path / "run", say=lambda _: None)
     for words in (
-        "49 films with the same pixels, 49 films with the same image_id and 25 patients with the same patient_id",
+        "49 images with the same pixels, 49 images with the same image_id and 25 patients with the same patient_id",
         str(fewer.path),
-        "pretrain on other films, or start at random",
+        "pretrain on other images, or start at random",
     ):
         assert words in str(refusal.value)
     assert not (tmp_path / "run").exists()
@@ -146,13 +146,13 @@ def test_weights_trained_on_the_same_films_are_refused_though_the_store_is_anoth
     assert facts["near_duplicates"] is None
 
 
-def test_a_single_film_or_patient_is_found(made: Make, params: PyTree, tmp_path: Path) -> None:
+def test_a_single_image_or_patient_is_found(made: Make, params: PyTree, tmp_path: Path) -> None:
     known = made("known", list(range(20)))
     weights = weights_of(params, tmp_path / "w", units_of(known))
-    for films, ids, changes, found in (
+    for images, ids, changes, found in (
         ([*range(100, 120), 7], "", {}, Overlap(1, 1, 1)),
         ([*range(100, 120), 7], "x", {}, Overlap(1, 0, 0)),
-        ([*range(100, 120)], "x", {"image_id": [*(f"i{i}" for i in range(19)), "film3"]}, Overlap(0, 1, 0)),
+        ([*range(100, 120)], "x", {"image_id": [*(f"i{i}" for i in range(19)), "image3"]}, Overlap(0, 1, 0)),
         (
             [*range(100, 120)],
             "x",
@@ -160,10 +160,10 @@ def test_a_single_film_or_patient_is_found(made: Make, params: PyTree, tmp_path:
             Overlap(0, 0, 1),
         ),
     ):
-        store = made(f"private{found}", films, ids, **changes)
+        store = made(f"private{found}", images, ids, **changes)
         record = units_of_weights(weights)
         assert record is not None
-        assert overlap(record, films_of(store, "train")) == found
+        assert overlap(record, images_of(store, "train")) == found
         for unrelated in (False, True):
             if unrelated and not found.pixels:
                 assert (
@@ -179,18 +179,18 @@ def test_a_single_film_or_patient_is_found(made: Make, params: PyTree, tmp_path:
 def test_equal_ids_of_other_people_have_to_be_declared(
     tiny_config: Experiment, made: Make, params: PyTree, tmp_path: Path
 ) -> None:
-    """'film1' of another hospital: refused by default, and by pixels whatever is declared."""
+    """'image1' of another hospital: refused by default, and by pixels whatever is declared."""
     weights = weights_of(params, tmp_path / "w", units_of(made("there", list(range(50)))))
-    here = made("here", list(range(50, 100)), image_id=[f"film{i}" for i in range(50)])
+    here = made("here", list(range(50, 100)), image_id=[f"image{i}" for i in range(50)])
     config = private(tiny_config, here, weights)
-    with pytest.raises(InputError, match="50 films with the same image_id as its training split"):
+    with pytest.raises(InputError, match="50 images with the same image_id as its training split"):
         make_plan(config, here).pretrained_params()
     declared = changed(config, "model", weights_ids_unrelated=True)
     plan = make_plan(declared, here)
     assert plan.pretrained_params() is not None
     assert plan.describe()["initial_weights_record"] == "ids_declared_unrelated"
     same = made("same", list(range(50)), "other-")
-    with pytest.raises(InputError, match="50 films with the same pixels as its training split, outside"):
+    with pytest.raises(InputError, match="50 images with the same pixels as its training split, outside"):
         make_plan(private(declared, same, weights), same).pretrained_params()
 
 
@@ -204,7 +204,7 @@ def test_a_record_is_handed_on_through_further_training_and_conversion(
     assert record.complete
     assert len(record.trainings) == 2
     store = made("private", [*range(200, 250), 3])
-    with pytest.raises(InputError, match="1 film with the same pixels"):
+    with pytest.raises(InputError, match="1 image with the same pixels"):
         checked_start(second, provenance(second), store, ids_unrelated=False)
     third = weights_of(
         make_plan(private(tiny_config, store, None), store).random_params(bytes(32)), tmp_path / "third", None
@@ -214,13 +214,13 @@ def test_a_record_is_handed_on_through_further_training_and_conversion(
     assert record is not None
     assert not record.complete
     assert checked_start(fourth, provenance(fourth), store, ids_unrelated=False).known == "none"
-    with pytest.raises(InputError, match="2 films with the same pixels"):
+    with pytest.raises(InputError, match="2 images with the same pixels"):
         checked_start(
             fourth, provenance(fourth), made("again", [300, 301, *range(400, 450)]), ids_unrelated=False
         )
 
 
-def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
+def test_converted_weights_keep_the_record_and_a_runs_own_images_become_one(
     tiny_nonprivate_config: Experiment,
     made: Make,
     params: PyTree,
@@ -236,7 +236,7 @@ def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
     convert(weights, tmp_path / "converted", mapped)
     assert units_of_weights(tmp_path / "converted") is not None
     overlapping = made("private", [4, *range(100, 120)])
-    with pytest.raises(InputError, match="1 film with the same pixels"):
+    with pytest.raises(InputError, match="1 image with the same pixels"):
         checked_start(
             tmp_path / "converted", provenance(tmp_path / "converted"), overlapping, ids_unrelated=False
         )
@@ -249,7 +249,7 @@ def test_converted_weights_keep_the_record_and_a_runs_own_films_become_one(
         (run / "run.json").write_text(json.dumps({"store_fingerprint": fingerprint}))
         found = units_of_source(run)
         assert (
-            found is not None and overlap(found, films_of(overlapping, "train")) == Overlap(1, 1, 1)
+            found is not None and overlap(found, images_of(overlapping, "train")) == Overlap(1, 1, 1)
         ) == known
     assert units_of_source(tmp_path / "absent.pth") is None
 
@@ -298,7 +298,7 @@ def test_marked_weights_start_no_private_run_and_no_pretraining(
     assert not list(tmp_path.glob("washed*"))
 
 
-def test_held_out_films_that_the_weights_know_are_said_and_not_refused(
+def test_held_out_images_that_the_weights_know_are_said_and_not_refused(
     made: Make, params: PyTree, tmp_path: Path
 ) -> None:
     weights = weights_of(params, tmp_path / "w", units_of(made("known", list(range(20)))))
@@ -307,7 +307,7 @@ def test_held_out_films_that_the_weights_know_are_said_and_not_refused(
     )
     assert start.known == "recorded"
     assert start.held_out is not None
-    assert "3 films with the same pixels, 3 films with the same image_id and 2 patients" in start.held_out
+    assert "3 images with the same pixels, 3 images with the same image_id and 2 patients" in start.held_out
     assert "valid: " in start.held_out
     clean = checked_start(
         weights, provenance(weights), made("clean", list(range(100, 120)), valid=[200]), False
@@ -320,30 +320,30 @@ def test_a_record_gives_no_id_and_no_digest_away(made: Make, params: PyTree, tmp
     records = [units_of(store) for _ in range(2)]
     for place, record in enumerate(records):
         content = (weights_of(params, tmp_path / f"w{place}", record) / "trained_on.npz").read_bytes()
-        films = films_of(store, "train")
-        for text in (*films.image_ids, *films.patient_ids):
+        images = images_of(store, "train")
+        for text in (*images.image_ids, *images.patient_ids):
             assert text.encode() not in content
             assert hashlib.sha256(text.encode()).digest()[:8] not in content
-        assert not any(bytes.fromhex(digest)[:8] in content for digest in films.pixels)
+        assert not any(bytes.fromhex(digest)[:8] in content for digest in images.pixels)
     one, two = (record.trainings[0] for record in records)
     assert one.salt != two.salt
     for kind in ("pixels", "image_ids", "patient_ids"):
         first, second = getattr(one, kind), getattr(two, kind)
         assert len(first) == len(second) == (10 if kind == "patient_ids" else 20)
-        assert (np.diff(first.astype(object)) > 0).all()  # sorted: the order of the films is not told
+        assert (np.diff(first.astype(object)) > 0).all()  # sorted: the order of the images is not told
         assert not np.isin(first, second).any()
 
 
 def test_hashes_are_those_that_are_documented() -> None:
     """Equal ids of another kind are no match, and what is stored is eight bytes of scrypt with the salt of the kind."""
-    films = Films(["ab" * 32], ["1"], ["1"])
-    (training,) = with_training(films, None, True).trainings
+    images = Images(["ab" * 32], ["1"], ["1"])
+    (training,) = with_training(images, None, True).trainings
     n, r, p = CHEAP
     for kind, found in ((b"image", training.image_ids), (b"patient", training.patient_ids)):
         expected = hashlib.scrypt(b"1", salt=training.salt + kind, n=n, r=r, p=p, dklen=8)
         assert found.tolist() == [int.from_bytes(expected, "little")]
     assert training.image_ids[0] != training.patient_ids[0]
-    assert overlap(TrainedOn((training,), True), Films(["cd" * 32], ["2"], ["3"])) == Overlap(0, 0, 0)
+    assert overlap(TrainedOn((training,), True), Images(["cd" * 32], ["2"], ["3"])) == Overlap(0, 0, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -351,19 +351,21 @@ def test_hashes_are_those_that_are_documented() -> None:
 def test_an_overlap_is_counted_as_sets_would(data: st.DataObject) -> None:
     numbers = st.integers(0, 12)
 
-    def some() -> Films:
-        films = data.draw(st.lists(st.tuples(numbers, numbers, numbers), max_size=12))
-        return Films(
-            [f"{a:064x}" for a, _, _ in films], [f"i{b}" for _, b, _ in films], [f"{c}" for _, _, c in films]
+    def some() -> Images:
+        images = data.draw(st.lists(st.tuples(numbers, numbers, numbers), max_size=12))
+        return Images(
+            [f"{a:064x}" for a, _, _ in images],
+            [f"i{b}" for _, b, _ in images],
+            [f"{c}" for _, _, c in images],
         )
 
     trainings, mine = [some() for _ in range(data.draw(st.integers(1, 3)))], some()
     record: TrainedOn | None = None
-    for films in trainings:
-        record = with_training(films, record, from_random=record is None)
+    for images in trainings:
+        record = with_training(images, record, from_random=record is None)
     assert record is not None
     pixels, images, patients = (
-        {v for f in trainings for v in kind(f)} for kind in (_pixels, _images, _patients)
+        {v for f in trainings for v in kind(f)} for kind in (_pixels, _image_ids_of, _patients)
     )
     expected = (
         sum(value in pixels for value in mine.pixels),
@@ -374,16 +376,16 @@ def test_an_overlap_is_counted_as_sets_would(data: st.DataObject) -> None:
     assert overlap(record, mine, ids=False) == Overlap(expected[0], 0, 0)
 
 
-def _pixels(films: Films) -> Any:
-    return films.pixels
+def _pixels(images: Images) -> Any:
+    return images.pixels
 
 
-def _images(films: Films) -> Any:
-    return films.image_ids
+def _image_ids_of(images: Images) -> Any:
+    return images.image_ids
 
 
-def _patients(films: Films) -> Any:
-    return films.patient_ids
+def _patients(images: Images) -> Any:
+    return images.patient_ids
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "of other weights", "costly", "of a later format"])
@@ -415,40 +417,40 @@ def test_a_damaged_record_is_refused_and_not_taken_for_none(
         checked_start(weights, provenance(weights), made("private", [5]), ids_unrelated=False)
 
 
-def test_a_film_of_one_grey_value_is_nobodys(tmp_path: Path) -> None:
+def test_an_image_of_one_grey_value_is_nobodys(tmp_path: Path) -> None:
     frame = pd.DataFrame({"image_id": ["a", "b"], "patient_id": ["p", "q"], "path": ["1", "2"], "split": "train", "age": 1.0, "sex": "F",
                           FINDINGS[0]: 1.0})  # fmt: skip
     for name, prefix in (("one", "x"), ("two", "y")):
-        films = [
+        images = [
             np.full((16, 16), 7, np.uint8),
             np.random.default_rng(len(prefix)).integers(0, 9, (16, 16), dtype=np.uint8),
         ]
-        films[1][0, 0] = ord(prefix)
+        images[1][0, 0] = ord(prefix)
         ids = frame.assign(image_id=prefix + frame["image_id"], patient_id=prefix + frame["patient_id"])
-        write_store(tmp_path / name, ids, iter(films), size=16, findings=FINDINGS[:1], preprocessing={})
+        write_store(tmp_path / name, ids, iter(images), size=16, findings=FINDINGS[:1], preprocessing={})
     one, two = (open_store(tmp_path / name) for name in ("one", "two"))
-    assert not overlap(units_of(one), films_of(two, "train"))
-    assert overlap(units_of(one), films_of(one, "train")) == Overlap(1, 2, 2)
+    assert not overlap(units_of(one), images_of(two, "train"))
+    assert overlap(units_of(one), images_of(one, "train")) == Overlap(1, 2, 2)
 
 
 def test_an_older_store_without_digests_is_read(made: Make) -> None:
     store = made("old", list(range(12)), valid=[40])
-    expected = films_of(store, "train")
+    expected = images_of(store, "train")
     (store.path / RECORDS_FILE).unlink()
-    assert films_of(store, "train") == expected
-    assert len(films_of(store, "valid").pixels) == 1
+    assert images_of(store, "train") == expected
+    assert len(images_of(store, "valid").pixels) == 1
 
 
-def test_a_store_whose_digests_are_not_its_films_is_refused(made: Make) -> None:
+def test_a_store_whose_digests_are_not_its_images_is_refused(made: Make) -> None:
     store = made("odd", list(range(12)))
     records = pd.read_parquet(store.path / RECORDS_FILE)
     records[:-1].to_parquet(store.path / RECORDS_FILE)
-    with pytest.raises(InputError, match="names 11 films, the manifest 12"):
-        films_of(store, "train")
+    with pytest.raises(InputError, match="names 11 images, the manifest 12"):
+        images_of(store, "train")
 
 
 def test_the_shipped_weights_name_the_public_cohort_and_nobody_of_the_demos() -> None:
-    """By ids, which are drawn without films; some of them, as each costs what the record says."""
+    """By ids, which are drawn without images; some of them, as each costs what the record says."""
     record = units_of_weights("jaxcxr/weights/synthetic-64")
     assert record is not None
     assert record.complete
@@ -461,9 +463,9 @@ def test_the_shipped_weights_name_the_public_cohort_and_nobody_of_the_demos() ->
     assert len(training.pixels) == len(training.image_ids) == len(train)
     assert len(training.patient_ids) == train["patient_id"].nunique()
 
-    def ids(frame: pd.DataFrame) -> Films:
+    def ids(frame: pd.DataFrame) -> Images:
         some = frame.iloc[:: max(1, len(frame) // 40)]
-        return Films((), some["image_id"].tolist(), some["patient_id"].tolist())
+        return Images((), some["image_id"].tolist(), some["patient_id"].tolist())
 
     mine = ids(train)
     assert overlap(record, mine) == Overlap(0, len(mine.image_ids), len(set(mine.patient_ids)))

@@ -105,6 +105,6 @@ def test_a_seeded_pretraining_gives_the_same_file_again(
     records = [provenance(tmp_path / name) for name in ("a", "b")]
     salted = [record.pop("trained_on") for record in records]
     assert records[0] == records[1]
-    assert salted[0]["sha256"] != salted[1]["sha256"]  # of the same films, under another salt
+    assert salted[0]["sha256"] != salted[1]["sha256"]  # of the same images, under another salt
     assert set(records[0]["test_auroc"]) == {*config.data.findings, "average"}
     assert (tmp_path / "a-run" / "metrics.jsonl").exists()

@@ -1,13 +1,11 @@
-"""The arithmetic of epsilon: what releases cost, and the noise for a budget. It reads no file and imports no
-jax.
+"""The arithmetic of epsilon: the cost of releases, and the noise for a budget. Reads no file, imports no jax.
 
-The names that the rest of the package uses are exported here. To follow a bound from its claim to its proof,
-read the modules
-in this order: `epsilon`, `loss_distribution` (both bounds), `dominating_pair` (one release), `discretisation`
-(its loss on a grid), `composition` (the sum of all losses), `summed_loss` (the choice of grid and tilt),
-`gaussian` and `chi_square` (closed forms without sampling, and for units that are hardly ever drawn).
-`calibration` finds the noise for a budget. `group_privacy`, `attack_bounds` and `selection` say what the
-claim means for a patient with several images, against attackers, and for several models.
+The names used by the rest of the package are exported here. To follow a bound from its claim to its proof,
+read the modules in this order: `epsilon`, `loss_distribution` (both bounds), `dominating_pair` (one release),
+`discretisation` (its loss on a grid), `composition` (the sum of all losses), `summed_loss` (the choice of
+grid and tilt), `gaussian` and `chi_square` (closed forms without sampling, and for units that are rarely
+sampled). `calibration` finds the noise for a budget. `group_privacy`, `attack_bounds` and `selection` say
+what the guarantee means for a patient with several images, against attackers, and for several models.
 """
 
 from jaxcxr.accounting.calibration import (

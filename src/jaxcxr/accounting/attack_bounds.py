@@ -1,9 +1,9 @@
-"""Bounds on the success of any attacker, whatever they know besides: what epsilon and delta mean in practice.
+"""Bounds on the success of any attacker with any side knowledge: what epsilon and delta mean in practice.
 
-A test that says "this person was in the data" with false-positive rate a has a true-positive rate of at most
-min over epsilon of exp(epsilon) a + delta(epsilon) (Kairouz et al. 2015; the whole curve is used, not one
-point of it). An attacker who would guess a record right with probability a beforehand guesses it right with
-at most that probability from the model (Balle et al. 2022; Hayes et al. 2023), so that the same curve bounds
+A test for "this person was in the data" with false-positive rate a has a true-positive rate of at most min
+over epsilon of exp(epsilon) a + delta(epsilon) (Kairouz et al. 2015; the whole curve is used, not one point
+of it). An attacker who guesses a record with prior probability a guesses it from the model with a probability
+of at most the same expression (Balle et al. 2022; Hayes et al. 2023), so the same curve bounds
 reconstruction.
 """
 
@@ -28,35 +28,36 @@ class AttackBounds:
     Attributes:
         true_positive_rate: false-positive rate -> bound on the true-positive rate of membership inference;
             equally, prior probability of guessing a record -> bound on the probability of reconstructing it.
-        advantage: bound on true-positive minus false-positive rate, at any threshold: the reconstruction and
-            membership advantage; delta at epsilon 0.
+        advantage: bound on true-positive minus false-positive rate at any threshold (the membership and
+            reconstruction advantage): delta at epsilon 0.
     """
 
     true_positive_rate: Mapping[float, float]
     advantage: float
 
 
-def attack_bounds(spendings: Sequence[Spending], delta: float, films: int = 1) -> AttackBounds:
-    """Bounds against attacks on a unit of `films` films; all are 1 if a release has no noise.
+def attack_bounds(spendings: Sequence[Spending], delta: float, images: int = 1) -> AttackBounds:
+    """Bounds on attacks against a unit of `images` images; all are 1 if a release has no noise.
 
     Args:
         spendings: everything that was released.
-        delta: of the claim; it sets the precision, not the bound.
-        films: how many films the attacked unit has.
+        delta: of the guarantee; it sets the precision, not the bound.
+        images: number of images of the attacked unit.
     """
-    return _bounds(releases_of(spendings, films), delta)
+    return _bounds(releases_of(spendings, images), delta)
 
 
 def trade_off(
     spendings: Sequence[Spending],
     delta: float,
     false_positive_rates: Float[np.ndarray, " points"],
-    films: int = 1,
+    images: int = 1,
 ) -> Float[np.ndarray, " points"]:
-    """The ROC curve that no attack on a unit of `films` films exceeds: a bound on the true-positive rate at
-    each false-positive rate. Arguments are those of `attack_bounds`.
+    """Upper bound on the ROC curve of any attack: the true-positive rate at each false-positive rate.
+
+    Other arguments as in `attack_bounds`.
     """
-    return _highest(releases_of(spendings, films), delta, false_positive_rates)
+    return _highest(releases_of(spendings, images), delta, false_positive_rates)
 
 
 @functools.lru_cache(maxsize=64)

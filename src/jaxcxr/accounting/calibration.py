@@ -1,8 +1,7 @@
-"""Planning a run: the noise that a budget asks for, what a plan will cost, and the steps that a budget still
-buys.
+"""Plan a run: the noise for a budget, the cost of a plan, and the number of steps that a budget still allows.
 
-Guarantee: `calibrated_noise` and `affordable_steps` keep the upper bound on epsilon of everything together,
-what was released before included, within the budget.
+Guarantee: `calibrated_noise` and `affordable_steps` keep the upper bound on epsilon of all releases together,
+earlier ones included, within the budget.
 """
 
 import dataclasses
@@ -26,19 +25,19 @@ from jaxcxr.accounting.loss_distribution import NO_GUARANTEE, is_within, renyi_e
 from jaxcxr.errors import InputError
 
 CALIBRATION_TOLERANCE = 1e-3
-"""A calibrated run spends between 1 - this and all of its budget."""
+"""A calibrated run spends at least 1 minus this share of its budget, and at most all of it."""
 LEAST_NOISE, MOST_NOISE = 0.05, 1e6
-"""A budget that asks for more noise is refused; one that less would meet gets the least."""
+"""A budget that needs more noise is refused; one that needs less gets the least."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A planned run, and what it will have cost.
+    """A planned run and its cost.
 
     Attributes:
-        epsilon_pld, epsilon_rdp: at `delta`, by privacy loss distribution (the claim) and by Rényi moments (a
-            looser cross-check).
-        epsilon_lower: no epsilon below this one is true.
+        epsilon_pld, epsilon_rdp: upper bounds at `delta`, by privacy loss distribution (the guarantee) and by
+            Rényi moments (a looser cross-check).
+        epsilon_lower: lower bound on the true epsilon.
     """
 
     noise_multiplier: float
@@ -51,10 +50,10 @@ class Plan:
 
 
 def sample_rate_of(expected_batch_size: int, n_units: int) -> float:
-    """q = expected batch / N, the probability with which each unit joins a step.
+    """q = expected batch size / N: the probability with which each unit is sampled in a step.
 
     Raises:
-        InputError: the batch is not between 1 and N.
+        InputError: the batch size is not between 1 and N.
     """
     if not 0 < expected_batch_size <= n_units:
         raise InputError(f"expected_batch_size: expected 1 to N = {n_units}, found {expected_batch_size}")
@@ -62,8 +61,7 @@ def sample_rate_of(expected_batch_size: int, n_units: int) -> float:
 
 
 def steps_of_epochs(epochs: float, n_units: int, expected_batch_size: int) -> int:
-    """Number of steps in `epochs` epochs of N / expected_batch_size steps each, rounded to the nearest (at
-    least 1).
+    """Number of steps in `epochs` epochs of N / expected_batch_size steps each, rounded, at least 1.
 
     Raises:
         InputError: epochs is not a positive number, or makes more steps than can be accounted for.
@@ -77,7 +75,7 @@ def steps_of_epochs(epochs: float, n_units: int, expected_batch_size: int) -> in
 
 
 def require_epsilon(epsilon: float) -> None:
-    """Raise where epsilon is out of range for a budget.
+    """Raise if epsilon is out of range for a budget.
 
     Raises:
         InputError: epsilon is not positive, or above 500.
@@ -92,7 +90,7 @@ def require_epsilon(epsilon: float) -> None:
 def calibrate(
     epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()
 ) -> Plan:
-    """A run with `calibrated_noise`, and what it will have cost."""
+    """The plan of a run with `calibrated_noise`."""
     return plan(
         calibrated_noise(epsilon, delta, sample_rate, steps, already), delta, sample_rate, steps, already
     )
@@ -101,19 +99,18 @@ def calibrate(
 def calibrated_noise(
     epsilon: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()
 ) -> float:
-    """The noise multiplier with which everything together costs the budget, or less by at most
-    `CALIBRATION_TOLERANCE` of it.
+    """The noise multiplier with which all releases cost the budget, or up to `CALIBRATION_TOLERANCE` less.
 
     Args:
         epsilon: budget of the whole run, at most 500.
         delta: budget of the whole run, from 1e-15 to below 1.
-        sample_rate: of the training that the noise is for.
+        sample_rate: of the training for which the noise is sought.
         steps: of that training.
-        already: what else the budget pays for, such as noised class counts.
+        already: other releases that the budget pays for, such as noised class counts.
 
     Raises:
-        InputError: epsilon, delta or the plan is out of range, `already` alone exceeds the budget, or no
-            noise multiplier up to a million reaches it.
+        InputError: epsilon, delta or the plan is out of range, `already` alone exceeds the budget, or a noise
+            multiplier of a million is not enough.
     """
     require_epsilon(epsilon)
     before = epsilon_pld(already, delta)
@@ -131,7 +128,7 @@ def calibrated_noise(
         return epsilon_pld([*already, Spending(sample_rate, math.exp(log_sigma), steps)], delta)
 
     def excess(log_sigma: float) -> float:
-        """Log of what is spent over the middle of what may be: nearly linear in the logarithm of the noise."""
+        """Log of the spent epsilon over the middle of the allowed range: nearly linear in log noise."""
         found = max(min(spent(log_sigma), NO_GUARANTEE), 1e-3 * epsilon)
         return math.log(found / (epsilon * (1 - CALIBRATION_TOLERANCE / 2)))
 
@@ -155,8 +152,8 @@ def calibrated_noise(
         low, high, step = max(least, low - step), low, 2 * step
     if spent(low) <= epsilon:
         return math.exp(low)
-    # `high` always keeps the budget. Every fourth point halves what is left, so that the search ends whatever
-    # the curve.
+    # `high` always keeps the budget. Every fourth point halves the interval, so the search ends for any
+    # curve.
     for round_ in itertools.count(1):
         if spent(high) >= epsilon * (1 - CALIBRATION_TOLERANCE) or high - low < 1e-9:
             break
@@ -167,15 +164,13 @@ def calibrated_noise(
 
 
 def _crossing(places: Mapping[float, float]) -> float:
-    """Where the value is 0, by the parabola through the three points nearest to it; `places` maps values to
-    places.
-    """
+    """Zero of the parabola through the three points with values nearest to 0; `places`: value -> place."""
     nearest = sorted(places, key=abs)[:3]
     return sum(places[a] * math.prod(b / (b - a) for b in nearest if b != a) for a in nearest)
 
 
 def _root(function: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
-    """Where a falling function crosses zero; an end, if it does not."""
+    """Where a decreasing function crosses zero; an end of the interval if it does not."""
     if function(low) <= 0:
         return low
     if function(high) >= 0:
@@ -187,7 +182,7 @@ def _root(function: Callable[[float], float], low: float, high: float, tolerance
 def plan(
     noise_multiplier: float, delta: float, sample_rate: float, steps: int, already: Sequence[Spending] = ()
 ) -> Plan:
-    """What a run with this noise will cost, together with what is spent `already`."""
+    """The plan of a run with this noise: its cost, together with what is spent `already`."""
     spending = [*already, Spending(sample_rate, noise_multiplier, steps)]
     bounds, by_renyi = epsilon_bounds(spending, delta), epsilon_rdp(spending, delta)
     require_order(bounds.lower, by_renyi, f"epsilon by Rényi moments at delta {delta:g}")
@@ -202,7 +197,7 @@ def affordable_steps(
     delta: float,
     wanted: int,
 ) -> int:
-    """How many more steps, at most `wanted`, keep the whole composition within (epsilon, delta)."""
+    """Number of further steps, at most `wanted`, that keep the whole composition within (epsilon, delta)."""
     require_epsilon(epsilon)
 
     def fits(steps: int) -> bool:

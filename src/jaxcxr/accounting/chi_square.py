@@ -1,5 +1,4 @@
-"""Bounds on delta and epsilon from the chi-square divergence: closed forms that stay precise where units are
-hardly ever drawn.
+"""Bounds on delta and epsilon from the chi-square divergence, precise if units are rarely sampled.
 
 With r the likelihood ratio P/Q of all releases together, chi^2 = E_Q[(r - 1)^2], and 1 + chi^2 is the product
 of those of the releases. For s = exp(epsilon) - 1, from (y - s)+ <= y^2 / (4 s) follow
@@ -17,42 +16,37 @@ from collections.abc import Sequence
 from jaxcxr.accounting.dominating_pair import Release
 
 _SAFETY = 1 + 1e-10
-"""Well above all rounding errors: exponents of at most 700 carry the few units in their last place into the
-result.
-"""
+"""Factor well above all rounding errors: exponents of at most 700 pass on a few units in their last place."""
 _LARGEST_EXPONENT = 700.0
 
 
 def chi_square(releases: Sequence[Release]) -> float:
-    """Upper bound on the chi-square divergence, with from without the unit, of all releases together;
-    infinity above 1.
+    """Upper bound on the chi-square divergence of all releases, with from without a unit; infinity if large.
 
-    With j films of k drawn, and j' in a second draw, one release has 1 + chi^2 = E exp(j j' / sigma^2). The
-    mean over j' is (1 - q + q exp(j / sigma^2))^k, a convex function of j, which lies below its chord from 0
-    to k: exact for one film.
+    With j of the k images in the batch, and j' in an independent one, a release has 1 + chi^2 = E exp(j j' /
+    sigma^2). The mean over j' is (1 - q + q exp(j / sigma^2))^k, a convex function of j, which lies below its
+    chord from 0 to k: exact for one image.
     """
     total = 0.0
     for r in releases:
-        exponent = r.films / r.noise_multiplier**2 if r.noise_multiplier > 0 else math.inf
+        exponent = r.images / r.noise_multiplier**2 if r.noise_multiplier > 0 else math.inf
         if exponent > _LARGEST_EXPONENT:
             return math.inf
-        drawn = r.films * math.log1p(r.sample_rate * math.expm1(exponent))
-        if drawn > _LARGEST_EXPONENT:
+        sampled = r.images * math.log1p(r.sample_rate * math.expm1(exponent))
+        if sampled > _LARGEST_EXPONENT:
             return math.inf
-        total += r.steps * math.log1p(r.sample_rate * math.expm1(drawn))
+        total += r.steps * math.log1p(r.sample_rate * math.expm1(sampled))
     return math.expm1(total) * _SAFETY if total < 0.5 else math.inf
 
 
 def total_variation_by_chi_square(releases: Sequence[Release]) -> float:
-    """Upper bound on the total variation, in either direction; replacing a unit is leaving it out and adding
-    another.
-    """
+    """Upper bound on the total variation in either direction; to replace is to remove and add."""
     changes = 2 if any(r.adjacency == "replace_one" for r in releases) else 1
     return min(1.0, changes * math.sqrt(chi_square(releases)) / 2 * _SAFETY)
 
 
 def epsilon_by_chi_square(releases: Sequence[Release], delta: float) -> float:
-    """Upper bound on epsilon in both directions; infinity if this says nothing, or a unit is replaced."""
+    """Upper bound on epsilon in both directions; infinity if it gives none, or under replace-one."""
     if any(r.adjacency == "replace_one" for r in releases):
         return math.inf
     chi = chi_square(releases)

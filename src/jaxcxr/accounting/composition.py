@@ -1,12 +1,11 @@
-"""The losses of many releases summed, by an exponentially tilted Fourier transform with a bound on its
-rounding error.
+"""Compose releases: the sum of their losses, by a tilted Fourier transform with bounded rounding error.
 
 A sum S of independent losses on a grid of width h has P(S = s) = exp(K - t s) P_t(S = s), where P_t is the
 law of the sum of losses with probabilities p_k exp(t k h) / M, and K the sum of their log M (Esscher 1932).
 With t near the saddle point, epsilon lies in the middle of P_t, and so does all that delta(epsilon) = sum
-over s > epsilon of P(S = s) (1 - exp(epsilon - s))
-depends on: an absolute error in P_t is a relative error in delta, however small delta is. Without tilt (t =
-0) rounding errors of 1e-16 are compared with delta itself.
+over s > epsilon of P(S = s) (1 - exp(epsilon - s)) depends on: an absolute error in P_t is a relative error
+in delta, however small delta is. Without tilt (t = 0) rounding errors of 1e-16 are compared with delta
+itself.
 
 Rounding (u = 2^-53, length n a power of 2). In a Fourier transform every input reaches every output by one
 path of log2 n butterflies, each of which multiplies by a root of unity (relative error at most sqrt(5) u, and
@@ -47,14 +46,13 @@ Losses = Sequence[tuple[GridLoss, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A bound on delta at evenly spaced epsilons; between them it is linear in exp(epsilon), as the profile
-    of a discrete loss is.
+    """A bound on delta at evenly spaced epsilons, linear in exp(epsilon) between them.
 
     Attributes:
         first, spacing: of the epsilons.
-        deltas: bounds at these epsilons; an upper one falls, a lower one may say nothing (0) far from the
-            tilt.
-        side: of the bound.
+        deltas: bounds at these epsilons; an upper bound decreases, a lower one may be trivial (0) far from
+            the tilt.
+        side: whether the bounds are upper or lower.
     """
 
     first: float
@@ -63,7 +61,7 @@ class Curve:
     side: Side
 
     def epsilon(self, delta: float) -> float:
-        """Where the bound falls to `delta`: a bound on epsilon from the same side, at least 0."""
+        """The epsilon at which the bound falls to `delta`: a bound from the same side, at least 0."""
         larger = np.flatnonzero(self.deltas > delta)
         place = 0 if len(larger) == 0 else int(larger[-1]) + 1
         if place == len(self.deltas):
@@ -75,23 +73,21 @@ class Curve:
         return max(0.0, self.first + (place - 1) * self.spacing + part)
 
     def at(self, epsilons: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
-        """For an upper bound: delta at each of `epsilons`, by the next smaller one of the curve; 1 below the
-        first.
-        """
+        """For an upper bound: delta at each of `epsilons`, from the next smaller point; 1 below the first."""
         place = np.floor((epsilons - self.first) / self.spacing).astype(int)
         return np.where(place < 0, 1.0, self.deltas[np.clip(place, 0, len(self.deltas) - 1)])
 
 
 def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure_probability: float) -> Curve:
-    """The bound on delta(epsilon) of all releases together.
+    """Upper or lower bound on delta(epsilon) of all releases together.
 
     Args:
         losses: on multiples of `grid`, all for bounds from the same side.
         grid: its width.
         tilt: t above; it decides where the curve is precise, not whether it is a bound.
         side: whether the bound is an upper or a lower one.
-        failure_probability: of a lower bound: what may be left out of delta, with which the offsets of the
-            losses may be further from their mean than is allowed for.
+        failure_probability: for a lower bound, the probability (subtracted from delta) that the summed
+            offsets of the losses are lower than allowed for.
     """
     log_moments = [_log_moment(tilt, loss, grid) for loss, _ in losses]
     low, high, open_below, open_above = _window(losses, grid, tilt, log_moments)
@@ -102,7 +98,7 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
 
     total = sum(n * moment for (_, n), moment in zip(losses, log_moments, strict=True))
     epsilons = (first + np.arange(length)) * grid
-    # Weights of P. The largest are cut: an upper bound there is 1 all the same, and a lower bound stays one.
+    # Weights of P, capped at the largest: there an upper bound is 1 anyway, and a lower bound stays valid.
     untilt = np.exp(np.minimum(total - tilt * epsilons, _LARGEST_EXPONENT))
     weights = probabilities * untilt
     deltas = _profile(weights, grid)
@@ -127,9 +123,7 @@ def composed_curve(losses: Losses, grid: float, tilt: float, side: Side, failure
 
 
 def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
-    """Number of multiples of the grid that the sum of tilted losses spans, except with negligible
-    probability.
-    """
+    """Number of grid cells that the sum of tilted losses spans, except with negligible probability."""
     low, high, *_ = _window(losses, grid, tilt, [_log_moment(tilt, loss, grid) for loss, _ in losses])
     return (high - low) / grid
 
@@ -137,8 +131,8 @@ def cells_of_sum(losses: Losses, grid: float, tilt: float) -> float:
 def _profile(weights: np.ndarray, grid: float) -> np.ndarray:
     """At each loss s of a grid, the sum over larger losses r of weight times 1 - exp(s - r).
 
-    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so that the sum is one of positive
-    terms only: (1 - exp(-h)) times the sum over l of exp(-l h) times the weight beyond s + l h.
+    1 - exp(-m h) is (1 - exp(-h)) times the sum of exp(-l h) over l < m, so all terms of the sum are
+    positive: (1 - exp(-h)) times the sum over l of exp(-l h) times the weight beyond s + l h.
     """
     above = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
     summed: Any = lfilter([1.0], [1.0, -math.exp(-grid)], above[::-1])
@@ -153,15 +147,16 @@ def _log_moment(tilt: float, loss: GridLoss, grid: float) -> float:
     """log of the sum of p exp(tilt loss)."""
     exponents = _exponents(tilt, loss, grid)
     top = float(exponents.max())
-    # Not below -300: denormal numbers are slow, and more than enough is still a moment for Chernoff's bound.
+    # Not below -300: denormal numbers are slow, and a moment that is too large is still valid for Chernoff's
+    # bound.
     return top + math.log(float(np.sum(loss.probabilities * np.exp(np.maximum(exponents - top, -300.0)))))
 
 
 def _window(
     losses: Losses, grid: float, tilt: float, log_moments: Sequence[float]
 ) -> tuple[float, float, bool, bool]:
-    """Where the sum of tilted losses lies, except with probability `_OUTSIDE` on either side (Chernoff), and
-    whether it can be beyond either end at all.
+    """Range of the sum of tilted losses, except with probability `_OUTSIDE` at either end (Chernoff), and
+    whether it can lie beyond either end at all.
     """
     mean = variance = least = most = 0.0
     for (loss, n), moment in zip(losses, log_moments, strict=True):
@@ -193,9 +188,7 @@ def _transformed(
     length: int,
     side: Side,
 ) -> tuple[Float[np.ndarray, "length"], float]:
-    """Probabilities of the sum of tilted losses on multiples first, first + 1, ..., and a bound on their
-    errors.
-    """
+    """Probabilities of the sum of tilted losses at multiples first, first + 1, ..., and their error bound."""
     transform_error = 8 * UNIT_ROUNDOFF * math.log2(length)
     product = np.ones(length // 2 + 1, complex)
     log_largest, relative = np.zeros(len(product)), np.zeros(len(product))
@@ -213,13 +206,13 @@ def _transformed(
     passed_on = np.exp(log_largest) * np.minimum(1.0, relative) * (
         1 + transform_error
     ) + transform_error * np.abs(product)
-    # Frequencies but the first and the last stand for two; the doubled sum allows for its own rounding.
+    # All frequencies but the first and last count twice; the factor 2 also covers the rounding of this sum.
     rounding = 2 * (2 * float(passed_on.sum())) / length
     return np.roll(summed, -(first % length)), rounding
 
 
 def _power(values: Complex[np.ndarray, "n"], exponent: int) -> Complex[np.ndarray, "n"]:
-    """By repeated squaring."""
+    """`values` to the power `exponent`, by repeated squaring."""
     result = np.ones_like(values)
     while exponent:
         if exponent & 1:
@@ -231,7 +224,7 @@ def _power(values: Complex[np.ndarray, "n"], exponent: int) -> Complex[np.ndarra
 
 
 def _sum_of_offsets(losses: Losses, failure_probability: float) -> float:
-    """What the offsets of all releases add to the sum at least, except with this probability (Chernoff)."""
+    """Lower bound on the sum of the offsets of all releases, except with this probability (Chernoff)."""
     offsets = [
         (g.offsets, g.probabilities / g.probabilities.sum(), n) for g, n in losses if g.offsets is not None
     ]
@@ -250,8 +243,7 @@ def _sum_of_offsets(losses: Losses, failure_probability: float) -> float:
 
 
 def _log_mean_exp(values: np.ndarray, probabilities: np.ndarray) -> float:
-    """log of the mean of exp(values): precise where it is near 0, and without a limit where a rare value is
-    large.
+    """log of the mean of exp(values): precise near 0, and without overflow for rare large values.
 
     Values whose probability is less than any float (5e-324) count for nothing: no failure probability is that
     small.

@@ -5,8 +5,8 @@ spread onto the two multiples at its ends, so that both sums are kept (the "conn
 al. 2022). That is a mean-preserving spread of the likelihood ratio under Q, and delta(epsilon) is the mean of
 a convex function of it: the result dominates the pair.
 
-Below: pieces about the multiples of the grid are merged. That is post-processing, so that the merged
-pair is dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.
+Below: pieces about the multiples of the grid are merged. That is post-processing, so that the merged pair is
+dominated. Its losses log P/Q lie off the grid by `offsets`, which the composition accounts for.
 
 Rounding errors are kept on the safe side: probabilities are raised (lowered) by their error bounds, and
 `slack` bounds the error of the loss at the cuts.
@@ -28,11 +28,11 @@ class GridLoss:
     """The loss of one release under P, bounded by probabilities on multiples of a grid.
 
     Attributes:
-        first: the multiple with the first probability.
+        first: the multiple of the first probability.
         probabilities: of the multiples first, first + 1, ...
-        offsets: true loss of each minus its multiple, for a lower bound; None for an upper one.
-        slack: by how much a true loss may exceed its multiple, for an upper bound.
-        infinite: probability of a loss beyond the grid, for an upper bound.
+        offsets: for a lower bound, the true loss of each piece minus its multiple; None for an upper bound.
+        slack: for an upper bound, how much a true loss may exceed its multiple.
+        infinite: for an upper bound, the probability of a loss beyond the grid.
     """
 
     first: int
@@ -48,9 +48,7 @@ def on_grid(pair: Pair, grid: float, side: Side) -> GridLoss:
 
 
 def range_of(pair: Pair) -> tuple[float, float]:
-    """The losses that the grid covers: from `pair.low` to `pair.high`, and at most `HIGHEST_LOSS` in
-    magnitude.
-    """
+    """Range of losses on the grid: from `pair.low` to `pair.high`, at most `HIGHEST_LOSS` in magnitude."""
     low, high = pair.loss(np.array([pair.low, pair.high]))[0]
     return float(max(low, -HIGHEST_LOSS)), float(min(high, HIGHEST_LOSS))
 
@@ -99,8 +97,7 @@ def _merged(pair: Pair, grid: float) -> GridLoss:
     losses = np.arange(first, last + 1) * grid
     with np.errstate(divide="ignore", invalid="ignore"):
         true = np.log(lowered) - np.log(raised) - 8 * UNIT_ROUNDOFF * (1 + np.abs(losses))
-    # Where the loss has no limit the lowest piece has next to no probability and lies far off: it is left
-    # out.
+    # If the loss is unbounded, the lowest piece has almost no probability and lies far off: it is left out.
     lowered = np.where(true < losses - grid, 0.0, lowered)
     offsets = np.where(lowered > 0, np.minimum(true - losses, grid), 0.0)
     return GridLoss(first, lowered, offsets)

@@ -1,12 +1,11 @@
 """The dominating pair of one release: two mixtures of Gaussians on the line, and their privacy loss.
 
-A unit whose k films each join a batch with probability q, clipped to norm 1, moves the noised sum like a
-number that is drawn
-from the binomial distribution (k, q): with the unit the answer is a mixture of Gaussians N(j, sigma^2),
-without it N(0, sigma^2). This pair dominates the mechanism (one film: Zhu, Dong & Wang 2022; several: Ganesh
-2024): for every epsilon its delta(epsilon) = E_P[(1 - exp(epsilon - L))+], with the privacy loss L = log P/Q,
-is at least the mechanism's, and domination survives composition. P is with the unit and Q without it in
-direction "remove", the reverse in direction "add".
+A unit has k images; each is in a batch with probability q and is clipped to norm 1. With the unit, the noised
+sum behaves like a mixture of Gaussians N(j, sigma^2) with j binomial (k, q); without it, like N(0, sigma^2).
+This pair dominates the mechanism (one image: Zhu, Dong & Wang 2022; several: Ganesh 2024): for every epsilon
+its delta(epsilon) = E_P[(1 - exp(epsilon - L))+], with the privacy loss L = log P/Q, is at least the
+mechanism's, and domination survives composition. In direction "remove" P is with the unit and Q without it;
+in direction "add" the reverse.
 
 In every pair here the loss rises with x, so that intervals of losses are intervals of the line, whose
 probabilities are differences of normal distribution functions.
@@ -35,26 +34,26 @@ _TABLE, _NEWTON_STEPS = 1 << 12, 8
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Repeated releases of the Gaussian mechanism in which each film of a unit takes part by chance.
+    """Repeated releases of the Gaussian mechanism with Poisson-sampled images.
 
     Attributes:
-        sample_rate: probability of each film in each release.
-        noise_multiplier: noise standard deviation over the sensitivity to one film.
-        steps: how many releases.
-        films: how many films the protected unit has; 1 is the ordinary case.
-        adjacency: `add_remove` the unit, or `replace_one` unit by another (one film only).
+        sample_rate: probability of each image in each release.
+        noise_multiplier: noise standard deviation over the sensitivity to one image.
+        steps: number of releases.
+        images: number of images of the protected unit; 1 is the ordinary case.
+        adjacency: `add_remove` one unit, or `replace_one` unit by another (units of one image only).
     """
 
     sample_rate: float
     noise_multiplier: float
     steps: int
-    films: int = 1
+    images: int = 1
     adjacency: Adjacency = "add_remove"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Weights of Gaussians with a common standard deviation; their sum is 1 - `missing`."""
+    """A mixture of Gaussians with a common standard deviation; the weights sum to 1 - `missing`."""
 
     means: tuple[float, ...]
     weights: tuple[float, ...]
@@ -62,11 +61,10 @@ class Mixture:
     weight_error: float = 0.0
 
     def log_ratio(self, x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logarithm of this mixture's density over that of N(0, sigma^2) at `x`; its slope; a bound on its
-        rounding error.
+        """Log of this mixture's density over that of N(0, sigma^2) at `x`; its slope; its error bound.
 
-        Written as log(1 + sum of w (exp(e) - 1) - missing), it keeps its relative precision where a unit is
-        rarely drawn.
+        Written as log(1 + sum of w (exp(e) - 1) - missing), it keeps its relative precision if a unit is
+        rarely sampled.
         """
         excess, size, slope, exponent = (np.zeros_like(x) for _ in range(4))
         if self.means == (0.0,) and not self.missing:
@@ -91,9 +89,7 @@ class Mixture:
         return value, slope, error + 8 * UNIT_ROUNDOFF * exponent
 
     def limit(self, sign: int) -> tuple[float, float]:
-        """The component that dominates towards -infinity or infinity: its mean and the logarithm of its
-        weight.
-        """
+        """Mean and log-weight of the component dominating towards -infinity (`sign` -1) or infinity."""
         mean, weight = max(
             zip(self.means, self.weights, strict=True), key=lambda component: sign * component[0]
         )
@@ -105,9 +101,10 @@ class Mixture:
         return mean, math.log(weight)
 
     def masses(self, edges: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities of the intervals between `edges`, and bounds on their rounding errors: a distribution
-        function is off by the few units in the last place of `ndtr`, and by what the rounding of its argument
-        moves it.
+        """Probabilities of the intervals between `edges`, and bounds on their rounding errors.
+
+        A distribution function has the error of `ndtr`, a few units in the last place, and that of its
+        rounded argument.
         """
         mass, error = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
         for mean, weight in zip(self.means, self.weights, strict=True):
@@ -135,7 +132,7 @@ class Pair:
     Attributes:
         p, q: the mixtures.
         sigma: standard deviation of each Gaussian.
-        low, high: P has at most the asked-for probability beyond either.
+        low, high: P has at most the requested probability beyond either.
     """
 
     p: Mixture
@@ -161,14 +158,12 @@ class Pair:
         return ends[0], ends[1]
 
     def sampled(self, count: int = _TABLE) -> tuple[Float[np.ndarray, "count"], Float[np.ndarray, "count"]]:
-        """Losses and probabilities under P at evenly spaced places: for scales, not for bounds."""
+        """Losses and probabilities under P at evenly spaced places: for choosing scales, not for bounds."""
         x = np.linspace(self.low, self.high, count + 1)
         return self.loss((x[1:] + x[:-1]) / 2)[0], self.p.masses(x, self.sigma)[0]
 
     def places(self, losses: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-        """Where the loss reaches each of ascending `losses`; infinite beyond its limits. The caller checks
-        with `loss`.
-        """
+        """Where the loss reaches ascending `losses` (infinite beyond its limits); approximate."""
         below, above = self.limits()
         x = self._inverse(losses)
         x = np.where(losses <= below, -np.inf, np.where(losses >= above, np.inf, x))
@@ -176,9 +171,9 @@ class Pair:
 
     def _inverse(self, losses: np.ndarray) -> np.ndarray:
         if self.q == NOTHING and self.p.means in ((0.0, 1.0), (1.0,)):
-            return self._inverse_of_one_film(losses, self.p)
+            return self._inverse_of_one_image(losses, self.p)
         if self.p == NOTHING and self.q.means in ((0.0, -1.0), (-1.0,)):
-            return -self._inverse_of_one_film(-losses, self.q)
+            return -self._inverse_of_one_image(-losses, self.q)
         beyond = np.geomspace(1e-3, 32.0, 256) * (self.high - self.low)
         x = np.concatenate(
             [self.low - beyond[::-1], np.linspace(self.low, self.high, _TABLE + 1), self.high + beyond]
@@ -195,8 +190,8 @@ class Pair:
             at = np.where((step >= low) & (step <= high), step, (low + high) / 2)
         return at
 
-    def _inverse_of_one_film(self, losses: np.ndarray, mixture: Mixture) -> np.ndarray:
-        """The loss is log(1 - q + q exp(y)), y = (x - 1/2) / sigma^2."""
+    def _inverse_of_one_image(self, losses: np.ndarray, mixture: Mixture) -> np.ndarray:
+        """Where the loss for one image, log(1 - q + q exp((x - 1/2) / sigma^2)), reaches `losses`."""
         rate = mixture.weights[-1]
         with np.errstate(divide="ignore", invalid="ignore"):
             small = np.log1p(np.expm1(losses) / rate)
@@ -207,19 +202,19 @@ class Pair:
 
 
 @functools.lru_cache(maxsize=512)
-def films_drawn(sample_rate: float, films: int, truncated: float, side: Side) -> Mixture:
-    """How many films of one unit are in a Poisson batch, as the means of a mixture.
+def images_sampled(sample_rate: float, images: int, truncated: float, side: Side) -> Mixture:
+    """Number of images of one unit in a Poisson batch, as the means of a mixture.
 
-    Counts of probability at most `truncated` at either end, and counts between the 64 that are kept of very
-    many, are moved to a neighbour. More films tell more (Ganesh 2024, monotonicity): for an upper bound
+    Counts with probability at most `truncated` at either end, and counts between the 64 that are kept of very
+    many, are moved to a neighbour. More images reveal more (Ganesh 2024, monotonicity): for an upper bound
     counts are moved up, and what would be moved above the largest is `missing`; for a lower bound they are
     moved down.
     """
-    if films == 1 or sample_rate == 1:
+    if images == 1 or sample_rate == 1:
         rest = ((0.0, 1 - sample_rate),) if sample_rate < 1 else ()
-        means, weights = zip(*rest, (float(films), sample_rate), strict=True)
+        means, weights = zip(*rest, (float(images), sample_rate), strict=True)
         return Mixture(means, weights)
-    law: Any = binom(films, sample_rate)
+    law: Any = binom(images, sample_rate)
     least, most = int(law.ppf(truncated)), int(law.isf(truncated))
     values = np.arange(least, most + 1)
     weights = law.pmf(values)
@@ -249,18 +244,18 @@ def pair_of(release: Release, truncated: float, direction: Direction, side: Side
         release: with noise; its steps do not matter.
         truncated: probability that may lie beyond the ends of the pair, at either end.
         direction: which neighbour P is.
-        side: of the bound.
+        side: whether the bound is upper or lower.
     """
-    drawn = films_drawn(release.sample_rate, release.films, truncated, side)
-    mirrored = dataclasses.replace(drawn, means=tuple(-mean for mean in drawn.means))
-    p, q = (drawn, NOTHING) if direction == "remove" else (NOTHING, mirrored)
+    counts = images_sampled(release.sample_rate, release.images, truncated, side)
+    mirrored = dataclasses.replace(counts, means=tuple(-mean for mean in counts.means))
+    p, q = (counts, NOTHING) if direction == "remove" else (NOTHING, mirrored)
     if release.adjacency == "replace_one":
-        p, q = drawn, mirrored
+        p, q = counts, mirrored
     reach = reach_of(truncated) * release.noise_multiplier
     return Pair(p, q, release.noise_multiplier, min(p.means) - reach, max(p.means) + reach)
 
 
 @functools.lru_cache(maxsize=64)
 def reach_of(truncated: float) -> float:
-    """How many standard deviations from its mean a Gaussian has probability `truncated` beyond, on one side."""
+    """The number of standard deviations beyond which a Gaussian has probability `truncated`, on one side."""
     return float(-ndtri(truncated))

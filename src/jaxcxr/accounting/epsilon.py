@@ -1,10 +1,8 @@
-"""What releases cost: epsilon of steps of the Poisson-subsampled Gaussian mechanism and of released
-statistics together.
+"""The cost of releases: epsilon of Poisson-subsampled Gaussian steps and released statistics together.
 
 Guarantee: every epsilon returned is an upper bound at the given delta, of all given releases together, under
-add/remove adjacency of one unit unless replace-one is asked for; `epsilon_bounds` also says from where on it
-would be too small. The bounds are those of `loss_distribution`; Rényi moments (RDP) stand beside them as a
-looser cross-check.
+add/remove adjacency of one unit unless replace-one is asked for; `epsilon_bounds` also gives a lower bound.
+The bounds are those of `loss_distribution`; Rényi moments (RDP) stand beside them as a looser cross-check.
 """
 
 import dataclasses
@@ -27,19 +25,18 @@ ACCOUNTANT = (
 )
 MOST_STEPS = 10**9
 LEAST_RATE, NOISE_RANGE = 1e-12, (1e-6, 1e9)
-"""Ranges for which bounds are computed; what is outside is refused."""
+"""Ranges for which bounds are computed; values outside are refused."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spending:
-    """`steps` releases of the Poisson-subsampled Gaussian mechanism, or one released statistic if
-    `sample_rate` is 1 and `steps` 1.
+    """`steps` releases of the Poisson-subsampled Gaussian mechanism; a statistic has rate 1 and one step.
 
     Attributes:
-        sample_rate: probability with which each unit takes part in a step.
+        sample_rate: probability with which each unit is in a step's batch.
         noise_multiplier: noise standard deviation over the clip norm; 0 means no noise, hence epsilon
             infinity.
-        steps: how many releases.
+        steps: number of releases.
     """
 
     sample_rate: float
@@ -62,9 +59,7 @@ def _require_spending(spent: Spending) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress dp-accounting's warnings about single Rényi orders that underflow: hundreds, and the result
-    does not depend on them.
-    """
+    """Suppress dp-accounting's warnings about Rényi orders that underflow, which do not affect the result."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -84,7 +79,7 @@ def _event(spending: Spending) -> dp_accounting.DpEvent:
 
 
 def composed(spendings: Sequence[Spending]) -> list[Spending]:
-    """Equal releases merged, empty ones dropped, sorted: composition does not depend on their order.
+    """The spendings, equal ones merged, empty ones dropped, sorted (composition ignores order).
 
     Raises:
         InputError: a rate, noise multiplier or number of steps is out of the range for which bounds are
@@ -101,19 +96,19 @@ def composed(spendings: Sequence[Spending]) -> list[Spending]:
 
 
 def releases_of(
-    spendings: Sequence[Spending], films: int = 1, adjacency: Adjacency = "add_remove"
+    spendings: Sequence[Spending], images: int = 1, adjacency: Adjacency = "add_remove"
 ) -> tuple[Release, ...]:
-    """The releases that `spendings` are for a unit with `films` films.
+    """`spendings` as releases about a unit with `images` images.
 
     Raises:
-        InputError: a release is out of range, or replace-one is asked for with more than one film.
+        InputError: a release is out of range, or replace-one is asked for with more than one image.
     """
-    if films < 1:
-        raise InputError(f"films: expected at least 1, found {films}")
-    if films != 1 and adjacency != "add_remove":
-        raise InputError(f"adjacency: expected add_remove for a unit of {films} films, found {adjacency}")
+    if images < 1:
+        raise InputError(f"images: expected at least 1, found {images}")
+    if images != 1 and adjacency != "add_remove":
+        raise InputError(f"adjacency: expected add_remove for a unit of {images} images, found {adjacency}")
     return tuple(
-        Release(s.sample_rate, s.noise_multiplier, s.steps, films, adjacency) for s in composed(spendings)
+        Release(s.sample_rate, s.noise_multiplier, s.steps, images, adjacency) for s in composed(spendings)
     )
 
 
@@ -126,9 +121,7 @@ def rdp_accountant(spendings: Sequence[Spending]) -> rdp.RdpAccountant:
 
 
 def epsilon_rdp(spendings: Sequence[Spending], delta: float) -> float:
-    """Upper bound on epsilon by Rényi differential privacy (Mironov 2017; Opacus 1.3, which the paper used,
-    reports this one).
-    """
+    """Upper bound on epsilon by Rényi differential privacy (Mironov 2017), as Opacus 1.3 in the paper."""
     loss_distribution.require_delta(delta)
     if any(s.noise_multiplier == 0 for s in composed(spendings)):
         return math.inf
@@ -150,22 +143,20 @@ def epsilon_pld(spendings: Sequence[Spending], delta: float, adjacency: Adjacenc
 def epsilon_bounds(
     spendings: Sequence[Spending], delta: float, adjacency: Adjacency = "add_remove"
 ) -> Bounds:
-    """As `epsilon_pld`, with a lower bound beside it."""
+    """Upper bound on epsilon, as `epsilon_pld`, and a lower bound."""
     return loss_distribution.epsilon_bounds(releases_of(spendings, adjacency=adjacency), delta)
 
 
-def profile(spendings: Sequence[Spending], deltas: Sequence[float], films: int = 1) -> tuple[Bounds, ...]:
-    """The privacy profile: bounds on epsilon at each of `deltas`, for a unit with so many films."""
-    releases = releases_of(spendings, films)
+def profile(spendings: Sequence[Spending], deltas: Sequence[float], images: int = 1) -> tuple[Bounds, ...]:
+    """The privacy profile: bounds on epsilon at each of `deltas`, for a unit with `images` images."""
+    releases = releases_of(spendings, images)
     return tuple(loss_distribution.epsilon_bounds(releases, delta) for delta in deltas)
 
 
-def gdp_mu(spendings: Sequence[Spending], delta: float, films: int = 1) -> float:
-    """The least mu, rounded up by about a thousandth, with which mu-Gaussian differential privacy promises no
-    more than holds at any delta from `delta` on (recommended as the one figure to report by Gomez et al.
-    2025, arXiv 2503.10945).
+def gdp_mu(spendings: Sequence[Spending], delta: float, images: int = 1) -> float:
+    """The least mu, rounded up by about a thousandth, for which mu-GDP holds at every delta from `delta` on.
 
-    Returns:
-        mu; 0 if delta covers everything, infinity if there is no guarantee.
+    Gomez et al. 2025 (arXiv 2503.10945) recommend it as the one figure to report. 0 if delta covers
+    everything, infinity if there is no guarantee.
     """
-    return loss_distribution.gdp_mu(releases_of(spendings, films), delta)
+    return loss_distribution.gdp_mu(releases_of(spendings, images), delta)

@@ -2,9 +2,9 @@
 
 Guarantee: `Bounds.upper` is never below the true epsilon of the dominating pairs of the releases, and
 `Bounds.lower` never above it, at any delta from 1e-15 on; every truncation, discretisation and rounding is on
-the safe side (`discretisation`, `composition`, `summed_loss`). Releases without sampling are Gaussian
-releases and are composed in closed form (`gaussian`); where another closed form gives a smaller upper bound,
-that one is returned (`chi_square`).
+the safe side (`discretisation`, `composition`, `summed_loss`). Releases without sampling are Gaussian and are
+composed in closed form (`gaussian`); if another closed form (`chi_square`) gives a smaller upper bound, that
+one is returned.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxcxr.accounting.summed_loss import deltas_of_sum, lower_of_sum, renyi_of_
 from jaxcxr.errors import InputError
 
 NO_GUARANTEE = 500.0
-"""An epsilon above this is answered by infinity: e^500 protects nobody."""
+"""A larger epsilon is reported as infinity: e^500 protects nobody."""
 LEAST_DELTA = 1e-15
 _CURVE_POINTS = 1000
 
@@ -40,21 +40,21 @@ class ContradictionError(InputError, ArithmeticError):
 
 
 def require_order(lower: float, upper: float, what: str) -> None:
-    """Raise where two bounds on one quantity contradict each other.
+    """Raise if two bounds on one quantity contradict each other.
 
     Raises:
         ContradictionError: the upper one is smaller, or one is not a number.
     """
     if not lower <= upper:
         raise ContradictionError(
-            f"{what}: the lower bound {lower:.10g} exceeds the upper bound {upper:.10g}; this is a defect of "
-            "the accountant, "
-            "so do not use either figure, and report the sample rate, noise multiplier, steps and delta"
+            f"{what}: the lower bound {lower:.10g} exceeds the upper bound {upper:.10g}; this is a defect "
+            "of the accountant, so do not use either figure, and report the sample rate, noise multiplier, "
+            "steps and delta"
         )
 
 
 def require_delta(delta: float) -> None:
-    """Raise where delta is out of the range for which bounds are computed.
+    """Raise if delta is out of the range for which bounds are computed.
 
     Raises:
         InputError: delta is below 1e-15, or not below 1.
@@ -70,10 +70,10 @@ def epsilon_upper(releases: Sequence[Release], delta: float) -> float:
 
 
 def epsilon_bounds(releases: Sequence[Release], delta: float) -> Bounds:
-    """Both bounds on epsilon of all releases together.
+    """Lower and upper bound on epsilon of all releases together.
 
     Args:
-        releases: everything that was released; none costs nothing, one without noise costs everything.
+        releases: everything that was released; no release costs 0, one without noise infinity.
         delta: from 1e-15 to below 1.
 
     Raises:
@@ -93,9 +93,7 @@ def is_within(releases: Sequence[Release], delta: float, epsilon: float) -> bool
 
 
 def _without_composition(releases: Sequence[Release], delta: float) -> float | None:
-    """Epsilon where it needs no composition: 0 if delta covers everything, infinity if a release has no
-    noise.
-    """
+    """Epsilon if it needs no composition (0 if delta covers all, infinity without noise), else None."""
     if not releases or total_variation(releases) <= delta:
         return 0.0
     return math.inf if any(r.noise_multiplier == 0 for r in releases) else None
@@ -130,16 +128,13 @@ def renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
 
 
 def gdp_mu(releases: Sequence[Release], delta: float) -> float:
-    """The least mu, rounded up, whose Gaussian profile lies above that of the releases at every delta from
-    `delta` on.
-    """
+    """The least mu, rounded up, whose Gaussian profile dominates at every delta from `delta` on."""
     epsilons, deltas = upper_curve(releases, delta)
     if deltas[0] <= delta:
         return 0.0
     if math.isinf(epsilon_upper(releases, delta)):
         return math.inf
-    # From one point to the next our delta is at most that of the first; the Gaussian one must be as large at
-    # the second.
+    # Between two points, delta is at most that of the first; the Gaussian one must be as large at the second.
     after = np.append(epsilons[1:], epsilons[-1])
     low, high = np.full(len(epsilons), 1e-12), np.full(len(epsilons), 100.0)
     for _ in range(60):
@@ -152,10 +147,9 @@ def gdp_mu(releases: Sequence[Release], delta: float) -> float:
 def upper_curve(
     releases: Sequence[Release], delta: float
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Points (epsilon, delta) that all hold of the releases together, from epsilon 0 to that of `delta`: the
-    privacy profile.
+    """The privacy profile as points (epsilon, delta), from epsilon 0 to that of `delta`; all hold at once.
 
-    No release gives (0, 0), one without noise (0, 1); beyond `NO_GUARANTEE` there are no points.
+    No release gives (0, 0), a release without noise (0, 1); beyond `NO_GUARANTEE` there are no points.
     """
     require_delta(delta)
     releases = tuple(releases)
@@ -174,20 +168,21 @@ def upper_curve(
 
 
 def total_variation(releases: Sequence[Release]) -> float:
-    """Bound on delta at epsilon 0: the sum over releases of the distance of their pairs, which is at most the
-    mean over the number of films drawn of that of two Gaussians (convexity); or the distance of the Gaussian
-    that they make together; or that by the chi-square divergence. Where it is at most delta, epsilon is 0
-    exactly.
+    """Upper bound on delta at epsilon 0, the total variation; if it is at most delta, epsilon is exactly 0.
+
+    The smallest of three bounds: the sum over releases of the distance of their pairs, which is at most the
+    mean, over the number of images in the batch, of the distance of two Gaussians (convexity); the distance
+    of the Gaussian that the releases make together; and that by the chi-square divergence.
     """
     total = 0.0
     for r in releases:
         if r.noise_multiplier == 0:
             return 1.0
         far = 2 if r.adjacency == "replace_one" else 1
-        # A unit that is not drawn changes nothing; drawn, it has at most all of its films in the batch.
-        drawn = -math.expm1(r.films * math.log1p(-r.sample_rate)) if r.sample_rate < 1 else 1.0
-        mean = r.films * r.sample_rate * _distance(far / r.noise_multiplier)
-        most = drawn * _distance(far * r.films / r.noise_multiplier)
+        # A unit that is not sampled changes nothing; if it is, at most all of its images are in the batch.
+        sampled = -math.expm1(r.images * math.log1p(-r.sample_rate)) if r.sample_rate < 1 else 1.0
+        mean = r.images * r.sample_rate * _distance(far / r.noise_multiplier)
+        most = sampled * _distance(far * r.images / r.noise_multiplier)
         total += r.steps * min(mean, most)
     return min(
         total * (1 + 64 * UNIT_ROUNDOFF),
@@ -207,16 +202,16 @@ def _distance(mu: float) -> float:
 
 
 def _gaussians_merged(releases: tuple[Release, ...], side: Side) -> tuple[Release, ...]:
-    """Releases in which every unit takes part are one Gaussian release; its mu is rounded to the safe side."""
+    """The releases, with all unsampled ones merged into one; its mu is rounded to the safe side."""
     full = [r for r in releases if r.sample_rate == 1]
     if not full:
         return releases
-    shifts = [r.films * (2 if r.adjacency == "replace_one" else 1) / r.noise_multiplier for r in full]
+    shifts = [r.images * (2 if r.adjacency == "replace_one" else 1) / r.noise_multiplier for r in full]
     mu = math.sqrt(math.fsum(r.steps * shift**2 for r, shift in zip(full, shifts, strict=True)))
     mu *= 1 + (16 if side == "upper" else -16) * UNIT_ROUNDOFF
     return (*(r for r in releases if r.sample_rate != 1), Release(1.0, 1 / mu, 1))
 
 
 def _gaussian_mu(releases: tuple[Release, ...]) -> float | None:
-    """mu of merged releases, if they are a single Gaussian release."""
+    """mu of merged releases if they are a single Gaussian release, else None."""
     return 1 / releases[0].noise_multiplier if len(releases) == 1 and releases[0].sample_rate == 1 else None

@@ -1,10 +1,10 @@
-"""What several models of one cohort cost together: all of them published, or only the best one.
+"""The cost of several models of one cohort: all of them published, or only the best one.
 
 Guarantee: `publish_all` is the composition of everything that was released. `choose_best` holds if the number
-of runs was itself drawn from a Poisson or geometric distribution before any result was seen, each run's
-settings were drawn independently from the candidates, and only the best run's model is published (Papernot &
-Steinke 2022, Theorems 6 and 2); the score that decides must be computed inside the run or from other people's
-images. For a fixed list of runs, of which the best is picked, only `publish_all` holds.
+of runs was itself sampled from a Poisson or geometric distribution before any result was seen, each run's
+settings were sampled independently from the candidates, and only the best run's model is published (Papernot
+& Steinke 2022, Theorems 6 and 2); the deciding score must be computed inside the run or from other people's
+images. If the best of a fixed list of runs is picked, only `publish_all` holds.
 """
 
 import math
@@ -31,11 +31,10 @@ def choose_best(
     mean_runs: float | None = None,
     repetitions: Repetitions = "poisson",
 ) -> float:
-    """Upper bound on epsilon of publishing the best of a random number of runs, each one of `runs` drawn at
-    random.
+    """Upper bound on epsilon of publishing the best of a random number of runs, each sampled from `runs`.
 
     Args:
-        runs: what each candidate costs.
+        runs: the spendings of each candidate.
         delta: of the guarantee.
         mean_runs: expected number of runs, at least 1; the number of candidates if omitted.
         repetitions: distribution of the number of runs.
@@ -48,8 +47,7 @@ def choose_best(
         return math.inf
     with quiet():
         accountants = [rdp_accountant(run) for run in different]
-        # A run that draws its settings at random costs, at each Rényi order, at most the most expensive
-        # candidate.
+        # A run with sampled settings costs, at each Rényi order, at most the most expensive candidate.
         orders = np.asarray(accountants[0]._orders)
         single = np.max([np.asarray(a._rdp) for a in accountants], axis=0)
         used = orders > 1

@@ -1,5 +1,4 @@
-"""The summed loss of all releases: the choice of tilt and grid for its composition, and the resulting bounds
-on epsilon.
+"""Bounds on epsilon from the summed loss of all releases, and the choice of its tilt and grid.
 
 What is chosen here decides how tight the bounds are, not whether they hold: `composition` gives bounds at any
 tilt and on any grid. Both choices follow from Rényi moments of the losses, evaluated at evenly spaced places.
@@ -16,23 +15,22 @@ from jaxcxr.accounting.discretisation import HIGHEST_LOSS, on_grid, range_of
 from jaxcxr.accounting.dominating_pair import Direction, Pair, Release, Side, pair_of
 
 _TRUNCATED = 1e-4
-"""Share of delta that truncations may take in all, and as much that the offsets of a lower bound may."""
+"""Share of delta allowed for all truncations, and again for the offsets of a lower bound."""
 _UPPER_SHARE, _LOWER_SHARES = 2e-4, (5e-5, 1e-5)
-"""Share of epsilon that the grid may add or take, roughly."""
+"""Approximate share of epsilon that the grid may add (upper bound) or take away (lower bounds)."""
 _NEAR = 2e-3
 """Relative gap to the upper bound below which a lower bound is not refined on a finer grid."""
 _LEAST_CELLS, _PLENTY_OF_CELLS, _MOST_CELLS = 1 << 13, 1 << 16, 1 << 21
 _DEVIATIONS = 16.0
 """Width of the summed loss that matters, in standard deviations of the tilted sum."""
 _STEEPEST = 300.0
-"""Largest tilt times the largest loss of one release; where losses are bounded Rényi moments may ask for an
-infinite one.
+"""Largest product of tilt and largest loss of a release (with bounded losses, the best tilt may be infinite).
 """
 _TILTS_OF_A_PROFILE = 6
 
 
 def upper_of_sum(releases: Sequence[Release], delta: float) -> float:
-    """Upper bound on epsilon of releases with noise: the larger one of both directions."""
+    """Upper bound on epsilon of releases with noise: the larger of both directions."""
     found = 0.0
     for direction in _directions(releases):
         # A sum of losses never exceeds the sum of their limits.
@@ -42,8 +40,9 @@ def upper_of_sum(releases: Sequence[Release], delta: float) -> float:
 
 
 def lower_of_sum(releases: Sequence[Release], delta: float, upper: float = math.inf) -> float:
-    """Lower bound on epsilon of releases with noise: either direction on any grid gives one, and the largest
-    is taken; finer grids are tried until it is near `upper`.
+    """Lower bound on epsilon of releases with noise: the largest over both directions and several grids.
+
+    Finer grids are tried until the bound is near `upper`.
     """
     found = 0.0
     for share in _LOWER_SHARES:
@@ -55,11 +54,11 @@ def lower_of_sum(releases: Sequence[Release], delta: float, upper: float = math.
 
 
 def _largest_sum(releases: Sequence[Release], direction: Direction) -> float:
-    """Supremum of the summed loss: in direction "add" a film is drawn in no step."""
+    """Supremum of the summed loss; in direction "add" it is reached if no image is ever sampled."""
     if direction == "remove":
         return math.inf
     return sum(
-        -r.steps * r.films * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases
+        -r.steps * r.images * math.log1p(-r.sample_rate) if r.sample_rate < 1 else math.inf for r in releases
     ) * (1 + 1e-12)
 
 
@@ -69,7 +68,7 @@ def deltas_of_sum(
     """Upper bounds on delta at each of `epsilons`, near the truth between deltas `least` and `largest`."""
     found = np.zeros(len(epsilons))
     for direction in _directions(releases):
-        # Each tilt is precise about one delta; every curve is a bound, so the least holds.
+        # Each tilt is precise near one delta; every curve is a bound, so the smallest holds.
         deltas = np.geomspace(least, max(least, largest), _TILTS_OF_A_PROFILE)
         curves = [_curve(releases, delta, direction, "upper", _UPPER_SHARE).at(epsilons) for delta in deltas]
         found = np.maximum(found, np.minimum.reduce(curves))
@@ -83,7 +82,7 @@ def renyi_of_sum(releases: Sequence[Release], delta: float) -> float:
 
 
 def _directions(releases: Sequence[Release]) -> tuple[Direction, ...]:
-    """Replacing is the same in both directions."""
+    """The directions to consider; replace-one is the same in both."""
     return ("remove",) if all(r.adjacency == "replace_one" for r in releases) else ("remove", "add")
 
 
@@ -94,7 +93,9 @@ def _curve(
     steps = sum(r.steps for r in releases)
     truncated = _TRUNCATED * delta
     pairs = [(pair_of(r, truncated / steps, direction, side), r.steps) for r in releases]
-    if any(range_of(pair)[0] >= HIGHEST_LOSS for pair, _ in pairs):  # the pair is told apart with certainty
+    if any(
+        range_of(pair)[0] >= HIGHEST_LOSS for pair, _ in pairs
+    ):  # P and Q are distinguished with certainty
         return Curve(0.0, 1.0, np.ones(2) if side == "upper" else np.zeros(2), side)
     tilt, grid = _tilt_and_grid(pairs, delta, share)
     losses = [(on_grid(pair, grid, side), n) for pair, n in pairs]
@@ -107,8 +108,7 @@ def _curve(
 
 
 def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float) -> tuple[float, float]:
-    """The tilt at which the loss is composed, and the grid on which spreading it adds about `share` to
-    epsilon.
+    """The tilt for the composition, and the grid on which spreading the losses adds about `share` to epsilon.
 
     Spreading a loss over a cell of width h multiplies its moment of order t by about 1 + t (t + 1) h^2 / 12,
     which costs steps (t + 1) h^2 / 12 of epsilon.
@@ -119,15 +119,16 @@ def _tilt_and_grid(pairs: Sequence[tuple[Pair, int]], delta: float, share: float
     cells = [(range_of(pair), len(pair.p.means) + len(pair.q.means) - 1) for pair, _ in pairs]
     span = max((high - low) * components for (low, high), components in cells)
     wanted = math.sqrt(12 * share * max(near, deviation / 10) / ((tilt + 1) * steps))
-    # Few releases make a sum of few cells: it may have more, as long as one release has not too many.
+    # The sum of few releases spans few cells: a finer grid is affordable while one release has not too many.
     grid = min(wanted, max(width / _LEAST_CELLS, span / _PLENTY_OF_CELLS))
     return tilt, max(grid, width / _MOST_CELLS, span / _MOST_CELLS)
 
 
 def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, float, float]:
-    """The Rényi order less 1 that gives the least epsilon (Canonne, Kamath & Steinke 2020, Proposition 12),
-    that epsilon, and the standard deviation of the summed loss if tilted so; from losses at evenly spaced
-    places.
+    """The best tilt (Rényi order minus 1), its epsilon, and the standard deviation of the tilted sum.
+
+    The best tilt gives the least epsilon by Canonne, Kamath & Steinke 2020, Proposition 12. Approximate: from
+    losses at evenly spaced places.
     """
     sampled = [
         (np.minimum(losses, HIGHEST_LOSS), mass, n) for pair, n in pairs for losses, mass in (pair.sampled(),)
@@ -157,7 +158,7 @@ def _renyi(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, floa
             moments(tilt)[0] - math.log(delta) + tilt * math.log(tilt / (tilt + 1)) - math.log1p(tilt)
         ) / tilt
 
-    # Between a sum that is nearly normal and one in which a single rare loss matters.
+    # From a sum that is nearly normal to one in which a single rare loss matters.
     largest = max(max(float(losses.max()) for losses, _, _ in sampled), 1e-300)
     highest = min(1e3 / deviation, _STEEPEST / largest)
     tilts = np.geomspace(min(1e-2 / deviation, 1e-3 / largest, highest), highest, 25)

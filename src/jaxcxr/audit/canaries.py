@@ -1,11 +1,10 @@
-"""Attack the training itself: insert canaries by coin flips, train privately, and see what the result tells
-of the coins.
+"""Audit by attack: insert canaries by coin flips, train, and measure what the result reveals of the coins.
 
 The claim is refuted if the attack proves a larger epsilon (one-run audit, Steinke et al. 2023), or if a step
-did not do what the accountant assumes (`mechanism`). White-box, the attacker sees every released gradient: a
-canary's score is how well they align with its own gradient, or by how much the alignment with its first
-gradient changes from step to step (which sees repeated noise). Black-box, the attacker sees the final model:
-the score is by how much training lowered the canary's loss.
+did not do what the accountant assumes (`step_checks`). The white-box attacker sees every released gradient; a
+canary's score is their alignment with its own gradient, or how much the alignment with its first gradient
+varies from step to step (which detects repeated noise). The black-box attacker sees the final model; the
+score is how much training lowered the canary's loss.
 """
 
 import dataclasses
@@ -25,6 +24,7 @@ from jaxcxr.accounting import Spending
 from jaxcxr.audit.lower_bounds import MembershipCurve, epsilon_from_scores, membership_curve
 from jaxcxr.audit.step_checks import Check, check_mechanism
 from jaxcxr.audit.targets import Loss, Model
+from jaxcxr.privacy.clipping import Flat
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.binding import Binding, bound_secret
@@ -36,61 +36,61 @@ CONFIDENCE = 0.95
 ATTACKS = ("white-box alignment", "white-box variation", "black-box loss")
 _BLOCK, _MICROBATCH = 64, 16
 _COORDINATES_AT_ONCE = 2**24
-"""Of the gradients of a block of films: 64 MB."""
+"""Gradient coordinates of a block of images: 64 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Films:
+class Images:
     """Images [n, h, w] and labels [n, findings] (NaN is unknown)."""
 
     images: UInt8[np.ndarray, "n h w"]
     labels: Float[np.ndarray, "n findings"]
 
     def __len__(self) -> int:
-        """Count the films."""
+        """Count the images."""
         return len(self.labels)
 
-    def at(self, indices: Int[np.ndarray, " k"]) -> "Films":
-        """Some of them."""
-        return Films(self.images[indices], self.labels[indices])
+    def at(self, indices: Int[np.ndarray, " k"]) -> "Images":
+        """The images at `indices`."""
+        return Images(self.images[indices], self.labels[indices])
 
-    def with_(self, others: "Films") -> "Films":
-        """These, then the others."""
-        return Films(
+    def with_(self, others: "Images") -> "Images":
+        """These images, then the others."""
+        return Images(
             np.concatenate([self.images, others.images]), np.concatenate([self.labels, others.labels])
         )
 
-    def shrunk(self, side: int) -> "Films":
-        """With images of at most `side` pixels a side: means of square blocks."""
+    def shrunk(self, side: int) -> "Images":
+        """The images reduced to at most `side` x `side` pixels: means of square blocks."""
         factor = -(-self.images.shape[-1] // side)
         if factor == 1:
             return self
         n, height, width = (size // f for size, f in zip(self.images.shape, (1, factor, factor), strict=True))
         blocks = self.images[:, : height * factor, : width * factor].reshape(n, height, factor, width, factor)
-        return Films(np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8), self.labels)
+        return Images(np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8), self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The implementation under audit, in its parts, and what it claims.
+    """The implementation under audit, in parts, and its claim.
 
     Attributes:
         mechanism: the claim: sample rate, noise multiplier, clip norm, delta.
-        loss: (parameters, (image, label)) -> loss of one film.
-        params: to start from.
+        loss: (parameters, (image, label)) -> loss of one image.
+        params: starting parameters.
         learning_rate: of plain gradient descent on the released gradients.
-        draw: (step, films present) -> indices of the batch.
+        draw: (step, number of images) -> indices of the batch.
         key: step -> noise key.
-        clipped_sum: (parameters, (images, labels), which are real) -> exact sum of clipped gradients; real
-            films come first.
-        release: (sum, key, drawn) -> released gradient.
+        clipped_sum: (parameters, (images, labels), mask of real images) -> exact sum of clipped gradients;
+            real images come first.
+        release: (sum, noise key, batch size) -> released gradient.
     """
 
     mechanism: Mechanism
     loss: Loss
     params: PyTree
     learning_rate: float
-    draw: Callable[[int, int], Int[np.ndarray, " drawn"]]
+    draw: Callable[[int, int], Int[np.ndarray, " sampled"]]
     key: Callable[[int], Any]
     clipped_sum: Callable[[PyTree, Any, Any], ExactSum]
     release: Callable[[ExactSum, Any, int], PyTree]
@@ -98,18 +98,19 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
     Attributes:
-        epsilon_claimed: of the audited run at `delta`, by its plan; its digits tell how many films there are.
-        budget: epsilon that the audited run was meant to have; what the card shows in its place.
-        epsilon_lower: that the attacks prove, at `confidence` for all of them together.
-        attacks: lower bound of each attack alone, at its part of the confidence.
+        epsilon_claimed: epsilon of the audited run at `delta`, by its plan; its digits reveal the number of
+            images.
+        budget: intended epsilon of the audited run; the card shows it instead of `epsilon_claimed`.
+        epsilon_lower: lower bound on epsilon proved by the attacks, at `confidence` for all of them together.
+        attacks: lower bound of each attack alone, at its share of the confidence.
         curves: membership curve of each attack.
         checks: of the mechanism.
-        canaries: how many, included or not.
+        canaries: number of canaries, included or not.
         confidence: of `epsilon_lower`.
-        delta: of the claim.
+        delta: of the claimed guarantee.
     """
 
     epsilon_claimed: float
@@ -123,12 +124,12 @@ class Audit:
     delta: float
 
     @property
-    def accused(self) -> bool:
+    def refuted(self) -> bool:
         """Whether the claim is refuted."""
         return self.epsilon_lower > self.epsilon_claimed or any(check.failed for check in self.checks)
 
     def describe(self, model: str, data: str, code: str) -> dict[str, Any]:
-        """As values that JSON can hold; `card` is what the privacy card shows.
+        """The audit as values that JSON can hold; `card` is the part that the privacy card shows.
 
         Args:
             model: what was trained (`models.Model.name`).
@@ -144,7 +145,7 @@ class Audit:
                 "confidence": self.confidence,
                 "epsilon_lower": self.epsilon_lower,
                 "epsilon_claimed": self.budget,
-                "accused": self.accused,
+                "accused": self.refuted,
                 "code": code,
             },
             "data": data,
@@ -162,11 +163,16 @@ class Audit:
 
 
 def subject_of(mechanism: Mechanism, model: Model, secret: bytes, learning_rate: float = 0.1) -> Subject:
-    """The package's own implementation: its sampler, keys and clipping, and the compiled step of the real
-    training, which cuts the batch into microbatches, sums them over all devices, adds the noise and divides.
+    """The package's own implementation: sampler, keys, clipping and the compiled step of the real training.
 
-    As in training, keys come from the secret bound to what is trained, here the audited mechanism and model.
+    The step cuts the batch into microbatches, sums them over all devices, adds the noise and divides. As in
+    training, keys are derived from the secret bound to what is trained, here the audited mechanism and model.
+
+    Raises:
+        ValueError: the mechanism clips otherwise than `Flat`, by which every step is checked.
     """
+    if mechanism.rule != Flat():
+        raise ValueError(f"rule: an audit clips whole gradients to one norm, found {mechanism.rule!r}")
     described = dataclasses.asdict(mechanism) | {"rule": repr(mechanism.rule)}
     configuration = {**described, "model": model.name, "learning_rate": learning_rate}
     code = {"sources": training_code_fingerprint()}
@@ -208,11 +214,11 @@ _RELEASED_ONLY = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),  # type: ignore[arg-type]
     lambda released, *_: (jax.tree.map(jnp.zeros_like, released), released),  # type: ignore[arg-type]
 )
-"""An optimiser that moves nothing and keeps what it was given: the step's released gradient."""
+"""An optimiser that moves nothing; its state is the step's released gradient."""
 
 
 def _rows(images: np.ndarray, labels: np.ndarray, is_real: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """A microbatch of exactly `size` units of one film (`training.objective.Microbatch`)."""
+    """A microbatch of exactly `size` units of one image (`training.objective.Microbatch`)."""
     missing = size - len(images)
     is_real = np.concatenate([is_real, np.zeros(missing, bool)])
     return {
@@ -223,20 +229,20 @@ def _rows(images: np.ndarray, labels: np.ndarray, is_real: np.ndarray, size: int
     }
 
 
-def canary_films(count: int, like: Films, rng: np.random.Generator) -> Films:
-    """Films that no other film helps to fit: independent black or white pixels, with labels by coin flips."""
+def canary_images(count: int, like: Images, rng: np.random.Generator) -> Images:
+    """Images that no other image helps to fit: independent black or white pixels, random labels."""
     images = 255 * rng.integers(0, 2, (count, *like.images.shape[1:]), dtype=np.uint8)
-    return Films(images, rng.integers(0, 2, (count, like.labels.shape[1])).astype(np.float32))
+    return Images(images, rng.integers(0, 2, (count, like.labels.shape[1])).astype(np.float32))
 
 
-def audit(subject: Subject, cohort: Films, canaries: Films, steps: int, rng: np.random.Generator) -> Audit:
-    """Train on the cohort and about half of the canaries, attack, and check every step.
+def audit(subject: Subject, cohort: Images, canaries: Images, steps: int, rng: np.random.Generator) -> Audit:
+    """Audit `subject`: train on the cohort and about half of the canaries, attack, and check every step.
 
     Args:
-        subject: what is audited; its mechanism's N is the cohort and all canaries.
-        cohort: films that are always in.
-        canaries: each is in by a fair coin.
-        steps: length of the run.
+        subject: the implementation under audit; its mechanism's N counts the cohort and all canaries.
+        cohort: images that are always included.
+        canaries: each is included by a fair coin.
+        steps: number of training steps.
         rng: of the coins only; the training's randomness is the subject's.
     """
     included = rng.random(len(canaries)) < 0.5
@@ -257,7 +263,7 @@ def audit(subject: Subject, cohort: Films, canaries: Films, steps: int, rng: np.
         max(attacks.values()),
         attacks,
         {name: membership_curve(scores[name], included) for name in ATTACKS},
-        check_mechanism(record.noise, record.sums, record.drawn, m.sample_rate),
+        check_mechanism(record.noise, record.sums, record.sampled, m.sample_rate),
         len(canaries),
         CONFIDENCE,
         m.delta,
@@ -269,17 +275,16 @@ class _Record:
     params: PyTree
     noise: np.ndarray
     sums: np.ndarray
-    drawn: np.ndarray
+    sampled: np.ndarray
     alignments: np.ndarray
     fixed_alignments: np.ndarray
 
 
-def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarray, steps: int) -> _Record:
-    """Train, and follow every step.
+def _train(subject: Subject, cohort: Images, canaries: Images, included: np.ndarray, steps: int) -> _Record:
+    """Train, and record every step.
 
-    The attacker knows which films of the cohort were in a batch: the guarantee for a canary holds whatever
-    the others did. Of
-    the canaries they know the rates only: half of those drawn are not there.
+    The attacker knows which images of the cohort were in a batch: the guarantee for a canary holds whatever
+    the others do. Of the canaries they know the rates only: half of those sampled are not included.
     """
     m, n = subject.mechanism, len(cohort)
     deviation = m.noise_multiplier * m.l2_clip_norm if m.grid is None else m.grid.step * m.grid.deviation
@@ -290,13 +295,13 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
     clipped = functools.partial(_clipped_gradients, gradients_of, l2_clip_norm=m.clip_to)
     noise, sums = (np.empty((steps, coordinates), np.float32) for _ in range(2))
     alignments, fixed_alignments = (np.empty((steps, len(canaries))) for _ in range(2))
-    drawn = np.zeros((steps, len(present)), bool)
+    sampled = np.zeros((steps, len(present)), bool)
     for step in range(steps):
         indices = subject.draw(step, len(present))
-        drawn[step, indices] = True
+        sampled[step, indices] = True
         batch = present[indices]
-        others, drawn_canaries = cohort.at(batch[batch < n]), batch[batch >= n] - n
-        taken = np.bincount(drawn_canaries, minlength=len(canaries))
+        others, sampled_canaries = cohort.at(batch[batch < n]), batch[batch >= n] - n
+        taken = np.bincount(sampled_canaries, minlength=len(canaries))
         of_cohort = np.zeros(coordinates)
         for rows in clipped(params, others):
             of_cohort += rows.sum(axis=0)
@@ -307,7 +312,7 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
             own[first : first + len(rows)] = rows
         exact = of_cohort + taken.astype(np.float32) @ own
         expected = of_cohort + 0.5 * m.sample_rate * own.sum(axis=0)
-        examples, is_real = _padded(others.with_(canaries.at(drawn_canaries)), _BLOCK)
+        examples, is_real = _padded(others.with_(canaries.at(sampled_canaries)), _BLOCK)
         released = subject.release(
             subject.clipped_sum(params, examples, is_real), subject.key(step), len(indices)
         )
@@ -318,17 +323,20 @@ def _train(subject: Subject, cohort: Films, canaries: Films, included: np.ndarra
         fixed = directions if fixed is None else fixed
         alignments[step], fixed_alignments[step] = directions @ surprise, fixed @ surprise
         params = jax.tree.map(lambda p, g: p - subject.learning_rate * g, params, released)
-    return _Record(params, noise, sums, drawn, alignments, fixed_alignments)
+    return _Record(params, noise, sums, sampled, alignments, fixed_alignments)
 
 
 @functools.lru_cache(maxsize=4)
 def _gradients_of(loss: Loss, one_by_one: bool) -> Any:
-    """Compiled once a loss: a suite audits many times. Weight gradients of a batch of films at once are
-    grouped convolutions,
-    for which XLA has no fast kernel: large models take one film after the other.
+    """The gradient function of a loss, compiled once: a suite audits many times.
+
+    Weight gradients of several images at once are grouped convolutions, for which XLA has no fast kernel:
+    large models take one image after the other.
     """
     if one_by_one:
-        return jax.jit(lambda params, films: jax.lax.map(lambda film: jax.grad(loss)(params, film), films))
+        return jax.jit(
+            lambda params, images: jax.lax.map(lambda image: jax.grad(loss)(params, image), images)
+        )
     return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
 
 
@@ -336,8 +344,8 @@ def _flat(tree: PyTree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def _padded(batch: Films, block: int) -> tuple[Any, Any]:
-    """To a multiple of the block, so that few sizes are compiled."""
+def _padded(batch: Images, block: int) -> tuple[Any, Any]:
+    """The batch padded to a multiple of the block, for few compiled sizes, and a mask of real images."""
     size = block * max(1, -(-len(batch) // block))
     images = np.zeros((size, *batch.images.shape[1:]), np.uint8)
     labels = np.full((size, batch.labels.shape[1]), np.nan, np.float32)
@@ -346,19 +354,17 @@ def _padded(batch: Films, block: int) -> tuple[Any, Any]:
 
 
 def _block(coordinates: int) -> int:
-    """How many films' gradients are held at once."""
+    """Number of images whose gradients are held at once."""
     return max(1, min(_BLOCK, _COORDINATES_AT_ONCE // coordinates))
 
 
 def _clipped_gradients(
-    gradients_of: Any, params: PyTree, films: Films, l2_clip_norm: float
+    gradients_of: Any, params: PyTree, images: Images, l2_clip_norm: float
 ) -> Iterator[np.ndarray]:
-    """Clipped gradient of each film, by its definition and apart from the code under audit: blocks [b, d] in
-    float32.
-    """
+    """Clipped gradients by definition, apart from the code under audit, as blocks [b, d] in float32."""
     block = _block(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)))
-    for first in range(0, len(films), block):
-        some = films.at(np.arange(first, min(first + block, len(films))))
+    for first in range(0, len(images), block):
+        some = images.at(np.arange(first, min(first + block, len(images))))
         leaves = jax.tree.leaves(gradients_of(params, _padded(some, block)[0]))
         rows = np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)[
             : len(some)
@@ -368,14 +374,12 @@ def _clipped_gradients(
 
 
 def _own_directions(rows: np.ndarray) -> np.ndarray:
-    """What is a canary's own in its gradient: less the mean of all canaries' gradients, at length 1. The rows
-    become it.
-    """
+    """Each canary's gradient less the mean of all canaries' gradients, at length 1; overwrites `rows`."""
     rows -= rows.mean(axis=0)  # in place: a network's are large
     rows /= np.maximum(np.sqrt(np.einsum("md,md->m", rows, rows))[:, None], 1e-30)
     return rows
 
 
-def _losses(loss: Loss, params: PyTree, films: Films) -> np.ndarray:
-    examples, _ = _padded(films, _BLOCK)
-    return np.asarray(jax.vmap(loss, in_axes=(None, 0))(params, examples), np.float64)[: len(films)]
+def _losses(loss: Loss, params: PyTree, images: Images) -> np.ndarray:
+    examples, _ = _padded(images, _BLOCK)
+    return np.asarray(jax.vmap(loss, in_axes=(None, 0))(params, examples), np.float64)[: len(images)]

@@ -1,5 +1,4 @@
-"""What guesses about canaries prove about epsilon: the one-run audit's lower bound, and the curve of a
-membership attack.
+"""Lower bounds on epsilon from guesses about canaries (one-run audit), and ROC curves of the attacks.
 
 Source: Steinke, Nasr & Jagielski 2023, 'Privacy auditing with one (1) training run', Theorem 5.2 and its
 proof for delta > 0.
@@ -16,18 +15,19 @@ from scipy.special import expit
 from scipy.stats import beta, binom
 
 GUESS_SHARES = (0.1, 0.25, 0.5, 1.0)
-"""Shares of the canaries that are guessed, the surest first; the confidence is divided among them."""
+"""Shares of the canaries on which to guess, the most certain first; they share the confidence."""
 _LARGEST = 50.0
 
 
 def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Probability of at least so many correct guesses about canaries that were each included by a fair coin,
-    if the mechanism were (epsilon, delta)-private.
+    """Probability of at least `correct` correct guesses if the mechanism is (epsilon, delta)-private.
+
+    Each canary was included by a fair coin.
 
     Args:
-        canaries: m, of which the others were abstained from.
-        guesses: how many were guessed.
-        correct: how many of the guesses were right.
+        canaries: number of canaries, including those without a guess.
+        guesses: number of guesses.
+        correct: number of correct guesses.
         epsilon: claimed.
         delta: claimed.
     """
@@ -35,15 +35,15 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
     tail = float(binom.sf(correct - 1, guesses, right))
     if delta == 0 or correct == 0:
         return tail
-    # With delta, an adversary may win up to 2 m delta canaries outright; the worst way to spread them is the
-    # largest mean.
+    # With delta, an adversary may win up to 2 m delta canaries outright; the worst spread has the largest
+    # mean.
     extra = np.arange(1, correct + 1)
     gained = binom.sf(correct - extra - 1, guesses, right) - tail
     return float(min(1.0, tail + 2 * canaries * delta * max(0.0, float(np.max(gained / extra)))))
 
 
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
-    """Largest epsilon that the guesses refute at this confidence; 0 if none."""
+    """Largest epsilon refuted by the guesses at this confidence; 0 if none."""
 
     def refuted(epsilon: float) -> float:
         return (1 - confidence) - one_run_p_value(canaries, guesses, correct, epsilon, delta)
@@ -62,11 +62,12 @@ def epsilon_from_scores(
     delta: float,
     confidence: float,
 ) -> float:
-    """Lower bound on epsilon: the highest scores are guessed as included and the lowest as left out, for
-    several numbers of guesses, each at its part of the confidence.
+    """Lower bound on epsilon: the highest scores are guessed included, the lowest left out.
 
-    Which canaries are guessed follows from their scores alone: where equal scores would have to be told apart
-    to make up the number, all of them are abstained from.
+    Several numbers of guesses are tried, each at its share of the confidence.
+
+    Which canaries are guessed follows from their scores alone: if equal scores straddle the cut, there is no
+    guess about any of them.
 
     Raises:
         ValueError: a score is not a number.
@@ -80,8 +81,7 @@ def epsilon_from_scores(
     bounds = []
     for part in GUESS_SHARES:
         half = max(1, int(part * len(scores) / 2))
-        # Above the largest score that is not among the highest, below the smallest that is not among the
-        # lowest.
+        # Above the largest score not among the highest, below the smallest not among the lowest.
         high, low = scores > ascending[-half - 1], scores < ascending[half]
         correct = int(included[high].sum() + (~included[low]).sum())
         bounds.append(one_run_epsilon(len(scores), int(high.sum() + low.sum()), correct, delta, 1 - share))
@@ -90,13 +90,13 @@ def epsilon_from_scores(
 
 @dataclasses.dataclass(frozen=True)
 class MembershipCurve:
-    """What a threshold on the score achieves.
+    """ROC curve of a membership attack by a threshold on the score.
 
     Attributes:
         false_positive_rate: of each threshold, ascending from 0 to 1.
         true_positive_rate: of each threshold.
         auroc: area under the curve; 0.5 is guessing.
-        included, left_out: how many scores there are of each kind.
+        included, left_out: numbers of canaries included and left out.
     """
 
     false_positive_rate: Float[np.ndarray, " thresholds"]
@@ -106,15 +106,16 @@ class MembershipCurve:
     left_out: int
 
     def at(self, false_positive_rates: Sequence[float]) -> list[float]:
-        """True-positive rate at the largest threshold that keeps each false-positive rate."""
+        """Largest true-positive rate with at most each false-positive rate."""
         places = np.searchsorted(self.false_positive_rate, false_positive_rates, side="right") - 1
         return [float(self.true_positive_rate[place]) for place in places]
 
     def band(self, confidence: float = 0.95) -> "Band":
-        """Where the rates of each threshold lie: both intervals (Clopper and Pearson 1934) together at this
-        confidence, for one threshold that was fixed beforehand.
+        """Confidence band of the curve: Clopper-Pearson intervals (1934) of both rates per threshold.
+
+        Both hold together at this confidence, for one threshold that was fixed beforehand.
         """
-        each = (1 + confidence) / 2  # half of what may be missed for either rate
+        each = (1 + confidence) / 2  # each rate gets half of the error probability
         false, true = (
             _clopper_pearson(np.rint(rate * count), count, each)
             for rate, count in (
@@ -127,7 +128,7 @@ class MembershipCurve:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Ends of the intervals of a curve's rates, one a threshold."""
+    """Intervals of a curve's rates, one per threshold."""
 
     false_low: Float[np.ndarray, " thresholds"]
     false_high: Float[np.ndarray, " thresholds"]
@@ -136,7 +137,7 @@ class Band:
 
 
 def _clopper_pearson(found: np.ndarray, of: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Exact interval of a probability of which `found` of `of` are known."""
+    """Clopper-Pearson interval of a probability after `found` successes in `of` trials."""
     tail = (1 - confidence) / 2
     low = np.where(found > 0, beta.ppf(tail, found, of - found + 1), 0.0)
     high = np.where(found < of, beta.ppf(1 - tail, found + 1, of - found), 1.0)
@@ -144,10 +145,10 @@ def _clopper_pearson(found: np.ndarray, of: int, confidence: float) -> tuple[np.
 
 
 def membership_curve(scores: Float[np.ndarray, " n"], included: Bool[np.ndarray, " n"]) -> MembershipCurve:
-    """The curve of guessing 'included' where the score is at least a threshold.
+    """The ROC curve of guessing 'included' if the score is at least a threshold.
 
     Raises:
-        ValueError: nothing or everything was included.
+        ValueError: all canaries were included, or none.
     """
     if included.all() or not included.any():
         raise ValueError("included: expected canaries of both kinds")

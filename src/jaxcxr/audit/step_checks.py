@@ -1,10 +1,9 @@
-"""Whether every step did what the accountant assumes: the noise, the clipping and the sampler, each against
-its claimed law.
+"""Check noise, clipping and sampling of every step against what the accountant assumes.
 
-An attack only sees faults that help it. The house can look inside: released gradient less the exact clipped
-sum is the noise, which must be normal with the claimed deviation whatever was drawn, and independent of the
-sum and of every other step's; and each film must be drawn as often as claimed, independently of the others
-and of the other steps. Each check has a p-value; a right implementation fails one with probability
+An attack only finds faults that help it. The data holder can inspect every step: the released sum less the
+exact clipped sum is the noise, which must be normal with the claimed standard deviation, independent of the
+sum and of the noise of every other step; and each image must be sampled at the claimed rate, independently of
+other images and steps. Each check has a p-value; a correct implementation fails a check with probability
 `SIGNIFICANCE`.
 """
 
@@ -20,12 +19,12 @@ _SMALLEST = 1e-300
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One question about the mechanism.
+    """One check of the mechanism.
 
     Attributes:
-        name: what was asked.
-        p_value: probability of what was seen, or worse, if the mechanism is as claimed.
-        found: what was seen, in words.
+        name: what was checked.
+        p_value: probability of a result at least as extreme if the mechanism is as claimed.
+        found: the result in words.
     """
 
     name: str
@@ -41,29 +40,29 @@ class Check:
 def check_mechanism(
     noise: Float[np.ndarray, "steps d"],
     sums: Float[np.ndarray, "steps d"],
-    drawn: Bool[np.ndarray, "steps films"],
+    sampled: Bool[np.ndarray, "steps images"],
     sample_rate: float,
 ) -> tuple[Check, ...]:
-    """Check what a run did.
+    """The five checks of a run.
 
     Args:
         noise: released sum less the exact clipped sum, over the claimed noise deviation (noise multiplier x
-            clip norm): it should be standard normal.
+            clip norm); standard normal if the mechanism is as claimed.
         sums: the exact clipped sums, in the same unit.
-        drawn: which films were in which batch.
-        sample_rate: claimed probability of each.
+        sampled: mask of the images in each step's batch.
+        sample_rate: claimed probability with which each image is sampled.
     """
     return (
         _scale(noise),
         _signal(noise, sums),
-        _independence(noise),
-        _rates(drawn, sample_rate),
-        _draws(drawn, sample_rate),
+        _independence_of_steps(noise),
+        _rates(sampled, sample_rate),
+        _independence_of_images(sampled, sample_rate),
     )
 
 
 def _fisher(p_values: np.ndarray) -> float:
-    """One p-value for many independent ones (Fisher 1925)."""
+    """One p-value from many independent ones (Fisher 1925)."""
     return float(chi2.sf(-2 * np.log(np.maximum(p_values, _SMALLEST)).sum(), 2 * len(p_values)))
 
 
@@ -72,7 +71,10 @@ def _scale(noise: np.ndarray) -> Check:
     d = noise.shape[1]
     tails = 2 * np.minimum(chi2.cdf(energies, d), chi2.sf(energies, d))
     deviations = np.sqrt(energies / d)
-    found = f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to {deviations.max():.3g} a step"
+    found = (
+        f"{deviations.mean():.3g} of the claimed deviation on average, {deviations.min():.3g} to "
+        f"{deviations.max():.3g} in single steps"
+    )
     return Check("noise has the claimed deviation in every step", _fisher(np.minimum(tails, 1.0)), found)
 
 
@@ -80,7 +82,7 @@ def _signal(noise: np.ndarray, sums: np.ndarray) -> Check:
     lengths = np.linalg.norm(sums, axis=1)
     present = lengths > 0
     if not present.any():
-        return Check("released sum is the clipped sum", 1.0, "no batch held a film")
+        return Check("released sum is the clipped sum", 1.0, "no batch held an image")
     along = np.einsum("td,td->t", noise[present], sums[present]) / lengths[present]
     found = (
         f"deviates along the sum by {np.abs(along).mean():.3g} noise deviations on average; 0.8 is expected"
@@ -88,7 +90,7 @@ def _signal(noise: np.ndarray, sums: np.ndarray) -> Check:
     return Check("released sum is the clipped sum", _fisher(2 * norm.sf(np.abs(along))), found)
 
 
-def _independence(noise: np.ndarray) -> Check:
+def _independence_of_steps(noise: np.ndarray) -> Check:
     steps, d = noise.shape
     lengths = np.linalg.norm(noise, axis=1)
     if steps < 2 or (lengths == 0).any():
@@ -104,28 +106,33 @@ def _independence(noise: np.ndarray) -> Check:
     )
 
 
-def _rates(drawn: np.ndarray, sample_rate: float) -> Check:
-    steps, films = drawn.shape
-    counts = drawn.sum(axis=0)
+def _rates(sampled: np.ndarray, sample_rate: float) -> Check:
+    steps, images = sampled.shape
+    counts = sampled.sum(axis=0)
     tails = 2 * np.minimum(binom.cdf(counts, steps, sample_rate), binom.sf(counts - 1, steps, sample_rate))
     worst = int(np.argmin(tails))
-    p_value = min(1.0, films * float(tails[worst]))
-    total = drawn.sum()
-    whole = 2 * min(binom.cdf(total, drawn.size, sample_rate), binom.sf(total - 1, drawn.size, sample_rate))
-    found = f"one film was in {counts[worst]} of {steps} batches, {steps * sample_rate:.3g} expected; rate {drawn.mean():.4g}"
-    return Check("every film is drawn with the claimed rate", min(p_value, 1.0, 2 * float(whole)), found)
-
-
-def _draws(drawn: np.ndarray, sample_rate: float) -> Check:
-    """Batches of a fixed size, or epochs in which every film comes once, vary less than independent draws."""
-    steps, films = drawn.shape
-    sizes, times = drawn.sum(axis=1), drawn.sum(axis=0)
-    p_value = min(
-        1.0, 2 * min(_dispersion(sizes, films, sample_rate), _dispersion(times, steps, sample_rate))
+    p_value = min(1.0, images * float(tails[worst]))
+    total = sampled.sum()
+    whole = 2 * min(
+        binom.cdf(total, sampled.size, sample_rate), binom.sf(total - 1, sampled.size, sample_rate)
     )
-    expected = np.sqrt(films * sample_rate * (1 - sample_rate))
+    found = (
+        f"one image was in {counts[worst]} of {steps} batches, {steps * sample_rate:.3g} expected; rate "
+        f"{sampled.mean():.4g}"
+    )
+    return Check("every image is sampled with the claimed rate", min(p_value, 1.0, 2 * float(whole)), found)
+
+
+def _independence_of_images(sampled: np.ndarray, sample_rate: float) -> Check:
+    """Check of independent sampling: fixed batch sizes, or epochs with every image once, vary less."""
+    steps, images = sampled.shape
+    sizes, times = sampled.sum(axis=1), sampled.sum(axis=0)
+    p_value = min(
+        1.0, 2 * min(_dispersion(sizes, images, sample_rate), _dispersion(times, steps, sample_rate))
+    )
+    expected = np.sqrt(images * sample_rate * (1 - sample_rate))
     return Check(
-        "films are drawn independently",
+        "images are sampled independently",
         p_value,
         f"batch sizes vary by {sizes.std():.3g}, {expected:.3g} expected",
     )
@@ -134,7 +141,7 @@ def _draws(drawn: np.ndarray, sample_rate: float) -> Check:
 def _dispersion(counts: np.ndarray, n: int, q: float) -> float:
     """Two-sided p-value of the squared deviations of independent binomial counts.
 
-    Their sum is gamma-distributed nearly enough: exactly chi-squared for normal counts, here with the
+    Their sum is approximately gamma-distributed: exactly chi-squared for normal counts, here with the
     binomial's kurtosis.
     """
     variance = n * q * (1 - q)

@@ -1,6 +1,4 @@
-"""What is trained for an audit: a logistic regression, quick enough for many audits, or the network itself,
-narrower.
-"""
+"""Models to train for an audit: a logistic regression (quick enough for many audits) or a narrow network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,19 +18,19 @@ from jaxcxr.training.objective import Gradients, UnitLoss
 from jaxcxr.training.plan import model_of
 
 Loss = Callable[[PyTree, Any], Array]
-"""(parameters, (image, label)) -> loss of one film."""
+"""(parameters, (image, label)) -> loss of one image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is trained.
+    """A model to train for an audit.
 
     Attributes:
-        name: as the privacy card says it.
-        loss: of one film.
-        params: to start from.
-        loss_of_unit: the same of a unit of one film.
-        method: how clipped sums are computed (`privacy.clipping`).
+        name: as the privacy card states it.
+        loss: loss of one image.
+        params: starting parameters.
+        loss_of_unit: the same loss for a unit of one image.
+        method: algorithm for clipped sums (`privacy.clipping`).
     """
 
     name: str
@@ -47,12 +45,12 @@ class Model:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params))
 
     def release(self, mechanism: Mechanism) -> Gradients:
-        """What a step of the mechanism sums and releases."""
+        """The gradients that a step of the mechanism sums and releases."""
         return Gradients(self.loss_of_unit, dataclasses.replace(mechanism, method=self.method))
 
 
 def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
-    """A logistic regression on the pixels, at zero, with clipped sums as they are defined (`vmap`)."""
+    """A logistic regression on the pixels, starting at zero, with clipped sums by definition (`vmap`)."""
 
     def loss(params: PyTree, example: Any) -> Array:
         image, label = example
@@ -70,18 +68,19 @@ def logistic_regression(image_shape: tuple[int, int], findings: int) -> Model:
 
 
 def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: int) -> Model:
-    """The network of a configuration with another width, random weights and layers in float32, with the
-    clipped sums of the real training, by the configured method. All parameters are trained.
+    """The network of a configuration, with another width, random weights and float32 layers.
+
+    Clipped sums are those of the real training, by the configured method. All parameters are trained.
 
     Args:
         config: of a private experiment.
-        image_shape: of the films.
+        image_shape: of the images.
         width: channels of the first stage, a multiple of 32.
         seed: of the weights.
 
     Raises:
-        InputError: the width is none, or the configuration clips otherwise than the whole gradient to the
-            clip norm, or releases no gradients.
+        InputError: the width is not a multiple of 32, the configuration does not use flat clipping, or it
+            releases moments instead of gradients.
     """
     privacy = config.privacy
     if privacy is None or privacy.clipping != "flat":

@@ -1,4 +1,4 @@
-"""The paper's augmentation of non-private training, on the host: a small rotation and a medio-lateral flip.
+"""The paper's augmentation for non-private training, on the host: a small rotation and a left-right flip.
 
 Source: the paper, Non-DP Training. Unlike the paper's code, a flip also swaps the labels of the right and the
 left side.
@@ -22,8 +22,7 @@ def flip_rotate(
     findings: Sequence[str],
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "n height width"], Float32[np.ndarray, "n findings"]]:
-    """Rotate each image by an angle uniform in [-10, 10] degrees and flip it left to right with probability
-    0.5.
+    """Each image rotated by a uniform angle in [-10, 10] degrees and flipped with probability 0.5.
 
     Args:
         images: the batch; not changed.
@@ -33,7 +32,7 @@ def flip_rotate(
         rng: the only source of randomness: the same generator state gives the same result.
 
     Returns:
-        New images, black where a corner came from outside, and their labels.
+        New images, black where the rotation uncovers a corner, and their labels.
 
     Raises:
         ValueError: a sided finding is present without its other side.

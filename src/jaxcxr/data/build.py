@@ -1,8 +1,9 @@
-"""From a manifest and its files to a store: in parallel, with flat memory, and so that a kill at any moment
-loses one film a process.
+"""Build a store from a manifest and its files: in parallel, in constant memory, and crash-safe.
 
-Each shard is the work of one process (`jaxcxr.data.journal`). All that is done lies in a hidden folder beside
-the store, which becomes the store in one rename.
+After a crash at most one image per worker process is prepared again.
+
+Each shard is made by one process (`jaxcxr.data.journal`). Everything is written to a hidden folder beside the
+store, which becomes the store in one rename.
 """
 
 import concurrent.futures
@@ -30,7 +31,7 @@ import pandas as pd
 from jaxcxr.atomic import replacing
 from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
 from jaxcxr.data.images import Preprocessing
-from jaxcxr.data.journal import Work, alone, make_shard, prepare, settle, write_whole
+from jaxcxr.data.journal import ShardTask, commit_shard, exclusive_lock, make_shard, prepare, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
 from jaxcxr.data.shards import shard_name
 from jaxcxr.data.store import (
@@ -73,31 +74,33 @@ def build_store(
     duplicates: bool = False,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Store:
-    """Make a store from files, or go on with one that was interrupted.
+    """Build a store from files, or resume an interrupted build; return the opened store.
 
     Args:
-        path: folder to make; it must not exist. `.<name>.partial` beside it holds what is done so far.
-        manifest: one row an image, with paths relative to `images`.
+        path: folder to make; it must not exist. `.<name>.partial` beside it holds the work in progress.
+        manifest: one row per image, with paths relative to `images`.
         images: folder of the files.
-        size: side of the films, in pixels.
+        size: side of the images, in pixels.
         findings: label columns of the manifest.
-        how: what is done to each film; the paper's preprocessing by default.
+        how: preprocessing of each image; the paper's by default.
         groups: further columns to keep.
-        refused: files that were given up before, with reasons, for quarantine.csv.
+        refused: files rejected earlier, with reasons, for quarantine.csv.
         sources: where the data come from, for the data card.
-        split: how the splits came about (`jaxcxr.data.splits`); None where that is not known.
-        processes: how many to use; 1 stays in this one.
-        shards: how many to make in all, at least one a split; by default some of at most 128 MiB.
+        split: how the splits were made (`jaxcxr.data.splits`); None if that is not known.
+        processes: number of worker processes; 1 tasks in the calling process.
+        shards: number of shards in all, at least one per split; by default as many as keep each below 128
+            MiB.
         strict: stop at the first file that cannot be used; otherwise it goes to quarantine.csv.
-        refuse_flagged: quarantine films with burnt-in annotation and the like, instead of naming them in
-            flagged.csv.
-        duplicates: look for nearly equal films of different patients and list them in duplicates.csv.
-        progress: called with the number of films done since the last call, those of an earlier run first.
+        refuse_flagged: quarantine flagged images (burnt-in annotation, for example) instead of listing them
+            in flagged.csv.
+        duplicates: search for near-duplicate images of different patients and list them in duplicates.csv.
+        progress: called with the number of images done since the last call; images done by an earlier run
+            come first.
 
     Raises:
-        InputError: the store exists, another process is making it, what was begun has another manifest or
-            preprocessing, the disk is full, processes keep ending, no file can be used, or (`strict`) one
-            cannot.
+        InputError: the store exists, another process is building it, the unfinished build has another
+            manifest or preprocessing, the disk is full, worker processes keep dying, no file can be used, or
+            (`strict`) one file cannot.
     """
     path, how = Path(path), how or Preprocessing()
     if path.exists():
@@ -105,22 +108,23 @@ def build_store(
     frame = check_manifest(declared(manifest, findings, groups), findings, f"manifest of {path}")
     preprocessing = how.described()
     building = _building(path)
-    works = _works(building, frame, images, size, how, shards, strict, refuse_flagged)
+    tasks = _shard_tasks(building, frame, images, size, how, shards, strict, refuse_flagged)
     with _on_disk(path, building):
         building.mkdir(parents=True, exist_ok=True)
-        with alone(building / "lock", f"{path}: another process is making this store"):
-            _same_plan(building, path, frame, size, findings, preprocessing, works, split)
+        with exclusive_lock(building / "lock", f"{path}: another process is making this store"):
+            _same_plan(building, path, frame, size, findings, preprocessing, tasks, split)
             if not (building / STORE_FILE).exists():
                 try:
-                    _run(works, processes, progress)
+                    _run(tasks, processes, progress)
                 except InputError:
                     if not any(
-                        work.file(suffix).exists() for work in works for suffix in ("json", "journal")
+                        task.file(suffix).exists() for task in tasks for suffix in ("json", "journal")
                     ):
                         shutil.rmtree(building)
                     raise
                 _assemble(
-                    building, path, frame, works, list(refused), size, how, findings, preprocessing, sources or {}, split
+                    building, path, frame, tasks, list(refused), size, how, findings, preprocessing,
+                    sources or {}, split
                 )  # fmt: skip
             if duplicates and not (building / DUPLICATES_FILE).exists():
                 with replacing(building / DUPLICATES_FILE) as part:
@@ -128,8 +132,7 @@ def build_store(
             for leftover in building.glob("shard-*"):
                 leftover.unlink()
             publish(building, path)
-            # The plan goes last: without it, another manifest's run could take over what was killed just
-            # before.
+            # The plan is deleted last: without it, a build from another manifest could resume this one.
             for name in (_PLAN_FILE, "lock"):
                 (path / name).unlink(missing_ok=True)
     return open_store(path)
@@ -141,9 +144,7 @@ def _building(path: Path) -> Path:
 
 @contextmanager
 def _on_disk(path: Path, building: Path) -> Iterator[None]:
-    """A disk that is full or may not be written is the user's to mend; any other failure of the system keeps
-    its trace.
-    """
+    """Turn a full or write-protected disk, which the user can mend, into an InputError."""
     try:
         yield
     except OSError as error:
@@ -158,9 +159,7 @@ def _on_disk(path: Path, building: Path) -> Iterator[None]:
 
 
 def begun_split_key(path: str | Path) -> str | None:
-    """Key of the splits of an unfinished store that is to become `path`; None if there is none, or its splits
-    are not drawn.
-    """
+    """Key of the random splits of the unfinished store that is to become `path`; None if there is none."""
     file = _building(Path(path)) / _PLAN_FILE
     try:
         split = json.loads(file.read_text(encoding="utf-8")).get("split")
@@ -182,7 +181,7 @@ def read_listing(path: Path) -> pd.DataFrame:
     )
 
 
-def _works(
+def _shard_tasks(
     building: Path,
     frame: pd.DataFrame,
     images: Path,
@@ -191,38 +190,37 @@ def _works(
     shards: int | None,
     strict: bool,
     refuse: bool,
-) -> list[Work]:
-    """Cut each split into shards; the cuts depend on the manifest and the options alone, so that a resumed
-    run has the same.
-    """
+) -> list[ShardTask]:
+    """The shards to make, per split; they follow from manifest and options, so a resumed build agrees."""
     most = max(1, SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
     per_shard = -(-len(frame) // shards) if shards else min(most, max(16, -(-len(frame) // 32)))
-    works: list[Work] = []
+    tasks: list[ShardTask] = []
     for split in SPLITS:
         rows = np.flatnonzero((frame["split"] == split).to_numpy())
         for start in range(0, len(rows), per_shard):
             some = rows[start : start + per_shard]
             names, ids = frame["path"].iloc[some], frame["image_id"].iloc[some]
-            works.append(
-                Work(
-                    building, len(works), tuple(some.tolist()), tuple(names), tuple(ids), images, size, how, strict, refuse
-                )
+            tasks.append(
+                ShardTask(
+                    building, len(tasks), tuple(some.tolist()), tuple(names), tuple(ids), images, size, how,
+                    strict, refuse )
             )  # fmt: skip
-    return works
+    return tasks
 
 
 def _same_plan(
-    building: Path, path: Path, frame: pd.DataFrame, size: int, findings: Sequence[str], preprocessing: Mapping[str, str],
-    works: Sequence[Work], split: Mapping[str, object] | None,
+    building: Path, path: Path, frame: pd.DataFrame, size: int, findings: Sequence[str],
+    preprocessing: Mapping[str, str], tasks: Sequence[ShardTask], split: Mapping[str, object] | None,
 ) -> None:  # fmt: skip
-    """Note what the unfinished store is to become, or refuse to go on with another one.
+    """Record what the unfinished store is to become, or refuse to resume a build of something else.
 
-    The key of drawn splits is noted with it, so that whoever goes on draws the same ones (`begun_split_key`).
+    The key of random splits is recorded too, so that a resumed build makes the same splits
+    (`begun_split_key`).
     """
     content = {
         "rows": {**rows_of(frame, findings), "path": frame["path"].tolist()},
-        "cuts": [len(work.rows) for work in works],
-        "refuse_flagged": bool(works and works[0].refuse_flagged),
+        "cuts": [len(task.rows) for task in tasks],
+        "refuse_flagged": bool(tasks and tasks[0].refuse_flagged),
     }
     plan = {
         "manifest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
@@ -240,44 +238,44 @@ def _same_plan(
     if differing:
         raise InputError(
             f"{path}: an unfinished store of another kind lies in {building.name} (its "
-            f"{' and '.join(differing)} differ); "
-            "give the same command again to go on with it, or delete that folder"
+            f"{' and '.join(differing)} differ); give the same command again to go on with it, or delete "
+            "that folder"
         )
 
 
-def _run(works: Sequence[Work], processes: int, progress: Callable[[int], object]) -> None:
-    waiting = [work for work in works if not work.file("json").exists()]
-    progress(sum(len(work.rows) for work in works) - sum(len(work.rows) for work in waiting))
+def _run(tasks: Sequence[ShardTask], processes: int, progress: Callable[[int], object]) -> None:
+    waiting = [task for task in tasks if not task.file("json").exists()]
+    progress(sum(len(task.rows) for task in tasks) - sum(len(task.rows) for task in waiting))
     if processes == 1:
-        for work in waiting:
-            settle(work, make_shard(work, progress))
+        for task in waiting:
+            commit_shard(task, make_shard(task, progress))
         return
-    # The largest first, so that no process has long to go when the others are done.
-    waiting.sort(key=lambda work: len(work.rows), reverse=True)
-    before: list[tuple[Work, int]] | None = None
+    # The largest first, so that no process is left with a long task when the others are done.
+    waiting.sort(key=lambda task: len(task.rows), reverse=True)
+    before: list[tuple[ShardTask, int]] | None = None
     while waiting:
         try:
             _run_in_pool(waiting, processes, progress)
             return
         except BrokenProcessPool as error:
-            waiting = _without_fatal_files([work for work in waiting if not work.file("json").exists()])
-            now = [(work, _journaled(work)) for work in waiting]
+            waiting = _without_fatal_files([task for task in waiting if not task.file("json").exists()])
+            now = [(task, _journaled(task)) for task in waiting]
             if now == before:
                 raise InputError(
-                    f"{works[0].building}: its processes end twice before any of them has done a film; "
-                    "expected memory for "
-                    f"{processes} films at once, and a program that starts under `if __name__ == '__main__'`"
+                    f"{tasks[0].building}: its worker processes died twice before any had prepared an "
+                    f"image; expected memory for {processes} images at once, and a program that starts "
+                    "under `if __name__ == '__main__'`"
                 ) from error
             before = now
 
 
-def _journaled(work: Work) -> int:
-    journal = work.file("journal")
+def _journaled(task: ShardTask) -> int:
+    journal = task.file("journal")
     return journal.stat().st_size if journal.exists() else 0
 
 
-def _run_in_pool(works: Sequence[Work], processes: int, progress: Callable[[int], object]) -> None:
-    # A fresh interpreter a worker: a fork would copy the locks of threads that libraries may have started.
+def _run_in_pool(tasks: Sequence[ShardTask], processes: int, progress: Callable[[int], object]) -> None:
+    # A fresh interpreter per worker: a fork would copy the locks of threads that libraries may have started.
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Value("b", 0)
     reported = 0
@@ -285,8 +283,8 @@ def _run_in_pool(works: Sequence[Work], processes: int, progress: Callable[[int]
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_start_worker, initargs=initial
     ) as pool:
-        works_of = {pool.submit(_make_shard_in_worker, work): work for work in works}
-        waiting = set(works_of)
+        task_of = {pool.submit(_make_shard_in_worker, task): task for task in tasks}
+        waiting = set(task_of)
         try:
             while waiting:
                 finished, waiting = concurrent.futures.wait(
@@ -296,30 +294,28 @@ def _run_in_pool(works: Sequence[Work], processes: int, progress: Callable[[int]
                 progress(now - reported)
                 reported = now
                 for future in finished:
-                    settle(works_of[future], future.result())
+                    commit_shard(task_of[future], future.result())
         finally:
             stop.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _without_fatal_files(works: Sequence[Work]) -> list[Work]:
-    """After a process died, try each file that was being read alone; one that ends its process again is given
-    up.
-    """
+def _without_fatal_files(tasks: Sequence[ShardTask]) -> list[ShardTask]:
+    """The tasks after a worker died, with files marked as fatal that kill a process again when read alone."""
     found = []
-    for work in works:
-        trying = work.file("trying")
+    for task in tasks:
+        trying = task.file("trying")
         text = trying.read_text(encoding="ascii") if trying.exists() else ""
-        if text.isdigit() and int(text) in work.rows and not _survives(work, int(text)):
-            work = dataclasses.replace(work, fatal=work.fatal | {int(text)})
-        found.append(work)
+        if text.isdigit() and int(text) in task.rows and not _survives(task, int(text)):
+            task = dataclasses.replace(task, fatal=task.fatal | {int(text)})
+        found.append(task)
     return found
 
 
-def _survives(work: Work, row: int) -> bool:
+def _survives(task: ShardTask, row: int) -> bool:
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            pool.submit(prepare, work, work.rows.index(row)).result()
+            pool.submit(prepare, task, task.rows.index(row)).result()
         except BrokenProcessPool:
             return False
     return True
@@ -332,9 +328,9 @@ _stop: Any = None
 def _start_worker(parent: int, done: Any, stop: Any) -> None:
     global _progress, _stop
     _progress, _stop = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which then stops its workers
     _be_quiet()
-    # A worker whose parent was killed would wait for work for ever.
+    # A worker whose parent was killed would wait for ever.
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 
@@ -349,38 +345,36 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _make_shard_in_worker(work: Work) -> str | None:
-    def count(films: int) -> None:
+def _make_shard_in_worker(task: ShardTask) -> str | None:
+    def count(images: int) -> None:
         with _progress.get_lock():
-            _progress.value += films
+            _progress.value += images
 
-    return make_shard(work, count, lambda: bool(_stop.value))
+    return make_shard(task, count, lambda: bool(_stop.value))
 
 
 def _assemble(
-    building: Path, path: Path, frame: pd.DataFrame, works: Sequence[Work], refused: list[tuple[str, str]], size: int,
-    how: Preprocessing, findings: Sequence[str], preprocessing: Mapping[str, str], sources: Mapping[str, object],
-    split: Mapping[str, object] | None,
+    building: Path, path: Path, frame: pd.DataFrame, tasks: Sequence[ShardTask],
+    refused: list[tuple[str, str]], size: int, how: Preprocessing, findings: Sequence[str],
+    preprocessing: Mapping[str, str], sources: Mapping[str, object], split: Mapping[str, object] | None,
 ) -> None:  # fmt: skip
-    """Name the shards as TFDS does, passing over empty ones, and write the tables; may be repeated after a
-    kill.
-    """
+    """Name the shards as TFDS does (skipping empty ones) and write the tables; repeatable after a crash."""
     shards: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
     entries: list[dict[str, Any]] = []
-    for work in works:
-        made = json.loads(work.file("json").read_text(encoding="utf-8"))
+    for task in tasks:
+        made = json.loads(task.file("json").read_text(encoding="utf-8"))
         entries += made["entries"]
         if made["count"]:
-            side = frame["split"].iat[work.rows[0]]
+            side = frame["split"].iat[task.rows[0]]
             final = building / shard_name(side, len(shards[side]))
-            if work.file("array_record").exists():
-                work.file("array_record").rename(final)
+            if task.file("array_record").exists():
+                task.file("array_record").rename(final)
             shards[side].append((made["count"], made["bytes"]))
     entries.sort(key=lambda entry: entry["row"])
     names = frame["path"].tolist()
     bad = [(names[entry["row"]], entry["reason"]) for entry in entries if "reason" in entry]
-    if bad and works[0].strict:  # given up because of a crash, or by an earlier run that was not strict
-        raise InputError(f"{works[0].images / bad[0][0]}: {bad[0][1]}")
+    if bad and tasks[0].strict:  # given up because of a crash, or by an earlier run that was not strict
+        raise InputError(f"{tasks[0].images / bad[0][0]}: {bad[0][1]}")
     if len(bad) == len(names):
         shutil.rmtree(building)
         raise InputError(
@@ -393,6 +387,6 @@ def _assemble(
     kept = [entry for entry in entries if "sha256" in entry]
     records = pd.DataFrame({key: [entry[key] for entry in kept] for key in ("row", "sha256", "phash")})
     finish(
-        building, frame, records, shards, size=size, dtype=how.dtype, findings=findings, preprocessing=preprocessing,
-        sources=sources, split=split,
+        building, frame, records, shards, size=size, dtype=how.dtype, findings=findings,
+        preprocessing=preprocessing, sources=sources, split=split,
     )  # fmt: skip

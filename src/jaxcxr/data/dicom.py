@@ -1,8 +1,7 @@
-"""What a DICOM file says: its grey values as a radiologist would see them, and the few tags that a manifest
-needs.
+"""Read DICOM files: grey values as a radiologist would see them, and the few tags that a manifest needs.
 
 Only the tags named in this module are read. Names, addresses and free text of a header never enter the
-program, so that they cannot leave it in a log, an error or a report.
+program, so they cannot leave it in a log, an error message or a report.
 
 Source: DICOM PS3.3, C.7.6.3 (image pixel), C.8.11 (digital X-ray), C.11 (look-up tables and windows).
 """
@@ -42,24 +41,22 @@ from pydicom.uid import (
 from jaxcxr.errors import InputError
 
 RADIOGRAPHY_MODALITIES: tuple[str, ...] = ("CR", "DX", "RG", "OT")
-"""DICOM modalities that can hold a chest radiograph (computed, digital, film, other); a file that names none
-passes.
+"""DICOM modalities of chest radiographs (computed, digital, film, other); a file without a modality passes.
 """
 
 MAX_PIXELS = 200_000_000
-"""A radiograph has some 20 million pixels; a header that claims more than ten times that is damaged or
-hostile.
-"""
+"""A radiograph has about 20 million pixels; a header that claims ten times as many is damaged or hostile."""
 
 MAX_AGE = 120.0
-"""Years; an age above is a typing error (NIH ChestX-ray14 had 414, the RSNA challenge has 155)."""
+"""Largest plausible age in years (NIH ChestX-ray14 had 414, the RSNA challenge has 155)."""
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PIXEL_TAGS = (
-    "TransferSyntaxUID", "SOPClassUID", "Modality", "ImageType", "ConversionType", "BurnedInAnnotation", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
-    "HighBit", "PixelRepresentation", "PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope",
-    "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
+    "TransferSyntaxUID", "SOPClassUID", "Modality", "ImageType", "ConversionType", "BurnedInAnnotation",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
+    "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
     "PresentationLUTShape", "PatientOrientation",
 )  # fmt: skip
 _COLOURS = (
@@ -76,19 +73,19 @@ _OF_THE_EXTRA = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _LOSSY = (JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _QUOTED = re.compile(r"""(?<!\w)b?(?:'[^']*'|"[^"]*")""")
 _DAMAGE = (
-    RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError, ArithmeticError,
-    MemoryError, NotImplementedError, struct.error, zlib.error, BytesLengthException,
+    RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError,
+    ArithmeticError, MemoryError, NotImplementedError, struct.error, zlib.error, BytesLengthException,
 )  # fmt: skip
 """What pydicom and its decoders raise for damaged files."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
-    """Grey values of one file and what is odd about it.
+class DecodedImage:
+    """Grey values of one image file, with remarks about it.
 
     Attributes:
-        pixels: bright where the film is bright (bone), not yet scaled.
-        flags: remarks for the user, in fixed words without any content of the file.
+        pixels: bright where the radiograph is bright (bone), not yet scaled.
+        flags: remarks for the user, in fixed wordings that quote nothing from the file.
     """
 
     pixels: Num[np.ndarray, "height width"]
@@ -96,27 +93,26 @@ class Film:
 
 
 def is_dicom(path: Path, head: bytes) -> bool:
-    """Whether a file claims to be DICOM, by its mark or its name; `head` is its first 132 bytes."""
+    """Whether a file claims to be DICOM, by its magic bytes or its name; `head` is its first 132 bytes."""
     return head[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
-def read_dicom(path: Path) -> Film:
-    """Read one frontal radiograph.
+def read_dicom(path: Path) -> DecodedImage:
+    """Read one frontal radiograph; return its grey values and flags.
 
-    Stored bits beyond `BitsStored` are cut off, padding becomes the darkest value, the modality look-up table
-    or rescaling and then the VOI look-up table or the first window are applied, films meant to be shown
-    inverted are inverted (the presentation look-up table's shape decides, else MONOCHROME1), and a film
-    stored turned or mirrored (`PatientOrientation`) is put upright with the patient's right side on the left.
+    In this order: bits beyond `BitsStored` are cut off; padding becomes the darkest value; the modality
+    look-up table or rescaling is applied, then the VOI look-up table or the first window; an image meant to
+    be shown inverted is inverted (the presentation look-up table's shape decides, else MONOCHROME1); an image
+    stored rotated or mirrored (`PatientOrientation`) is put upright, the patient's right side on the left.
 
     Raises:
-        InputError: no film can be had; the message holds nothing of the file's content but its technical
-            tags.
+        InputError: the file holds no usable image; the message quotes technical tags only.
     """
     with silent():
         dataset = _open(path, _PIXEL_TAGS)
         try:
-            _require_film(dataset, path)
-            return _film(dataset, path)
+            _require_radiograph(dataset, path)
+            return _decoded(dataset, path)
         except InputError:
             raise
         except _DAMAGE as error:
@@ -124,11 +120,13 @@ def read_dicom(path: Path) -> Film:
 
 
 def read_tags(path: Path, keywords: tuple[str, ...]) -> dict[str, str]:
-    """Read some tags by name, as text; an absent or unreadable tag is an empty text, several
-    values are joined by a backslash, and of a code sequence the meaning of its first code is taken.
+    """Values of some tags, as text by keyword.
+
+    An absent or unreadable tag is an empty text; several values are joined by a backslash; a code sequence
+    gives the meaning of its first code.
 
     Raises:
-        InputError: the file is no DICOM.
+        InputError: the file is not DICOM.
     """
     with silent():
         dataset = _open(path, keywords, stop_before_pixels=True)
@@ -152,7 +150,7 @@ def _text(value: Any) -> str:
 
 
 def age_years(text: str) -> float:
-    """Years of a DICOM age: `058Y`, `58`, `18M`, `003W`, `010D`; an empty text is NaN.
+    """Years of a DICOM age such as `058Y`, `58`, `18M`, `003W` or `010D`; NaN for an empty text.
 
     Raises:
         ValueError: anything else.
@@ -167,9 +165,7 @@ def age_years(text: str) -> float:
 
 
 def years_between(birth: str, examination: str) -> float:
-    """Age from two DICOM dates (`19400305`; the old `1940.03.05` and `1940-03-05` too); NaN if either is no
-    date.
-    """
+    """Years between two DICOM dates (`19400305`, `1940.03.05`, `1940-03-05`); NaN if one is not a date."""
     first, last = _date(birth), _date(examination)
     if first is None or last is None or last < first:
         return float("nan")
@@ -202,12 +198,12 @@ def _open(path: Path, keywords: tuple[str, ...], stop_before_pixels: bool = Fals
         return pydicom.dcmread(path, specific_tags=list(keywords), stop_before_pixels=stop_before_pixels)
     except InvalidDicomError as error:
         raise InputError(f"{path}: not a DICOM file (no 'DICM' mark at byte 128)") from error
-    # The message of a parsing error may quote the header: its kind has to do.
+    # The message of a parsing error may quote the header, so only its type is passed on.
     except _DAMAGE as error:
         raise InputError(f"{path}: DICOM whose header cannot be read ({type(error).__name__})") from None
 
 
-def _require_film(dataset: pydicom.Dataset, path: Path) -> None:
+def _require_radiograph(dataset: pydicom.Dataset, path: Path) -> None:
     modality = str(dataset.get("Modality") or "")
     if modality and modality not in RADIOGRAPHY_MODALITIES:
         shown = repr(modality) if re.fullmatch(r"[A-Z]{2,8}", modality) else "of another form"
@@ -242,17 +238,20 @@ def _can_decode(syntax: UID, bits: int) -> bool:
     if syntax == JPEGExtended12Bit and bits > 8:
         return (
             "pylibjpeg" in decoder.available_plugins
-        )  # the others are named for it too, and read 8 bits alone
+        )  # the other plugins claim this syntax too, but read 8 bits only
     return decoder.is_available
 
 
-def _film(dataset: pydicom.Dataset, path: Path) -> Film:
+def _decoded(dataset: pydicom.Dataset, path: Path) -> DecodedImage:
     flags = _flags(dataset)
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
-    # pydicom would cut off the high bits, where some films have their values and lossy ones their errors.
+    # pydicom would cut off the high bits, which hold values in some images and compression errors in lossy
+    # ones.
     stored = pixel_array(dataset, correct_unused_bits=False)
     if stored.ndim == 3:
-        return Film(np.asarray(Image.fromarray(stored).convert("L")), (*flags, "colour image made grey"))
+        return DecodedImage(
+            np.asarray(Image.fromarray(stored).convert("L")), (*flags, "colour image made grey")
+        )
     interpretation = str(dataset.PhotometricInterpretation)
     if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         shown = repr(interpretation) if interpretation in _COLOURS else "of another form"
@@ -276,7 +275,7 @@ def _film(dataset: pydicom.Dataset, path: Path) -> Film:
     if padding.any() and not padding.all():
         values = np.where(padding, darkest, values)
     upright, turned = _upright(values, dataset.get("PatientOrientation"))
-    return Film(upright, (*flags, *remarks, *remark, *turned))
+    return DecodedImage(upright, (*flags, *remarks, *remark, *turned))
 
 
 def _flags(dataset: pydicom.Dataset) -> list[str]:
@@ -289,20 +288,19 @@ def _flags(dataset: pydicom.Dataset) -> list[str]:
 
 
 def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Dataset) -> np.ndarray:
-    """Cut off bits that are none of the pixel's (old files keep overlays there), and extend the sign."""
+    """Stored values without bits that do not belong to the pixel (old overlays, say), sign-extended."""
     width = stored.dtype.itemsize * 8
     if not 1 <= bits <= width or not bits - 1 <= high < width:
         raise ValueError(f"{bits} bits stored up to bit {high} in {width}")
     if bits == width:
         return stored
     syntax, signed = dataset.file_meta.TransferSyntaxUID, dataset.PixelRepresentation == 1
-    # Signed values whose sign was left out before they were compressed have -1 at the top of the unsigned
-    # range.
+    # Signed values compressed as unsigned have -1 at the top of the unsigned range.
     if syntax in _LOSSY and not (signed and stored.max() >= 3 << (bits - 2)):
-        # An error of the compression may lift white above the range: cut off, it would be black.
+        # A compression error may lift white above the range; cutting off its high bit would make it black.
         lowest = -(1 << (bits - 1)) if signed else 0
         return np.clip(stored, lowest, lowest + (1 << bits) - 1)
-    # RLE holds the bits as they lay in memory, the other compressions a number.
+    # RLE keeps the bits as they lay in memory; other compressions store a number.
     shift = high - bits + 1 if syntax == RLELossless or not syntax.is_compressed else 0
     field = (stored.astype(np.int64) >> shift) & ((1 << bits) - 1)
     if signed:
@@ -311,7 +309,7 @@ def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Data
 
 
 def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Where the film is no exposed detector but filling, as the header declares it."""
+    """Mask of the pixels that the header declares as padding."""
     first = dataset.get("PixelPaddingValue")
     if first is None or isinstance(first, (bytes, str)):
         return np.zeros(stored.shape, dtype=bool)
@@ -324,9 +322,7 @@ def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
 def _seen_through_window(
     values: np.ndarray, dataset: pydicom.Dataset, padding: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """Apply the VOI look-up table, else the first window; one that would leave a single grey value is passed
-    over.
-    """
+    """Values through the VOI look-up table or window (skipped if it leaves one grey value), and remarks."""
     inside = ~padding if not padding.all() else np.ones(padding.shape, dtype=bool)
     if "VOILUTSequence" in dataset and len(dataset.VOILUTSequence):
         seen = apply_voi_lut(_whole(values), dataset, prefer_lut=True)
@@ -336,12 +332,12 @@ def _seen_through_window(
         # A linear window is at least 1 wide, an exact or sigmoid one wider than 0 (PS3.3 C.11.2.1.2).
         exact = str(dataset.get("VOILUTFunction") or "LINEAR") != "LINEAR"
         if not (width > 0 if exact else width >= 1):
-            return values, ["impossible window passed over"]
+            return values, ["invalid window ignored"]
         seen = apply_windowing(values, dataset)
     else:
         return values, []
     if np.ptp(seen[inside]) == 0 and np.ptp(values[inside]) != 0:
-        return values, ["window outside the film's values passed over"]
+        return values, ["window outside the image's values ignored"]
     return seen, []
 
 
@@ -360,7 +356,7 @@ def _is_inverted(interpretation: str, shape: str) -> tuple[bool, list[str]]:
 
 
 def _upright(values: np.ndarray, orientation: Any) -> tuple[np.ndarray, list[str]]:
-    """Turn a frontal film so that rows run towards the patient's left and columns towards the feet."""
+    """The image turned so that rows run to the patient's left and columns to the feet, and remarks."""
     if not isinstance(orientation, (list, tuple, MultiValue)) or len(orientation) != 2:
         return values, []
     along_row, along_column = (str(direction)[:1].upper() for direction in orientation)
@@ -388,7 +384,5 @@ def _date(text: str) -> datetime.date | None:
 
 
 def message_of(error: BaseException) -> str:
-    """What a library says of a damaged file, in one line without what it quotes: damage can move a name into
-    any tag.
-    """
+    """A library's error message without quotations: damage can move a patient's name into any tag."""
     return " ".join(_QUOTED.sub("...", str(error)).split()) or type(error).__name__

@@ -1,9 +1,8 @@
-"""Films that are nearly the same although their ids differ: one person under two ids, or one film filed
-twice.
+"""Near-duplicate images under different ids: one person with two ids, or one image filed twice.
 
-Each film has a perceptual hash of 256 bits; films whose hashes nearly agree are compared again, pixel by
-pixel at low resolution. A split by patient does not protect against them, so `scripts/prepare.py` reports
-them.
+Each image has a perceptual hash of 256 bits; images whose hashes nearly agree are compared again, pixel by
+pixel at low resolution. A split by patient does not protect against near-duplicates, so `scripts/prepare.py`
+reports them.
 
 Source of the hash: Zauner, Implementation and benchmarking of perceptual image hash functions (2010), with 16
 x 16 cosines.
@@ -21,22 +20,22 @@ from jaxcxr.data.store import RECORDS_FILE, Store
 from jaxcxr.errors import InputError
 
 DUPLICATES_FILE = "duplicates.csv"
-"""Listing of `near_duplicates` in a store; without it, nobody has looked."""
+"""The pairs found by `near_duplicates`; if a store lacks this file, near-duplicates were not searched for."""
 
 _SIDE = 64
 _BLOCK = 256
-_FILMS = 256
-# The first rows of the cosine transform (type II), not yet scaled: the rest of it would be thrown away.
+_IMAGES_AT_ONCE = 256
+# The first rows of the cosine transform (type II), not yet scaled; the others are not needed.
 _COSINES = np.cos(np.pi / _SIDE * np.arange(17)[:, None] * (np.arange(_SIDE) + 0.5)).astype(np.float32)
 _COSINES[0] /= np.sqrt(2)
 
 
-def perceptual_hash(film: UInt[np.ndarray, "size size"]) -> str:
-    """256 bits as hexadecimal: which of the low cosines of the film are above their median."""
-    values = film if film.dtype == np.uint8 else (film >> 8).astype(np.uint8)
+def perceptual_hash(image: UInt[np.ndarray, "size size"]) -> str:
+    """The hash, 256 bits as hexadecimal: which low-frequency cosine coefficients exceed their median."""
+    values = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     box = len(values) // _SIDE
     if box * _SIDE == len(values) and box <= 256:
-        # Whole boxes are summed much faster than fractions of them; 256 bytes fit in 16 bits.
+        # Whole boxes are summed much faster than fractions of boxes; a sum of 256 bytes fits in 16 bits.
         rows = np.add.reduce(values.reshape(_SIDE, box, len(values)), axis=1, dtype=np.uint16)
         small = np.einsum("ijk->ij", rows.astype(np.float32).reshape(_SIDE, _SIDE, box))
     else:
@@ -49,9 +48,7 @@ def perceptual_hash(film: UInt[np.ndarray, "size size"]) -> str:
 
 
 def close_pairs(hashes: UInt[np.ndarray, "n 4"], most: int) -> Int[np.ndarray, "pairs 3"]:
-    """All pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first, second, bits;
-    first < second.
-    """
+    """Pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first, second, bits."""
     return np.concatenate([np.zeros((0, 3), dtype=np.int64), *_close_pairs(hashes, most)])
 
 
@@ -69,13 +66,12 @@ def _close_pairs(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 
 def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.DataFrame:
-    """Pairs of nearly equal films of different patients. A film of one grey value throughout resembles no
-    other.
+    """Pairs of near-duplicate images of different patients; an image of a single grey value is in no pair.
 
     Args:
-        store: with hashes (`jaxcxr.data.build` writes them); without, there are no pairs.
+        store: with hashes (`jaxcxr.data.build` writes them); without hashes no pairs are found.
         most: bits in which two hashes may differ, of 256.
-        at_least: correlation of the two films at 64 x 64 pixels.
+        at_least: correlation of the two images at 64 x 64 pixels.
 
     Returns:
         `image_id_a`, `image_id_b`, `patient_id_a`, `patient_id_b`, `split_a`, `split_b`, `bits`,
@@ -117,20 +113,21 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
 
 
 def across_splits(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs that leak: one film on each of two sides."""
+    """The pairs whose two images are in different splits, which makes the evaluation too good."""
     return pairs.loc[pairs["split_a"] != pairs["split_b"]]
 
 
 def listed_duplicates(store: Store) -> dict[str, bool] | None:
-    """Whether a store's listing of nearly equal films of different patients touches its training split.
+    """Whether near-duplicates of different patients were found within or across the training split.
 
-    A pair within the training split is one person or film under two units of the claim, perhaps: what such a
-    person is promised is the guarantee for two units. A pair across the splits makes the evaluation too good.
-    Counts are private and not told.
+    A pair within the training split may be one person who counts as two units: that person has the guarantee
+    for two units only. A pair across splits makes the evaluation too good. Counts are private and are not
+    returned.
 
     Returns:
-        `within`: two training films are nearly equal; `across`: a training film and one of another split are.
-        None if nobody has looked (`prepare.py --no-duplicates`, or a store without perceptual hashes).
+        `within`: two training images are near-duplicates; `across`: a training image and one of another split
+        are. None if near-duplicates were not searched for (`prepare.py --no-duplicates`, or a store without
+        perceptual hashes).
 
     Raises:
         InputError: the listing is damaged.
@@ -143,38 +140,36 @@ def listed_duplicates(store: Store) -> dict[str, bool] | None:
         first, second = pairs["split_a"] == "train", pairs["split_b"] == "train"
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"{path}: expected the listing of nearly equal films, with columns split_a and split_b"
+            f"{path}: expected the listing of nearly equal images, with columns split_a and split_b"
         ) from error
     return {"within": bool((first & second).any()), "across": bool((first ^ second).any())}
 
 
 def _alike(store: Store, pairs: np.ndarray, at_least: float) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs whose films also correlate, with their correlation; each film is read once, however many
-    pairs it is in.
-    """
+    """The pairs whose images also correlate, with their correlations; each image is read once."""
     rows, positions = np.unique(pairs[:, :2], return_inverse=True)
     small = np.empty((len(rows), _SIDE**2), dtype=np.float32)
     sides = store.manifest["split"].to_numpy()
     places = store.manifest.groupby("split").cumcount().to_numpy()
     for name in SPLITS:
         split, mine = store.split(name), np.flatnonzero(sides[rows] == name)
-        for start in range(0, len(mine), _FILMS):
-            some = mine[start : start + _FILMS]
+        for start in range(0, len(mine), _IMAGES_AT_ONCE):
+            some = mine[start : start + _IMAGES_AT_ONCE]
             small[some] = _thumbnails(split.read(places[rows[some]]))
     first, second = positions.reshape(-1, 2).T
     correlations = np.empty(len(pairs))
-    for start in range(0, len(pairs), _FILMS):
-        some = slice(start, start + _FILMS)
+    for start in range(0, len(pairs), _IMAGES_AT_ONCE):
+        some = slice(start, start + _IMAGES_AT_ONCE)
         correlations[some] = np.einsum("ij,ij->i", small[first[some]], small[second[some]])
     alike = correlations >= at_least
     return pairs[alike], correlations[alike]
 
 
-def _thumbnails(films: np.ndarray) -> np.ndarray:
-    """Films at low resolution, each with mean 0 and length 1, so that a product of two is their correlation."""
+def _thumbnails(images: np.ndarray) -> np.ndarray:
+    """Images at low resolution with mean 0 and length 1, so that the product of two is their correlation."""
     box = (_SIDE, _SIDE), Image.Resampling.BOX
     small = np.array(
-        [np.asarray(Image.fromarray(film.astype(np.float32)).resize(*box)).ravel() for film in films]
+        [np.asarray(Image.fromarray(image.astype(np.float32)).resize(*box)).ravel() for image in images]
     )
     small -= small.mean(axis=1, keepdims=True)
     length = np.linalg.norm(small, axis=1, keepdims=True)

@@ -1,5 +1,4 @@
-"""Which findings a classifier predicts, which of them change sides under a flip, and which grades count as
-positive.
+"""The paper's findings, their sides under a flip, and the grades that count as positive.
 
 Source: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate', Patient Cohort and Data Pre-processing.
 """
@@ -32,37 +31,32 @@ PAPER_GRADES: Mapping[str, int] = MappingProxyType(
         "massively enlarged": 1,
     }
 )
-"""The paper's reading of its five grades: uncertain counts as negative, mild (for the heart: borderline) and
-above as positive.
-"""
+"""Label of each of the paper's grades: uncertain is negative; mild (heart: borderline) and above positive."""
 
 _SIDES = {"right": "left", "left": "right"}
 
 
 def mirrored(finding: str) -> str:
-    """Name of the finding that `finding` becomes when the film is flipped left to right (itself if it has no
-    side).
-    """
+    """Name of the finding after a left-right flip of the image (itself if it has no side)."""
     stem, _, side = finding.rpartition("_")
     return f"{stem}_{_SIDES[side]}" if side in _SIDES and stem else finding
 
 
 def can_be_mirrored(findings: Sequence[str]) -> bool:
-    """Whether each sided finding is there with its other side, so that a flipped film has the same findings."""
+    """Whether every sided finding has its counterpart, so that a flipped image has the same findings."""
     return all(mirrored(finding) in findings for finding in findings)
 
 
 def mirror_permutation(findings: Sequence[str]) -> tuple[int, ...]:
-    """Indices `p` such that `labels[..., p]` are the labels of the flipped film.
+    """Indices `p` such that `labels[..., p]` are the labels of the flipped image.
 
     Raises:
-        ValueError: a sided finding is present without its other side, so that a flipped film could not be
-            labelled.
+        ValueError: a sided finding lacks its counterpart, so that a flipped image could not be labelled.
     """
     position = {finding: index for index, finding in enumerate(findings)}
     missing = [f for f in findings if mirrored(f) not in position]
     if missing:
         raise ValueError(
-            f"cannot flip films: {missing[0]!r} is in the findings, {mirrored(missing[0])!r} is not"
+            f"cannot flip images: {missing[0]!r} is in the findings, {mirrored(missing[0])!r} is not"
         )
     return tuple(position[mirrored(finding)] for finding in findings)

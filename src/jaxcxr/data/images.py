@@ -1,8 +1,8 @@
-"""How a file becomes the square grey image that a network sees.
+"""Decode an image file and preprocess it into the square grey image that the network sees.
 
 Source: the paper, Data Pre-processing, after Johnson et al., MIMIC-CXR-JPG: resize, shift and scale to [0,
-255], equalise the histogram; in the paper's order. Grey values are taken as their file means them (for DICOM
-see `jaxcxr.data.dicom`), and the scaling makes 10 or 12 significant bits in a 16-bit file fill the range.
+255], equalise the histogram; in the paper's order. Grey values are read as the file defines them (for DICOM
+see `jaxcxr.data.dicom`); scaling makes 10 or 12 significant bits of a 16-bit file fill the range.
 """
 
 import dataclasses
@@ -17,15 +17,22 @@ import numpy as np
 from jaxtyping import Num, UInt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jaxcxr.data.dicom import MAX_PIXELS, RADIOGRAPHY_MODALITIES, Film, is_dicom, message_of, read_dicom
+from jaxcxr.data.dicom import (
+    MAX_PIXELS,
+    RADIOGRAPHY_MODALITIES,
+    DecodedImage,
+    is_dicom,
+    message_of,
+    read_dicom,
+)
 from jaxcxr.errors import InputError
 
 __all__ = [
     "PREPROCESSING",
     "RADIOGRAPHY_MODALITIES",
     "Preprocessing",
+    "decode_image",
     "preprocess",
-    "read_film",
     "read_image",
 ]
 
@@ -51,10 +58,10 @@ _NORMALISATIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What is done to every film.
+    """Preprocessing options, the same for every image.
 
     Attributes:
-        fit: how a film becomes square: `squeeze` (the paper) or `pad`.
+        fit: how an image becomes square: `squeeze` (the paper) or `pad`.
         normalisation: `paper` scales by minimum and maximum and equalises the histogram; `percentile` scales
             by percentiles, which a bright marker or a dark collimated edge cannot move; `none` keeps the grey
             values as they are.
@@ -66,29 +73,29 @@ class Preprocessing:
     dtype: Literal["uint8", "uint16"] = "uint8"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be combined."""
+        """Refuse options that cannot be combined."""
         if self.dtype == "uint16" and self.normalisation == "paper":
             raise InputError(
                 "normalisation 'paper' equalises 256 levels; expected dtype 'uint8', found 'uint16'"
             )
 
     def described(self) -> dict[str, str]:
-        """What `preprocess` does, in order, for the record of a store."""
+        """The steps of `preprocess`, in order, as `store.json` records them."""
         scale, equalise = _NORMALISATIONS[self.normalisation]
         described = {"resize": _FITS[self.fit], "scale": scale, "equalise": equalise}
         return described if self.dtype == "uint8" else {**described, "dtype": self.dtype}
 
 
 PREPROCESSING: Mapping[str, str] = MappingProxyType(Preprocessing().described())
-"""What the paper's preprocessing does, for the record of a store."""
+"""The paper's preprocessing, as `store.json` records it."""
 
 
-def read_film(path: str | Path) -> Film:
-    """Read one film from PNG, JPEG or TIFF (8 or 16 bits, grey, colour or palette) or DICOM.
+def decode_image(path: str | Path) -> DecodedImage:
+    """Grey values and flags of a PNG, JPEG or TIFF (8 or 16 bits; grey, colour or palette) or DICOM file.
 
     Raises:
-        InputError: the file is missing, no image, truncated, empty, of several frames, no radiograph by its
-            DICOM modality, or compressed in a way no installed library can read.
+        InputError: the file is missing, not an image, truncated or empty, has several frames, is not a
+            radiograph by its DICOM modality, or is compressed in a way that no installed library can read.
     """
     path = Path(path)
     try:
@@ -100,34 +107,31 @@ def read_film(path: str | Path) -> Film:
         raise InputError(f"{str(path)!r}: no name of a file ({error})") from error
     # Small files are decoded from memory: one read is cheaper than many.
     source = io.BytesIO(start) if len(start) < _AT_ONCE else path
-    film = read_dicom(path) if is_dicom(path, start[:132]) else Film(_read_picture(path, source))
-    pixels = film.pixels
+    decoded = read_dicom(path) if is_dicom(path, start[:132]) else DecodedImage(_read_picture(path, source))
+    pixels = decoded.pixels
     if pixels.size == 0:
         raise InputError(f"{path}: the image is empty, {pixels.shape[1]} x {pixels.shape[0]} pixels")
     if np.issubdtype(pixels.dtype, np.floating) and not np.isfinite(pixels).all():
         raise InputError(f"{path}: the image holds values that are not finite, expected grey values")
-    return film
+    return decoded
 
 
 def read_image(path: str | Path) -> Num[np.ndarray, "height width"]:
-    """Grey values of one film, as integers or floats, bright where the film is bright; not yet scaled (see
-    `read_film`).
-    """
-    return read_film(path).pixels
+    """Grey values of one image file (`decode_image`), integers or floats, not yet scaled; bone is bright."""
+    return decode_image(path).pixels
 
 
 def preprocess(
     image: Num[np.ndarray, "height width"], size: int, how: Preprocessing | None = None
 ) -> UInt[np.ndarray, "{size} {size}"]:
-    """Make a film square, then scale it, then equalise its histogram, as far as `how` asks (the paper by
-    default).
+    """The image made square, scaled and histogram-equalised, as `how` says (the paper's steps by default).
 
-    A film of one grey value throughout becomes black, unless its grey values are kept.
+    An image of a single grey value becomes black, unless grey values are kept (`none`).
 
     Args:
         image: finite grey values of any type.
         size: side of the result, in pixels.
-        how: what to do.
+        how: the options.
     """
     how = how or Preprocessing()
     if image.dtype == np.uint8 and image.shape == (size, size) and how == Preprocessing():
@@ -138,18 +142,18 @@ def preprocess(
         values = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
     top = np.iinfo(how.dtype).max
     if how.normalisation == "paper":
-        film = _equalised(_stretched(values, values.min(), values.max(), top))
+        prepared = _equalised(_stretched(values, values.min(), values.max(), top))
     elif how.normalisation == "percentile":
         low, high = np.percentile(values, (0.5, 99.5))
-        film = _stretched(np.clip(values, low, high), low, high, top)
+        prepared = _stretched(np.clip(values, low, high), low, high, top)
     else:
-        film = _full_scale(image, values, top)
-    film = film.astype(how.dtype, copy=False)
+        prepared = _full_scale(image, values, top)
+    prepared = prepared.astype(how.dtype, copy=False)
     if (height, width) == (size, size):
-        return film
-    square = np.zeros((size, size), dtype=film.dtype)
+        return prepared
+    square = np.zeros((size, size), dtype=prepared.dtype)
     left, above = (size - width) // 2, (size - height) // 2
-    square[above : above + height, left : left + width] = film
+    square[above : above + height, left : left + width] = prepared
     return square
 
 
@@ -168,14 +172,12 @@ def _stretched(values: np.ndarray, low: np.floating, high: np.floating, top: int
     return shifted.astype(np.uint16 if top > 255 else np.uint8)
 
 
-def _equalised(film: np.ndarray) -> np.ndarray:
-    return _through(_levels(np.array(Image.fromarray(film).histogram())), film)
+def _equalised(image: np.ndarray) -> np.ndarray:
+    return _through(_levels(np.array(Image.fromarray(image).histogram())), image)
 
 
 def _levels(counts: np.ndarray) -> np.ndarray:
-    """New grey value of each of 256: levels are spread by the share of pixels at or below each; the darkest
-    level present becomes 0, the brightest 255.
-    """
+    """Look-up table of histogram equalisation: the darkest level present becomes 0, the brightest 255."""
     share = np.cumsum(counts) / counts.sum()
     darkest = share[np.flatnonzero(counts)[0]]
     if darkest == 1:
@@ -183,15 +185,13 @@ def _levels(counts: np.ndarray) -> np.ndarray:
     return np.maximum((share - darkest) / (1 - darkest) * 255, 0).astype(np.uint8)
 
 
-def _through(table: np.ndarray, film: np.ndarray) -> np.ndarray:
-    """`table[film]`; the translation of bytes is three times as fast as NumPy's indexing."""
-    return np.frombuffer(film.tobytes().translate(table.tobytes()), dtype=np.uint8).reshape(film.shape)
+def _through(table: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """`table[image]`; `bytes.translate` is three times as fast as NumPy's indexing."""
+    return np.frombuffer(image.tobytes().translate(table.tobytes()), dtype=np.uint8).reshape(image.shape)
 
 
 def _of_bytes(image: np.ndarray) -> np.ndarray:
-    """The paper's preprocessing of bytes that need no resizing: one look-up table does what scaling and
-    equalising would.
-    """
+    """The paper's preprocessing of 8-bit images of the right size: one look-up table scales and equalises."""
     counts = np.array(Image.fromarray(image).histogram())
     present = np.flatnonzero(counts)
     low, high = present[0], present[-1] + 1
@@ -202,9 +202,7 @@ def _of_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(image: np.ndarray, values: np.ndarray, top: int) -> np.ndarray:
-    """Grey values over the range that their number of bits spans; windows and slopes below 0 are shifted up
-    to 0.
-    """
+    """Grey values relative to the range of their bit depth; negative values are shifted up to 0."""
     low, high = min(0.0, float(image.min())), float(image.max())
     bits = next((bits for bits in (8, 10, 12, 14, 16) if high - low <= 2**bits - 1), None)
     span = 2**bits - 1 if bits else high - low
@@ -235,8 +233,8 @@ def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
         raise
     # Pillow's decoders raise all of these for damaged files, the bomb error for absurd dimensions.
     except (
-        OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, ArithmeticError,
-        MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
+        OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError,
+        ArithmeticError, MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
         # Pillow would name the memory that it read from.
         why = (

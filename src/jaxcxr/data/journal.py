@@ -1,8 +1,8 @@
-"""One shard of a store, made so that a kill at any moment costs one film.
+"""Make one shard of a store, crash-safe: a kill at any moment costs one image.
 
-While a shard is made, its films are appended to a plain file and each is noted in a journal with its
-checksum; whoever goes on believes the journal as far as the checksums hold. The complete shard is rewritten
-as ArrayRecord, and counts once it is on the disk; until then its films are kept.
+While a shard is made, its images are appended to a raw file, and a journal records each with its checksum. On
+resume the journal is trusted up to the first bad checksum. The complete shard is rewritten as ArrayRecord and
+committed once it is on the disk; until then the raw file is kept.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcxr.atomic import replacing
 from jaxcxr.data.duplicates import perceptual_hash
-from jaxcxr.data.images import Preprocessing, preprocess, read_film
+from jaxcxr.data.images import Preprocessing, decode_image, preprocess
 from jaxcxr.data.shards import ShardWriter, encode
 from jaxcxr.errors import InputError
 
@@ -27,21 +27,21 @@ _CRASHED = "the decoder crashed on it, or it needs more memory than there is"
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class ShardTask:
     """One shard to be made.
 
     Attributes:
         building: folder of the unfinished store.
-        number: of the shard, over all splits.
-        rows: positions of its films in the manifest.
-        names: paths of its films, relative to `images`.
-        image_ids: of its films.
+        number: of the shard, counted over all splits.
+        rows: positions of its images in the manifest.
+        names: paths of its images, relative to `images`.
+        image_ids: ids of its images.
         images: folder of the files.
-        size: side of the films, in pixels.
-        how: what is done to each.
+        size: side of the images, in pixels.
+        how: preprocessing.
         strict: stop at the first file that cannot be used.
-        refuse_flagged: leave odd films out instead of flagging them.
-        fatal: rows whose file has ended a process and must not be tried again.
+        refuse_flagged: leave flagged images out.
+        fatal: rows whose file has killed a process and must not be tried again.
     """
 
     building: Path
@@ -57,101 +57,99 @@ class Work:
     fatal: frozenset[int] = frozenset()
 
     def file(self, suffix: str) -> Path:
-        """One of the files of the shard: `raw`, `journal`, `trying`, `array_record` or `json` (last, once on
-        the disk).
-        """
+        """Path of the shard's file with this suffix: `raw`, `journal`, `trying`, `array_record` or `json`."""
         return self.building / f"shard-{self.number:05d}.{suffix}"
 
 
 def make_shard(
-    work: Work, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False
+    task: ShardTask, progress: Callable[[int], object], stopped: Callable[[], bool] = lambda: False
 ) -> str | None:
-    """Make one shard, or what is missing of it; return what `settle` is to note of it, or None if stopped
-    before.
+    """Make one shard, or what is missing of it; return its record for `commit_shard`, None if stopped early.
 
     Raises:
-        InputError: a file cannot be used and `work.strict` is set.
+        InputError: a file cannot be used and `task.strict` is set.
     """
     with (
-        alone(work.file("lock"), f"shard {work.number}: another process is making it", patience=30.0),
-        work.file("raw").open("ab+") as raw,
-        work.file("journal").open("ab+") as journal,
-        work.file("trying").open("w") as trying,
+        exclusive_lock(
+            task.file("lock"), f"shard {task.number}: another process is making it", patience=30.0
+        ),
+        task.file("raw").open("ab+") as raw,
+        task.file("journal").open("ab+") as journal,
+        task.file("trying").open("w") as trying,
     ):
-        entries = _believed(work, raw, journal)
+        entries = _trusted_entries(task, raw, journal)
         progress(len(entries))
-        for place in range(len(entries), len(work.rows)):
+        for place in range(len(entries), len(task.rows)):
             if stopped():
                 return None
-            os.pwrite(trying.fileno(), f"{work.rows[place]:012d}".encode(), 0)
-            entry, content = prepare(work, place)
+            os.pwrite(trying.fileno(), f"{task.rows[place]:012d}".encode(), 0)
+            entry, content = prepare(task, place)
             raw.write(content)
             raw.flush()
             journal.write(json.dumps(entry).encode() + b"\n")
             journal.flush()
             entries.append(entry)
             progress(1)
-        return _sealed(work, raw, entries)
+        return _as_array_record(task, raw, entries)
 
 
-def settle(work: Work, made: str | None) -> None:
-    """Wait until a shard of `make_shard` is on the disk, and let it count; not by a process that has films to
-    decode.
-    """
+def commit_shard(task: ShardTask, made: str | None) -> None:
+    """Force a finished shard to the disk and commit it (call from the parent process, not from a decoder)."""
     if made is None:
         return
-    with work.file("array_record").open("rb") as file:
+    with task.file("array_record").open("rb") as file:
         os.fsync(file.fileno())
-        # A cohort is larger than memory: its pages would push out the files that are yet to be read.
+        # A cohort is larger than memory: cached pages of the shard would displace files that are still to be
+        # read.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    write_whole(work.file("json"), made.encode())
+    write_whole(task.file("json"), made.encode())
     for suffix in ("raw", "journal", "trying"):
-        work.file(suffix).unlink()
+        task.file(suffix).unlink()
 
 
-def prepare(work: Work, place: int) -> tuple[dict[str, Any], bytes]:
-    """Journal entry and pixels of one film; an entry with a reason has none."""
-    row, path = work.rows[place], work.images / work.names[place]
-    if row in work.fatal:
+def prepare(task: ShardTask, place: int) -> tuple[dict[str, Any], bytes]:
+    """Journal entry and pixels of one image; an entry with a reason (a rejected file) has no pixels."""
+    row, path = task.rows[place], task.images / task.names[place]
+    if row in task.fatal:
         return {"row": row, "reason": _CRASHED}, b""
     try:
-        film = read_film(path)
-        if film.flags and work.refuse_flagged:
-            raise InputError(f"{path}: {'; '.join(film.flags)}")
-        prepared = preprocess(film.pixels, work.size, work.how)
+        image = decode_image(path)
+        if image.flags and task.refuse_flagged:
+            raise InputError(f"{path}: {'; '.join(image.flags)}")
+        prepared = preprocess(image.pixels, task.size, task.how)
     except InputError as error:
-        if work.strict:
+        if task.strict:
             raise
         return {"row": row, "reason": str(error).removeprefix(f"{path}: ")}, b""
     content = prepared.tobytes()
     entry = {"row": row, "sha256": hashlib.sha256(content).hexdigest(), "phash": perceptual_hash(prepared)}
-    return (entry | {"flags": list(film.flags)} if film.flags else entry), content
+    return (entry | {"flags": list(image.flags)} if image.flags else entry), content
 
 
-def _believed(work: Work, raw: BinaryIO, journal: BinaryIO) -> list[dict[str, Any]]:
-    """Entries of the journal whose films are whole; both files are cut behind the last of them."""
+def _trusted_entries(task: ShardTask, raw: BinaryIO, journal: BinaryIO) -> list[dict[str, Any]]:
+    """Journal entries up to the first bad checksum; both files are truncated after the last of them."""
     entries: list[dict[str, Any]] = []
     kept_raw = kept_journal = 0
     journal.seek(0)
     raw.seek(0)
     for line in journal:
         entry = _entry(line)
-        if entry is None or len(entries) == len(work.rows) or entry.get("row") != work.rows[len(entries)]:
+        if entry is None or len(entries) == len(task.rows) or entry.get("row") != task.rows[len(entries)]:
             break
         if "sha256" in entry:
-            content = raw.read(work.size**2 * np.dtype(work.how.dtype).itemsize)
+            content = raw.read(task.size**2 * np.dtype(task.how.dtype).itemsize)
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 break
             kept_raw += len(content)
         kept_journal += len(line)
         entries.append(entry)
     for file, length in ((raw, kept_raw), (journal, kept_journal)):
-        file.truncate(length)  # what is written goes to the end of a file that was opened to append
+        file.truncate(length)  # opened for appending: the next write goes to the new end
     return entries
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """One line of a journal; None if it is torn."""
+    """The entry in one line of a journal; None if the line is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -161,21 +159,19 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and ("sha256" in entry or "reason" in entry) else None
 
 
-def _sealed(work: Work, raw: BinaryIO, entries: Sequence[dict[str, Any]]) -> str:
-    writer = ShardWriter(work.file("array_record"))
+def _as_array_record(task: ShardTask, raw: BinaryIO, entries: Sequence[dict[str, Any]]) -> str:
+    writer = ShardWriter(task.file("array_record"))
     raw.seek(0)
-    for entry, image_id in zip(entries, work.image_ids, strict=True):
+    for entry, image_id in zip(entries, task.image_ids, strict=True):
         if "sha256" in entry:
-            content = raw.read(work.size**2 * np.dtype(work.how.dtype).itemsize)
+            content = raw.read(task.size**2 * np.dtype(task.how.dtype).itemsize)
             writer.write(encode(content, image_id))
     count, size = writer.close()
     return json.dumps({"count": count, "bytes": size, "entries": entries})
 
 
-class alone:  # noqa: N801  used as a function
-    """Hold a lock file, or refuse after waiting `patience` seconds; the system drops the lock of a dead
-    process.
-    """
+class exclusive_lock:  # noqa: N801  used as a function
+    """Hold a lock file; raise InputError after waiting `patience` seconds. A dead process loses its lock."""
 
     def __init__(self, path: Path, refusal: str, patience: float = 0.0) -> None:
         self._path, self._refusal, self._patience = path, refusal, patience
@@ -199,7 +195,7 @@ class alone:  # noqa: N801  used as a function
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file that appears complete or not at all, forced to the disk."""
     with replacing(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()

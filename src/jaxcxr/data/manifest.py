@@ -1,7 +1,7 @@
-"""Which films there are: one row an image, with its patient, split, groups and findings.
+"""The manifest: one row per image, with its patient, split, groups and findings.
 
-The manifest is the contract between a hospital's tables and everything after them; it is checked once, here,
-and trusted later.
+It is the contract between a hospital's tables and everything after them; it is checked once, here, and
+trusted afterwards.
 """
 
 import difflib
@@ -20,7 +20,7 @@ SPLITS: tuple[str, ...] = ("train", "valid", "test")
 SEXES: tuple[str, ...] = ("F", "M", "unknown")
 VIEWS: tuple[str, ...] = ("AP", "PA", "unknown")
 REQUIRED: tuple[str, ...] = ("image_id", "patient_id", "path", "split", "age", "sex")
-"""Columns a manifest must have besides one a finding; `view` and `comorbidities` are optional."""
+"""Columns a manifest must have besides one per finding; `view` and `comorbidities` are optional."""
 
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({"split": SPLITS, "sex": SEXES, "view": VIEWS})
 _IDENTIFIERS = ("image_id", "patient_id", "path")
@@ -28,7 +28,7 @@ _BEYOND = "(beyond the header)"
 
 
 def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:
-    """Read and check a manifest from parquet (`.parquet`) or CSV (`.csv`).
+    """A manifest read from parquet (`.parquet`) or CSV (`.csv`), and checked.
 
     Args:
         path: the file.
@@ -44,9 +44,9 @@ def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a parquet or CSV table; every cell of a CSV stays text, so that an id such as 007 keeps its zeros.
+    """A parquet or CSV table; every cell of a CSV stays text, so that an id such as 007 keeps its zeros.
 
-    A comma at the end of each row is no further column.
+    A comma at the end of each row does not make another column.
 
     Raises:
         InputError: the file is missing, neither parquet nor CSV, or unreadable.
@@ -67,7 +67,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def text_cells(path: Path) -> pd.DataFrame:
-    """Read a CSV table (also compressed) whose cells all stay text.
+    """A CSV table (also compressed) whose cells all stay text.
 
     Raises:
         ValueError: it cannot be parsed, two columns have one name, or rows hold more cells than the header.
@@ -82,11 +82,11 @@ def text_cells(path: Path) -> pd.DataFrame:
     header = list(pd.read_csv(path, nrows=0, **how).columns)
     named = [name.strip() for name in pd.read_csv(path, nrows=1, header=None, **how).iloc[0]]
     for place, name in enumerate(named):
-        if name and name in named[:place]:  # pandas would call it by another name, and nobody would miss it
+        if name and name in named[:place]:  # pandas would rename it silently
             pair = f"{named.index(name) + 1} and {place + 1}"
             raise ValueError(f"columns {pair} of the header have the same name; is its first row the header?")
     with warnings.catch_warnings():
-        # Pandas would cut rows that are longer than the header, or move all columns by one: only empty cells
+        # Pandas would cut rows that are longer than the header, or shift all columns by one; only empty cells
         # may be cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -103,9 +103,9 @@ def text_cells(path: Path) -> pd.DataFrame:
 
 
 def missing_column(column: str, columns: Iterable[object]) -> str:
-    """What to say of a column that is not there.
+    """The error message for a missing column.
 
-    Only names like the wanted one are shown: in a table without a header, a patient stands in the place of
+    Only names like the wanted one are shown: in a table without a header, a patient's cells stand in place of
     the names.
     """
     names = {str(name).casefold(): str(name) for name in columns}
@@ -118,12 +118,12 @@ def missing_column(column: str, columns: Iterable[object]) -> str:
 
 
 def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) -> pd.DataFrame:
-    """Check a manifest against the contract and give every column its type.
+    """The manifest, checked against the contract, with every column in its type.
 
     Args:
-        frame: one row an image, cells as text or typed, index of whole numbers; an empty cell is unknown.
+        frame: one row per image, cells as text or typed, index of whole numbers; an empty cell is unknown.
         findings: columns that hold a label.
-        source: what errors call the table, such as its file.
+        source: name of the table in error messages, such as its file.
 
     Returns:
         A copy in the same row order with a fresh index: ids and paths as text, age (years) as float64 with
@@ -166,15 +166,15 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
         _refuse(wrong, checked, "comorbidities", source, "a whole number, at least 0, or empty")
         checked = checked.assign(comorbidities=pd.array(counts, dtype="Int64"))
     _refuse_repeated(checked, "image_id", "unique ids", source)
-    # A film under two ids would count twice in a step, and the claim for one image would not hold for it.
-    _refuse_repeated(checked, "path", "one row a film", source)
+    # An image under two ids would count twice in a step, and the guarantee for one image would not hold for
+    # it.
+    _refuse_repeated(checked, "path", "one row per image", source)
     _refuse_shared_patients(checked, source)
     return checked.reset_index(drop=True)
 
 
 def require_positives(frame: pd.DataFrame, findings: Sequence[str], source: str = "manifest") -> None:
-    """Refuse a split in which a finding has no positive or no negative film: neither training nor AUROC is
-    defined there.
+    """Refuse a split in which a finding has no positive or no negative image: training and AUROC need both.
 
     Raises:
         InputError: names the split and the finding.
@@ -190,7 +190,7 @@ def require_positives(frame: pd.DataFrame, findings: Sequence[str], source: str 
 
 
 def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Cells of a column as stripped text, an empty text where there is none."""
+    """Cells of a column as stripped text; an absent cell is an empty text."""
     cells = frame.loc[:, column]
     return np.array(
         ["" if absent else str(cell).strip() for cell, absent in zip(cells, cells.isna(), strict=True)],
@@ -199,14 +199,12 @@ def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def numbers_of(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Cells of a column as float64, NaN for those that are empty or no number."""
+    """Cells of a column as float64; NaN where a cell is empty or not a number."""
     return _numbers(frame, column)[0]
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of a column as float64 with NaN for empty ones, and where a cell is neither empty nor a finite
-    number.
-    """
+    """Cells of a column as float64 (NaN if empty), and a mask of cells neither empty nor finite."""
     text = text_of(frame, column)
     numbers = pd.Series(pd.to_numeric(pd.Series(text), errors="coerce")).to_numpy(dtype=np.float64)
     return numbers, (text != "") & ~np.isfinite(numbers)
@@ -227,7 +225,7 @@ def _refuse_repeated(frame: pd.DataFrame, column: str, expected: str, source: st
         first = first_row.setdefault(cell, row)
         if first != row:
             raise InputError(
-                f"{source}: rows {first} and {row}, column {column!r}: {cell!r} stands twice, expected "
+                f"{source}: rows {first} and {row}, column {column!r}: {cell!r} occurs twice, expected "
                 f"{expected}"
             )
 

@@ -1,7 +1,7 @@
-"""Records of films in ArrayRecord files, in the encoding of TFDS, written and read without TensorFlow.
+"""ArrayRecord files of images in TFDS's encoding, written and read without TensorFlow.
 
 A record is a `tf.train.Example` with the features `image` (raw bytes) and `image_id`. Records are not
-compressed: films after histogram equalisation hardly shrink, and a reader then costs a copy instead of a
+compressed: histogram-equalised images hardly shrink, and reading then costs a copy instead of a
 decompression.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module  # type: ignore[attr-defined]
@@ -25,7 +26,7 @@ _DATASET = "films"
 
 
 def encode(image: bytes, image_id: str) -> bytes:
-    """Serialise one film as a `tf.train.Example`."""
+    """One image serialised as a `tf.train.Example`."""
     heads: list[bytes] = []
     length = len(image)
     for _ in range(3):  # the value, the list of values, the feature
@@ -38,15 +39,15 @@ def encode(image: bytes, image_id: str) -> bytes:
     length += len(name) + len(heads[-1])
     other = _field(1, _field(1, b"image_id") + _field(2, _field(1, _field(1, image_id.encode()))))
     heads.append(_head(1, length + len(other)))
-    # One copy of the pixels; nested fields would copy them once a level.
+    # One copy of the pixels; nested fields would copy them once per level.
     return b"".join([*reversed(heads), image, other])
 
 
 def image_of(record: bytes) -> memoryview:
-    """The bytes of a record's film, without a copy.
+    """The pixels of a record, as a view without a copy.
 
     Raises:
-        ValueError: the record is not one of `encode`'s, or of TFDS.
+        ValueError: the record was written neither by `encode` nor by TFDS.
     """
     view = memoryview(record)
     for features in _fields(view, 1):
@@ -56,13 +57,11 @@ def image_of(record: bytes) -> memoryview:
                     for values in _fields(feature, 1):
                         for value in _fields(values, 1):
                             return value
-    raise ValueError("a record without a film")
+    raise ValueError("a record without image")
 
 
 class ShardWriter:
-    """A shard that is being written, with its number of records and their bytes; it raises OSError where it
-    cannot write.
-    """
+    """Writer of one shard, which counts its records and their bytes; raises OSError if it cannot write."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -84,21 +83,20 @@ class ShardWriter:
 
     @contextmanager
     def _as_os_error(self) -> Iterator[None]:
-        """The library says of a full disk what it says of its own errors."""
+        """Raise OSError for the library's RuntimeError, by which it also reports a full disk."""
         try:
             yield
         except RuntimeError as error:
             raise OSError(errno.EIO, str(error).split(";")[0], str(self._path)) from error
 
 
-class FilmReader:
-    """Random access to the films of several shards, as if they were one array. Safe to use from several
-    threads.
+class ImageReader:
+    """Random access to the images of several shards as to one array; safe to use from several threads.
 
     Args:
         files: the shards, in order.
         lengths: number of records in each.
-        size: side of the films, in pixels.
+        size: side of the images, in pixels.
         dtype: of their pixels.
     """
 
@@ -109,16 +107,17 @@ class FilmReader:
         self._opening = threading.Lock()
 
     def read(self, positions: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
-        """Films at `positions`, in that order; each film is copied once on its way out of the library."""
-        films = np.empty((len(positions), self._size, self._size), dtype=self._dtype)
-        flat = films.reshape(len(positions), self._size**2).view(np.uint8)
+        """Images at `positions`, in that order; each is copied once on its way out of the library."""
+        images = np.empty((len(positions), self._size, self._size), dtype=self._dtype)
+        flat = images.reshape(len(positions), self._size**2).view(np.uint8)
         for place, position in enumerate(positions.tolist()):
             shard = bisect.bisect_right(self._starts, position) - 1
-            # One at a time: the library's buffer is then used again while the processor still has it at hand,
-            # which more than halves the time that lists of records take.
-            (record,) = self._reader(shard).read([position - self._starts[shard]])  # type: ignore[attr-defined]
+            # One at a time: the library's buffer then stays in the CPU cache, which more than halves the time
+            # of reading lists.
+            reader: Any = self._reader(shard)
+            (record,) = reader.read([position - self._starts[shard]])
             flat[place] = np.frombuffer(image_of(record), dtype=np.uint8)
-        return films
+        return images
 
     def _reader(self, shard: int) -> object:
         found = self._readers.get(shard)
@@ -149,13 +148,13 @@ def _varint(value: int) -> bytes:
 
 
 def _fields(view: memoryview, number: int) -> list[memoryview]:
-    """Contents of the length-delimited fields `number` of a protocol-buffer message."""
+    """Contents of all length-delimited fields with this number in a protocol-buffer message."""
     found, place = [], 0
     while place < len(view):
         tag, place = _read_varint(view, place)
         length, place = _read_varint(view, place)
         if tag & 7 != _LENGTH_DELIMITED or place + length > len(view):
-            raise ValueError("a record that is no film")
+            raise ValueError("not an image record")
         if tag >> 3 == number:
             found.append(view[place : place + length])
         place += length
@@ -171,24 +170,24 @@ def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, place
         shift += 7
-    raise ValueError("a record that is no film")
+    raise ValueError("not an image record")
 
 
 def shard_name(split: str, shard: int) -> str:
-    """Name of a split's shard, as TFDS expects it."""
+    """File name of a split's shard, as TFDS expects it."""
     return f"{_DATASET}-{split}.array_record-{shard:05d}"
 
 
 def write_dataset_info(
     folder: Path, shards: Mapping[str, Sequence[tuple[int, int]]], size: int, dtype: str
 ) -> None:
-    """Describe the shards to TFDS: number of records and of bytes of each, by split."""
+    """Write TFDS's description of the shards: the number of records and of bytes of each, by split."""
     # TFDS takes half a second to import: opening a store should not wait for it.
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
     from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
-    # A film is stored as raw bytes: TFDS would otherwise spell each pixel out as a 64-bit integer.
+    # An image is stored as raw bytes: TFDS would otherwise spell each pixel out as a 64-bit integer.
     image = tfds.features.Tensor(shape=(size, size), dtype=np.dtype(dtype).type, encoding="bytes")
     features = tfds.features.FeaturesDict({"image": image, "image_id": tfds.features.Text()})
     identity = DatasetIdentity(

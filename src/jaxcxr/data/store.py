@@ -1,15 +1,15 @@
-"""Where prepared films lie: a TFDS dataset in ArrayRecord files, beside its manifest and its fingerprint.
+"""The store of prepared images: a TFDS dataset in ArrayRecord files, with its manifest and fingerprint.
 
 A store is a folder:
 
-    manifest.parquet           the checked manifest, one row an image, in the order the images were given
-    records.parquet            SHA-256 of each film's pixels (and its perceptual hash), in the order of the
-    manifest store.json                 size, findings, counts, preprocessing, versions, digests, how the
-    splits came about and the key
-                               of drawn ones (never released); written last
-    quarantine.csv             files that could not be used, and why; flagged.csv: films that were used but
-    are odd dataset_info.json, features.json, films-<split>.array_record-<shard>
-                               the TFDS dataset `films`; `tfds.builder_from_directory(folder)` reads it too
+    manifest.parquet    the checked manifest, one row per image, in the order the images were given
+    records.parquet     SHA-256 of each image's pixels (and its perceptual hash), in manifest order
+    store.json          size, findings, counts, preprocessing, versions, digests, how the splits were made
+                        and the key of random splits (never released); written last
+    quarantine.csv      files that could not be used, and why
+    flagged.csv         images that were used although something about them is unusual, and what
+    dataset_info.json, features.json, films-<split>.array_record-<shard>
+                        the TFDS dataset `films`; `tfds.builder_from_directory(folder)` reads it too
 
 Records lie in manifest order within each split, so that row i of a split is its record i. No TensorFlow is
 needed.
@@ -32,7 +32,7 @@ from jaxtyping import Float32, Int, UInt
 
 from jaxcxr.atomic import write_json
 from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
-from jaxcxr.data.shards import FilmReader, ShardWriter, encode, shard_name, write_dataset_info
+from jaxcxr.data.shards import ImageReader, ShardWriter, encode, shard_name, write_dataset_info
 from jaxcxr.errors import InputError
 
 MANIFEST_FILE = "manifest.parquet"
@@ -49,7 +49,7 @@ _LIBRARIES = ("array_record", *_PIXEL_LIBRARIES, *_EXTRA_DECODERS, "tensorflow-d
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One side of the data, read at random positions. Safe to use from several threads.
+    """One split of a store, with random access to its images; safe to use from several threads.
 
     Attributes:
         frame: the manifest's rows of this split; row i is record i.
@@ -69,8 +69,7 @@ class Split:
         return len(self.frame)
 
     def read(self, indices: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
-        """Read the images at `indices`, in that order; an index may repeat. A random order costs what a
-        sequential one does.
+        """The images at `indices`, in that order; an index may repeat. Random order is as fast as sequential.
 
         Raises:
             IndexError: an index is outside [0, n).
@@ -83,21 +82,21 @@ class Split:
         return self._source.read(positions)
 
     def read_all(self) -> UInt[np.ndarray, "n size size"]:
-        """Read every image, in manifest order."""
+        """All images, in manifest order."""
         return self.read(np.arange(len(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """Prepared films of one cohort.
+    """Prepared images of one cohort.
 
     Attributes:
         path: folder of the store.
         size: side of the images, in pixels.
         findings: names of the label columns.
-        fingerprint: SHA-256 over manifest, preprocessing, library versions and image bytes; two stores with
-            one fingerprint hold the same data.
-        manifest: every row, in the order the images were written.
+        fingerprint: SHA-256 over manifest, preprocessing, library versions and pixels; two stores with the
+            same fingerprint hold the same data.
+        manifest: one row per image, in the order the images were given.
         dtype: of the pixels, `uint8` or `uint16`.
         shards: number of records in each shard, by split.
     """
@@ -111,7 +110,7 @@ class Store:
     shards: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
     def split(self, name: str, findings: Sequence[str] | None = None) -> Split:
-        """Open one split; a split without images has length 0.
+        """One split; a split without images has length 0.
 
         Args:
             name: `train`, `valid` or `test`.
@@ -132,23 +131,21 @@ class Store:
         labels = frame.loc[:, list(wanted)].to_numpy(dtype=np.float32)
         lengths = self.shards.get(name, ())
         files = [self.path / shard_name(name, shard) for shard in range(len(lengths))]
-        return Split(frame, wanted, labels, self.size, FilmReader(files, lengths, self.size, self.dtype))
+        return Split(frame, wanted, labels, self.size, ImageReader(files, lengths, self.size, self.dtype))
 
     def description(self) -> dict[str, Any]:
-        """What `store.json` says."""
+        """The contents of `store.json`."""
         return json.loads((self.path / STORE_FILE).read_text(encoding="utf-8"))
 
     def split_origin(self) -> Literal["keyed_hash", "given", "unknown"]:
-        """How the splits came about.
+        """How the splits were made.
 
         Returns:
-            `keyed_hash`: from each patient's id and a key alone (`jaxcxr.data.splits`), on top of published
-                splits perhaps.
-            `given`: they stood in the source's own table or list, or in the recipe of an embedded cohort; how
-                the source
-            came by them is not known here. `unknown`: nothing says; the store was made by an earlier version,
-            which could deal patients so that each one's split depended on all others, or by a program that
-            did not say.
+            `keyed_hash` if they follow from each patient's id and a key alone (`jaxcxr.data.splits`),
+            possibly on top of published splits; `given` if they were taken from the source's own table or
+            list, or from the recipe of a synthetic cohort; `unknown` if nothing is recorded: the store was
+            made by an earlier version, which could make each patient's split depend on all others, or by a
+            program that did not say.
         """
         match self.description().get("split"):
             case {"method": "keyed hash"}:
@@ -159,12 +156,10 @@ class Store:
 
 
 def declared(manifest: pd.DataFrame, findings: Sequence[str], groups: Sequence[str] = ()) -> pd.DataFrame:
-    """The columns that may enter a store: the contract's, the findings and declared groups; nothing else of a
-    table does.
-    """
+    """The manifest with only the columns that may enter a store: contract, findings and declared groups."""
     wanted = [*REQUIRED, "view", "comorbidities", *groups, *findings]
     kept = manifest.loc[:, [column for column in dict.fromkeys(wanted) if column in manifest.columns]]
-    kept.attrs = {}  # parquet files carry these notes from table to table
+    kept.attrs = {}  # parquet files would carry these notes from table to table
     return kept
 
 
@@ -178,22 +173,22 @@ def write_store(
     preprocessing: Mapping[str, object],
     split: Mapping[str, object] | None = None,
 ) -> Store:
-    """Write a store from images in memory, all of it or nothing (`jaxcxr.data.build` makes one from files).
+    """Write a store from images in memory and open it (`jaxcxr.data.build` makes one from files).
 
     The images are taken one by one, so memory does not grow with their number. The store is built in a hidden
-    sibling folder and renamed when it is complete; a killed process leaves that folder
-    (`.<name>.<digits>.partial`), never a half store.
+    sibling folder (`.<name>.<digits>.partial`) and renamed when it is complete; a killed process leaves that
+    folder behind, never half a store.
 
     Args:
         path: folder to make; it must not exist.
-        manifest: one row an image (see `jaxcxr.data.manifest`); only the columns of the contract enter the
+        manifest: one row per image (see `jaxcxr.data.manifest`); only the columns of the contract enter the
             store.
-        images: in the order of the manifest's rows; None leaves its row out of the store (a film that could
-            not be read).
+        images: in the order of the manifest's rows; None (an image that could not be read) leaves its row out
+            of the store.
         size: side of the images, in pixels.
         findings: label columns of the manifest.
         preprocessing: what was done to the images, as values JSON can hold; part of the fingerprint.
-        split: how the splits came about (`jaxcxr.data.splits`); None where that is not known.
+        split: how the splits were made (`jaxcxr.data.splits`); None if that is not known.
 
     Raises:
         InputError: `path` exists, the manifest breaks its contract, or there are more or fewer images than
@@ -215,8 +210,8 @@ def write_store(
                 f"{path}: none of the {len(frame)} images could be used, so there is no store to write"
             )
         finish(
-            building, frame, records, shards, size=size, dtype="uint8", findings=findings, preprocessing=preprocessing,
-            split=split,
+            building, frame, records, shards, size=size, dtype="uint8", findings=findings,
+            preprocessing=preprocessing, split=split,
         )  # fmt: skip
         publish(building, path)
     except BaseException:
@@ -238,20 +233,20 @@ def finish(
     sources: Mapping[str, object] | None = None,
     split: Mapping[str, object] | None = None,
 ) -> None:
-    """Write everything of a store but its shards, which are there; `store.json` comes last.
+    """Write everything of a store except its shards, which exist already; `store.json` comes last.
 
     Args:
         building: folder with the shards.
         frame: the checked manifest.
-        records: `row` (position in `frame`), `sha256` and optionally `phash`, one row a film kept, ascending
-            rows.
+        records: `row` (position in `frame`, ascending), `sha256` and optionally `phash`, one row per image
+            kept.
         shards: number of records and of bytes of each shard, by split.
-        size: side of the films, in pixels.
+        size: side of the images, in pixels.
         dtype: of their pixels.
         findings: label columns.
-        preprocessing: what was done to the films.
+        preprocessing: what was done to the images.
         sources: where the data come from, for the data card; not part of the fingerprint.
-        split: how the splits came about; not part of the fingerprint, which covers the splits themselves.
+        split: how the splits were made; not part of the fingerprint, which covers the splits themselves.
     """
     kept = frame.iloc[records["row"].to_numpy()].reset_index(drop=True)
     kept.to_parquet(building / MANIFEST_FILE, index=False)
@@ -279,7 +274,7 @@ def finish(
 
 
 def publish(building: Path, path: Path) -> None:
-    """Make a finished folder the store, at once, once its bytes are on the disk."""
+    """Force a finished folder to the disk and rename it to the store's path."""
     for file in building.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -328,7 +323,7 @@ def open_store(path: str | Path) -> Store:
 
 
 def versions_of(libraries: Sequence[str] = (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS)) -> dict[str, str]:
-    """Installed versions of the libraries that make the pixels (or of others)."""
+    """Installed versions of the libraries that decode and preprocess images (or of `libraries`)."""
     found = {}
     for name in libraries:
         try:
@@ -356,8 +351,7 @@ def _check_files(
         if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
             raise InputError(
                 f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names "
-                f"{counts.get(name, 0)}, "
-                f"the shards hold {sum(shards.get(name, ()))}"
+                f"{counts.get(name, 0)}, the shards hold {sum(shards.get(name, ()))}"
             )
     for split, lengths in shards.items():
         for shard in range(len(lengths)):
@@ -368,18 +362,16 @@ def _check_files(
 def _write_in_order(
     folder: Path, frame: pd.DataFrame, images: Iterable[Any], size: int
 ) -> tuple[pd.DataFrame, dict[str, list[tuple[int, int]]]]:
-    """Write the shards of all splits while their films arrive interleaved; hold at most one film and the open
-    shards.
-    """
+    """Write the shards of all splits, one image in memory at a time; return records and shard lengths."""
     per_shard = max(1, SHARD_BYTES // size**2)
-    films = _checked(images, frame, size)
+    checked = _checked(images, frame, size)
     rows: list[tuple[int, str]] = []
     shards: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
     open_shards: dict[str, ShardWriter] = {}
     try:
-        for row, film in films:
+        for row, image in checked:
             split, image_id = frame["split"].iat[row], frame["image_id"].iat[row]
-            content = film.tobytes()
+            content = image.tobytes()
             rows.append((row, hashlib.sha256(content).hexdigest()))
             if split not in open_shards:
                 open_shards[split] = ShardWriter(folder / shard_name(split, len(shards[split])))
@@ -393,14 +385,14 @@ def _write_in_order(
 
 
 def _checked(images: Iterable[Any], frame: pd.DataFrame, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    for row, film in enumerate(_exactly(images, len(frame))):
-        if film is None:
+    for row, image in enumerate(_exactly(images, len(frame))):
+        if image is None:
             continue
-        if film.shape != (size, size) or film.dtype != np.uint8:
+        if image.shape != (size, size) or image.dtype != np.uint8:
             raise ValueError(
-                f"image {row}: expected UInt8 [{size}, {size}], found {film.dtype} {list(film.shape)}"
+                f"image {row}: expected UInt8 [{size}, {size}], found {image.dtype} {list(image.shape)}"
             )
-        yield row, film
+        yield row, image
 
 
 def _exactly(images: Iterable[Any], count: int) -> Iterator[Any]:
@@ -408,14 +400,14 @@ def _exactly(images: Iterable[Any], count: int) -> Iterator[Any]:
     for image in images:
         given += 1
         if given > count:
-            raise InputError(f"store: expected {count} images, one a row of the manifest; found more")
+            raise InputError(f"store: expected {count} images, one per row of the manifest; found more")
         yield image
     if given < count:
-        raise InputError(f"store: expected {count} images, one a row of the manifest; found {given}")
+        raise InputError(f"store: expected {count} images, one per row of the manifest; found {given}")
 
 
 def rows_of(frame: pd.DataFrame, findings: Sequence[str]) -> dict[str, list[Any]]:
-    """What a manifest says, as values for a digest; where the original files lay (`path`) is not part of it."""
+    """The manifest as values for a digest; where the original files lay (`path`) is not part of it."""
     columns = [column for column in frame.columns if column != "path" and column not in findings]
     return {
         column: [None if pd.isna(value) else value for value in frame[column].tolist()]
@@ -431,7 +423,7 @@ def fingerprint_of(
     digest: str,
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Digest what the data are and which libraries made their pixels."""
+    """SHA-256 over the data and the versions of the libraries that made the pixels."""
     versions = versions or versions_of()
     content = {
         "rows": rows_of(frame, findings),

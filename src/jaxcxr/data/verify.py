@@ -1,6 +1,4 @@
-"""Whether a store still is what was written: every record against its checksum, the manifest against the
-fingerprint.
-"""
+"""Verify a store: every record against its checksum, the manifest against the fingerprint."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,17 +12,17 @@ from jaxcxr.errors import InputError
 
 
 def verify(store: Store, progress: Callable[[int], object] = lambda _: None) -> int:
-    """Read every record again and compare it with its checksum.
+    """Compare every record with its checksum; return the number of images checked.
 
     Args:
         store: an open store.
-        progress: called with the number of films checked since the last call.
+        progress: called with the number of images checked since the last call.
 
     Returns:
-        The number of films checked.
+        The number of images checked.
 
     Raises:
-        InputError: names the first film whose pixels, or the manifest, are not those that were written.
+        InputError: an image's pixels or the manifest differ from what was written; the first one is named.
     """
     if not (store.path / RECORDS_FILE).is_file():
         raise InputError(
@@ -32,7 +30,7 @@ def verify(store: Store, progress: Callable[[int], object] = lambda _: None) -> 
         )
     records = pd.read_parquet(store.path / RECORDS_FILE)
     if records["image_id"].tolist() != store.manifest["image_id"].tolist():
-        raise InputError(f"{store.path}: {RECORDS_FILE} and {MANIFEST_FILE} do not name the same films")
+        raise InputError(f"{store.path}: {RECORDS_FILE} and {MANIFEST_FILE} do not name the same images")
     described = store.description()
     digest = hashlib.sha256("".join(records["sha256"]).encode()).hexdigest()
     known = described["preprocessing"], digest, described["versions"]
@@ -46,16 +44,16 @@ def verify(store: Store, progress: Callable[[int], object] = lambda _: None) -> 
         for start in range(0, len(split), 64):
             some = np.arange(start, min(start + 64, len(split)))
             try:
-                films = split.read(some)
+                images = split.read(some)
             except Exception as error:
                 raise InputError(
                     f"{store.path}: split {name!r} cannot be read ({' '.join(str(error).split())})"
                 ) from error
-            for index, film in zip(some, films, strict=True):
-                if hashlib.sha256(film.tobytes()).hexdigest() != expected[index]:
-                    image = split.frame["image_id"].iat[index]
+            for index, image in zip(some, images, strict=True):
+                if hashlib.sha256(image.tobytes()).hexdigest() != expected[index]:
+                    image_id = split.frame["image_id"].iat[index]
                     raise InputError(
-                        f"{store.path}: film {image!r} of split {name!r} is not what was written"
+                        f"{store.path}: image {image_id!r} of split {name!r} is not what was written"
                     )
             progress(len(some))
     return len(store.manifest)

@@ -1,15 +1,19 @@
-"""How far the metrics would move with other patients: the bootstrap (the paper: 1,000 redraws).
+"""The bootstrap: how much the metrics would vary with other patients (the paper: 1,000 replicates).
 
-A redraw is a vector of multiplicities, how often each patient (or film) was drawn. What a metric needs of a
-redraw are weighted
-sums over films: at each level of probability (`metrics.levels`) for the areas under the curves and for
-Youden's criterion, over everybody for the rest. So the films are sorted into levels once, in a sparse matrix
-with a column a patient; a redraw is a product with it, and cumulative sums over the levels. Counts are whole
-numbers until the last division, so that ties, in probability or in Youden's index, are exact.
+A bootstrap replicate is a vector of multiplicities: how often each patient (or image) was sampled. A metric
+needs weighted sums over images: per level of probability (`metrics.levels`) for the areas under the curves
+and for Youden's criterion, over all images for the others. So the images are sorted into levels once, in a
+sparse matrix with one column per patient; a replicate is a product with this matrix, then cumulative sums
+over the levels. Counts are whole numbers until the last division, so ties in probability or in Youden's index
+are exact.
 
-Redraw r of a seed depends on the seed, r and the patients (or the number) of the test rows, never on a
-probability or a label. Two models with predictions for the same rows in the same order, and two groups of the
-same rows, therefore get the same redraws, and the difference of their draws is a paired bootstrap.
+Replicate r of a seed depends on the seed, on r and on the patients (or the number) of the test rows, never on
+a probability or a label. Two models with predictions for the same rows in the same order, and two groups of
+the same rows, therefore share their replicates, and the difference replicate by replicate is a paired
+bootstrap.
+
+`redraws`, in the configuration and in `evaluation.csv`, is the number of replicates. Arrays with an axis
+`draws` hold the sample itself first (every patient once), then the replicates.
 """
 
 import dataclasses
@@ -31,25 +35,23 @@ from jaxcxr.eval.metrics import CALIBRATION_BINS, METRICS, Levels, calibration_b
 Resample = Literal["patient", "image"]
 
 BLOCK = 16
-"""Redraws a thread handles at once: few enough for its arrays to stay in the processor's cache."""
+"""Replicates that a thread handles at once: few enough for its arrays to stay in the CPU cache."""
 
 MAX_THREADS = 8
 
 EXACT_IN_FLOAT32 = 2**22
-"""Films up to which single precision counts exactly (to 2^24), with room for a redraw that holds more films
-than there are.
-"""
+"""Largest sample for which float32 counts exactly (to 2^24), with room for replicates of more images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """What the redraws of one metric say about it.
+    """Summary of the replicates of one metric.
 
     Attributes:
-        mean: over the redraws in which the metric is defined.
-        std: over the same, with ddof = 1.
+        mean: over the replicates in which the metric is defined.
+        std: standard deviation over the same, with ddof = 1.
         ci_low, ci_high: 2.5th and 97.5th percentile, linearly interpolated (percentile bootstrap, 95 %).
-        redraws: how many of the redraws that is.
+        redraws: number of replicates in which the metric is defined.
     """
 
     mean: float
@@ -60,16 +62,16 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
-class Redrawn:
-    """The metrics of groups of films, on the films themselves and in every redraw.
+class Replicates:
+    """The metrics of groups of images, on the sample itself and in every bootstrap replicate.
 
     Attributes:
-        metrics: in the order of `METRICS`; draw 0 is the films themselves, each once, draws 1 and up are the
-            redraws. NaN where a draw holds one class of a finding only, and in what needs a threshold where
-            there is none.
-        no_finding_among_ill: share of the films with any positive label on which no finding is called
+        metrics: in the order of `METRICS`; draw 0 is the sample itself, draws 1 and up are the replicates.
+            NaN where a draw holds only one class of a finding, and where a metric needs a threshold and there
+            is none.
+        no_finding_among_ill: share of the images with any positive label for which no finding is called
             (underdiagnosis).
-        ill: number of films with any positive label.
+        ill: number of images with any positive label.
     """
 
     metrics: Float[np.ndarray, "groups findings metrics draws"]
@@ -78,36 +80,33 @@ class Redrawn:
 
 
 def clusters(patient_ids: pd.Series, resample: Resample) -> Int[np.ndarray, " n"]:
-    """Number of the thing that is drawn, for each film: its patient in order of appearance, or the film
-    itself.
-    """
+    """Cluster number of each image: its patient's, in order of appearance, or its own."""
     return pd.factorize(patient_ids)[0] if resample == "patient" else np.arange(len(patient_ids))
 
 
-def multiplicities(count: int, seed: int, redraw: int) -> UInt16[np.ndarray, " count"]:
-    """How often a redraw holds each of `count` clusters, drawn as many times with replacement."""
-    drawn = np.random.default_rng([seed, redraw]).integers(0, count, count)
-    return np.bincount(drawn, minlength=count).astype(np.uint16)
+def multiplicities(count: int, seed: int, replicate: int) -> UInt16[np.ndarray, " count"]:
+    """Multiplicity of each of `count` clusters in one replicate: `count` samples with replacement."""
+    sampled = np.random.default_rng([seed, replicate]).integers(0, count, count)
+    return np.bincount(sampled, minlength=count).astype(np.uint16)
 
 
-def draw_all(count: int, seed: int, redraws: int) -> UInt16[np.ndarray, "count draws"]:
-    """Multiplicities of draw 0, in which every cluster is there once, and of the redraws."""
+def all_multiplicities(count: int, seed: int, redraws: int) -> UInt16[np.ndarray, "count draws"]:
+    """Multiplicities of draw 0, the sample itself (every cluster once), and of the replicates."""
     if seed < 0:
         raise InputError(f"evaluation.seed: expected a number that is not negative, found {seed}")
-    drawn = np.ones((1 + redraws, count), np.uint16)
-    for redraw in range(redraws):
-        drawn[1 + redraw] = multiplicities(count, seed, redraw)
-    return drawn.T
+    sampled = np.ones((1 + redraws, count), np.uint16)
+    for replicate in range(redraws):
+        sampled[1 + replicate] = multiplicities(count, seed, replicate)
+    return sampled.T
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sums:
-    """What a draw's multiplicities are multiplied with, for one finding of one group.
+    """Matrices that turn multiplicities into the sums of one finding in one group.
 
-    `counts` has a row a level for the positives, one a level and one more for the negatives, one a level for
-    the negatives tied with it (where there are any), and one each for the positives and the negatives called
-    at a threshold given beforehand. `values` has a row a calibration bin for probability minus label, and one
-    for its square.
+    Rows of `counts`: positives per level; negatives per level and below the lowest; negatives tied with a
+    level (where there are any); positives, and negatives, called at a threshold given beforehand. Rows of
+    `values`: probability minus label per calibration bin, then its square.
     """
 
     levels: Levels
@@ -133,12 +132,12 @@ def _sums(
         at.positives[called[at.positives]],
         at.negatives[called[at.negatives]],
     )
-    films = [at.positives, at.negatives, at.negatives[at.negative_tied], called_positives, called_negatives]
+    images = [at.positives, at.negatives, at.negatives[at.negative_tied], called_positives, called_negatives]
     rows = [at.positive_level, count + at.negative_level, tied_row]
     rows += [np.full(called_positives.size, last), np.full(called_negatives.size, last + 1)]
-    row, film = np.concatenate(rows), np.concatenate(films)
+    row, image = np.concatenate(rows), np.concatenate(images)
     exact = np.float32 if len(y) < EXACT_IN_FLOAT32 else np.float64
-    counts = csr_array((np.ones(len(film), exact), (row, cluster[film])), shape=(last + 2, width))
+    counts = csr_array((np.ones(len(image), exact), (row, cluster[image])), shape=(last + 2, width))
 
     known = np.concatenate([at.positives, at.negatives])
     error = p[known] - y[known]
@@ -151,9 +150,9 @@ def _sums(
 def _drawn_metrics(
     sums: _Sums, exact: Float[np.ndarray, "clusters draws"], double: Float[np.ndarray, "clusters draws"]
 ) -> tuple[Float[np.ndarray, "metrics draws"], Float[np.ndarray, " draws"]]:
-    """The metrics of one finding of one group in a few draws, and the threshold that each draw has.
+    """The metrics of one finding in one group for a block of draws, and the threshold of each draw.
 
-    `exact` and `double` are the same multiplicities, in the type of the counts and of the values.
+    `exact` and `double` are the same multiplicities, in the dtype of `counts` and of `values`.
     """
     draws, count = double.shape[1], sums.levels.thresholds.size
     if sums.levels.one_class:
@@ -166,8 +165,7 @@ def _drawn_metrics(
     n_positive, n_negative = counted[count - 1].astype(np.float64), counted[2 * count].astype(np.float64)
     tp, fp = counted[:count].astype(np.float64), counted[count : 2 * count].astype(np.float64)
 
-    # A negative below a positive wins a pair and one at its probability half a pair: counted twice, both are
-    # whole numbers.
+    # A pair with the negative below counts 1, a tie 1/2; doubled, both are whole numbers.
     beaten_twice = 2 * (n_negative - fp)
     beaten_twice[sums.tied] += counted[2 * count + 1 : -2]
     won_twice = np.einsum("kd,kd->d", positives, beaten_twice)
@@ -219,20 +217,20 @@ def bootstrap(
     redraws: int,
     resample: Resample,
     seed: int,
-) -> Redrawn:
-    """The metrics of each finding in each group of films, on the films themselves and in each of `redraws`
-    redraws.
+) -> Replicates:
+    """The metrics of each finding in each group, on the sample itself and in each bootstrap replicate.
 
     Args:
-        test: table with `patient_id`, `y_<finding>` and `p_<finding>`, one row a film, test films only.
+        test: table with `patient_id`, `y_<finding>` and `p_<finding>`, one row per image, test images only.
         findings: names of the findings.
-        groups: masks over the rows of `test`. All the films are redrawn and then the groups taken from them,
-            so that draws of two groups are paired, too.
-        thresholds: one a finding, for all groups and redraws; None chooses Youden's anew in every redraw and
-            group, on the very films that are then judged (the paper's code), which flatters.
-        redraws: number of redraws.
-        resample: `patient` draws patients and takes all films of each; `image` (the paper) draws films as if
-            they were independent, which understates the spread where patients have several.
+        groups: masks over the rows of `test`. All images are resampled and the groups are taken from each
+            replicate, so that two groups are paired as well.
+        thresholds: one per finding, for all groups and replicates; None chooses Youden's threshold anew in
+            every replicate and group, on the same images that are then judged (the paper's code), which is
+            optimistic.
+        redraws: number of replicates.
+        resample: `patient` samples patients, with all images of each; `image` (the paper) samples images as
+            if they were independent, which understates the spread if patients have several.
         seed: not negative.
 
     Raises:
@@ -241,7 +239,7 @@ def bootstrap(
     if test.empty:
         raise InputError("predictions: expected rows whose split is 'test', found none")
     cluster = clusters(pd.Series(test["patient_id"]), resample)
-    drawn = draw_all(int(cluster.max()) + 1, seed, redraws)
+    sampled = all_multiplicities(int(cluster.max()) + 1, seed, redraws)
     blocks = [slice(first, min(first + BLOCK, 1 + redraws)) for first in range(0, 1 + redraws, BLOCK)]
     labels = {f: test[f"y_{f}"].to_numpy(np.float64) for f in findings}
     scores = {f: test[f"p_{f}"].to_numpy(np.float64) for f in findings}
@@ -259,8 +257,8 @@ def bootstrap(
             ]
 
             def fill(block: slice, f: int = f, prepared: Sequence[_Sums] = prepared) -> None:
-                # Rows of a block lie together: products with sparse matrices add whole rows.
-                double = drawn[:, block].astype(np.float64, order="C")
+                # Row-major: products with sparse matrices add whole rows.
+                double = sampled[:, block].astype(np.float64, order="C")
                 exact = double.astype(prepared[0].counts.dtype) if prepared else double
                 for g, sums in enumerate(prepared):
                     metrics[g, f, :, block], chosen[g, f, block] = _drawn_metrics(sums, exact, double)
@@ -275,20 +273,19 @@ def bootstrap(
                     called = np.any(
                         [scores[f][rows, None] >= cut for f, cut in zip(findings, cuts, strict=True)], axis=0
                     )
-                    weights = drawn[:, block].astype(np.float64, order="C")[cluster[rows]]
+                    weights = sampled[:, block].astype(np.float64, order="C")[cluster[rows]]
                     with np.errstate(invalid="ignore", divide="ignore"):
                         missed[g, block] = (weights * ~called).sum(axis=0) / weights.sum(axis=0)
 
         list(threads.map(fill_missed, blocks))
-    return Redrawn(metrics, missed, np.array([int((mask & ill).sum()) for mask in groups]))
+    return Replicates(metrics, missed, np.array([int((mask & ill).sum()) for mask in groups]))
 
 
 def average(draws: Float[np.ndarray, "*groups findings draws"]) -> Float[np.ndarray, "*groups draws"]:
-    """Mean over the findings in each draw, draw 0 being the films themselves.
+    """Mean over the findings in each draw; draw 0 is the sample itself.
 
-    A finding that is not defined on the films themselves is left out of the mean, and a redraw in which
-    another one is
-    undefined has no average: the mean is over the same findings in every draw.
+    A finding that is undefined on the sample itself is left out of the mean; a replicate in which another
+    finding is undefined has no average. So the mean is over the same findings in every draw.
     """
     defined = ~np.isnan(draws[..., :1])
     summed = np.where(defined, draws, 0.0).sum(axis=-2)
@@ -296,10 +293,8 @@ def average(draws: Float[np.ndarray, "*groups findings draws"]) -> Float[np.ndar
         return summed / defined.sum(axis=-2)
 
 
-def spread(draws: Float[np.ndarray, " redraws"]) -> Spread:
-    """Mean, standard deviation and 95 % interval of one metric's redraws; NaN where too few of them are
-    defined.
-    """
+def spread(draws: Float[np.ndarray, " replicates"]) -> Spread:
+    """Mean, standard deviation and 95 % interval of one metric's replicates; NaN if too few are defined."""
     defined = draws[~np.isnan(draws)]
     if not defined.size:
         return Spread(np.nan, np.nan, np.nan, np.nan, 0)
@@ -308,32 +303,29 @@ def spread(draws: Float[np.ndarray, " redraws"]) -> Spread:
     return Spread(float(defined.mean()), std, float(low), float(high), int(defined.size))
 
 
-def around_estimate(estimate: float, draws: Float[np.ndarray, " redraws"]) -> Spread:
-    """`spread` of a metric that noise makes larger (a sum of absolute values): redraws are moved so that
-    their mean is the estimate.
-    """
+def around_estimate(estimate: float, draws: Float[np.ndarray, " replicates"]) -> Spread:
+    """`spread` of a metric that noise biases upwards (a sum of absolute values), shifted to the estimate."""
     if not np.isfinite(draws).any():
         return spread(draws)
     return spread(np.maximum(draws - np.nanmean(draws) + estimate, 0))
 
 
-def on_logit_scale(estimate: float, draws: Float[np.ndarray, " redraws"], clusters: int) -> Spread:
-    """`spread` of an average precision, with another interval: Student's on the logit scale, from the
-    redraws' standard deviation.
+def on_logit_scale(estimate: float, draws: Float[np.ndarray, " replicates"], clusters: int) -> Spread:
+    """`spread` of an average precision, with Student's interval on the logit scale instead of percentiles.
 
-    An average precision is skewed and, with few positives, biased upwards, and its redraws, in which films
-    come several times,
-    are biased upwards once more: a percentile interval, which takes both over, lies too high, and is too
-    short besides (docs/statistics.md). Where there is no logit (0 or 1), or one cluster only, it stays.
+    An average precision is skewed and, with few positives, biased upwards; its replicates, in which images
+    repeat, are biased upwards once more. A percentile interval inherits both biases: it lies too high, and is
+    too short (docs/statistics.md). Where there is no logit (0 or 1), or only one cluster, the percentile
+    interval is kept.
 
     Args:
-        estimate: on the films themselves.
-        draws: its redraws.
-        clusters: that are drawn and have a positive: their number less one is the degrees of freedom, and the
-            bootstrap's variance lacks the factor number / (number - 1).
+        estimate: on the sample itself.
+        draws: its replicates.
+        clusters: number of resampled units with a positive; less one, it is the degrees of freedom, and the
+            bootstrap's variance is multiplied by clusters / (clusters - 1).
 
-    Source: the logit interval of Boyd, Eng & Page, Area under the precision-recall curve: point estimates and
-        confidence intervals, ECML 2013, here with a bootstrap by clusters and their number.
+    Source: Boyd, Eng & Page, Area under the precision-recall curve: point estimates and confidence intervals
+    (ECML 2013), the logit interval; here with a cluster bootstrap and the number of clusters.
     """
     found = spread(draws)
     if not (0 < estimate < 1 and found.std > 0 and clusters > 1):
@@ -345,8 +337,10 @@ def on_logit_scale(estimate: float, draws: Float[np.ndarray, " redraws"], cluste
 
 
 def spread_of(metric: str, row: Float[np.ndarray, " draws"], clusters: int) -> Spread:
-    """What the redraws of a metric say about it, its estimate (draw 0) in front: percentiles, but for two
-    metrics whose redraws lie to one side of it; `clusters` is how many that are drawn have a positive.
+    """Summary of one metric's replicates, the estimate (draw 0) first.
+
+    Percentile intervals, except for two metrics whose replicates lie to one side of the estimate. `clusters`
+    is the number of clusters with a positive.
     """
     match metric:
         case "ece":
@@ -357,21 +351,21 @@ def spread_of(metric: str, row: Float[np.ndarray, " draws"], clusters: int) -> S
             return spread(row[1:])
 
 
-def std_paper(draws: Float[np.ndarray, "findings redraws"]) -> float:
-    """The '±' of the paper's 'average': one standard deviation (ddof = 1) over all redraws of all findings
-    together.
+def std_paper(draws: Float[np.ndarray, "findings replicates"]) -> float:
+    """The '±' of the paper's 'average': standard deviation (ddof = 1) over all replicates of all findings.
 
-    It is mostly the difference between easy and hard findings and says little about how well the average is
-    known; for that, take the standard deviation of `average` over the redraws. The paper's 0.90 ± 0.04 is
-    this number.
+    It mostly reflects the difference between easy and hard findings, not how well the average is known; for
+    that, take the standard deviation of `average` over the replicates. The paper's 0.90 ± 0.04 is this
+    number.
     """
     return spread(draws.ravel()).std
 
 
-def p_value(differences: Float[np.ndarray, " redraws"]) -> float:
-    """Two-sided p-value of 'no difference', from the redraws of a difference: the level at which the
-    percentile interval just reaches zero, with the observed sample counted as one redraw more so that it is
-    never 0.
+def p_value(differences: Float[np.ndarray, " replicates"]) -> float:
+    """Two-sided p-value of 'no difference', from the replicates of a difference.
+
+    The level at which the percentile interval just reaches zero; the sample itself counts as one more
+    replicate, so the p-value is never 0.
     """
     defined = differences[~np.isnan(differences)]
     if not defined.size:
@@ -381,7 +375,7 @@ def p_value(differences: Float[np.ndarray, " redraws"]) -> float:
 
 
 def holm(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Holm's step-down correction of a family of p-values; NaN stays NaN and does not count as a test.
+    """Holm's step-down correction of a family of p-values; NaN stays NaN and is not counted as a test.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 1979.
     """

@@ -1,8 +1,7 @@
-"""Two models on the same films: differences with paired intervals, p-values and DeLong's check, group by
-group.
+"""Compare two models on the same images: differences by group, with paired intervals and p-values.
 
-Both models meet the same redraws, so that what a difficult or easy redraw does to both cancels out. Each
-model keeps its own thresholds, chosen by the same policy.
+Both models are evaluated on the same bootstrap replicates, so the effect of an easy or difficult replicate on
+both cancels out. Each model keeps its own thresholds, chosen by the same policy.
 """
 
 from collections.abc import Sequence
@@ -46,15 +45,14 @@ COMPARISON_COLUMNS: tuple[str, ...] = (
 
 
 def read_pair(a: str | Path, b: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-    """Read two predictions files, or run folders that hold one, and put the second's films into the first's
-    order.
+    """Two predictions tables, read from files or run folders, with the second's rows in the first's order.
 
     Returns:
         Both tables, and the findings that both predict, in the first's order.
 
     Raises:
-        InputError: a file is refused (`predictions.read_predictions`), the files have no finding in common or
-            not the same test films, or they disagree about a film's patient, split or labels.
+        InputError: a file is refused (`predictions.read_predictions`), the files share no finding or have
+            different test images, or they disagree about an image's patient, split or labels.
     """
     path_a, path_b = _file(a), _file(b)
     (first, findings_a), (second, findings_b) = read_predictions(path_a), read_predictions(path_b)
@@ -73,11 +71,10 @@ def _file(path: str | Path) -> Path:
 
 
 def align(a: pd.DataFrame, b: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
-    """The rows of `b` in the order of those of `a`; validation films that only one of them has stay out of
-    it.
+    """The rows of `b` in the order of the rows of `a`; validation images may differ.
 
     Raises:
-        InputError: the test films are not the same, or differ in patient or label.
+        InputError: the test images are not the same, or differ in patient or label.
     """
     source_a, source_b = (str(t.attrs.get("source", name)) for t, name in ((a, "first"), (b, "second")))
     tests = [t.loc[t["split"] == "test"].set_index("image_id") for t in (a, b)]
@@ -85,19 +82,18 @@ def align(a: pd.DataFrame, b: pd.DataFrame, findings: Sequence[str]) -> pd.DataF
         missing = here.index.difference(there.index, sort=False)
         if len(missing):
             raise InputError(
-                f"{names[0]}: test film {missing[0]!r} of {names[1]} is missing; "
-                f"expected the same test films, found {len(missing)} fewer"
+                f"{names[0]}: test image {missing[0]!r} of {names[1]} is missing; expected the same test "
+                f"images, found {len(missing)} fewer"
             )
     first, second = tests[0], tests[1].loc[tests[0].index]
     for column in ("patient_id", *(f"y_{f}" for f in findings)):
         differs = ~((first[column] == second[column]) | (first[column].isna() & second[column].isna()))
         if differs.any():
-            film = differs.to_numpy().argmax()
-            expected, found = (f"{t[column].iloc[film]!s}" for t in (first, second))
+            image = differs.to_numpy().argmax()
+            expected, found = (f"{t[column].iloc[image]!s}" for t in (first, second))
             raise InputError(
-                f"{source_b}: image_id {first.index[film]!r}, column {column!r}: expected {expected} as in "
-                f"{source_a}, "
-                f"found {found}"
+                f"{source_b}: image_id {first.index[image]!r}, column {column!r}: expected {expected} as in "
+                f"{source_a}, found {found}"
             )
     others = b.loc[b["split"] != "test"]
     aligned = pd.concat([second.reset_index(), others], ignore_index=True)
@@ -112,23 +108,23 @@ def compare(
     config: EvaluationConfig,
     estimates_of_a: Estimates | None = None,
 ) -> pd.DataFrame:
-    """Model a minus model b in everything that is estimated of a model, on the films of split `test`.
+    """Model a minus model b in every estimate, on the images of split `test`.
 
     Args:
         a: predictions of the first model; its columns make the groups.
-        b: predictions of the second on the same test films in the same order (`read_pair`, `align`).
+        b: predictions of the second on the same test images in the same order (`read_pair`, `align`).
         findings: names of the findings to compare.
-        config: how each is judged; the seed makes the redraws that both meet.
-        estimates_of_a: what `measure(a, findings, config)` gave, if it is at hand.
+        config: how each is judged; the seed determines the replicates that both share.
+        estimates_of_a: the result of `measure(a, findings, config)`, if it is at hand.
 
     Returns:
-        One row an estimate, with the columns `COMPARISON_COLUMNS`: `value_a`, `value_b` and their
+        One row per estimate, with the columns `COMPARISON_COLUMNS`: `value_a`, `value_b` and their
         `difference`, positive where a is larger; its 95 % percentile interval, standard deviation and
-        two-sided bootstrap `p_value` over paired redraws; `p_holm`, corrected over the findings of the same
-        group and metric; `delong_p` for an AUROC, by patient where patients are redrawn. The rows are those
-        of `evaluate.evaluate`, but for differences to the best group and between the groups furthest apart,
-        which need not be the same in both: so the difference between the models in, say, a
-        `statistical_parity_difference` is there too.
+        two-sided bootstrap `p_value` over paired replicates; `p_holm`, corrected over the findings of the
+        same group and metric; `delong_p` for an AUROC, clustered by patient if patients are resampled. The
+        rows are those of `evaluate.evaluate` (so the models' difference in a `statistical_parity_difference`,
+        for example, is included), except differences to the best group and between the groups furthest apart,
+        which may be different groups in the two models.
     """
     groups = {group.name: group for group in make_groups(a, config.groups)}
     estimates = [_common(estimates_of_a or measure(a, findings, config))]
@@ -169,7 +165,7 @@ def compare(
 
 
 def _with_groups(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """`b` with the columns that make groups taken from `a`, so that both are judged on the same ones."""
+    """`b` with the group columns of `a`, so that both models are judged on the same groups."""
     kept = b[["image_id", "patient_id", "split", *(c for c in b.columns if str(c).startswith(("y_", "p_")))]]
     columns = [c for c in a.columns if c not in kept.columns]
     merged = kept.merge(a[["image_id", *columns]], on="image_id", how="left", sort=False)
@@ -178,9 +174,7 @@ def _with_groups(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def _common(estimates: Estimates) -> Estimates:
-    """Without comparisons to groups that each model chooses, two models have the same estimates in the same
-    order.
-    """
+    """The estimates that two models share, in one order: those without groups chosen by the results."""
     kept = ~estimates.rows["metric"].str.endswith("_vs_best") & ~estimates.rows["metric"].isin(list(GAPS))
     return Estimates(
         estimates.rows.loc[kept].reset_index(drop=True), estimates.draws[kept.to_numpy()], estimates.policy

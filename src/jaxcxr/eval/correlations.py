@@ -1,4 +1,4 @@
-"""The paper's correlations, each with its interval and the number of points that it rests on.
+"""The paper's correlations, each with its interval and its number of points.
 
 Eight findings, or seven budgets, are few: an r of 0.5 over eight points is compatible with anything from -0.3
 to 0.9.
@@ -18,11 +18,11 @@ class Correlation:
     """Pearson's r.
 
     Attributes:
-        r: NaN with fewer than three points, or where one side does not vary.
-        ci_low, ci_high: 95 % interval by Fisher's transformation, as if the points were independent; NaN
-            below four points.
+        r: NaN with fewer than three points, or if one variable is constant.
+        ci_low, ci_high: 95 % interval by Fisher's transformation, as if the points were independent; NaN with
+            fewer than four points.
         p_value: two-sided, of no correlation.
-        n: points.
+        n: number of points.
     """
 
     r: float
@@ -33,7 +33,7 @@ class Correlation:
 
 
 def pearson(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Correlation:
-    """Pearson's r over the points of which both coordinates are known and finite."""
+    """Pearson's r over the points whose coordinates are both finite."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
@@ -55,8 +55,8 @@ def privacy_correlations(
             without privacy).
         samples: number of images with each finding, by finding. The paper does not say of which split;
             training images are what a model learns from.
-        epsilon: the private model looked at (the paper: 7.89).
-        reference: the model it is compared with.
+        epsilon: of the private model (the paper: 7.89).
+        reference: epsilon of the model it is compared with.
 
     Returns:
         Columns `analysis`, `r`, `ci_low`, `ci_high`, `p_value`, `n`, `paper_r` (NaN where the paper gives
@@ -85,7 +85,7 @@ def privacy_correlations(
         & np.isfinite(evaluations["epsilon"])
         & ~evaluations["attribute"].astype(str).str.contains("*", regex=False)
     ]
-    # Of two groups one is the other with its sign changed: both together would say nothing twice.
+    # With two groups, one is the other with its sign changed: one of them is enough.
     members = parity.groupby("attribute")["group"].unique()
     mirrored = [groups[1] for groups in members if len(groups) == 2]
     once = parity.loc[~parity["group"].isin(mirrored)]

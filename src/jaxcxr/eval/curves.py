@@ -1,6 +1,4 @@
-"""Curves with bands: the receiver operating characteristic and the calibration curve of one finding, over
-redraws.
-"""
+"""ROC and calibration curves of one finding, with bootstrap bands."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +6,11 @@ from jaxtyping import Float, Int
 from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
-from jaxcxr.eval.bootstrap import draw_all
+from jaxcxr.eval.bootstrap import all_multiplicities
 from jaxcxr.eval.metrics import CALIBRATION_BINS, calibration_bin
 
-CURVE_REDRAWS = 200
-"""Enough for a band that is looked at; numbers in tables rest on the redraws of the configuration."""
+CURVE_REPLICATES = 200
+"""Replicates of a plotted band; numbers in tables use the number in the configuration."""
 
 
 def roc_band(
@@ -20,17 +18,17 @@ def roc_band(
     p: Float[np.ndarray, " n"],
     cluster: Int[np.ndarray, " n"],
     *,
-    redraws: int = CURVE_REDRAWS,
+    redraws: int = CURVE_REPLICATES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """True positive rate at 201 false positive rates, with a pointwise 95 % band.
+    """The ROC curve: true-positive rate at 201 false-positive rates, with a pointwise 95 % band.
 
     Args:
         y: labels 1, 0 or NaN.
         p: probabilities.
-        cluster: what is redrawn, for each film (`bootstrap.clusters`).
-        redraws: redraws that the band is made of.
-        seed: of the redraws.
+        cluster: resampled unit of each image (`bootstrap.clusters`).
+        redraws: number of bootstrap replicates.
+        seed: of the replicates.
 
     Returns:
         Columns `fpr`, `tpr`, `low`, `high`; no rows if only one class is labelled.
@@ -43,10 +41,10 @@ def roc_band(
     fpr, tpr, _ = roc_curve(y, p, drop_intermediate=False)
     order = np.argsort(-p, kind="stable")
     last_of_tie = np.append(np.diff(p[order]) != 0, True)
-    drawn = draw_all(int(cluster.max()) + 1, seed, redraws)
+    sampled = all_multiplicities(int(cluster.max()) + 1, seed, redraws)
     curves = []
-    for redraw in range(1, 1 + redraws):
-        weights = drawn[cluster[order], redraw].astype(np.float64)
+    for replicate in range(1, 1 + redraws):
+        weights = sampled[cluster[order], replicate].astype(np.float64)
         hits, alarms = (
             np.cumsum(weights * y[order])[last_of_tie],
             np.cumsum(weights * (1 - y[order]))[last_of_tie],
@@ -62,47 +60,46 @@ def calibration_band(
     p: Float[np.ndarray, " n"],
     cluster: Int[np.ndarray, " n"],
     *,
-    redraws: int = CURVE_REDRAWS,
+    redraws: int = CURVE_REPLICATES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Share of positives in each calibration bin, with its 95 % interval over redraws (Wilson's where all
-    films are alike).
+    """The calibration curve: share of positives in each bin, with its 95 % bootstrap interval.
 
     Args:
         y: labels 1, 0 or NaN.
         p: probabilities.
-        cluster: what is redrawn, for each film (`bootstrap.clusters`).
-        redraws: redraws that the interval is made of.
-        seed: of the redraws.
+        cluster: resampled unit of each image (`bootstrap.clusters`).
+        redraws: number of bootstrap replicates.
+        seed: of the replicates.
 
     Returns:
-        Columns `probability` (mean of the bin), `observed`, `low`, `high`, `n`; a row a bin with films.
+        Columns `probability` (mean of the bin), `observed`, `low`, `high`, `n`; one row per bin that holds
+        images. Where all images of a bin have the same label, the interval is Wilson's.
     """
     known = ~np.isnan(y)
     y, p, cluster = y[known], p[known], cluster[known]
     if not len(y):
         return pd.DataFrame({"probability": [], "observed": [], "low": [], "high": [], "n": []})
     bins, width = calibration_bin(p), int(cluster.max()) + 1
-    drawn = draw_all(width, seed, redraws).astype(np.float64)
+    sampled = all_multiplicities(width, seed, redraws).astype(np.float64)
     lines = []
     for number in range(CALIBRATION_BINS):
         here = bins == number
         if here.any():
-            films, positives = (
+            images, positives = (
                 np.bincount(cluster[here], minlength=width),
                 np.bincount(cluster[here], y[here], width),
             )
             with np.errstate(invalid="ignore"):
-                shares = (positives @ drawn) / (films @ drawn)
+                shares = (positives @ sampled) / (images @ sampled)
             low, high = (
                 np.nanpercentile(shares[1:], [2.5, 97.5])
                 if np.isfinite(shares[1:]).any()
                 else (np.nan, np.nan)
             )
             if shares[0] in (0, 1):
-                # Redraws of nothing but positives hold nothing but positives: Wilson's interval over patients
-                # instead.
-                patients = int((films > 0).sum())
+                # Replicates of a single class hold that class only: Wilson's interval over patients instead.
+                patients = int((images > 0).sum())
                 low, high = binomtest(round(shares[0] * patients), patients).proportion_ci(0.95, "wilson")
             lines.append([p[here].mean(), shares[0], low, high, int(here.sum())])
     return pd.DataFrame(lines, columns=["probability", "observed", "low", "high", "n"])

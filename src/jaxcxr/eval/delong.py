@@ -1,7 +1,7 @@
-"""The AUROC's variance without redraws, as a check on the bootstrap.
+"""Variance of the AUROC in closed form, as a check on the bootstrap.
 
-Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988 (independent films); Obuchowski, Biometrics 1997
-(several films a patient), which is the same where every film is a cluster of its own.
+Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988 (independent images); Obuchowski, Biometrics 1997
+(several images per patient), which is the same if every image is a cluster of its own.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from scipy.stats import norm
 
 @dataclasses.dataclass(frozen=True)
 class DeLong:
-    """AUROCs of several models on the same films, and how they vary together.
+    """AUROCs of several models on the same images, with their covariance.
 
     Attributes:
-        auroc: one a model; NaN if one class is labelled only.
-        covariance: of the AUROCs; NaN where a class lies in fewer than two clusters.
+        auroc: one per model; NaN if only one class is labelled.
+        covariance: of the AUROCs; NaN if a class lies in fewer than two clusters.
     """
 
     auroc: Float[np.ndarray, " models"]
@@ -30,7 +30,7 @@ class DeLong:
         return float(low), float(high)
 
     def p_value(self, a: int = 0, b: int = 1) -> float:
-        """Two-sided p-value of 'models a and b have the same AUROC'; 1 if they agree on every film."""
+        """Two-sided p-value of 'models a and b have the same AUROC'; 1 if they agree on every image."""
         difference = float(self.auroc[a] - self.auroc[b])
         variance = float(self.covariance[a, a] + self.covariance[b, b] - 2 * self.covariance[a, b])
         if np.isnan(variance):
@@ -49,8 +49,8 @@ def delong(
 
     Args:
         y: labels 1, 0 or NaN.
-        scores: probabilities, a row a model.
-        cluster: number of the patient of each film; None takes films as independent.
+        scores: probabilities, one row per model.
+        cluster: number of each image's patient; None treats images as independent.
     """
     cluster = np.arange(len(y)) if cluster is None else cluster
     positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)

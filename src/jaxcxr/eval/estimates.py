@@ -1,7 +1,7 @@
-"""Everything that is estimated from one predictions file: a row an estimate, a column a draw.
+"""All estimates from one predictions file: one row per estimate, one column per draw.
 
-Draw 0 is the test films themselves, each once; the others are redraws. Whatever is computed from such rows, a
-difference between two groups or two models, is computed draw by draw and thereby has a paired interval.
+Draw 0 is the test images themselves; the others are bootstrap replicates. A difference between two groups or
+two models is computed draw by draw and thereby has a paired interval.
 """
 
 import dataclasses
@@ -20,25 +20,25 @@ from jaxcxr.eval.groups import Group, make_groups
 from jaxcxr.eval.metrics import METRICS, NEED_A_THRESHOLD, ThresholdPolicy, choose_thresholds
 
 NO_FINDING = "no_finding_among_ill"
-"""Underdiagnosis over all findings: ill films on which no finding is called; its finding is called `any`."""
+"""Underdiagnosis: share of images with any finding on which none is called; its finding is `any`."""
 
 EVERY = "over every finding"
 NO_THRESHOLD = "not defined: no threshold, one class only where it is chosen"
 
 KEYS: tuple[str, ...] = ("group", "finding", "metric", "reference")
-"""Columns that tell one estimate from another. `reference` is empty for the metric of a group itself."""
+"""Columns that identify an estimate. `reference` is empty for the metric of a group itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """Rows of estimates and their draws.
+    """Estimates with their draws.
 
     Attributes:
-        rows: `KEYS` and what describes the estimate: `label`, `attribute`, `n`, `positives`, `threshold`,
-            `std_paper`, `delong_low`, `delong_high`, `note`, and `clusters`: what is redrawn and has a
-            positive (patients, or films).
-        draws: the estimate itself, and its redraws.
-        policy: the threshold policy that was followed.
+        rows: `KEYS` and the description of each estimate: `label`, `attribute`, `n`, `positives`,
+            `threshold`, `std_paper`, `delong_low`, `delong_high`, `note`, and `clusters`, the number of
+            resampled units (patients or images) with a positive.
+        draws: the estimate itself, then its bootstrap replicates.
+        policy: the threshold policy used.
     """
 
     rows: pd.DataFrame
@@ -47,7 +47,7 @@ class Estimates:
 
 
 def policy_of(predictions: pd.DataFrame, config: EvaluationConfig) -> ThresholdPolicy:
-    """The configured threshold policy, `auto` resolved."""
+    """The configured threshold policy, with `auto` resolved."""
     if config.threshold != "auto":
         return config.threshold
     return "youden_validation" if bool((predictions["split"] == "valid").any()) else "youden_test"
@@ -59,15 +59,13 @@ def measure(
     config: EvaluationConfig,
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
 ) -> Estimates:
-    """Every metric of everyone and of each group, each group against the others, and the largest differences
-    between groups.
+    """Every metric, overall and by group; each group against the others; the largest differences.
 
     Args:
         predictions: table from `read_predictions`.
         findings: names of the findings.
         config: how they are judged.
-        groups: masks over the rows of `predictions` by name, instead of the groups that the configuration
-            names.
+        groups: name -> mask over the rows of `predictions`, instead of the configuration's groups.
 
     Raises:
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
@@ -116,7 +114,7 @@ def measure(
 
 
 def _rest(group: Group, groups: Sequence[Group]) -> Bool[np.ndarray, " rows"]:
-    """Everyone else whose attribute is known."""
+    """Mask of everyone else whose attribute is known."""
     known = np.logical_or.reduce([other.rows for other in groups if other.attribute == group.attribute])
     return known & ~group.rows if group.attribute != "group" else ~group.rows
 
@@ -133,7 +131,7 @@ def _judge(
     for mask in masks:
         places.setdefault(mask.tobytes(), len(places))
     distinct = [np.frombuffer(mask, bool) for mask in places]
-    redrawn = bootstrap(
+    replicates = bootstrap(
         test,
         findings,
         distinct,
@@ -148,9 +146,9 @@ def _judge(
     for index, mask in enumerate(distinct):
         own = labels[mask]
         n, positives = (~np.isnan(own)).sum(axis=0), (own == 1).sum(axis=0)
-        images, ill = len(own), int(redrawn.ill[index])
+        images, ill = len(own), int(replicates.ill[index])
         notes = [""] * (len(findings) + 1)
-        if not mask.all():  # everyone is never suppressed
+        if not mask.all():  # the whole test split is never suppressed
             notes = [
                 _too_small(images, int(p), int(k - p), config) for p, k in zip(positives, n, strict=True)
             ]
@@ -159,8 +157,8 @@ def _judge(
         for f in range(len(findings)):
             if not notes[f] and (positives[f] == 0 or positives[f] == n[f]):
                 notes[f] = "not defined: one class only"
-        values = np.where(suppressed[:-1, None, None], np.nan, redrawn.metrics[index])
-        missed = np.where(suppressed[-1], np.nan, redrawn.no_finding_among_ill[index])
+        values = np.where(suppressed[:-1, None, None], np.nan, replicates.metrics[index])
+        missed = np.where(suppressed[-1], np.nan, replicates.no_finding_among_ill[index])
         defined = np.array([not note for note in notes[:-1]])
         having = [
             np.unique(cluster[mask & column]).size
@@ -208,7 +206,7 @@ def _counts(own: Judged, f: int) -> dict[str, Any]:
 
 
 def _over(values: Float[np.ndarray, "rows metrics draws"]) -> str:
-    """Of how many findings the average is, to be said where it is not all of them; empty if of none."""
+    """Note on how many findings the average is over; empty if over none."""
     defined = int((~np.isnan(values[:-1, 0, 0])).sum())
     if defined == len(values) - 1:
         return EVERY
@@ -301,5 +299,5 @@ def _frame(keys: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for column in ("threshold", "std_paper", "delong_low", "delong_high"):
         if column not in frame:
             frame[column] = np.nan
-    frame["clusters"] = frame["clusters"].fillna(0).astype(np.int64)  # differences have no use for it
+    frame["clusters"] = frame["clusters"].fillna(0).astype(np.int64)  # differences do not use it
     return frame.astype({"positives": "Int64", "threshold": np.float64})

@@ -1,4 +1,4 @@
-"""From a predictions file to `evaluation.csv`: every estimate with its interval, in long form."""
+"""Evaluate a predictions file: every estimate with its interval, in the long form of `evaluation.csv`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,17 +46,17 @@ def evaluate(
     config: EvaluationConfig,
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
 ) -> pd.DataFrame:
-    """Metrics of the rows of split `test`, in the long form of `evaluation.csv`.
+    """The evaluation of the rows of split `test`, in the long form of `evaluation.csv`.
 
     Args:
         predictions: table from `read_predictions`.
         findings: names of the findings to evaluate.
-        config: redraws, what is redrawn, threshold policy, groups and seed.
-        groups: groups as masks over the rows of `predictions`, instead of those of the configuration; `all`,
-            everyone, comes first in any case.
+        config: number of bootstrap replicates, what is resampled, threshold policy, groups and seed.
+        groups: name -> mask over the rows of `predictions`, instead of the configuration's groups; `all`,
+            everyone, always comes first.
 
     Returns:
-        One row an estimate; `group`, `finding` and `metric` together are unique. Three kinds:
+        One row per estimate; `group`, `finding` and `metric` together are unique. Three kinds:
         - Every metric (`metrics.METRICS`) of a group, finding and `average` (the mean over the findings that
           are defined), and `no_finding_among_ill` of the finding `any`; `reference` is empty.
         - Differences of a group to all others (`reference` rest; `fairness.rest_name`) and to the best group
@@ -65,16 +65,16 @@ def evaluate(
           attribute and `reference` the two groups, 'highest - lowest' ('between' for the average, in which
           findings may have different ones).
 
-        `value` is the point estimate on the test rows; `ci_low`, `ci_high` the 95 % percentile interval (of
-        average precision: Student's on the logit scale; of the expected calibration error: moved around the
-        estimate); `std` (ddof = 1) and `bootstrap_mean` over the redraws; `redraws` how many of them have the
-        metric; `std_paper` the paper's '±', which differs from `std` for the average only
-        (`bootstrap.std_paper`); `n` labelled films and `positives` among them (for the
-        average: films, and empty); `threshold` the one `value` was computed at (empty for the average, for
-        what needs none, and with the policy `youden_test_per_draw`); `p_value` two-sided, of differences
-        other than the largest, not corrected for their number; `delong_low`, `delong_high` the DeLong
-        interval of an AUROC; `note` says why there is no value, or of how many findings an average is if not
-        of all.
+        `value` is the point estimate on the test rows; `ci_low` and `ci_high` are the 95 % percentile
+        interval (for average precision: Student's on the logit scale; for the expected calibration error:
+        shifted to the estimate); `std` (ddof = 1) and `bootstrap_mean` are over the bootstrap replicates,
+        `redraws` is the number of replicates in which the metric is defined; `std_paper` is the paper's '±',
+        which differs from `std` for the average only (`bootstrap.std_paper`); `n` is the number of labelled
+        images and `positives` the positives among them (for the average: images, and empty); `threshold` is
+        the one at which `value` was computed (empty for the average, for metrics that need none, and with the
+        policy `youden_test_per_draw`); `p_value` is two-sided, for differences other than the largest, not
+        corrected for their number; `delong_low` and `delong_high` are the DeLong interval of an AUROC; `note`
+        says why there is no value, or over how many findings an average is, if not over all.
 
     Raises:
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
-    """Estimates and their draws as rows of `evaluation.csv`."""
+    """Estimates as rows of `evaluation.csv`."""
     metrics = estimates.rows["metric"]
     spreads = [
         spread_of(metric, row, clusters)
@@ -109,15 +109,15 @@ def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
 
 
 def _with_itself(row: np.ndarray) -> bool:
-    """The best group minus the best group, which is no test of anything."""
+    """Whether the row is the best group minus itself, for which there is nothing to test."""
     return not np.nan_to_num(row).any()
 
 
 def read_evaluation(path: str | Path) -> pd.DataFrame:
-    """Read an `evaluation.csv`.
+    """The table in an `evaluation.csv`.
 
     Raises:
-        InputError: there is none, or it was written in another form.
+        InputError: there is no such file, or it was written by another version.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,16 +1,15 @@
-"""Does a group fare worse than others: differences of metrics between groups, draw by draw, so that intervals
-are paired.
+"""Fairness: differences of metrics between groups, draw by draw, so that intervals are paired.
 
-Names. `statistical_parity_difference` is the paper's: accuracy of a group minus that of all others. The usual
-meaning of the words, in positive predictions rather than right ones, is `selection_rate_difference` for a
-group against all others and `demographic_parity_difference` for the largest difference between any two
-groups. `equal_opportunity_difference` is the largest difference in true positive rate,
-`equalized_odds_difference` the larger of that and the one in false positive rate, both between any two groups
-(fairlearn's definitions), `auroc_gap` the largest difference in AUROC.
+Names. `statistical_parity_difference` is the paper's: accuracy of a group minus that of all others. In its
+usual meaning, about positive rather than correct predictions, it is `selection_rate_difference` for a group
+against all others and `demographic_parity_difference` for the largest difference between any two groups.
+`equal_opportunity_difference` is the largest difference in true positive rate, `equalized_odds_difference`
+the larger of that and the one in false positive rate, both between any two groups (fairlearn's definitions),
+`auroc_gap` the largest difference in AUROC.
 
-Traps. The best group is chosen on the very films on which it is then compared, so that differences to it lean
-towards the worse. For the same reason a largest difference leans away from zero; its interval is that of the
-two groups furthest apart.
+Pitfalls. The best group is chosen on the same images on which it is then compared, so differences to it are
+biased towards the worse. For the same reason a largest difference is biased away from zero; its interval is
+that of the two groups furthest apart.
 """
 
 import dataclasses
@@ -26,8 +25,7 @@ from jaxcxr.eval.metrics import BETTER, METRICS
 REST_NAMES: Mapping[str, str] = MappingProxyType(
     {"accuracy": "statistical_parity_difference", "selection_rate": "selection_rate_difference"}
 )
-"""Metrics whose difference to all others has a name of its own; that of another metric is `<metric>_vs_rest`.
-"""
+"""Names of a metric's difference to all others; for metrics not listed it is `<metric>_vs_rest`."""
 
 GAPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -37,29 +35,30 @@ GAPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "equalized_odds_difference": ("sensitivity", "specificity"),
     }
 )
-"""Largest differences between any two groups, and the metrics in which they are sought: the larger one
-counts.
-"""
+"""Largest differences between any two groups -> the metrics over which the maximum is taken."""
 
 DIFFERENCED: tuple[str, ...] = tuple(metric for metric in METRICS if metric != "ece")
-"""Metrics that are compared between groups. The expected calibration error is larger in smaller groups even
-where calibration is the same, so that its differences would show sizes.
+"""Metrics that are compared between groups.
+
+Not the expected calibration error: it is larger in smaller groups even with equal calibration.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A set of films and how it fared; draw 0 is the films themselves.
+    """The metrics of a group of images; draw 0 is the sample itself.
 
     Attributes:
-        values: a row a finding and a last one for the mean over findings, in the order of `METRICS`; NaN
-            where not defined or suppressed.
-        no_finding_among_ill: share of ill films on which no finding is called, in each draw.
-        n, positives: labelled films of each finding, and positives among them.
-        images, ill: films, and films with any positive label.
-        clusters: patients (films, where films are redrawn) with a positive of each finding, and (last) of any
-            that is defined.
-        notes: why a finding, or (last) no finding among the ill, is missing; empty where it is not.
+        values: one row per finding and a last one for the mean over findings, metrics in the order of
+            `METRICS`; NaN where undefined or suppressed.
+        no_finding_among_ill: share of images with any positive label on which no finding is called, in each
+            draw.
+        n, positives: labelled images per finding, and positives among them.
+        images, ill: number of images, and of images with any positive label.
+        clusters: number of patients (images, if images are resampled) with a positive per finding, and (last)
+            with a positive of any defined finding.
+        notes: per finding, and (last) for `no_finding_among_ill`, why there is no value; empty if there is
+            one.
     """
 
     values: Float[np.ndarray, "rows metrics draws"]
@@ -75,12 +74,12 @@ class Judged:
 def with_average(
     values: Float[np.ndarray, "findings metrics draws"],
 ) -> Float[np.ndarray, "rows metrics draws"]:
-    """Append the mean over the findings that are defined on the films themselves."""
+    """The values with the mean over findings appended, as a last row."""
     return np.concatenate([values, average(np.swapaxes(values, 0, 1))[None]])
 
 
 def difference(a: Judged, b: Judged) -> Float[np.ndarray, "rows metrics draws"]:
-    """`a` minus `b`; the average is over the findings that are defined in both."""
+    """Values of `a` minus those of `b`; the average is over the findings defined in both."""
     return with_average(a.values[:-1] - b.values[:-1])
 
 
@@ -95,8 +94,8 @@ def best_of(
     """The best group in each finding and metric, and every group minus it.
 
     Returns:
-        The number of the best group, -1 where fewer than two groups are defined or the metric has no better
-        and worse (`metrics.BETTER`); and the differences, NaN there.
+        The index of the best group, -1 where fewer than two groups are defined or the metric has no better
+        direction (`metrics.BETTER`); and the differences, NaN there.
     """
     values = np.stack([j.values for j in judged])
     points = values[..., 0].copy()
@@ -111,7 +110,7 @@ def best_of(
             if best[f, m] >= 0:
                 differences[:, f, m] = values[:, f, m] - values[best[f, m], f, m]
         if best[-1, m] >= 0:
-            # A mean over the findings that both groups have: their own averages may be over different ones.
+            # Mean over the findings that both groups have; their own averages may be over different findings.
             differences[:, -1, m] = average(values[:, :-1, m] - values[best[-1, m], :-1, m])
     return best, differences
 
@@ -119,15 +118,15 @@ def best_of(
 def gaps(
     judged: Sequence[Judged],
 ) -> tuple[Float[np.ndarray, "rows gaps draws"], Int[np.ndarray, "findings gaps 2"]]:
-    """The largest differences between any two groups, in the order of `GAPS`; the last row is the mean over
-    findings.
+    """The largest differences between two groups, in the order of `GAPS`; last row: mean over findings.
 
-    Draw 0 is the largest difference. The redraws are those of the difference between the same two groups: a
-    redraw's own largest difference would grow with noise, and its interval would leave the estimate outside.
+    Draw 0 is the largest difference. The replicates are those of the difference between the same two groups:
+    the largest difference within each replicate would grow with noise, and its interval would exclude the
+    estimate.
 
     Returns:
-        The differences, NaN with fewer than two groups that are defined, and the two groups, highest and
-        lowest.
+        The differences (NaN with fewer than two defined groups), and the indices of the two groups, highest
+        and lowest.
     """
     values = np.stack([j.values[:-1] for j in judged])
     findings, draws = values.shape[1], values.shape[-1]

@@ -1,9 +1,9 @@
-"""Which groups of patients are judged apart: a text a grouping, such as `sex`, `age:0,30,60` or `sex*age`.
+"""Groups of patients for evaluation: one text per grouping, such as `sex`, `age:0,30,60` or `sex*age`.
 
-A column name alone makes a group of each of its values. A column of numbers takes bin edges after a colon,
-lower edges included and upper ones not. Columns joined by `*` make a group of each combination; a column with
-bins that is listed on its own keeps
-them there. Source of the default: the paper's Table 3 (age, sex) and Figures S2-S4 (number of comorbidities).
+A column name alone makes one group per value. A column of numbers takes bin edges after a colon, lower edges
+included, upper ones not. Columns joined by `*` make one group per combination; a column that has bins
+elsewhere in the list keeps them there. Source of the default: the paper's Table 3 (age, sex) and Figures
+S2-S4 (number of comorbidities).
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from jaxcxr.errors import InputError
 from jaxcxr.eval.predictions import group_numbers
 
 PAPER_GROUPS: tuple[str, ...] = ("age:0,30,60,70,80,100", "sex", "comorbidities:0,1,2,3,inf", "sex*age")
-"""The paper's groups and their intersection; those whose columns a file lacks are left out."""
+"""The paper's groups and their intersection; groups whose columns a file lacks are left out."""
 
 MAX_VALUES = 50
-"""Most groups that one column may make: more are a sign of an identifier, or of numbers that want bins."""
+"""Largest number of groups from one column; more suggest an identifier, or numbers that need bins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Group:
 
     Attributes:
         name: identifier, such as `age_0_30`.
-        label: for people, such as 'age [0, 30)'.
-        attribute: what the group is a value of, such as `age` or `sex*age`.
+        label: for readers, such as 'age [0, 30)'.
+        attribute: the grouping, such as `age` or `sex*age`.
         rows: mask over the rows of the predictions.
     """
 
@@ -46,8 +46,8 @@ def make_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tuple
 
     Args:
         predictions: table with the columns named in `specs`; `attrs["source"]` is named in errors.
-        specs: texts as described above; None takes those of `PAPER_GROUPS` whose columns are there and hold
-            anything.
+        specs: texts as described above; None takes those of `PAPER_GROUPS` whose columns exist and hold
+            values.
 
     Raises:
         InputError: a text cannot be read, names a column that is missing, empty, not numeric where it has
@@ -121,8 +121,7 @@ def _column_groups(
     if len(distinct) > MAX_VALUES:
         raise InputError(
             f"{source}: column {column!r}: expected at most {MAX_VALUES} values to make groups of, found "
-            f"{len(distinct)}; "
-            f"give bin edges if it holds numbers, such as '{column}:0,10,20'"
+            f"{len(distinct)}; give bin edges if it holds numbers, such as '{column}:0,10,20'"
         )
     return [
         Group(

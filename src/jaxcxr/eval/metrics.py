@@ -1,8 +1,8 @@
-"""How well one finding is predicted, and at which threshold a film is called positive.
+"""Metrics of one finding, and the threshold at which an image is called positive.
 
-Labels are 1, 0 or NaN (unknown, left out). A film is called positive if its probability is at least the
-threshold, as in scikit-learn's `roc_curve`. A finding of which only one class is labelled has no metric at
-all: they are NaN, 'not defined'.
+Labels are 1, 0 or NaN (unknown, left out). An image is called positive if its probability is at least the
+threshold, as in scikit-learn's `roc_curve`. If only one class of a finding is labelled, all its metrics are
+NaN ('not defined').
 Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's
 criterion.
 """
@@ -57,7 +57,7 @@ BETTER: Mapping[str, str] = MappingProxyType(
         "underdiagnosis_rate": "lower",
     }
 )
-"""Which way is better; a selection rate and a mean calibration error have no such direction."""
+"""The better direction of each metric; selection rate and mean calibration error have none."""
 
 CALIBRATION_BINS = 10
 """Bins of equal width, [0, 0.1) to [0.9, 1], of the expected calibration error."""
@@ -67,21 +67,20 @@ ThresholdPolicy = Literal["youden_test_per_draw", "youden_test", "youden_validat
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The films of one finding, sorted into the levels between which a threshold makes a difference to the
-    positives.
+    """The images of one finding, sorted into levels: one per distinct probability of a positive image.
 
-    Level 0 is the highest probability that a positive film has, level 1 the next. Going down, Youden's index
-    rises only where there is a positive, so that these probabilities are candidates enough for a threshold,
-    whatever the multiplicities of the films, and the areas under both curves are sums over them.
+    Level 0 is the highest probability of a positive image, level 1 the next. With a falling threshold,
+    Youden's index rises only at a positive image, so these probabilities are the only candidates for its
+    threshold, whatever the multiplicities of the images, and the areas under both curves are sums over them.
 
     Attributes:
-        thresholds: the distinct probabilities of the positive films, highest first.
+        thresholds: the distinct probabilities of the positive images, highest first.
         positives, negatives: rows with that label.
-        positive_level: level of each positive film.
-        negative_level: for each negative film the first level at which it is called positive too; the number
-            of levels if there is none.
-        negative_tied: whether its probability is that of the level, so that it and the positives there count
-            as equal.
+        positive_level: level of each positive image.
+        negative_level: for each negative image, the first level at which it is called positive; the number of
+            levels if there is none.
+        negative_tied: whether its probability equals that of its level, so that it ties with the positives
+            there.
     """
 
     thresholds: Float[np.ndarray, " k"]
@@ -93,12 +92,12 @@ class Levels:
 
     @property
     def one_class(self) -> bool:
-        """True if positives or negatives are missing, so that nothing is defined."""
+        """Whether positives or negatives are missing, so that no metric is defined."""
         return not (self.positives.size and self.negatives.size)
 
 
 def levels(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Levels:
-    """Sort the labelled films of a finding into levels."""
+    """Sort the labelled images of a finding into levels."""
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
     positives, negatives = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     thresholds = np.unique(p[positives])[::-1]
@@ -118,15 +117,14 @@ def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> 
     """Threshold with the largest true positive rate minus false positive rate (the paper's criterion).
 
     The rates are compared as whole numbers, without rounding. Among equally good thresholds the highest is
-    taken, and among the values between two neighbouring probabilities the upper one: a probability that a
-    positive film has.
+    taken; it is always the probability of a positive image.
 
     Args:
         y: labels 1, 0 or NaN.
         p: probabilities.
 
     Returns:
-        The threshold; infinity, which calls no film positive, if no threshold beats chance; NaN if only one
+        The threshold; infinity, which calls no image positive, if no threshold beats chance; NaN if only one
         class is labelled.
     """
     at = levels(y, p)
@@ -143,18 +141,19 @@ def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> 
 def point_metrics(
     y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float
 ) -> dict[str, float]:
-    """Every metric of one finding by name; a NaN threshold leaves those that need one undefined.
+    """Every metric of one finding, by name; with a NaN threshold, those that need one are NaN.
 
     - `auroc`: a tie between a positive and a negative counts one half; `average_precision`: the step-wise
       area under precision over recall (scikit-learn's definition).
     - `accuracy`, `sensitivity`, `specificity`, `balanced_accuracy` (mean of the two before it), `f1`: at the
       threshold.
     - `brier`: mean squared difference between probability and label.
-    - `ece`: expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by films.
-    - `calibration_in_the_large`: mean probability minus the share of positives; positive if the model says
-      too much.
-    - `selection_rate`: share of films called positive; `underdiagnosis_rate`: share of positive films called
-      negative.
+    - `ece`: expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by number of
+      images.
+    - `calibration_in_the_large`: mean probability minus the share of positives; positive if the model
+      overpredicts.
+    - `selection_rate`: share of images called positive; `underdiagnosis_rate`: share of positive images
+      called negative.
     """
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
     known = ~np.isnan(y)
@@ -185,7 +184,7 @@ def point_metrics(
 
 
 def calibration_bin(p: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Number of the calibration bin of each probability; the last bin holds 1 too."""
+    """Index of each probability's calibration bin; the last bin includes 1."""
     edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
     return np.clip(np.searchsorted(edges, p, side="right") - 1, 0, CALIBRATION_BINS - 1)
 
@@ -196,36 +195,35 @@ def choose_thresholds(
     policy: ThresholdPolicy,
     fixed: Sequence[float] | None = None,
 ) -> Float[np.ndarray, " findings"]:
-    """One threshold a finding, for everybody, as the policy says.
+    """One threshold per finding, for all groups, by the policy.
 
     Args:
         predictions: table with `split`, `y_<finding>` and `p_<finding>`.
         findings: names of the findings.
         policy: `youden_validation` chooses on the rows of split `valid`, `youden_test` on those of split
-            `test`; `youden_test_per_draw` on the test rows too (the redraws, and each group, choose anew);
+            `test`; `youden_test_per_draw` on the test rows too (each replicate and group chooses anew);
             `fixed` takes `fixed`.
-        fixed: one threshold for all findings, or one each; None is 0.5.
+        fixed: one threshold for all findings, or one per finding; None is 0.5.
 
     Returns:
-        NaN for a finding of which the rows that the policy looks at hold one class only.
+        The thresholds; NaN for a finding of which the rows used hold only one class.
 
     Raises:
-        InputError: `youden_validation` without validation rows, or a number of fixed thresholds that fits
-            nothing.
+        InputError: `youden_validation` without validation rows, or a wrong number of fixed thresholds.
     """
     if policy == "fixed":
         fixed = (0.5,) if fixed is None else fixed
         if len(fixed) not in (1, len(findings)):
             raise InputError(
-                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one a finding; "
+                f"evaluation.fixed_thresholds: expected one threshold or {len(findings)}, one per finding; "
                 f"found {len(fixed)}"
             )
         return np.broadcast_to(np.asarray(fixed, np.float64), (len(findings),)).copy()
     chosen = (predictions["split"] == ("valid" if policy == "youden_validation" else "test")).to_numpy()
     if policy == "youden_validation" and not chosen.any():
         raise InputError(
-            "predictions: threshold 'youden_validation' needs rows whose split is 'valid', found none; "
-            "add them, or choose the threshold 'youden_test'"
+            "predictions: threshold 'youden_validation' needs rows whose split is 'valid', found none; add "
+            "them, or choose the threshold 'youden_test'"
         )
     table = predictions.loc[chosen]
     return np.array(

@@ -1,6 +1,4 @@
-"""From weights and held-out films to one row of predictions a film: the only part of `eval` that runs the
-network.
-"""
+"""Predict the held-out images: one row per image. The only part of `eval` that runs the network."""
 
 from pathlib import Path
 
@@ -18,18 +16,17 @@ from jaxcxr.training.plan import model_of
 
 GROUP_COLUMNS = ("age", "sex", "view", "comorbidities")
 PIECE = 1024
-"""Films that are read at once."""
+"""Number of images read at once."""
 
 
 def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
-    """Predictions on the validation and test films, in the predictions contract (image_id, patient_id, split,
-    groups, y_*, p_*).
+    """Predictions for the validation and test images: image_id, patient_id, split, groups, y_* and p_*.
 
     Raises:
-        InputError: the store has no test films.
+        InputError: the store has no test images.
     """
     if not len(store.split("test")):
-        raise InputError(f"{store.path}: there are no test films to predict")
+        raise InputError(f"{store.path}: there are no test images to predict")
     model = Model(config.data.findings, store.size, model_of(config), params, config.model.prediction_views)
     frames = []
     for name in ("valid", "test"):

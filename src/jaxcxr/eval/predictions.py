@@ -1,7 +1,7 @@
-"""Reading a predictions file, from whichever model, and refusing what cannot be judged.
+"""Read and check a predictions file, from any model.
 
 The file needs `image_id`, `patient_id`, `split`, and for each finding `y_<finding>` (1, 0 or empty) and
-`p_<finding>` (a probability). Other columns, such as age and sex, are kept for whoever makes groups of them
+`p_<finding>` (a probability). Other columns, such as age and sex, are kept; groups are made of them
 (`jaxcxr.eval.groups`).
 """
 
@@ -16,15 +16,14 @@ from jaxcxr.errors import InputError
 ID_COLUMNS: tuple[str, ...] = ("image_id", "patient_id", "split")
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 KEPT_NAMES: tuple[str, ...] = ("average", "any")
-"""Names of findings that the evaluation uses itself: the mean over findings, and a film with any of them."""
+"""Names that no finding may have: the evaluation uses them for the mean over findings and for any finding."""
 
 SCHEMA_VERSION = 1
-"""Version of this form. A parquet file may state its own as `schema_version` in the attributes of the table.
-"""
+"""Version of this schema; a parquet file may state its own as `schema_version` in the table's attributes."""
 
 
 def read_predictions(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Read and check a predictions file (`.parquet` or `.csv`).
+    """The table and findings of a predictions file (`.parquet` or `.csv`), checked.
 
     Returns:
         The table, with text ids and float64 labels and probabilities and its path as `attrs["source"]`, and
@@ -42,12 +41,11 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: written with version {version!r} of the predictions schema; expected version "
-            f"{SCHEMA_VERSION}: "
-            "predict again with this version of jaxcxr"
+            f"{SCHEMA_VERSION}: predict again with this version of jaxcxr"
         )
     findings = _check_columns(path, table)
     if table.empty:
-        raise InputError(f"{path}: expected a row a film, found a file without rows")
+        raise InputError(f"{path}: expected one row per image, found a file without rows")
     for column in ID_COLUMNS:
         _refuse(path, table, column, table[column].isna(), "a value")
     _refuse(path, table, "image_id", table["image_id"].duplicated(), "each image once")
@@ -135,10 +133,10 @@ def _refuse(path: str | Path, table: pd.DataFrame, column: str, bad: ArrayLike, 
 
 
 def group_numbers(table: pd.DataFrame, column: str) -> pd.Series:
-    """A column to be cut into bins, as float64 with NaN where it is empty.
+    """A column to be divided into bins, as float64; NaN where a cell is empty.
 
     Raises:
-        InputError: a value is no number.
+        InputError: a value is not a number.
     """
     return _numbers(
         Path(table.attrs.get("source", "predictions")), table, column, "a number, to be put into a bin"

@@ -1,4 +1,4 @@
-"""What a network's head sees: the features of an image."""
+"""The features of an image: the input of a network's head."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ HEAD = "head"
 def with_features(
     model: nn.Module, params: PyTree, image: Any
 ) -> tuple[Float[Array, "findings"], Float[Array, "features"]]:
-    """Logits of an image, and the input of the dense layer that is called `head`."""
+    """Logits of an image, and its features: the input of the dense layer named `head`."""
     seen: list[Any] = []
 
     def look(

@@ -1,7 +1,7 @@
-"""What becomes of the last layer when weights trained for some findings are to predict others.
+"""Replace or map the last layer, to predict other findings than weights were trained for.
 
-The head of a state dict (torch layout) has one row a finding, `fc.weight` [findings, features] and `fc.bias`
-[findings].
+The head of a state dict (torch layout) has one row per finding, `fc.weight` [findings, features] and
+`fc.bias` [findings].
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.torch_weights import State
 
 NEW = "new"
-"""In a mapping: the finding has no counterpart and starts from a fresh row."""
+"""In a mapping, a finding without counterpart, which starts from a new random row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadMapping:
-    """A head for other findings, as a YAML file says it.
+    """A head for other findings, as read from YAML.
 
     Attributes:
         findings: to predict, in order.
-        mapping: finding to predict -> finding that the weights were trained for, or `new`; namesakes need no
-            entry.
+        mapping: finding to predict -> finding that the weights were trained for, or `new`; findings with
+            equal names need no entry.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -33,7 +33,7 @@ class HeadMapping:
 
 
 def replace_head(state: Mapping[str, np.ndarray], n_findings: int, seed: int = 0) -> State:
-    """The state with a fresh head: normal weights of variance 1 / features, zero biases."""
+    """The state with a new head: normal weights of variance 1 / features, zero biases."""
     features = _head(state)[0].shape[1]
     return dict(state) | {
         "fc.weight": _fresh_rows(n_findings, features, seed),
@@ -48,7 +48,7 @@ def map_head(
     mapping: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> State:
-    """The state with one row for each wanted finding: its own, by name, or the one that `mapping` names.
+    """The state with one head row per wanted finding: the row of the same name, or the one in `mapping`.
 
     Nothing is guessed: a finding that the weights were not trained for must be mapped, to a trained finding
     or to `new`.
@@ -57,13 +57,12 @@ def map_head(
         state: weights with one row for each of `trained`, in that order.
         trained: names of the findings that the weights predict.
         wanted: names of the findings to predict, in order.
-        mapping: wanted finding -> trained finding, or `new`; where a finding is not named, its namesake is
-            taken.
-        seed: of the fresh rows.
+        mapping: wanted finding -> trained finding, or `new`; by default the trained finding of the same name.
+        seed: of the new rows.
 
     Raises:
-        InputError: the number of rows is not that of `trained`, or findings lack a counterpart; all are
-            named.
+        InputError: the number of rows is not that of `trained`, or findings lack a counterpart; the message
+            names all.
     """
     mapping = mapping or {}
     weight, bias = _head(state)

@@ -1,5 +1,4 @@
-"""Marks by which weights that must not leave the hospital are known again: read here, written by whoever
-writes weights.
+"""Read the marks of weights that must not leave the hospital; whoever writes weights writes them.
 
 A mark stands in the record of a weights folder (`provenance.json`), in the metadata of a .safetensors file,
 in the dictionary of a .pth or .pt file, or in the name of the function of a .stablehlo file.
@@ -16,17 +15,17 @@ from jaxcxr.models.torch_files import read_metadata
 WATERMARK, REASONS = "watermark", "reasons_against_release"
 """Keys of a mark."""
 STABLEHLO_MARK = "not_for_release"
-"""Name of the function in a marked StableHLO file; reading the file shows it."""
+"""Name of the function in a marked StableHLO file, visible to its readers."""
 RECORD = "provenance.json"
 
 
 def marks_of(path: Path) -> tuple[str, ...]:
-    """Why the weights in a file or folder must not leave, as their marks say; none if they have none.
+    """Reasons why the marked weights in a file or folder must not leave; empty without a mark.
 
-    Of a folder its record and every .safetensors file in it count.
+    In a folder, its record and every .safetensors file in it are read.
 
     Raises:
-        InputError: a file is not readable.
+        InputError: a file cannot be read.
     """
     if path.is_dir():
         inside = (reason for file in sorted(path.glob("*.safetensors")) for reason in marks_of(file))

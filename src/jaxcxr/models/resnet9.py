@@ -1,5 +1,6 @@
-"""ResNet9 with group normalisation: the paper's network (Network Architecture; Klause et al. 2022, He et al.
-2016, Wu & He 2018).
+"""ResNet9 with group normalisation: the paper's network.
+
+Sources: the paper, Network Architecture; Klause et al. 2022; He et al. 2016; Wu & He 2018.
 """
 
 from functools import partial
@@ -15,9 +16,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Block(nn.Module):
-    """A basic residual block: two 3 x 3 convolutions, and a 1 x 1 one on the shortcut where the shape
-    changes.
-    """
+    """A basic residual block: two 3 x 3 convolutions, and 1 x 1 on the shortcut if the shape changes."""
 
     features: int
     stride: int
@@ -27,7 +26,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "i j o"]:
-        """One map in, one map out."""
+        """The output map for an input map."""
         conv = partial(
             nn.Conv, self.features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
         )
@@ -42,19 +41,19 @@ class Block(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """Logits of the findings from one grey film.
+    """The network: logits of the findings from one grey image.
 
-    4,909,896 parameters with eight findings and width 64. The film is copied to three channels for the
+    4,909,896 parameters with eight findings and width 64. The image is copied to three channels for the
     pretrained first layer, without materialising the copies (`layers.Stem`).
 
     Attributes:
-        n_findings: number of outputs.
+        n_findings: number of logits.
         activation: `mish` (private runs) or `relu` (non-private ones).
         width: channels of the first stage, doubled in each later one.
-        dtype: of convolutions and activations; norms, pooling's mean, head and logits are float32.
-        remat: see `ModelConfig`; it is for whoever differentiates the network.
-        scale_norm: normalise each block's output, so that residual and shortcut add up to one scale (Klause
-            et al. 2022).
+        dtype: of convolutions and activations; norms, the pooled mean, head and logits are float32.
+        remat: see `ModelConfig`; read by the code that differentiates the network.
+        scale_norm: normalise each block's output, so that the sum of residual and shortcut has a fixed scale
+            (Klause et al. 2022).
     """
 
     n_findings: int
@@ -66,9 +65,7 @@ class ResNet9(nn.Module):
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "h w"] | Float[Array, "h w"]) -> Float[Array, "findings"]:
-        """Logits of one film with grey values in [0, 255]; they are scaled to [0, 1] here, as the paper's
-        loader does.
-        """
+        """Logits of one image; grey values in [0, 255] are scaled to [0, 1], as in the paper's loader."""
         x = (image.astype(jnp.float32) / 255.0).astype(self.dtype)
         x = Stem(self.width, dtype=self.dtype, name="conv1")(x)
         x = GroupNorm(name="norm1")(x, activation=self.activation)

@@ -1,9 +1,9 @@
-"""Where on a film a finding's logit comes from.
+"""Saliency: where in an image a finding's logit comes from.
 
-Two methods. Integrated gradients (Sundararajan et al. 2017) give each pixel its share of the logit's rise
-over that of a black film; the shares add up to the rise. The class activation map (Zhou et al. 2016), which
-is Grad-CAM (Selvaraju et al. 2017) in a network that ends in mean and dense layer, says the same for the
-cells of the last map (2 x 2 at 64 pixels, 16 x 16 at 512).
+Integrated gradients (Sundararajan et al. 2017) attribute the difference between the logits of the image and
+of a black image to the pixels; the attributions add up to the difference. The class activation map (Zhou et
+al. 2016; equal to Grad-CAM, Selvaraju et al. 2017, in a network that ends in a mean and a dense layer)
+attributes the logit to the cells of the last map (2 x 2 at 64 pixels, 16 x 16 at 512).
 """
 
 from typing import Any
@@ -19,17 +19,16 @@ LAST_STAGE = "stage4_block1"
 
 
 def integrated_gradients(
-    model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
+    model: ResNet9, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
 ) -> Float[np.ndarray, "h w"]:
-    """Each pixel's share of logit(film) - logit(black film), in logits, by the midpoint rule over `steps`
-    films between them.
+    """Each pixel's share of logit(image) - logit(black image), by the midpoint rule.
 
     Args:
         model: the network.
         params: its parameters.
-        film: prepared as for training.
+        image: prepared as for training.
         finding: index of the output.
-        steps: films on the way; the error of the sum falls with their square.
+        steps: number of images between black and `image`; the error of the sum decreases with its square.
     """
 
     def logit(image: Any) -> Any:
@@ -44,18 +43,16 @@ def integrated_gradients(
         total, _ = jax.lax.scan(add, jnp.zeros_like(image), fractions)
         return image * total / steps
 
-    return np.asarray(shares(jnp.asarray(film, jnp.float32)))
+    return np.asarray(shares(jnp.asarray(image, jnp.float32)))
 
 
 def activation_map(
-    model: ResNet9, params: PyTree, film: UInt8[np.ndarray, "h w"], finding: int
+    model: ResNet9, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int
 ) -> Float[np.ndarray, "i j"]:
-    """Each cell's contribution to the logit on the last map, in logits; the sum is the logit without its
-    bias.
-    """
+    """Contribution of each cell of the last map to the logit; the sum is the logit without its bias."""
     _, state = model.apply(
         params,
-        jnp.asarray(film),
+        jnp.asarray(image),
         capture_intermediates=lambda module, _: module.name == LAST_STAGE,
         mutable=["intermediates"],
     )

@@ -1,6 +1,4 @@
-"""Files of torch weights: checkpoints (.pth, .pt) and safetensors, read without running anything that is in
-them.
-"""
+"""Read and write torch weights: checkpoints (.pth, .pt) and safetensors, without running code from a file."""
 
 import pickle
 import re
@@ -16,11 +14,11 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.torch_weights import State
 
 PREFIXES = ("_module.", "module.", "_orig_mod.", "model.", "net.")
-"""What wrappers put before every name: Opacus, DataParallel, torch.compile, Lightning and others."""
+"""Prefixes that wrappers put before every name: Opacus, DataParallel, torch.compile, Lightning and others."""
 
 
 def read_state(path: Path, key: str | None = None) -> State:
-    """The state dict in a file, plain names, float32 arrays.
+    """The state dict in a file, with plain names and float32 arrays.
 
     A checkpoint may be the state dict itself or a dictionary that holds one beside other things (epoch,
     optimiser). Pickles are read with torch's `weights_only` loader, which builds tensors and plain containers
@@ -31,7 +29,8 @@ def read_state(path: Path, key: str | None = None) -> State:
         key: entry of the checkpoint that holds the state dict; needed only if there are several.
 
     Raises:
-        InputError: no such file, not readable, refused, no state dict in it, or several.
+        InputError: there is no such file, it cannot be read or is refused, or it holds no or several state
+            dicts.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
@@ -40,11 +39,10 @@ def read_state(path: Path, key: str | None = None) -> State:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Texts that stand in a file beside its state dict: metadata of .safetensors, texts of a checkpoint
-    dictionary.
+    """Texts in a file beside its state dict: metadata of .safetensors, texts of a checkpoint dictionary.
 
     Raises:
-        InputError: not readable.
+        InputError: the file cannot be read.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
@@ -63,14 +61,13 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_state(
     path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Write a state dict as .safetensors, or as .pth or .pt for `torch.load`; the file appears when it is
-    complete.
+    """Write a state dict as .safetensors, or as .pth or .pt for `torch.load`; the file appears when complete.
 
-    With metadata a .pth or .pt file is a dictionary of them with the state dict under `state_dict`, so that
-    loading it shows them.
+    With metadata, a .pth or .pt file is a dictionary of them with the state dict under `state_dict`, so that
+    loading the file shows them.
 
     Raises:
-        InputError: another ending, or torch is needed and missing.
+        InputError: the name has another ending, or torch is needed and not installed.
     """
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise InputError(f"{path}: expected a name that ends in .safetensors, .pth or .pt")
@@ -139,7 +136,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _state_within(found: Any, path: Path, key: str | None, torch: Any) -> Mapping[str, Any]:
-    """The state dict itself, or the one that the checkpoint dictionary holds."""
+    """The state dict: `found` itself, or the one that the checkpoint dictionary holds."""
 
     def is_state(value: Any) -> bool:
         return (

@@ -1,8 +1,8 @@
-"""The parameters of the network in torch's names and layout, both ways.
+"""Convert the network's parameters to and from torch's names and layout.
 
-The authors' checkpoints are state dicts of a torchvision residual net with one block a stage: conv1.weight,
-bn1.weight, layer1.0.conv1.weight, ..., layer2.0.downsample.0.weight, fc.weight. This module knows names,
-shapes and axes only and imports neither torch nor jax; `torch_files` reads and writes the files.
+The authors' checkpoints are state dicts of a torchvision residual network with one block per stage:
+conv1.weight, bn1.weight, layer1.0.conv1.weight, ..., layer2.0.downsample.0.weight, fc.weight. This module
+only knows names, shapes and axes and imports neither torch nor jax; `torch_files` reads and writes the files.
 """
 
 import re
@@ -43,7 +43,7 @@ def torch_shapes(n_findings: int, width: int = 64) -> dict[str, tuple[int, ...]]
 
 
 def flax_path(name: str) -> tuple[str, ...]:
-    """Where the parameter that torch calls `name` lies in the `params` collection.
+    """Path in the `params` collection of the parameter that torch calls `name`.
 
     Raises:
         KeyError: the network has no such parameter.
@@ -60,8 +60,9 @@ def flax_path(name: str) -> tuple[str, ...]:
 
 
 def to_torch(params: PyTree) -> State:
-    """Parameters of the network (`{"params": ...}`) -> state dict; kernels [h, w, in, out] become [out, in,
-    h, w], the head [in, out] becomes [out, in].
+    """The state dict of the network's parameters (`{"params": ...}`).
+
+    Kernels [h, w, in, out] become [out, in, h, w], the head [in, out] becomes [out, in].
     """
     head, first = _leaf(params, flax_path("fc.weight")), _leaf(params, flax_path("conv1.weight"))
     names = torch_shapes(head.shape[1], first.shape[3])
@@ -71,11 +72,11 @@ def to_torch(params: PyTree) -> State:
 def from_torch(
     state: Mapping[str, np.ndarray], n_findings: int, width: int = 64, source: str = "state dict"
 ) -> PyTree:
-    """State dict -> parameters of the network, float32.
+    """The network's parameters from a state dict, in float32.
 
     Raises:
-        InputError: keys are missing or surplus or an array has another shape or is not finite; all of them
-            are named.
+        InputError: keys are missing or surplus, or an array has another shape or is not finite; the message
+            names all.
     """
     want = torch_shapes(n_findings, width)
     wrong = [f"{name} is missing" for name in want if name not in state]

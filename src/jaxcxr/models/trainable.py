@@ -1,7 +1,7 @@
-"""Which parameters a fine-tuning run trains; the others keep the values they start from.
+"""The parameters that a fine-tuning run trains; the others keep their starting values.
 
-Fewer trained parameters means less noise in all (its norm grows with the root of their number) at the price
-of a less adaptable network. The choice must not depend on private data.
+Fewer trained parameters mean less noise in total (its norm grows with the square root of their number) but a
+less adaptable network. The choice must not depend on private data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,7 @@ LAST_STAGE = "stage4"
 
 
 def is_trained(scope: Scope, path: Sequence[str]) -> bool:
-    """Whether the parameter at `path` (names below `params`, such as ("stage4_block1", "conv1", "kernel")) is
-    trained.
-    """
+    """Whether the parameter at `path`, such as ("stage4_block1", "conv1", "kernel"), is trained."""
     in_head = path[0] == "head"
     match scope:
         case "all":
@@ -35,7 +33,7 @@ def is_trained(scope: Scope, path: Sequence[str]) -> bool:
 
 
 def trained_mask(scope: Scope, params: PyTree) -> PyTree:
-    """A tree like `params` (`{"params": ...}`) with True at the leaves that are trained.
+    """A tree like `params` (`{"params": ...}`), True at the leaves that are trained.
 
     Raises:
         InputError: the scope names no parameter of this network.
@@ -60,10 +58,9 @@ def trained_mask(scope: Scope, params: PyTree) -> PyTree:
 
 
 def split(params: PyTree, mask: PyTree | None) -> tuple[PyTree, PyTree]:
-    """(trained, frozen) parameters: two trees of the same nesting, each without the leaves and empty branches
-    of the other.
+    """The trained and the frozen parameters: two trees of the same nesting, each without the other's leaves.
 
-    Without a mask all are trained, in a tree of any kind.
+    Empty branches are dropped. Without a mask all are trained, in a tree of any kind.
     """
     if mask is None:
         return params, {}
@@ -80,7 +77,7 @@ def split(params: PyTree, mask: PyTree | None) -> tuple[PyTree, PyTree]:
 
 
 def join(trained: PyTree, frozen: PyTree) -> PyTree:
-    """Inverse of `split`; where both have a leaf, it is the first one's."""
+    """The joined tree, inverse of `split`; where both trees have a leaf, that of `trained` is taken."""
     if not frozen:
         return trained
 

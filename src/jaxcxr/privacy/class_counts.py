@@ -5,9 +5,8 @@ grid steps. A unit's contribution is a function of that unit alone: to each find
 negative or nothing, a patient counting as the mean of their images, and rounded to the grid once. So one unit
 more or less moves the sum by exactly its own rounded contribution, of length at most sqrt(findings) / step +
 sqrt(2 findings) / 2 steps; the noise is accounted at sqrt(findings) / step + sqrt(2 findings) steps
-(`rounded_noise.grid_for`). Noise on whole numbers is post-processing of the
-Gaussian mechanism (`rounded_noise`): no digit of the result tells more than that (against Mironov 2012), and
-everything computed from it is post-processing too. Its ledger entry says what it costs.
+(`rounded_noise.grid_for`). No digit of the result tells more than the Gaussian mechanism's (`rounded_noise`),
+and everything computed from it is post-processing. Its ledger entry says what it costs.
 """
 
 import dataclasses
@@ -69,9 +68,8 @@ def class_counts_grid(entry: Statistic) -> rounded_noise.Grid:
     Raises:
         ValueError: noise so small or so large does not fit.
     """
-    return rounded_noise.grid_for(
-        entry.l2_sensitivity, entry.noise_multiplier, 2 * round(entry.l2_sensitivity**2)
-    )
+    coordinates = 2 * round(entry.l2_sensitivity**2)
+    return rounded_noise.grid_for(entry.l2_sensitivity, entry.noise_multiplier, coordinates)
 
 
 def rounded_counts(
@@ -79,8 +77,7 @@ def rounded_counts(
     step: float,
     patients: Int[np.ndarray, " images"] | None = None,
 ) -> Int64[np.ndarray, "both"]:
-    """Sum over units of each unit's contribution, rounded to the grid: positives of every finding, then
-    negatives.
+    """Sum of the units' contributions, rounded one by one: positives of every finding, then negatives.
 
     Args:
         labels: 1, 0 or NaN (unknown).
@@ -109,8 +106,7 @@ def noised_class_counts(
     Args:
         labels: 1, 0 or NaN (unknown).
         noise_multiplier: noise standard deviation over the sensitivity sqrt(findings).
-        secret: of the run, bound (`binding.bound_secret`); the same secret gives the same noise, so that a
-            resumed run repeats the release and adds none.
+        secret: of the run, bound (`binding.bound_secret`): a resumed run repeats the release and adds none.
         patients: number of each image's patient, if the unit is the patient; each then counts once.
 
     Raises:
@@ -119,8 +115,7 @@ def noised_class_counts(
     n_findings = labels.shape[1]
     entry = class_counts_entry(n_findings, noise_multiplier)
     grid = class_counts_grid(entry)
-    drawn = rounded_noise.rounded_gaussian(
-        noise.derive_key(secret, CLASS_COUNTS, 0), grid.deviation, 2 * n_findings
-    )
+    key = noise.derive_key(secret, CLASS_COUNTS, 0)
+    drawn = rounded_noise.rounded_gaussian(key, grid.deviation, 2 * n_findings)
     noised = (rounded_counts(labels, grid.step, patients) + drawn) * grid.step
     return NoisedCounts(noised[:n_findings], noised[n_findings:], grid.step, entry)

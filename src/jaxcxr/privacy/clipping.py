@@ -18,7 +18,7 @@ less.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from jaxcxr.per_example import gradients
 from jaxcxr.per_example.gradients import Loss
 
 Layer = tuple[str, ...]
+OfLayers = Mapping[Layer, Float[Array, "n"]]
+"""One number for each layer and example."""
 Method = Literal["vmap", "layerwise"]
 
 LEAST = 1e-6
@@ -43,15 +45,48 @@ sum's sensitivity above it.
 class ClipRule(Protocol):
     """From the norms of an example's gradient to the factors by which it is scaled."""
 
-    def factors(
-        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
-    ) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(self, squared: OfLayers, l2_clip_norm: Any) -> OfLayers:
         """Factors of each layer's part, given its squared norms.
 
         Guarantee: sum over layers of (factor^2 x squared norm) <= l2_clip_norm^2 in exact arithmetic, for
         every example whose norms are finite. A norm that is not finite gives a factor that is not.
         """
         ...
+
+
+@runtime_checkable
+class AdaptiveRule(Protocol):
+    """A rule with a public state, which learns from one more coordinate of each contribution (`adaptive`)."""
+
+    def start(self) -> PyTree:
+        """The state before the first step, a tree of arrays."""
+        ...
+
+    def at(self, state: PyTree) -> ClipRule:
+        """The rule of one step."""
+        ...
+
+    def coordinates(self, norms: Float[Array, "n"], l2_clip_norm: float, state: PyTree) -> Float[Array, "n"]:
+        """Those of units with gradients of such norms.
+
+        Guarantee: with what `at(state)` leaves of its gradient, a unit's is at most l2_clip_norm long.
+        """
+        ...
+
+    def learnt(self, released: "Extended", l2_clip_norm: float, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The mean gradient that was released, and the next state: post-processing."""
+        ...
+
+    def clip_norm(self, l2_clip_norm: float, state: PyTree) -> Float[Array, ""]:
+        """To which a step at this state clips gradients."""
+        ...
+
+
+class Extended(NamedTuple):
+    """A gradient and one more coordinate, of one unit, summed or released."""
+
+    gradient: PyTree
+    coordinate: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +104,7 @@ class Flat:
         """Refuse a stability that float32 cannot hold beside a norm."""
         _check_stability(self.stability)
 
-    def factors(
-        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
-    ) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(self, squared: OfLayers, l2_clip_norm: Any) -> OfLayers:
         """The same factors for all layers."""
         return dict.fromkeys(squared, clip_factors(total_of_layers(squared), l2_clip_norm, self.stability))
 
@@ -91,9 +124,7 @@ class PerLayer:
         """Refuse a stability that float32 cannot hold beside a norm."""
         _check_stability(self.stability)
 
-    def factors(
-        self, squared: Mapping[Layer, Float[Array, "n"]], l2_clip_norm: Any
-    ) -> Mapping[Layer, Float[Array, "n"]]:
+    def factors(self, squared: OfLayers, l2_clip_norm: Any) -> OfLayers:
         """Each layer's own factors."""
         share = l2_clip_norm / math.sqrt(len(squared))
         return {layer: clip_factors(own, share, self.stability) for layer, own in squared.items()}
@@ -117,7 +148,7 @@ def layer_of(path: Sequence[Any]) -> Layer:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path[:-1])
 
 
-def by_layer(squared: PyTree) -> dict[Layer, Float[Array, "n"]]:
+def by_layer(squared: PyTree) -> OfLayers:
     """Squared norms of each layer's gradients, given those of each parameter's."""
     found: dict[Layer, Any] = {}
     for path, own in jax.tree_util.tree_leaves_with_path(squared):
@@ -125,7 +156,7 @@ def by_layer(squared: PyTree) -> dict[Layer, Float[Array, "n"]]:
     return found
 
 
-def total_of_layers(squared: Mapping[Layer, Float[Array, "n"]]) -> Float[Array, "n"]:
+def total_of_layers(squared: OfLayers) -> Float[Array, "n"]:
     """Squared norms of whole gradients."""
     first, *others = squared.values()
     return sum(others, start=first)

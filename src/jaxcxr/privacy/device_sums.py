@@ -1,6 +1,4 @@
-"""Sums that each device keeps of its own microbatches, with a leading axis of devices, until all meet once
-per step.
-"""
+"""Sums that each device keeps of its own microbatches, on a leading axis, until all meet once per step."""
 
 from collections.abc import Callable
 from typing import Any

@@ -10,8 +10,7 @@ No word overflows as long as at most `most_units` units, each of L2 norm at most
 most `MOST_PARTS` parts:
 
 - high: a part's word is at most its units times 2^(1 + high_bits) plus one half, with high_bits <= 29 -
-log2(most_units), so that
-  all together stay below 2^30 + MOST_PARTS;
+  log2(most_units), so that all together stay below 2^30 + MOST_PARTS;
 - low: a part's word is at most 2^(LOW_BITS - 1), and all together at most MOST_PARTS times that, 2^30.
 
 `training.batches` refuses a batch with more units. A part that is not finite is counted in `broken` and makes
@@ -87,16 +86,25 @@ def of_floats(part: PyTree, step: float, is_finite: Any) -> ExactSum:
     return ExactSum(high, low, _broken(is_finite))
 
 
+def of_units(values: Float[Array, "n"], step: float) -> ExactSum:
+    """A part: the sum of one number for each unit, each rounded to the nearest step by itself.
+
+    The halves that rounding may add to its `high`, one per unit, leave the total below 2^31.
+
+    Raises:
+        ValueError: there are more units than `low` has room for.
+    """
+    if len(values) > MOST_PARTS:
+        raise ValueError(f"exact sum: expected at most {MOST_PARTS} units, found {len(values)}")
+    each = of_floats(values, step, True)
+    return ExactSum(*_carried(jnp.sum(each.high), jnp.sum(each.low)), each.broken)
+
+
 def of_steps(part: PyTree, is_finite: Any) -> ExactSum:
     """A part in whole steps already (int32)."""
     high = jax.tree.map(lambda v: (v + (1 << (LOW_BITS - 1))) >> LOW_BITS, part)
     low = jax.tree.map(lambda v, h: v - (h << LOW_BITS), part, high)
     return ExactSum(high, low, _broken(is_finite))
-
-
-def add(one: ExactSum, other: ExactSum) -> ExactSum:
-    """Their sum."""
-    return jax.tree.map(jnp.add, one, other)
 
 
 def plus_steps(total: ExactSum, noise: PyTree, step: float) -> PyTree:
@@ -115,9 +123,8 @@ def plus_floats(total: ExactSum, noise: PyTree, step: float) -> PyTree:
 
     def of_leaf(high: Any, low: Any, noise: Any) -> Any:
         high, low = _carried(high, low)
-        top = (
-            high + (1 << (_TOP_BITS - 1))
-        ) >> _TOP_BITS  # to the nearest: terms of one small sum do not cancel
+        # to the nearest: terms of one small sum do not cancel
+        top = (high + (1 << (_TOP_BITS - 1))) >> _TOP_BITS
         middle = high - (top << _TOP_BITS)
         terms = (low, step), (middle, step * 2.0**LOW_BITS), (top, step * 2.0 ** (LOW_BITS + _TOP_BITS))
         for word, unit in terms:
@@ -132,9 +139,7 @@ def value(total: ExactSum, step: float) -> PyTree:
     return plus_floats(total, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), total.high), step)
 
 
-def _carried(
-    high: Int32[Array, "..."], low: Int32[Array, "..."]
-) -> tuple[Int32[Array, "..."], Int32[Array, "..."]]:
+def _carried(high: Any, low: Any) -> tuple[Any, Any]:
     """The same number with `low` between -2^(LOW_BITS - 1) and 2^(LOW_BITS - 1)."""
     carry = (low + (1 << (LOW_BITS - 1))) >> LOW_BITS
     return high + carry, low - (carry << LOW_BITS)

@@ -19,17 +19,16 @@ contributes 0, and the run stops. Whole numbers are added exactly, in any order 
 microbatch of `MOST_UNITS`, then by `exact_sum`).
 
 (3) Let s be the computed squared norm of g(u). It is a sum of d squares in four stages of at most 128 terms
-each, kept apart by
-barriers, and of at most 256 leaves: with e = 2^-24, a sum of m terms of one sign is off by at most (m - 1) e
-/ (1 - (m - 1) e) of itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 - (4 * 127 + 255 + 8) e)
->= |g|^2 (1 - 1e-4 / 2). Hence f
-|g| <= C (1 - `MARGIN`) (1 + 3e-5) in exact arithmetic, the roundings of the square root, the quotient and the product included,
-and fl(f g / step) has length at most C / step, since MARGIN is 1e-4. Rounding to whole numbers moves each
-coordinate by at most one half. Squares that underflow are taken for 0; all of them together are below d
-2^-126, which is nothing beside the square of a clip norm, or of gamma, of at least 1e-6 (`config`). QED.
+each, kept apart by barriers, and of at most 256 leaves: with e = 2^-24, a sum of m terms of one sign is off
+by at most (m - 1) e / (1 - (m - 1) e) of itself in any order (Higham 2002, section 4.2), so s >= |g|^2 (1 -
+(4 * 127 + 255 + 8) e) >= |g|^2 (1 - 1e-4 / 2). Hence f |g| <= C (1 - `MARGIN`) (1 + 3e-5) in exact
+arithmetic, the roundings of the square root, quotients and products included, and fl(f g / step) has length
+at most C / step, since MARGIN is 1e-4. Rounding to whole numbers moves each coordinate by at most one half.
+Squares that underflow are taken for 0; all of them together are below d 2^-126, which is nothing beside the
+square of a clip norm, or of gamma, of at least 1e-6 (`clipping.LEAST`). QED.
 
 The noise of `rounded_noise.grid_for` is for C / step + sqrt(d). Clipped layer by layer, the norm of each
-layer's part is bounded so.
+layer's part is bounded so. The coordinate that an adaptive rule adds is one of the d.
 """
 
 import jax

@@ -1,7 +1,8 @@
 """The private step: the one place where sampling, clipping, noise and accounting are bound together.
 
 One step releases (sum of the batch's clipped gradients + N(0, (noise_multiplier * l2_clip_norm)^2)) /
-expected_batch_size, or the same of clipped moments.
+expected_batch_size, or the same of clipped moments. Where the clip norm adapts, each gradient has one more
+coordinate and the two together are clipped (`adaptive`): one release with the same sensitivity.
 
 Guarantee: with the batch drawn by `sampling.poisson_batch`, a sum of sensitivity `l2_clip_norm` under
 add/remove of one unit and one noise draw per step, T steps are the T-fold composition of the
@@ -12,15 +13,13 @@ divisor is the declared expected batch size, never the drawn one, which is priva
 That the sum has this sensitivity on a computer, too, has two grades:
 
 - Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers
-  (`hardened_sum`, `exact_sum`), and the noise is drawn in whole numbers (`rounded_noise`), for the
-  sensitivity that the rounding leaves.
-- Gaussian noise: sums across microbatches, devices and processes are exact (`exact_sum`), so that their
-  number and order add nothing. Within a microbatch a matrix product sums over units in float32, and one unit
-  more, which moves others to another place or another microbatch, changes how that is rounded. This is no
-  theorem. Contributions are clipped to `clip_to` = l2_clip_norm x (1 - `rounding_allowance`) to leave room
-  for it. The allowance is `rounding.FACTOR` times what one rounding of a sum of so many aligned contributions
-  comes to. A search over films made for the purpose found `rounding.FOUND` times that, if every microbatch of
-  a batch changed in the same direction (`tests/privacy/rounding.py`).
+  (`hardened_sum`, `exact_sum`), and the noise is whole numbers (`rounded_noise`) for the sensitivity that the
+  rounding leaves.
+- Gaussian noise: no theorem. Sums across microbatches, devices and processes are exact (`exact_sum`). Within
+  a microbatch a matrix product sums over units in float32, and one unit more, which moves others to another
+  place or microbatch, changes how that is rounded. Contributions are clipped to `clip_to`, which leaves room
+  for `rounding.FACTOR` times what one rounding of a sum of so many aligned contributions comes to; a search
+  found `rounding.FOUND` times that.
 - Moments (`moments`) are whole numbers from the start: a theorem with either noise, but for the noise's own
   rounding.
 """
@@ -38,7 +37,7 @@ from jaxcxr import accounting
 from jaxcxr.per_example import gradients
 from jaxcxr.per_example.gradients import Loss
 from jaxcxr.privacy import clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
-from jaxcxr.privacy.clipping import ClipRule, Flat, Method
+from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Extended, Flat, Method
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.moments import Moments
 from jaxcxr.privacy.rounding import rounding_allowance
@@ -65,15 +64,14 @@ class Mechanism:
     """Parameters of the private step, all public.
 
     Attributes:
-        n_units: declared, public number of units N; it sets the sample rate and need not be the number of
-            records present.
+        n_units: declared number of units N; it sets the sample rate, whatever number of records is there.
         expected_batch_size: N q.
         l2_clip_norm: bound C on one unit's contribution to the sum.
         noise_multiplier: noise standard deviation over C.
         epsilon, delta: the budget.
         discrete_coordinates: number of coordinates of the sum if its noise is discrete (`rounded_noise`);
             None for noise in floating point.
-        rule: by which gradients are clipped.
+        rule: by which gradients are clipped. The public state of one that adapts belongs to the step.
         method: how their sum is computed (`clipping`).
     """
 
@@ -84,7 +82,7 @@ class Mechanism:
     epsilon: float
     delta: float
     discrete_coordinates: int | None = None
-    rule: ClipRule = Flat()  # noqa: RUF009 - frozen
+    rule: ClipRule | AdaptiveRule = Flat()  # noqa: RUF009 - frozen
     method: Method = "layerwise"
 
     def __post_init__(self) -> None:
@@ -124,9 +122,7 @@ class Mechanism:
 
     @property
     def rounding_allowance(self) -> float:
-        """Part of the clip norm that is kept free for the rounding of sums within microbatches; 0 where there
-        is none.
-        """
+        """Part of the clip norm kept free for rounding within microbatches; 0 where sums are exact."""
         return 0.0 if self.grid is not None else rounding_allowance(self.expected_batch_size)
 
     @property
@@ -134,8 +130,21 @@ class Mechanism:
         """L2 norm to which contributions are clipped before they are summed."""
         return self.l2_clip_norm * (1.0 - self.rounding_allowance)
 
+    def start(self) -> PyTree | None:
+        """The public state of the clip rule before the first step; None if it has none."""
+        return self.rule.start() if isinstance(self.rule, AdaptiveRule) else None
+
+    def contribution(self, gradient: PyTree) -> PyTree:
+        """What a step sums: a tree like `gradient`, and the coordinate that an adaptive rule adds."""
+        return Extended(gradient, jnp.zeros(())) if isinstance(self.rule, AdaptiveRule) else gradient
+
     def clipped_sum(
-        self, loss: Loss, params: PyTree, examples: PyTree, is_real: Bool[Array, "n"]
+        self,
+        loss: Loss,
+        params: PyTree,
+        examples: PyTree,
+        is_real: Bool[Array, "n"],
+        state: PyTree | None = None,
     ) -> ClippedSum:
         """The sum over a microbatch of clipped per-example gradients, to be called inside jit.
 
@@ -148,19 +157,39 @@ class Mechanism:
             examples: leaves with a leading axis of n; with discrete noise each example in its own place
                 (`sampling.in_places`).
             is_real: False for padding, which contributes exactly zero.
+            state: of the clip rule (`start`, `learnt`).
         """
-        step = self.contribution_step
-        if step is None:
+        grid, rule = self.grid, self._rule_at(state)
+        if grid is None:
             total, losses, norms = clipping.clipped_sum(
-                loss, params, examples, is_real, self.clip_to, self.rule, self.method
+                loss, params, examples, is_real, self.clip_to, rule, self.method
             )
         else:
             if self.method == "vmap":
                 losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
             else:
                 each, losses = gradients.each_gradient(loss, params, examples)
-            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, step, self.rule)
-        return ClippedSum(self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real)), losses, norms)
+            total, norms = hardened_sum.rounded_sum(each, is_real, self.clip_to, grid.step, rule)
+        exact = self.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real))
+        if isinstance(self.rule, AdaptiveRule):
+            own = jnp.where(is_real, self.rule.coordinates(norms, self.clip_to, state), 0.0)
+            more = exact_sum.of_units(own, self.step_size(total))
+            exact = ExactSum(Extended(exact.high, more.high), Extended(exact.low, more.low), exact.broken)
+        return ClippedSum(exact, losses, norms)
+
+    def _rule_at(self, state: PyTree | None) -> ClipRule:
+        if not isinstance(self.rule, AdaptiveRule):
+            return self.rule
+        if state is None:
+            raise ValueError(
+                "state: a clip rule that adapts has one: `Mechanism.start`, then that of `learnt`"
+            )
+        return self.rule.at(state)
+
+    def clip_norm(self, state: PyTree | None) -> Any:
+        """To which gradients are clipped, at a state of the rule."""
+        rule, flat = self.rule, self.clip_to
+        return rule.clip_norm(flat, state) if isinstance(rule, AdaptiveRule) else flat
 
     def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
         """Indices, among the units present in the data set, of those in the batch of one step."""
@@ -181,13 +210,6 @@ class Mechanism:
             return None
         return rounded_noise.grid_for(self.l2_clip_norm, self.noise_multiplier, self.discrete_coordinates)
 
-    @property
-    def contribution_step(self) -> float | None:
-        """Size of the steps to which each unit's gradient is rounded by itself (`hardened_sum`); None for
-        Gaussian noise.
-        """
-        return None if self.grid is None else self.grid.step
-
     def step_size(self, contribution: PyTree) -> float:
         """Size of the steps in which the sum of such contributions is counted.
 
@@ -205,8 +227,7 @@ class Mechanism:
         return exact_sum.of_floats(part, self.step_size(part), is_finite)
 
     def randomness(self, key: UInt32[np.ndarray, "4"], like: PyTree) -> PyTree:
-        """What `release` needs besides the sum: the key of the noise, or discrete noise itself, drawn here in
-        whole steps.
+        """What `release` needs besides the sum: the key of the noise, or discrete noise, drawn here.
 
         Args:
             key: of one step (`noise_key`).
@@ -215,18 +236,12 @@ class Mechanism:
         grid = self.grid
         if grid is None:
             return key
-        leaves, structure = jax.tree.flatten(like)
-        sizes = [math.prod(leaf.shape) for leaf in leaves]
-        if sum(sizes) != self.discrete_coordinates:
-            raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {sum(sizes)}")
+        count = noise.coordinates(like)
+        if count != self.discrete_coordinates:
+            raise ValueError(f"like: expected {self.discrete_coordinates} coordinates, found {count}")
         if isinstance(like, Moments):
             return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
-        drawn = np.split(
-            rounded_noise.rounded_gaussian(key, grid.deviation, sum(sizes)), np.cumsum(sizes)[:-1]
-        )
-        return jax.tree.unflatten(
-            structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)]
-        )
+        return noise.in_shapes_of(like, rounded_noise.rounded_gaussian(key, grid.deviation, count))
 
     def release(self, total: ExactSum, randomness: PyTree) -> PyTree:
         """The noised mean gradient of one step; a pure function, to be called inside jit.
@@ -246,6 +261,12 @@ class Mechanism:
                 drawn = moments.halved_off_diagonal(drawn)
             noised = exact_sum.plus_floats(total, drawn, step)
         return jax.tree.map(lambda g: g / self.expected_batch_size, noised)
+
+    def learnt(self, released: PyTree, state: PyTree | None) -> tuple[PyTree, PyTree | None]:
+        """The mean gradient and the clip rule's next state, from what `release` gave: post-processing."""
+        if not isinstance(self.rule, AdaptiveRule):
+            return released, state
+        return self.rule.learnt(released, self.l2_clip_norm, state)
 
     def entry(self, step: int) -> Entry:
         """The ledger line of one step."""

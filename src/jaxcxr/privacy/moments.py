@@ -68,28 +68,10 @@ def symmetric(triangle: Float[Array, "triangle"], d: int) -> Float[Array, "d d"]
 
 
 def step_for(l2_clip_norm: float, noise_multiplier: float | None) -> float:
-    """Size of the steps in which moments are counted, a power of two; `noise_multiplier` of discrete noise,
-    else None.
-    """
+    """In which moments are counted, a power of two; `noise_multiplier` of discrete noise, else None."""
     if noise_multiplier is not None:
         return rounded_noise.grid_for(l2_clip_norm, noise_multiplier, 0, MOST_BITS).step
     return 2.0 ** (math.floor(math.log2(l2_clip_norm)) - MOST_BITS)
-
-
-def moment_sum(
-    features: Float[Array, "n images d"],
-    residuals: Float[Array, "n images findings"],
-    is_film: Bool[Array, "n images"],
-    is_real: Bool[Array, "n"],
-) -> tuple[Moments, Float[Array, "n"]]:
-    """The sum over a microbatch without clipping or rounding, for training without privacy, and the n norms."""
-    x, r, images = _counted(features, residuals, is_film, is_real)
-    with jax.default_matmul_precision("highest"):
-        scaled = (x / images[:, None, None]).reshape(-1, x.shape[-1])
-        total = Moments(
-            upper_triangle(scaled.T @ x.reshape(scaled.shape)), scaled.T @ r.reshape(-1, r.shape[-1])
-        )
-        return total, jnp.sqrt(_squared_norms(x, r)) / images
 
 
 def clipped_steps(
@@ -123,8 +105,7 @@ def clipped_steps(
     if len(is_real) > MOST_UNITS or is_film.size > MOST_IMAGES or residuals.shape[-1] > MOST_FINDINGS:
         raise ValueError(
             f"moments: expected at most {MOST_UNITS} units, {MOST_IMAGES} images and {MOST_FINDINGS} "
-            "findings, "
-            f"found {(*is_film.shape, residuals.shape[-1])}"
+            f"findings, found {(*is_film.shape, residuals.shape[-1])}"
         )
     x, r, images = _counted(features, residuals, is_film, is_real)
     largest = l2_clip_norm / step
@@ -160,18 +141,14 @@ def _is_at_most(
     lengths = jnp.sqrt(jnp.sum(jnp.square(z), axis=2)) * (1 + 1e-4)
     absolute = jnp.abs(of_features) * (jnp.abs(of_features) + lengths[:, :, None] * lengths[:, None, :])
     allowance = (z.shape[2] + y.shape[1] ** 2 + 16) * 2.0**-24
-    squared = jnp.sum(of_features * (of_features + of_residuals), axis=(1, 2)) + allowance * jnp.sum(
-        absolute, axis=(1, 2)
-    )
+    terms = of_features * (of_features + of_residuals)
+    squared = jnp.sum(terms, axis=(1, 2)) + allowance * jnp.sum(absolute, axis=(1, 2))
     return (jnp.max(own, axis=1) <= 2.0**23) & (squared <= largest**2)
 
 
 def _product(y: Float[Array, "n d"], other: Float[Array, "n e"], pieces: int) -> Int32[Array, "d e"]:
-    """y^T other of whole numbers, exact: by pieces, whose products and their sums over images stay below
-    2^24.
-
-    `pieces` is how many `other` is cut into. Their products are joined modulo 2^32; the result itself is
-    below 2^31.
+    """y^T other of whole numbers, exact: by pieces (`pieces` of `other`), whose products and their sums over
+    images stay below 2^24. They are joined modulo 2^32; the result itself is below 2^31.
     """
     total = jnp.zeros((y.shape[1], other.shape[1]), jnp.int32)
     for i, piece in enumerate(_pieces(y, 2)):
@@ -181,9 +158,7 @@ def _product(y: Float[Array, "n d"], other: Float[Array, "n e"], pieces: int) ->
 
 
 def _pieces(v: Float[Array, "..."], count: int) -> list[Float[Array, "..."]]:
-    """Whole numbers v = sum of piece_i 2^(i PIECE_BITS), each piece at most 2^5 if v is at most 2^(count
-    PIECE_BITS - 1).
-    """
+    """v = sum of piece_i 2^(i PIECE_BITS), each at most 2^5 if v is at most 2^(count PIECE_BITS - 1)."""
     found = []
     for _ in range(count - 1):
         higher = jnp.rint(v * 2.0**-_PIECE_BITS)
@@ -198,7 +173,7 @@ def _counted(
     is_film: Bool[Array, "n images"],
     is_real: Bool[Array, "n"],
 ) -> tuple[Array, Array, Float[Array, "n"]]:
-    """Features and residuals, zero where there is no image, and how many images each unit has (at least 1)."""
+    """Features and residuals, zero where there is no image, and each unit's number of images (at least 1)."""
     counted = is_film & is_real[:, None]
     # One rounding for norm and sum alike, as in `gradients`.
     x, r = jax.lax.optimization_barrier(
@@ -217,9 +192,7 @@ def _squared_norms(x: Float[Array, "n images d"], r: Float[Array, "n images find
 
 
 def halved_off_diagonal(drawn: Moments) -> Moments:
-    """Independent noise of one deviation, with that of the off-diagonals divided by sqrt(2): the triangle's
-    has half the variance where an entry stands for two.
-    """
+    """Independent noise of one deviation, with half the variance where an entry stands for two."""
     off = _off_diagonal(drawn)
     return Moments(jnp.where(off, drawn.features * math.sqrt(0.5), drawn.features), drawn.residuals)
 
@@ -230,18 +203,13 @@ def discrete_noise(
     """Noise in whole steps for moments in the shapes of `like`; to be drawn once from a key."""
     grid = rounded_noise.grid_for(l2_clip_norm, noise_multiplier, 0, MOST_BITS)
     off = _off_diagonal(like)
-    draws = [
-        rounded_noise.rounded_gaussian(
-            noise.derive_key(key.tobytes(), "part of moments", part), deviation, count
-        )
-        for part, (deviation, count) in enumerate(
-            [
-                (grid.deviation, like.residuals.size),
-                (grid.deviation, int((~off).sum())),
-                (math.ceil(grid.deviation * math.sqrt(0.5)), int(off.sum())),
-            ]
-        )
+    parts = [
+        (grid.deviation, like.residuals.size),
+        (grid.deviation, int((~off).sum())),
+        (math.ceil(grid.deviation * math.sqrt(0.5)), int(off.sum())),
     ]
+    keys = [noise.derive_key(key.tobytes(), "part of moments", part) for part in range(len(parts))]
+    draws = [rounded_noise.rounded_gaussian(own, *part) for own, part in zip(keys, parts, strict=True)]
     features = np.empty(off.shape, np.int32)
     features[~off], features[off] = draws[1], draws[2]
     return Moments(features, draws[0].reshape(like.residuals.shape))

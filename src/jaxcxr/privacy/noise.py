@@ -72,11 +72,21 @@ def gaussian_noise(key: UInt32[Array, "4"], like: PyTree, stddev: Any) -> PyTree
 
     One stream serves all leaves: drawn for each by itself, the same words take ten times as long to compile.
     """
+    count = coordinates(like)
+    words = random_words(key, (3, (count + 1) // 2))
+    return in_shapes_of(like, stddev * box_muller(words[0], words[1], words[2]).reshape(-1)[:count])
+
+
+def coordinates(like: PyTree) -> int:
+    """How many numbers a tree holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like))
+
+
+def in_shapes_of(like: PyTree, drawn: Any) -> PyTree:
+    """A row of as many draws as `like` has coordinates, in its shapes."""
     leaves, structure = jax.tree.flatten(like)
-    sizes = [leaf.size for leaf in leaves]
-    words = random_words(key, (3, (sum(sizes) + 1) // 2))
-    normal = stddev * box_muller(words[0], words[1], words[2]).reshape(-1)[: sum(sizes)]
-    parts = jnp.split(normal, np.cumsum(sizes)[:-1])
+    ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
+    parts = jnp.split(drawn, ends[:-1]) if isinstance(drawn, jax.Array) else np.split(drawn, ends[:-1])
     return jax.tree.unflatten(
-        structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        structure, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
     )

@@ -7,10 +7,9 @@ Gaussian mechanism, so that every bound for that mechanism holds of it, subsampl
 and its low-order digits tell no more than the sum of reals would.
 
 Each unit's contribution is rounded to the grid (`Grid`) once, before it is added, which moves each coordinate
-by at most half a
-step: its length is then at most C / step + sqrt(coordinates) / 2 steps. The deviation is `noise_multiplier`
-times C / step + sqrt(coordinates). Sums of whole numbers are exact (`hardened_sum`, `exact_sum`). Magnitudes
-stop at `_REACH` deviations, beyond which a draw lies with probability 4e-37.
+by at most half a step: its length is then at most C / step + sqrt(coordinates) / 2 steps. The deviation is
+`noise_multiplier` times C / step + sqrt(coordinates). Sums of whole numbers are exact (`hardened_sum`,
+`exact_sum`). Magnitudes stop at `_REACH` deviations, beyond which a draw lies with probability 4e-37.
 """
 
 import dataclasses
@@ -92,7 +91,7 @@ def rounded_gaussian(key: UInt32[np.ndarray, "4"], deviation: int, count: int) -
 
 @dataclasses.dataclass(frozen=True)
 class _Cells:
-    """A stair above the bell curve from which magnitudes are proposed, in whole numbers.
+    """A stair above the bell curve from which magnitudes are proposed (rejection sampling), in whole numbers.
 
     Attributes:
         bits: a cell is 2^bits magnitudes wide.
@@ -123,9 +122,7 @@ def _cells(deviation: int) -> _Cells:
 
 
 def _density(magnitude: np.ndarray, deviation: int) -> np.ndarray:
-    """Mean of exp(-x^2 / 2 deviation^2) for x within one half of a magnitude: its probability, but for a
-    factor.
-    """
+    """Mean of exp(-x^2 / 2 deviation^2) for x within 1/2 of a magnitude: in proportion to its probability."""
     squares = np.square(magnitude / deviation)
     return np.exp(-0.5 * squares) * (1 + (squares - 1) / (24.0 * deviation**2))
 
@@ -171,13 +168,8 @@ def _accepted(words: np.ndarray, cells: _Cells, deviation: int, seed: bytes) -> 
     drawn = (words[1] >> np.uint64(24)).astype(float) * 2.0**-_CHANCE_BITS
     through = drawn + 2.0**-_CHANCE_BITS <= chance - _UNSURE
     for open_ in np.flatnonzero(~through & (drawn < chance + _UNSURE) & (cell < len(cells.weights))):
-        through[open_] = _decide(
-            int(magnitude[open_]),
-            deviation,
-            cells,
-            int(words[1][open_]) >> 24,
-            seed + int(open_).to_bytes(8, "little"),
-        )
+        own, seed_of_it = int(words[1][open_]) >> 24, seed + int(open_).to_bytes(8, "little")
+        through[open_] = _decide(int(magnitude[open_]), deviation, cells, own, seed_of_it)
     through &= ~(negative & (magnitude == 0))  # zero has one sign
     kept = magnitude[through]
     return np.where(negative[through], -kept, kept).astype(np.int32)

@@ -1,5 +1,4 @@
-"""What is kept free of the clip norm for the rounding of float32 sums within a microbatch; see `mechanism`
-for when.
+"""What is kept free of the clip norm for the rounding of sums within a microbatch (`mechanism` says when).
 
 The unit is 2^-24 x (expected units in a batch) x (clip norm): one rounding of a sum to which so many units
 contribute their most, all in one direction.
@@ -10,9 +9,9 @@ from jaxcxr.errors import InputError
 FACTOR = 32.0
 """Units kept free."""
 FOUND = 4.4
-"""The most that was found, if every microbatch of a batch changes as the worst one did
+"""The most that was found, if every microbatch of a batch changes as the worst one did, on a CPU
 (`tests/privacy/rounding.py search`: the paper's network, 64 pixels, microbatches of 32, 150 changes of films
-that were alike; on a CPU).
+that were alike).
 """
 
 

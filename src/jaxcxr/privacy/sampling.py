@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt32
 
+_PLACES = b"jaxcxr places"
+
 
 def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) -> Int[np.ndarray, " drawn"]:
     """Indices, ascending, of the units in the batch of one step.
@@ -25,12 +27,10 @@ def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) ->
     """
     if not 0.0 <= sample_rate <= 1.0:
         raise ValueError(f"sample_rate: expected a probability in [0, 1], found {sample_rate}")
-    stream = hashlib.shake_256(b"jaxcxr poisson" + secret + step.to_bytes(8, "little")).digest(8 * n_units)
-    words = np.frombuffer(stream, dtype="<u8")
     if sample_rate == 1.0:
         return np.arange(n_units)
-    threshold = np.uint64(int(sample_rate * 2.0**64))
-    return np.flatnonzero(words < threshold)
+    words = _words(b"jaxcxr poisson", secret, step, n_units)
+    return np.flatnonzero(words < np.uint64(int(sample_rate * 2.0**64)))
 
 
 def records_of_units(
@@ -39,11 +39,9 @@ def records_of_units(
     most: int,
     key: UInt32[np.ndarray, "4"],
 ) -> Int[np.ndarray, "drawn most"]:
-    """At most `most` records of each drawn unit, -1 where it has fewer; a unit with more gives a fresh random
-    choice.
+    """At most `most` records of each drawn unit, -1 where it has fewer; of more a fresh random choice.
 
-    What a unit gives depends on itself and on the key alone, so that a unit added or removed changes its own
-    row and no other.
+    What a unit gives depends on itself and the key alone: a unit added or removed changes its own row only.
 
     Args:
         units: indices of the drawn units.
@@ -68,7 +66,7 @@ def in_random_order(
     In which microbatch a unit is summed, and beside whom, then depends on no order of the data: nobody can
     arrange a data set so that the rounding of sums adds up.
     """
-    return np.argsort(_words(secret, step, n_units)[units], kind="stable")
+    return np.argsort(_words(_PLACES, secret, step, n_units)[units], kind="stable")
 
 
 def in_places(
@@ -76,10 +74,10 @@ def in_places(
 ) -> Int[np.ndarray, "rows places"]:
     """Positions of the drawn units, each in its own place of some row, -1 where there is none.
 
-    Guarantee: the place of a unit (the column) is drawn for it alone, whatever other units are there. One
-    unit more lengthens its own column; the others stay in theirs, be it in another row (`hardened_sum`).
+    Guarantee: a unit's place (the column) is drawn for it alone. One unit more lengthens its own column; the
+    others stay in theirs, be it in another row (`hardened_sum`).
     """
-    words = _words(secret, step, n_units)[units]
+    words = _words(_PLACES, secret, step, n_units)[units]
     place = ((words >> np.uint64(32)) * np.uint64(places) >> np.uint64(32)).astype(np.int64)
     columns = [np.flatnonzero(place == column) for column in range(places)]
     rows = np.full((max((len(column) for column in columns), default=0), places), -1, np.int64)
@@ -88,9 +86,7 @@ def in_places(
     return rows
 
 
-def _words(secret: bytes, step: int, n_units: int) -> np.ndarray:
-    """One random 64-bit word for each unit, for its place in a step."""
-    return np.frombuffer(
-        hashlib.shake_256(b"jaxcxr places" + secret + step.to_bytes(8, "little")).digest(8 * n_units),
-        dtype="<u8",
-    )
+def _words(purpose: bytes, secret: bytes, step: int, n_units: int) -> np.ndarray:
+    """One random 64-bit word for each unit in a step."""
+    stream = hashlib.shake_256(purpose + secret + step.to_bytes(8, "little")).digest(8 * n_units)
+    return np.frombuffer(stream, dtype="<u8")

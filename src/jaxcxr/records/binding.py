@@ -1,20 +1,20 @@
-"""What a run's randomness is bound to, so that no noise can be used twice on different gradients.
+"""Bind a run's randomness to what it trains, so that no noise is ever used on two different gradients.
 
-Noise that hides two different sums cancels in their difference. A run folder can be copied, its newest
-checkpoint deleted, its configuration edited and the steps repeated: with keys of (secret, step) alone, both
-copies would draw the same batches and the same noise. So every key of a run (sampling, noise, the images of a
-unit, augmented views, class counts) is derived from
+The same noise on two different sums cancels in their difference. A run folder can be copied, its newest
+checkpoint deleted, its configuration edited and the steps repeated: with keys derived from (secret, step)
+alone, both copies would have the same batches and the same noise. So every key of a run (sampling, noise, the
+images of a unit, augmented views, class counts) is derived from
 
     HMAC-SHA256(secret, digest)
 
-instead of the secret, where the digest (SHA-256) covers everything that decides which function of the data is
-released: the configuration as it is in effect, starting weights, data, the code that trains, library versions
-and platform.
+instead of the secret, where the digest (SHA-256) covers everything that determines which function of the data
+is released: the effective configuration, starting weights, data, the training code, library versions and
+platform.
 
 Guarantee: HMAC-SHA256 being a pseudorandom function, runs that share a secret and differ in anything that the
-digest covers draw independent batches and noise; runs that differ in nothing are the same release.
+digest covers have independent batches and noise; runs that differ in nothing are the same release.
 `Terms.binding` of the ledger holds the digest, so that the record of what was spent says for which function
-it was spent. Not covered: the number of devices and processes, evaluation, and paths, none of which decides
+it was spent. Not covered: the number of devices and processes, evaluation, and paths, none of which affects
 what is released.
 """
 
@@ -27,20 +27,20 @@ from typing import Any
 
 _CHOSEN = "training.microbatch_size"
 FACT = "run."
-"""Before the names of facts that stand in `run.json` and not in the configuration."""
+"""Prefix for facts that are in `run.json` but not in the configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """Everything that decides what a run releases, but for its secret; the values are JSON's.
+    """Everything that determines what a run releases, except its secret; values are those of JSON.
 
     Attributes:
-        configuration: field -> value, as it is in effect: calibrated noise and chosen sizes included.
+        configuration: field -> effective value, calibrated noise and chosen sizes included.
         starting_weights: SHA-256 of the weights before the first step.
         data: fingerprint of the store.
-        code: `jaxcxr`, the version, and `sources`, the fingerprint of the code that trains (`provenance`).
+        code: `jaxcxr`, the version, and `sources`, the fingerprint of the training code (`provenance`).
         libraries: name -> version.
-        platform: kind of device, flags of XLA, and settings of JAX that change its arithmetic.
+        platform: kind of device, XLA flags, and JAX settings that change arithmetic.
     """
 
     configuration: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Binding:
 
 
 def bound_secret(secret: bytes, digest: str) -> bytes:
-    """What takes the place of a run's secret in every key: a one-way function of secret and digest.
+    """The secret from which all keys of a run are derived: a one-way function of its secret and the digest.
 
     Raises:
         ValueError: there is no digest.
@@ -75,12 +75,11 @@ def bound_secret(secret: bytes, digest: str) -> bytes:
 
 
 def differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what a run to be resumed differs from the one that was begun, one phrase per part; empty if in
-    nothing.
+    """What differs between a run to be resumed and the run that began, one phrase per part; empty if nothing.
 
     Args:
         begun: `Binding.as_json` of the run folder.
-        now: the same of the run as it would go on.
+        now: the same of the run as it would be resumed.
     """
     phrases = {
         "configuration": "the configuration",
@@ -108,14 +107,16 @@ def altered(
     configuration: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> list[str]:
-    """What was changed in a run folder since the run was begun: fields of the configuration, facts, or
-    `binding` for the record itself.
+    """Names of fields and facts that were changed in a run folder since the run began.
 
     Args:
         recorded: `Binding.as_json` of `run.json`; None in runs of earlier versions.
-        in_ledger: `Terms.binding` of the ledger; empty in those.
-        configuration: field -> value, of `config.yaml`; fields that the record does not know are passed over.
-        facts: those of `run.json` beside the record; the card repeats some of them.
+        in_ledger: `Terms.binding` of the ledger; empty in runs of earlier versions.
+        configuration: field -> value of `config.yaml`; fields that the record does not know are skipped.
+        facts: of `run.json`, beside the record; the card repeats some of them.
+
+    Returns:
+        Sorted names; `binding` alone if the record itself was edited or is missing.
     """
     if recorded is None:
         return ["binding"] if in_ledger else []
@@ -126,7 +127,7 @@ def altered(
     except (KeyError, TypeError, ValueError):
         return ["binding"]
     then, now = parts["configuration"], json.loads(json.dumps(configuration))
-    if now.get(_CHOSEN) is None:  # by the device's memory, at the beginning of the run
+    if now.get(_CHOSEN) is None:  # chosen from the device's memory when the run begins
         now.pop(_CHOSEN, None)
     now |= {f"{FACT}{name}": value for name, value in facts.items()}
     said = {"store_fingerprint": parts["data"]}

@@ -1,8 +1,8 @@
-"""Append-only files of JSON lines in which every line is bound to all lines before it.
+"""Append-only files of JSON lines, each chained to all lines before it.
 
-Every line carries its number and `chain`, the SHA-256 of the chain value before and of its own content, so
-that a line that was lost, moved or changed is found and named. The chain has no key: it shows accidents and
-edits, not a forger who writes the whole file anew, nor lines cut off the end.
+Every line carries its number and `chain`, the SHA-256 of the previous chain value and of its own content, so
+that a lost, moved or changed line is found and named. The chain has no key: it reveals accidents and edits,
+but neither a forger who rewrites the whole file nor lines cut off the end.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from typing import Any
 from jaxcxr.errors import InputError
 
 CHARACTERS = 32
-"""Of a chain value, in hexadecimal: 128 bits."""
+"""Hexadecimal digits of a chain value: 128 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """What a chained file holds.
+    """Contents of a chained file.
 
     Attributes:
         lines: content of each complete line, without its number and chain value.
-        heads: chain value of each line; the last one stands for the whole file.
-        complete: length of the complete lines, in bytes; what follows is half a line.
+        heads: chain value of each line; the last one covers the whole file.
+        complete: length of the complete lines in bytes; anything after them is an incomplete line.
     """
 
     lines: tuple[dict[str, Any], ...] = ()
@@ -45,14 +45,14 @@ def chained(kind: str, head: str, number: int, values: dict[str, Any]) -> tuple[
 
 
 def read_chain(path: Path, kind: str) -> Chain:
-    """Check every complete line against its chain value.
+    """The contents of a chained file, every complete line checked against its chain value.
 
     Args:
-        path: of the file; one that is not there has no lines.
-        kind: of the file, such as `ledger`: part of every chain value, and of what errors say.
+        path: the file; a missing file has no lines.
+        kind: kind of file, such as `ledger`: part of every chain value and of error messages.
 
     Raises:
-        InputError: a line is missing, moved, changed or damaged; it is named.
+        InputError: a line is missing, moved, changed or damaged; the message names it.
     """
     content = path.read_bytes() if path.exists() else b""
     complete = content.rfind(b"\n") + 1
@@ -80,14 +80,14 @@ def _parse(path: Path, kind: str, number: int, text: bytes) -> tuple[dict[str, A
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: line {number} is no {kind} entry ({error})") from error
+        raise InputError(f"{path}: line {number} is not a {kind} entry ({error})") from error
     if (
         not isinstance(values, dict)
         or not isinstance(values.get("line"), int)
         or not isinstance(values.get("chain"), str)
     ):
         raise InputError(
-            f"{path}: line {number} is no {kind} entry (expected an object with its line number and chain)"
+            f"{path}: line {number} is not a {kind} entry (expected an object with its line number and chain)"
         )
     return values, values.pop("chain")
 
@@ -95,7 +95,7 @@ def _parse(path: Path, kind: str, number: int, text: bytes) -> tuple[dict[str, A
 def _broken(
     kind: str, number: int, head: str, texts: list[bytes], values: dict[str, Any], stated: str
 ) -> str:
-    """What happened to the line that does not follow from those before it."""
+    """What happened to the line that does not follow from those before it, as a sentence."""
     found = values["line"]
     if found == number or _link(kind, head, {**values, "line": number}) == stated:
         return f"line {number} was edited: its content does not give its chain value"

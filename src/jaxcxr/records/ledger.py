@@ -1,13 +1,11 @@
-"""The record of what was spent, written as it is spent: one JSON line a release, after a first line that
-states the terms.
+"""The privacy ledger, written as the budget is spent: a line with the terms, then one per release.
 
-The ledger, not the plan, is what a run has cost. A line is written before the release that it pays for takes
-effect, and never
-removed: a step that is repeated after a crash is the same release (same batch, same noise, same result) and
-must find its own line here.
+The ledger, not the plan, says what a run has cost. A line is written before its release takes effect, and is
+never removed: a step repeated after a crash is the same release (same batch, same noise, same result) and
+must find its own line.
 
-Every line is chained to those before it (`chain`). Against a forger who writes the whole file anew, and
-against lines cut off the end, keep `head` of the finished ledger elsewhere; the privacy card prints it.
+Every line is chained to those before it (`chain`). To detect a forger who rewrites the whole file, or lines
+cut off the end, keep the `head` of the finished ledger elsewhere; the privacy card prints it.
 `spent.spent_of` compares the ledger with the rest of a run.
 """
 
@@ -28,19 +26,19 @@ KIND = "ledger"
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What one unit of the accounting is, and for which data set.
+    """Terms of the accounting: its unit, adjacency, declared N and data set.
 
     Attributes:
-        unit: `image`: the guarantee is about one film, not about all films of a patient; `patient` and
-            `patient_one_image`: about a patient.
-        adjacency: `add_remove`: neighbouring data sets differ by one unit being there or not.
+        unit: `image`: the guarantee protects one image, not all images of a patient; `patient`,
+            `patient_one_image`: it protects a patient.
+        adjacency: `add_remove`: neighbouring data sets differ in the presence of one unit.
         dataset_size: the declared, public number of units N.
-        data_fingerprint: of the store.
-        seeded: True if the randomness was asked to be repeatable; such a run is not for release.
-        run: public name of the run (`run_name` of its secret), so that the ledger of another run with the
-            same terms is told apart; empty if unknown.
-        binding: digest of everything that decides what the run releases (`binding.Binding`); empty in ledgers
-            of earlier versions, whose noise was not bound.
+        data_fingerprint: fingerprint of the store.
+        seeded: whether a seed was given, so that the randomness is repeatable; such a run is not for release.
+        run: public name of the run (`run_name` of its secret), which tells it from another run with the same
+            terms; empty if unknown.
+        binding: digest of everything that determines what the run releases (`binding.Binding`); empty in
+            ledgers of earlier versions, whose noise was not bound.
     """
 
     unit: str
@@ -63,7 +61,7 @@ class Entry:
 
     @property
     def spending(self) -> Spending:
-        """For the accountant."""
+        """The spending for the accountant."""
         return Spending(self.sample_rate, self.noise_multiplier, 1)
 
 
@@ -74,7 +72,7 @@ class Statistic:
     Attributes:
         statistic: its name, such as `class_counts`.
         noise_multiplier: noise standard deviation over `l2_sensitivity`.
-        l2_sensitivity: how far one unit can move the exact statistic.
+        l2_sensitivity: largest change of the exact statistic by one unit.
     """
 
     statistic: str
@@ -83,7 +81,7 @@ class Statistic:
 
     @property
     def spending(self) -> Spending:
-        """For the accountant: every unit takes part."""
+        """The spending for the accountant: every unit takes part."""
         return Spending(1.0, self.noise_multiplier, 1)
 
 
@@ -92,15 +90,15 @@ _Line = TypeVar("_Line", Terms, Entry, Statistic)
 
 
 def run_name(secret: bytes) -> str:
-    """Public name of the run with this secret: 128 bits of a one-way function of its 256 random ones."""
+    """Public name of the run with this secret: 128 bits of a one-way function of the 256-bit secret."""
     return hashlib.sha256(b"jaxcxr run name" + secret).hexdigest()[:CHARACTERS]
 
 
 class Ledger:
-    """An append-only file of entries, open for one run.
+    """The ledger of one run, open for appending.
 
     Raises:
-        InputError: the file belongs to other terms or another run, a line is missing, moved, changed or
+        InputError: the file has other terms or belongs to another run, a line is missing, moved, changed or
             damaged, or a repeated release contradicts its line.
     """
 
@@ -115,20 +113,18 @@ class Ledger:
         if path.exists():
             os.truncate(
                 path, read.complete
-            )  # drops half a line: a crash in mid-writing, before its release took effect
+            )  # drops an incomplete line, of a crash before its release took effect
         self._file: IO[str] = path.open("a", encoding="utf-8")
         if read.terms is None:
             self._write(dataclasses.asdict(terms))
 
     @property
     def head(self) -> str:
-        """Chain value of the last line: it stands for the whole ledger."""
+        """Chain value of the last line, which covers the whole ledger."""
         return self._chain
 
     def record(self, entry: AnyEntry) -> None:
-        """Write down a release before it takes effect; a repeated one must be the release that was written
-        down.
-        """
+        """Record a release before it takes effect; a repeated release must equal its recorded line."""
         known = self._entries.get(_key(entry))
         if known is None:
             self._write(dataclasses.asdict(entry))
@@ -140,15 +136,15 @@ class Ledger:
             )
 
     def spendings(self, before_step: int | None = None) -> list[Spending]:
-        """Everything spent so far (or by steps below `before_step`, and by statistics), for the accountant."""
+        """Everything spent so far, or by statistics and steps below `before_step`, for the accountant."""
         return spendings_of(list(self._entries.values()), before_step)
 
     def covers(self, steps: int) -> bool:
-        """Whether every step below `steps` has its line."""
+        """Whether every step below `steps` is recorded."""
         return all(step in self._entries for step in range(steps))
 
     def sync(self) -> None:
-        """Force the lines to the disk; a checkpoint must not outlive the record of what it cost."""
+        """Force the lines to the disk: a checkpoint must not survive without the record of its cost."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -165,9 +161,7 @@ class Ledger:
 
 
 def spendings_of(entries: Sequence[AnyEntry], before_step: int | None = None) -> list[Spending]:
-    """What entries cost (only steps below `before_step`, if given, and all statistics), like releases counted
-    together.
-    """
+    """Spendings of entries (all statistics; steps below `before_step`, if given), equal ones merged."""
     counts: dict[tuple[float, float], int] = {}
     for entry in entries:
         if before_step is None or isinstance(entry, Statistic) or entry.step < before_step:
@@ -182,14 +176,14 @@ def read_ledger(path: Path) -> tuple[Terms, Sequence[AnyEntry]]:
     """Terms and entries of a ledger file.
 
     Raises:
-        InputError: there is none, or a line is missing, moved, changed or damaged; the line is named.
+        InputError: there is no ledger, or a line is missing, moved, changed or damaged; the message names it.
     """
     terms, entries, _ = read_with_heads(path)
     return terms, entries
 
 
 def read_with_heads(path: Path) -> tuple[Terms, Sequence[AnyEntry], Sequence[str]]:
-    """As `read_ledger`, with the chain value of every line, that of the terms first."""
+    """Terms and entries as `read_ledger`, and the chain value of every line, that of the terms first."""
     if not path.is_file():
         raise InputError(f"{path}: no such ledger")
     read = _read(path)
@@ -199,7 +193,7 @@ def read_with_heads(path: Path) -> tuple[Terms, Sequence[AnyEntry], Sequence[str
 
 
 def has_entries(path: Path) -> bool:
-    """Whether a ledger is there and something was spent in it."""
+    """Whether the ledger exists and records any release."""
     return bool(_read(path).entries)
 
 
@@ -225,15 +219,14 @@ def _refuse_terms(path: Path, there: Terms, wanted: Terms) -> None:
     ]
     if differing == ["run"]:
         raise InputError(
-            f"{path}: the ledger belongs to another run (its secret is not the one in this folder); "
-            "put back the ledger that was written with these checkpoints"
+            f"{path}: the ledger belongs to another run (its secret is not the one in this folder); put "
+            "back the ledger that was written with these checkpoints"
         )
     if differing == ["binding"]:
         raise InputError(
             f"{path}: the ledger says what another release has cost (with another configuration, starting "
-            "weights, data, code, "
-            "library versions or platform); put back the files that were written with it, or begin a new run "
-            "in another folder"
+            "weights, data, code, library versions or platform); put back the files that were written with "
+            "it, or begin a new run in another folder"
         )
     raise InputError(
         f"{path}: the ledger belongs to a run with other terms; they differ in {', '.join(differing)}"
@@ -253,12 +246,12 @@ def _read(path: Path) -> _Read:
                     _typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values))
                 )
         except TypeError as error:
-            raise InputError(f"{path}: line {number} is no ledger entry ({error})") from error
+            raise InputError(f"{path}: line {number} is not a ledger entry ({error})") from error
     return _Read(terms, entries, chain.heads, chain.complete)
 
 
 def _typed(line: _Line) -> _Line:
-    """The line, if every field has its type; numbers must be finite and not negative."""
+    """The line, with every field's type checked; numbers must be finite and not negative."""
     for field in dataclasses.fields(line):
         value = getattr(line, field.name)
         right = (

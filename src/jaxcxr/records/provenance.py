@@ -1,4 +1,4 @@
-"""Which code made a run, and from which data."""
+"""Fingerprints of the code and data of a run."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ TRAINS = (
     "data/shards.py",
     "data/store.py",
 )
-"""Folders and files of the package that decide what a run releases: what training draws, reads, computes and
-adds up. The rest (evaluation, reports, preparation, configuration, errors) either is not run by training or
-acts through the configuration alone.
+"""Folders and files of the package that determine what a run releases: what training samples, reads and
+computes. The rest (evaluation, reports, preparation, configuration, errors) is not run by training, or acts
+only through the configuration.
 """
 
 
@@ -27,7 +27,7 @@ def code_fingerprint() -> str:
 
 
 def training_code_fingerprint() -> str:
-    """SHA-256 over the source files that decide what a run releases (`TRAINS`), in the order of their names."""
+    """SHA-256 over the source files that determine what a run releases (`TRAINS`), in order of name."""
     return _digest(
         path
         for name in TRAINS
@@ -47,11 +47,10 @@ def _digest(paths: Iterable[Path]) -> str:
 
 
 def sealed_fingerprint(data_fingerprint: str, run: str) -> str:
-    """What may be published of a data set's fingerprint: SHA-256 of it and the run's name; empty if the run
-    has none.
+    """The publishable form of a data fingerprint: SHA-256 of it and the run's name; empty without a name.
 
-    The bare fingerprint would break the guarantee: it is exact, so that whoever knows all films but one could
-    try that one and see. The run's name (`ledger.run_name`) has 128 random bits and stays in the house with
-    the ledger; who holds both can check the seal, and nobody else can try a guess.
+    Publishing the bare fingerprint would break the guarantee: it is exact, so whoever knows all images but
+    one could confirm a guess at that one. The run's name (`ledger.run_name`) has 128 random bits and stays in
+    the hospital with the ledger; whoever holds both can check the seal, and nobody else can confirm a guess.
     """
     return hashlib.sha256(f"jaxcxr sealed data {run} {data_fingerprint}".encode()).hexdigest() if run else ""

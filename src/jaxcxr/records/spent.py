@@ -1,8 +1,8 @@
-"""What a run has spent: whatever reports an epsilon of a run folder reads it here.
+"""What a run has spent: the only source of a run folder's epsilon.
 
-The ledger says what was spent. `run.json` and `config.yaml` say what was promised, the checkpoints how far
-training came, and the secret whose run it is; where these are at odds with the ledger (lines cut off its end,
-another run's ledger, an edited figure), no figure is given.
+The ledger says what was spent, `run.json` and `config.yaml` what was promised, the checkpoints how far
+training came, and the secret which run it is. If these contradict the ledger (lines cut off its end, another
+run's ledger, an edited figure), no figure is given.
 """
 
 import dataclasses
@@ -26,16 +26,17 @@ _COUNTS = ("n_units", "expected_batch_size", "steps")
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What a private run has spent so far, and under which promise.
+    """What a private run has spent so far, and what was promised.
 
     Attributes:
         terms: of its ledger.
         entries: everything that was released, in the ledger's order.
-        heads: chain value of every line of the ledger; the last one stands for all of it.
-        budget, delta: epsilon and delta that the run may spend.
+        heads: chain value of every line of the ledger; the last one covers all of it.
+        budget, delta: the epsilon and delta that the run may spend.
         sample_rate, noise_multiplier: of each step.
         expected_batch_size, steps_planned: declared.
-        newest_checkpoint: steps done at the newest checkpoint; None if there is none (they may be deleted).
+        newest_checkpoint: steps done at the newest checkpoint; None if there is none (checkpoints may be
+            deleted).
     """
 
     terms: Terms
@@ -51,12 +52,12 @@ class Spent:
 
     @property
     def spendings(self) -> list[Spending]:
-        """For the accountant."""
+        """The spendings for the accountant."""
         return spendings_of(self.entries)
 
     @property
     def steps(self) -> int:
-        """How many steps are paid for."""
+        """Number of steps recorded in the ledger."""
         return sum(isinstance(entry, Entry) for entry in self.entries)
 
     @property
@@ -70,10 +71,11 @@ class Spent:
 
 
 def spent_of(run: Path) -> Spent | None:
-    """What a run has spent; None if it was trained without privacy, so that its epsilon is infinite.
+    """What a run has spent; None if it was trained without privacy (epsilon is infinite).
 
     Raises:
-        InputError: no run is there, a file is damaged, or the files are at odds; what differs is named.
+        InputError: there is no run, a file is damaged, or the files contradict each other; the message names
+            what differs.
     """
     facts = read_facts(run)
     if not _is_private(run, facts):
@@ -102,10 +104,10 @@ def spent_of(run: Path) -> Spent | None:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """What `run.json` says.
+    """The facts in `run.json`.
 
     Raises:
-        InputError: it is missing, or no object of facts.
+        InputError: it is missing, or not an object of facts.
     """
     path = run / FACTS
     if not path.is_file():
@@ -123,15 +125,13 @@ def is_private(run: Path) -> bool:
     """Whether a run was trained with privacy.
 
     Raises:
-        InputError: no run is there, or `run.json` and `config.yaml` are at odds.
+        InputError: there is no run, or `run.json` and `config.yaml` contradict each other.
     """
     return _is_private(run, read_facts(run))
 
 
 def is_trained(run: Path) -> bool:
-    """Whether anything was trained in a run folder; else it holds public weights as they came, for
-    comparison.
-    """
+    """Whether the run folder was trained; if not, it holds unchanged public weights, for comparison."""
     return "steps" in read_facts(run)
 
 
@@ -194,9 +194,7 @@ def _require_one_promise(run: Path, facts: Mapping[str, Any], privacy: PrivacyCo
 
 
 def _require_steps(run: Path, facts: Mapping[str, Any], entries: list[Entry]) -> None:
-    """Every step has its line, with the parameters that were planned, and no checkpoint is newer than the
-    ledger.
-    """
+    """Refuse a ledger that lacks a step, has other parameters than planned, or is older than a checkpoint."""
     for place, entry in enumerate(entries):
         if entry.step != place:
             raise InputError(f"{run}: {LEDGER} has step {entry.step} where step {place} belongs")

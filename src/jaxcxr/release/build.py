@@ -1,8 +1,6 @@
-"""Build `release/` from a finished run: what may leave the hospital, and nothing else, checked before it
-appears.
+"""Build `release/` from a finished run: only what may leave the hospital, checked before it appears.
 
-Nothing here is computed from private data outside the mechanism: no loss, no prediction, no threshold, no
-log.
+Nothing in it is computed from private data outside the mechanism: no loss, prediction, threshold or log.
 """
 
 import dataclasses
@@ -24,12 +22,12 @@ WATERMARKED = MARK
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What was built.
+    """A built release.
 
     Attributes:
         folder: of the release.
         for_release: False if every file is marked as not for release.
-        unchecked: what the check could not look for, a sentence each.
+        unchecked: sentences about what the check could not search for.
     """
 
     folder: Path
@@ -40,18 +38,18 @@ class Built:
 def build_release(
     run: Path, manifest: pd.DataFrame | None = None, watermark: bool = False, store: Path | None = None
 ) -> Built:
-    """Write `release/` in a run folder, check it and register it; the folder appears only if it passes.
+    """Build, check and register `release/` in a run folder; the folder appears only if the check passes.
 
     Args:
         run: a finished private run.
-        manifest: of its cohort, to look for identifiers; that of the cohort's store unless given.
-        watermark: build a folder `not-for-release/` of a run that must not leave, every artefact marked so.
-        store: of its cohort, whose register must know of the release; the one in the run's configuration
-            unless given.
+        manifest: of its cohort, for the search for identifiers; by default that of the cohort's store.
+        watermark: for a run that must not leave, build `not-for-release/` with every file marked.
+        store: of its cohort, whose register records the release; by default the one in the run's
+            configuration.
 
     Raises:
-        InputError: the run must not be released (`release.gate`), its folder exists already, or the check
-            found something.
+        InputError: the run must not be released (`release.gate`), the folder exists already, or the check
+            failed.
     """
     with passage(run, watermark, store) as found:
         if found.kind != "run":
@@ -83,5 +81,5 @@ def build_release(
 
 
 def _manifest_of(run: Path, store: Path | None) -> pd.DataFrame:
-    """That of the cohort's store, which `passage` has compared with the run."""
+    """The manifest of the cohort's store, which `passage` has compared with the run."""
     return open_store(store or load(Experiment, run / "config.yaml").data.store).manifest

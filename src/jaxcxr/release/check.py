@@ -1,11 +1,10 @@
-"""Whether a folder may leave the house: it must be, byte for byte, the release of its own weights,
-configuration and card.
+"""Check a release folder: it must be, byte for byte, the release of its own weights, configuration and card.
 
-Two nets. The first lets only what the builder writes pass: weights with nothing but the parameters of the
+Two checks. The first accepts only what the builder writes: weights with nothing but the parameters of the
 network that the configuration describes, a configuration with its private paths blanked, a card whose every
 figure and sentence follows from its ledger entries, and the other files as they follow from these three. The
-second looks for the identifiers of the manifest in the names of files and folders, in foreign files, and
-wherever the first net leaves room for a text (names of findings, fingerprints and versions, runs of letters
+second searches for the identifiers of the manifest in the names of files and folders, in foreign files, and
+wherever the first check leaves room for text (names of findings, fingerprints and versions, runs of letters
 in the bytes of the weights).
 """
 
@@ -50,18 +49,18 @@ from jaxcxr.training.plan import model_of, weights_digest
 _LEAST_IN_WEIGHTS = 6
 _HEADER_AT_MOST = 1 << 20
 _DIGESTS = 4 * 64
-"""Letters of all fingerprints on a card."""
+"""Number of letters of all fingerprints on a card."""
 _BY_CHANCE = 1e-3
-"""Accepted probability that an identifier stands in the bytes of the weights by chance."""
+"""Accepted probability that an identifier occurs in the bytes of the weights by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        wrong: everything that forbids release, a sentence each; none lets the folder pass.
-        unchecked: what could not be looked for, a sentence each.
+        wrong: one sentence per reason that forbids release; the folder passes if there is none.
+        unchecked: one sentence per search that was not possible.
     """
 
     wrong: tuple[str, ...]
@@ -69,11 +68,11 @@ class Verdict:
 
 
 def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
-    """Check a release folder.
+    """The verdict on a release folder.
 
     Args:
         folder: to be checked.
-        manifest: of the cohort (`image_id`, `patient_id`, `path`); None looks for no identifier.
+        manifest: of the cohort (`image_id`, `patient_id`, `path`); None skips the search for identifiers.
 
     Raises:
         InputError: there is no such folder, or the manifest lacks a column.
@@ -92,14 +91,16 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
     wrong += [*sources.wrong]
-    wrong += [f"{name}: no part of a release" for name in foreign if expected or not name.startswith(ORBAX)]
+    wrong += [
+        f"{name}: is not part of a release" for name in foreign if expected or not name.startswith(ORBAX)
+    ]
     wrong += [f"{name}: is missing" for name in expected if name not in files]
     spoilt = [
         name for name, content in expected.items() if name in files and files[name].read_bytes() != content
     ]
     wrong += [f"{name}: is not the file that {', '.join(SOURCES)} give" for name in spoilt]
     if identifiers is None:
-        return Verdict(tuple(wrong), ("no manifest was given, and no identifier looked for",))
+        return Verdict(tuple(wrong), ("no manifest was given, so no identifier was searched for",))
     wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
     for name, path in files.items():
         if name not in expected or name in spoilt:
@@ -110,14 +111,13 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
 
 
 def check_registered(folder: Path, store: Path | None) -> Verdict:
-    """Ask the register of a release's cohort whether its weights left with this card, and with which others
-    before them.
+    """The verdict of the cohort's register on a release: its weights, card and earlier models.
 
-    What of the folder cannot be read is for `check_release` to say.
+    Files that cannot be read are reported by `check_release`.
 
     Args:
         folder: to be checked.
-        store: of the cohort; for a release that lies in its run folder, the run's store unless given.
+        store: of the cohort; by default, for a release in its run folder, the run's store.
 
     Raises:
         InputError: there is no such store, or its register is damaged.
@@ -143,7 +143,7 @@ def _store_of_run(run: Path) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Sources:
-    """What the other files follow from; None where it is not in order."""
+    """The sources of all other files; None for a source that is wrong."""
 
     config: Experiment | None
     card: PrivacyCard | None
@@ -172,7 +172,7 @@ def _read_sources(folder: Path) -> _Sources:
 
 
 def _expected(sources: _Sources) -> dict[str, bytes]:
-    """The files that a folder must hold, by name; none if its sources are not in order."""
+    """The files that a folder must hold, by name; none if one of its sources is wrong."""
     if sources.config is None or sources.card is None or sources.weights is None:
         return {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -194,12 +194,11 @@ def _checked_config(path: Path) -> Experiment:
         or config.model.pretraining
     ):
         raise InputError(
-            f"{path}: data.store, model.weights and model.pretraining are paths of the house; expected "
-            f"{BLANK!r}"
+            f"{path}: data.store, model.weights and model.pretraining are private paths; expected {BLANK!r}"
         )
     if config != public_config(config):
         raise InputError(
-            f"{path}: evaluation: how the model is judged is no part of a release; expected the defaults"
+            f"{path}: evaluation: how the model is judged is not part of a release; expected the defaults"
         )
     if config.training.seed is not None:
         raise InputError(f"{path}: training.seed: a seeded run is {NOT_FOR_RELEASE}")
@@ -211,7 +210,7 @@ def _checked_card(path: Path) -> PrivacyCard:
     if not card.for_release or card.watermark or card.reasons_against_release:
         raise InputError(f"{path}: {NOT_FOR_RELEASE}: {'; '.join(card.reasons_against_release)}")
     if any(row.patient is not None for row in card.patients):
-        raise InputError(f"{path}: shows the cohort's films a patient, which are private")
+        raise InputError(f"{path}: shows the cohort's images per patient, which are private")
     changed = differing(card, recomputed(card))
     if changed:
         raise InputError(
@@ -222,7 +221,7 @@ def _checked_card(path: Path) -> PrivacyCard:
 
 
 def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndarray]:
-    """A safetensors file: header, parameters of the network that fill the rest without a gap, no metadata."""
+    """The weights of a safetensors file that holds the network's parameters without gaps or metadata."""
     if not path.is_file():
         raise InputError(f"{path}: is missing")
     content = path.read_bytes()
@@ -261,15 +260,15 @@ def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndar
 
 def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter of the network that a configuration describes, by its path."""
-    film = jax.ShapeDtypeStruct((config.data.size, config.data.size), np.uint8)
+    image = jax.ShapeDtypeStruct((config.data.size, config.data.size), np.uint8)
     leaves, _ = jax.tree_util.tree_flatten_with_path(
-        jax.eval_shape(model_of(config).init, jax.random.key(0), film)
+        jax.eval_shape(model_of(config).init, jax.random.key(0), image)
     )
     return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
-    """What the configuration and the card say differently."""
+    """Sentences about what the configuration and the card say differently."""
     privacy, training, claim = config.privacy, config.training, card.claim
     if privacy is None:
         yield f"{CONFIG}: has no privacy section, {CARD_JSON} makes a promise"
@@ -285,14 +284,22 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     }
     steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
     if steps != {wanted}:
-        yield f"{CONFIG}: training.optimizer {training.optimizer!r} goes with {wanted!r}, {CARD_JSON} says {sorted(steps)}"
+        yield (
+            f"{CONFIG}: training.optimizer {training.optimizer!r} goes with {wanted!r}, {CARD_JSON} says "
+            f"{sorted(steps)}"
+        )
     clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name != COUNTS}
     if clip_norms != {privacy.l2_clip_norm}:
-        yield f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
+        yield (
+            f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
+        )
     declared = (card.dataset_size, card.expected_batch_size)
     rates = {row.sample_rate for row in card.mechanisms if row.name != COUNTS}
     if 0 < declared[1] <= declared[0] and rates != {sample_rate_of(declared[1], declared[0])}:
-        yield f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of {declared[0]} units"
+        yield (
+            f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of "
+            f"{declared[0]} units"
+        )
     planned = training.steps
     if planned is None and training.epochs is not None:
         planned = steps_of_epochs(training.epochs, *declared)
@@ -319,7 +326,7 @@ def _noise_of(card: PrivacyCard) -> float | None:
 
 
 def _is_numbers(name: str) -> bool:
-    """Whether a file holds the bytes of weights, in which short texts stand by chance."""
+    """Whether a file holds the bytes of weights, in which short texts occur by chance."""
     return name == WEIGHTS or (
         name.startswith(f"{ORBAX}/params/") and name.rpartition("/")[2].replace(".", "").isdigit()
     )
@@ -336,9 +343,7 @@ def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
 
 
 def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:
-    """Identifiers where files that are in order leave room for a text; their numbers are those of a training
-    and no ids.
-    """
+    """Identifiers found where correct files leave room for text; numbers there are not ids."""
     for finding in sources.config.data.findings if sources.config else ():
         for it in identifiers.in_text(finding, bare_numbers=False):
             yield CONFIG, it
@@ -354,7 +359,7 @@ def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[s
 
 
 def _shortest(identifiers: Identifiers, size: int, letters: int) -> int:
-    """Length from which on an identifier among so many random letters is no chance."""
+    """Length from which on an identifier among `size` random letters is not there by chance."""
     return math.ceil(math.log(max(1, len(identifiers)) * max(1, size) / _BY_CHANCE) / math.log(letters))
 
 
@@ -362,20 +367,18 @@ def _shortest_in_weights(sources: _Sources, identifiers: Identifiers) -> int:
     size = sum(array.nbytes for array in (sources.weights or {}).values())
     return max(
         _LEAST_IN_WEIGHTS, _shortest(identifiers, size, 128)
-    )  # of 256 bytes two are the letter, in either case
+    )  # two of 256 bytes match a letter, in either case
 
 
 def _unchecked(sources: _Sources, identifiers: Identifiers) -> Iterator[str]:
     if bare := identifiers.bare_numbers():
         yield (
             f"{bare} of {len(identifiers)} identifiers are numbers of fewer than {SHORT} digits: any number "
-            "might be one, "
-            "and they were looked for in the names and texts of foreign files only"
+            "might be one, and they were searched for in the names and texts of foreign files only"
         )
     shortest = _shortest_in_weights(sources, identifiers)
     if short := identifiers.shorter_than(shortest):
         yield (
             f"{short} of {len(identifiers)} identifiers have fewer than {shortest} characters: such texts "
-            "stand by chance in "
-            f"the numbers of {WEIGHTS}, and were not looked for there"
+            f"occur by chance in the numbers of {WEIGHTS}, and were not searched for there"
         )

@@ -1,10 +1,9 @@
-"""The gate through which weights leave: releases, exports and conversions all ask here, and get the same
-answer.
+"""The gate through which weights leave the hospital: releases, exports and conversions all ask here.
 
-What passes: the weights of a finished private run against which its privacy card has no reason; a release, if
-it is one byte for byte; weights folders and files of public weights, which carry no promise. What does not:
-everything else, and whatever was made from it. `watermark` lets that through with a mark in its name and in
-its content, by which this gate knows it again.
+What passes: the weights of a finished private run whose privacy card gives no reason against release; a
+release that passes its check; folders and files of public weights, which carry no guarantee. What does not:
+everything else, and whatever was made from it. `watermark` lets that through with a mark in its name and
+content, by which this gate recognises it.
 """
 
 import dataclasses
@@ -32,21 +31,24 @@ from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import weights_folder
 from jaxcxr.training.plan import weights_digest
 
-NO_PRIVACY = "trained without privacy: there is no promise to anybody whose films were used"
-STARTED_FROM_ITS_OWN = "it started from a released model of its own cohort, so that its own epsilon is not all that its weights tell of the films"
+NO_PRIVACY = "trained without privacy: there is no promise to anybody whose images were used"
+STARTED_FROM_ITS_OWN = (
+    "it started from a released model of its own cohort, so that its own epsilon is not all that its "
+    "weights tell of the images"
+)
 MARK = "not-for-release"
-"""In the names of marked files and folders."""
+"""Part of the names of marked files and folders."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """What the gate says of a source of weights.
+    """The gate's answer about a source of weights.
 
     Attributes:
         source: run, release or weights folder, or a file.
-        kind: which of them.
-        against: reasons against letting the weights leave; none lets them pass unmarked.
-        card: of a private run.
+        kind: kind of source.
+        against: reasons against letting the weights leave; if there is none, they pass unmarked.
+        card: privacy card of a private run.
     """
 
     source: Path
@@ -56,35 +58,33 @@ class Passage:
     _register: Callable[[], None] = lambda: None
 
     def named(self, out: Path) -> Path:
-        """The file or folder to write for `out`: its name says so if it is marked."""
+        """The file or folder to write for `out`; a marked one says so in its name."""
         if not self.against or MARK in out.name:
             return out
         return out.with_name(f"{out.stem}.{MARK}{out.suffix}")
 
     @property
     def mark(self) -> dict[str, str]:
-        """What a marked file's metadata say; empty if the weights pass."""
+        """Metadata that mark a file; empty if the weights pass."""
         return {WATERMARK: NOT_FOR_RELEASE, REASONS: json.dumps(self.against)} if self.against else {}
 
     def register(self) -> None:
-        """Write down that the weights of a private run leave; call it last, before what was written gets its
-        name.
-        """
+        """Record that the weights of a private run leave; call it last, just before the final renaming."""
         self._register()
 
 
 @contextmanager
 def passage(source: Path, watermark: bool = False, store: Path | None = None) -> Iterator[Passage]:
-    """Ask whether weights may leave. While the answer is in use, no other model of the cohort leaves.
+    """Ask whether weights may leave; within the context no other model of the cohort can leave.
 
     Args:
         source: run, release or weights folder, or a file of weights.
-        watermark: let weights through that must not leave, marked.
+        watermark: let weights that must not leave through, marked.
         store: of the run's cohort, if it is not where the run's configuration says.
 
     Raises:
-        InputError: the weights must not leave (the reasons are named) and no watermark was asked for; the
-            source is damaged, or its files are at odds; or the release cannot be registered.
+        InputError: the weights must not leave (the message gives the reasons) and no watermark was asked for;
+            the source is damaged, or its files contradict each other; or the release cannot be registered.
     """
     with _judged(source, store) as found:
         if found.against and not watermark:
@@ -123,7 +123,7 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
 @contextmanager
 def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passage]:
     facts = facts_of_run(run, spent)
-    if facts.reasons:  # it stays, whatever else was released
+    if facts.reasons:  # it stays in the hospital, whatever else was released
         card = card_of(facts)
         yield Passage(run, "run", tuple(card.reasons_against_release), card)
         return

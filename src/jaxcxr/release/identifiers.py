@@ -1,8 +1,8 @@
-"""Every identifier of a manifest, looked for in texts and bytes, however they are written or packed.
+"""Search for a manifest's identifiers in texts and bytes, whatever their encoding or compression.
 
-Identifiers are the image and patient ids, the paths with those of their parts that belong to one patient
-only, and the texts of any other column that is named like an identifier or tells films apart (accession
-numbers, DICOM UIDs, names, dates of birth).
+Identifiers are image and patient ids, paths and those of their parts that belong to one patient only, and the
+texts of any other column that is named like an identifier or distinguishes images (accession numbers, DICOM
+UIDs, names, dates of birth).
 """
 
 import bz2
@@ -25,10 +25,10 @@ from jaxcxr.data.manifest import REQUIRED, text_of
 from jaxcxr.errors import InputError
 
 SHORT = 4
-"""Identifiers shorter than this are looked for as whole words only."""
+"""Identifiers shorter than this are searched for as whole words only."""
 _DEEPEST = 4
 _PACKED_AT_MOST = 1 << 24
-"""Bytes that are read of a packed file; a release holds none."""
+"""Largest number of bytes read of a packed file; a release holds none."""
 _STREAMS_AT_MOST = 2000
 _ENCODINGS = ("utf-8", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le")
 _KNOWN_COLUMNS = (*REQUIRED, "view", "comorbidities")
@@ -38,7 +38,7 @@ _NAMED_LIKE_ONE = re.compile(
 
 
 class Identifiers:
-    """The identifiers of a manifest, to be found in texts and bytes, in any case.
+    """The identifiers of a manifest, with searches in texts and bytes, ignoring case.
 
     Raises:
         InputError: the manifest has no rows, or lacks `image_id`, `patient_id` or `path`.
@@ -49,7 +49,7 @@ class Identifiers:
             if column not in manifest.columns:
                 raise InputError(f"manifest: column {column!r} is missing; found {list(manifest.columns)}")
         if manifest.empty:
-            raise InputError("manifest: holds no film, hence no identifier to look for")
+            raise InputError("manifest: holds no image, hence no identifier to look for")
         columns: dict[str, str] = {}
         for column in _other_columns(manifest):
             columns |= dict.fromkeys(_texts_of(manifest, column), column)
@@ -69,15 +69,15 @@ class Identifiers:
         return len(self._columns)
 
     def shorter_than(self, length: int) -> int:
-        """How many have fewer characters."""
+        """Number of identifiers with fewer characters."""
         return sum(len(name) < length for name in self._columns)
 
     def bare_numbers(self) -> int:
-        """How many are numbers of fewer than four digits, such as 1, 2, 3."""
+        """Number of identifiers that are numbers of fewer than four digits, such as 1, 2, 3."""
         return sum(len(name) < SHORT and name.isdigit() for name in self._columns)
 
     def in_text(self, text: str, shortest: int = 1, bare_numbers: bool = True) -> list[str]:
-        """What is found in a text, each with its column.
+        """Identifiers found in a text, each with its column.
 
         Args:
             text: plain, or with characters written as HTML, URL or JSON escapes.
@@ -98,9 +98,7 @@ class Identifiers:
         return [f"the {self._columns[word]} {word!r}" for word in sorted(found) if len(word) >= shortest]
 
     def in_bytes(self, content: bytes, shortest: int = 1) -> list[str]:
-        """What is found in a file's text, in UTF-8, UTF-16 or UTF-32, inside archives and compressed streams
-        too.
-        """
+        """Identifiers found in bytes (UTF-8, UTF-16 or UTF-32), also inside archives and packed streams."""
         found: dict[str, None] = {}
         for piece in _unpacked(content[:_PACKED_AT_MOST], _DEEPEST):
             for text in _runs(piece, shortest):
@@ -115,7 +113,7 @@ class Identifiers:
 
 
 def _other_columns(manifest: pd.DataFrame) -> list[str]:
-    """Columns outside the contract that are named like an identifier, or whose texts tell most films apart."""
+    """Columns outside the contract named like an identifier, or whose texts distinguish most images."""
     chosen = []
     for column in manifest.columns:
         if column in _KNOWN_COLUMNS:
@@ -135,7 +133,7 @@ def _texts_of(manifest: pd.DataFrame, column: str) -> set[str]:
 
 
 def _of_paths(manifest: pd.DataFrame) -> set[str]:
-    """Paths, and those of their parts that belong to one patient: a folder of all films names nobody."""
+    """Paths, and those of their parts that belong to one patient only: a common folder identifies nobody."""
     owner: dict[str, str] = {}
     shared: set[str] = set()
     whole: set[str] = set()
@@ -152,7 +150,7 @@ def _of_paths(manifest: pd.DataFrame) -> set[str]:
 
 
 def _forms(text: str) -> set[str]:
-    """As it stands, as a whole number that a table turned into a fraction, and without leading zeros."""
+    """Spellings of an identifier: unchanged, without a table's `.0`, and without leading zeros."""
     forms = {text}
     if re.fullmatch(r"\d+\.0", text):
         forms.add(text[:-2])
@@ -166,7 +164,7 @@ def _normal(text: str) -> str:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text as it stands, and with escapes resolved."""
+    """The text unchanged, and with HTML, URL or JSON escapes resolved."""
     yield text
     if "&" in text:
         yield html.unescape(text)
@@ -177,7 +175,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def _stands_alone(text: str, start: int, length: int) -> bool:
-    """A bare number inside a longer number is not the id."""
+    """Whether a match is an identifier: a bare number inside a longer number is not."""
     if not text[start : start + length].isdigit():
         return True
     before, after = text[start - 1 : start] if start else "", text[start + length : start + length + 1]
@@ -185,7 +183,7 @@ def _stands_alone(text: str, start: int, length: int) -> bool:
 
 
 def _encoded(name: str, encoding: str) -> bytes:
-    """As bytes; a letter that the encoding lacks becomes one that no text has."""
+    """The name as bytes; a letter that the encoding lacks becomes a byte that no text has."""
     return (
         name.encode(encoding, errors="replace").replace(b"?", b"\xff")
         if encoding == "latin-1"
@@ -194,7 +192,7 @@ def _encoded(name: str, encoding: str) -> bytes:
 
 
 def _runs(content: bytes, shortest: int) -> Iterator[str]:
-    """The whole as UTF-8, or else every run of printable characters in it, of one, two or four bytes each."""
+    """The content as UTF-8, or else every run of printable characters of one, two or four bytes each."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -214,7 +212,7 @@ def _runs(content: bytes, shortest: int) -> Iterator[str]:
 
 
 def _unpacked(content: bytes, depth: int) -> Iterator[bytes]:
-    """The bytes themselves, and what lies packed in them."""
+    """The bytes themselves, and everything packed in them."""
     yield content
     if depth:
         for inner in _members(content):
@@ -222,9 +220,7 @@ def _unpacked(content: bytes, depth: int) -> Iterator[bytes]:
 
 
 def _members(content: bytes) -> Iterable[bytes]:
-    """What is packed in an archive or stream; nothing if it cannot be unpacked (such a file is no part of a
-    release anyway).
-    """
+    """Contents of an archive or compressed stream; nothing if it cannot be unpacked."""
     try:
         if zipfile.is_zipfile(io.BytesIO(content)):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -1,10 +1,10 @@
-"""Which models of a cohort were released: an append-only register in the folder of the cohort's store.
+"""The register of released models of a cohort: an append-only file in the folder of the cohort's store.
 
-A model is registered before it leaves, and its cost is then part of every later card of the cohort. A run
-that is released again with the same ledger counts once; one that was trained further and released again
-counts with its longer ledger, which holds the shorter one; a run that was deleted and trained anew has a new
-secret and counts beside the old one, whose model may be anywhere. The register knows its own store only:
-films that are prepared anew have another store, and another register.
+A model is registered before it leaves, and its cost is part of every later card of the cohort. A run released
+again with the same ledger counts once; a run trained further and released again counts with its longer
+ledger, which contains the shorter one; a run deleted and trained anew has a new secret and counts in addition
+to the old one, whose model may be anywhere. The register knows its own store only: images prepared anew have
+another store and another register.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxcxr.data.journal import alone
+from jaxcxr.data.journal import exclusive_lock
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.records.chain import chained, read_chain
@@ -30,13 +30,13 @@ _PATIENCE = 30.0
 
 
 class _Registered(BaseModel):
-    """One line: a released model.
+    """One line of the register: a released model.
 
     Attributes:
-        run: public name of its run, so that a copy of the run's secret is recognised.
+        run: public name of its run, by which a copy of the run's secret is recognised.
         weights: SHA-256 of its parameters (`training.plan.weights_digest`).
         delta: of its claim.
-        sibling: what later cards say of it.
+        sibling: its row on later cards.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class Register:
     """The register of one store, held by this process.
 
     Raises:
-        InputError: a line is damaged, or the register is another store's.
+        InputError: a line is damaged, or the register belongs to another store.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -72,21 +72,20 @@ class Register:
             except ValidationError as error:
                 where = ".".join(str(part) for part in error.errors()[0]["loc"])
                 raise InputError(
-                    f"{path}: line {number} is no register entry ({where}: {error.errors()[0]['msg']})"
+                    f"{path}: line {number} is not a register entry ({where}: {error.errors()[0]['msg']})"
                 ) from None
 
     def siblings_of(self, run: Path, spent: Spent, weights: str) -> list[SiblingRow]:
-        """The other released models of the cohort, in the order of their release; earlier states of the run
-        itself are none.
+        """The other released models of the cohort, in order of release, without earlier states of this run.
 
         Args:
-            run: its folder, for errors.
+            run: its folder, for error messages.
             spent: what it has spent.
             weights: SHA-256 of its parameters.
 
         Raises:
-            InputError: their costs do not add up: one shares the run's secret, or its ledger, or claims
-                another adjacency.
+            InputError: no joint epsilon holds: a model shares the run's secret or ledger, or claims another
+                adjacency.
         """
         if not spent.terms.run:
             raise InputError(
@@ -100,24 +99,19 @@ class Register:
                 if line.adjacency != spent.terms.adjacency:
                     raise InputError(
                         f"{run}: no joint epsilon holds with the released models of this cohort: one claims "
-                        "adjacency "
-                        f"{line.adjacency!r}, this run {spent.terms.adjacency!r}"
+                        f"adjacency {line.adjacency!r}, this run {spent.terms.adjacency!r}"
                     )
             elif line.sibling.ledger not in spent.heads:
                 raise InputError(
                     f"{run}: no joint epsilon holds with the released models of this cohort: one with the "
-                    "ledger "
-                    f"{line.sibling.ledger} comes from the same secret, and its noise would cancel against "
-                    "this one's; "
-                    "is the run a copy?"
+                    f"ledger {line.sibling.ledger} comes from the same secret, and its noise would cancel "
+                    "against this one's; is the run a copy?"
                 )
             elif line.sibling.ledger == spent.head and line.weights != weights:
                 raise InputError(
                     f"{run}: no joint epsilon holds with the released models of this cohort: other weights "
-                    "were released with "
-                    "this very ledger, and the noise of both would cancel in their difference; is one a copy "
-                    "that was trained "
-                    "on another machine, or on other data?"
+                    "were released with this very ledger, and the noise of both would cancel in their "
+                    "difference; is one a copy that was trained on another machine, or on other data?"
                 )
         return list(others.values())
 
@@ -126,8 +120,7 @@ class Register:
         return any(line.weights == weights for line in self._lines)
 
     def at_odds(self, card: PrivacyCard, weights: str) -> list[str]:
-        """In what a release differs from what was registered before it left, a sentence each; empty if in
-        nothing.
+        """Sentences about how a release differs from what was registered; empty if it does not.
 
         Args:
             card: of the release.
@@ -158,7 +151,7 @@ class Register:
         return wrong
 
     def add(self, spent: Spent, weights: str, mechanisms: Sequence[MechanismRow]) -> None:
-        """Write down that a run's model leaves; nothing is written if it is there.
+        """Record that a run's model leaves, unless it is recorded already.
 
         Raises:
             InputError: the store's folder cannot be written to.
@@ -175,7 +168,9 @@ class Register:
             return
         head, number = self._chain.head, len(self._chain.heads)
         with _writable(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            os.truncate(self._path, self._chain.complete)  # half a line: its release never took place
+            os.truncate(
+                self._path, self._chain.complete
+            )  # drops an incomplete line: its release never took place
             for values in ([] if number else [{"store": self._fingerprint}]) + [line.model_dump(mode="json")]:
                 number += 1
                 text, head = chained(_KIND, head, number, values)
@@ -186,7 +181,7 @@ class Register:
 
 
 def register_of(store: Path) -> Register:
-    """The register of a store, to be asked only.
+    """The register of a store, for reading.
 
     Raises:
         InputError: there is no store, or its register is damaged.
@@ -196,12 +191,11 @@ def register_of(store: Path) -> Register:
 
 @contextmanager
 def held(store: Path, spent: Spent, run: Path) -> Iterator[Register]:
-    """Hold the register of the store that a run was trained on, so that no other model of the cohort is
-    released meanwhile.
+    """Hold the register of a run's store, so that no other model of the cohort is released meanwhile.
 
     Raises:
-        InputError: the store is gone, holds another cohort or cannot be written to, or another process does
-            not let go of it.
+        InputError: the store is gone, holds another cohort or cannot be written to, or another process holds
+            the lock.
     """
     where = "--store names where it lies now"
     if not store.is_dir():
@@ -211,7 +205,7 @@ def held(store: Path, spent: Spent, run: Path) -> Iterator[Register]:
         )
     if open_store(store).fingerprint != spent.terms.data_fingerprint:
         raise InputError(f"{store}: holds another cohort than the one that {run} was trained on; {where}")
-    lock = alone(
+    lock = exclusive_lock(
         store / LOCK, f"{store}: another model of this cohort is being released; try again", _PATIENCE
     )
     with _writable(store):
@@ -229,6 +223,5 @@ def _writable(store: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"{store}: the register of released models cannot be written ({error.strerror}), and nothing is "
-            "released without; "
-            "make the folder writable, or name the store's place with --store"
+            "released without; make the folder writable, or name the store's place with --store"
         ) from error

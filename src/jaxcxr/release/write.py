@@ -1,12 +1,11 @@
-"""The files of a release, and nothing else: each follows from the weights, the configuration and the privacy
-card.
+"""Write the files of a release; each follows from the weights, the configuration and the privacy card.
 
-    model.safetensors            the weights
-    orbax/                       the same weights, for Flax:
-    `ocp.StandardCheckpointer().restore(".../orbax/params")` config.yaml                  how they were
-    trained; paths of the house blanked privacy_card.html, .json     what is promised
+        model.safetensors           the weights
+    orbax/                      the same weights, for `ocp.StandardCheckpointer().restore(".../orbax/params")`
+    config.yaml                 how they were trained, without private paths
+    privacy_card.html, .json    the guarantee
 
-No date, no path and no file name of the hospital is written, so that the same run gives the same bytes.
+No date, path or file name of the hospital is written, and the same run gives the same bytes.
 """
 
 import dataclasses
@@ -37,9 +36,9 @@ SOURCES = (WEIGHTS, CONFIG, CARD_JSON)
 """The files that the others follow from."""
 MARKER = "NOT-FOR-RELEASE.txt"
 BLANK = "not released"
-"""What stands in a released configuration where a private path was."""
+"""Replacement for a private path in a released configuration."""
 _DATED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""Files of orbax that hold the time and the folder of writing; nobody needs them to read the weights."""
+"""Files of orbax with the time and folder of writing, not needed to read the weights."""
 
 
 def write_release(
@@ -52,7 +51,7 @@ def write_release(
         params: of the network.
         config: of the run.
         card: of the run; None for one without privacy, whose folder has no card.
-        against: reasons against releasing the run; all files are marked if there are any.
+        against: reasons against releasing the run; if there are any, all files are marked.
     """
     marked = {"watermark": NOT_FOR_RELEASE} if against else {}
     save_file(flat_weights(params), folder / WEIGHTS, metadata=marked or None)
@@ -74,9 +73,7 @@ def write_release(
 
 
 def _write_orbax(folder: Path, params: PyTree) -> None:
-    """An array a folder (no OCDBT, whose file names are drawn at random), so that every file follows from the
-    weights.
-    """
+    """Write one folder per array (OCDBT has random file names): every file follows from the weights."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
         checkpointer.save(
             folder.resolve(), jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params)
@@ -87,10 +84,9 @@ def _write_orbax(folder: Path, params: PyTree) -> None:
 
 
 def public_config(config: Experiment) -> Experiment:
-    """The configuration of a training without the paths of the house, and without how its model is judged
-    there.
+    """The configuration without private paths and without evaluation settings.
 
-    Weights that come with the package keep their name: anybody has them.
+    Weights that come with the package keep their name: everybody has them.
     """
     weights = config.model.weights
     if weights is not None and not is_packaged(weights):

@@ -1,5 +1,5 @@
-"""What a run folder says of how its model came about, in words: the network, the films, and what was promised
-to whom.
+"""What a run folder says of how its model came about, in words: the network, the images, and the privacy that
+was promised to whom.
 """
 
 import dataclasses
@@ -15,11 +15,14 @@ from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
 from jaxcxr.records.spent import CONFIG, FACTS, spent_of
 from jaxcxr.records.spent import read_facts as read_run_facts
+from jaxcxr.report.bounds import upper_text
+from jaxcxr.report.verdicts import found_by_attack, strength, strength_sentence
+from jaxcxr.report.wording import counted
 
 UNITS: Mapping[str, str] = {
-    "image": "one film",
-    "patient": "one patient with all of their films",
-    "patient_one_image": "one patient with all of their films",
+    "image": "one image",
+    "patient": "one patient with all of their images",
+    "patient_one_image": "one patient with all of their images",
 }
 
 
@@ -32,12 +35,15 @@ class Facts:
         config: its `config.yaml`.
         run: its `run.json`.
         spent: bounds on the epsilon that its ledger has spent; None for a run without privacy.
+        found: bound on the share of used units that any attacker finds (`verdicts.found_by_attack`); None for
+            a run without privacy.
     """
 
     name: str
     config: Mapping[str, Any]
     run: Mapping[str, Any]
     spent: Bounds | None
+    found: float | None = None
 
     @property
     def private(self) -> bool:
@@ -46,8 +52,25 @@ class Facts:
 
     @property
     def synthetic(self) -> bool:
-        """True if its films were drawn by formulas, so that there are no patients."""
+        """True if its images are synthetic, so that there are no patients."""
         return bool(self.config.get("data", {}).get("synthetic"))
+
+    @property
+    def unit(self) -> str:
+        """What privacy is promised to: a key of `UNITS`."""
+        return str((self.config.get("privacy") or {}).get("unit", "image"))
+
+    @property
+    def units(self) -> str:
+        """The same in the plural, in words."""
+        return "images" if self.unit == "image" else "patients"
+
+    @property
+    def seeded(self) -> bool:
+        """True if its randomness was to be repeatable, so that the noise can be computed by who knows the
+        seed.
+        """
+        return (self.config.get("training") or {}).get("seed") is not None
 
 
 def read_facts(folder: Path) -> Facts | None:
@@ -64,9 +87,10 @@ def read_facts(folder: Path) -> Facts | None:
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{folder / CONFIG}: cannot be read ({' '.join(str(error).split())})") from error
     spent = spent_of(folder)
-    return Facts(
-        folder.resolve().name, config, read_run_facts(folder), None if spent is None else spent.bounds()
-    )
+    name, facts = folder.resolve().name, read_run_facts(folder)
+    if spent is None:
+        return Facts(name, config, facts, None)
+    return Facts(name, config, facts, spent.bounds(), found_by_attack(spent.spendings, spent.delta))
 
 
 def trained(facts: Facts, findings: Sequence[str]) -> str:
@@ -77,35 +101,46 @@ def trained(facts: Facts, findings: Sequence[str]) -> str:
     return (
         f"A residual network of nine layers (width {model.get('width', '?')}, "
         f"{model.get('activation', '?')}) for "
-        f"{len(findings)} finding{'s' * (len(findings) != 1)} on films of {size} × {size} pixels, {start}: "
-        f"{facts.run.get('steps', '?')} steps of {training.get('expected_batch_size', '?')} expected films."
+        f"{counted(len(findings), 'finding')} on images of {size} × {size} pixels, {start}: "
+        f"{facts.run.get('steps', '?')} steps with an expected batch of "
+        f"{training.get('expected_batch_size', '?')}."
     )
 
 
 def promise(facts: Facts) -> str:
-    """The privacy that the ledger accounts for, in a sentence."""
+    """The privacy that the ledger accounts for, with a verdict on it, in sentences."""
     if facts.spent is None:
         return "None: trained without privacy; epsilon is infinite."
-    privacy = facts.config.get("privacy") or {}
-    unit = str(privacy.get("unit", "image"))
-    whom, less = (
-        UNITS.get(unit, unit),
-        " A patient with several films is promised less." if unit == "image" else "",
-    )
+    less = " A patient with several images is promised less." if facts.unit == "image" else ""
     return (
-        f"ε = {facts.spent.upper:.4g} at δ = {facts.run['delta']:g} (upper bound from the ledger; budget "
-        f"{facts.run['epsilon']:g}), for {whom} added or removed.{less}"
+        f"ε = {upper_text(facts.spent.upper)} at δ = {facts.run['delta']:g} (upper bound from the ledger; "
+        f"budget {facts.run['epsilon']:g}), for {UNITS.get(facts.unit, facts.unit)} added or removed."
+        f"{less} {_strength(facts)}"
     )
+
+
+def _strength(facts: Facts) -> str:
+    if facts.seeded:
+        return "No verdict: anyone with the run's seed (training.seed) can recompute and subtract the noise."
+    return strength_sentence(1.0 if facts.found is None else facts.found, facts.units)
+
+
+def verdict(facts: Facts) -> str:
+    """How strong the promise is, in a word; 'none' where there is none or the run was seeded."""
+    if facts.found is None or facts.seeded:
+        return "none"
+    return strength(facts.found)
 
 
 def films_in_words(films: pd.DataFrame, called: str) -> str:
-    """How many films of how many patients, with sex and age where they are known.
+    """How many images of how many patients, with sex and age where they are known.
 
     Args:
-        films: one row a film, with `patient_id` and, if known, `sex` and `age`.
+        films: one row per image, with `patient_id` and, if known, `sex` and `age`.
         called: what they are for, such as 'training'.
     """
-    said = f"{len(films):,} {called} films of {films['patient_id'].nunique():,} patients"
+    patients = counted(films["patient_id"].nunique(), "patient")
+    said = f"{counted(len(films), f'{called} image')} of {patients}"
     about = []
     if "sex" in films:
         counts = films["sex"].astype(str).value_counts()
@@ -126,14 +161,13 @@ def cohort(facts: Facts | None, films: pd.DataFrame | None, predictions: pd.Data
     if films is not None:
         parts.append(f"Trained on {films_in_words(films.loc[films['split'] == 'train'], 'training')}")
     elif facts is not None and "n_units" in facts.run:
-        units = "films" if (facts.config.get("privacy") or {}).get("unit", "image") == "image" else "patients"
-        parts.append(f"Trained on {facts.run['n_units']:,} {units}, as declared")
+        parts.append(f"Trained on {facts.run['n_units']:,} {facts.units}, as declared")
     else:
-        parts.append("Trained on films that this file knows nothing about")
-    parts.append(f"judged on {films_in_words(predictions.loc[predictions['split'] == 'test'], 'test')}")
+        parts.append("Training data: not recorded in this file")
+    parts.append(f"tested on {films_in_words(predictions.loc[predictions['split'] == 'test'], 'test')}")
     text = "; ".join(parts) + "."
     return (
-        f"{text} Films and patients are drawn by formulas; nobody's data are in them."
+        f"{text} Images and patients are synthetic; nobody's data are in them."
         if facts is not None and facts.synthetic
         else text
     )

@@ -1,7 +1,9 @@
-"""From a finished run folder to its curves and its page."""
+"""Writes the curves and the page of a finished run folder."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,6 +13,7 @@ from jaxcxr.eval.evaluate import read_evaluation
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.records.spent import is_private
 from jaxcxr.records.spent import read_facts as run_facts
+from jaxcxr.report.evaluation_facts import estimate
 from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
 from jaxcxr.report.page.run_page import run_page, write_page
 from jaxcxr.report.run_facts import Facts, read_facts
@@ -22,6 +25,7 @@ def report_run(
     films: pd.DataFrame | None = None,
     comparison: pd.DataFrame | None = None,
     *,
+    start: Mapping[str, Any] | None = None,
     beside: bool = True,
 ) -> Path:
     """Write `figures/roc.*` and `figures/calibration.*`, unless they are there, and `report.html`.
@@ -32,7 +36,8 @@ def report_run(
         films: manifest of the store, for who was trained on.
         comparison: the non-private model minus this one; None makes it with the one beside this one
             (`non_private_beside`).
-        beside: False makes none: the caller will write the page again with a comparison.
+        start: what `against_untouched` gave; None asks it.
+        beside: False makes no comparison: the caller will write the page again with them.
 
     Returns:
         The page.
@@ -42,8 +47,11 @@ def report_run(
     facts = read_facts(folder)
     if comparison is None and beside:
         comparison = against_non_private(folder, facts, config)
+    if start is None and beside:
+        start = against_untouched(folder, config)
+    place = folder.resolve()
     page = run_page(
-        folder.resolve().name,
+        f"{place.parent.name}/{place.name}",
         read_evaluation(folder / "evaluation.csv"),
         predictions,
         findings,
@@ -51,6 +59,7 @@ def report_run(
         comparison=comparison,
         films=films,
         figures=folder / "figures",
+        start=start,
     )
     return write_page(page, folder)
 
@@ -78,6 +87,29 @@ def against_non_private(folder: Path, facts: Facts | None, config: EvaluationCon
         return None
     a, b, findings = read_pair(beside, folder)
     return compare(a, b, findings, config)
+
+
+UNTOUCHED = "untouched"
+"""Folder beside the runs of a sweep with the predictions of the weights that their training started from."""
+
+
+def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] | None:
+    """Average AUROC of the weights that a run started from minus that of the run, paired.
+
+    Returns:
+        The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run.
+    """
+    beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
+    if not all((beside / name).is_file() for name in ("run.json", "predictions.parquet")):
+        return None
+    theirs = run_facts(beside)
+    start = own.get("initial_weights_sha256")
+    if start is None or theirs.get("weights_sha256") != start:
+        return None
+    if theirs.get("store_fingerprint") != own.get("store_fingerprint"):
+        return None
+    a, b, findings = read_pair(beside, folder)
+    return estimate(compare(a, b, findings, dataclasses.replace(config, groups=())), "auroc")
 
 
 def non_private_beside(folder: Path) -> Path | None:

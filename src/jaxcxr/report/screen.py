@@ -1,69 +1,23 @@
-"""Evaluations and comparisons as text for the screen, in sentences that follow from the numbers."""
+"""Evaluations, comparisons and sweeps as text for the screen, in sentences that follow from the numbers."""
 
-from typing import Any
+import math
 
 import numpy as np
 import pandas as pd
 
-from jaxcxr.eval.bootstrap import holm
-from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES
+from jaxcxr.report.evaluation_facts import SUPPRESSED, estimate, how, suppressed_sentence, worst_off
+from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, paper_results, same_findings_as_paper
 from jaxcxr.report.paper.supplementary_tables import screen_table as screen_table
-
-POLICY_TEXT = {
-    "youden_validation": "thresholds: Youden's, chosen on the validation films",
-    "youden_test": "thresholds: Youden's, chosen on the test films themselves, which flatters",
-    "youden_test_per_draw": "thresholds: Youden's, chosen anew on the test films of every redraw and group "
-    "(the paper's code)",
-    "fixed": "thresholds: fixed beforehand",
-}
-RESAMPLE_TEXT = {
-    "patient": "intervals: 95 %, patients redrawn",
-    "image": "intervals: 95 %, films redrawn (the paper)",
-}
-
-
-def how(evaluation: pd.DataFrame) -> str:
-    """Which thresholds and which redraws an evaluation or a comparison rests on."""
-    first = evaluation.iloc[0]
-    policy = POLICY_TEXT.get(first["threshold_policy"], str(first["threshold_policy"]))
-    return f"{policy}; {RESAMPLE_TEXT.get(first['resample'], str(first['resample']))}"
-
-
-def worst_off(evaluation: pd.DataFrame, metric: str = "accuracy") -> dict[str, Any] | None:
-    """The group, of all single attributes, that is furthest below all others in the average of a metric.
-
-    Args:
-        evaluation: table of `evaluate.evaluate`.
-        metric: `accuracy` (the paper's parity) or `auroc`.
-
-    Returns:
-        `group`, `label`, `difference`, `ci_low`, `ci_high`, `p_value`, `n` and `clear` (the interval leaves
-        out zero); `groups`, how many there are to be the worst of, `p_holm`, corrected for that number, and
-        `p_least`, the smallest `p_holm` that the redraws can show; `note`, over how many findings the average
-        is, if not over all. None without groups. The worst of many looks worse than it is.
-    """
-    name = "statistical_parity_difference" if metric == "accuracy" else f"{metric}_vs_rest"
-    rows = evaluation.loc[(evaluation["metric"] == name) & (evaluation["finding"] == "average")]
-    rows = rows.loc[rows["value"].notna() & ~rows["attribute"].astype(str).str.contains("*", regex=False)]
-    if rows.empty:
-        return None
-    rows = rows.assign(p_holm=holm(np.asarray(rows["p_value"], np.float64)), groups=len(rows))
-    worst = rows.loc[rows["value"].idxmin()]
-    columns = ["group", "label", "value", "ci_low", "ci_high", "p_value", "p_holm", "n", "groups", "note"]
-    found = {"difference" if column == "value" else column: worst[column] for column in columns}
-    least = min(1.0, len(rows) * 2 / (worst["redraws"] + 1))
-    return found | {"clear": bool(worst["ci_high"] < 0), "p_least": least}
-
-
-def suppressed(evaluation: pd.DataFrame) -> list[str]:
-    """Labels of the groups that are too small to be judged, as a whole."""
-    rows = evaluation.loc[(evaluation["finding"] == "average") & (evaluation["metric"] == "auroc")]
-    return list(rows.loc[rows["note"].astype(str).str.startswith("suppressed"), "label"].unique())
+from jaxcxr.report.verdicts import against_guessing, calls_sentences, findings_against_guessing
 
 
 def groups_text(evaluation: pd.DataFrame) -> str:
-    """How the evaluation was made, which groups there are and who is worst off."""
+    """How the evaluation was made, verdicts on the model, and which group is worst off."""
     lines = [how(evaluation)]
+    verdict = against_guessing(estimate(evaluation, "auroc"))
+    if verdict:
+        lines.append(f"average AUROC: {verdict} (0.5), as far as these images show")
+    lines += [findings_against_guessing(evaluation), *calls_sentences(evaluation)]
     for metric, name in (("auroc", "AUROC"), ("accuracy", "accuracy")):
         worst = worst_off(evaluation, metric)
         if worst is not None:
@@ -73,15 +27,13 @@ def groups_text(evaluation: pd.DataFrame) -> str:
                     f"lowest average {name} against all others: {worst['label']} (n = {worst['n']}), "
                     f"{worst['difference']:+.3f} [{worst['ci_low']:+.3f}, {worst['ci_high']:+.3f}]{verdict}"
                 )
-    small = suppressed(evaluation)
-    if small:
-        lines.append(f"too small to be judged: {'; '.join(small)}")
-    return "\n".join(lines)
+    lines.append(suppressed_sentence(evaluation))
+    return "\n".join(line for line in lines if line)
 
 
 def comparison_text(comparison: pd.DataFrame) -> str:
     """A comparison for the screen: the average metrics of everyone, then the AUROC finding by finding and
-    group by group.
+    group by group. Groups that are too small are counted.
     """
     plain = comparison.loc[comparison["reference"].astype(str) == ""]
     everyone = plain.loc[plain["group"] == "all"]
@@ -96,9 +48,10 @@ def comparison_text(comparison: pd.DataFrame) -> str:
     groups = plain.loc[
         (plain["metric"] == "auroc") & (plain["finding"] == "average") & (plain["group"] != "all")
     ]
-    if not groups.empty:
-        parts.append("average AUROC by group\n" + _lines(groups, "label"))
-    return "\n\n".join([*parts, how(comparison)])
+    judged = groups.loc[~groups["note"].astype(str).str.startswith(SUPPRESSED)]
+    if not judged.empty:
+        parts.append("average AUROC by group\n" + _lines(judged, "label"))
+    return "\n\n".join(part for part in [*parts, suppressed_sentence(groups), how(comparison)] if part)
 
 
 def _lines(rows: pd.DataFrame, name: str) -> str:
@@ -110,7 +63,7 @@ def _lines(rows: pd.DataFrame, name: str) -> str:
         else:
             p = row["p_value"] if np.isnan(row["p_holm"]) else row["p_holm"]
             interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-            # The redraws cannot show a p-value below this one: what is there is an upper bound.
+            # The replicates cannot show a p-value below this one: what is there is an upper bound.
             bound = "≤ " if row["p_value"] <= 2 / (row["redraws"] + 1) else ""
             line |= {
                 "A": f"{row['value_a']:.3f}",
@@ -120,3 +73,38 @@ def _lines(rows: pd.DataFrame, name: str) -> str:
             }
         lines.append(line)
     return pd.DataFrame(lines).to_string(index=False)
+
+
+def sweep_text(summary: pd.DataFrame, untouched: pd.DataFrame | None) -> str:
+    """Average AUROC of each budget, beside the paper's and above that of the weights before training.
+
+    Args:
+        summary: table of `supplementary_tables.summarise`.
+        untouched: evaluation of the weights that training started from; None if they were random.
+    """
+    paper = paper_results() if same_findings_as_paper(summary) else paper_results().iloc[:0]
+    paper = paper.loc[(paper["finding"] == "average") & (paper["metric"] == "auroc")].set_index("epsilon")
+    rows = summary.loc[(summary["finding"] == "average") & (summary["metric"] == "auroc")]
+    lines = [
+        _sweep_line(
+            f"{row['epsilon']:g}" if math.isfinite(row["epsilon"]) else "no privacy",
+            f"{row['noise_multiplier']:.4g}" if math.isfinite(row["epsilon"]) else "",
+            row,
+            f"{paper['bootstrap_mean'][row['epsilon']]:.2f}" if row["epsilon"] in paper.index else "",
+        )
+        for row in rows.to_dict("records")
+    ]
+    start = None if untouched is None else estimate(untouched, "auroc")
+    if start is not None:
+        lines.append(_sweep_line("before training", "", start, ""))
+    return pd.DataFrame(lines).to_string(index=False)
+
+
+def _sweep_line(epsilon: str, noise: str, row: dict, paper: str) -> dict[str, str]:
+    return {
+        "epsilon": epsilon,
+        "noise multiplier": noise,
+        "average AUROC": f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+        "verdict": against_guessing(row),
+        "paper (another cohort)": paper,
+    }

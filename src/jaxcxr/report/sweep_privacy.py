@@ -1,5 +1,5 @@
-"""What the models of a sweep folder cost together, from the ledgers of its runs, in numbers and in a
-sentence.
+"""What the models of a sweep folder cost together in privacy, from the ledgers of its runs, in numbers and in
+a sentence.
 
 The guarantee, and what it asks of the sweep, stand in `jaxcxr.accounting.selection`.
 """
@@ -14,6 +14,7 @@ from jaxcxr.atomic import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Terms
 from jaxcxr.records.spent import is_trained, spent_of
+from jaxcxr.report.bounds import lower_text, upper_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,9 @@ class SweepCost:
         unit: of the guarantee, the same in all runs.
         delta: at which every epsilon here holds.
         publish_all: bounds on epsilon if every private model is published, or the best of them picked.
-        choose_best: upper bound on epsilon if the number of runs was drawn (its mean is the number of runs
-            here).
-        repetitions: how it was drawn, whichever of the two costs less.
+        choose_best: upper bound on epsilon if the number of runs had been sampled beforehand, with the number
+            of runs here as its mean.
+        repetitions: distribution of that number, whichever of the two costs less.
     """
 
     runs: tuple[SweepRun, ...]
@@ -55,7 +56,7 @@ def sweep_cost(folder: Path) -> SweepCost:
 
     Raises:
         InputError: there is no private run, a ledger is damaged, the runs differ in cohort, unit, adjacency
-            or size, or they were not drawn independently, so that their costs do not compose.
+            or size, or their randomness is not independent, so that their costs do not compose.
     """
     runs: list[SweepRun] = []
     unprotected: list[str] = []
@@ -89,9 +90,8 @@ def _require_independence(folder: Path, terms: dict[str, Terms]) -> None:
     if seeded:
         raise InputError(
             f"{folder}: no joint epsilon holds: {', '.join(seeded)} had a seed (training.seed), so that the "
-            "runs share their "
-            "noise, which cancels between them, and anybody who knows the seed can compute it; run the sweep "
-            "without a seed"
+            "runs share their noise, which cancels between them, and anyone who knows the seed can compute "
+            "it; run the sweep without a seed"
         )
     first: dict[str, str] = {}
     for name, other in terms.items():
@@ -141,18 +141,17 @@ def _described(cost: SweepCost) -> dict[str, object]:
 
 def _said(cost: SweepCost) -> str:
     bare = (
-        f" {', '.join(cost.unprotected)} has no guarantee: publishing it gives its films away."
+        f" {', '.join(cost.unprotected)} has no guarantee: publishing it gives its images away."
         if cost.unprotected
         else ""
     )
     return (
-        f"privacy of the sweep, unit {cost.unit}, delta {cost.delta:g}: publishing {_models(len(cost.runs))} "
-        "costs epsilon "
-        f"{cost.publish_all.upper:.4g} (at least {cost.publish_all.lower:.4g}), and so does publishing the "
-        "best of this list; "
-        f"had their number been drawn beforehand ({cost.repetitions}, mean {len(cost.runs)}), the best one "
-        "alone would cost "
-        f"{cost.choose_best:.4g}.{bare}"
+        f"privacy of the sweep, unit {cost.unit}, delta {cost.delta:g}: publishing "
+        f"{_models(len(cost.runs))} costs epsilon {upper_text(cost.publish_all.upper)} (at least "
+        f"{lower_text(cost.publish_all.lower)}), "
+        "and so does publishing the best of this list; had the number of models been sampled beforehand "
+        f"({cost.repetitions} distribution, mean {len(cost.runs)}), the best one alone would cost "
+        f"{upper_text(cost.choose_best)}.{bare}"
     )
 
 

@@ -1,5 +1,5 @@
-"""What a sweep leaves beside its summary: comparisons with the non-private model, the paper's tables,
-figures, correlations.
+"""Writes what a sweep leaves beside its summary: comparisons with the non-private model, the paper's tables,
+figures, correlations, pages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,23 @@ from jaxcxr.eval.correlations import privacy_correlations
 from jaxcxr.eval.estimates import measure
 from jaxcxr.eval.evaluate import read_evaluation
 from jaxcxr.eval.predictions import read_predictions
-from jaxcxr.report.figures.sweep_figures import figure_3, figure_4, heat_map
+from jaxcxr.report.figures.heat_map import heat_map
+from jaxcxr.report.figures.sweep_figures import figure_3, figure_4
 from jaxcxr.report.page.run_page import write_page
-from jaxcxr.report.page.sweep_page import sweep_page
+from jaxcxr.report.page.sweep_page import Sweep, sweep_page
 from jaxcxr.report.paper.cohort_tables import figures_s
 from jaxcxr.report.paper.paper_tables import sample_sizes, write_paper_tables
 from jaxcxr.report.paper.supplementary_tables import Run, stack, summarise
 from jaxcxr.report.run_facts import read_facts
-from jaxcxr.report.run_report import report_run
+from jaxcxr.report.run_report import UNTOUCHED, against_untouched, report_run
 
 FEATURED = 7.89
 """The paper's budget in Table 2 and Figure 3; without it the largest one is taken."""
 
 
 def compare_with_non_private(folders: Mapping[float, Path], config: EvaluationConfig) -> pd.DataFrame | None:
-    """The non-private model minus each private one, on the same films and redraws, with `epsilon` in front.
+    """The non-private model minus each private one, on the same images and bootstrap replicates, with
+    `epsilon` in front.
 
     Args:
         folders: run folder (with `predictions.parquet`) of each budget; infinity is the non-private model.
@@ -63,14 +65,14 @@ def write_sweep(
 
     `evaluations.csv` (all evaluations), `comparisons.csv`, `correlations.csv`, `tables/table_1`, `table_2`
     and `table_3`, and `figures/` with the paper's Figures 3, 4 and S1 to S4 and a heat map; `report.html`
-    here and in the private runs' folders.
+    here and in the runs' folders.
 
     Args:
         out: sweep folder.
         runs: the evaluated models.
         folders: their run folders by budget.
         config: how models are compared.
-        films: the manifest, for sample sizes (of training films) and demographics.
+        films: the manifest, for sample sizes (of training images) and demographics.
         findings: names of the findings.
 
     Returns:
@@ -79,7 +81,7 @@ def write_sweep(
     evaluations, comparisons = stack(runs), compare_with_non_private(folders, config)
     samples = sample_sizes(films, findings)
     budgets = [epsilon for epsilon in folders if np.isfinite(epsilon)]
-    featured = FEATURED if FEATURED in budgets else max(budgets, default=np.inf)
+    featured = _featured(folders)
     tables = {
         "evaluations": evaluations,
         "correlations": privacy_correlations(evaluations, samples, featured),
@@ -107,6 +109,11 @@ def write_sweep(
     ]
 
 
+def _featured(folders: Mapping[float, Path]) -> float:
+    budgets = [epsilon for epsilon in folders if np.isfinite(epsilon)]
+    return FEATURED if FEATURED in budgets else max(budgets, default=np.inf)
+
+
 def _pages(
     out: Path,
     runs: Sequence[Run],
@@ -117,30 +124,36 @@ def _pages(
     comparisons: pd.DataFrame | None,
     correlations: pd.DataFrame,
 ) -> list[Path]:
-    """The page of the sweep, and again those of its private runs, which the non-private one may not have been
-    beside yet.
+    """Write the page of the sweep, and again those of its runs, beside which the other models were not there
+    yet.
     """
     facts = {
         epsilon: found for epsilon, folder in folders.items() if (found := read_facts(folder)) is not None
     }
     predictions, findings = read_predictions(folders[max(folders)] / "predictions.parquet")
-    before = out / "untouched" / "evaluation.csv"
-    page = sweep_page(
+    before = out / UNTOUCHED / "evaluation.csv"
+    found = {epsilon: against_untouched(folders[epsilon], config) for epsilon in facts}
+    starts = {epsilon: row for epsilon, row in found.items() if row is not None}
+    sweep = Sweep(
         out.resolve().name,
         evaluations,
         summarise(runs),
-        facts=facts,
-        findings=findings,
+        facts,
+        tuple(findings),
+        predictions,
+        _featured(folders),
         films=films,
         comparisons=comparisons,
         correlations=correlations,
         untouched=read_evaluation(before) if before.is_file() else None,
-        predictions=predictions,
+        starts=starts,
         folder=out,
     )
-    written = [write_page(page, out)]
-    if comparisons is not None:
-        for epsilon in sorted(facts.keys() & set(comparisons["epsilon"])):
+    written = [write_page(sweep_page(sweep), out)]
+    for epsilon in sorted(facts):
+        paired = None
+        if comparisons is not None and np.isfinite(epsilon):
             paired = comparisons.loc[comparisons["epsilon"] == epsilon]
-            written.append(report_run(folders[epsilon], config, films, paired))
+        start = starts.get(epsilon)
+        written.append(report_run(folders[epsilon], config, films, paired, start=start, beside=False))
     return written

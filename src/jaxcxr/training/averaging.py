@@ -1,8 +1,7 @@
-"""Averages of the weights over the steps: what is predicted and released in place of the last, noisiest
-weights.
+"""Averages of the weights over the steps, for prediction and release instead of the noisier last ones.
 
-Post-processing of the released gradients, hence free of privacy cost. The average is part of the optimiser's
-state, so that a checkpoint holds it and a resumed run continues it bit for bit.
+Averaging is post-processing of the released gradients, hence free of privacy cost. The average is part of the
+optimiser's state, so that a checkpoint holds it and a resumed run continues it bit for bit.
 """
 
 import math
@@ -26,9 +25,9 @@ class AveragedState(NamedTuple):
 
 
 def with_ema(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """Exponential moving average: after step t (counted from 1), average = d average + (1 - d) parameters.
+    """`inner` with an exponential moving average: after step t, average = d average + (1 - d) parameters.
 
-    d = min(decay, t / (t + 9)), so that the weights to start from are soon forgotten (De et al. 2022, arXiv
+    d = min(decay, t / (t + 9)), so that the starting weights are soon forgotten (De et al. 2022, arXiv
     2204.13650).
     """
 
@@ -39,9 +38,10 @@ def with_ema(inner: optax.GradientTransformation, decay: float) -> optax.Gradien
 
 
 def with_tail(inner: optax.GradientTransformation, share: float, steps: int) -> optax.GradientTransformation:
-    """Even average of the parameters after each of the last ceil(share * steps) of `steps` steps (Shejwalkar
-    et al. 2022, arXiv 2210.01864); before them it is the parameters themselves, so that a run that stops
-    early gives its last weights.
+    """`inner` with the mean of the parameters after each of the last ceil(share * steps) of `steps` steps.
+
+    Before those steps the average is the parameters themselves, so that a run that stops early gives its last
+    weights. Source: Shejwalkar et al. 2022, arXiv 2210.01864.
     """
     before = steps - math.ceil(share * steps)
 
@@ -53,9 +53,7 @@ def with_tail(inner: optax.GradientTransformation, share: float, steps: int) -> 
 
 
 def _averaged(inner: optax.GradientTransformation, kept: Any) -> optax.GradientTransformation:
-    """An optimiser that also keeps average = kept(t) average + (1 - kept(t)) parameters; its updates are the
-    inner one's.
-    """
+    """`inner` that also keeps average = kept(t) average + (1 - kept(t)) parameters; same updates."""
 
     def init(params: PyTree) -> AveragedState:
         return AveragedState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), inner.init(params))
@@ -72,10 +70,9 @@ def _averaged(inner: optax.GradientTransformation, kept: Any) -> optax.GradientT
 
 
 def weights_to_use(state: Mapping[str, PyTree]) -> PyTree:
-    """The parameters that a checkpoint's state (`params` and `optimizer`) stands for: averaged where the run
-    averages.
+    """The weights to use from a checkpoint (`params` and `optimizer`): the average, if the run keeps one.
 
-    Takes the state as it was saved, or as orbax reads it back without being told its types.
+    Accepts the state as it was saved, or as orbax restores it without type information.
     """
     optimizer: Any = state["optimizer"]
     average = (

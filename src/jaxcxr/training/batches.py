@@ -1,6 +1,4 @@
-"""What the devices are fed: each step's films, drawn, read, augmented, cut and placed while the step before
-runs.
-"""
+"""Feed the devices: sample, read, augment and place each step's images while the previous step runs."""
 
 import dataclasses
 import time
@@ -16,27 +14,25 @@ from jaxcxr.data.augment import flip_rotate
 from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import noise, sampling
-from jaxcxr.training.distributed import the_first_says
+from jaxcxr.training.distributed import broadcast_from_process_0
 from jaxcxr.training.objective import FILMS, Microbatch
 from jaxcxr.training.plan import Plan
 from jaxcxr.training.step import Step
 
 IN_MEMORY_BYTES = 2 << 30
-"""Training films up to this size are read once and kept in memory."""
+"""Training images up to this size are read once and kept in memory."""
 PIECE_BYTES = 256 << 20
-"""Films go to the devices, where they are kept there, in pieces of this size."""
+"""Size of the pieces in which images are copied to the devices if they are kept there."""
 
 
 @dataclasses.dataclass
 class Waiting:
-    """Seconds in which the devices had nothing to do because the next batch was not there yet, since last
-    asked.
-    """
+    """Seconds in which the devices were idle because the next batch was not ready, since last asked."""
 
     seconds: float = 0.0
 
     def take(self) -> float:
-        """The seconds so far; counting begins anew."""
+        """The seconds so far; resets the counter."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
@@ -50,31 +46,30 @@ def batches(
     waiting: Waiting,
     busy: Callable[[], bool],
 ) -> Generator[list[Microbatch], None, None]:
-    """The placed microbatches of steps `first` to `last` - 1, each made on a thread while the step before it
-    runs.
+    """Placed microbatches of steps `first` to `last` - 1, each prepared while the previous step runs.
 
-    An empty batch is an empty list. With several processes each makes its own rows of every microbatch; all
-    have the same number, also where one's rows are all padding.
+    An empty batch is an empty list. With several processes, each prepares its own rows of every microbatch;
+    all have the same number of microbatches, even if one's rows are all padding.
 
     Args:
         plan: of the run.
         secret: of the run, bound to what it trains (`records.binding`).
         step_functions: where the rows go.
-        first: step to begin with.
-        last: step to end before.
-        waiting: counts the time that the devices wait.
-        busy: whether the devices are still at work.
+        first: first step.
+        last: one beyond the last step.
+        waiting: counts the time for which the devices wait.
+        busy: whether the devices are still computing.
     """
-    on_device = bool(the_first_says(plan.films_on_device()))
-    kept = {FILMS: films_on_devices(plan.split, step_functions.replicate)} if on_device else {}
+    on_device = bool(broadcast_from_process_0(plan.films_on_device()))
+    kept = {FILMS: images_on_devices(plan.split, step_functions.replicate)} if on_device else {}
     read = None if on_device else _reader(plan.split)
 
     def prepare(step: int) -> list[Microbatch]:
         size = step_functions.microbatch_size
-        films = drawn_films(plan, secret, step, places=size // step_functions.devices)
+        images = sampled_images(plan, secret, step, places=size // step_functions.devices)
         own = size // jax.process_count()
-        starts = range(jax.process_index() * own, len(films) + jax.process_index() * own, size)
-        rows = [microbatch(plan, secret, step, films, slice(start, start + own), read) for start in starts]
+        starts = range(jax.process_index() * own, len(images) + jax.process_index() * own, size)
+        rows = [microbatch(plan, secret, step, images, slice(start, start + own), read) for start in starts]
         return [{**step_functions.place(piece), **kept} for piece in rows]
 
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -89,16 +84,16 @@ def batches(
             yield batch
 
 
-def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units films"]:
-    """The films of each unit in the batch of one step, in the order in which they are summed; -1 where a unit
-    has fewer than the others, and in all of a row that is padding.
+def sampled_images(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units images"]:
+    """The images of each unit in one step's batch, as indices, in the order of summation.
 
-    The order is drawn from the secret. With discrete noise, and for moments, each unit also has a place of
-    its own in the microbatch of a device (`privacy.hardened_sum`), so that some places stay empty: `places`
-    units are handled at once.
+    -1 pads units with fewer images than others, and fills rows that are all padding. The order is random,
+    derived from the secret. With discrete noise, and for moments, each unit has a fixed place in the
+    microbatch of a device (`privacy.hardened_sum`), so that some places stay empty; `places` units are
+    handled at once.
 
     Raises:
-        InputError: the batch is larger than sums have room for (`Mechanism.most_units`).
+        InputError: the batch exceeds the capacity of the sum (`Mechanism.most_units`).
     """
     if plan.mechanism is None:
         return sampling.poisson_batch(secret, step, len(plan.split), plan.sample_rate)[:, None]
@@ -107,45 +102,44 @@ def drawn_films(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np
     if len(units) > plan.mechanism.most_units:
         raise InputError(
             f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew "
-            f"{len(units)} units, where "
-            f"about {plan.mechanism.expected_batch_size} are expected and sums have room for "
-            f"{plan.mechanism.most_units}; "
-            "declare a number nearer to the units that are there"
+            f"{len(units)} units, where about {plan.mechanism.expected_batch_size} are expected and sums "
+            f"have room for {plan.mechanism.most_units}; declare a number nearer to the units that are there"
         )
-    films = sampling.records_of_units(
+    images = sampling.records_of_units(
         units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
     )
     if not plan.in_places():
-        return films[sampling.in_random_order(secret, step, present, units)]
-    films = np.concatenate([films, np.full((1, films.shape[1]), -1, np.int64)])  # which -1 points to
-    return films[sampling.in_places(secret, step, present, units, places).ravel()]
+        return images[sampling.in_random_order(secret, step, present, units)]
+    images = np.concatenate([images, np.full((1, images.shape[1]), -1, np.int64)])  # the row at index -1
+    return images[sampling.in_places(secret, step, present, units, places).ravel()]
 
 
 def microbatch(
     plan: Plan,
     secret: bytes,
     step: int,
-    films: Int[np.ndarray, "units films"],
+    image_indices: Int[np.ndarray, "units images"],
     rows: slice,
     read: Callable[[np.ndarray], np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-    """Some rows of a batch: their films read, each as often as there are views, rows beyond its end masked
-    padding.
+    """Some rows of a batch: images read and repeated per augmentation, rows beyond the batch's end masked.
 
-    Padding repeats nothing of the batch: it is black films with unknown labels.
+    Padding repeats nothing of the batch: it is black images with unknown labels. Each image occurs
+    `training.views` times (the augmentation multiplicity).
 
     Args:
         plan: of the run.
         secret: of the run, bound to what it trains (`records.binding`).
-        step: which the batch belongs to.
-        films: indices of the batch's films; -1 for none.
-        rows: of the batch.
-        read: indices -> images; None gives the indices instead, of films that are on the devices already.
+        step: step of the batch.
+        image_indices: the batch's images (`sampled_images`); -1 for none.
+        rows: rows of the batch to prepare.
+        read: indices -> images; with None the result holds indices, of images that are on the devices
+            already.
     """
     size, side, findings = rows.stop - rows.start, plan.split.size, plan.split.labels.shape[1]
     training = plan.config.training
-    wanted = films[rows]
-    padded = np.full((size, films.shape[1]), -1, np.int64)
+    wanted = image_indices[rows]
+    padded = np.full((size, image_indices.shape[1]), -1, np.int64)
     padded[: len(wanted)] = wanted
     padded = np.repeat(padded, training.views, axis=1)
     is_film = padded >= 0
@@ -175,34 +169,34 @@ def microbatch(
 def _views_of_their_own(
     plan: Plan, secret: bytes, step: int, indices: Any, images: Any, labels: Any
 ) -> tuple[Any, Any]:
-    """Augment each film's views by a key of (secret, step, film).
+    """Images and labels, each image's views augmented with a key of (secret, step, image).
 
-    What a unit gives then depends on itself alone: one unit more or less changes its own contribution and no
-    other, wherever it would stand in the batch.
+    A unit's contribution then depends on that unit alone: adding or removing a unit changes no other
+    contribution, wherever the unit is in the batch.
     """
     key, views = noise.derive_key(secret, "views of a film", step).tolist(), plan.config.training.views
     images, labels = images.copy(), labels.copy()
-    for first in range(0, len(indices), views):  # the views of a film stand side by side
-        rng, of_film = np.random.default_rng([*key, int(indices[first])]), slice(first, first + views)
-        images[of_film], labels[of_film] = flip_rotate(
-            images[of_film], labels[of_film], plan.config.data.findings, rng
+    for first in range(0, len(indices), views):  # the views of an image are consecutive
+        rng, of_image = np.random.default_rng([*key, int(indices[first])]), slice(first, first + views)
+        images[of_image], labels[of_image] = flip_rotate(
+            images[of_image], labels[of_image], plan.config.data.findings, rng
         )
     return images, labels
 
 
-def films_on_devices(split: Split, replicate: Callable[[Any], Any]) -> Any:
-    """All films of a split, in their order, on every device; the host never holds more than a piece of them."""
+def images_on_devices(split: Split, replicate: Callable[[Any], Any]) -> Any:
+    """All images of a split, in order, on every device; the host never holds more than one piece of them."""
     shape = (len(split), split.size, split.size)
     rows = max(1, PIECE_BYTES // split.size**2)
     everywhere = replicate(np.zeros((), np.uint8)).sharding
-    films = jax.jit(lambda: jax.numpy.zeros(shape, np.uint8), out_shardings=everywhere)()
+    images = jax.jit(lambda: jax.numpy.zeros(shape, np.uint8), out_shardings=everywhere)()
     fill = jax.jit(
-        lambda films, piece, at: jax.lax.dynamic_update_slice(films, piece, (at, 0, 0)), donate_argnums=0
+        lambda images, piece, at: jax.lax.dynamic_update_slice(images, piece, (at, 0, 0)), donate_argnums=0
     )
     for first in range(0, len(split), rows):
         piece = split.read(np.arange(first, min(first + rows, len(split)))).astype(np.uint8)
-        films = fill(films, replicate(piece), np.int32(first))
-    return films
+        images = fill(images, replicate(piece), np.int32(first))
+    return images
 
 
 def _reader(split: Split) -> Callable[[Any], np.ndarray]:

@@ -1,7 +1,7 @@
-"""What a run needs to go on after any crash: weights, optimiser state, step and secret; by orbax, atomically.
+"""Save and restore what a run needs after a crash: weights, optimiser state, step and secret.
 
-The sampler and the noise have no state but (secret, step), so these are all. The secret lies beside the
-checkpoints, readable by its owner only, and never leaves that folder.
+Checkpoints are atomic, by orbax. The sampler and the noise have no state but (secret, step), so nothing else
+is needed. The secret lies beside the checkpoints, readable by its owner only, and never leaves that folder.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from jaxcxr.training.trained_on import TrainedOn
 SECRET_FILE = "secret.key"
 DELETED_FILE = "secret.deleted"
 PACKAGED = ("jaxcxr", "weights")
-"""Beginning of the names of the weights that come with the package."""
+"""First parts of the names of weights that come with the package."""
 
 
 class Checkpoints:
@@ -45,7 +45,7 @@ class Checkpoints:
         """Write a checkpoint; it appears under its final name only when complete.
 
         Raises:
-            InputError: the disk refused; what was saved before is untouched.
+            InputError: the disk refused; earlier checkpoints are untouched.
         """
         try:
             self._manager.save(steps_done, args=ocp.args.StandardSave(state), force=True)
@@ -56,12 +56,12 @@ class Checkpoints:
             kept = self.latest()
             raise InputError(
                 f"{self._folder}: checkpoint of step {steps_done} could not be written ({_reason(error)}); "
-                f"the newest complete one is of step {kept}: free some space and resume the run "
-                "(train.py --resume; a sweep resumes by itself)"
+                f"the newest complete one is of step {kept}: free some space and resume the run (train.py "
+                "--resume; a sweep resumes by itself)"
             ) from error
 
     def restore(self, steps_done: int, like: PyTree) -> PyTree:
-        """Read a checkpoint into the structure, shapes and types of `like`, as arrays on the default device."""
+        """A checkpoint in the structure, shapes and dtypes of `like`, as arrays on the default device."""
         restored = self._manager.restore(
             steps_done, args=ocp.args.StandardRestore(jax.tree.map(_on_host, like))
         )
@@ -73,7 +73,7 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said: tensorstore puts it last in a long line, before details in brackets."""
+    """The system's message: tensorstore puts it last in a long line, before details in brackets."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -87,12 +87,11 @@ def _on_host(leaf: Any) -> Any:
 
 
 def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> bytes:
-    """The run's 256-bit secret: read from `folder`, or made there with mode 0600 (from `seed` if one is asked
-    for).
+    """The run's 256-bit secret: read from `folder`, or created there with mode 0600 (from `seed` if given).
 
     Raises:
-        InputError: the secret is damaged, or it is gone though the run has `begun` (steps are in its ledger
-            or a checkpoint).
+        InputError: the secret is damaged, or it is missing although the run has `begun` (has steps in its
+            ledger, or a checkpoint).
     """
     path = folder / SECRET_FILE
     if path.exists():
@@ -126,18 +125,17 @@ def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> 
 
 
 def delete_secret(folder: Path) -> None:
-    """Overwrite and delete a run's secret, for good: the noise cannot be computed any more, nor can the run
-    go on.
+    """Overwrite and delete a run's secret, so that nobody can recompute the noise, or resume the run.
 
-    What a backup, a snapshot or a journal of the file system has kept is not reached. A note stays behind, so
-    that a later resume can say what happened.
+    Copies in backups, snapshots or a file-system journal are not reached. A note stays behind, so that a
+    later resume can say what happened.
     """
     path, gone = folder / SECRET_FILE, folder / "secret.gone"
     (folder / DELETED_FILE).write_text(
         "The secret of this run was deleted when the run was finished.\n", encoding="utf-8"
     )
     if path.exists():
-        path.replace(gone)  # first: an overwritten secret must never be taken for one
+        path.replace(gone)  # first: an overwritten secret must never be taken for a valid one
     if gone.exists():
         with gone.open("r+b") as file:
             file.write(bytes(SECRET_BYTES))
@@ -147,7 +145,7 @@ def delete_secret(folder: Path) -> None:
 
 
 def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
-    """Parameters by their path, such as `params/conv1/kernel`."""
+    """Parameters by path, such as `params/conv1/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {
         "/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32)
@@ -156,7 +154,7 @@ def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
-    """The inverse of `flat_weights`."""
+    """The tree of parameters given by path: the inverse of `flat_weights`."""
     tree: dict[str, PyTree] = {}
     for name, array in flat.items():
         *parents, leaf = name.split("/")
@@ -174,17 +172,17 @@ def save_weights(
     bfloat16: bool = False,
     units: TrainedOn | None = None,
 ) -> None:
-    """Write parameters for others to start from, with a record of where they come from; `folder` must not
-    exist and appears when it is complete.
+    """Write parameters as starting weights, with their provenance; `folder` must not exist.
+
+    The folder appears when complete.
 
     Args:
         folder: to write.
         params: of the network.
         provenance: the record.
-        bfloat16: write one safetensors file, as a release has it but rounded to 16 bits, and its checksum
-            into the record, instead of an orbax folder of float32: half the size, for weights that travel.
-        units: what they were trained on, hashed (`jaxcxr.training.trained_on`), or None where that is not
-            known.
+        bfloat16: write one safetensors file as in a release, but rounded to 16 bits, with its checksum in the
+            record, instead of an orbax folder of float32: half the size, for weights to share.
+        units: hashes of the data they were trained on (`jaxcxr.training.trained_on`); None if not known.
     """
     part = folder.with_name(folder.name + ".part")
     if bfloat16:
@@ -205,8 +203,8 @@ def save_weights(
 def weights_folder(named: str | Path) -> Path:
     """The folder of weights that a configuration names.
 
-    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, if there is no such folder below the
-    working one.
+    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, unless that folder exists below the
+    working directory.
     """
     path = Path(named)
     if path.parts[: len(PACKAGED)] == PACKAGED and not path.exists():
@@ -215,22 +213,23 @@ def weights_folder(named: str | Path) -> Path:
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """The record of where weights come from; empty if they have none."""
+    """The provenance record of weights; empty if they have none."""
     path = folder / "provenance.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def units_of_weights(named: str | Path) -> TrainedOn | None:
-    """What the weights that a configuration names were trained on, hashed; None if that is not recorded."""
+    """Hashes of the data that the named weights were trained on; None if not recorded."""
     folder = weights_folder(named)
     return trained_on.read(folder, provenance(folder))
 
 
 def load_weights(folder: Path, like: PyTree) -> PyTree:
-    """Read parameters written by `save_weights` or a release, in the structure and types of `like`.
+    """Parameters written by `save_weights` or a release, in the structure and dtypes of `like`.
 
     Raises:
-        InputError: there are none, or some are missing, surplus or of another shape; all of them are named.
+        InputError: there are no weights, or some are missing, surplus or of another shape; the message names
+            all.
     """
     files = sorted(folder.glob("*.safetensors"))
     if (folder / "params").is_dir():
@@ -258,9 +257,7 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
 
 
 def _from_safetensors(path: Path, like: PyTree) -> PyTree:
-    """Parameters from a file with our own paths as names, such as `params/conv1/kernel`, or with torch's
-    names.
-    """
+    """Parameters from a file whose names are our paths, such as `params/conv1/kernel`, or torch's names."""
     state = read_state(path)
     if not all(name.startswith("params/") for name in state):
         layers = like["params"]

@@ -1,6 +1,4 @@
-"""Where the weight of a positive label comes from: declared; exact, and not covered by the claim; or noised
-and paid for.
-"""
+"""Weights of positive labels: declared; exact (not covered by the guarantee); or noised and paid for."""
 
 import numpy as np
 import pandas as pd
@@ -22,10 +20,10 @@ from jaxcxr.training import objective
 
 
 def weights_at_once(config: Experiment, split: Split) -> Float[np.ndarray, "findings"] | None:
-    """Class weights, one a finding; None if they wait for noised counts.
+    """Class weights, one per finding; None if they depend on noised counts.
 
     Raises:
-        InputError: the paper's weights need both labels of a finding.
+        InputError: for the paper's weights, a finding lacks positives or negatives.
     """
     training, findings = config.training, config.data.findings
     if training.class_weights == "noised":
@@ -41,11 +39,10 @@ def weights_at_once(config: Experiment, split: Split) -> Float[np.ndarray, "find
 
 
 def counts_entry(config: Experiment) -> Statistic | None:
-    """The ledger entry of noised class counts, if the configuration asks for them.
+    """The ledger entry of noised class counts; None if the configuration does not ask for them.
 
     Raises:
-        InputError: they alone cost more than the budget, or their noise does not fit the grid that it is
-            drawn on.
+        InputError: they alone exceed the budget, or their noise does not fit its grid.
     """
     privacy = config.privacy
     if privacy is None or config.training.class_weights != "noised":
@@ -71,14 +68,15 @@ def counts_entry(config: Experiment) -> Statistic | None:
 
 
 def draw_counts(config: Experiment, split: Split, entry: Statistic, secret: bytes) -> NoisedCounts:
-    """The noised counts of the training labels, the same ones for the same secret; a patient counts once
-    where the patient is
-    the unit. They are a release: `entry` must be in the ledger before.
+    """The noised counts of the training labels, the same for the same secret.
+
+    If the patient is the unit, a patient counts once. The counts are a release: `entry` must be in the ledger
+    before.
 
     Args:
         config: of the experiment.
         split: the training images.
-        entry: what the counts cost.
+        entry: ledger entry of the counts.
         secret: of the run, bound to what it trains (`records.binding`).
     """
     assert config.privacy is not None  # Experiment.check

@@ -1,7 +1,7 @@
-"""Several processes that train one model together (`jax.distributed`); with one process everything here is
-trivial.
+"""Several processes that train one model together (`jax.distributed`); trivial with one process.
 
-Every function but `connect` and `is_first` is a meeting: all processes must call it, in the same order.
+Every function except `connect` and `is_process_0` is a collective: all processes must call it, in the same
+order.
 """
 
 import importlib.util
@@ -19,21 +19,21 @@ from jaxcxr.errors import InputError
 Value = TypeVar("Value")
 
 SENTENCE_BYTES = 4096
-"""Length to which a sentence is cut on its way to the other processes."""
+"""Length to which an error message is cut on its way to the other processes."""
 LAST_GOODBYE_SECONDS = 7 * 24 * 3600
-"""How long a process that is done waits for the others: the first one evaluates the model after training."""
+"""How long a finished process waits for the others: process 0 evaluates the model after training."""
 
 
 def connect(environment: Mapping[str, str] = os.environ) -> bool:
-    """Join the other processes of this job, if there are any; to be called before JAX touches a device.
+    """Join the other processes of this job, if any; call it before JAX touches a device.
 
-    JAX itself finds the others under SLURM (`srun`), Open MPI and, where the `kubernetes` package is
-    installed, in an indexed Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS`
-    (host:port of the first process, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...).
-    From here on only the first process prints to the screen.
+    JAX itself finds the others under SLURM (`srun`), Open MPI and, if the `kubernetes` package is installed,
+    in an indexed Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS` (host:port of
+    process 0, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). From then on only
+    process 0 prints to the screen.
 
     Returns:
-        Whether there are others.
+        Whether there are other processes.
 
     Raises:
         InputError: the variables are incomplete, or the others were not found.
@@ -45,14 +45,16 @@ def connect(environment: Mapping[str, str] = os.environ) -> bool:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"the other processes of this job could not be joined: {reason}") from error
-    if not is_first():
+    if not is_process_0():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for the rest of the process's life
     return jax.process_count() > 1
 
 
 def _has_company(environment: Mapping[str, str]) -> bool:
-    """Whether this process is one of several, as far as the environment tells; the batch script of a SLURM
-    job is alone, and so is a Kubernetes job without the package that JAX asks.
+    """Whether the environment names several processes.
+
+    The batch script of a SLURM job is a single process, and so is a Kubernetes job without the `kubernetes`
+    package.
     """
     if "JAX_COORDINATOR_ADDRESS" in environment:
         return True
@@ -63,7 +65,7 @@ def _has_company(environment: Mapping[str, str]) -> bool:
 
 
 def _named(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Number of processes and own number, if the environment names them; else JAX detects them."""
+    """Number of processes and this process's number, if the environment names them; else JAX detects them."""
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     named = {argument: environment[name] for argument, name in names.items() if name in environment}
     for argument, value in named.items():
@@ -74,17 +76,17 @@ def _named(environment: Mapping[str, str]) -> dict[str, Any]:
     return {argument: int(value) for argument, value in named.items()}
 
 
-def is_first() -> bool:
-    """Whether this process writes the run folder."""
+def is_process_0() -> bool:
+    """Whether this is process 0, which writes the run folder."""
     return jax.process_index() == 0
 
 
-def in_all(act: Callable[[], Value]) -> Value:
-    """What `act` gives, once it has succeeded in every process.
+def run_on_all_processes(act: Callable[[], Value]) -> Value:
+    """The result of `act`, once it has succeeded in every process.
 
     Raises:
-        InputError: `act` raised one, here or elsewhere; the sentence is the same in all processes, so that
-            none is left waiting for another that has given up.
+        InputError: `act` raised one, in this or another process; all processes raise, so that none waits for
+            one that has given up.
     """
     if jax.process_count() == 1:
         return act()
@@ -101,35 +103,33 @@ def in_all(act: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]
 
 
-def in_the_first(act: Callable[[], Value]) -> Value | None:
-    """What `act` gives in the first process; the others do nothing but wait, and get None."""
-    return in_all(lambda: act() if is_first() else None)
+def run_on_process_0(act: Callable[[], Value]) -> Value | None:
+    """The result of `act` in process 0; the other processes wait and get None."""
+    return run_on_all_processes(lambda: act() if is_process_0() else None)
 
 
-def first_then_all(act: Callable[[], Value]) -> Value:
-    """`act` in the first process and, once it has succeeded there, in the others: what the first one makes,
-    they find.
-    """
-    made = in_the_first(act)
-    return in_all(lambda: made if is_first() else act())  # type: ignore[return-value]
+def process_0_first(act: Callable[[], Value]) -> Value:
+    """The result of `act`, run in process 0 and then in the others, which find what process 0 has made."""
+    made = run_on_process_0(act)
+    return run_on_all_processes(lambda: made if is_process_0() else act())  # type: ignore[return-value]
 
 
-def the_first_says(value: int) -> int:
-    """The first process's value, in every process."""
+def broadcast_from_process_0(value: int) -> int:
+    """Process 0's value, in every process."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def any_process_says(flag: bool) -> bool:
-    """Whether the flag is up in any process."""
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def _everyones_sentences(own: str) -> list[str]:
-    """The sentences of all processes that have one, in the order of the processes."""
+    """The error messages of all processes that have one, in order of process."""
     encoded = own.encode()[:SENTENCE_BYTES]
     mine = np.zeros(SENTENCE_BYTES, np.uint8)
     mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)

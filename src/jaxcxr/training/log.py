@@ -1,4 +1,4 @@
-"""What the operator sees of a run: metrics.jsonl, TensorBoard and the progress bar."""
+"""Logs of a run for the operator: metrics.jsonl, TensorBoard and the progress bar."""
 
 import json
 import time
@@ -13,13 +13,11 @@ from jaxcxr.atomic import replacing
 from jaxcxr.training.plan import Plan
 
 EPSILON_MILESTONES = 40
-"""The epsilon of a log row is that of the next of so many milestones of the run: an upper bound that costs
-few accountant calls.
-"""
+"""Epsilon is computed at this many milestones of a run; a log row reports the next one's, an upper bound."""
 
 
 class Log:
-    """For the operator's eyes, computed from private data, never released."""
+    """The log of a run: for the operator, computed from private data, never released."""
 
     def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
         self._plan, self._steps = plan, total
@@ -39,28 +37,31 @@ class Log:
         )
         self._clock, self._last = time.perf_counter(), done
 
-    def write(self, step: int, totals: Any, waited: float) -> None:
+    def write(self, step: int, totals: Any, waited: float, clipping: Any = None) -> None:
         """Add a row for the steps since the last one.
 
         Args:
             step: number of steps done.
-            totals: sums over their batches, on the device: `loss`, `count` (units), `films` (a view is one),
-                `norm`, `clipped`.
+            totals: sums over these steps' batches, on the device: `loss`, `count` (units), `films` (images,
+                each view counted), `norm`, `clipped`.
             waited: seconds in which the devices waited for their batches.
+            clipping: state of an adaptive clip rule; the row has the clip norm of the next step.
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
-        count, films = sums["count"], sums["films"] / self._plan.config.training.views
+        count, images = sums["count"], sums["films"] / self._plan.config.training.views
         row: dict[str, Any] = {
             "step": step,
             "loss": sums["loss"] / count if count else None,
-            "images": round(films),
+            "images": round(images),
         }
         if self._plan.mechanism is not None:
             row["epsilon"] = self._epsilon(step)
             row["mean_gradient_norm"] = sums["norm"] / count if count else None
             row["clipped_fraction"] = sums["clipped"] / count if count else None
-        row["images_per_second"] = films / (now - self._clock)
+            if clipping is not None:
+                row["clip_norm"] = float(self._plan.mechanism.clip_norm(clipping))
+        row["images_per_second"] = images / (now - self._clock)
         row["waiting_share"] = waited / (now - self._clock)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()

@@ -28,12 +28,12 @@ from jaxcxr.training.batches import Waiting, batches
 from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
 from jaxcxr.training.class_weights import draw_counts
 from jaxcxr.training.distributed import (
-    any_process_says,
-    first_then_all,
-    in_all,
-    in_the_first,
-    is_first,
-    the_first_says,
+    any_process,
+    broadcast_from_process_0,
+    is_process_0,
+    process_0_first,
+    run_on_all_processes,
+    run_on_process_0,
 )
 from jaxcxr.training.log import Log
 from jaxcxr.training.plan import Plan
@@ -97,7 +97,7 @@ def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) ->
             diverged.
     """
     with ExitStack() as held:
-        in_the_first(lambda: held.enter_context(_alone_in(out)))
+        run_on_process_0(lambda: held.enter_context(_alone_in(out)))
         return _train_alone(plan, out, resume, progress)
 
 
@@ -114,22 +114,26 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome:
-    pretrained = in_all(plan.pretrained_params)  # refused, if so, before a folder is claimed
-    in_the_first(lambda: claim_run_folder(out, plan.config, resume))
+    pretrained = run_on_all_processes(plan.pretrained_params)  # refused, if so, before a folder is claimed
+    run_on_process_0(lambda: claim_run_folder(out, plan.config, resume))
     checkpoints = Checkpoints(out / "checkpoints")
     ledger = None
     try:
         path = out / "ledger.jsonl"
-        begun = in_all(lambda: not is_first() or checkpoints.latest() is not None or has_entries(path))
-        secret = first_then_all(
+        begun = run_on_all_processes(
+            lambda: not is_process_0() or checkpoints.latest() is not None or has_entries(path)
+        )
+        secret = process_0_first(
             lambda: load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
         )
         params = plan.random_params(secret) if pretrained is None else pretrained
-        plan = first_then_all(lambda: begin_or_continue(plan, params, out / "run.json", write=is_first()))
+        plan = process_0_first(
+            lambda: begin_or_continue(plan, params, out / "run.json", write=is_process_0())
+        )
         if plan.mechanism is not None:
-            ledger = in_the_first(lambda: Ledger(path, _terms(plan, secret)))
+            ledger = run_on_process_0(lambda: Ledger(path, _terms(plan, secret)))
         bound = bound_secret(secret, plan.binding)  # all randomness of the run from here on
-        plan = first_then_all(lambda: _with_class_weights(plan, bound, ledger, out / "class_counts.json"))
+        plan = process_0_first(lambda: _with_class_weights(plan, bound, ledger, out / "class_counts.json"))
         return _run(plan, params, out, bound, checkpoints, ledger, progress)
     finally:
         checkpoints.close()
@@ -158,7 +162,7 @@ def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: 
         ledger.sync()
     counts = draw_counts(plan.config, plan.split, plan.class_counts, secret)
     weights = objective.positive_weights(counts.rates())
-    if is_first():
+    if is_process_0():
         described = {
             **dataclasses.asdict(plan.class_counts),
             "positives": counts.positives.tolist(),
@@ -181,14 +185,16 @@ def _run(
     progress: bool,
 ) -> Outcome:
     optimizer_state = plan.optimizer().init(plan.trained(params))
+    clipping = plan.clipping()
     step_functions = plan.step()
-    done = the_first_says(checkpoints.latest() or 0)
+    done = broadcast_from_process_0(checkpoints.latest() or 0)
     if done:
-        restored = checkpoints.restore(done, {"params": params, "optimizer": optimizer_state})
+        restored = checkpoints.restore(done, _state(params, optimizer_state, clipping))
         params, optimizer_state = restored["params"], restored["optimizer"]
-    params, optimizer_state = step_functions.replicate((params, optimizer_state))
-    total_steps = the_first_says(in_all(lambda: _affordable(plan, ledger, done)))
-    log = Log(out, plan, done, total_steps, progress) if is_first() else None
+        clipping = restored.get("clipping")
+    params, optimizer_state, clipping = step_functions.replicate((params, optimizer_state, clipping))
+    total_steps = broadcast_from_process_0(run_on_all_processes(lambda: _affordable(plan, ledger, done)))
+    log = Log(out, plan, done, total_steps, progress) if is_process_0() else None
     training, waiting = plan.config.training, Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
@@ -199,36 +205,36 @@ def _run(
         for batch in feed:
             randomness: Any = np.zeros(4, np.uint32)
             if plan.mechanism is not None:
-                in_all(functools.partial(_write_down, ledger, plan.mechanism.entry(done)))
+                run_on_all_processes(functools.partial(_write_down, ledger, plan.mechanism.entry(done)))
                 randomness = plan.mechanism.noise_key(secret, done)
             gradient, logged = step_functions.start(params)
             for piece in batch:
-                gradient, logged = step_functions.accumulate(params, (gradient, logged), piece)
+                gradient, logged = step_functions.accumulate(params, (gradient, logged), piece, clipping)
             gradient, logged = step_functions.collect((gradient, logged))
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
             if (
                 plan.mechanism is not None
             ):  # discrete noise is drawn here, on the processor, while the devices are at work
                 randomness = plan.mechanism.randomness(randomness, gradient.high)
-            params, optimizer_state, newest = step_functions.finish(
-                params, optimizer_state, gradient, randomness
+            params, optimizer_state, newest, clipping = step_functions.finish(
+                params, optimizer_state, gradient, randomness, clipping
             )
             done += 1
             # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
             # it.
-            stop = any_process_says(interrupted())
+            stop = any_process(interrupted())
             last = done == total_steps or stop
             if last or done % training.log_every == 0:
                 _require_finite(newest, done)
                 if log is not None:
-                    log.write(done, totals, waiting.take())
+                    log.write(done, totals, waiting.take(), clipping)
                 totals = None
             if last or done % training.checkpoint_every == 0:
                 _require_finite(newest, done)
                 if ledger is not None:
                     ledger.sync()
-                state = {"params": params, "optimizer": optimizer_state}
-                in_all(functools.partial(checkpoints.save, done, state))
+                state = _state(params, optimizer_state, clipping)
+                run_on_all_processes(functools.partial(checkpoints.save, done, state))
             if stop:
                 break
         feed.close()
@@ -240,6 +246,12 @@ def _run(
     if done < total_steps:
         return Outcome(params, done, finished=False, stopped_by="interrupt")
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
+
+
+def _state(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
+    """What a checkpoint holds; the state of the clip rule only where the rule has one."""
+    adapts = {} if clipping is None else {"clipping": clipping}
+    return {"params": params, "optimizer": optimizer_state} | adapts
 
 
 def _write_down(ledger: Ledger | None, entry: Entry) -> None:

@@ -121,8 +121,12 @@ class Gradients:
         """The sum of no unit, in floating point."""
         return jax.tree.map(jnp.zeros_like, split(params, self.trained)[0])
 
-    def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
-        """The sum over a microbatch, clipped and exact if private, and sums for the log."""
+    def summed(
+        self, params: PyTree, batch: Microbatch, clipping: PyTree | None = None
+    ) -> tuple[PyTree, Mapping[str, Array]]:
+        """The sum over a microbatch, clipped and exact if private, and sums for the log; `clipping` is the
+        state of an adaptive clip rule (`Mechanism.start`).
+        """
         moving, fixed = split(params, self.trained)
         units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
 
@@ -132,8 +136,9 @@ class Gradients:
         if self.mechanism is None:
             total, losses = gradients.plain_sum(loss, moving, units, is_real.astype(jnp.float32))
             return total, log_sums(batch, losses=losses)
-        total, losses, norms = self.mechanism.clipped_sum(loss, moving, units, is_real)
-        return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > self.mechanism.clip_to)
+        total, losses, norms = self.mechanism.clipped_sum(loss, moving, units, is_real, clipping)
+        clipped = norms > self.mechanism.clip_norm(clipping)
+        return total, log_sums(batch, losses=losses, norm=norms, clipped=clipped)
 
     def direction(self, params: PyTree, released: PyTree) -> PyTree:  # noqa: ARG002 - one signature
         """What an optimiser takes for the gradient: the released mean."""

@@ -1,6 +1,4 @@
-"""NAdam as torch implements it, which is what the paper ran, its alternatives, and the learning-rate
-schedules.
-"""
+"""NAdam as in torch (the paper's optimiser), DP-AdamBC, and learning-rate schedules."""
 
 from typing import Any, NamedTuple
 
@@ -26,8 +24,7 @@ def nadam(
     eps: float = 1e-8,
     momentum_decay: float = 4e-3,
 ) -> optax.GradientTransformation:
-    """NAdam (Dozat 2016) with torch's momentum schedule, mu_t = b1 (1 - 0.96^(t psi) / 2), psi =
-    `momentum_decay`.
+    """NAdam (Dozat 2016) with torch's schedule, mu_t = b1 (1 - 0.96^(t psi) / 2), psi = `momentum_decay`.
 
     optax's variant keeps mu constant; over the paper's run the two differ, so parity with the paper needs
     this one.
@@ -78,21 +75,22 @@ def adam_bc(
     b2: float = 0.999,
     floor: float = 0.1,
 ) -> optax.GradientTransformation:
-    """Adam whose second moment is that of the gradient alone: the noise's known variance is taken out
-    (DP-AdamBC; Tang et al. 2024, arXiv 2312.14334, Algorithm 1).
+    """DP-AdamBC: Adam with the noise's known variance subtracted from the second moment.
 
-    Step: -rate m_hat / sqrt(max(v_hat - noise_stddev^2, floor * noise_stddev^2)). Where the gradient is far
-    below the noise, Adam's denominator is the noise's deviation, whatever the gradient's; without it the
-    ratio of coordinates is the gradient's own. The paper's floor is absolute and tuned; here it is a part of
-    the noise's variance, so that it keeps its
-    meaning from budget to budget: with 0.1 a step is at most sqrt(10) times one of Adam's.
+    Source: Tang et al. 2024, arXiv 2312.14334, Algorithm 1.
+
+    Step: -rate m_hat / sqrt(max(v_hat - noise_stddev^2, floor * noise_stddev^2)). If the gradient is far
+    below the noise, Adam's denominator is the noise's standard deviation, the same for all coordinates; with
+    the correction it is the gradient's own scale. The paper's floor is absolute and tuned; here it is a share
+    of the noise's variance, so that it means the same at every budget: with 0.1 a step is at most sqrt(10)
+    times Adam's.
 
     Args:
-        learning_rate: or its schedule.
-        noise_stddev: of the noise in each coordinate of the released gradient.
+        learning_rate: a number or a schedule.
+        noise_stddev: standard deviation of the noise in each coordinate of the released gradient.
         b1: decay of the first moment.
         b2: decay of the second moment.
-        floor: least squared denominator, in units of the noise's variance.
+        floor: smallest squared denominator, in units of the noise's variance.
     """
     variance = noise_stddev**2
 
@@ -121,7 +119,7 @@ def adam_bc(
 
 
 def schedule(learning_rate: float, decay: str, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant (`none`) or a cosine to zero at the last step (`cosine`)."""
+    """A schedule: linear warm-up, then constant (`none`) or a cosine to zero at the last step (`cosine`)."""
     after = max(1, steps - warmup_steps)
     main = (
         optax.cosine_decay_schedule(learning_rate, after)

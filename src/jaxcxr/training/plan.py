@@ -28,7 +28,8 @@ from jaxcxr.models.resnet9 import DTYPES, ResNet9
 from jaxcxr.models.trainable import split as split_params
 from jaxcxr.models.trainable import trained_mask
 from jaxcxr.privacy import exact_sum, moments
-from jaxcxr.privacy.clipping import Flat, PerLayer
+from jaxcxr.privacy.adaptive import Adaptive
+from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Flat, PerLayer
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.noise import derive_key
 from jaxcxr.records.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
@@ -212,7 +213,7 @@ class Plan:
             return False
         available = memory.device_bytes(jax.local_devices()[0])
         fits = (
-            available is not None and len(self.split) * self.split.size**2 <= memory.FILMS_SHARE * available
+            available is not None and len(self.split) * self.split.size**2 <= memory.IMAGES_SHARE * available
         )
         return asked == "always" or fits
 
@@ -232,13 +233,16 @@ class Plan:
 
         def bytes_of(units: int) -> int:
             functions = dataclasses.replace(self, microbatch_size=units * films, weights=ones).step([device])
-            return _bytes_of(
-                functions, shapes, (units, films), self.split.size, len(self.config.data.findings)
-            )
+            findings = len(self.config.data.findings)
+            return _bytes_of(functions, shapes, self.clipping(), (units, films), self.split.size, findings)
 
         needed = -(-t.expected_batch_size // jax.device_count())
         units = memory.choose_microbatch(bytes_of, available, needed, films * self.split.size**2)
         return dataclasses.replace(self, microbatch_size=units * films)
+
+    def clipping(self) -> PyTree | None:
+        """The state of the clip rule before the first step; None where it has none."""
+        return None if self.mechanism is None else self.mechanism.start()
 
     def step(self, devices: list[Any] | None = None) -> Step:
         """The compiled functions of the run."""
@@ -331,7 +335,9 @@ class Plan:
         return described
 
 
-def _bytes_of(functions: Step, params: PyTree, units: tuple[int, int], side: int, findings: int) -> int:
+def _bytes_of(
+    functions: Step, params: PyTree, clipping: PyTree | None, units: tuple[int, int], side: int, findings: int
+) -> int:
     """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters."""
     batch = {
         "image": jax.ShapeDtypeStruct((*units, side, side), np.uint8),
@@ -341,7 +347,7 @@ def _bytes_of(functions: Step, params: PyTree, units: tuple[int, int], side: int
     }
     total = jax.eval_shape(functions.start, params)
     lower: Any = functions.accumulate
-    used = lower.lower(params, total, batch).compile().memory_analysis()
+    used = lower.lower(params, total, batch, clipping).compile().memory_analysis()
     return (
         used.temp_size_in_bytes
         + used.argument_size_in_bytes
@@ -422,7 +428,6 @@ def make_plan(config: Experiment, store: Store) -> Plan:
                 )
             except ValueError as error:
                 raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
-        stability = privacy.stability if privacy.clipping == "automatic" else None
         mechanism = Mechanism(
             n_units,
             training.expected_batch_size,
@@ -430,7 +435,7 @@ def make_plan(config: Experiment, store: Store) -> Plan:
             sigma,
             privacy.epsilon,
             privacy.delta,
-            rule=PerLayer() if privacy.clipping == "per_layer" else Flat(stability),
+            rule=_clip_rule(privacy),
             method=privacy.method,
         )
     weights = weights_at_once(config, split)
@@ -440,6 +445,18 @@ def make_plan(config: Experiment, store: Store) -> Plan:
     plan.mask()
     _require_repeated_roundings(plan)
     return plan if privacy is None or privacy.noise == "gaussian" else _with_discrete_noise(plan)
+
+
+def _clip_rule(privacy: PrivacyConfig) -> ClipRule | AdaptiveRule:
+    match privacy.clipping:
+        case "flat":
+            return Flat()
+        case "automatic":
+            return Flat(privacy.stability)
+        case "per_layer":
+            return PerLayer()
+        case "adaptive":
+            return Adaptive(privacy.clip_quantile, privacy.clip_learning_rate, privacy.clip_share)
 
 
 def _require_repeated_roundings(plan: Plan) -> None:
@@ -496,6 +513,7 @@ def _with_discrete_noise(plan: Plan) -> Plan:
     """
     assert plan.mechanism is not None
     released = plan.released(jax.eval_shape(lambda: plan.random_params(bytes(32))))
+    released = plan.mechanism.contribution(released)
     coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(released))
     mechanism = dataclasses.replace(plan.mechanism, discrete_coordinates=coordinates)
     try:

@@ -19,8 +19,24 @@ from jaxcxr.records.provenance import training_code_fingerprint
 from jaxcxr.training.plan import Plan, made_with, weights_digest
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-ARITHMETIC = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
-"""Settings of JAX that change what a step computes or draws."""
+ARITHMETIC = (
+    "jax_allow_f16_reductions",
+    "jax_compiler_enable_remat_pass",
+    "jax_default_matmul_precision",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_enable_x64",
+    "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_effort",
+    "jax_memory_fitting_level",
+    "jax_optimization_level",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_partitionable",
+    "jax_use_direct_linearize",
+)
+"""Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are
+traced, and what the compiler fuses and reorders. Not every version of JAX has all.
+"""
 _PATHS = ("data.store", "model.weights", "model.pretraining")
 _SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
 """Facts of `run.json` that stand in another part of the binding."""
@@ -125,7 +141,7 @@ def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> B
     }
     fields["training.microbatch_size"] = plan.microbatch_size
     settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
-    arithmetic = {name: str(getattr(jax.config, name)) for name in ARITHMETIC}
+    arithmetic = {name: str(getattr(jax.config, name, None)) for name in ARITHMETIC}
     backend = jax.default_backend()
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(
@@ -139,7 +155,7 @@ def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> B
 
 
 def _flags(backend: str) -> str:
-    """Flags of XLA that may change what a step computes, such as instruction sets and deterministic kernels."""
+    """Flags of XLA that may change what a step computes, such as instruction sets."""
     passed_over = (*_NOT_ARITHMETIC, *(() if backend == "gpu" else ("--xla_gpu",)))
     return " ".join(
         sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(passed_over))

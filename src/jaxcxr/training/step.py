@@ -46,8 +46,12 @@ class Release(Protocol):
         """The sum of no unit, in floating point."""
         ...
 
-    def summed(self, params: PyTree, batch: Microbatch) -> tuple[PyTree, Mapping[str, Array]]:
-        """The sum over a microbatch, an exact one (`privacy.exact_sum`) if private, and sums for the log."""
+    def summed(
+        self, params: PyTree, batch: Microbatch, clipping: PyTree | None = None
+    ) -> tuple[PyTree, Mapping[str, Array]]:
+        """The sum over a microbatch, an exact one (`privacy.exact_sum`) if private, and sums for the log;
+        `clipping` is the state of an adaptive clip rule.
+        """
         ...
 
     def direction(self, params: PyTree, released: PyTree) -> PyTree:
@@ -62,10 +66,11 @@ class Step:
     Attributes:
         start: parameters -> the empty sums of a step: of gradients (or moments), exact ones in a private run
             (`privacy.exact_sum.ExactSum`), and for the log, with a leading axis of devices.
-        accumulate: (parameters, sums, microbatch) -> sums including the microbatch.
+        accumulate: (parameters, sums, microbatch, state of the clip rule) -> sums including the microbatch.
         collect: sums of a step -> sums over all devices, the same on every one.
-        finish: (parameters, optimiser state, sum, the step's randomness) -> new parameters and optimiser
-            state, and whether the parameters are finite.
+        finish: (parameters, optimiser state, sum, the step's randomness, state of the clip rule) -> new
+            parameters and optimiser state, whether the parameters are finite, and the next state of the rule.
+            That state (`Mechanism.start`) is None, and may be left out, where the rule has none.
         microbatch_size: units in a microbatch, over all devices of all processes.
         devices: how many these are.
         place: this process's rows of a microbatch -> arrays spread over the devices.
@@ -74,9 +79,9 @@ class Step:
     """
 
     start: Callable[[PyTree], PyTree]
-    accumulate: Callable[[PyTree, PyTree, Microbatch], PyTree]
+    accumulate: Callable[..., PyTree]
     collect: Callable[[PyTree], PyTree]
-    finish: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree, Bool[Array, ""]]]
+    finish: Callable[..., tuple[PyTree, PyTree, Bool[Array, ""], PyTree | None]]
     microbatch_size: int
     devices: int
     place: Callable[[Mapping[str, np.ndarray]], Microbatch]
@@ -110,34 +115,40 @@ def make_step(
     def start(params: PyTree) -> PyTree:
         like = release.empty(params)
         empty = (
-            like if mechanism is None else exact_sum.empty(like),
+            like if mechanism is None else exact_sum.empty(mechanism.contribution(like)),
             {key: jnp.zeros((), jnp.float32) for key in LOG_KEYS},
         )
         return device_sums.nothing_yet(empty, mesh)
 
-    def on_one(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
-        sums, log = release.summed(params, with_images(batch))
+    def on_one(params: PyTree, total: PyTree, batch: Microbatch, clipping: PyTree | None) -> PyTree:
+        sums, log = release.summed(params, with_images(batch), clipping)
         gradient, logged = total
         logged = {key: value + log.get(key, 0.0) for key, value in logged.items()}
         return device_sums.plus_own(gradient, sums), logged
 
-    def accumulate(params: PyTree, total: PyTree, batch: Microbatch) -> PyTree:
+    def accumulate(
+        params: PyTree, total: PyTree, batch: Microbatch, clipping: PyTree | None = None
+    ) -> PyTree:
         own = P(device_sums.AXIS)
         specs = {key: P() if key == FILMS else own for key in batch}
-        return device_sums.over_devices(on_one, mesh, (P(), own, specs), own)(params, total, batch)
+        return device_sums.over_devices(on_one, mesh, (P(), own, specs, P()), own)(
+            params, total, batch, clipping
+        )
 
-    def finish(params: PyTree, state: PyTree, gradient: PyTree, randomness: PyTree) -> Any:
+    def finish(
+        params: PyTree, state: PyTree, gradient: PyTree, randomness: PyTree, clipping: PyTree | None = None
+    ) -> Any:
         if mechanism is None:
             mean = jax.tree.map(lambda g: g / expected_batch_size, gradient)
         else:
-            mean = mechanism.release(gradient, randomness)
+            mean, clipping = mechanism.learnt(mechanism.release(gradient, randomness), clipping)
         mean = release.direction(params, mean)
         moving, fixed = split(params, trained)
         updates, state = optimizer.update(mean, state, moving)
         moving = optax.apply_updates(moving, updates)
         params = join(moving, fixed)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
-        return params, state, finite
+        return params, state, finite, clipping
 
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(device_sums.AXIS))
     return Step(

@@ -1,17 +1,15 @@
-"""Which images and patients weights were trained on, as salted hashes: would a private run start from its own
-films?
+"""Salted hashes of what weights were trained on, so that no private run starts from its own images.
 
-A claim about a run says nothing of what its starting weights know already. Weights made here carry
-`trained_on.npz` beside
-`provenance.json`: for each training that they come from, a random salt and hashes of its training films'
-pixels (the digests of `records.parquet`), image ids and patient ids. A private run hashes its own films with
-the same salt and refuses what it finds again (`checked_start`).
+The guarantee of a run does not cover what its starting weights know already. Weights made here carry
+`trained_on.npz` beside `provenance.json`: for each training that they come from, a random salt and hashes of
+its training images' pixels (the digests of `records.parquet`), image ids and patient ids. A private run
+hashes its own images with the same salt and refuses to start if it finds one again (`checked_start`).
 
 Pixels have too much entropy to be guessed, so they get one HMAC-SHA256; they match where two stores were
-prepared in the same way. Ids match however the films were prepared, but are short: each gets scrypt (RFC
-7914), about 0.2 ms and 64 KiB, so that 150,000 take half a minute on one core. That makes guessing dear and
-not impossible: whoever can list every possible id can also test them all, one salt at a time, so a record
-stays with its weights and never enters a release.
+prepared in the same way. Ids match however the images were prepared, but are short: each gets scrypt (RFC
+7914), about 0.2 ms and 64 KiB, so that 150,000 take half a minute on one core. That makes guessing expensive,
+not impossible: whoever can list every possible id can test them all, one salt at a time, so a record stays
+with its weights and never enters a release.
 
 Hashes are cut to 8 bytes. N hashes against M others agree by chance with probability N M / 2^64 at most:
 2.2e-9 for 200,000 against 200,000, 6.5e-9 over the three kinds.
@@ -42,21 +40,21 @@ _HASH_BYTES, _SALT_BYTES = 8, 16
 _SCRYPT = (64, 8, 1)
 """n, r and p of scrypt; its memory is 128 n r bytes."""
 _MOST_COST = 1 << 17
-"""Of n r p in a record that is read: 16 MiB and tens of milliseconds for each id, whoever wrote it."""
+"""Largest n r p accepted in a record: 16 MiB and tens of milliseconds per id, whoever wrote it."""
 _FORMAT = 1
 
 Known = Literal["recorded", "ids_declared_unrelated", "none"]
-"""What is known of starting weights: their record shares nothing with the private films; it shares no pixels,
-and the configuration declares that equal ids are different people; or (some of) their training is not
-recorded, so that it is an assumption that the private films took no part in it.
+"""What is known of starting weights.
+
+`recorded`: their record shares nothing with the private images; `ids_declared_unrelated`: it shares no
+pixels, and the configuration declares that equal ids are different people; `none`: some of their training is
+not recorded, so it is an assumption that the private images took no part in it.
 """
 
 
 @dataclasses.dataclass(frozen=True)
-class Films:
-    """Films of one split: SHA-256 of their pixels, their ids and their patients' ids, as far as there are
-    any.
-    """
+class Images:
+    """Images of one split: SHA-256 of their pixels, their ids and their patients' ids, as far as known."""
 
     pixels: Sequence[str]
     image_ids: Sequence[str]
@@ -65,7 +63,7 @@ class Films:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Units of one training, hashed; the arrays are sorted, without repetition.
+    """Hashed images and patients of one training; the arrays are sorted, without repetition.
 
     Attributes:
         salt: random bytes.
@@ -75,17 +73,17 @@ class Training:
 
     salt: bytes
     cost: tuple[int, int, int]
-    pixels: UInt64[np.ndarray, " films"]
+    pixels: UInt64[np.ndarray, " images"]
     image_ids: UInt64[np.ndarray, " ids"]
     patient_ids: UInt64[np.ndarray, " patients"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedOn:
-    """All trainings that weights come from, as far as they are recorded.
+    """All recorded trainings that weights come from.
 
     Attributes:
-        trainings: the last one first.
+        trainings: most recent first.
         complete: whether none is missing.
     """
 
@@ -95,12 +93,12 @@ class TrainedOn:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """How many films and patients of a split weights were trained on.
+    """Numbers of images and patients of a split that weights were trained on.
 
     Attributes:
-        pixels: films with the same pixels.
-        image_ids: films with the same image id.
-        patient_ids: patients with the same id.
+        pixels: number of images with the same pixels.
+        image_ids: number of images with the same image id.
+        patient_ids: number of patients with the same id.
     """
 
     pixels: int
@@ -108,14 +106,14 @@ class Overlap:
     patient_ids: int
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any overlap."""
         return bool(self.pixels or self.image_ids or self.patient_ids)
 
     def __str__(self) -> str:
-        """In words, such as '3 films with the same pixels and 2 patients with the same patient_id'."""
+        """In words: '3 images with the same pixels and 2 patients with the same patient_id', for example."""
         kinds = (
-            (self.pixels, "film", "pixels"),
-            (self.image_ids, "film", "image_id"),
+            (self.pixels, "image", "pixels"),
+            (self.image_ids, "image", "image_id"),
             (self.patient_ids, "patient", "patient_id"),
         )
         named = [
@@ -132,19 +130,18 @@ class Start:
 
     Attributes:
         known: see `Known`.
-        held_out: a sentence for the operator if the weights know films of the validation or test split; it
-            touches the evaluation and not the claim.
+        held_out: a warning for the operator if the weights were trained on validation or test images, which
+            affects the evaluation, not the guarantee.
     """
 
     known: Known
     held_out: str | None = None
 
 
-def films_of(store: Store, split: str) -> Films:
-    """The films of one split of a store; of an older store without digests, they are read.
+def images_of(store: Store, split: str) -> Images:
+    """The images of one split of a store; an older store without digests has its pixels read.
 
-    The pixels of a film of one grey value throughout are left out: it shows nobody, and any two stores may
-    hold one.
+    Images of a single grey value are left out: they show nobody, and any two stores may hold one.
     """
     rows = store.manifest["split"].to_numpy() == split
     frame = store.manifest.loc[rows]
@@ -152,42 +149,42 @@ def films_of(store: Store, split: str) -> Films:
         digests = pd.read_parquet(store.path / RECORDS_FILE, columns=["sha256"])["sha256"].to_numpy()
         if len(digests) != len(rows):
             raise InputError(
-                f"{store.path}: {RECORDS_FILE} names {len(digests)} films, the manifest {len(rows)}; prepare "
-                "it again"
+                f"{store.path}: {RECORDS_FILE} names {len(digests)} images, the manifest {len(rows)}; "
+                "prepare it again"
             )
         pixels = digests[rows].tolist()
     else:
-        films = store.split(split)
-        pixels = [_sha256(films.read(np.array([row]))[0]) for row in range(len(films))]
+        images = store.split(split)
+        pixels = [_sha256(images.read(np.array([row]))[0]) for row in range(len(images))]
     blank = {_sha256(np.full((store.size,) * 2, grey, np.uint8)) for grey in range(256)}
     seen = [digest for digest in pixels if digest not in blank]
-    return Films(seen, _texts(frame["image_id"]), _texts(frame["patient_id"]))
+    return Images(seen, _texts(frame["image_id"]), _texts(frame["patient_id"]))
 
 
-def with_training(films: Films, before: TrainedOn | None, from_random: bool) -> TrainedOn:
-    """The record of weights that were just trained.
+def with_training(images: Images, before: TrainedOn | None, from_random: bool) -> TrainedOn:
+    """The record for weights that were just trained.
 
     Args:
-        films: the training films.
+        images: the training images.
         before: record of the weights that the training started from, or None.
         from_random: whether it started at random, and so from no other training.
     """
     salt = secrets.token_bytes(_SALT_BYTES)
-    training = Training(salt, _SCRYPT, *(np.unique(hashes) for hashes in _hashed(films, salt, _SCRYPT)))
+    training = Training(salt, _SCRYPT, *(np.unique(hashes) for hashes in _hashed(images, salt, _SCRYPT)))
     earlier = before.trainings if before is not None else ()
     return TrainedOn((training, *earlier), from_random or (before is not None and before.complete))
 
 
-def overlap(record: TrainedOn, films: Films, ids: bool = True) -> Overlap:
-    """How much of `films` any recorded training has seen; with `ids` False, by pixels alone."""
-    patients = sorted(set(films.patient_ids))
+def overlap(record: TrainedOn, images: Images, ids: bool = True) -> Overlap:
+    """The overlap of `images` with all recorded trainings; with `ids` False, by pixels alone."""
+    patients = sorted(set(images.patient_ids))
     seen = [
-        np.zeros(len(films.pixels), bool),
-        np.zeros(len(films.image_ids), bool),
+        np.zeros(len(images.pixels), bool),
+        np.zeros(len(images.image_ids), bool),
         np.zeros(len(patients), bool),
     ]
     for training in record.trainings:
-        mine = Films(films.pixels, films.image_ids if ids else (), patients if ids else ())
+        mine = Images(images.pixels, images.image_ids if ids else (), patients if ids else ())
         hashes = _hashed(mine, training.salt, training.cost)
         known = (training.pixels, training.image_ids, training.patient_ids)
         for place in range(3 if ids else 1):
@@ -196,17 +193,17 @@ def overlap(record: TrainedOn, films: Films, ids: bool = True) -> Overlap:
 
 
 def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids_unrelated: bool) -> Start:
-    """What is known of starting weights, for a private run on the training split of `store`.
+    """What is known of starting weights, checked for a private run on the training split of `store`.
 
     Args:
         folder: of the weights.
         provenance: their `provenance.json`.
-        store: of the private films.
-        ids_unrelated: it is declared that equal ids in the record and in the store are different images and
-            people.
+        store: of the private images.
+        ids_unrelated: whether equal ids in the record and in the store are declared to be different images
+            and people.
 
     Raises:
-        InputError: the weights were trained on films or patients that the run is to protect, or their record
+        InputError: the weights were trained on images or patients that the run must protect, or their record
             is damaged.
     """
     if provenance.get("store_fingerprint") == store.fingerprint:
@@ -214,7 +211,7 @@ def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids
     record = read(folder, provenance)
     if record is None:
         return Start("none")
-    found = overlap(record, films_of(store, "train"), ids=not ids_unrelated)
+    found = overlap(record, images_of(store, "train"), ids=not ids_unrelated)
     if found:
         only_ids = (
             ""
@@ -223,18 +220,18 @@ def checked_start(folder: Path, provenance: Mapping[str, Any], store: Store, ids
         )
         raise _refusal(folder, store, f"they were trained on {found} as its training split", only_ids)
     held_out = {
-        split: overlap(record, films_of(store, split), ids=not ids_unrelated) for split in ("valid", "test")
+        split: overlap(record, images_of(store, split), ids=not ids_unrelated) for split in ("valid", "test")
     }
     told = "; ".join(f"{split}: {seen}" for split, seen in held_out.items() if seen)
     warning = (
-        f"{folder}: these weights were trained on held-out films, whose results will be too good ({told})"
+        f"{folder}: these weights were trained on held-out images, whose results will be too good ({told})"
     )
     known: Known = "ids_declared_unrelated" if ids_unrelated else "recorded"
     return Start(known if record.complete else "none", warning if told else None)
 
 
 def write(folder: Path, record: TrainedOn) -> dict[str, str]:
-    """Write a record beside weights; returns what `provenance.json` says of it, the file and its SHA-256."""
+    """Write a record beside weights; return its file name and SHA-256, for `provenance.json`."""
     arrays: dict[str, np.ndarray] = {"format": np.array(_FORMAT), "complete": np.array(record.complete)}
     for place, training in enumerate(record.trainings):
         arrays |= {
@@ -250,10 +247,10 @@ def write(folder: Path, record: TrainedOn) -> dict[str, str]:
 
 
 def read(folder: Path, provenance: Mapping[str, Any]) -> TrainedOn | None:
-    """The record of weights; None if they have none.
+    """The record beside weights; None if they have none.
 
     Raises:
-        InputError: `provenance.json` names a record that is missing, or not the one that was written.
+        InputError: `provenance.json` names a record that is missing or was changed.
     """
     named = provenance.get("trained_on")
     if named is None:
@@ -272,8 +269,7 @@ def read(folder: Path, provenance: Mapping[str, Any]) -> TrainedOn | None:
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: the record of what these weights were trained on is missing or damaged "
-            f"({' '.join(str(error).split())}); "
-            "expected the file that was written with them"
+            f"({' '.join(str(error).split())}); expected the file that was written with them"
         ) from error
 
 
@@ -288,24 +284,23 @@ def _training(arrays: Mapping[str, np.ndarray], place: int) -> Training:
 def _refusal(folder: Path, store: Store, why: str, further: str) -> InputError:
     return InputError(
         f"{folder}: a private run on {store.path} cannot start from these weights: {why}, outside of the "
-        "run's budget, "
-        "and would give those films away; pretrain on other films, or start at random (model.weights "
-        f"null){further}"
+        "run's budget, which would reveal those images; pretrain on other images, or start at random "
+        f"(model.weights null){further}"
     )
 
 
 def _hashed(
-    films: Films, salt: bytes, cost: tuple[int, int, int]
+    images: Images, salt: bytes, cost: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hashes of pixels, image ids and patient ids, each kind apart."""
     pixels = [
         hmac.digest(salt + b"pixels", bytes.fromhex(digest), "sha256")[:_HASH_BYTES]
-        for digest in films.pixels
+        for digest in images.pixels
     ]
     return (
         _words(pixels),
-        _slow(films.image_ids, salt + b"image", cost),
-        _slow(films.patient_ids, salt + b"patient", cost),
+        _slow(images.image_ids, salt + b"image", cost),
+        _slow(images.patient_ids, salt + b"patient", cost),
     )
 
 
@@ -318,13 +313,13 @@ def _slow(ids: Sequence[str], salt: bytes, cost: tuple[int, int, int]) -> np.nda
             for text in ids[start : start + 256]
         ]
 
-    # scrypt lets other threads run.
+    # scrypt releases the GIL.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return _words([word for words in pool.map(some, range(0, len(ids), 256)) for word in words])
 
 
-def _sha256(film: np.ndarray) -> str:
-    return hashlib.sha256(film.tobytes()).hexdigest()
+def _sha256(image: np.ndarray) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _words(hashes: Sequence[bytes]) -> np.ndarray:
@@ -332,5 +327,5 @@ def _words(hashes: Sequence[bytes]) -> np.ndarray:
 
 
 def _texts(column: pd.Series) -> list[str]:
-    """Ids as text; one that is not known, as of a store that names no patients, is left out."""
+    """Ids as text, without unknown ones (of a store that names no patients, for example)."""
     return [text for text in column.dropna().astype(str).str.strip() if text]

@@ -25,7 +25,7 @@ from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
 from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.training.checkpoint import save_weights, units_of_weights
-from jaxcxr.training.trained_on import TrainedOn, films_of, with_training
+from jaxcxr.training.trained_on import TrainedOn, images_of, with_training
 
 TOLERANCE = 1e-5
 """Largest difference of probabilities at which an export is kept."""
@@ -124,7 +124,7 @@ def units_of_source(source: Path) -> TrainedOn | None:
     if store.fingerprint != facts.get("store_fingerprint"):
         return None
     return with_training(
-        films_of(store, "train"), None if start is None else units_of_weights(start), start is None
+        images_of(store, "train"), None if start is None else units_of_weights(start), start is None
     )
 
 

@@ -128,7 +128,7 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
     from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights, weights_folder
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import made_with, make_plan
-    from jaxcxr.training.trained_on import films_of, with_training
+    from jaxcxr.training.trained_on import images_of, with_training
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
@@ -151,7 +151,7 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
         "config": dataclasses.asdict(config),
     }
     before = None if start is None else units_of_weights(start)
-    units = with_training(films_of(store, "train"), before, from_random=start is None)
+    units = with_training(images_of(store, "train"), before, from_random=start is None)
     save_weights(weights, outcome.params, provenance, bfloat16, units)
     if len(store.split("test")):
         evaluation = predict_and_evaluate(config, load_weights(weights, outcome.params), store, run)
@@ -180,7 +180,7 @@ def run_experiment(
         The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but
         the first.
     """
-    from jaxcxr.training.distributed import first_then_all, is_first
+    from jaxcxr.training.distributed import is_process_0, process_0_first
     from jaxcxr.training.loop import claim_run_folder, train
     from jaxcxr.training.plan import make_plan
 
@@ -192,7 +192,7 @@ def run_experiment(
             films = open_store(Path(config.data.store)).manifest if there else None
             report_run(out, config.evaluation, films, beside=beside)
         return evaluation
-    store = first_then_all(lambda: store_of(config, say))
+    store = process_0_first(lambda: store_of(config, say))
     ensure_weights(config, say)
     plan = make_plan(config, store)
     say(_headline(plan))
@@ -201,7 +201,7 @@ def run_experiment(
         say(remark)
     patients = _of_patients(plan, say)
     outcome = train(plan, out, resume)
-    if not is_first():
+    if not is_process_0():
         return None
     _write_patients(patients, out / PATIENTS)
     if not outcome.finished:
@@ -290,11 +290,11 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     if plan.mechanism is None or plan.config.privacy.unit != "image":
         return []
     from jaxcxr.accounting import Spending
-    from jaxcxr.accounting.group_privacy import films_per_patient, patient_epsilons
+    from jaxcxr.accounting.group_privacy import images_per_patient, patient_epsilons
 
     m = plan.mechanism
     try:
-        counts = films_per_patient(plan.split.frame["patient_id"].tolist(), plan.config.data.store)
+        counts = images_per_patient(plan.split.frame["patient_id"].tolist(), plan.config.data.store)
     except InputError as error:
         say(f"no epsilon for patients: {error}")
         return []
@@ -302,7 +302,7 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
         [*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts
     )
     told = "; ".join(
-        f"{row.patient} ({row.films} film{'s' if row.films > 1 else ''}) "
+        f"{row.patient} ({row.images} film{'s' if row.images > 1 else ''}) "
         + (f"at most {row.epsilon.upper:.4g}" if row.epsilon.upper < math.inf else "not protected")
         for row in rows
     )
@@ -310,7 +310,7 @@ def _of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     return [
         {
             "patient": row.patient,
-            "films": row.films,
+            "films": row.images,
             "epsilon_upper": row.epsilon.upper if row.epsilon.upper < math.inf else None,
             "epsilon_lower": row.epsilon.lower,
         }

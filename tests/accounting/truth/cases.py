@@ -51,7 +51,7 @@ def write(known: list[Known]) -> None:
                     kind,
                     written(case),
                     repr(case.delta),
-                    case.films,
+                    case.images,
                     case.adjacency,
                     repr(epsilon),
                     f"{error:.1e}",
@@ -70,9 +70,9 @@ def _releases(text: str) -> tuple[Releases, ...]:
 
 
 def one(
-    q: float, sigma: float, steps: int, delta: float, films: int = 1, adjacency: str = "add_remove"
+    q: float, sigma: float, steps: int, delta: float, images: int = 1, adjacency: str = "add_remove"
 ) -> Case:
-    return Case((Releases(float(q), float(sigma), steps),), delta, films, adjacency)
+    return Case((Releases(float(q), float(sigma), steps),), delta, images, adjacency)
 
 
 def small_delta() -> Iterator[Case]:
@@ -95,9 +95,9 @@ def paper() -> Iterator[Case]:
         yield one(PAPER_RATE, sigma, 179885, PAPER_DELTA)
     for sigma in (3.5474, 2.0812, 1.2533, 0.8603, 0.63166, 0.55271):
         yield one(PAPER_RATE, sigma, 119923, PAPER_DELTA)
-    for films in (2, 4, 10):
+    for images in (2, 4, 10):
         for sigma in (4.311, 1.462, 0.9636):
-            yield one(PAPER_RATE, sigma, 179885, PAPER_DELTA, films)
+            yield one(PAPER_RATE, sigma, 179885, PAPER_DELTA, images)
     for sigma in (4.311, 1.462, 0.5816):
         yield one(PAPER_RATE, sigma, 179885, PAPER_DELTA, adjacency="replace_one")
         yield one(PAPER_RATE, sigma, 179885, 1e-12)
@@ -182,19 +182,19 @@ def drawn(count: int = 200) -> Iterator[Case]:
         )
         q = float(f"{10 ** rng.choice([rng.uniform(-9, -4), rng.uniform(-4, -0.01)], p=[0.15, 0.85]):.3g}")
         delta = float(f"{10 ** rng.uniform(-15, -1):.2g}")
-        films = int(rng.choice([1, 2, 4, 10], p=[0.7, 0.1, 0.1, 0.1]))
-        adjacency = "replace_one" if films == 1 and rng.random() < 0.2 else "add_remove"
+        images = int(rng.choice([1, 2, 4, 10], p=[0.7, 0.1, 0.1, 0.1]))
+        adjacency = "replace_one" if images == 1 and rng.random() < 0.2 else "add_remove"
         wanted = 10 ** rng.uniform(-3, 2)
 
         def excess(log_sigma: float) -> float:
-            case = one(q, math.exp(log_sigma), steps, delta, films, adjacency)  # noqa: B023
+            case = one(q, math.exp(log_sigma), steps, delta, images, adjacency)  # noqa: B023
             loss = Loss(case, False, SETTINGS[0])
             return loss.saddle(lambda saddle: wanted - saddle.epsilon).log_delta - math.log(delta)  # noqa: B023
 
         # About right by the central limit theorem; then a bracket about it.
         reach = math.sqrt(-2 * math.log(delta))
         mu = math.sqrt(reach**2 + 2 * wanted) - reach
-        guess = 1 / math.sqrt(math.log1p((mu / (films * q)) ** 2 / steps))
+        guess = 1 / math.sqrt(math.log1p((mu / (images * q)) ** 2 / steps))
         low = high = math.log(min(max(guess, 0.3), 1e4))
         while excess(low) < 0 and low > math.log(0.3):
             low -= 0.3
@@ -204,7 +204,7 @@ def drawn(count: int = 200) -> Iterator[Case]:
             f"{math.exp(brentq(excess, low, high, xtol=1e-3)) if excess(low) > 0 > excess(high) else 0:.3g}"
         )
         if 0.3 <= sigma <= 1e4:
-            yield one(q, sigma, steps, delta, films, adjacency)
+            yield one(q, sigma, steps, delta, images, adjacency)
             count -= 1
 
 
@@ -224,7 +224,7 @@ def main() -> None:
             print(f"left out: {error}")
             continue
         print(
-            f"{kind:16} {written(case):45} delta {case.delta:g} {case.films} {case.adjacency} {known[-1].truth} {time.process_time() - began:.2f} s",
+            f"{kind:16} {written(case):45} delta {case.delta:g} {case.images} {case.adjacency} {known[-1].truth} {time.process_time() - began:.2f} s",
             flush=True,
         )
     write(known)

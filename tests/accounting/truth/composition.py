@@ -56,7 +56,7 @@ TOLERANCE = 1e-9
 def truth(case: Case) -> Truth:
     """The least epsilon >= 0 with delta(epsilon) <= delta, in the worse of the two directions."""
     if all(r.sample_rate == 1 for r in case.releases):
-        shift = case.films * (2 if case.adjacency == "replace_one" else 1)
+        shift = case.images * (2 if case.adjacency == "replace_one" else 1)
         mu = mpmath.sqrt(
             sum(r.steps * mpmath.mpf(shift) ** 2 / mpmath.mpf(r.noise_multiplier) ** 2 for r in case.releases)
         )
@@ -80,7 +80,7 @@ def _chance_of_being_drawn(case: Case) -> float:
     """Of any image of the unit in any release; no test can tell the two laws apart better than that."""
     if any(r.sample_rate == 1 for r in case.releases):
         return 1.0
-    return -math.expm1(sum(r.steps * case.films * math.log1p(-r.sample_rate) for r in case.releases))
+    return -math.expm1(sum(r.steps * case.images * math.log1p(-r.sample_rate) for r in case.releases))
 
 
 # Closed forms, in 45 digits.
@@ -102,7 +102,7 @@ def _of_one_release(case: Case, joining: bool) -> Truth:
     """The loss rises or falls with the answer x, so that epsilon is the loss at the x beyond which P's and Q's tails give delta."""
     (release,) = case.releases
     with mpmath.workdps(45):
-        p, q = (_exact(law) for law in laws(release, case.films, case.adjacency, joining))
+        p, q = (_exact(law) for law in laws(release, case.images, case.adjacency, joining))
         sigma = mpmath.mpf(release.noise_multiplier)
 
         def density(law: list[tuple[Any, Any]], x: Any) -> Any:
@@ -115,7 +115,7 @@ def _of_one_release(case: Case, joining: bool) -> Truth:
             delta = tail(p, x) - density(p, x) / density(q, x) * tail(q, x)
             return delta - case.delta
 
-        reach = case.films + 40 * sigma
+        reach = case.images + 40 * sigma
         least, most = (reach, -reach) if joining else (-reach, reach)
         if excess(least) <= 0:
             return Truth(0.0, 0.0)
@@ -200,11 +200,13 @@ class Loss:
 
     def __init__(self, case: Case, joining: bool, setting: Setting) -> None:
         self.case = case
-        self.parts = [_Part(r, *laws(r, case.films, case.adjacency, joining), setting) for r in case.releases]
+        self.parts = [
+            _Part(r, *laws(r, case.images, case.adjacency, joining), setting) for r in case.releases
+        ]
         self.most = math.inf
         if joining and case.adjacency == "add_remove":
             self.most = -sum(
-                r.steps * case.films * math.log1p(-r.sample_rate) for r in case.releases if r.sample_rate < 1
+                r.steps * case.images * math.log1p(-r.sample_rate) for r in case.releases if r.sample_rate < 1
             )
             self.most = math.inf if any(r.sample_rate == 1 for r in case.releases) else self.most
 

@@ -64,10 +64,10 @@ def _terms(
     """Of E_P[exp(z loss)] at z = contour, and what each is multiplied by from one node of the line to the next."""
     q, sigma = mpmath.mpf(releases.sample_rate), mpmath.mpf(releases.noise_multiplier)
     p_law, q_law = (
-        [(mpmath.mpf(m), mpmath.binomial(case.films, abs(int(m))) * q ** abs(int(m)) * (1 - q) ** (case.films - abs(int(m))) if len(law.means) > 1 else 1) for m in law.means]
-        for law in laws(releases, case.films, case.adjacency, joining)
+        [(mpmath.mpf(m), mpmath.binomial(case.images, abs(int(m))) * q ** abs(int(m)) * (1 - q) ** (case.images - abs(int(m))) if len(law.means) > 1 else 1) for m in law.means]
+        for law in laws(releases, case.images, case.adjacency, joining)
     )  # fmt: skip
-    slope = case.films * (2 if case.adjacency == "replace_one" else 1) / releases.noise_multiplier
+    slope = case.images * (2 if case.adjacency == "replace_one" else 1) / releases.noise_multiplier
     step = mpmath.mpf(math.pi / (height * slope + 20 + 20 / releases.noise_multiplier))
     terms = []
     low, high = low - 4, high + 4

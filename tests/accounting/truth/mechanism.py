@@ -15,11 +15,11 @@ class Releases(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A claim: everything in `releases` together, at `delta`, for a unit of `films` images."""
+    """A claim: everything in `releases` together, at `delta`, for a unit of `images` images."""
 
     releases: tuple[Releases, ...]
     delta: float
-    films: int = 1
+    images: int = 1
     adjacency: Adjacency = "add_remove"
 
 
@@ -30,7 +30,7 @@ class Law(NamedTuple):
     weights: tuple[float, ...]
 
 
-def laws(releases: Releases, films: int, adjacency: Adjacency, joining: bool) -> tuple[Law, Law]:
+def laws(releases: Releases, images: int, adjacency: Adjacency, joining: bool) -> tuple[Law, Law]:
     """The answer's law as it is and as it would be in the neighbouring data set, in the direction that the unit can push.
 
     With the unit, j of its images are drawn with binomial probability and push by j at most; without it nothing does. A unit
@@ -38,8 +38,8 @@ def laws(releases: Releases, films: int, adjacency: Adjacency, joining: bool) ->
     dominate all others.)
     """
     q = releases.sample_rate
-    weights = tuple(math.comb(films, j) * q**j * (1 - q) ** (films - j) for j in range(films + 1))
-    with_unit = Law(tuple(float(j) for j in range(films + 1)), weights)
+    weights = tuple(math.comb(images, j) * q**j * (1 - q) ** (images - j) for j in range(images + 1))
+    with_unit = Law(tuple(float(j) for j in range(images + 1)), weights)
     replaced = Law(tuple(-m for m in with_unit.means), weights)
     other = replaced if adjacency == "replace_one" else Law((0.0,), (1.0,))
     return (other, with_unit) if joining else (with_unit, other)

@@ -40,10 +40,10 @@ class Verdict(NamedTuple):
 def answer(case: Case) -> Answer:
     spendings = [Spending(*r) for r in case.releases]
     try:
-        if case.films == 1:
+        if case.images == 1:
             bounds = epsilon_bounds(spendings, case.delta, case.adjacency)
         else:
-            bounds = patient_bounds(spendings, case.delta, case.films)
+            bounds = patient_bounds(spendings, case.delta, case.images)
     except (ValueError, ArithmeticError, MemoryError) as error:
         return Answer(0.0, math.inf, f"{type(error).__name__}: {error}")
     return Answer(bounds.lower, bounds.upper)
@@ -127,9 +127,7 @@ def recomputed() -> int:
 
 def _named(known: Known) -> str:
     case = known.case
-    return (
-        f"{known.kind:16} {written(case):44} delta {case.delta:<8g} films {case.films:<2} {case.adjacency:11}"
-    )
+    return f"{known.kind:16} {written(case):44} delta {case.delta:<8g} images {case.images:<2} {case.adjacency:11}"
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ FEW = (
     one(1, 1500, 10**6, 1e-9),
     one(1, 100, 10**4, 1e-13),
     one(1, 1000, 10**5, 1e-12),
-    one(1, 2000, 10**6, 1e-12, films=2),
+    one(1, 2000, 10**6, 1e-12, images=2),
     one(0.01, 2, 1000, 1e-15),
     one(PAPER_RATE, 4.311, 179885, PAPER_DELTA),
-    one(DEMO_RATE, 1.641, 45, 1e-4, films=2),
+    one(DEMO_RATE, 1.641, 45, 1e-4, images=2),
     one(DEMO_RATE, 1.641, 45, 1e-4, adjacency="replace_one"),
     one(1e-6, 0.2, 1, 1e-5),
     Case((Releases(1.0, 4.0, 1), Releases(DEMO_RATE, 1.641, 45)), 1e-4),
@@ -44,7 +44,7 @@ def test_the_bounds_enclose_the_truth(case: Case) -> None:
         assert verdict.looseness_below < 0.01
 
 
-@pytest.mark.parametrize("case", [one(0.001, 1, 10**6, 1e-12), one(1, 2000, 10**6, 1e-12, films=2)], ids=str)
+@pytest.mark.parametrize("case", [one(0.001, 1, 10**6, 1e-12), one(1, 2000, 10**6, 1e-12, images=2)], ids=str)
 def test_the_file_holds_what_is_computed(case: Case) -> None:
     assert truth(case).epsilon == pytest.approx(KNOWN[case].truth.epsilon, rel=1e-9)
 

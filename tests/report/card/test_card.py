@@ -16,7 +16,7 @@ from jaxcxr.accounting import Spending, group_privacy
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Entry, Ledger, Terms, run_name
 from jaxcxr.report.card.card import card_html, card_of, differing, make_card, recomputed, write_card
-from jaxcxr.report.card.card_facts import CardFacts, facts_of_run
+from jaxcxr.report.card.card_facts import SEEDED, CardFacts, facts_of_run
 from jaxcxr.report.card.card_schema import MechanismRow, PrivacyCard, card_json, card_schema, read_card
 from tests.release.run_folder import CODE, DATA, SECRET, make_run
 
@@ -153,6 +153,9 @@ def test_json_follows_its_documented_schema(card: PrivacyCard, tmp_path: Path) -
     values = json.loads(card_json(card))
     schema = card_schema()
     assert json.loads(SCHEMA.read_text()) == schema, f"write {SCHEMA.name} anew"
+    assert "\n" not in "".join(
+        named["description"] for named in schema["$defs"].values()
+    )  # however it is wrapped
     assert set(schema["required"]) == set(values)
     assert schema["additionalProperties"] is False
     pytest.importorskip("jsonschema").validate(values, schema)
@@ -185,21 +188,26 @@ def test_the_page_needs_no_network_and_says_the_main_things(card: PrivacyCard) -
     assert "@media print" in page
     claim, attack = card.claim, card.attacks[1]
     for number, bound in (
-        (r"epsilon = (\S+) at delta = 0\.0001, for one film added or removed", claim.epsilon_upper),
+        (r"epsilon = (\S+) at delta = 0\.0001, for one image added or removed", claim.epsilon_upper),
         (r"a factor of at most (\S+), plus 100 in a million", np.exp(claim.epsilon_upper)),
-        (r"and ([\d.]+); a coarser way", claim.epsilon_upper),
-        (r"at most (\S+) times with this one", 1000 * attack.true_positive_rate),
+        (r"and ([\d.]+); a coarser accountant", claim.epsilon_upper),
+        (r"is right at most (\S+) times with this one", 1000 * attack.true_positive_rate),
         (r"adds at most (\S+) right guesses in 1,000", 1000 * card.reconstruction_advantage),
     ):
         shown = re.search(number, said)
         assert shown is not None, number
         assert bound <= float(shown[1]) <= bound * 1.01  # fewer digits make no bound smaller
+    head = page[: page.index("<body>")]
+    assert f"<title>Privacy card of run {card.fingerprints.ledger[:8]}: epsilon " in head
+    assert f"<h1>Privacy card of run {card.fingerprints.ledger[:8]}</h1>" in page
+    assert not re.findall(r"<th(?![^>]*scope=)[^>]*>", page.replace("<thead>", ""))
+    assert page.count("<tr>") == page.count("<tr><th")
     for text in (
         "The training was allowed 3",
         "No audit was made",
-        "a patient with several films is protected less",
+        "a patient with several images is protected less",
         "unit image",
-        "adjacency add_remove",
+        "adjacency one added or removed",
         "dp-accounting",
         "5 made, 5 planned",
         *card.assumptions,
@@ -208,7 +216,7 @@ def test_the_page_needs_no_network_and_says_the_main_things(card: PrivacyCard) -
         f"data (sealed) {card.fingerprints.data}",
         f"ledger (sealed) {card.fingerprints.ledger}",
         f"code {CODE}",
-        "weights at the start random",
+        "starting weights random",
     ):
         assert text in said, text
     assert "NOT FOR RELEASE" not in said
@@ -222,6 +230,9 @@ def test_a_weak_promise_is_called_weak_and_none_is_called_none(quick: CardFacts)
     assert "weak" in words(card_of(loud))
     assert "a factor of at most 10 to the power" in words(card_of(loud))
     assert "weak" not in words(card_of(quiet))
+    assert "This promise alone is strong" in words(card_of(quiet))
+    seeded = dataclasses.replace(quiet, reasons=(SEEDED,))
+    assert "This promise alone" not in words(card_of(seeded))  # whoever has the seed subtracts the noise
     nothing = dataclasses.replace(
         loud, mechanisms=(loud.mechanisms[0].model_copy(update={"noise_multiplier": 0.0}),)
     )
@@ -266,6 +277,20 @@ def test_noised_weights_without_their_line_in_the_ledger_are_not_covered(copy: P
     assert "class weights not covered" in facts_of_run(copy).reasons[0]
 
 
+def test_a_clip_norm_that_adapts_is_part_of_the_steps_release(copy: Path, quick: CardFacts) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["privacy"]["clipping"] = "adaptive"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    facts = facts_of_run(copy, siblings=())
+    assert {row.name for row in facts.mechanisms} == {"noised gradient and clip count", "noised class counts"}
+    adaptive, flat = card_of(dataclasses.replace(quick, mechanisms=facts.mechanisms)), card_of(quick)
+    assert adaptive.claim == flat.claim
+    assert [line for line in adaptive.covered if line not in flat.covered] == [
+        "the clip norm that training adjusted from step to step: it was computed from what the steps released, "
+        "and its cost is in the figures above"
+    ]
+
+
 def test_delta_beyond_one_unit_in_n_is_said(quick: CardFacts) -> None:
     assert "outright" not in words(card_of(quick))
     assert "publishing somebody's record outright" in words(
@@ -278,7 +303,7 @@ def test_assumptions_are_those_of_the_run(run: Path) -> None:
     said = words(card_of(dataclasses.replace(facts, class_weights="public", noise="discrete")))
     assert "was known from elsewhere" in said
     assert (
-        "the noise was drawn exactly, and the sums that it was added to were formed in 32-bit arithmetic"
+        "the noise was sampled exactly, and the sums that it was added to were formed in 32-bit arithmetic"
         in said
     )
     assert "known from elsewhere" not in words(card_of(facts))
@@ -299,15 +324,15 @@ def test_what_rounding_leaves_of_the_guarantee_is_that_of_the_runs_sums(run: Pat
             exact, mechanisms=tuple(r.model_copy(update={"name": "noised moments"}) for r in exact.mechanisms)
         ),
     ):
-        assert "no film changes a sum by more than the noise is for" in words(card_of(proved))
+        assert "no image changes a sum by more than the noise is for" in words(card_of(proved))
 
 
 def test_where_the_weights_came_from_is_said(copy: Path) -> None:
     facts = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(facts | {"initial_weights_sha256": "5eed" * 16}))
     said = words(make_card(copy, ()))
-    assert f"weights at the start {'5eed' * 16}" in said
-    assert "made without the films of these patients" in said
+    assert f"starting weights {'5eed' * 16}" in said
+    assert "made without the images of these patients" in said
 
 
 @pytest.mark.parametrize(
@@ -349,7 +374,7 @@ def test_what_is_known_of_the_starting_weights_films_is_said(
     assert card.initial_weights_record == shown
     assert said in words(card)
     assert unsaid not in words(card)
-    looked_up = "says of films that the weights at the start were trained on: it was looked up in the films"
+    looked_up = "says of images that the starting weights were trained on: it was looked up in the images"
     assert (looked_up in words(card)) == (shown != "none")
 
 
@@ -380,50 +405,50 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
     card = card_of(dataclasses.replace(facts, unit=unit, films_a_step=None if unit == "image" else 4))
     said, right = (
         words(card),
-        "No film is in the data twice" if unit == "image" else "carry the same patient id",
+        "No image is in the data twice" if unit == "image" else "carry the same patient id",
     )
-    assert ("ASSUMED, nearly equal films were not looked for" in said) == (found is None)
+    assert ("ASSUMED, nearly equal images were not looked for" in said) == (found is None)
     assert ("were looked for in the training data, and none were found" in said) == (
         shown in ("none", "across")
     )
     assert ("in the training and in the test part" in said) == ("across" in shown)
     assert (right in said) == ("within" not in shown)
     # The sentence is a bit of the films themselves, which no noise hides.
-    assert ("says of films that are nearly equal: it was looked up in the films" in said) == (
+    assert ("says of images that are nearly equal: it was looked up in the images" in said) == (
         found is not None
     )
-    of_one_patient = "Among the films of one patient they were not looked for" in said
+    of_one_patient = "Among the images of one patient they were not looked for" in said
     assert of_one_patient == (unit == "image" and shown in ("none", "across"))
     if "within" in shown:
-        pair = re.search(r"that of a group of two (films|patients): epsilon = ([\d.]+)\.", said)
+        pair = re.search(r"that of a group of two (images|patients): epsilon = ([\d.]+)\.", said)
         assert pair is not None
         exact = group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper
         assert exact <= float(pair[2]) <= exact * 1.001
         assert card.claim.epsilon_upper is not None
         assert exact > card.claim.epsilon_upper
-        assert pair[1] == ("films" if unit == "image" else "patients")
+        assert pair[1] == ("images" if unit == "image" else "patients")
 
 
 def test_what_decided_the_split_is_said(copy: Path) -> None:
     for origin, shown, said in (
         ("keyed_hash", "keyed_hash", None),
-        ("given", "given", "The division into training and test films came with the data"),
+        ("given", "given", "The division into training and test images came with the data"),
         (
             "unknown",
             "unknown",
-            "whether a patient's films were used for training or for testing may have depended",
+            "whether a patient's images were used for training or for testing may have depended",
         ),
         (
             None,
             "unknown",
-            "whether a patient's films were used for training or for testing may have depended",
+            "whether a patient's images were used for training or for testing may have depended",
         ),
     ):
         of_json(split_origin=origin)(copy)
         facts = facts_of_run(copy, siblings=())
         assert facts.split_origin == shown
         card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
-        for sentence in ("The division into training", "whether a patient's films were used for training"):
+        for sentence in ("The division into training", "whether a patient's images were used for training"):
             assert (sentence in words(card)) == (said is not None and said.startswith(sentence))
     louder = card.model_copy(update={"split_origin": "keyed_hash"})
     assert differing(louder, recomputed(louder)) == ["not_covered"]
@@ -439,11 +464,11 @@ def test_limits_are_against_a_model_without_the_film_not_against_no_model(card: 
     """A film's label can be learned from the others: the promise bounds what the film's own part adds."""
     said = words(card)
     assert "without the model" not in said
-    assert "with a model that was trained without that film" in said
+    assert "with a model that was trained without that image" in said
     assert "is not limited" in said
 
 
-def test_the_house_card_shows_the_cohort_and_stays_in_the_house(run: Path) -> None:
+def test_the_hospitals_card_shows_the_cohort_and_stays_there(run: Path) -> None:
     card = make_card(run, cohort_films=np.array([1] * 18 + [3, 9]))
     assert [(row.patient, row.films) for row in card.patients[-3:]] == [
         ("median", 1),
@@ -458,27 +483,27 @@ def test_a_patient_run_needs_no_table_of_films(tmp_path: Path, unit: str, films:
     card = make_card(make_run(tmp_path / "run", unit=unit))
     assert card.patients == []
     said = words(card)
-    assert "for one patient with all of their films added or removed" in said
+    assert "for one patient with all of their images added or removed" in said
     assert "of 1,000 patients that were not used" in said
-    assert f"at most {films} films of each in a step" in said
+    assert f"at most {films} images of each in a step" in said
     assert "carry the same patient id" in said
 
 
 def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
     (copy / "audit.json").write_text(json.dumps({"card": FINDING, "data": DATA}))
     said = words(make_card(copy, ()))
-    assert "by the same code. 200 marked films were offered" in said
+    assert "by the same code. 200 marked images were offered" in said
     assert (
         "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2"
         in said
     )
     assert "does not contradict the claim; it does not prove it either" in said
     assert make_card(copy, ()).for_release
-    assert "a small model, on films" in said
+    assert "a small model, on images" in said
     (copy / "audit.json").write_text(
         json.dumps({"card": {**FINDING, "model": "network, narrower"}, "data": DATA})
     )
-    assert "a narrower copy of the network, on films" in words(make_card(copy, ()))
+    assert "a narrower copy of the network, on images" in words(make_card(copy, ()))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "code": ""}, "data": DATA}))
     assert "another or an unrecorded version of the code" in words(make_card(copy, ()))
     (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "accused": True}, "data": DATA}))

@@ -33,13 +33,13 @@ def test_a_measured_curve_has_its_band_and_the_figure_says_what_it_is(tmp_path: 
         with_band.count("fill-opacity: 0.15") + with_band.count("opacity: 0.15") >= 2
     )  # a band in both panels
     assert "patients wrongly said to be in" in with_band
-    assert "films wrongly said to be in" in without
+    assert "images wrongly said to be in" in without
     assert "(at most)" not in with_band
 
 
 def test_patients_without_a_guarantee_are_left_out(tmp_path: Path) -> None:
     bounds = {"run": {1: Bounds(0.9, 1.0), 4: Bounds(3.0, 3.5), 20: Bounds(50.0, np.inf)}}
     text = patients_figure(bounds, tmp_path)[1].read_text()
-    for label in ("run", "films of a patient", ">4<", "films times epsilon"):
+    for label in ("run", "images of a patient", ">4<", "images times epsilon"):
         assert label in text
     assert ">20<" not in text

@@ -17,7 +17,7 @@ def summary(budgets, findings=UKA_FINDINGS):
             "epsilon": epsilon,
             "finding": finding,
             "metric": metric,
-            "mean": 0.8 + 0.01 * i,
+            "value": 0.8 + 0.01 * i,
             "std": 0.01,
             "ci_low": 0.78 + 0.01 * i,
             "ci_high": 0.82 + 0.01 * i,

@@ -15,12 +15,14 @@ from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.records.ledger import Entry, Terms
+from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.page.run_page import PAGE, comparison_page, page_html, run_page, write_page
 from jaxcxr.report.paper.supplementary_tables import Run, summarise
 from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.run_report import non_private_beside, report_run
 from jaxcxr.report.sweep_report import write_sweep
+from jaxcxr.report.verdicts import found_by_attack, strength, strength_sentence
 from tests.report.chromium import Browser, find
 from tests.report.films import predicted_films
 from tests.run_files import CONFIG as RUN
@@ -109,8 +111,12 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(sweep: Path) -> dict[str, Reader]:
+    return {name: Reader(file.read_text()) for name, file in files(sweep).items()}
+
+
+def files(sweep: Path) -> dict[str, Path]:
     places = {"sweep": sweep, "private": sweep / "epsilon_7.89", "non_private": sweep / "non_private"}
-    return {name: Reader((folder / PAGE).read_text()) for name, folder in places.items()}
+    return {name: folder / PAGE for name, folder in places.items()}
 
 
 @pytest.mark.parametrize("name", ["sweep", "private", "non_private"])
@@ -151,16 +157,16 @@ def test_the_first_screen_of_a_private_run(sweep: Path, pages: dict[str, Reader]
     first = text[: text.index("What the figures say")]
     upper = epsilon_bounds(SPENT, 1e-4).upper
     assert (
-        f"ε = {upper:.4g} at δ = 0.0001 (upper bound from the ledger; budget 7.89), for one film added or removed."
+        f"ε = {upper_text(upper)} at δ = 0.0001 (upper bound from the ledger; budget 7.89), for one image added or removed."
         in first
     )
     manifest = films(1.0)
     test = manifest[manifest["split"] == "test"]
     assert (
-        f"{len(test):,} test films of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female"
+        f"{len(test):,} test images of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female"
         in first
     )
-    assert f"Trained on {(manifest['split'] == 'train').sum():,} training films" in first
+    assert f"Trained on {(manifest['split'] == 'train').sum():,} training images of " in first
     evaluation = read_evaluation(sweep / "epsilon_7.89" / "evaluation.csv")
     own = evaluation[
         (evaluation["group"] == "all")
@@ -181,8 +187,13 @@ def test_the_first_screen_of_a_private_run(sweep: Path, pages: dict[str, Reader]
     )
     assert "Worst-off group by AUROC sex <b>M</b>" in first
     assert "privacy costs" in text
-    assert "Too small to be judged, so that nothing is known about them here: age [0, 30)" in text
-    assert "Thresholds: Youden's, chosen on the validation films; intervals: 95 %, patients redrawn." in text
+    assert (
+        "1 of 5 groups is too small to be judged (fewer than 20 images): nothing is known about it here."
+        in text
+    )
+    assert (
+        "Thresholds: Youden's, chosen on the validation images; intervals: 95 %, patients resampled." in text
+    )
 
 
 def test_a_run_without_privacy_says_so(pages: dict[str, Reader]) -> None:
@@ -209,6 +220,77 @@ def test_a_sweep_has_a_row_a_model_and_what_is_shown(pages: dict[str, Reader]) -
         "Correlations",
     ):
         assert f" {name}. " in text
+
+
+@pytest.mark.parametrize("name", ["sweep", "private", "non_private"])
+def test_every_head_of_a_table_says_what_it_heads(pages: dict[str, Reader], name: str) -> None:
+    heads = pages[name].attributes("th")
+    assert heads
+    assert {head.get("scope") for head in heads} <= {"col", "row"}
+
+
+def test_titles_name_the_run(sweep: Path, pages: dict[str, Reader]) -> None:
+    titles = {
+        name: (folder).read_text().partition("<title>")[2].partition("</title>")[0]
+        for name, folder in files(sweep).items()
+    }
+    assert titles == {
+        "sweep": "Sweep sweep &amp; co: report",
+        "private": "Run sweep &amp; co/epsilon_7.89: report",
+        "non_private": "Run sweep &amp; co/non_private: report",
+    }
+
+
+def test_alternative_texts_say_what_the_figures_show(sweep: Path, pages: dict[str, Reader]) -> None:
+    """Their numbers are those of the evaluations that were plotted."""
+    alts = {image["alt"].partition(". ")[0]: image["alt"] for image in pages["sweep"].attributes("img")}
+    assert {"Figure 2", "Figure 3", "Figure 4", "Heat map", "Figure S1", "Figure S2"} <= alts.keys()
+    found = {
+        e: read_evaluation(sweep / name / "evaluation.csv")
+        for e, name in ((np.inf, "non_private"), (7.89, "epsilon_7.89"))
+    }
+    plain, private = (
+        table[(table["finding"] == "average") & (table["metric"] == "auroc")].set_index("group")["value"]
+        for table in found.values()
+    )
+    assert f"AUROC {plain['all']:.2f} without privacy, {private['all']:.2f} at ε = 7.89" in alts["Figure 2"]
+    assert (
+        f"sex F: AUROC {plain['sex_F']:.2f} without privacy, {private['sex_F']:.2f} at ε = 7.89"
+        in alts["Figure 4"]
+    )
+    low, high = (f"{value:.3f}" for value in (plain["sex_<b>M</b>"], plain["sex_F"]))
+    assert (
+        f"AUROC from {low} (sex <b>M</b> without privacy) to {high} (sex F without privacy)"
+        in alts["Heat map"]
+    )
+    own = {image["alt"].partition(". ")[0]: image["alt"] for image in pages["private"].attributes("img")}
+    areas = (
+        found[7.89][(found[7.89]["group"] == "all") & (found[7.89]["metric"] == "auroc")]
+        .set_index("finding")["value"]
+        .drop("average")
+    )
+    assert f"AUROC from {areas.min():.2f} (" in own["ROC curves"]
+    assert f"to {areas.max():.2f} (" in own["ROC curves"]
+
+
+def test_one_quantity_has_one_number(sweep: Path, pages: dict[str, Reader]) -> None:
+    """The mean over bootstrap replicates stands in the paper's own tables alone, and these say so."""
+    rows = read_evaluation(sweep / "epsilon_7.89" / "evaluation.csv")
+    own = rows[(rows["group"] == "all") & (rows["finding"] == "average") & (rows["metric"] == "auroc")].iloc[
+        0
+    ]
+    value, mean = f"{own['value']:.3f}", f"{own['bootstrap_mean']:.3f}"
+    assert value != mean
+    assert value in pages["private"].text
+    assert mean not in pages["private"].text
+    assert mean not in pages["sweep"].text
+    assert pages["sweep"].text.count("mean ± standard deviation over bootstrap replicates") >= 3
+
+
+def test_the_privacy_of_a_run_has_a_verdict(pages: dict[str, Reader]) -> None:
+    found = found_by_attack(SPENT, 1e-4)
+    assert strength_sentence(found, "images") in pages["private"].text
+    assert f"{strength(found)} at most {upper_text(100 * found, 3)} of 100 found" in pages["sweep"].text
 
 
 def test_tables_can_be_read_and_sorted_without_eyes(pages: dict[str, Reader]) -> None:
@@ -303,17 +385,72 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def all_pages(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("card")
+    card = make_card(make_card_run(folder / "run", unit="patient"), ())
+    write_card(card, folder)
+    return files(sweep) | {"card": folder / "privacy_card.html"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", ["sweep", "private"])
-def test_in_a_browser(browser: Browser, sweep: Path, name: str, width: int) -> None:
-    browser.open((sweep if name == "sweep" else sweep / "epsilon_7.89") / PAGE, width)
+@pytest.mark.parametrize("name", ["sweep", "private", "card"])
+def test_in_a_browser(
+    browser: Browser, all_pages: dict[str, Path], name: str, width: int, scheme: str
+) -> None:
+    browser.emulate(scheme=scheme)
+    browser.open(all_pages[name], width)
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.clientWidth") == width
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 100)")
     contrasts = browser.evaluate(CONTRAST)
     assert contrasts["poor"] == []
-    assert contrasts["colours"] >= 3
+    assert contrasts["colours"] >= 2
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    red, green, blue = (int(part) for part in re.findall(r"\d+", paper)[:3])
+    assert (red + green + blue < 3 * 64) == (scheme == "dark")
+    # Figures are drawn on white and stay so.
+    papers = browser.evaluate("[...document.images].map((i) => getComputedStyle(i).backgroundColor)")
+    assert set(papers) <= {"rgb(255, 255, 255)"}
+
+
+PAPER_WIDTH, PAPER_HEIGHT = 188, 275
+"""Millimetres of an A4 page between its margins, as templates/page.html has them."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["sweep", "private", "card"])
+def test_on_paper(browser: Browser, all_pages: dict[str, Path], name: str, scheme: str) -> None:
+    """Black on white whatever the screen, nothing cut off on the right, and no half-empty pages."""
+    browser.emulate("print", scheme)
+    width = round(PAPER_WIDTH / 25.4 * 96)
+    browser.open(all_pages[name], width)
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    too_wide = "[...document.querySelectorAll('table')].filter((t) => t.getBoundingClientRect().right > innerWidth + 1).length"
+    assert browser.evaluate(too_wide) == 0
+    high = browser.evaluate("document.documentElement.getBoundingClientRect().height") / 96 * 25.4
+    pages = len(re.findall(rb"/Type\s*/Page\b", browser.printed()))
+    browser.emulate()
+    assert pages <= 1.25 * high / PAPER_HEIGHT + 1
+
+
+def test_lists_of_small_groups_are_folded_on_the_screen_and_open_on_paper(
+    browser: Browser, all_pages: dict[str, Path]
+) -> None:
+    script = "[...document.querySelectorAll('details')].map((d) => d.getBoundingClientRect().height)"
+    browser.open(all_pages["private"], 1280)
+    assert not browser.evaluate("[...document.querySelectorAll('details')].some((d) => d.open)")
+    folded = browser.evaluate(script)
+    assert len(folded) > 2
+    browser.emulate("print")
+    opened = browser.evaluate(script)
+    browser.emulate()
+    assert all(
+        b > 1.4 * a / 16 * 12 for a, b in zip(folded, opened, strict=True)
+    )  # 9pt on paper, 16px on screen
 
 
 def test_a_head_sorts_its_table(browser: Browser, sweep: Path) -> None:

@@ -84,7 +84,7 @@ def test_figures_are_drawn_even_for_groups_without_films(manifest, tmp_path):
     assert all(path.stat().st_size > 5000 for path in files)
     text = (tmp_path / "figures" / "figure_s4.svg").read_text()
     assert "paper 0.9 ± 1.4" in text
-    assert "no films" in text
+    assert "no images" in text
 
 
 def test_the_card_names_source_terms_and_losses(manifest):

@@ -110,7 +110,7 @@ def test_summary_takes_the_bootstrap_mean_of_everyone():
     assert list(dict.fromkeys(summary["epsilon"])) == [np.inf, 7.89, 1.06]
     assert len(summary) == 3 * 2 * 4
     first = summary.iloc[0]
-    assert (first["finding"], first["metric"], first["mean"]) == ("a", "auroc", pytest.approx(0.7))
+    assert (first["finding"], first["metric"], first["bootstrap_mean"]) == ("a", "auroc", pytest.approx(0.7))
     assert (
         summary.loc[np.isinf(summary["epsilon"]), ["delta", "noise_multiplier", "sample_rate", "steps"]]
         .isna()

@@ -5,9 +5,9 @@ comparison', AAAI 2019.
 Access: after registration with the Stanford AIMI Center (aimi.stanford.edu).
 Licence: Stanford University Dataset Research Use Agreement: research, no redistribution.
 
-`train.csv` and `valid.csv` have one row a film; `test.csv` is used if it is there. Ages above 89 are given as
-90. A label is 1, 0, -1 (uncertain) or empty (not mentioned). Without a test table the splits can be drawn
-from all films (`split: drawn`).
+`train.csv` and `valid.csv` have one row per image; `test.csv` is used if it is there. Ages above 89 are given
+as 90. A label is 1, 0, -1 (uncertain) or empty (not mentioned). Without a test table, splits can be drawn at
+random from all patients (`split: drawn`).
 """
 
 from pathlib import Path
@@ -42,16 +42,17 @@ PROVENANCE = Provenance(
     "Stanford University Dataset Research Use Agreement",
 )
 LABELS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
+    "Fracture", "Support Devices",
 )  # fmt: skip
 _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
 _SEXES = {"Male": "M", "Female": "F", "Unknown": "unknown", "": "unknown"}
 _VIEWS = {"AP": "AP", "PA": "PA", "": "unknown", "LL": "lateral", "RL": "lateral"}
 
 
-def read(folder: Path, images: Path, options: Options) -> Cohort:  # noqa: ARG001  adapters share one form
-    """Read the tables of CheXpert (or CheXpert-small).
+def read(folder: Path, images: Path, options: Options) -> Cohort:  # noqa: ARG001  adapters share one signature
+    """The cohort in the tables of CheXpert (or CheXpert-small).
 
     Args:
         folder: holds train.csv and valid.csv.
@@ -78,9 +79,7 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:  # noqa: ARG00
 
 
 def from_labeller(table: pd.DataFrame, name: str, options: Options) -> dict[str, np.ndarray]:
-    """The findings of a table with one column a label, as CheXpert's labeller (and NegBio in MIMIC-CXR)
-    writes it.
-    """
+    """The findings of a table with one column per label, as CheXpert's labeller (and NegBio) writes it."""
     native = {label: graded(table, label, uncertain_meanings(label, options), name) for label in LABELS}
     if options.labels == "native":
         return {snake(label): values for label, values in native.items()}

@@ -1,4 +1,4 @@
-"""What every source gives to be prepared, and the ids by which it knows one patient."""
+"""What every data source returns, and one id per patient."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from jaxcxr.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a data set comes from and on which terms it may be used, for its data card."""
+    """Where a data set comes from and on which terms it may be used; shown on the data card."""
 
     __pydantic_config__ = STRICT
     name: str
@@ -23,16 +23,16 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """What a source gives to be prepared.
+    """A cohort ready to be prepared.
 
     Attributes:
         manifest: the checked manifest.
         findings: its label columns.
         provenance: of the data.
-        excluded: rows of the tables that are no frontal film to be used, by reason.
-        refused: files that cannot be used, with reasons, for quarantine.csv.
-        split: how the splits came about, for `store.json` (`jaxcxr.data.splits`); it holds the key of drawn
-            ones.
+        excluded: number of rows of the tables that are not used, by reason.
+        refused: files that cannot be used, and why, for quarantine.csv.
+        split: how the splits were made, for `store.json` (`jaxcxr.data.splits`); holds the key of random
+            splits.
     """
 
     manifest: pd.DataFrame
@@ -44,10 +44,10 @@ class Cohort:
 
 
 def with_one_id(patients: Iterable[str], same_patient: Mapping[str, str]) -> list[str]:
-    """Each patient's id after all aliases: with `A: B` and `B: C`, the films of A, B and C are C's.
+    """Each image's patient id with aliases resolved: with `A: B` and `B: C`, images of A, B and C are C's.
 
     Args:
-        patients: an id for each film.
+        patients: the patient id of each image.
         same_patient: alias -> id.
 
     Raises:

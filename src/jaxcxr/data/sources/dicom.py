@@ -8,9 +8,9 @@ joined with the rows of a table by one tag. The joined table is then read by a c
     else from the dates of birth and study), sex (F, M or empty), view (AP, PA, lateral, other or empty),
     laterality (L, R, B or empty), modality
 
-Files that are no DICOM, no radiograph by their modality, or a second copy of an instance go to the
-quarantine, and so do links to folders, which are not followed, and what cannot be listed. Hidden files and
-folders are passed over.
+Files that are not DICOM, not a radiograph by their modality, or a second copy of an instance are quarantined,
+and so are links to folders, which are not followed, and folders that cannot be listed. Hidden files and
+folders are skipped.
 """
 
 import concurrent.futures
@@ -32,22 +32,27 @@ from jaxcxr.data.sources.table import TableSource, keyed, split_of, to_manifest
 from jaxcxr.errors import InputError
 
 _TAGS = (
-    "Modality", "PatientID", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientAge", "PatientBirthDate",
-    "PatientSex", "StudyDate", "AcquisitionDate", "ViewPosition", "ViewCodeSequence", "ImageLaterality", "Laterality",
+    "Modality", "PatientID", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientAge",
+    "PatientBirthDate", "PatientSex", "StudyDate", "AcquisitionDate", "ViewPosition", "ViewCodeSequence",
+    "ImageLaterality", "Laterality",
 )  # fmt: skip
 _COLUMNS = (
-    "path", "patient_id", "image_id", "study_id", "accession_number", "age", "sex", "view", "laterality", "modality"
+    "path", "patient_id", "image_id", "study_id", "accession_number", "age", "sex", "view", "laterality",
+    "modality"
 )  # fmt: skip
-JOINS = {"path": "path", "SOPInstanceUID": "image_id", "StudyInstanceUID": "study_id", "AccessionNumber": "accession_number",
-         "PatientID": "patient_id"}  # fmt: skip
-"""Tags by which a table can be joined, and their column."""
+JOINS = {
+    "path": "path",
+    "SOPInstanceUID": "image_id",
+    "StudyInstanceUID": "study_id",
+    "AccessionNumber": "accession_number",
+    "PatientID": "patient_id",
+}
+"""Tags on which a table can be joined -> column of `scan`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """What connects a row of the table with files: a tag (`path` for the file's own) and the table's column
-    that holds it.
-    """
+    """The join key: a DICOM tag (or `path`, the file's path), and the table's column with its values."""
 
     __pydantic_config__ = STRICT
     tag: str
@@ -56,11 +61,11 @@ class Join:
 
 @dataclasses.dataclass(frozen=True)
 class DicomSource:
-    """How a folder and its table are read.
+    """Options for reading a folder and its table.
 
     Attributes:
-        join: tag and column. A row of the table may stand for several files (such as all of a study), never
-            the reverse.
+        join: tag and column. One row of the table may match several files (such as all of a study), never the
+            reverse.
         source: column map of the joined table.
     """
 
@@ -76,18 +81,18 @@ def read(
     processes: int = 1,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Cohort:
-    """Walk `images`, join the table, and read the result by the column map.
+    """The cohort of the DICOM files below `images`, joined with the table and read by the column map.
 
     Args:
         images: folder to walk.
         table: CSV or parquet table of labels.
         config: what joins the two, and the column map.
-        processes: how many read headers.
+        processes: number of processes that read headers.
         progress: called with the number of headers read since the last call.
 
     Raises:
-        InputError: there are no DICOM files, the tag cannot join, a key stands twice in the table, the table
-            has a `patient_id` of its own, or the column map refuses.
+        InputError: there are no DICOM files, the tag is not one of `JOINS`, a key occurs twice in the table,
+            the table has a `patient_id` of its own, or the column map refuses a value.
     """
     source = keyed(config.source)
     if config.join.tag not in JOINS:
@@ -102,14 +107,13 @@ def read(
     if repeated.any():
         row = int(repeated.argmax())
         raise InputError(
-            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} stands twice, "
+            f"{table}: row {row + 1}, column {config.join.column!r}: the key {keys[row]!r} occurs twice, "
             "expected once"
         )
     if "patient_id" in rows.columns and config.join.column != "patient_id":
         raise InputError(
             f"{table}: column 'patient_id' comes from the files; expected another name for the table's, "
-            "which the column map "
-            "can then name"
+            "which the column map can then name"
         )
     files, refused = scan(images, processes, progress)
     taken = [column for column in rows.columns if column not in files.columns]
@@ -118,7 +122,7 @@ def read(
     joined = files.assign(_key=text_of(files, JOINS[config.join.tag])).merge(
         rows[taken].assign(_key=keys), on="_key", how="left", indicator=True, suffixes=("", "_table")
     )
-    # A file without the tag does not belong to a row without a key.
+    # A file without the tag does not match a row without a key.
     found = ((joined["_merge"] == "both") & (joined["_key"] != "")).to_numpy()
     refused += [(path, "no row of the table belongs to it") for path in joined.loc[~found, "path"]]
     absent = len(set(keys) - set(joined["_key"]))
@@ -138,10 +142,10 @@ def read(
 def scan(
     images: Path, processes: int = 1, progress: Callable[[int], object] = lambda _: None
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """Read the headers of all files below a folder.
+    """Tags of all radiographs below a folder.
 
     Returns:
-        One row a radiograph (see above), by path; and the files that are none, with reasons.
+        One row per radiograph (columns as above), sorted by path; and the rejected files, with reasons.
 
     Raises:
         InputError: no file below the folder is a radiograph, or two patients share an instance.
@@ -163,12 +167,11 @@ def scan(
             refused.append((path, f"second copy of an instance, the first is {earlier['path']}"))
         else:
             shared.append((earlier["path"], path))
-    if shared:  # to keep the first of two would let one patient's film depend on another patient
+    if shared:  # keeping the first of two would make one patient's data depend on another patient
         raise InputError(
             f"{images}: {shared[0][0]} and {shared[0][1]} are of two patients and have one SOPInstanceUID "
-            f"({len(shared)} such "
-            "pairs in all); expected an instance of one patient: correct the export, or take one file of "
-            "each pair away"
+            f"({len(shared)} such pairs in all); expected an instance of one patient: correct the export, "
+            "or take one file of each pair away"
         )
     if not rows:
         raise InputError(f"{images}: none of the {len(paths)} files below it is a DICOM radiograph")
@@ -176,7 +179,7 @@ def scan(
 
 
 def _files(images: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths of the files below a folder, in order; and what cannot be read of it, with reasons."""
+    """Paths of the files below a folder, sorted; and what cannot be read, with reasons."""
     paths: list[str] = []
     refused: list[tuple[str, str]] = []
 
@@ -216,7 +219,7 @@ def _headers(images: Path, paths: list[str], processes: int) -> Iterator[dict[st
 
 
 def header(images: Path, path: str) -> dict[str, str] | str:
-    """What the table takes from one file, or the reason why it is not used."""
+    """Tags of one file as a row of `scan`, or the reason why the file is not used."""
     try:
         tags = read_tags(images / path, _TAGS)
     except InputError as error:
@@ -240,7 +243,7 @@ def header(images: Path, path: str) -> dict[str, str] | str:
 
 
 def view_of(text: str) -> str:
-    """AP, PA, lateral, other or empty, from a view position or the meaning of a view code."""
+    """The view (AP, PA, lateral, other or empty) from a view position or the meaning of a view code."""
     letters = "".join(c for c in text.lower() if c.isalpha())
     if not letters:
         return ""

@@ -1,5 +1,6 @@
-"""MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients of Beth Israel Deaconess Medical Center, labelled
-from reports.
+"""MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients of Beth Israel Deaconess Medical Center.
+
+Labels come from reports.
 
 Origin: Johnson et al., 'MIMIC-CXR-JPG, a large publicly available database of labeled chest radiographs',
 arXiv 1901.07042; v2.0.0 or v2.1.0 of physionet.org/content/mimic-cxr-jpg.
@@ -7,11 +8,11 @@ Access: credentialed PhysioNet account and training in research with human subje
 Licence: PhysioNet Credentialed Health Data License 1.5.0: research, no sharing, no attempt to identify
 anybody.
 
-`metadata` has one row a film (view, study date), `split` the official split, `chexpert` or `negbio` the
+`metadata` has one row per image (view, study date), `split` the official split, `chexpert` or `negbio` the
 labels of each study. Sex and age come from `patients.csv` of MIMIC-IV if it is in the folder too: the age at
-the examination is `anchor_age` plus the years since `anchor_year`, where 91 stands for everybody above 89.
-Dates are shifted in MIMIC, the same for all dates of a patient. Only frontal views (AP and PA) are kept, and
-studies without labels leave all findings unknown.
+the examination is `anchor_age` plus the years since `anchor_year`; 91 stands for everybody above 89. MIMIC
+shifts all dates of a patient by the same amount. Only frontal views (AP and PA) are kept; in studies without
+labels all findings are unknown.
 """
 
 import dataclasses
@@ -60,14 +61,14 @@ _VIEWS = {
 
 @dataclasses.dataclass(frozen=True)
 class MimicOptions(Options):
-    """How MIMIC is read; `labeller` says whose labels."""
+    """Options for MIMIC; `labeller` chooses whose labels are read."""
 
     __pydantic_config__ = STRICT
     labeller: Literal["chexpert", "negbio"] = "chexpert"
 
 
 def read(folder: Path, images: Path, options: MimicOptions) -> Cohort:
-    """Read the tables of MIMIC-CXR-JPG.
+    """The cohort in the tables of MIMIC-CXR-JPG.
 
     Args:
         folder: holds `mimic-cxr-2.x.0-{metadata,split,chexpert}.csv` (or `.gz`) and, if sex and age are
@@ -76,11 +77,11 @@ def read(folder: Path, images: Path, options: MimicOptions) -> Cohort:
         options: `uncertain` names findings as CheXpert does.
 
     Raises:
-        InputError: a table or column is missing, a film has no split, or a cell holds a value that MIMIC does
-            not have.
+        InputError: a table or column is missing, an image has no split, or a cell holds a value that MIMIC
+            does not have.
     """
     require_known(options, LABELS, str(folder))
-    films, name = _versioned(
+    metadata, name = _versioned(
         folder, "metadata", ["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"]
     )
     sides, split_name = _versioned(folder, "split", ["dicom_id", "split"])
@@ -88,24 +89,26 @@ def read(folder: Path, images: Path, options: MimicOptions) -> Cohort:
     side = dict(zip(text_of(sides, "dicom_id"), translated(sides, "split", _SPLITS, split_name), strict=True))
     labels = pd.DataFrame(from_labeller(studies, labels_name, options))
     position = {study: place for place, study in enumerate(text_of(studies, "study_id"))}
-    places = np.array([position.get(study, -1) for study in text_of(films, "study_id")])
-    ids, patients, of_study = (text_of(films, column) for column in ("dicom_id", "subject_id", "study_id"))
-    for row, film in zip(films.index + 1, ids, strict=True):
-        if film not in side:
-            raise InputError(f"{name}: row {row}: film {film!r} has no split in {split_name}, expected one")
+    places = np.array([position.get(study, -1) for study in text_of(metadata, "study_id")])
+    ids, patients, of_study = (text_of(metadata, column) for column in ("dicom_id", "subject_id", "study_id"))
+    for row, image_id in zip(metadata.index + 1, ids, strict=True):
+        if image_id not in side:
+            raise InputError(
+                f"{name}: row {row}: image {image_id!r} has no split in {split_name}, expected one"
+            )
     prefix = "" if images.name == "files" else "files/"
-    sex, ages = _people(folder, patients, text_of(films, "StudyDate"))
-    frame = films[[]].assign(
+    sex, ages = _people(folder, patients, text_of(metadata, "StudyDate"))
+    frame = metadata[[]].assign(
         image_id=ids,
         patient_id=patients,
         path=[
-            f"{prefix}p{p[:2]}/p{p}/s{s}/{film}.jpg"
-            for p, s, film in zip(patients, of_study, ids, strict=True)
+            f"{prefix}p{p[:2]}/p{p}/s{s}/{image_id}.jpg"
+            for p, s, image_id in zip(patients, of_study, ids, strict=True)
         ],
-        split=[side[film] for film in ids],
+        split=[side[image_id] for image_id in ids],
         age=ages_or_unknown(ages, options),
         sex=sex,
-        view=[_view(text) for text in text_of(films, "ViewPosition")],
+        view=[_view(text) for text in text_of(metadata, "ViewPosition")],
         **{column: np.where(places >= 0, labels[column].to_numpy()[places], np.nan) for column in labels},
     )
     excluded: dict[str, int] = {}

@@ -1,5 +1,4 @@
-"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients of the NIH Clinical Center, labelled from
-reports.
+"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients, labelled from reports.
 
 Origin: Wang et al., 'ChestX-ray8', CVPR 2017; nihcc.app.box.com/v/ChestXray-NIHCC.
 Access: public.
@@ -38,24 +37,24 @@ PROVENANCE = Provenance(
     "NIH ChestX-ray14", "NIH Clinical Center; Wang et al., CVPR 2017", "public", "free use, with attribution"
 )
 LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia", "Infiltration",
-    "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
+    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
 )  # fmt: skip
 _NONE = "No Finding"
 
 
 def read(folder: Path, images: Path, options: Options) -> Cohort:
-    """Read the tables of ChestX-ray14.
+    """The cohort in the tables of ChestX-ray14.
 
     Args:
         folder: holds `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv`, and the two lists for the official
             split.
-        images: folder somewhere below which the PNG files lie.
+        images: folder that holds the PNG files, at any depth.
         options: uncertain labels do not occur.
 
     Raises:
-        InputError: a table or column is missing, a film is in neither list, or a cell holds a value that the
-            set does not have.
+        InputError: a table or column is missing, an image is in neither list, or a cell holds a value that
+            the set does not have.
     """
     table, name = read_csv(
         folder,
@@ -115,8 +114,8 @@ def _official(folder: Path, files: np.ndarray, name: str) -> list[str]:
     for row, file in enumerate(files, 1):
         if file not in side:
             raise InputError(
-                f"{name}: row {row}, column 'Image Index': {file!r} is in neither official list, expected it "
-                "in one"
+                f"{name}: row {row}, column 'Image Index': {file!r} is in neither official list, expected "
+                "it in one"
             )
     return [side[file] for file in files]
 

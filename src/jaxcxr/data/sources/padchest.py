@@ -1,17 +1,18 @@
-"""PadChest: 160,861 radiographs of 67,625 patients of Hospital San Juan, Alicante, labelled by physicians and
-from reports.
+"""PadChest: 160,861 radiographs of 67,625 patients of Hospital San Juan, Alicante.
+
+Labels are by physicians, or read from reports by a neural network.
 
 Origin: Bustos et al., 'PadChest: a large chest x-ray image dataset with multi-label annotated reports',
 Medical Image Analysis 2020.
 Access: after registration at bimcv.cipf.es.
 Licence: PadChest Dataset Research Use Agreement: research, no redistribution.
 
-The table has one row a film. The age is the year of the examination less the year of birth (a few are above
-100). Films are 16-bit PNGs of which fewer bits are used. Labels are lists in Python's notation;
+The table has one row per image. The age is the year of the examination less the year of birth (a few are
+above 100). Images are 16-bit PNGs of which fewer bits are used. Labels are lists in Python's notation;
 `LabelsLocalizationsBySentence` says on which side, so that the paper's sided findings can be had: a side is
 positive if a sentence names the finding and that side, negative if only the other side is named, and both are
-unknown if no side is named. A film whose only labels are `unchanged`, or none, is unknown throughout; one
-labelled `exclude` is left out. Some labels begin with a blank, `' exclude'` of 56 films too.
+unknown if no side is named. An image whose only labels are `unchanged`, or none, is unknown throughout; one
+labelled `exclude` is left out. Some labels begin with a blank, `' exclude'` of 56 images too.
 """
 
 import ast
@@ -44,16 +45,23 @@ PROVENANCE = Provenance(
 )
 TERMS: Mapping[str, tuple[str, ...]] = {
     "cardiomegaly": ("cardiomegaly",),
-    "congestion": ("hilar congestion", "heart insufficiency", "pulmonary edema", "kerley lines", "vascular redistribution"),
-    "pleural_effusion": ("pleural effusion", "loculated pleural effusion", "loculated fissural "
-        "effusion", "hydropneumothorax"),
+    "congestion": (
+        "hilar congestion", "heart insufficiency", "pulmonary edema", "kerley lines",
+        "vascular redistribution",
+    ),
+    "pleural_effusion": (
+        "pleural effusion", "loculated pleural effusion", "loculated fissural effusion", "hydropneumothorax"
+    ),
     "pneumonia": ("pneumonia", "atypical pneumonia"),
     "infiltrates": ("infiltrates", "alveolar pattern", "consolidation", "air bronchogram"),
-    "interstitial_pattern": ("interstitial pattern", "reticular interstitial pattern", "reticulonodular "
-        "interstitial pattern",
-                             "miliary opacities", "ground glass pattern"),
-    "atelectasis": ("atelectasis", "atelectasis basal", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis",
-                    "total atelectasis", "round atelectasis"),
+    "interstitial_pattern": (
+        "interstitial pattern", "reticular interstitial pattern", "reticulonodular interstitial pattern",
+        "miliary opacities", "ground glass pattern",
+    ),
+    "atelectasis": (
+        "atelectasis", "atelectasis basal", "laminar atelectasis", "lobar atelectasis",
+        "segmental atelectasis", "total atelectasis", "round atelectasis",
+    ),
     "pneumothorax": ("pneumothorax", "hydropneumothorax"),
     "emphysema": ("emphysema", "bullas"),
     "copd": ("COPD signs",),
@@ -64,7 +72,7 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     "hernia": ("hiatal hernia",),
     "scoliosis": ("scoliosis",),
 }  # fmt: skip
-"""Findings of this adapter and the labels that make each positive."""
+"""Findings of this adapter -> PadChest labels that make each positive."""
 
 _PAPER: Mapping[str, tuple[str, ...]] = {
     "pleural_effusion": ("pleural_effusion",),
@@ -73,15 +81,15 @@ _PAPER: Mapping[str, tuple[str, ...]] = {
 }
 _SEXES = {"M": "M", "F": "F", "O": "unknown", "nan": "unknown", "None": "unknown", "": "unknown"}
 _VIEWS = {
-    "PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "lateral", "COSTAL": "costal", "EXCLUDE": "excluded", "UNK": "unknown",
-    "": "unknown", "nan": "unknown",
+    "PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "lateral", "COSTAL": "costal", "EXCLUDE": "excluded",
+    "UNK": "unknown", "": "unknown", "nan": "unknown",
 }  # fmt: skip
 _NOTHING_SAID = {"unchanged", ""}
 _BARE_NAN = re.compile(r"(?<=[\[,\s])nan(?=\s*[,\]])")
 
 
 def read(folder: Path, images: Path, options: Options) -> Cohort:
-    """Read the table of PadChest.
+    """The cohort in the table of PadChest.
 
     Args:
         folder: holds `PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv` (or `.gz`).
@@ -92,10 +100,9 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
         InputError: the table or a column is missing, or a cell holds a value that PadChest does not have.
     """
     table, name = read_csv(
-        folder,
-        ["PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"],
-        ["ImageID", "ImageDir", "StudyDate_DICOM", "PatientID", "PatientBirth", "PatientSex_DICOM", "Projection", "Labels",
-         "LabelsLocalizationsBySentence"],
+        folder, ["PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"],
+        ["ImageID", "ImageDir", "StudyDate_DICOM", "PatientID", "PatientBirth", "PatientSex_DICOM",
+         "Projection", "Labels", "LabelsLocalizationsBySentence"],
     )  # fmt: skip
     labels = [_listed(text, name, row, "Labels") for row, text in enumerate(text_of(table, "Labels"), 1)]
     said = np.array([bool(set(found) - _NOTHING_SAID) for found in labels])
@@ -194,7 +201,7 @@ def _sentences(text: str, name: str, row: int) -> list[list[str]]:
 
 
 def _groups(flat: list[str]) -> list[list[str]]:
-    """Part the flat list of a report read by the neural network, where labels are followed by their places."""
+    """The flat list of a report labelled by the neural network, split after each label's locations."""
     groups: list[list[str]] = []
     in_places = True
     for part in flat:

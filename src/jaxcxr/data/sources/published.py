@@ -1,5 +1,4 @@
-"""What the adapters of published data sets share: their options, how their tables are read, and how labels
-become findings.
+"""Shared by the adapters of published data sets: options, tables, and mapping of labels to findings.
 
 An adapter is a module with a `PROVENANCE` and a function `read(folder, images, options)` that returns a
 `Cohort`.
@@ -29,23 +28,23 @@ _MEANING: Mapping[str, float] = {"unknown": np.nan, "negative": 0.0, "positive":
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Choices that a user must be able to see and change.
+    """Options of every adapter.
 
     Attributes:
-        labels: `native` keeps the set's own findings; `paper` maps them to the paper's eight. A set without
-            sides can only say that both sides are free of a finding; a positive one leaves both sides
-            unknown.
-        uncertain: meaning of an uncertain label, by the set's own name of the finding; `default` for the
+        labels: `native` keeps the data set's own findings; `paper` maps them to the paper's eight. A data set
+            without sides can only say that both sides are free of a finding; a positive label leaves both
+            sides unknown.
+        uncertain: meaning of an uncertain label, by the data set's own name of the finding; `default` for all
             others.
-        unmentioned: meaning of an empty label in sets made from reports.
-        split: the set's own (`official`), or `drawn` by patient (`jaxcxr.data.splits`).
-        valid_fraction: of the training patients that become `valid`, in sets that publish no validation
-            split.
-        draw: fractions of the patients, for `drawn`, and the key of both draws.
+        unmentioned: meaning of an empty label in data sets labelled from reports.
+        split: the data set's own (`official`), or random by patient (`drawn`; `jaxcxr.data.splits`).
+        valid_fraction: fraction of the training patients to move to `valid` if no validation split is
+            published.
+        draw: fractions of the patients for `drawn`, and the key for it and for `valid_fraction`.
         views: frontal views to keep.
-        max_age: years; an older age is unknown.
-        same_patient: other ids of a patient, such as near-duplicates betray: alias -> id; an id may be an
-            alias again.
+        max_age: in years; a higher age counts as unknown.
+        same_patient: alias -> id, for patients with several ids (near-duplicates can show them); an id may
+            itself be an alias.
     """
 
     __pydantic_config__ = STRICT
@@ -61,11 +60,10 @@ class Options:
 
 
 def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """Read the first table of `names` that is there (also with `.gz`); all cells are text. Returns it and its
-    path as a name.
+    """The first existing table of `names` (also with `.gz`), with cells as text; and its path, for messages.
 
     Raises:
-        InputError: none is there, it cannot be read, or one of `columns` is missing.
+        InputError: none exists, it cannot be read, or one of `columns` is missing.
     """
     for name in names:
         for path in (folder / name, folder / f"{name}.gz"):
@@ -75,8 +73,7 @@ def read_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> tupl
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV table of text cells with at least `columns`; a comma at the end of each row is no further
-    column.
+    """A CSV table with cells as text; a comma at the end of each row does not make another column.
 
     Raises:
         InputError: the table cannot be read, or a column is missing.
@@ -92,16 +89,16 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def optional_csv(folder: Path, names: Sequence[str], columns: Sequence[str]) -> pd.DataFrame | None:
-    """`read_csv`, or None if there is no such table."""
+    """The table of `read_csv`, or None if there is none."""
     there = any((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
     return read_csv(folder, names, columns)[0] if there else None
 
 
 def translated(table: pd.DataFrame, column: str, meanings: Mapping[str, str], name: str) -> list[str]:
-    """Look each cell up.
+    """The meaning of each cell of a column.
 
     Raises:
-        InputError: a cell holds another value, with its row counted from 1 without the header.
+        InputError: a cell holds another value; its row is named, counted from 1 without the header.
     """
     return [
         meanings[text] if text in meanings else _unknown_value(name, row, column, text, meanings)
@@ -110,7 +107,7 @@ def translated(table: pd.DataFrame, column: str, meanings: Mapping[str, str], na
 
 
 def graded(table: pd.DataFrame, column: str, meanings: Mapping[str, float], name: str) -> np.ndarray:
-    """Labels of a column, 1, 0 or NaN; numbers compare as numbers (`1` covers `1.0`).
+    """Labels of a column: 1, 0 or NaN; numbers compare as numbers (`1` covers `1.0`).
 
     Raises:
         InputError: a cell holds a value that is not among `meanings`.
@@ -125,13 +122,13 @@ def graded(table: pd.DataFrame, column: str, meanings: Mapping[str, float], name
 
 
 def uncertain_meanings(finding: str, options: Options) -> dict[str, float]:
-    """Meanings of the cells 1, 0, -1 and empty, as CheXpert's labeller writes them."""
+    """Label for each of the cells 1, 0, -1 and empty that CheXpert's labeller writes."""
     policy = options.uncertain.get(finding, options.uncertain.get("default", "unknown"))
     return {"1": 1.0, "0": 0.0, "-1": _MEANING[policy], "": _MEANING[options.unmentioned]}
 
 
 def require_known(options: Options, findings: Iterable[str], name: str) -> None:
-    """Refuse a policy for a finding that the set does not have."""
+    """Refuse a policy for a finding that the data set does not have."""
     known = {*findings, "default"}
     for finding in options.uncertain:
         if finding not in known:
@@ -141,12 +138,12 @@ def require_known(options: Options, findings: Iterable[str], name: str) -> None:
 
 
 def snake(label: str) -> str:
-    """A set's label as a column name: `Pleural Effusion` becomes `pleural_effusion`."""
+    """A label as a column name: `Pleural Effusion` becomes `pleural_effusion`."""
     return "_".join("".join(c if c.isalnum() else " " for c in label.lower()).split())
 
 
 def either(*labels: np.ndarray) -> np.ndarray:
-    """1 where any is 1, 0 where all are 0, else unknown."""
+    """1 where any label is 1, 0 where all are 0, else NaN."""
     stacked = np.stack(labels)
     any_positive = (stacked == 1).any(axis=0)
     return np.where(any_positive, 1.0, np.where((stacked == 0).all(axis=0), 0.0, np.nan))
@@ -159,9 +156,7 @@ def paper_findings(
     infiltrates: np.ndarray,
     atelectasis: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The paper's eight findings from a set without sides: none at all is none on either side, one is on an
-    unknown side.
-    """
+    """The paper's findings from labels without sides: negative on both sides, or unknown on both."""
     columns = {"cardiomegaly": cardiomegaly, "congestion": congestion}
     for stem, labels in (
         ("pleural_effusion", effusion),
@@ -174,13 +169,14 @@ def paper_findings(
 
 
 def ages_or_unknown(ages: Iterable[float], options: Options) -> list[float]:
-    """Ages in years, NaN for those that cannot be."""
+    """Ages in years, NaN for implausible ones."""
     return [age if age <= options.max_age else np.nan for age in map(plausible_age, ages)]
 
 
 def located(images: Path, expected: Sequence[str]) -> list[str]:
-    """Paths of files relative to `images`: where they are expected, else wherever a file of that name lies
-    below (the first in alphabetical order). What is found for one name does not depend on the others.
+    """Paths relative to `images`: the expected one, else the first in alphabetical order with that name.
+
+    What is found for one name does not depend on the others.
     """
     if not images.is_dir():
         raise InputError(f"{images}: no such folder of images")
@@ -200,7 +196,7 @@ def located(images: Path, expected: Sequence[str]) -> list[str]:
 
 
 def is_utf8(path: str) -> bool:
-    """Whether a table can hold the name of a file, which may be any bytes."""
+    """Whether a file name is valid UTF-8, so that a table can hold it."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -209,7 +205,7 @@ def is_utf8(path: str) -> bool:
 
 
 def keep_views(frame: pd.DataFrame, options: Options, excluded: dict[str, int]) -> pd.DataFrame:
-    """Drop rows whose view is not wanted, and count them."""
+    """The rows with a wanted view; the others are counted in `excluded`."""
     kept = frame["view"].isin(options.views).to_numpy()
     for view, count in frame.loc[~kept, "view"].value_counts().items():
         excluded[f"view {view}"] = excluded.get(f"view {view}", 0) + int(count)
@@ -220,14 +216,13 @@ def cohort(
     frame: pd.DataFrame, findings: Sequence[str], options: Options, provenance: Provenance, name: str,
     excluded: Mapping[str, int], *, publishes_valid: bool,
 ) -> Cohort:  # fmt: skip
-    """Give every row a split and check the manifest.
+    """The cohort, with a split for every row and a checked manifest.
 
-    `publishes_valid` says whether the set has a validation split of its own, which is known from its tables
-    and not from the
-    rows that are left: no row may decide for the others.
+    `publishes_valid` says whether the data set has a validation split of its own. That is known from its
+    tables, not from the rows that are left: no row may decide for the others.
     """
     if frame.empty:
-        raise InputError(f"{name}: none of its rows is a film to use ({dict(excluded)})")
+        raise InputError(f"{name}: none of its rows is a usable image ({dict(excluded)})")
     frame = frame.assign(patient_id=with_one_id(frame["patient_id"], options.same_patient))
     draw, split = options.draw.keyed(), dict(GIVEN)
     if options.split == "drawn" or "split" not in frame.columns:

@@ -1,8 +1,8 @@
-"""A hospital's table plus a folder of images becomes a manifest, by a column map in YAML.
+"""Turn a hospital's table and a folder of images into a manifest, by a column map in YAML.
 
-Nothing is guessed: every value that may stand in a mapped column is named in the configuration, and any other
-is refused with its row. Findings come either from one column each, whose grades are mapped to 1, 0 or null
-(unknown), or from one column of labels.
+Nothing is guessed: every allowed value of a mapped column is named in the configuration, and any other is
+refused, with its row. Findings come either from one column each, whose grades are mapped to 1, 0 or null
+(unknown), or from a single column of labels.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ _PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the table's columns; null where the table has none.
+    """Names of the table's columns; null if the table has none.
 
     Attributes:
         path: image file, relative to the images folder.
-        patient_id: who the film is of; the same text is the same person.
+        patient_id: the patient; the same text is the same person.
         image_id: unique; null uses `path`.
-        split: null draws the splits by patient (`TableSource.draw`).
+        split: null makes random splits by patient (`TableSource.draw`).
     """
 
     __pydantic_config__ = STRICT
@@ -63,7 +63,7 @@ class Graded:
     """A finding with a column of its own; an empty cell is unknown unless `grades` says otherwise.
 
     Attributes:
-        column: where its grade stands.
+        column: holds the grade.
         grades: label of each grade: 1, 0, or null for unknown. Numbers compare as numbers: `1` covers the
             cell `1.0`.
     """
@@ -75,15 +75,15 @@ class Graded:
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """Findings that share one column of labels; an empty cell leaves all of a film's findings unknown.
+    """Findings that share one column of labels; an empty cell leaves all of an image's findings unknown.
 
     Attributes:
-        column: where the labels stand.
-        findings: labels that make each finding positive; a film that names none of them is negative.
-        unlabelled: labels of films that nobody read for these findings: those they name are positive, the
-            others unknown.
-        other: the remaining labels that may occur, such as one for no finding.
-        separator: what stands between two labels.
+        column: holds the labels.
+        findings: labels that make each finding positive; an image that names none of them is negative.
+        unlabelled: labels that mark an image as not read for these findings: findings it names are positive,
+            the others unknown.
+        other: further allowed labels, such as one for no finding.
+        separator: text between two labels.
     """
 
     __pydantic_config__ = STRICT
@@ -96,23 +96,23 @@ class Listed:
 
 @dataclasses.dataclass(frozen=True)
 class TableSource:
-    """How one table is read.
+    """The column map of one table.
 
     Attributes:
         columns: names of its columns.
-        graded: findings with a column each, in output order; exactly one of this and `listed`.
+        graded: findings with a column each, in output order; set exactly one of `graded` and `listed`.
         listed: findings in one column of labels.
-        sex, view, split: manifest value of each value of that column; an empty cell is `unknown`. Null
-            expects manifest values.
-        age_unit: what ages are counted in; years may also be written as in DICOM (058Y, 18M).
-        max_age: years; an age above is unknown.
-        groups: further columns for the store, such as an ethnic group or a scanner: manifest column -> column
-            of the table.
+        sex, view, split: value in the table -> value in the manifest; an empty cell is `unknown`. With null,
+            the table must hold manifest values.
+        age_unit: unit of ages; with years, DICOM's notation (058Y, 18M) is accepted too.
+        max_age: in years; a higher age counts as unknown.
+        groups: further columns for the store, such as an ethnic group or a scanner: manifest column -> table
+            column.
         keep: for a column, the values of the rows to keep.
         drop: for a column, the values of the rows to leave out.
-        same_patient: other ids of a patient: alias -> id; an id may be an alias again.
-        draw: how splits are drawn where `columns.split` is null (`jaxcxr.data.splits`).
-        provenance: where the films come from, for the data card.
+        same_patient: alias -> id, for patients with several ids; an id may itself be an alias.
+        draw: random splits, where `columns.split` is null (`jaxcxr.data.splits`).
+        provenance: where the images come from, for the data card.
     """
 
     __pydantic_config__ = STRICT
@@ -138,10 +138,10 @@ class TableSource:
 
 
 def read(table: Path, source: TableSource) -> Cohort:
-    """Read a CSV or parquet table, one row per image, by its column map.
+    """The cohort in a CSV or parquet table with one row per image.
 
     Raises:
-        InputError: the table cannot be read, or `to_manifest` refuses.
+        InputError: the table cannot be read, or `to_manifest` refuses it.
     """
     source = keyed(source)
     rows = read_table(table)
@@ -151,22 +151,22 @@ def read(table: Path, source: TableSource) -> Cohort:
 
 
 def keyed(source: TableSource, begun: str | None = None) -> TableSource:
-    """The map with the key of its draw, if it has one (`SplitDraw.keyed`)."""
+    """The column map with the key of its random splits set (`SplitDraw.keyed`), if it has random splits."""
     return source if source.draw is None else dataclasses.replace(source, draw=source.draw.keyed(begun))
 
 
 def split_of(source: TableSource) -> Mapping[str, object]:
-    """How the splits of a `keyed` map come about."""
+    """Record of how the splits of a `keyed` column map are made."""
     return dict(GIVEN) if source.draw is None else described(source.draw, source.draw.fractions())
 
 
 def to_manifest(table: pd.DataFrame, source: TableSource, name: str) -> pd.DataFrame:
-    """Turn a table into a checked manifest.
+    """The checked manifest of a table.
 
     Args:
-        table: one row an image, as `jaxcxr.data.manifest.read_table` gives it.
+        table: one row per image, as `jaxcxr.data.manifest.read_table` gives it.
         source: the column map.
-        name: what errors call the table, such as its file.
+        name: name of the table in error messages, such as its file.
 
     Returns:
         The manifest of the rows kept, in table order (see `jaxcxr.data.manifest.check_manifest`).
@@ -259,7 +259,7 @@ def _ages(rows: pd.DataFrame, source: TableSource, name: str) -> list[float]:
 
 
 def _age(text: str, unit: str) -> float:
-    """Years, NaN for an empty text, below 0 for one that is no age."""
+    """Age in years; NaN for an empty text, below 0 for a text that is not an age."""
     try:
         return float(text or "nan") / _PER_YEAR[unit]
     except ValueError:
@@ -271,7 +271,7 @@ def _age(text: str, unit: str) -> float:
 
 
 def _mapped(rows: pd.DataFrame, column: str | None, values: Mapping[str, str], name: str) -> list[str]:
-    """Look every cell up in `values`; an empty cell, or a column that is not there, gives an empty text."""
+    """The meaning of every cell by `values`; an empty cell, or a missing column, gives an empty text."""
     if column is None:
         return [""] * len(rows)
     found = {_canonical(value): meaning for value, meaning in values.items()} | {"": values.get("", "")}
@@ -324,9 +324,7 @@ def _look_up(
 
 
 def _canonical(text: str) -> str:
-    """Write a number one way, so that `1`, `1.0` and `01` in a table meet one key of a map; leave other text
-    alone.
-    """
+    """A number in one spelling, so that `1`, `1.0` and `01` match the same key; other text unchanged."""
     try:
         return repr(float(text))
     except ValueError:

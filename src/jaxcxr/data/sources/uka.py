@@ -1,15 +1,14 @@
-"""UKA-CXR, the cohort of the paper: 193,311 bedside and upright radiographs of University Hospital RWTH
-Aachen.
+"""UKA-CXR, the cohort of the paper: 193,311 radiographs of University Hospital RWTH Aachen.
 
 Origin: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate' (arXiv 2302.01622); Khader et al.,
 Radiology 2023.
 Access: not public; inside the hospital, or by agreement with it.
 Licence: none; the terms of that agreement.
 
-The master list has one row a film: `image_id`, `split`, `subset` (folder of the image), `subject_id`,
-`patient_sex`, an `age` or the dates of birth and examination, and a grade for each finding. What its grades
-mean is said by `UkaOptions.grades`: written grades are read as the paper reads them; numeric codes have to be
-named (the paper counts mild and above, and borderline and above for the heart, as positive).
+The master list has one row per image: `image_id`, `split`, `subset` (folder of the image), `subject_id`,
+`patient_sex`, an `age` or the dates of birth and examination, and a grade for each finding.
+`UkaOptions.grades` says what the grades mean: grades in words are read as the paper reads them; numeric codes
+have to be mapped (the paper counts mild and above, and borderline and above for the heart, as positive).
 """
 
 import dataclasses
@@ -56,7 +55,7 @@ def _paper_grades() -> dict[str, Literal[0, 1] | None]:
 
 @dataclasses.dataclass(frozen=True)
 class UkaOptions(Options):
-    """How the master list is read.
+    """Options for the master list.
 
     Attributes:
         table: its file name.
@@ -64,8 +63,7 @@ class UkaOptions(Options):
         suffix: ending of the image files.
         age: column of ages in years, or null to compute them.
         birth, examination: columns of the dates, used where `age` is null or empty.
-        valid_fraction: 0 keeps the list's own validation patients, if it names any; more is for lists that
-            name none.
+        valid_fraction: 0 keeps the list's own validation patients; above 0 is for lists that name none.
     """
 
     __pydantic_config__ = STRICT
@@ -78,13 +76,12 @@ class UkaOptions(Options):
     examination: str = "examination_date"
 
 
-def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: ARG001  adapters share one form
-    """Read the master list; the eight findings are the paper's, and `comorbidities` counts those that are
-    positive.
+def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: ARG001  adapters share one signature
+    """The cohort in the master list: the paper's eight findings; `comorbidities` counts the positive ones.
 
     Raises:
-        InputError: a column is missing, a cell holds a value without a meaning, or a list with validation
-            patients is to get others.
+        InputError: a column is missing, a cell holds an unmapped value, or `valid_fraction` is above 0
+            although the list names validation patients.
     """
     table, name = read_csv(
         folder,
@@ -112,12 +109,11 @@ def read(folder: Path, images: Path, options: UkaOptions) -> Cohort:  # noqa: AR
         comorbidities=np.where(known, positives, np.nan),
         **labels,
     )
-    # Not decided by the rows: one patient in `valid` would otherwise keep all others in `train`.
+    # The rows must not decide: one patient in `valid` would otherwise keep all others in `train`.
     if options.split == "official" and options.valid_fraction > 0 and "valid" in set(frame["split"]):
         raise InputError(
             f"{name}: valid_fraction: found {options.valid_fraction}, but the list names validation "
-            "patients; expected 0, "
-            "which keeps them, or 'split: drawn'"
+            "patients; expected 0, which keeps them, or 'split: drawn'"
         )
     return cohort(frame, UKA_FINDINGS, options, PROVENANCE, name, {}, publishes_valid=False)
 

@@ -5,11 +5,11 @@ Data 2022; physionet.org/content/vindr-cxr.
 Access: credentialed PhysioNet account (the training part also was the Kaggle challenge VinBigData).
 Licence: PhysioNet Credentialed Health Data License 1.5.0.
 
-Three radiologists read each of the 15,000 training films independently (`image_labels_train.csv`, one row a
-reader); the 3,000 test films have one consensus (`image_labels_test.csv`). How three readings become one
-label is `VindrOptions.agreement`. Kaggle's `train.csv` (one row a box) can be read instead; it has no test
-films. No patient is named: every film counts as a patient of its own, which is a guess that near-duplicates
-can prove wrong. Age and sex are taken from the DICOM files where these have them.
+Three radiologists read each of the 15,000 training images independently (`image_labels_train.csv`, one row
+per reader); the 3,000 test images have one consensus (`image_labels_test.csv`). `VindrOptions.agreement` says
+how three readings become one label. Kaggle's `train.csv` (one row per box) can be read instead; it has no
+test images. Patients are not named: every image counts as a patient of its own, an assumption that
+near-duplicates can disprove. Age and sex are read from the DICOM files if they hold them.
 """
 
 import dataclasses
@@ -51,11 +51,12 @@ _READERS = {"majority": 0.5, "any": 0.0}
 
 @dataclasses.dataclass(frozen=True)
 class VindrOptions(Options):
-    """How several readings of one film become one label.
+    """Options for VinDr-CXR.
 
     Attributes:
-        agreement: positive if more than half of the readers say so, if any does, or if all do.
-        read_tags: take age and sex from the DICOM files.
+        agreement: an image is positive if more than half of the readers say so (`majority`), if `any` does,
+            or if `all` do.
+        read_tags: read age and sex from the DICOM files.
     """
 
     __pydantic_config__ = STRICT
@@ -64,7 +65,7 @@ class VindrOptions(Options):
 
 
 def read(folder: Path, images: Path, options: VindrOptions) -> Cohort:
-    """Read the tables of VinDr-CXR.
+    """The cohort in the tables of VinDr-CXR.
 
     Args:
         folder: holds the tables (or `annotations/` with them).
@@ -93,11 +94,11 @@ def read(folder: Path, images: Path, options: VindrOptions) -> Cohort:
         )
         frame = _voted(_readings(boxes), name, options.agreement)
         if options.split == "official":
-            raise InputError(f"{name}: the challenge's table has no test films; expected 'split: drawn'")
+            raise InputError(f"{name}: the challenge's table has no test images; expected 'split: drawn'")
     native = [column for column in frame.columns if column not in ("image_id", "split")]
     ids = text_of(frame, "image_id")
     sides = frame["split"] if "split" in frame else ["train"] * len(frame)
-    paths = located(images, [f"{side}/{film}.dicom" for side, film in zip(sides, ids, strict=True)])
+    paths = located(images, [f"{side}/{image}.dicom" for side, image in zip(sides, ids, strict=True)])
     ages, sexes = (
         _people(images, paths) if options.read_tags else ([float("nan")] * len(ids), ["unknown"] * len(ids))
     )
@@ -132,24 +133,24 @@ def _voted(table: pd.DataFrame, name: str, agreement: str) -> pd.DataFrame:
     ]
     names = {column: snake(column).replace("other_disease_s", "other_diseases") for column in columns}
     if not columns:
-        raise InputError(f"{name}: expected a column a finding, found none")
+        raise InputError(f"{name}: expected one column per finding, found none")
     labels = pd.DataFrame({names[column]: graded(table, column, _BINARY, name) for column in columns})
     ids = text_of(table, "image_id")
-    # A film stands where its first reading stands.
-    films, first = pd.factorize(ids)[0], pd.unique(ids)
+    # Images keep the order of their first readings.
+    images, first = pd.factorize(ids)[0], pd.unique(ids)
     votes = {"image_id": first}
     for finding in labels.columns:
         values = labels[finding].to_numpy()
         read = ~np.isnan(values)
-        readers = np.bincount(films[read], minlength=len(first))
-        positive = np.bincount(films[read], weights=values[read], minlength=len(first))
+        readers = np.bincount(images[read], minlength=len(first))
+        positive = np.bincount(images[read], weights=values[read], minlength=len(first))
         agreed = positive == readers if agreement == "all" else positive > _READERS[agreement] * readers
         votes[finding] = np.where(readers > 0, agreed, np.nan)
     return pd.DataFrame(votes)
 
 
 def _readings(boxes: pd.DataFrame) -> pd.DataFrame:
-    """One row a film and reader, one column a class, from one row a box."""
+    """One row per image and reader, one column per class, from one row per box."""
     named = pd.crosstab([boxes["image_id"], boxes["rad_id"]], boxes["class_name"]).clip(upper=1).reset_index()
     return named.astype(str)
 
@@ -163,7 +164,7 @@ def _people(images: Path, paths: list[str]) -> tuple[list[float], list[str]]:
                 tags = read_tags(images / path, ("PatientAge", "PatientSex"))
                 sex = tags["PatientSex"] if tags["PatientSex"] in ("M", "F") else "unknown"
                 age = age_years(tags["PatientAge"])
-            except ValueError:  # also InputError: the file itself is judged when its film is read
+            except ValueError:  # InputError included: the file itself is checked when its image is decoded
                 pass
         ages.append(age)
         sexes.append(sex)

@@ -1,6 +1,4 @@
-"""An embedded cohort of drawn chest radiographs: everything can be tried, tested and shown without any
-person's data.
-"""
+"""An embedded cohort of synthetic chest radiographs, to try and test everything without anybody's data."""
 
 from jaxcxr.data.synthetic.cohort import SIDE_UNNAMED, cohort
 from jaxcxr.data.synthetic.render import render, render_all

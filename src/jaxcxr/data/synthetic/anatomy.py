@@ -1,6 +1,6 @@
-"""A patient's thorax and how it lay before the detector, drawn as smooth attenuation maps.
+"""A patient's thorax and its position before the detector, as smooth attenuation maps.
 
-Lengths are in half-widths of the film: x grows to the image's right (the patient's left), y downwards, both
+Lengths are in half-widths of the image: x grows to the image's right (the patient's left), y downwards, both
 from -1 to 1; u and v are the same axes fixed to the patient's spine. Attenuation is in units in which a
 lateral chest wall is about 0.5 and air is 0.
 """
@@ -21,7 +21,7 @@ CARDIAC_WIDTH_SPREAD = 0.032
 
 @dataclasses.dataclass(frozen=True)
 class Thorax:
-    """Measures of one patient's chest on one film; sides are (patient's right, patient's left)."""
+    """Measures of one patient's chest on one image; sides are (patient's right, patient's left)."""
 
     half_width: float
     apex: float
@@ -54,7 +54,7 @@ class Thorax:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where the patient lies on the film: rotation in radians, magnification, offset of the spine's middle."""
+    """Where the patient lies on the image: rotation (radians), magnification, offset of mid-spine."""
 
     angle: float
     zoom: float
@@ -64,7 +64,7 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Coordinates of every pixel, in the film's and in the patient's axes.
+    """Coordinates of every pixel, in the image's and in the patient's axes.
 
     Attributes:
         pixel: side of a pixel.
@@ -117,7 +117,7 @@ def ramp(depth: Map, softness: float) -> Map:
 
 
 def clamp(values: Map, low: float, high: float) -> Map:
-    """`np.clip` without its overhead, which tells on small films."""
+    """`np.clip` without its overhead, which matters for small images."""
     values = np.maximum(values, low)
     return np.minimum(values, high, out=values)
 
@@ -137,14 +137,12 @@ def clouds(rng: np.random.Generator, size: int, knots: int) -> Map:
 
 
 def distance(a: Map, b: Map) -> Map:
-    """Length of the vectors (a, b); several times faster than `np.hypot`, whose care for extremes is not
-    needed here.
-    """
+    """Length of the vectors (a, b); several times faster than `np.hypot`, which also avoids overflow."""
     return np.sqrt(a * a + b * b)
 
 
 def field(size: int, pose: Pose) -> Field:
-    """Pixel coordinates of a film of `size` x `size` pixels for a patient lying as `pose` says."""
+    """Pixel coordinates of an image of `size` x `size` pixels for a patient lying as `pose` says."""
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1).astype(np.float32)
     x, y = (axis - np.float32(pose.offset_x)) / pose.zoom, (axis - np.float32(pose.offset_y)) / pose.zoom
     cos, sin = np.float32(np.cos(pose.angle)), np.float32(np.sin(pose.angle))
@@ -173,9 +171,7 @@ def lungs(f: Field, t: Thorax) -> Lungs:
 
 
 def soft_tissue(f: Field, t: Thorax, lung: Lungs) -> tuple[Map, Map, Map]:
-    """Everything but bone and vessels; the region covered by the body; the air that heart and great vessels
-    leave the lungs.
-    """
+    """Three maps: all tissue but bone and vessels; the body's region; lung air not hidden by the heart."""
     edge = max(0.03, f.pixel)
     beyond = np.maximum(f.side - 0.17, 0)
     shoulder = 1.02 + 0.10 * t.wall - 0.30 * f.side - 0.10 * f.side * f.side + 0.08 / (0.10 + beyond) - 0.10
@@ -297,7 +293,7 @@ def bones(f: Field, t: Thorax, lung: Lungs, air: Map) -> Map:
 
 def draw_thorax(
     patient: np.random.Generator,
-    film: np.random.Generator,
+    image: np.random.Generator,
     grades: tuple[int, ...],
     *,
     age: float,
@@ -305,19 +301,19 @@ def draw_thorax(
     is_ap: bool,
     difficulty: float,
 ) -> Thorax:
-    """Measures of a patient's chest (from `patient`) as they come out on one film (from `film`).
+    """Measures of a patient's chest (from `patient`) on one image (from `image`).
 
     Args:
         patient: generator seeded by the patient.
-        film: generator seeded by the film.
-        grades: drawn grades in the order of `UKA_FINDINGS`; here cardiomegaly, congestion and atelectasis
-            (volume loss) tell.
+        image: generator seeded by the image.
+        grades: true grades in the order of `UKA_FINDINGS`; cardiomegaly, congestion and atelectasis (volume
+            loss) matter here.
         age: years.
-        is_female: whether breast shadows can show.
-        is_ap: whether the film was taken from the front, at the bedside.
+        is_female: whether there can be breast shadows.
+        is_ap: whether the view is AP, taken at the bedside.
         difficulty: 0 to 1.
     """
-    p, q = patient.standard_normal(24).tolist(), film.standard_normal(12).tolist()
+    p, q = patient.standard_normal(24).tolist(), image.standard_normal(12).tolist()
     cardiac, congestion, loss_right, loss_left = grades[0], grades[1], grades[6], grades[7]
     old = min(max((age - 40) / 50, 0.0), 1.0)
     shrink = 0.05 * is_ap + 0.14 * difficulty + 0.035 * q[0]
@@ -356,6 +352,6 @@ def draw_thorax(
         breast=float(np.clip(0.11 + 0.06 * p[19], 0, 0.24)) if is_female else 0.0,
         breast_height=0.13 + 0.05 * p[20] + 0.05 * old,
         wall=float(np.clip(0.5 * p[21] + 0.3, -0.5, 2)),
-        bubble=0.24 if film.random() < 0.4 else 0.0,
+        bubble=0.24 if image.random() < 0.4 else 0.0,
         scapula=float(np.clip((0.13 if is_ap else -0.06) + 0.03 * q[6], -0.2, 0.25)),
     )

@@ -1,6 +1,4 @@
-"""What disease and intensive care add to a film: opacities by finding and grade, devices, and shadows that
-resemble disease.
-"""
+"""What disease and intensive care add to an image: opacities by grade, devices and confounders."""
 
 import math
 
@@ -20,9 +18,9 @@ ATELECTASIS_CONTRAST = (0.0, 0.06, 0.11, 0.17, 0.23)
 CONGESTION_CONTRAST = (0.0, 0.03, 0.06, 0.105, 0.155)
 """Attenuation of the perihilar haze, by grade."""
 CONFOUNDER_CONTRAST = 0.045
-"""Attenuation of shadows that belong to no finding, on the hardest films."""
+"""Attenuation of shadows that belong to no finding, on the hardest images."""
 MAX_DEVICES_MEAN = 2.4
-"""Mean number of devices on the hardest films."""
+"""Mean number of devices on the hardest images."""
 
 
 def blobs(
@@ -33,9 +31,7 @@ def blobs(
     radius_v: Float[np.ndarray, " blobs"],
     height: Float[np.ndarray, " blobs"],
 ) -> Map:
-    """Sum of soft spots, in the patient's axes (their tilt follows the film's, which costs one product of
-    matrices).
-    """
+    """Sum of soft elliptical spots at (u, v) in the patient's axes; one matrix product computes them all."""
     row, column = f.v[:, f.v.shape[1] // 2], f.u[f.u.shape[0] // 2]
     across = np.exp(-(((column[None, :] - u[:, None]) / radius_u[:, None]) ** 2))
     down = np.exp(-(((row[None, :] - v[:, None]) / radius_v[:, None]) ** 2))
@@ -43,9 +39,7 @@ def blobs(
 
 
 def effusion(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: int, side: int) -> Map:
-    """Fluid of one side (-1 the patient's right, 1 the left): it blunts the costophrenic angle, then fills it
-    from there.
-    """
+    """Pleural fluid of one side (-1 the patient's right, 1 the left), rising from the costophrenic angle."""
     jitter = rng.standard_normal(3)
     mine = f.is_left if side > 0 else 1 - f.is_left
     level = EFFUSION_LEVEL[grade] * (1 + 0.12 * float(jitter[0]))
@@ -96,9 +90,7 @@ def atelectasis(f: Field, t: Thorax, air: Map, rng: np.random.Generator, grade: 
 
 
 def congestion(f: Field, air: Map, rng: np.random.Generator, grade: int) -> Map:
-    """Haze about both hila and fine interstitial marking; hila and vessels themselves swell in the thorax's
-    measures.
-    """
+    """Haze around both hila and fine interstitial marking (`Thorax` holds the size of the vessels)."""
     reach = distance((f.side - 0.24) * (1 / 0.32), (f.v + 0.02) * (1 / 0.42))
     haze = np.exp(-np.square(reach)) * (1 + 0.25 * clouds(rng, len(f.axis), 14))
     contrast = CONGESTION_CONTRAST[grade] * float(np.exp(0.15 * rng.standard_normal()))
@@ -106,7 +98,7 @@ def congestion(f: Field, air: Map, rng: np.random.Generator, grade: int) -> Map:
 
 
 def confounders(f: Field, lung: Lungs, air: Map, rng: np.random.Generator, difficulty: float) -> Map:
-    """Fat, folds and overlying things: shadows that resemble findings and are none."""
+    """Fat, folds and overlying objects: shadows that resemble findings but are none."""
     count = 4
     u = rng.uniform(-0.65, 0.65, count)
     v = rng.uniform(-0.5, 0.45, count)
@@ -120,16 +112,14 @@ def confounders(f: Field, lung: Lungs, air: Map, rng: np.random.Generator, diffi
 
 
 def _line(f: Field, course: Map, along: Map, start: float, end: float, thick: float) -> Map:
-    """A thin line at distance `course` = 0, for `along` between start and end; narrower than a pixel it fades
-    instead.
-    """
+    """A thin line where `course` is 0 and `along` is in [start, end]; fainter if narrower than a pixel."""
     width = math.hypot(thick, 0.6 * f.pixel)
     window = ramp(along - start, 0.02) * ramp(end - along, 0.02)
     return np.exp(-np.square(course * (1 / width))) * window * (thick / width)
 
 
 def devices(f: Field, t: Thorax, rng: np.random.Generator, difficulty: float, age: float, is_ap: bool) -> Map:
-    """Tubes, lines, leads, electrodes, pacemakers and sternal wires; more of them on harder films."""
+    """Tubes, lines, leads, electrodes, pacemakers and sternal wires; more of them on harder images."""
     total = np.zeros_like(f.u)
     care = 1.0 if is_ap else 0.15
     wanted = rng.random(6) < difficulty * MAX_DEVICES_MEAN / 6 * np.array(

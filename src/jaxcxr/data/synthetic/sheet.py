@@ -1,4 +1,4 @@
-"""A contact sheet: what the embedded cohort looks like, at a glance."""
+"""A contact sheet of the synthetic cohort."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,9 +13,9 @@ from jaxcxr.data.synthetic.cohort import cohort
 from jaxcxr.data.synthetic.render import render
 
 SEARCHED = 6000
-"""Films among which the examples are sought."""
+"""Images among which examples are searched."""
 GAP = 6
-"""Pixels between films."""
+"""Pixels between images."""
 LINE = 15
 """Pixels a line of caption takes."""
 
@@ -28,42 +28,40 @@ def contact_sheet(
     columns: int = 4,
     seed: int = 0,
 ) -> int:
-    """Write a PNG of two unremarkable films, one of each finding on its own, and two with several.
+    """Write a PNG of two unremarkable images, one of each finding on its own, and two with several.
 
     Args:
         path: file to write.
-        domain: whose films.
-        size: side of a film in pixels.
-        columns: films a row.
-        seed: of the cohort that the films are taken from.
+        domain: whose images.
+        size: side of an image in pixels.
+        columns: images per row.
+        seed: of the cohort from which the images are taken.
 
     Returns:
-        Number of films on the sheet.
+        Number of images on the sheet.
     """
-    films = examples(cohort(SyntheticConfig(domain, SEARCHED, 0, 0, seed)))
-    rows = -(-len(films) // columns)
+    images = examples(cohort(SyntheticConfig(domain, SEARCHED, 0, 0, seed)))
+    rows = -(-len(images) // columns)
     cell_width, cell_height = size + GAP, size + GAP + 2 * LINE
     sheet = Image.new("L", (columns * cell_width + GAP, rows * cell_height + GAP), 255)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for index, film in enumerate(films.to_dict("records")):
+    for index, image in enumerate(images.to_dict("records")):
         x, y = GAP + index % columns * cell_width, GAP + index // columns * cell_height
-        sheet.paste(Image.fromarray(render(film, size)), (x, y))
-        present = [finding for finding in UKA_FINDINGS if film[finding] == 1]
+        sheet.paste(Image.fromarray(render(image, size)), (x, y))
+        present = [finding for finding in UKA_FINDINGS if image[finding] == 1]
         draw.text((x, y + size + 1), _short(present), fill=0, font=font)
         draw.text(
             (x, y + size + LINE),
-            f"{film['sex']}, {film['age']:.0f} years, {film['view']}",
+            f"{image['sex']}, {image['age']:.0f} years, {image['view']}",
             fill=90,
             font=font,
         )
     sheet.save(path, optimize=True)
-    return len(films)
+    return len(images)
 
 
 def examples(frame: pd.DataFrame) -> pd.DataFrame:
-    """Films worth showing, each of another patient where there is one, chosen among those whose label tells
-    what was drawn.
-    """
+    """Rows of images worth showing, of different patients if possible, whose labels agree with the truth."""
     labels = frame[list(UKA_FINDINGS)].to_numpy() == 1
     grades = frame[[f"draw_{finding}" for finding in UKA_FINDINGS]].to_numpy()
     told = ((grades >= 2) == labels).all(axis=1) & (grades != 1).all(axis=1)

@@ -36,13 +36,13 @@ from jaxcxr.report.card.card_schema import (
 )
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
-SEEDED = (
-    "its randomness was asked to be repeatable (training.seed), so that the noise can be computed and removed"
-)
+ADAPTIVE = "noised gradient and clip count"
+"""One vector: the clip norm follows a quantile of the gradients' norms (`privacy.adaptive`)."""
+SEEDED = "the run was seeded (training.seed): anyone with the seed can recompute and subtract the noise"
 UNCOVERED_WEIGHTS = "class weights not covered: they were computed from the private labels without noise"
 REFUTED = "the audit refutes the claim"
 NO_NOISE = "something was released without noise: there is no promise"
-HOUSE_ONLY = "this card shows how many films the cohort's patients have, which is private"
+HOUSE_ONLY = "this card shows how many images the cohort's patients have, which is private"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,13 @@ class CardFacts:
         dataset_size, expected_batch_size, steps_planned: declared.
         mechanisms: what was released, as the ledger has it.
         class_weights: where they came from.
-        noise: how it was drawn.
+        noise: how it was sampled.
         fingerprints: what the run was made from.
         audit: its finding, if there was one.
         initial_weights_record, near_duplicates, split_origin, sums: as the card's schema describes them.
         siblings: other released models of the cohort; None if the register was not read.
         reasons: against releasing the run; none if it may be.
-        cohort_films: films of each patient, for the house's own card.
+        cohort_films: number of images of each patient, for the hospital's own card.
     """
 
     unit: str
@@ -87,12 +87,12 @@ class CardFacts:
 
     @property
     def class_counts_noise_multiplier(self) -> float | None:
-        """Of the noised class counts; None if there are none."""
+        """Noise multiplier of the noised class counts; None if there are none."""
         return next((row.noise_multiplier for row in self.mechanisms if row.name == COUNTS), None)
 
     @property
     def spent(self) -> list[Spending]:
-        """For the accountant."""
+        """Everything that was released, for the accountant."""
         return spendings_of_rows(self.mechanisms)
 
 
@@ -208,7 +208,7 @@ def _one_of(values: Any, facts: Mapping[str, Any], name: str, if_absent: str, ru
 
 
 def _near_duplicates(found: Any, run: Path) -> NearDuplicates:
-    """Where nearly equal films of different patients were found, in the words of a card."""
+    """Where nearly equal images of different patients were found, in the words of a card."""
     if found is None:
         return "not_looked_for"
     if (
@@ -239,11 +239,13 @@ def _unfinished(run: Path, spent: Spent) -> list[str]:
 
 def released_by(config: Experiment) -> str:
     """What a step of a private run releases, in the words of a card."""
-    return MOMENTS if config.training.optimizer == "least_squares" else GRADIENT
+    if config.training.optimizer == "least_squares":
+        return MOMENTS
+    return ADAPTIVE if config.privacy is not None and config.privacy.clipping == "adaptive" else GRADIENT
 
 
 def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
-    """Like releases of a ledger counted together; `released` is what the steps are called."""
+    """Equal releases of a ledger, counted; `released` is what the steps are called."""
     counts: dict[tuple[str, float, float, float], int] = {}
     for entry in entries:
         if isinstance(entry, Entry):
@@ -263,7 +265,7 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
 
 
 def films_a_step(privacy: PrivacyConfig) -> int | None:
-    """How many films of a patient are used in a step at most; None where the image is the unit."""
+    """How many images of a patient are used in a step at most; None where the image is the unit."""
     return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
 
 
@@ -274,7 +276,7 @@ def _reasons(
     audit: AuditFinding | None,
     mechanisms: Sequence[MechanismRow],
 ) -> list[str]:
-    """Why the run must not leave the house; none if it may."""
+    """Why the run must not leave the hospital; none if it may."""
     weights = config.training.class_weights
     reasons = []
     if terms.seeded or config.training.seed is not None:

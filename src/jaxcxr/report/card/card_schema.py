@@ -27,8 +27,14 @@ Sums = Literal["exact", "float32"]
 SplitOrigin = Literal["keyed_hash", "given", "unknown"]
 
 
+def _described_on_one_line(schema: dict[str, Any]) -> None:
+    """A docstring says the same wherever its lines end."""
+    if "description" in schema:
+        schema["description"] = " ".join(schema["description"].split())
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_described_on_one_line)
 
 
 class Claim(_Strict):
@@ -36,7 +42,7 @@ class Claim(_Strict):
 
     unit: Literal["image", "patient", "patient_one_image"]
     films_a_step: Count | None = Field(
-        description="at most so many films of a patient are used in a step; null for images"
+        description="how many images of a patient are used in a step at most; null for images"
     )
     adjacency: Literal["add_remove", "replace_one"]
     epsilon_upper: NonNegative | None = Field(
@@ -53,10 +59,10 @@ class Claim(_Strict):
 
 
 class PatientRow(_Strict):
-    """What the run costs a patient with so many films."""
+    """What the run costs a patient with so many images."""
 
     patient: Literal["median", "95th percentile", "maximum"] | None = Field(
-        description="null for any patient; else which one of the cohort, on the house's own card"
+        description="null for any patient; else which one of the cohort, on the hospital's own card"
     )
     films: Count
     epsilon_upper: NonNegative | None
@@ -69,7 +75,9 @@ class PatientRow(_Strict):
 class MechanismRow(_Strict):
     """One kind of release, as often as the ledger has it."""
 
-    name: Literal["noised gradient", "noised moments", "noised class counts"]
+    name: Literal[
+        "noised gradient", "noised gradient and clip count", "noised moments", "noised class counts"
+    ]
     noise_multiplier: NonNegative = Field(description="noise standard deviation over the L2 bound")
     sample_rate: Probability
     steps: Count
@@ -85,7 +93,7 @@ class SiblingRow(_Strict):
 
 
 class Together(_Strict):
-    """What this model and all other released models of the cohort cost together, at the delta of the claim."""
+    """What this and all other released models of the cohort cost together, at the delta of the claim."""
 
     models: Count = Field(description="how many they are, this one included")
     unit: Literal["image", "patient"] = Field(
@@ -118,11 +126,11 @@ class AuditFinding(_Strict):
 
 class Fingerprints(_Strict):
     """What the run was made from. Those of data and ledger are sealed by the run's name, which stays in the
-    house: an exact fingerprint of private data would let a guess at them be confirmed.
+    hospital: an exact fingerprint of private data would let a guess at them be confirmed.
     """
 
     data: Digest = Field(
-        description="films and labels: SHA-256 of their store's fingerprint and the run's name"
+        description="images and labels: SHA-256 of their store's fingerprint and the run's name"
     )
     code: Digest = Field(description="source files of jaxcxr that trained (SHA-256)")
     ledger: Digest = Field(description="last link of the ledger's chain, which begins with the run's name")
@@ -155,18 +163,18 @@ class PrivacyCard(_Strict):
         "null without such"
     )
     noise: Literal["gaussian", "discrete"] = Field(
-        description="drawn in floating point, or exactly on a grid"
+        description="sampled in floating point, or exactly on a grid"
     )
     sums: Sums = Field(
         description="how microbatches were added up: in whole numbers, or in floating point (earlier "
         "versions)"
     )
     initial_weights_record: InitialWeightsRecord | None = Field(
-        description="what is known of the training films of the weights that training started from; null if "
+        description="what is known of the training images of the weights that training started from; null if "
         "those were random"
     )
     near_duplicates: NearDuplicates = Field(
-        description="nearly equal films of different patients: within the training films, across the splits"
+        description="nearly equal images of different patients: within the training images, across the splits"
     )
     split_origin: SplitOrigin = Field(description="what decided who is in the training cohort")
     patients: list[PatientRow]

@@ -1,4 +1,4 @@
-"""What an epsilon means, as figures: how far any attack can get, and what patients with several films are
+"""What an epsilon means, as figures: how far any attack can get, and what patients with several images are
 promised.
 """
 
@@ -19,7 +19,10 @@ Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
 """False-positive rates and true-positive rates."""
 Edge = tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]
 """The same along the edge of a band, of whatever length."""
-BAND = "Band: 95 % interval of both rates of one threshold (Clopper-Pearson); some of many thresholds lie outside by chance."
+BAND = (
+    "Band: 95 % interval of both rates of one threshold (Clopper-Pearson); some of many thresholds lie "
+    "outside by chance."
+)
 
 
 def trade_off_figure(
@@ -27,7 +30,7 @@ def trade_off_figure(
     out_dir: str | Path,
     stem: str = "trade_off",
     *,
-    unit: str = "films",
+    unit: str = "images",
     bands: Mapping[str, tuple[Edge, Edge]] = MappingProxyType({}),
 ) -> tuple[Path, Path]:
     """Best true-positive rate of any test 'was this unit in the training data?' against its false-positive
@@ -87,12 +90,12 @@ def _outline(lower: Edge, upper: Edge, lowest: float) -> tuple[np.ndarray, np.nd
 def patients_figure(
     bounds: Mapping[str, Mapping[int, Bounds]], out_dir: str | Path, stem: str = "patients"
 ) -> tuple[Path, Path]:
-    """Epsilon of a patient against how many films they have in the training data.
+    """Epsilon of a patient against how many images they have in the training data.
 
     Args:
-        bounds: by model, then by number of films, such as from `accounting.group_privacy.patient_bounds`. The
-            upper bound is drawn, with a bar down to the lower one; a dotted line shows epsilon times films,
-            which holds at a far larger delta only.
+        bounds: by model, then by number of images, such as from `accounting.group_privacy.patient_bounds`.
+            The upper bound is plotted, with a bar down to the lower one; a dotted line shows epsilon times
+            images, which holds at a far larger delta only.
         out_dir: folder, made if it does not exist.
         stem: name of the files without ending.
 
@@ -110,13 +113,13 @@ def patients_figure(
         if 1 in of:
             panel.plot(films, [of[1].upper * k for k in films], color=colour, ls=":", lw=1)
         most = max(most, *films)
-    panel.plot([], [], color="0.4", ls=":", lw=1, label="films times epsilon (true at a far larger delta)")
+    panel.plot([], [], color="0.4", ls=":", lw=1, label="images times epsilon (true at a far larger delta)")
     ticks = sorted({k for of in bounds.values() for k in of if k <= most})
     panel.set(xscale="log", yscale="log")
     panel.set_xticks(ticks, [f"{k}" for k in ticks])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.set_xlabel("films of a patient in the training data", fontsize=9)
+    panel.set_xlabel("images of a patient in the training data", fontsize=9)
     panel.set_ylabel("epsilon of that patient (upper bound; bar: down to the lower)", fontsize=8)
     panel.tick_params(labelsize=8)
     panel.grid(axis="y", color="0.9", lw=0.6)

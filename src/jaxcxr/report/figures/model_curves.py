@@ -36,8 +36,8 @@ def roc_figure(
         findings: names of the findings.
         out_dir: folder, made if it does not exist.
         groups: masks over the rows by label, a curve each; None draws everyone.
-        resample: what is redrawn.
-        seed: of the redraws.
+        resample: what is resampled.
+        seed: of the bootstrap replicates.
         stem: name of the files without ending.
 
     Returns:
@@ -72,7 +72,7 @@ def calibration_figure(
     """Share of positives against the predicted probability of each finding on the test rows, with 95 %
     intervals.
 
-    Takes and returns what `roc_figure` does. Bins with fewer than ten films are left out: their share says
+    Takes and returns what `roc_figure` does. Bins with fewer than ten images are left out: their share says
     nothing.
     """
 

@@ -2,7 +2,6 @@
 readers tell apart.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxcxr.eval.correlations import pearson
-from jaxcxr.eval.metrics import BETTER
 from jaxcxr.report.paper.supplementary_tables import (
     METRIC_NAMES,
     paper_results,
     same_findings_as_paper,
     title,
 )
+from jaxcxr.report.wording import number
 
 PRIVATE = "#0072B2"
 NON_PRIVATE = "#D55E00"
@@ -37,9 +34,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours, in an order in which neighbours differ in lightness too."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-LEAST_SPAN = 0.05
-"""Difference at which the colours of a heat map are strongest, at least."""
 
 DPI = 300
 
@@ -92,7 +86,7 @@ def figure_3(
     comparisons: pd.DataFrame | None = None,
     stem: str = "figure_3",
 ) -> tuple[Path, Path] | None:
-    """AUROC of the private model against sample size, a dot a finding, coloured by the loss of AUROC (the
+    """AUROC of the private model against sample size, one dot per finding, coloured by the loss of AUROC (the
     paper's Figure 3).
 
     Args:
@@ -130,24 +124,22 @@ def figure_3(
     dots = panel.scatter(
         x, private["value"], c=loss, cmap="cividis_r", s=130, edgecolor="black", lw=0.6, zorder=2
     )
-    above.colorbar(dots, ax=panel, label="loss of AUROC (non-private - private)").ax.tick_params(labelsize=8)
-    said = dict(zip(findings, [f"{round(value, 2) + 0.0:.2f}" for value in loss], strict=True))
+    above.colorbar(dots, ax=panel, label="loss of AUROC (non-private − private)").ax.tick_params(labelsize=8)
+    said = dict(zip(findings, [number(value, 2) for value in loss], strict=True))
     if comparisons is not None:
         own = comparisons.loc[(comparisons["epsilon"] == epsilon) & (comparisons["group"] == "all")]
         for row in own.loc[own["metric"] == "auroc"].to_dict("records"):
-            value, low, high = (
-                round(row[key], 2) + 0.0 for key in ("difference", "ci_low", "ci_high")
-            )  # no minus zero
-            said[row["finding"]] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    for number, (at, value, lost) in enumerate(zip(x, private["value"], loss, strict=True), start=1):
-        ink = _ink(dots.to_rgba(lost))
-        panel.text(at, value, str(number), ha="center", va="center", fontsize=7, color=ink, zorder=3)
-    named = [f"{number} {title(f)}: {said[f]}" for number, f in enumerate(findings, start=1)]
+            value, low, high = (number(row[key], 2) for key in ("difference", "ci_low", "ci_high"))
+            said[row["finding"]] = f"{value} [{low}, {high}]"
+    for place, (at, value, lost) in enumerate(zip(x, private["value"], loss, strict=True), start=1):
+        ink = ink_on(dots.to_rgba(lost))
+        panel.text(at, value, str(place), ha="center", va="center", fontsize=7, color=ink, zorder=3)
+    named = [f"{place} {title(f)}: {said[f]}" for place, f in enumerate(findings, start=1)]
     below.text(0.08, 0.98, "loss of AUROC\n" + "\n".join(named), fontsize=7.5, va="top")
     r = pearson(x, private["value"].to_numpy(np.float64))
-    interval = "" if np.isnan(r.ci_low) else f" [{r.ci_low:.2f}, {r.ci_high:.2f}]"
+    interval = "" if np.isnan(r.ci_low) else f" [{number(r.ci_low, 2)}, {number(r.ci_high, 2)}]"
     panel.set_title(
-        f"ε = {epsilon:g}; Pearson's r {r.r:.2f}{interval}, n = {r.n} findings", fontsize=9, loc="left"
+        f"ε = {epsilon:g}; Pearson's r {number(r.r, 2)}{interval}, n = {r.n} findings", fontsize=9, loc="left"
     )
     panel.set_xlabel("images with the finding", fontsize=9)
     panel.set_ylabel("AUROC of the private model (95 % interval)", fontsize=9)
@@ -204,90 +196,7 @@ def figure_4(
     return save(figure, Path(out_dir), stem)
 
 
-def heat_map(
-    evaluations: pd.DataFrame,
-    out_dir: str | Path,
-    metrics: Sequence[str] = ("auroc", "underdiagnosis_rate", "statistical_parity_difference"),
-    stem: str = "heat_map",
-) -> tuple[Path, Path] | None:
-    """Metrics of the average over findings by group and budget, each cell with its value and 95 % interval.
-
-    Args:
-        evaluations: table of `tables.stack`.
-        out_dir: folder, made if it does not exist.
-        metrics: a panel each. Differences are coloured around zero.
-        stem: name of the files without ending.
-
-    Returns:
-        The PNG and the SVG file; None if there are no groups. A cell without a value is hatched.
-    """
-    rows = evaluations.loc[
-        (evaluations["finding"] == "average") & ~evaluations["attribute"].str.contains("*", regex=False)
-    ]
-    rows = rows.loc[rows["metric"].isin(list(metrics)) & rows["reference"].isin(["", "rest"])]
-    groups = rows.drop_duplicates("group").set_index("group")["label"]
-    if len(groups) < 2:
-        return None
-    budgets = sorted(set(rows["epsilon"]), reverse=True)
-    figure = Figure(
-        figsize=(0.9 + len(metrics) * (0.62 * len(budgets) + 0.35), 0.9 + 0.36 * len(groups)),
-        layout="constrained",
-    )
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False).ravel()
-    for panel, metric in zip(panels, metrics, strict=True):
-        own = rows.loc[rows["metric"] == metric].set_index(["group", "epsilon"])
-        cells = [[own.loc[(g, e)] if (g, e) in own.index else None for e in budgets] for g in groups.index]
-        values = np.array(
-            [[np.nan if cell is None else cell["value"] for cell in line] for line in cells], np.float64
-        )
-        is_difference = metric.endswith(("_difference", "_vs_rest", "_vs_best"))
-        limits: dict[str, Any] = {"cmap": "cividis_r" if BETTER.get(metric) == "lower" else "cividis"}
-        if is_difference:
-            # Differences of a few thousandths are not to look like large ones.
-            span = (
-                max(LEAST_SPAN, np.nanmax(np.abs(values), initial=0))
-                if np.isfinite(values).any()
-                else LEAST_SPAN
-            )
-            limits = {"cmap": "PuOr", "vmin": -span, "vmax": span}
-        image = panel.imshow(np.ma.masked_invalid(values), aspect="auto", **limits)
-        for (y, x), value in np.ndenumerate(values):
-            _cell(
-                panel,
-                image,
-                cells[y][x],
-                (x, y),
-                f"{round(value, 3) + 0.0:+.3f}" if is_difference else f"{value:.2f}",
-            )
-        panel.set_title(metric.replace("_", " ").replace("auroc", "AUROC"), fontsize=8, loc="left")
-        panel.set_xticks(
-            range(len(budgets)), ["non-private" if np.isinf(e) else f"{e:g}" for e in budgets], fontsize=7
-        )
-        panel.tick_params(axis="x", rotation=35 if np.isinf(budgets).any() else 0)
-        panel.set_yticks(range(len(groups)), list(groups), fontsize=7)
-        panel.set_xlabel("privacy budget ε (* fewer findings; hatched: not defined)", fontsize=7)
-        panel.spines[:].set_visible(False)
-    return save(figure, Path(out_dir), stem)
-
-
-def _cell(panel: Axes, image: AxesImage, cell: pd.Series | None, at: tuple[int, int], text: str) -> None:
-    x, y = at
-    if cell is None:
-        return
-    if np.isnan(cell["value"]):
-        panel.add_patch(
-            Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.93", edgecolor="0.7", hatch="///", lw=0)
-        )
-        return
-    ink = _ink(image.to_rgba(np.asarray(cell["value"], np.float64)))
-    text += "*" * str(cell["note"]).startswith("over ")
-    panel.text(x, y - 0.12, text, ha="center", va="center", fontsize=7, color=ink)
-    if np.isfinite(cell["ci_low"]):
-        interval = f"{cell['ci_low']:.2f}, {cell['ci_high']:.2f}"
-        panel.text(x, y + 0.27, interval, ha="center", va="center", fontsize=4.8, color=ink)
-
-
-def _ink(colour: Any) -> str:
+def ink_on(colour: Any) -> str:
     """Black or white, whichever is better read on a colour (relative luminance of WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
@@ -305,12 +214,12 @@ def _apart(budgets: list[float]) -> list[float]:
 
 
 def _draw_private(panel: Axes, rows: pd.DataFrame, *, moved: float = 1.0, **style: Any) -> None:
-    """Mean and interval of each budget of one sweep, moved to the right by a factor."""
+    """Estimate and interval of each budget of one sweep, moved to the right by a factor."""
     private = rows.loc[np.isfinite(rows["epsilon"])].sort_values(by="epsilon")
     if private.empty:
         return
     at = private["epsilon"] * moved
-    panel.plot(at, private["mean"], **style)
+    panel.plot(at, private["value"], **style)
     if {"ci_low", "ci_high"} <= set(private):
         panel.vlines(
             at,
@@ -327,7 +236,7 @@ def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
         panel, rows, marker="o", color=PRIVATE, lw=1.5, ms=5, label="private (95 % interval)", zorder=4
     )
     for row in rows.loc[np.isinf(rows["epsilon"])].to_dict("records"):
-        panel.axhline(row["mean"], color=NON_PRIVATE, lw=1.5, label="non-private (95 % interval)", zorder=3)
+        panel.axhline(row["value"], color=NON_PRIVATE, lw=1.5, label="non-private (95 % interval)", zorder=3)
         if np.isfinite([row.get("ci_low", np.nan), row.get("ci_high", np.nan)]).all():
             panel.axhspan(row["ci_low"], row["ci_high"], color=NON_PRIVATE, alpha=0.2, lw=0, zorder=2)
 
@@ -335,8 +244,8 @@ def _draw_ours(panel: Axes, rows: pd.DataFrame) -> None:
 def _draw_beside(panel: Axes, rows: pd.DataFrame, name: str) -> None:
     style = {"marker": "^", "color": BESIDE, "lw": 1.2, "ms": 4.5, "label": f"{name}, private", "zorder": 3}
     _draw_private(panel, rows, moved=1.05, **style)  # next to ours, so that both intervals are seen
-    for mean in rows.loc[np.isinf(rows["epsilon"]), "mean"]:
-        panel.axhline(mean, color=NON_PRIVATE, lw=1, ls="--", label=f"{name}, non-private", zorder=2)
+    for value in rows.loc[np.isinf(rows["epsilon"]), "value"]:
+        panel.axhline(value, color=NON_PRIVATE, lw=1, ls="--", label=f"{name}, non-private", zorder=2)
 
 
 def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:
@@ -344,7 +253,7 @@ def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:
     if not private.empty:
         panel.plot(
             private["epsilon"],
-            private["mean"],
+            private["bootstrap_mean"],
             "s--",
             color=PAPER,
             mfc="white",
@@ -353,7 +262,7 @@ def _draw_paper(panel: Axes, rows: pd.DataFrame) -> None:
             label="paper, private",
             zorder=1,
         )
-    for mean in rows.loc[np.isinf(rows["epsilon"]), "mean"]:
+    for mean in rows.loc[np.isinf(rows["epsilon"]), "bootstrap_mean"]:
         panel.axhline(mean, color=PAPER, lw=1, ls=":", label="paper, non-private", zorder=1)
 
 

@@ -1,11 +1,9 @@
-"""The tables of `report.html`: evaluations and comparisons as rows of cells that know what they are sorted
-by.
-"""
+"""The tables of `report.html`: evaluations as rows of cells that know what they are sorted by."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -13,8 +11,9 @@ import pandas as pd
 
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.metrics import METRICS
-from jaxcxr.report.conclusions import number, p_text, signed
+from jaxcxr.report.evaluation_facts import SUPPRESSED, crossed, is_difference
 from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, title
+from jaxcxr.report.wording import number, p_text, signed
 
 GROUP_METRICS: Mapping[str, str] = MappingProxyType(
     {
@@ -64,13 +63,23 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its name, `foot` rows stay at the end whatever it is sorted by."""
+    """A table.
+
+    Attributes:
+        name: what it is called.
+        caption: what a reader must know of its numbers.
+        columns: heads of the columns.
+        rows: cells; the first cell of a row is its name.
+        foot: rows that stay at the end whatever the table is sorted by.
+        too_small: names of groups that have no row because they are too small to be judged.
+    """
 
     name: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     foot: tuple[tuple[Cell, ...], ...] = ()
+    too_small: tuple[str, ...] = ()
 
 
 def metric_name(metric: str) -> str:
@@ -94,7 +103,7 @@ def estimated(row: Mapping[str, object] | None, value: str = "value", with_sign:
         return Cell("the best", key=0.0)
     point, note = float(row[value]), str(row.get("note") or "")  # type: ignore[arg-type]
     if math.isnan(point):
-        short = "too small" if "suppressed" in note else "not defined"
+        short = "too small" if SUPPRESSED in note else "not defined"
         return Cell(short, key=np.nan)
     write = signed if with_sign else number
     low, high = float(row["ci_low"]), float(row["ci_high"])  # type: ignore[arg-type]
@@ -104,16 +113,12 @@ def estimated(row: Mapping[str, object] | None, value: str = "value", with_sign:
     return Cell(write(point), detail, point)
 
 
-def _is_difference(metric: str) -> bool:
-    return metric.endswith(("_difference", "_vs_rest", "_vs_best")) or metric == "calibration_in_the_large"
-
-
 def _by(rows: pd.DataFrame, *keys: str) -> dict[tuple[str, ...], dict[str, object]]:
     return {tuple(str(row[key]) for key in keys): row for row in rows.to_dict("records")}  # type: ignore[misc]
 
 
 def finding_table(evaluation: pd.DataFrame) -> Table:
-    """Every metric of everyone, a row a finding and the average at the foot."""
+    """Every metric over all test images: one row per finding, and the average at the foot."""
     rows = evaluation.loc[(evaluation["group"] == "all") & evaluation["metric"].isin(list(METRICS))]
     cells = _by(rows, "finding", "metric")
     lines = []
@@ -122,14 +127,21 @@ def finding_table(evaluation: pd.DataFrame) -> Table:
         name = Cell("Average" if finding == "average" else title(str(finding)))
         cut = cells[finding, "accuracy"]["threshold"]
         shown = Cell("", key=np.nan) if pd.isna(cut) else Cell(f"{cut:.3f}", key=float(cut))  # type: ignore[arg-type]
-        metrics = [estimated(cells.get((finding, m)), with_sign=_is_difference(m)) for m in METRICS]
+        metrics = [estimated(cells.get((finding, m)), with_sign=is_difference(m)) for m in METRICS]
         lines.append((name, count(first["n"]), count(first["positives"]), *metrics, _delong(first), shown))
     return Table(
         "Findings",
-        "Each finding on the test films, with its 95 % interval. The average is the mean over the findings "
-        "that are defined; "
-        "its interval is that of the mean. DeLong's interval of the AUROC is a check that needs no redraws.",
-        ("Finding", "Films", "Positives", *(metric_name(m) for m in METRICS), "AUROC by DeLong", "Threshold"),
+        "Each finding on the test images, with its 95 % interval. The average is the mean over the findings "
+        "that are defined; its interval is that of the mean. DeLong's interval of the AUROC is a check that "
+        "needs no bootstrap.",
+        (
+            "Finding",
+            "Images",
+            "Positives",
+            *(metric_name(m) for m in METRICS),
+            "AUROC by DeLong",
+            "Threshold",
+        ),
         tuple(lines[:-1]),
         tuple(lines[-1:]),
     )
@@ -140,17 +152,17 @@ def _delong(row: Mapping[str, object]) -> Cell:
     return Cell("–", key=np.nan) if math.isnan(low) else Cell(f"[{number(low)}, {number(high)}]", key=low)
 
 
-def group_table(evaluation: pd.DataFrame, *, crossed: bool) -> Table | None:
-    """Metrics of the average over findings, a row a group; None without groups.
+def group_table(evaluation: pd.DataFrame, *, several: bool) -> Table | None:
+    """Metrics of the average over findings, one row per group; None without groups.
 
     Args:
         evaluation: table of `evaluate.evaluate`.
-        crossed: the groups of several attributes at once, instead of those of one.
+        several: the groups of several attributes at once, instead of those of one.
     """
     rows = evaluation.loc[
         (evaluation["finding"] == "average") & evaluation["metric"].isin(list(GROUP_METRICS))
     ]
-    of_groups = rows.loc[rows["attribute"].astype(str).str.contains("*", regex=False) == crossed]
+    of_groups = rows.loc[crossed(rows) == several]
     groups = of_groups.loc[(of_groups["metric"] == "auroc") & (of_groups["group"] != "all")]
     if groups.empty:
         return None
@@ -158,23 +170,26 @@ def group_table(evaluation: pd.DataFrame, *, crossed: bool) -> Table | None:
     cells = _by(rows, "group", "metric")
 
     def line(group: str, label: str, n: object) -> tuple[Cell, ...]:
-        own = [estimated(cells.get((group, m)), with_sign=_is_difference(m)) for m in GROUP_METRICS]
+        own = [estimated(cells.get((group, m)), with_sign=is_difference(m)) for m in GROUP_METRICS]
         return (Cell(label), count(n), *own, estimated(ill.get((group,))))
 
     everyone = cells["all", "auroc"]
-    lines = [
-        line(g, label, n) for g, label, n in zip(groups["group"], groups["label"], groups["n"], strict=True)
-    ]
+    judged, too_small = without_small(groups)
     return Table(
-        "Groups of two attributes" if crossed else "Groups",
-        "Means over the findings, with 95 % intervals; differences are paired. A group is 'too small' if it "
-        "has too few films "
-        "or positives to be judged. The best group is chosen on these very films, so that differences to it "
-        "lean to the worse.",
-        ("Group", "Films", *GROUP_METRICS.values(), "Ill, but no finding called"),
-        tuple(lines),
+        "Groups of two attributes" if several else "Groups",
+        "Means over the findings, with 95 % intervals; differences are paired. The best group is chosen on "
+        "these very images, so that differences to it lean to the worse.",
+        ("Group", "Images", *GROUP_METRICS.values(), "Ill, but no finding called"),
+        tuple(line(row["group"], row["label"], row["n"]) for row in judged.to_dict("records")),
         (line("all", "Everyone", everyone["n"]),),
+        too_small,
     )
+
+
+def without_small(groups: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Rows of groups that are large enough to be judged, and the labels of those that are not."""
+    small = groups["note"].astype(str).str.startswith(SUPPRESSED)
+    return groups.loc[~small], tuple(groups.loc[small, "label"].astype(str))
 
 
 def group_by_finding_table(evaluation: pd.DataFrame, metric: str = "auroc") -> Table | None:
@@ -184,12 +199,13 @@ def group_by_finding_table(evaluation: pd.DataFrame, metric: str = "auroc") -> T
     cells, groups = _by(rows, "group", "finding"), rows.drop_duplicates("group")
     if len(groups) < 2:
         return None
+    judged, too_small = without_small(rows.loc[rows["finding"] == "average"])
     lines = [
         (
-            Cell("Everyone" if g == "all" else str(label)),
-            *(estimated(cells.get((str(g), f))) for f in findings),
+            Cell("Everyone" if row["group"] == "all" else str(row["label"])),
+            *(estimated(cells.get((str(row["group"]), f))) for f in findings),
         )
-        for g, label in zip(groups["group"], groups["label"], strict=True)
+        for row in judged.to_dict("records")
     ]
     names = ["Average" if f == "average" else title(f) for f in findings]
     return Table(
@@ -199,6 +215,7 @@ def group_by_finding_table(evaluation: pd.DataFrame, metric: str = "auroc") -> T
         ("Group", *names),
         tuple(lines[1:]),
         tuple(lines[:1]),
+        too_small,
     )
 
 
@@ -214,101 +231,16 @@ def gap_table(evaluation: pd.DataFrame) -> Table | None:
     ]
     return Table(
         "Largest differences between groups",
-        "The largest difference between any two groups of an attribute, averaged over findings, with the 95 "
-        "% interval for the "
-        "two groups furthest apart. They are chosen on these very films, so that the values lean away from "
-        "zero.",
+        "The largest difference between any two groups of an attribute, averaged over findings, with the "
+        "95 % interval for the two groups furthest apart. They are chosen on these very images, so that the "
+        "values lean away from zero.",
         ("Attribute", *(metric_name(gap) for gap in GAPS)),
         tuple(lines),
     )
 
 
-def comparison_tables(comparison: pd.DataFrame, a: str, b: str) -> tuple[Table, ...]:
-    """One model minus another: by metric, by finding and by group.
-
-    Args:
-        comparison: rows of `eval.compare.compare`.
-        a: what the first model is called.
-        b: what the second is called.
-    """
-    plain = comparison.loc[comparison["reference"].astype(str) == ""]
-    everyone = plain.loc[plain["group"] == "all"]
-    metrics = everyone.loc[(everyone["finding"] == "average") & everyone["metric"].isin(list(METRICS))]
-    findings = everyone.loc[(everyone["metric"] == "auroc") & (everyone["finding"] != "average")]
-    average = comparison.loc[(comparison["finding"] == "average") & (comparison["group"] != "all")]
-    areas = average.loc[(average["metric"] == "auroc") & (average["reference"].astype(str) == "")]
-    parity = average.loc[average["metric"] == "statistical_parity_difference"]
-    second = b if len(b) == 1 else b[0].lower() + b[1:]
-    how = f"{a} minus {second}, on the same films and redraws, with the 95 % interval of the difference."
-    holm = "p after Holm's correction for the number of findings; DeLong's p is a check without redraws."
-    tables = [
-        _differences(
-            "By metric",
-            f"{how} Means over the findings.",
-            "Metric",
-            metrics,
-            a,
-            b,
-            lambda r: metric_name(str(r["metric"])),
-        ),
-        _differences(
-            "By finding",
-            f"{how} AUROC; {holm}",
-            "Finding",
-            findings,
-            a,
-            b,
-            lambda r: title(str(r["finding"])),
-        ),
-        _differences("AUROC by group", f"{how} Average AUROC of each group.", "Group", areas, a, b, _label),
-        _differences(
-            "Parity by group",
-            f"{how} Average accuracy of the group minus that of all others: how a group's distance to the "
-            "others changes.",
-            "Group",
-            parity,
-            a,
-            b,
-            _label,
-        ),
-    ]
-    return tuple(table for table in tables if table.rows)
-
-
-def _label(row: Mapping[str, object]) -> str:
-    return str(row["label"])
-
-
-def _differences(
-    name: str,
-    caption: str,
-    first: str,
-    rows: pd.DataFrame,
-    a: str,
-    b: str,
-    named: Callable[[Mapping[str, object]], str],
-) -> Table:
-    lines = []
-    corrected = bool(rows["p_holm"].notna().any())
-    for row in rows.to_dict("records"):
-        least = 2 / (float(row["redraws"]) + 1)
-        cells = [
-            Cell(number(row[v]) if not math.isnan(row[v]) else "–", key=float(row[v]))
-            for v in ("value_a", "value_b")
-        ]
-        p = [_p_cell(row["p_value"], least)]
-        if corrected:
-            smallest = min(1.0, least * float(np.isfinite(np.asarray(rows["p_value"], np.float64)).sum()))
-            p.append(_p_cell(row["p_holm"], smallest))
-            p.append(_p_cell(row["delong_p"]))
-        lines.append(
-            (Cell(named(row)), count(row["n"]), *cells, estimated(row, "difference", with_sign=True), *p)
-        )
-    heads = (first, "Films", a, b, "Difference", "p", *(("p (Holm)", "p (DeLong)") if corrected else ()))
-    return Table(name, caption, heads, tuple(lines))
-
-
-def _p_cell(p: float, smallest: float = 0.0) -> Cell:
+def p_cell(p: float, smallest: float = 0.0) -> Cell:
+    """A p-value; `smallest` is the least one that the bootstrap replicates can show."""
     text = "" if math.isnan(p) else p_text(p, smallest).removeprefix("p ").removeprefix("= ")
     return Cell(text, key=float(p))
 
@@ -323,7 +255,7 @@ def correlation_table(correlations: pd.DataFrame) -> Table:
             else Cell(number(row["paper_r"], 2), key=row["paper_r"])
         )
         r = estimated(row, "r", with_sign=True)
-        lines.append((Cell(str(row["analysis"])), r, count(row["n"]), _p_cell(row["p_value"]), paper))
+        lines.append((Cell(str(row["analysis"])), r, count(row["n"]), p_cell(row["p_value"]), paper))
     return Table(
         "Correlations",
         "Pearson's r with its 95 % interval, as if the points were independent, and the number of points "

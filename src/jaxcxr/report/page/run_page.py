@@ -9,6 +9,7 @@ policy). Whatever comes from data or file names is escaped. Its numbers are thos
 import base64
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,19 +22,13 @@ from markupsafe import Markup
 from jaxcxr import __version__
 from jaxcxr.atomic import replacing
 from jaxcxr.report import run_facts as said
-from jaxcxr.report.conclusions import (
-    between,
-    comparison_conclusions,
-    estimate,
-    leaves_out_zero,
-    number,
-    p_text,
-    run_conclusions,
-    signed,
-)
+from jaxcxr.report.bounds import upper_text
+from jaxcxr.report.conclusions import run_conclusions
+from jaxcxr.report.evaluation_facts import estimate, how, suppressed, suppressed_sentence, worst_off
+from jaxcxr.report.page.alt_texts import curves_texts
+from jaxcxr.report.page.comparison_tables import comparison_tables
 from jaxcxr.report.page.page_tables import (
     Table,
-    comparison_tables,
     finding_table,
     gap_table,
     group_by_finding_table,
@@ -45,19 +40,19 @@ from jaxcxr.report.paper.cohort_tables import table_1
 from jaxcxr.report.paper.paper_tables import CAPTIONS
 from jaxcxr.report.rendering import render
 from jaxcxr.report.run_facts import Facts
-from jaxcxr.report.screen import how, worst_off
+from jaxcxr.report.sweep_conclusions import comparison_conclusions
+from jaxcxr.report.verdicts import against_guessing
+from jaxcxr.report.wording import between, leaves_out_zero, number, p_text, signed
 
 PAGE = "report.html"
 
 STAYS = (
-    "This page stays where the data stay: its counts and figures are computed from patients' films without "
-    "noise, and the "
-    "privacy guarantee of the model does not cover them."
+    "This page stays where the data stay: its counts and figures are computed from patients' images without "
+    "noise, and the privacy guarantee of the model does not cover them."
 )
-DRAWN = (
-    "Drawn films, no patients: these numbers say that the software works, and nothing about patients. From "
-    "real films such a "
-    "page stays where the data stay."
+SYNTHETIC = (
+    "Synthetic images, no patients: these numbers say that the software works, and nothing about patients. "
+    "Made from real images, such a page stays where the data stay."
 )
 
 
@@ -72,11 +67,21 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure, embedded."""
+    """An embedded figure.
+
+    Attributes:
+        name: what it is called.
+        caption: what a reader must know of it.
+        alt: what it shows, in words, from the numbers that were plotted.
+        uri: its SVG.
+        tall: whether it is higher than wide, so that it needs more of a printed page.
+    """
 
     name: str
     caption: str
+    alt: str
     uri: str
+    tall: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,20 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """Everything that a page says; `overview` is a table that is seen first."""
+    """Everything that a page says.
+
+    Attributes:
+        title: names the run.
+        lead: what the page is about.
+        stays: whether the page may leave the hospital.
+        facts: boxes that are seen first.
+        conclusions: sentences that follow from the figures.
+        how: which thresholds and which bootstrap the figures rest on.
+        sections: tables and figures.
+        overview: a table that is seen first, or None.
+        suppressed: sentence on the groups that are too small to be judged; empty if there are none.
+        too_small: their names.
+    """
 
     title: str
     lead: str
@@ -100,6 +118,8 @@ class Page:
     how: str
     sections: tuple[Section, ...]
     overview: Table | None = None
+    suppressed: str = ""
+    too_small: tuple[str, ...] = ()
 
 
 def page_html(page: Page) -> str:
@@ -120,13 +140,24 @@ def write_page(page: Page, folder: Path) -> Path:
     return folder / PAGE
 
 
-def drawings(figures: Mapping[Path, tuple[str, str]]) -> tuple[Drawing, ...]:
-    """Embed those SVG files that are there, by path with their name and caption."""
+def drawings(figures: Mapping[Path, tuple[str, str]], alts: Mapping[str, str]) -> tuple[Drawing, ...]:
+    """Embed those SVG files that are there.
+
+    Args:
+        figures: name and caption by path.
+        alts: what the figure shows, in words, by its name.
+    """
     return tuple(
-        Drawing(name, text, f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}")
+        _drawing(name, text, alts[name], path.read_bytes())
         for path, (name, text) in figures.items()
         if path.is_file()
     )
+
+
+def _drawing(name: str, caption: str, alt: str, svg: bytes) -> Drawing:
+    size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    tall = size is not None and float(size[2]) > 1.1 * float(size[1])
+    return Drawing(name, caption, alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}", tall)
 
 
 def run_page(
@@ -139,6 +170,7 @@ def run_page(
     comparison: pd.DataFrame | None = None,
     films: pd.DataFrame | None = None,
     figures: Path | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> Page:
     """The page of one model.
 
@@ -151,6 +183,8 @@ def run_page(
         comparison: rows of `eval.compare.compare`, a non-private model minus this one, or None.
         films: manifest of the store that it was trained on, or None.
         figures: folder with `roc.svg` and `calibration.svg`, or None.
+        start: row of `eval.compare.compare` for the average AUROC of the weights that training started from
+            minus this model, or None.
     """
     private = facts is not None and facts.private
     sections = [Section("Findings", (finding_table(evaluation),))]
@@ -161,15 +195,15 @@ def run_page(
             )
         )
     groups = [
-        group_table(evaluation, crossed=False),
+        group_table(evaluation, several=False),
         group_by_finding_table(evaluation),
         gap_table(evaluation),
     ]
-    groups.append(group_table(evaluation, crossed=True))
+    groups.append(group_table(evaluation, several=True))
     sections.append(Section("Groups of patients", tuple(t for t in groups if t is not None)))
-    drawn = drawings(_curves(figures)) if figures is not None else ()
+    drawn = drawings(_curves(figures), curves_texts(evaluation)) if figures is not None else ()
     sections.append(Section("Curves", figures=drawn))
-    sections.append(Section("Films", film_tables(films, findings)))
+    sections.append(Section("Images", film_tables(films, findings)))
     if facts is not None:
         sections.append(
             Section(
@@ -183,29 +217,39 @@ def run_page(
     )
     promise = "Not known: this is about a predictions file alone." if facts is None else said.promise(facts)
     return Page(
-        title=f"Report: {name}",
+        title=f"Run {name}: report",
         lead="One model for chest radiographs: what it was trained on, how well it works, and for whom "
         "worse.",
-        stays=DRAWN if facts is not None and facts.synthetic else STAYS,
+        stays=SYNTHETIC if facts is not None and facts.synthetic else STAYS,
         facts=(
             Fact("Trained", "", trained),
             Fact("On whom", "", said.cohort(facts, films, predictions)),
             Fact(
                 "Privacy",
-                f"ε = {facts.spent.upper:.4g}" if facts is not None and facts.spent else "",
+                _epsilon(facts),
                 promise,
             ),
             _auroc_fact(evaluation, comparison, private=private),
             _worst_fact(evaluation, "auroc"),
             _worst_fact(evaluation, "accuracy"),
         ),
-        conclusions=run_conclusions(evaluation, comparison, private=private),
+        conclusions=run_conclusions(evaluation, comparison, private=private, start=start),
         how=as_sentence(how(evaluation)),
         sections=tuple(s for s in sections if s.tables or s.figures),
+        suppressed=suppressed_sentence(evaluation),
+        too_small=suppressed(evaluation),
     )
 
 
 SETTINGS = "The configuration, every default spelt out, and what the run wrote down (run.json)."
+
+
+def _epsilon(facts: Facts | None) -> str:
+    """Epsilon with the verdict on it, as the value of a box; empty without privacy."""
+    if facts is None or facts.spent is None:
+        return ""
+    verdict = said.verdict(facts)
+    return f"ε = {upper_text(facts.spent.upper)}" + (f": {verdict}" if verdict != "none" else "")
 
 
 def as_sentence(text: str) -> str:
@@ -217,15 +261,13 @@ def _curves(folder: Path) -> dict[Path, tuple[str, str]]:
     return {
         folder / "roc.svg": (
             "ROC curves",
-            "True against false positive rate of each finding on the test films, with a pointwise 95 % band; "
-            "the AUROCs are in "
-            "the table of findings.",
+            "True against false positive rate of each finding on the test images, with a pointwise 95 % "
+            "band; the AUROCs are in the table of findings.",
         ),
         folder / "calibration.svg": (
             "Calibration curves",
             "Share of positives against predicted probability, with 95 % intervals; bins with fewer than ten "
-            "films are left "
-            "out.",
+            "images are left out.",
         ),
     }
 
@@ -238,7 +280,7 @@ def film_tables(films: pd.DataFrame | None, findings: Sequence[str]) -> tuple[Ta
         text_table(
             "Table 1",
             CAPTIONS["table_1"],
-            table_1(films, findings).set_index("statistic").rename_axis("Films"),
+            table_1(films, findings).set_index("statistic").rename_axis("Images"),
         ),
     )
 
@@ -246,14 +288,18 @@ def film_tables(films: pd.DataFrame | None, findings: Sequence[str]) -> tuple[Ta
 def _auroc_fact(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, private: bool) -> Fact:
     row = estimate(evaluation, "auroc")
     if row is None or np.isnan(row["value"]):
-        return Fact("Average AUROC", "not defined", "no finding has both positive and negative test films")
+        return Fact("Average AUROC", "not defined", "no finding has both positive and negative test images")
     value = f"{number(row['value'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
-    if not private:
-        return Fact("Average AUROC", value, "mean over findings with its 95 % interval")
+    verdict = against_guessing(row)
+    details = [f"{verdict} (0.5), as far as these images show"] if verdict else []
     paired = None if comparison is None else estimate(comparison, "auroc")
-    if paired is None or np.isnan(paired["difference"]):
-        return Fact("Average AUROC", value, "no non-private model of the same films is at hand")
-    return Fact("Average AUROC", value, f"non-private {number(paired['value_a'])}; {_paired(paired)}")
+    if not private:
+        details.append("mean over findings with its 95 % interval")
+    elif paired is None or np.isnan(paired["difference"]):
+        details.append("no non-private model of the same images is at hand")
+    else:
+        details += [f"non-private {number(paired['value_a'])}", _paired(paired)]
+    return Fact("Average AUROC", value, "; ".join(details))
 
 
 def _paired(row: Mapping[str, Any]) -> str:
@@ -279,7 +325,8 @@ def _behind(worst: Mapping[str, Any]) -> str:
     text += f", {worst['note']}" if worst["note"] else ""
     if not leaves_out_zero(low, high):
         return f"{text}: not distinguishable from zero"
-    return f"{text}; {p_text(float(worst['p_holm']), float(worst['p_least']))} for the worst of {worst['groups']} groups"
+    p = p_text(float(worst["p_holm"]), float(worst["p_least"]))
+    return f"{text}; {p} for the worst of {worst['groups']} groups"
 
 
 def comparison_page(
@@ -310,10 +357,12 @@ def comparison_page(
     known = [its for its in facts if its is not None]
     return Page(
         title=f"Comparison: {names[0]} and {names[1]}",
-        lead="Two models on the same test films and the same redraws.",
-        stays=DRAWN if known and all(its.synthetic for its in known) else STAYS,
+        lead="Two models on the same test images and the same bootstrap replicates.",
+        stays=SYNTHETIC if known and all(its.synthetic for its in known) else STAYS,
         facts=tuple(boxes),
         conclusions=comparison_conclusions(comparison),
         how=as_sentence(how(comparison)),
         sections=(Section("Differences", comparison_tables(comparison, "A", "B")),),
+        suppressed=suppressed_sentence(comparison),
+        too_small=suppressed(comparison),
     )

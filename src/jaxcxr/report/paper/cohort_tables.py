@@ -4,7 +4,7 @@ values.
 Everything here is computed exactly, without noise, from the manifest: it is as private as the manifest.
 
 Source: the paper, Table 1 and Figures S1 to S4. The paper does not say what a comorbidity is; the number of a
-film's positive findings is meant, for the counts of Table 1 give 1.07 of them a film, and the paper's mean is
+positive findings per image is meant, for the counts of Table 1 give 1.07 per image, and the paper's mean is
 1.1.
 """
 
@@ -43,8 +43,8 @@ _MOST = 8
 
 
 def comorbidities(manifest: pd.DataFrame, findings: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Comorbidities of each film: the manifest's column, or else the number of its positive findings; NaN
-    where unknown.
+    """Comorbidities of each image: the manifest's column, or else its number of positive findings; NaN where
+    unknown.
     """
     if "comorbidities" in manifest.columns:
         return np.array(
@@ -134,7 +134,7 @@ def figures_s(manifest: pd.DataFrame, findings: Sequence[str], out_dir: str | Pa
     training, test).
 
     The caption of the paper's Figure S1 is not in its text; ages are what Table 1 sums up. A split without
-    films has no figure.
+    images has no figure.
 
     Returns:
         The PNG and SVG files.
@@ -150,7 +150,7 @@ def figures_s(manifest: pd.DataFrame, findings: Sequence[str], out_dir: str | Pa
 
 def _figure_ages(manifest: pd.DataFrame, out: Path) -> list[Path]:
     splits = [split for split in ("train", "valid", "test") if split in set(manifest["split"])]
-    figure = Figure(figsize=(7.2, 2.0 * len(splits) + 0.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 1.6 * len(splits) + 0.6), layout="constrained")
     panels = figure.subplots(len(splits), 2, sharex=True, squeeze=False)
     for row, split in zip(panels, splits, strict=True):
         for panel, (sex, name) in zip(row, (("F", "female"), ("M", "male")), strict=True):
@@ -161,7 +161,7 @@ def _figure_ages(manifest: pd.DataFrame, out: Path) -> list[Path]:
             )
             panel.hist(ages, bins=np.arange(0, max(100.0, ages.max(initial=0)) + 5, 5), color=_BLUE)
             panel.set_title(f"{split}, {name}: n = {len(ages):,}, {_spread(ages)} years", fontsize=8)
-            panel.set_ylabel("films", fontsize=8)
+            panel.set_ylabel("images", fontsize=8)
             panel.tick_params(labelsize=7)
     for panel in panels[-1]:
         panel.set_xlabel("age (years)", fontsize=8)
@@ -172,24 +172,25 @@ def _figure_comorbidities(
     part: pd.DataFrame, findings: Sequence[str], split: str, out: Path, name: str
 ) -> list[Path]:
     counts = comorbidities(part, findings)
-    figure = Figure(figsize=(7.2, 8.4), layout="constrained")
-    panels = figure.subplots(4, 2, sharex=True).ravel()
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True).ravel()
     for letter, panel, (group, inside), paper in zip(
         "ABCDEFGH", panels, _groups(part).items(), PAPER_COMORBIDITIES[split], strict=True
     ):
         known = counts[inside & ~np.isnan(counts)]
         heights = np.bincount(np.minimum(known, _MOST).astype(int), minlength=_MOST + 1)
         panel.bar(np.arange(_MOST + 1), heights, color=_BLUE, width=0.8)
-        ours = f"{known.mean():.1f} ± {known.std():.1f}" if known.size else "no films"
-        panel.set_title(f"({letter}) {group}: {ours} (paper {paper[0]:.1f} ± {paper[1]:.1f})", fontsize=8)
+        ours = f"{known.mean():.1f} ± {known.std():.1f}" if known.size else "no images"
+        theirs = f"paper {paper[0]:.1f} ± {paper[1]:.1f}"
+        panel.set_title(f"({letter}) {group}\n{ours} ({theirs})", fontsize=8)
         if known.size:
             panel.axvline(known.mean(), color="black", linewidth=1)
         panel.axvline(paper[0], color=_GREY, linewidth=1, linestyle="--")
         panel.set_xticks(range(_MOST + 1), [*map(str, range(_MOST)), f"{_MOST}+"])
         panel.tick_params(labelsize=7)
-        panel.set_ylabel("films", fontsize=8)
+    figure.supylabel("images", fontsize=8)
     figure.supxlabel(
-        "comorbidities (positive findings of a film); black: our mean, dashed: the paper's", fontsize=8
+        "comorbidities (positive findings per image); black: our mean, dashed: the paper's", fontsize=8
     )
     return _save(figure, out, name)
 
@@ -222,8 +223,8 @@ def data_card(
         findings: its label columns.
         description: its `store.json`.
         quarantine: files left out, `path` and `reason`.
-        flagged: films used although odd, `path` and `reason`.
-        duplicates: pairs of nearly equal films of different patients (`split_a`, `split_b`), or None if
+        flagged: images used although odd, `path` and `reason`.
+        duplicates: pairs of nearly equal images of different patients (`split_a`, `split_b`), or None if
             nobody looked.
     """
     sources = description.get("sources") or {}
@@ -239,7 +240,7 @@ def data_card(
             if sources.get(key)
         ],
         f"- **Fingerprint**: `{description['fingerprint']}`",
-        f"- **Films**: {len(manifest):,} of {manifest['patient_id'].nunique():,} patients, "
+        f"- **Images**: {len(manifest):,} of {manifest['patient_id'].nunique():,} patients, "
         f"{description['size']} x {description['size']} pixels, {description.get('dtype', 'uint8')}",
         "",
         "## Preprocessing",
@@ -279,16 +280,19 @@ def data_card(
 
 
 def _reasons(listing: pd.DataFrame) -> list[tuple[str, int]]:
-    # Reasons that name another file or a number differ from film to film; their first words do not.
+    # Reasons that name another file or a number differ from image to image; their first words do not.
     kinds = listing["reason"].astype(str).str.split(r"[(:;,]", n=1, regex=True).str[0].str.strip()
     return [(str(reason), int(count)) for reason, count in kinds.value_counts().items()]
 
 
 def _duplicates_line(duplicates: pd.DataFrame | None) -> str:
     if duplicates is None:
-        return "- nearly equal films of different patients: not looked for"
+        return "- nearly equal images of different patients: not looked for"
     across = sum(a != b for a, b in zip(duplicates["split_a"], duplicates["split_b"], strict=True))
-    return f"- nearly equal films of different patients: {len(duplicates):,} pairs, {across:,} of them across splits"
+    return (
+        f"- nearly equal images of different patients: {len(duplicates):,} pairs, {across:,} of them across "
+        "splits"
+    )
 
 
 def _markdown(table: pd.DataFrame) -> list[str]:

@@ -32,7 +32,7 @@ def _paper(name: str) -> pd.DataFrame:
 
 
 def sample_sizes(films: pd.DataFrame, findings: Sequence[str], split: str = "train") -> pd.Series:
-    """Number of films with each finding in one split of a manifest, by finding; of `test` for predictions."""
+    """Number of images with each finding in one split of a manifest or of a predictions table."""
     rows = films.loc[films["split"] == split]
     return pd.Series(
         {
@@ -57,9 +57,9 @@ def table_2(evaluations: pd.DataFrame, comparisons: pd.DataFrame | None = None) 
             column `epsilon`; the difference then has its paired interval.
 
     Returns:
-        Index: findings and Average. Columns: a text 'mean ± std' over redraws for each budget, falling, and
-        for Non-DP, each followed by the paper's where it has that budget; then the loss at the largest
-        budget. Empty where not defined.
+        Index: findings and Average. Columns: a text 'mean ± std' over bootstrap replicates for each budget,
+        falling, and for Non-DP, each followed by the paper's where it has that budget; then the loss at the
+        largest budget, from the point estimates. Empty where not defined.
     """
     rows = evaluations.loc[(evaluations["group"] == "all") & (evaluations["metric"] == "auroc")]
     findings = [f for f in dict.fromkeys(rows["finding"]) if f != "average"] + ["average"]
@@ -74,10 +74,10 @@ def table_2(evaluations: pd.DataFrame, comparisons: pd.DataFrame | None = None) 
         columns[budget(epsilon)] = [_mean_std(ours, f, "bootstrap_mean") for f in findings]
         theirs = paper.loc[paper["epsilon"] == epsilon].set_index("finding")
         if len(theirs):
-            columns[f"{budget(epsilon)} (paper)"] = [_mean_std(theirs, f, "mean") for f in findings]
+            columns[f"{budget(epsilon)} (paper)"] = [_mean_std(theirs, f, "bootstrap_mean") for f in findings]
     if budgets and np.isinf(rows["epsilon"]).any():
         largest, name = budgets[0], f"Non-DP - {budget(budgets[0])}"
-        value = rows.pivot_table(index="finding", columns="epsilon", values="bootstrap_mean", dropna=False)
+        value = rows.pivot_table(index="finding", columns="epsilon", values="value", dropna=False)
         columns[name] = [_number((value[np.inf] - value[largest]).get(f, np.nan)) for f in findings]
         if comparisons is not None:
             paired = comparisons.loc[(comparisons["epsilon"] == largest) & (comparisons["group"] == "all")]
@@ -97,11 +97,10 @@ def table_3(evaluations: pd.DataFrame, attributes: Sequence[str] = ("age", "sex"
         attributes: whose groups to show.
 
     Returns:
-        Index: the budgets, Non-DP first. Columns for each group: AUROC as 'mean ± std' over redraws and
-            parity (the paper's
-        statistical parity difference: accuracy of the group minus that of all others) with its 95 % interval,
-        each followed by the paper's where it has that budget, group and our findings. A group that is too
-        small says so.
+        Index: the budgets, Non-DP first. Columns for each group: AUROC as 'mean ± std' over bootstrap
+        replicates and parity (the paper's statistical parity difference: accuracy of the group minus that of
+        all others) with its 95 % interval, each followed by the paper's where it has that budget, group and
+        our findings. A group that is too small says so.
     """
     rows = evaluations.loc[
         (evaluations["finding"] == "average") & evaluations["attribute"].isin(list(attributes))
@@ -161,20 +160,18 @@ def _number(value: float) -> str:
 
 CAPTIONS: Mapping[str, str] = MappingProxyType(
     {
-        "table_1": "Numbers of films, their patients' ages and sexes, and their findings; the last columns "
+        "table_1": "Numbers of images, their patients' ages and sexes, and their findings; the last columns "
         "are the paper's.",
-        "table_2": "AUROC with and without differentially private training: mean ± standard deviation over "
-        "bootstrap redraws, "
-        "for the average that of the average itself. The last column is the loss, with its paired 95 % "
-        "interval where there is "
-        "one.",
-        "table_3": "Average AUROC (mean ± standard deviation over bootstrap redraws; the paper's ± is taken "
-        "over redraws and "
-        "findings together) and parity (accuracy of the group minus accuracy of all others, averaged over "
-        "findings, with its "
-        "95 % interval) by group. An interval that holds 0 is compatible with no difference. '(3 of 8)': "
-        "over so many "
-        "findings, as the group is too small for the others.",
+        "table_2": "AUROC with and without differentially private training, as the paper prints it: mean ± "
+        "standard deviation over bootstrap replicates, for the average that of the average itself. The mean "
+        "over replicates can differ a little from the estimate, which stands everywhere else. The last "
+        "column is the loss, the difference of the two estimates, with its paired 95 % interval where there "
+        "is one.",
+        "table_3": "Average AUROC as the paper prints it (mean ± standard deviation over bootstrap "
+        "replicates, not the estimate; the paper's ± is taken over replicates and findings together) and "
+        "parity (accuracy of the group minus accuracy of all others, averaged over findings, with its 95 % "
+        "interval) by group. An interval that holds 0 is compatible with no difference. '(3 of 8)': over so "
+        "many findings, as the group is too small for the others.",
     }
 )
 
@@ -196,7 +193,7 @@ def write_paper_tables(
         findings: of `films`.
 
     Returns:
-        The files written. A table without a column, such as Table 3 of films without ages and sexes, is not
+        The files written. A table without a column, such as Table 3 of images without ages and sexes, is not
         written.
     """
     tables = {"table_2": table_2(evaluations, comparisons), "table_3": table_3(evaluations)}

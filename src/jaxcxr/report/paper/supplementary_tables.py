@@ -22,10 +22,11 @@ SUMMARY_COLUMNS: tuple[str, ...] = (
     "steps",
     "finding",
     "metric",
-    "mean",
-    "std",
+    "value",
     "ci_low",
     "ci_high",
+    "bootstrap_mean",
+    "std",
     "std_paper",
 )
 METRIC_NAMES: Mapping[str, str] = MappingProxyType(
@@ -60,9 +61,10 @@ def summarise(runs: Iterable[Run], group: str = "all") -> pd.DataFrame:
     """Rows of `summary.csv`: the non-private model first, then falling budgets, as the paper's tables are
     ordered.
 
-    `mean` and `std` are those of the bootstrap redraws, as in the paper, and not the point estimate (`value`
-    in `evaluation.csv`). For the average over findings, `std` is the standard deviation of that average and
-    `std_paper` the paper's, taken over redraws and findings together.
+    `value` is the point estimate with its 95 % interval; `bootstrap_mean` and `std` are mean and standard
+    deviation over the bootstrap replicates, which the paper's tables print. For the average over findings,
+    `std` is the standard deviation of that average and `std_paper` the paper's, taken over replicates and
+    findings together.
     """
     tables = []
     for run in sorted(runs, key=lambda run: -run.epsilon):
@@ -70,7 +72,7 @@ def summarise(runs: Iterable[Run], group: str = "all") -> pd.DataFrame:
             (run.evaluation["group"] == group) & run.evaluation["metric"].isin(list(METRIC_NAMES))
         ]
         tables.append(
-            rows.rename(columns={"bootstrap_mean": "mean"}).assign(
+            rows.assign(
                 epsilon=run.epsilon,
                 delta=_number(run.delta),
                 noise_multiplier=_number(run.noise_multiplier),
@@ -96,8 +98,7 @@ def stack(runs: Iterable[Run]) -> pd.DataFrame:
         if missing:
             raise InputError(
                 f"evaluation of epsilon {run.epsilon:g}: column {missing[0]!r} is missing; written by "
-                "another version of "
-                "jaxcxr: evaluate the predictions again"
+                "another version of jaxcxr: evaluate the predictions again"
             )
         # A file does not tell an empty text from a missing one.
         texts = {
@@ -115,22 +116,23 @@ def _number(value: float | None) -> float:
 
 
 def paper_results() -> pd.DataFrame:
-    """The paper's Tables S1-S7 in the form of a summary: epsilon, delta, finding (our names), metric, mean,
-    std.
+    """The paper's Tables S1-S7 in the form of a summary: epsilon, delta, finding (our names), metric,
+    bootstrap_mean, std.
 
-    `std` is as printed, so that for `average` it is what we call `std_paper`.
+    Both are as printed: means and standard deviations over bootstrap replicates. For `average`, `std` is what
+    we call `std_paper`. The paper prints no point estimates.
     """
     with resources.files("jaxcxr.report").joinpath("paper/tables_s1_s7.csv").open(encoding="utf-8") as file:
-        table = pd.read_csv(file)
+        table = pd.read_csv(file).rename(columns={"mean": "bootstrap_mean"})
     finding = table["label"].str.replace("pneumonic_infiltration_", "pneumonic_infiltrates_")
     delta = np.where(np.isinf(table["epsilon"]), np.nan, PAPER_DELTA)
     return table.assign(finding=finding, delta=delta).loc[
-        :, ["epsilon", "delta", "finding", "metric", "mean", "std"]
+        :, ["epsilon", "delta", "finding", "metric", "bootstrap_mean", "std"]
     ]
 
 
 def same_findings_as_paper(summary: pd.DataFrame) -> bool:
-    """True if the summary is about the paper's eight findings, so that the two averages can be put side by
+    """True if the summary is about the paper's eight findings, so that the two averages can stand side by
     side.
     """
     return set(summary["finding"]) - {"average"} == set(UKA_FINDINGS)
@@ -171,7 +173,7 @@ def supplementary_table(summary: pd.DataFrame, epsilon: float) -> pd.DataFrame:
 
 def _cells(table: pd.DataFrame, metric: str, order: list[str]) -> list[str]:
     rows = table.loc[table["metric"] == metric].set_index("finding")
-    return [_cell(rows["mean"].get(f, np.nan), rows["std"].get(f, np.nan)) for f in order]
+    return [_cell(rows["bootstrap_mean"].get(f, np.nan), rows["std"].get(f, np.nan)) for f in order]
 
 
 def _cell(mean: float, std: float) -> str:
@@ -181,7 +183,7 @@ def _cell(mean: float, std: float) -> str:
 
 
 def title(finding: str) -> str:
-    """Name of a finding as it stands in a table: `pleural_effusion_right` becomes 'Pleural Effusion Right'."""
+    """Name of a finding as it stands in a table: 'Pleural Effusion Right' for `pleural_effusion_right`."""
     return finding.replace("_", " ").title()
 
 
@@ -194,7 +196,7 @@ def caption(summary: pd.DataFrame, epsilon: float) -> str:
     budget = "training without DP" if np.isinf(epsilon) else f"DP training with ε = {epsilon:g}"
     if len(delta) and not np.isinf(epsilon):
         budget += f", δ = {delta[0]:g}"
-    sentences = [f"Evaluation results of {budget}: mean ± standard deviation over bootstrap redraws."]
+    sentences = [f"Evaluation results of {budget}: mean ± standard deviation over bootstrap replicates."]
     has_paper = any(column.endswith("(paper)") for column in supplementary_table(summary, epsilon))
     if has_paper and not np.isinf(epsilon):
         sentences.append(f"The paper's columns are for the same ε at δ = {PAPER_DELTA:g}.")
@@ -202,14 +204,13 @@ def caption(summary: pd.DataFrame, epsilon: float) -> str:
     if "std_paper" in average and average["std_paper"].notna().any():
         pooled = average.set_index("metric")
         values = ", ".join(
-            f"{name} {_cell(pooled['mean'][m], pooled['std_paper'][m])}"
+            f"{name} {_cell(pooled['bootstrap_mean'][m], pooled['std_paper'][m])}"
             for m, name in METRIC_NAMES.items()
             if m in pooled.index
         )
         sentences.append(
-            "The ± of the average is that of the average itself; the paper takes it over redraws and "
-            "findings together, "
-            f"which for this model gives {values}."
+            "The ± of the average is that of the average itself; the paper takes it over replicates and "
+            f"findings together, which for this model gives {values}."
         )
     return " ".join(sentences)
 
@@ -288,8 +289,8 @@ def _tex(text: str) -> str:
 
 
 def screen_table(evaluation: pd.DataFrame, group: str = "all") -> str:
-    """An evaluation as text for the screen: a row a finding, each metric as 'value [interval]', and what it
-    rests on.
+    """An evaluation as text for the screen: one row per finding, each metric as 'value [interval]', with the
+    numbers of images and positives.
     """
     rows = evaluation.loc[(evaluation["group"] == group) & evaluation["metric"].isin(list(METRIC_NAMES))]
     lines = []

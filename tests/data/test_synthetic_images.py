@@ -20,7 +20,7 @@ def private() -> pd.DataFrame:
     return cohort(SyntheticConfig("private", 280, 10, 10, seed=2))
 
 
-def films_with(frame: pd.DataFrame, n: int, **grades: int) -> list[dict]:
+def images_with(frame: pd.DataFrame, n: int, **grades: int) -> list[dict]:
     """Rows whose grades are all zero but for the named ones, in whatever else they differ."""
     rows = frame.drop_duplicates("patient_id").head(n).to_dict("records")
     return [
@@ -34,24 +34,24 @@ def signed_difference(row_with: dict, row_without: dict, size: int = 64) -> np.n
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 256])
-def test_films_are_square_bytes_with_contrast(private, size):
+def test_images_are_square_bytes_with_contrast(private, size):
     image = render(private.iloc[0].to_dict(), size)
     assert image.shape == (size, size)
     assert image.dtype == np.uint8
     assert image.std() > 15
 
 
-def test_largest_film_can_be_drawn(private):
+def test_largest_image_can_be_drawn(private):
     assert render(private.iloc[0].to_dict(), 1024).shape == (1024, 1024)
 
 
-def test_a_row_gives_the_same_film_whatever_holds_it(private):
+def test_a_row_gives_the_same_image_whatever_holds_it(private):
     row = private.iloc[3]
     np.testing.assert_array_equal(render(row.to_dict(), 64), render(row, 64))
     np.testing.assert_array_equal(render(row, 64), next(render_all(private.iloc[3:4], 64)))
 
 
-def test_sizes_show_the_same_film(private):
+def test_sizes_show_the_same_image(private):
     for _, row in private.head(8).iterrows():
         small, large = render(row, 64).astype(float), render(row, 256).reshape(64, 4, 64, 4).mean((1, 3))
         assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.93
@@ -68,7 +68,7 @@ def test_processes_and_chunks_do_not_show(private, monkeypatch):
     np.testing.assert_array_equal(alone[100:110], part)
 
 
-def test_label_columns_do_not_reach_the_film(private):
+def test_label_columns_do_not_reach_the_image(private):
     row = private.iloc[5].to_dict()
     flipped = row | {finding: 1.0 - row[finding] for finding in UKA_FINDINGS}
     np.testing.assert_array_equal(render(row, 64), render(flipped, 64))
@@ -78,7 +78,7 @@ def test_label_columns_do_not_reach_the_film(private):
 def test_sided_findings_are_drawn_on_their_side(private, finding):
     on_left_half, on_right_half = 0.0, 0.0
     for with_it, without in zip(
-        films_with(private, 25, **{finding: 4}), films_with(private, 25), strict=True
+        images_with(private, 25, **{finding: 4}), images_with(private, 25), strict=True
     ):
         change = np.abs(signed_difference(with_it, without))
         on_left_half += change[:, :32].sum()
@@ -93,54 +93,54 @@ def test_sided_findings_are_drawn_on_their_side(private, finding):
 @pytest.mark.parametrize("finding", SIDED)
 def test_sided_opacities_brighten_their_side(private, finding):
     columns = slice(0, 32) if finding.endswith("_right") else slice(32, 64)
-    pairs = zip(films_with(private, 25, **{finding: 4}), films_with(private, 25), strict=True)
+    pairs = zip(images_with(private, 25, **{finding: 4}), images_with(private, 25), strict=True)
     assert np.mean([signed_difference(a, b)[:, columns].mean() for a, b in pairs]) > 1
 
 
 def test_right_is_on_the_images_left_for_the_heart_too(private):
-    for row in films_with(private, 5, cardiomegaly=4):
+    for row in images_with(private, 5, cardiomegaly=4):
         grown = signed_difference(row, row | {"draw_cardiomegaly": 0})
         assert grown[:, 32:].sum() > 1.3 * grown[:, :32].sum() > 0
 
 
 @pytest.mark.parametrize("finding", UKA_FINDINGS)
-def test_each_grade_changes_the_film_more_than_the_one_before(private, finding):
-    without = films_with(private, 30)
+def test_each_grade_changes_the_image_more_than_the_one_before(private, finding):
+    without = images_with(private, 30)
     changes = []
     for grade in range(5):
-        pairs = zip(films_with(private, 30, **{finding: grade}), without, strict=True)
+        pairs = zip(images_with(private, 30, **{finding: grade}), without, strict=True)
         changes.append(np.mean([np.abs(signed_difference(a, b)).mean() for a, b in pairs]))
     assert changes[0] == 0
     assert changes[1] > 0.1
     assert all(more > 1.15 * less for less, more in itertools.pairwise(changes))
 
 
-def test_films_of_a_patient_look_more_alike_than_those_of_two(private):
-    many = private.groupby("patient_id").filter(lambda films: len(films) >= 3).groupby("patient_id").head(2)
-    images = np.stack([equalize_hist(render(row, 32)).ravel() for _, row in many.iterrows()])
-    correlation = np.corrcoef(images)
-    same = np.mean([correlation[i, i + 1] for i in range(0, len(images), 2)])
-    other = np.mean([correlation[i, i + 2] for i in range(0, len(images) - 2, 2)])
+def test_images_of_a_patient_look_more_alike_than_those_of_two(private):
+    many = private.groupby("patient_id").filter(lambda images: len(images) >= 3).groupby("patient_id").head(2)
+    rendered = np.stack([equalize_hist(render(row, 32)).ravel() for _, row in many.iterrows()])
+    correlation = np.corrcoef(rendered)
+    same = np.mean([correlation[i, i + 1] for i in range(0, len(rendered), 2)])
+    other = np.mean([correlation[i, i + 2] for i in range(0, len(rendered) - 2, 2)])
     assert same > other + 0.01
 
 
-def test_hard_films_are_noisier_and_less_inflated(private):
+def test_hard_images_are_noisier_and_less_inflated(private):
     easy, hard = (
-        np.stack([render(row | {"draw_difficulty": d}, 64).astype(float) for row in films_with(private, 40)])
+        np.stack([render(row | {"draw_difficulty": d}, 64).astype(float) for row in images_with(private, 40)])
         for d in (0.05, 0.95)
     )
     heart = (slice(None), slice(36, 46), slice(34, 42))
-    grain = [np.median(np.abs(np.diff(films[heart], n=2, axis=2))) / films.std() for films in (easy, hard)]
+    grain = [np.median(np.abs(np.diff(images[heart], n=2, axis=2))) / images.std() for images in (easy, hard)]
     assert grain[1] > 1.5 * grain[0]
     dark = [
-        (np.stack([equalize_hist(film)[20:50, 8:56] for film in films]) < 0.4).mean()
-        for films in (easy, hard)
+        (np.stack([equalize_hist(image)[20:50, 8:56] for image in images]) < 0.4).mean()
+        for images in (easy, hard)
     ]
     assert dark[1] < 0.95 * dark[0]
 
 
-def test_the_two_hospitals_films_look_different(private):
-    ours = films_with(private, 40)
+def test_the_two_hospitals_images_look_different(private):
+    ours = images_with(private, 40)
     theirs = [row | {"draw_domain": "public"} for row in ours]
     apart = [
         np.corrcoef(equalize_hist(render(a, 64)).ravel(), equalize_hist(render(b, 64)).ravel())[0, 1]
