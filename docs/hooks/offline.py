@@ -1,5 +1,5 @@
-"""The built site must open without a network: no page loads anything from another host, and links lead only to
-hosts that are listed here.
+"""The built site must open without a network: no page loads anything from another host, and links lead only
+to hosts that are listed here.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""Two pages of the site that follow from the source when it is built: the code map and the command line. Nothing
-of the package is imported.
+"""Two pages of the site that follow from the source when it is built: the code map and the command line.
+Nothing of the package is imported.
 """
 
 import ast
@@ -64,23 +64,28 @@ def _commands() -> dict[str, str]:
 
 
 def _options(arguments: ast.ClassDef) -> str:
+    """A class of arguments as a table; an option without hyphens is written by its place."""
     meanings = _meanings(arguments)
-    rows = [
-        f"| `{field.target.id.replace('_', '-')}` | `{_cell(ast.unparse(field.annotation))}` | "
-        f"{'required' if field.value is None else f'`{_cell(ast.unparse(field.value))}`'} | "
-        f"{_cell(meanings.get(field.target.id, ''))} |"
-        for field in arguments.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    ]
-    return "\n".join(
-        [
-            _cell(_first_sentence(arguments)),
-            "",
-            "| option | type | default | meaning |",
-            "|---|---|---|---|",
-            *rows,
-        ]
-    )
+    rows = []
+    for field in arguments.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            kind, by_place = _kind(field.annotation)
+            name = f"{'' if by_place else '--'}{field.target.id.replace('_', '-')}"
+            default = "required" if field.value is None else f"`{ast.unparse(field.value)}`"
+            rows.append(f"| `{name}` | `{kind}` | {default} | {_cell(meanings.get(field.target.id, ''))} |")
+    heading = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([_first_sentence(arguments), "", *heading, *rows])
+
+
+def _kind(annotation: ast.expr) -> tuple[str, bool]:
+    """A type without what it tells the parser, and whether its option is written by its place."""
+    if isinstance(annotation, ast.Subscript):
+        wrapper = ast.unparse(annotation.value)
+        if wrapper == "Annotated" and isinstance(annotation.slice, ast.Tuple):
+            return _kind(annotation.slice.elts[0])
+        if wrapper.startswith("tyro.conf."):
+            return _kind(annotation.slice)[0], wrapper == "tyro.conf.Positional"
+    return ast.unparse(annotation), False
 
 
 def _meanings(arguments: ast.ClassDef) -> dict[str, str]:

@@ -21,7 +21,6 @@ import yaml
 from pydantic import TypeAdapter
 
 import jaxcxr
-
 from jaxcxr.cli.commands import COMMANDS
 from jaxcxr.config import (
     DataConfig,
