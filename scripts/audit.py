@@ -13,7 +13,6 @@ comes from private data: it stays in the house, but for the figures that the pri
 """
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ import tyro
 from jaxcxr.cli.console import run
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
+from jaxcxr.run_folder import AUDIT, CONFIG, has_facts, read_facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _refuse_impossible(arguments: Arguments) -> None:
 
 
 def _config_of(arguments: Arguments) -> tuple[Path, Experiment]:
-    own = arguments.out / "config.yaml"
+    own = arguments.out / CONFIG
     path = arguments.config or (own if own.is_file() else Path("configs/demo.yaml"))
     config = load(Experiment, path)
     if config.privacy is None:
@@ -96,14 +96,7 @@ def _config_of(arguments: Arguments) -> tuple[Path, Experiment]:
 
 def _require_cohort_of(out: Path, fingerprint: str) -> None:
     """A run's folder takes the audit of its own cohort only: the privacy card shows what lies there."""
-    facts = out / "run.json"
-    if not facts.is_file():
-        return
-    try:
-        there = json.loads(facts.read_text(encoding="utf-8")).get("store_fingerprint")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{facts}: not the facts of a run ({error})") from error
-    if there != fingerprint:
+    if has_facts(out) and read_facts(out).get("store_fingerprint") != fingerprint:
         raise InputError(f"{out}: holds a run on another cohort than the configuration's; name another --out")
 
 
@@ -153,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = audit(subject, cohort, canary_images(arguments.inserted, cohort, rng), arguments.steps, rng)
 
     described = found.describe(model.name, store.fingerprint, code_fingerprint())
-    write_json(arguments.out / "audit.json", described)
+    write_json(arguments.out / AUDIT, described)
     rates = np.concatenate([[0.0], np.geomspace(1 / n, 1, 100)])
     spent = [accounting.Spending(mechanism.sample_rate, noise, arguments.steps)]
     limit = f"limit at epsilon {found.epsilon_claimed:.3g}"

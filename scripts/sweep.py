@@ -96,33 +96,30 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
     sweep folder holds.
     """
     from jaxcxr.data.store import open_store
+    from jaxcxr.report.evaluated_runs import finished_runs
     from jaxcxr.report.figures.sweep_figures import figure_2
     from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
     from jaxcxr.report.screen import sweep_text
     from jaxcxr.report.sweep_privacy import write_cost
     from jaxcxr.report.sweep_report import write_sweep
+    from jaxcxr.run_folder import CONFIG, SUMMARY, UNTOUCHED, budget_name
     from jaxcxr.training.cpu_allocator import keep_memory
     from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
 
     keep_memory()
     first = next(iter(experiments.values()))
-    untouched = None if first.model.weights is None else evaluate_untouched(first, out / "untouched")
+    untouched = None if first.model.weights is None else evaluate_untouched(first, out / UNTOUCHED)
     for epsilon, config in experiments.items():
-        name = "non_private" if math.isinf(epsilon) else f"epsilon_{epsilon:g}"
-        if (
-            run_experiment(config, out / name, resume=(out / name / "config.yaml").exists(), beside=False)
-            is None
-        ):
+        run = out / budget_name(epsilon)
+        if run_experiment(config, run, resume=(run / CONFIG).exists(), beside=False) is None:
             raise SystemExit(130)
     runs = finished_runs(out)
     summary = summarise(runs)
-    summary.to_csv(out / "summary.csv", index=False)
+    summary.to_csv(out / SUMMARY, index=False)
     write_tables(summary, out / "tables")
     other = None if beside is None else (beside.resolve().name, summarise(finished_runs(beside)))
     figure_2(summary, out, beside=other)
-    folders = {
-        r.epsilon: out / ("non_private" if math.isinf(r.epsilon) else f"epsilon_{r.epsilon:g}") for r in runs
-    }
+    folders = {run.epsilon: out / budget_name(run.epsilon) for run in runs}
     films = open_store(Path(first.data.store)).manifest
     write_sweep(out, runs, folders, first.evaluation, films, first.data.findings)
     print(f"\n{sweep_text(summary, untouched)}\n")
@@ -133,14 +130,6 @@ def sweep(experiments: dict[float, Experiment], out: Path, beside: Path | None =
         "figure_2.png, "
         "figure_2.svg, tables/, figures/, and a run folder for each budget"
     )
-
-
-def finished_runs(out: Path) -> list:
-    """Every finished budget of a sweep folder, also those of earlier calls."""
-    from jaxcxr.workflows.experiment import read_run
-
-    folders = sorted([*out.glob("epsilon_*"), *out.glob("non_private")])
-    return [read_run(folder) for folder in folders if (folder / "evaluation.csv").exists()]
 
 
 if __name__ == "__main__":

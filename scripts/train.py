@@ -49,7 +49,7 @@ def main() -> None:
     if evaluation is None:
         raise SystemExit(130)
     if arguments.delete_secret:
-        from jaxcxr.training.checkpoint import delete_secret
+        from jaxcxr.training.secret import delete_secret
 
         delete_secret(out / "checkpoints")
         print(f"{out}: the secret is deleted; backups and snapshots of the folder may still have it\n")

@@ -29,7 +29,7 @@ import pytest
 
 from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
 from jaxcxr.data.store import Store, write_store
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unhurried")
@@ -94,12 +94,12 @@ def tiny_nonprivate_config(tiny_config: Experiment) -> Experiment:
 
 
 @pytest.fixture(scope="session")
-def tiny_plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
+def tiny_plan(tiny_config: Experiment, tiny_store: Store) -> RunPlan:
     """The tiny private experiment's plan."""
     return make_plan(tiny_config, tiny_store)
 
 
-def declared(plan: Plan) -> dict[str, object]:
+def declared(plan: RunPlan) -> dict[str, object]:
     """Training fields that declare what `plan` computed from its labels: the same weights, hence the same compiled step."""
     return {
         "class_weights": "public",

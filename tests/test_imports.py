@@ -16,6 +16,7 @@ JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 FLOORS = (
     ("errors",),
     ("accounting", "atomic", "config", "per_example"),
+    ("run_folder",),
     ("records",),
     ("data", "models", "privacy"),
     ("dp", "training"),
@@ -29,17 +30,17 @@ FLOORS = (
     ("tests",),
 )
 """Rooms from the ground up. A module imports its own room and the floors below, never a room beside it or above."""
-NO_JAX = ("errors", "accounting", "atomic", "config", "records", "data", "eval", "report")
+NO_JAX = ("errors", "accounting", "atomic", "config", "run_folder", "records", "data", "eval", "report")
 """Rooms that reach no JAX, even indirectly, so that tables and pages are made where there is none."""
 RUNS_THE_NETWORK = "jaxcxr.eval.predict"
 """The one module of those rooms that needs it."""
 NO_FLAX = ("per_example", "privacy", "dp", "training", "audit", "release", "workflows", "cli", "scripts")
 """Rooms that use JAX and know no layer."""
 APART = {
-    "data": ("accounting", "records"),
-    "dp": ("config", "data", "models"),
+    "data": ("accounting", "run_folder", "records"),
+    "dp": ("config", "run_folder", "data", "models"),
     "per_example": ("errors",),
-    "privacy": ("config",),
+    "privacy": ("config", "run_folder"),
 }
 """Rooms that can be read and used without others below them."""
 
@@ -244,9 +245,9 @@ def test_the_files_are_there() -> None:
         ("jaxcxr.training.loop", "import jaxcxr.workflows.experiment"),
         ("jaxcxr.training.step", "from flax import linen as nn"),
         ("jaxcxr.eval.metrics", "import jax"),
-        ("jaxcxr.eval.evaluate", "from jaxcxr.training.plan import model_of"),
-        ("jaxcxr.eval.predict", "from jaxcxr.report.paper.supplementary_tables import Run"),
-        ("jaxcxr.eval.predict", "from jaxcxr.workflows.experiment import read_run"),
+        ("jaxcxr.eval.evaluate", "from jaxcxr.training.plan import make_plan"),
+        ("jaxcxr.eval.predict", "from jaxcxr.report.evaluated_runs import Run"),
+        ("jaxcxr.eval.predict", "from jaxcxr.workflows.experiment import run_experiment"),
         (
             "jaxcxr.report.paper.supplementary_tables",
             "import importlib; importlib.import_module('jaxcxr.training.loop')",

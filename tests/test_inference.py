@@ -18,7 +18,8 @@ from jaxcxr.inference import BATCH, Model, load_model, weights_record
 from jaxcxr.models.export import run_stablehlo
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, torch_shapes
-from jaxcxr.training.checkpoint import Checkpoints, save_weights
+from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.weights import save_weights
 from jaxcxr.workflows.conversion import Weights, convert, export_model, with_head
 
 SIZE, WIDTH, FINDINGS = 32, 32, ("cardiomegaly", "atelectasis_right", "atelectasis_left")

@@ -24,6 +24,8 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Views = Literal["one", "mirrored", "mirrored_moved"]
+Scope = Literal["all", "head", "head_and_norm", "last_stage"]
+"""Which parameters are trained (`jaxcxr.models.trainable`)."""
 ClipNorm = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 """Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be
 nothing beside it.
@@ -219,13 +221,18 @@ class TrainingConfig:
     positive_rates: tuple[Rate, ...] | None = None
     augmentation: Literal["none", "flip_rotate"] = "none"
     views: PositiveInt = 1
-    scope: Literal["all", "head", "head_and_norm", "last_stage"] = "all"
+    scope: Scope = "all"
     averaging: Literal["none", "ema", "tail"] = "none"
     ema_decay: Rate = 0.99
     tail_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 100
     seed: int | None = None
+
+    @property
+    def releases_moments(self) -> bool:
+        """Whether a step releases moments and solves for the head, instead of following a gradient."""
+        return self.optimizer == "least_squares"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +328,7 @@ class Experiment:
                 "training.optimizer: adam_bc corrects for noise of one deviation, and the noise of clipping "
                 "'adaptive' follows the clip norm; expected another optimizer or privacy.clipping"
             )
-        if training.optimizer == "least_squares":
+        if training.releases_moments:
             self._check_least_squares()
 
     def _check_least_squares(self) -> None:

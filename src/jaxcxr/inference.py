@@ -15,14 +15,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, Views, load, validate
+from jaxcxr.config import DataConfig, ModelConfig, Views, validate
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
-from jaxcxr.models.resnet9 import DTYPES, ResNet9
+from jaxcxr.models import network as networks
+from jaxcxr.models.marks import RECORD
+from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
+from jaxcxr.run_folder import CHECKPOINTS, CONFIG, read_config
 from jaxcxr.training.averaging import weights_to_use
-from jaxcxr.training.checkpoint import Checkpoints, load_weights, weights_folder
+from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.weights import load_weights, weights_folder
 
 BATCH = 32
 Film = str | Path | np.ndarray
@@ -43,7 +47,7 @@ class Model:
 
     findings: tuple[str, ...]
     size: int
-    network: ResNet9
+    network: Network
     params: PyTree
     views: Views = "one"
 
@@ -121,17 +125,8 @@ def load_model(path: str | Path) -> Model:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected a run, weights or release folder")
     data, model = _described(path)
-    network = ResNet9(
-        len(data.findings),
-        activation=model.activation,
-        width=model.width,
-        dtype=DTYPES[model.dtype],
-        scale_norm=model.scale_norm,
-    )
-    like = jax.eval_shape(
-        network.init, jax.random.key(0), jax.ShapeDtypeStruct((data.size, data.size), jnp.uint8)
-    )
-    params = jax.tree.map(jnp.asarray, _read_params(path, like))
+    network = networks.make_network(data, model)
+    params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
     return Model(data.findings, data.size, network, params, model.prediction_views)
 
 
@@ -147,13 +142,13 @@ def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: 
 
 
 def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
-    if (path / "config.yaml").is_file():
-        config = load(Experiment, path / "config.yaml")
+    if (path / CONFIG).is_file():
+        config = read_config(path)
         return config.data, config.model
-    record = path / "provenance.json"
+    record = path / RECORD
     if not record.is_file():
         raise InputError(
-            f"{path}: expected config.yaml or provenance.json there, which say what the network looks like"
+            f"{path}: expected {CONFIG} or {RECORD} there, which say what the network looks like"
         )
     try:
         config = json.loads(record.read_text(encoding="utf-8"))["config"]
@@ -164,8 +159,8 @@ def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
 
 
 def _read_params(path: Path, like: PyTree) -> PyTree:
-    if (path / "checkpoints").is_dir():  # a run; a file that was put beside them is not its model
-        return _from_checkpoint(path / "checkpoints", like)
+    if (path / CHECKPOINTS).is_dir():  # a run; a file that was put beside them is not its model
+        return _from_checkpoint(path / CHECKPOINTS, like)
     if (path / "params").is_dir() or len(list(path.glob("*.safetensors"))) == 1:
         return load_weights(path, like)
     raise InputError(f"{path}: no weights there; expected checkpoints/, params/ or one .safetensors file")
@@ -197,6 +192,6 @@ def _fitting(params: PyTree, like: PyTree, source: Path) -> PyTree:
             name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
         )
         raise InputError(
-            f"{source}: the checkpoint does not fit config.yaml; it differs in {', '.join(differing)}"
+            f"{source}: the checkpoint does not fit {CONFIG}; it differs in {', '.join(differing)}"
         )
     return params

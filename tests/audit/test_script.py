@@ -16,7 +16,7 @@ from jaxcxr.records.ledger import Entry, Ledger, Terms
 from jaxcxr.records.provenance import code_fingerprint
 from jaxcxr.report.card.card import card_html, make_card
 from tests.conftest import load_script
-from tests.training.tiny import tiny_model
+from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 QUICK = ["--canaries", "40", "--steps", "8", "--films", "50"]
 
@@ -82,7 +82,7 @@ def test_the_network_is_audited_through_the_layerwise_step(
         return whole(loss, params, units, is_real, too_much * l2_clip_norm, rule, "layerwise")
 
     monkeypatch.setattr(clipping, "clipped_sum", clipped)
-    monkeypatch.setattr("jaxcxr.audit.targets.model_of", tiny_model)
+    monkeypatch.setattr(MAKE_NETWORK, tiny_network)
     monkeypatch.setattr("jaxcxr.audit.canaries._COORDINATES_AT_ONCE", 3000)
     config = load(Experiment, run / "config.yaml")
     assert config.privacy is not None

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from jaxcxr import atomic
 from jaxcxr.data import build, journal
 from jaxcxr.data.build import build_store, read_listing
 from jaxcxr.data.images import Preprocessing, preprocess, read_image
@@ -293,9 +294,9 @@ def test_a_run_that_goes_on_strictly_does_not_pass_over_what_was_given_up(hospit
 def test_two_at_once_are_refused(hospital):
     folder, frame = hospital
     with (
-        journal.exclusive_lock(folder / "lock", "x"),
+        atomic.exclusive_lock(folder / "lock", "x"),
         pytest.raises(InputError, match="busy"),
-        journal.exclusive_lock(folder / "lock", "busy"),
+        atomic.exclusive_lock(folder / "lock", "busy"),
     ):
         pass
 

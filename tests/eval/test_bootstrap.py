@@ -19,7 +19,8 @@ from jaxcxr.eval.bootstrap import (
     spread_of,
     std_paper,
 )
-from jaxcxr.eval.metrics import METRICS, choose_thresholds, point_metrics, youden_threshold
+from jaxcxr.eval.metrics import METRICS, choose_thresholds, youden_threshold
+from tests.eval.plain import plain_metrics
 
 POLICIES = ["youden_test_per_draw", "youden_test", "youden_validation"]
 
@@ -53,7 +54,7 @@ def redraw(table, findings=("common", "rare", "unknown"), groups=None, policy="y
 
 
 def brute_force(table, findings, resample, policy, redraws, seed, rows):
-    """Copy the drawn rows out and let the point metrics, which are tested against scikit-learn, judge the copy."""
+    """Copy the drawn rows out and let the plain metrics judge the copy."""
     test = table[table["split"] == "test"]
     group = rows[(table["split"] == "test").to_numpy()]
     cluster = clusters(test["patient_id"], resample)
@@ -66,7 +67,7 @@ def brute_force(table, findings, resample, policy, redraws, seed, rows):
         for f, finding in enumerate(findings):
             y, p = (copied[f"{c}_{finding}"].to_numpy() for c in "yp")
             threshold = youden_threshold(y, p) if fixed is None else fixed[f]
-            result[f, :, r] = [point_metrics(y, p, threshold)[m] for m in METRICS]
+            result[f, :, r] = [plain_metrics(y, p, threshold)[m] for m in METRICS]
             called |= p >= threshold
         ill = (copied[[f"y_{f}" for f in findings]] == 1).any(axis=1).to_numpy()
         missed[r] = (~called[ill]).mean()
@@ -102,7 +103,7 @@ def test_points_equal_the_plain_metrics_under_any_ties(data):
     got = bootstrap(
         table, ["a"], [np.ones(len(y), bool)], thresholds=cuts, redraws=1, resample="image", seed=0
     )
-    expected = point_metrics(y, p, youden_threshold(y, p) if cut is None else cut)
+    expected = plain_metrics(y, p, youden_threshold(y, p) if cut is None else cut)
     np.testing.assert_allclose(got.metrics[0, 0, :, 0], [expected[m] for m in METRICS], rtol=0, atol=1e-12)
 
 
@@ -115,7 +116,7 @@ def test_whole_number_products_do_not_overflow():
     got = bootstrap(
         table, ["a"], [np.ones(len(y), bool)], thresholds=None, redraws=1, resample="image", seed=0
     )
-    expected = point_metrics(y, p, youden_threshold(y, p))
+    expected = plain_metrics(y, p, youden_threshold(y, p))
     np.testing.assert_allclose(got.metrics[0, 0, :, 0], [expected[m] for m in METRICS], rtol=0, atol=1e-12)
 
 

@@ -14,7 +14,7 @@ from jaxcxr.inference import Model
 from jaxcxr.models.test_time_augmentation import predictor
 from jaxcxr.training.plan import make_plan
 from tests.conftest import changed
-from tests.training.tiny import tiny_model
+from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 
 @pytest.mark.parametrize("views", ["one", "mirrored"])
@@ -22,9 +22,9 @@ def test_a_row_a_held_out_image_with_its_own_labels_and_views(
     tiny_config: Experiment, tiny_store: Store, views: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcxr.eval.predict.PIECE", 3)  # the images are read in pieces, the last one smaller
-    monkeypatch.setattr("jaxcxr.eval.predict.model_of", tiny_model)
+    monkeypatch.setattr(MAKE_NETWORK, tiny_network)
     config = changed(tiny_config, "model", prediction_views=views)
-    network = tiny_model(config)
+    network = tiny_network(config.data, config.model)
     params = network.init(jax.random.key(0), jnp.zeros((32, 32), jnp.uint8))
     table = predict_table(config, params, tiny_store)
     findings = config.data.findings

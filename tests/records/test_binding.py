@@ -108,6 +108,7 @@ DECIDE_NOTHING = {
         "jaxcxr.config",
         "jaxcxr.errors",
         "jaxcxr.atomic",
+        "jaxcxr.run_folder",
     ),  # a configuration acts through its values, which are bound
     *(
         "jaxcxr.data.__init__",
@@ -135,6 +136,7 @@ def test_the_fingerprint_covers_all_code_that_training_runs() -> None:
     [
         ("accounting/calibration.py", True),
         ("privacy/noise.py", True),
+        ("records/binding.py", True),
         ("models/layers.py", True),
         ("training/step.py", True),
         ("data/augment.py", True),

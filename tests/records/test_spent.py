@@ -11,12 +11,13 @@ from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Entry, Statistic, Terms
-from jaxcxr.records.spent import is_private, is_trained, spent_of
+from jaxcxr.records.spent import spent_of
 from jaxcxr.release.gate import passage
 from jaxcxr.report.card.card import make_card
+from jaxcxr.report.evaluated_runs import read_run
 from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.sweep_privacy import sweep_cost
-from jaxcxr.workflows.experiment import read_run
+from jaxcxr.run_folder import is_private, is_trained
 from tests.conftest import load_script
 from tests.run_files import write_plain_run, write_run
 

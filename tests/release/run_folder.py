@@ -13,7 +13,8 @@ import pandas as pd
 from jaxcxr.data.store import Store, write_store
 from jaxcxr.records.ledger import Entry, Statistic, Terms, run_name
 from jaxcxr.release.check import network_shapes
-from jaxcxr.training.checkpoint import Checkpoints, nested_weights
+from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.weights import nested_weights
 from tests.run_files import CONFIG, write_run
 
 PARAMS = {"params": {"conv1": {"kernel": np.linspace(-1, 1, 720, dtype=np.float32).reshape(3, 3, 80)}, "head": {"bias": np.ones(2, np.float32)}}}  # fmt: skip

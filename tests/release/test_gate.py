@@ -17,7 +17,8 @@ from jaxcxr.models.torch_files import read_metadata, read_state, write_state
 from jaxcxr.release.build import build_release
 from jaxcxr.release.gate import NO_PRIVACY, passage
 from jaxcxr.release.register import REGISTER
-from jaxcxr.training.checkpoint import Checkpoints, save_weights
+from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.weights import save_weights
 from jaxcxr.workflows import conversion
 from jaxcxr.workflows.conversion import Weights, convert, export_model
 from tests.conftest import load_script

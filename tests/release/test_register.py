@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
-from jaxcxr.data.journal import exclusive_lock
+from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
 from jaxcxr.release import check, register
@@ -23,8 +23,7 @@ from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.card.card import card_html, card_of, write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
-from jaxcxr.training.checkpoint import flat_weights
-from jaxcxr.training.plan import weights_digest
+from jaxcxr.training.weights import flat_weights, weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
 
 SECRETS = [bytes([i]) * 32 for i in range(1, 5)]

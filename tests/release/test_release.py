@@ -24,7 +24,7 @@ from jaxcxr.release.write import public_config
 from jaxcxr.report.card.card import card_of, write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
-from jaxcxr.training.checkpoint import flat_weights, load_weights
+from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
 
@@ -179,7 +179,9 @@ def test_what_could_not_be_looked_for_is_said(built: Path) -> None:
     bare, short = check_release(built, numbered).unchecked
     assert bare.startswith("8 of 9 identifiers are numbers of fewer than 4 digits")
     assert short.startswith("8 of 9 identifiers have fewer than")
-    assert check_release(built, None).unchecked == ("no manifest was given, so no identifier was searched for",)
+    assert check_release(built, None).unchecked == (
+        "no manifest was given, so no identifier was searched for",
+    )
     assert (
         check_release(
             built, numbered.iloc[[2]].assign(image_id="long-enough", path="images/long-enough")

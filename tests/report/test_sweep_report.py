@@ -4,8 +4,9 @@ import pytest
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.evaluate import evaluate
+from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.evaluation_facts import suppressed, worst_off
-from jaxcxr.report.paper.supplementary_tables import Run, summarise
+from jaxcxr.report.paper.supplementary_tables import summarise
 from jaxcxr.report.screen import comparison_text, groups_text, sweep_text
 from jaxcxr.report.sweep_report import compare_with_non_private, write_sweep
 from tests.report.films import predicted_films

@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 
 from jaxcxr.config import DataConfig, Experiment, dump, load
-from jaxcxr.training.plan import Plan
+from jaxcxr.training.plan import RunPlan
 from tests.conftest import FINDINGS, changed, declared
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def _console_undone() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def home(
-    tmp_path_factory: pytest.TempPathFactory, tiny_plan: Plan, tiny_nonprivate_config: Experiment
+    tmp_path_factory: pytest.TempPathFactory, tiny_plan: RunPlan, tiny_nonprivate_config: Experiment
 ) -> Path:
     """A folder with the demo's configurations made small, where the scripts run.
 

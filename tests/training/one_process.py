@@ -18,14 +18,15 @@ def main(folder: Path) -> None:
     from jaxcxr.config import Experiment, load
     from jaxcxr.data.store import open_store
     from jaxcxr.errors import InputError
+    from jaxcxr.models import network
     from jaxcxr.records.ledger import Entry, Ledger
     from jaxcxr.training import batches, loop, plan
     from jaxcxr.training.distributed import connect, is_process_0
     from jaxcxr.training.loop import train
-    from tests.training.tiny import tiny_model
+    from tests.training.tiny import tiny_network
 
     several = connect()
-    plan.model_of = tiny_model
+    network.make_network = tiny_network
     loop.bound_secret = lambda secret, _: secret  # draws that do not change with the code
     config = load(Experiment, folder / "config.yaml")
     planned = plan.make_plan(config, open_store(config.data.store))

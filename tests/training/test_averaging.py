@@ -12,9 +12,9 @@ from jaxcxr import inference
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.records.ledger import read_ledger
-from jaxcxr.training import loop
+from jaxcxr.training import build, loop, parameters
 from jaxcxr.training.averaging import weights_to_use, with_ema, with_tail
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny
 
@@ -72,7 +72,7 @@ def test_which_weights_are_used() -> None:
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
+def plan(tiny_config: Experiment, tiny_store: Store, tiny_plan: RunPlan) -> RunPlan:
     config = changed(
         tiny_config, "training", scope="head", averaging="ema", learning_rate=0.05, **declared(tiny_plan)
     )
@@ -80,11 +80,11 @@ def plan(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
 
 
 def test_a_resumed_average_is_the_uninterrupted_one_and_is_what_is_used(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Plan, "model", lambda _: Tiny(3))
-    functions = plan.step()
-    monkeypatch.setattr(Plan, "step", lambda _: functions)
+    monkeypatch.setattr(MAKE_NETWORK, lambda *_: Tiny(3))
+    functions = build.step_of(plan)
+    monkeypatch.setattr(build, "step_of", lambda _: functions)
     whole = loop.train(plan, tmp_path / "whole", progress=False)
     original = type(plan.mechanism).noise_key
 
@@ -108,5 +108,7 @@ def test_a_resumed_average_is_the_uninterrupted_one_and_is_what_is_used(
     with ocp.StandardCheckpointer() as checkpointer:
         last: Any = checkpointer.restore((checkpoints / "6" / "default").resolve())["params"]
     assert not np.allclose(last["params"]["head"]["kernel"], head, rtol=1e-3)
-    released: Any = weights_to_use({"params": last, "optimizer": {"average": plan.trained(read)}})
+    released: Any = weights_to_use(
+        {"params": last, "optimizer": {"average": parameters.trained(plan.config, read)}}
+    )
     assert np.asarray(released["params"]["head"]["kernel"]).tobytes() == head.tobytes()

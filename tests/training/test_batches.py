@@ -10,7 +10,7 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.training import objective
 from jaxcxr.training.batches import microbatch, sampled_images
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny, clipped_sum
 
@@ -19,19 +19,19 @@ VIEWS = 3
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
+def plan(tiny_config: Experiment, tiny_store: Store) -> RunPlan:
     return make_plan(changed(tiny_config, "privacy", noise_multiplier=1.0), tiny_store)
 
 
 @pytest.fixture(scope="module")
 def by_patient(tiny_config: Experiment, tiny_store: Store) -> Any:
-    def plan_of(**fields: Any) -> Plan:
+    def plan_of(**fields: Any) -> RunPlan:
         return make_plan(changed(tiny_config, "privacy", noise_multiplier=1.0, **fields), tiny_store)
 
     return plan_of
 
 
-def test_microbatches_cover_the_batch_once_and_mask_the_rest(plan: Plan) -> None:
+def test_microbatches_cover_the_batch_once_and_mask_the_rest(plan: RunPlan) -> None:
     images = np.array([[4], [0], [9], [9], [2]])
     pieces = [
         microbatch(plan, SECRET, 0, images, slice(first, first + 3), plan.split.read) for first in (0, 3)
@@ -48,7 +48,7 @@ def test_microbatches_cover_the_batch_once_and_mask_the_rest(plan: Plan) -> None
     assert not pieces[1]["is_film"][2].any()
 
 
-def test_rows_beyond_the_batch_are_all_padding(plan: Plan) -> None:
+def test_rows_beyond_the_batch_are_all_padding(plan: RunPlan) -> None:
     """What a process sees whose share of the last microbatch is empty."""
     piece = microbatch(plan, SECRET, 0, np.array([[4]]), slice(2, 4), plan.split.read)
     assert not piece["is_real"].any()
@@ -116,17 +116,17 @@ def test_an_image_without_a_patient_is_refused(
 
 
 @pytest.fixture(scope="module")
-def viewed(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
+def viewed(tiny_config: Experiment, tiny_store: Store, tiny_plan: RunPlan) -> RunPlan:
     fields = {"augmentation": "flip_rotate", "views": VIEWS, "scope": "head", "microbatch_size": 12}
     config = changed(tiny_config, "training", **fields, **declared(tiny_plan))
     return make_plan(changed(config, "privacy", noise_multiplier=1.0, l2_clip_norm=0.05), tiny_store)
 
 
-def batch_of(plan: Plan, images: list[int], step: int = 0) -> dict[str, np.ndarray]:
+def batch_of(plan: RunPlan, images: list[int], step: int = 0) -> dict[str, np.ndarray]:
     return microbatch(plan, SECRET, step, np.array(images)[:, None], slice(0, 4), plan.split.read)
 
 
-def test_an_image_gives_several_views_that_depend_on_it_and_the_step_alone(viewed: Plan) -> None:
+def test_an_image_gives_several_views_that_depend_on_it_and_the_step_alone(viewed: RunPlan) -> None:
     batch = batch_of(viewed, [4, 0, 9])
     assert batch["image"].shape == (4, VIEWS, 32, 32)
     assert batch["is_film"].sum() == 3 * VIEWS
@@ -138,7 +138,7 @@ def test_an_image_gives_several_views_that_depend_on_it_and_the_step_alone(viewe
     assert viewed.step().microbatch_size == 2 * (12 // VIEWS)  # two devices
 
 
-def test_a_flipped_view_has_its_sides_exchanged(viewed: Plan) -> None:
+def test_a_flipped_view_has_its_sides_exchanged(viewed: RunPlan) -> None:
     labels = viewed.split.labels
     image = int(np.flatnonzero(labels[:, 1] != labels[:, 2])[0])  # atelectasis on one side
     seen = {tuple(view) for step in range(8) for view in batch_of(viewed, [image], step)["label"][0]}
@@ -146,7 +146,7 @@ def test_a_flipped_view_has_its_sides_exchanged(viewed: Plan) -> None:
 
 
 def test_views_are_averaged_before_clipping_and_an_image_moves_the_sum_by_no_more_than_the_clip_norm(
-    viewed: Plan,
+    viewed: RunPlan,
 ) -> None:
     privacy = viewed.config.privacy
     assert privacy is not None

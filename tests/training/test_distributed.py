@@ -16,11 +16,11 @@ import pytest
 from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import plan
+from jaxcxr.training import build, plan
 from jaxcxr.training.distributed import connect
 from jaxcxr.training.loop import train
 from tests.conftest import changed
-from tests.training.tiny import tiny_model
+from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 CHILD = Path(__file__).with_name("one_process.py")
 PROCESSES = 2
@@ -86,10 +86,10 @@ def worlds(tiny_config: Experiment, tiny_store: Store, tmp_path_factory: pytest.
     out = tmp_path_factory.mktemp("worlds")
     children = start(out / "together", config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "model_of", tiny_model)
+        patch.setattr(MAKE_NETWORK, tiny_network)
         patch.setattr("jaxcxr.training.loop.bound_secret", lambda secret, _: secret)
-        on_all = plan.Plan.step
-        patch.setattr(plan.Plan, "step", lambda self: on_all(self, jax.local_devices()[:1]))
+        on_all = build.step_of
+        patch.setattr(build, "step_of", lambda plan: on_all(plan, jax.local_devices()[:1]))
         outcome = train(plan.make_plan(config, tiny_store), out / "alone", progress=False)
     finish(children)
     return Worlds(out / "together", out / "alone", outcome.params)

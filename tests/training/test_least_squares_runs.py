@@ -15,9 +15,9 @@ from jaxcxr.data.store import Store
 from jaxcxr.privacy import exact_sum, noise
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.ledger import Entry, read_ledger
-from jaxcxr.training import loop
+from jaxcxr.training import build, loop, parameters
 from jaxcxr.training.least_squares import LeastSquares
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny
 
@@ -26,11 +26,11 @@ MOMENTS = 33 * 34 // 2 + 33 * 3
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Plan, "model", lambda self: Tiny(len(self.config.data.findings)))
+    monkeypatch.setattr(MAKE_NETWORK, lambda data, _: Tiny(len(data.findings)))
 
 
 @pytest.fixture(scope="module")
-def config(tiny_config: Experiment, tiny_plan: Plan) -> Experiment:
+def config(tiny_config: Experiment, tiny_plan: RunPlan) -> Experiment:
     fields = {"optimizer": "least_squares", "scope": "head", "expected_batch_size": 50, "learning_rate": 1.0}
     config = changed(
         tiny_config,
@@ -45,7 +45,7 @@ def config(tiny_config: Experiment, tiny_plan: Plan) -> Experiment:
     return config
 
 
-def run(plan: Plan, out: Path, **how: Any) -> Any:
+def run(plan: RunPlan, out: Path, **how: Any) -> Any:
     return loop.train(plan, out, progress=False, **how)
 
 
@@ -72,7 +72,9 @@ def test_one_release_of_everybody_is_what_is_spent(
     assert noised == [(MOMENTS, mechanism.noise_multiplier * 1.0)]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert (row["images"], row["epsilon"] <= 8.0) == (50, True)
-    start = plan.initial_params((tmp_path / "run" / "checkpoints" / "secret.key").read_bytes())["params"]
+    start = build.initial_params(plan, (tmp_path / "run" / "checkpoints" / "secret.key").read_bytes())[
+        "params"
+    ]
     for name, node in outcome.params["params"].items():
         same = [
             np.array_equal(u, v)
@@ -87,10 +89,10 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
 ) -> None:
     privacy = {"clipping": clipping, "stability": 0.5, "l2_clip_norm": 0.05}
     plan = make_plan(changed(config, "privacy", **privacy), tiny_store)
-    functions, mechanism = plan.step(), plan.mechanism
+    functions, mechanism = build.step_of(plan), plan.mechanism
     assert mechanism is not None
     assert plan.weights is not None
-    start = plan.random_params(bytes(32))
+    start = parameters.random_params(plan.config, bytes(32))
     rows = np.arange(functions.microbatch_size)
     batch = {
         "image": plan.split.read(rows)[:, None],
@@ -99,7 +101,11 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
         "is_real": np.ones(len(rows), bool),
     }
     squares = LeastSquares(
-        plan.model(), plan.weights, (32, 32), mechanism, stability=0.5 if clipping == "automatic" else None
+        parameters.network_of(plan.config),
+        plan.weights,
+        (32, 32),
+        mechanism,
+        stability=0.5 if clipping == "automatic" else None,
     )
     exact, log = jax.jit(squares.summed)(start, batch)
     assert float(log["clipped"]) > len(rows) / 2
@@ -117,7 +123,7 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
     key = mechanism.noise_key(bytes(32), 0)
     direction = jax.jit(squares.direction)(start, jax.jit(mechanism.release)(exact, key))["params"]["head"]
     head = {name: np.asarray(leaf) for name, leaf in start["params"]["head"].items()}
-    state = functions.replicate(plan.optimizer().init(plan.trained(start)))
+    state = functions.replicate(build.optimizer_of(plan).init(parameters.trained(plan.config, start)))
     moved, _, finite, _ = functions.finish(
         functions.replicate(jax.tree.map(np.asarray, start)), state, total, key
     )
@@ -186,7 +192,7 @@ def test_other_units_clippings_and_no_privacy_run(
 def test_nothing_below_the_head_is_differentiated(config: Experiment, tiny_store: Store) -> None:
     """Counted in convolutions of the traced program: one for the images, one for the centre."""
     plan = make_plan(config, tiny_store)
-    params = plan.random_params(bytes(32))
+    params = parameters.random_params(plan.config, bytes(32))
     images = plan.split.read(np.arange(2))
     batch = {
         "image": images[:, None],
@@ -195,5 +201,5 @@ def test_nothing_below_the_head_is_differentiated(config: Experiment, tiny_store
         "is_real": np.ones(2, bool),
     }
     assert plan.weights is not None
-    squares = LeastSquares(plan.model(), plan.weights, (32, 32), plan.mechanism)
+    squares = LeastSquares(parameters.network_of(plan.config), plan.weights, (32, 32), plan.mechanism)
     assert str(jax.make_jaxpr(squares.summed)(params, batch)).count("conv_general_dilated[") == 2

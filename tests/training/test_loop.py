@@ -21,22 +21,23 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy.clipping import Method
 from jaxcxr.records.binding import bound_secret
 from jaxcxr.records.ledger import read_ledger
-from jaxcxr.training import loop, objective
-from jaxcxr.training.checkpoint import SECRET_FILE, Checkpoints
+from jaxcxr.run_folder import SECRET
+from jaxcxr.training import build, loop, objective, parameters
+from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.log import Log
 from jaxcxr.training.loop import train
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.step import Step, make_step
 from tests.conftest import changed, declared
 from tests.training.parts import clipped_sum
-from tests.training.tiny import many_weights
+from tests.training.tiny import MAKE_NETWORK, many_weights
 
 
 def bits(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def run(plan: Plan, out: Path, **kwargs: Any) -> loop.Outcome:
+def run(plan: RunPlan, out: Path, **kwargs: Any) -> loop.Outcome:
     return train(plan, out, progress=False, **kwargs)
 
 
@@ -44,7 +45,7 @@ class CutError(Exception):
     """Ends a run as a crash would, in the middle of a step."""
 
 
-def at_step(plan: Plan, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+def at_step(plan: RunPlan, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
     """Have `act(step)` called in each step, after its line in the ledger and before its update."""
     original = type(plan.mechanism).noise_key
 
@@ -55,7 +56,7 @@ def at_step(plan: Plan, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], No
     monkeypatch.setattr(type(plan.mechanism), "noise_key", noise_key)
 
 
-def cut_at(plan: Plan, out: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def cut_at(plan: RunPlan, out: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def act(step: int) -> None:
         if step == stop:
             raise CutError
@@ -71,7 +72,7 @@ def cut_at(plan: Plan, out: Path, stop: int, monkeypatch: pytest.MonkeyPatch) ->
 def _quick_network() -> Iterator[None]:
     """The loop is the same for any network; the scripts' tests run it with the paper's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcxr.training.plan.model_of", many_weights)
+        patch.setattr(MAKE_NETWORK, many_weights)
         yield
 
 
@@ -79,31 +80,31 @@ def _quick_network() -> Iterator[None]:
 def _traced_once() -> Iterator[None]:
     """Runs of one plan in this process share its compiled functions, which are pure; the tests with scripts do not."""
     made: dict[object, Step] = {}
-    original = Plan.step
+    original = build.step_of
 
-    def step(self: Plan) -> Step:
-        key = (self.config, self.mechanism, self.weights.tobytes())
+    def step_of(plan: RunPlan) -> Step:
+        key = (plan.config, plan.mechanism, plan.weights.tobytes())
         if key not in made:
-            made[key] = original(self)
+            made[key] = original(plan)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "step", step)
+        patch.setattr(build, "step_of", step_of)
         yield
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_plan: Plan) -> Plan:
+def plan(tiny_plan: RunPlan) -> RunPlan:
     return tiny_plan
 
 
 @pytest.fixture(scope="module")
-def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Outcome]:
+def whole(plan: RunPlan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Outcome]:
     out = tmp_path_factory.mktemp("runs") / "whole"
     return out, run(plan, out)
 
 
-def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: Plan) -> None:
+def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: RunPlan) -> None:
     out, outcome = whole
     assert outcome.finished
     assert outcome.stopped_by == "steps"
@@ -120,19 +121,23 @@ def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: Plan) 
     assert sum(row["images"] for row in rows) == sum(
         len(
             plan.mechanism.draw(
-                bound_secret((out / "checkpoints" / SECRET_FILE).read_bytes(), terms.binding), step, 50
+                bound_secret((out / "checkpoints" / SECRET).read_bytes(), terms.binding), step, 50
             )
         )
         for step in range(6)
     )
-    assert (out / "checkpoints" / SECRET_FILE).stat().st_mode & 0o777 == 0o600
+    assert (out / "checkpoints" / SECRET).stat().st_mode & 0o777 == 0o600
     assert json.loads((out / "run.json").read_text())["release"] is False
     assert list(out.glob("events.out.tfevents*"))
 
 
 @pytest.mark.parametrize("stop", [2, 3, 5])
 def test_a_resumed_run_ends_in_the_same_bits(
-    whole: tuple[Path, loop.Outcome], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    whole: tuple[Path, loop.Outcome],
+    plan: RunPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
 ) -> None:
     """The run is cut after the ledger line of step `stop`, before its update: the newest checkpoint is behind the ledger."""
     cut_at(plan, tmp_path / "cut", stop, monkeypatch)
@@ -146,10 +151,10 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert len(rows) == len(set(rows))
 
 
-def test_optimizer_state_is_restored_bit_for_bit(whole: tuple[Path, loop.Outcome], plan: Plan) -> None:
+def test_optimizer_state_is_restored_bit_for_bit(whole: tuple[Path, loop.Outcome], plan: RunPlan) -> None:
     checkpoints = Checkpoints(whole[0] / "checkpoints")
-    like = plan.initial_params(bytes(32))
-    state = checkpoints.restore(6, {"params": like, "optimizer": plan.optimizer().init(like)})
+    like = build.initial_params(plan, bytes(32))
+    state = checkpoints.restore(6, {"params": like, "optimizer": build.optimizer_of(plan).init(like)})
     checkpoints.close()
     assert bits(state["params"]) == bits(whole[1].params)
     assert int(state["optimizer"].steps) == 6
@@ -158,17 +163,17 @@ def test_optimizer_state_is_restored_bit_for_bit(whole: tuple[Path, loop.Outcome
 
 AS_A_SCRIPT = """
 import runpy, sys
-from jaxcxr.training import plan
+from jaxcxr.models import network
 from tests.training.tiny import many_weights
 
-plan.model_of = many_weights
+network.make_network = many_weights
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_a_killed_process_resumes_to_the_same_bits(
-    whole: tuple[Path, loop.Outcome], tiny_config: Experiment, plan: Plan, tmp_path: Path
+    whole: tuple[Path, loop.Outcome], tiny_config: Experiment, plan: RunPlan, tmp_path: Path
 ) -> None:
     dump(tiny_config, tmp_path / "config.yaml")
     out = tmp_path / "killed"
@@ -200,7 +205,7 @@ def test_a_killed_process_resumes_to_the_same_bits(
 
 
 def test_a_finished_run_resumes_to_itself_without_another_step(
-    whole: tuple[Path, loop.Outcome], plan: Plan
+    whole: tuple[Path, loop.Outcome], plan: RunPlan
 ) -> None:
     before = (whole[0] / "ledger.jsonl").read_bytes()
     again = run(plan, whole[0], resume=True)
@@ -210,7 +215,7 @@ def test_a_finished_run_resumes_to_itself_without_another_step(
 
 
 def test_a_run_is_not_begun_over_and_not_continued_as_another(
-    whole: tuple[Path, loop.Outcome], plan: Plan, tiny_store: Store, tmp_path: Path
+    whole: tuple[Path, loop.Outcome], plan: RunPlan, tiny_store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="--resume"):
         run(plan, whole[0])
@@ -223,7 +228,7 @@ def test_a_run_is_not_begun_over_and_not_continued_as_another(
 
 
 def test_unseeded_runs_differ_and_say_whether_they_may_be_released(
-    plan: Plan, tiny_store: Store, tmp_path: Path
+    plan: RunPlan, tiny_store: Store, tmp_path: Path
 ) -> None:
     # with the noise and class weights of the seeded plan, so that the compiled step is the same one
     config = changed(plan.config, "training", seed=None, steps=1, checkpoint_every=1, **declared(plan))
@@ -245,7 +250,7 @@ def test_unseeded_runs_differ_and_say_whether_they_may_be_released(
 
 
 def test_training_stops_before_the_step_that_would_exceed(
-    plan: Plan, tiny_store: Store, tmp_path: Path
+    plan: RunPlan, tiny_store: Store, tmp_path: Path
 ) -> None:
     assert plan.mechanism is not None
     sigma = plan.mechanism.noise_multiplier
@@ -270,10 +275,10 @@ def microbatches(images: Any, labels: Any, size: int) -> list[dict[str, Any]]:
     return pieces
 
 
-def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: Plan) -> None:
-    functions = plan.step()
-    params = functions.replicate(plan.initial_params(bytes(32)))
-    state = functions.replicate(plan.optimizer().init(params))
+def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: RunPlan) -> None:
+    functions = build.step_of(plan)
+    params = functions.replicate(build.initial_params(plan, bytes(32)))
+    state = functions.replicate(build.optimizer_of(plan).init(params))
     assert plan.mechanism is not None
     rng = np.random.default_rng(0)
     for step, drawn in enumerate([3, 0, 11, 4, 1, 0, 7]):
@@ -303,7 +308,7 @@ def linear_loss(params: Any, unit: Any) -> Any:
     return jnp.sum(jax.nn.softplus(logits) - label * logits)
 
 
-def test_two_devices_do_what_one_does(plan: Plan) -> None:
+def test_two_devices_do_what_one_does(plan: RunPlan) -> None:
     rng = np.random.default_rng(1)
     images, labels = (
         rng.integers(0, 256, (7, 8, 8)).astype(np.uint8),
@@ -314,7 +319,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
     assert jax.local_device_count() == 2
     for devices in (jax.local_devices()[:1], jax.local_devices()):
         functions = make_step(
-            objective.Gradients(linear_loss, plan.mechanism), plan.optimizer(), 6, 2, devices
+            objective.Gradients(linear_loss, plan.mechanism), build.optimizer_of(plan), 6, 2, devices
         )
         params = functions.replicate(jax.tree.map(jnp.copy, start))
         total = functions.start(params)
@@ -322,7 +327,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
             total = functions.accumulate(params, total, functions.place(piece))
         total = functions.collect(total)
         assert int(total[1]["count"]) == 7
-        state = functions.replicate(plan.optimizer().init(params))
+        state = functions.replicate(build.optimizer_of(plan).init(params))
         assert plan.mechanism is not None
         summed = jax.tree.map(np.asarray, total)
         moved, *_ = functions.finish(params, state, total[0], plan.mechanism.noise_key(bytes(32), 0))
@@ -338,7 +343,7 @@ def test_two_devices_do_what_one_does(plan: Plan) -> None:
 
 
 def test_a_full_disk_loses_nothing(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
 ) -> None:
     """Writes beyond a file-size limit fail as on a full disk; the first checkpoint must survive and the run go on from it."""
     out = tmp_path / "full"
@@ -411,7 +416,7 @@ def settled(out: Path, ahead: int = 0) -> int:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
 ) -> None:
     with monkeypatch.context() as patch:
         at_step(plan, patch, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 1 else None)
@@ -422,7 +427,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 
 
 def test_ctrl_c_while_a_row_is_logged_belongs_to_the_next_step(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
 ) -> None:
     """Rows are logged after steps 2, 4, 6 and checkpoints saved after 3 and 6: a stop right after the row of step 2 would lose it."""
     write = Log.write
@@ -441,7 +446,7 @@ def test_ctrl_c_while_a_row_is_logged_belongs_to_the_next_step(
 
 
 def test_two_trainers_in_one_folder_are_refused(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
 ) -> None:
     out = tmp_path / "shared"
     refused = []
@@ -464,21 +469,21 @@ def test_two_trainers_in_one_folder_are_refused(
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_without_its_secret_is_not_continued(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Another secret would draw other noise for steps that are paid already. At step 1 only the ledger tells that there are any."""
     out = tmp_path / "run"
     cut_at(plan, out, stop, monkeypatch)
-    (out / "checkpoints" / SECRET_FILE).unlink()
+    (out / "checkpoints" / SECRET).unlink()
     before = (out / "ledger.jsonl").read_bytes()
-    with pytest.raises(InputError, match=f"{SECRET_FILE}: the run has begun but its secret is gone"):
+    with pytest.raises(InputError, match=f"{SECRET}: the run has begun but its secret is gone"):
         run(plan, out, resume=True)
     assert (out / "ledger.jsonl").read_bytes() == before
-    assert not (out / "checkpoints" / SECRET_FILE).exists()
+    assert not (out / "checkpoints" / SECRET).exists()
 
 
 def test_the_ledger_is_on_the_disk_before_a_step_and_forced_there_before_a_checkpoint(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = tmp_path / "run" / "ledger.jsonl"
     fsync, save = os.fsync, Checkpoints.save
@@ -504,13 +509,15 @@ def test_the_ledger_is_on_the_disk_before_a_step_and_forced_there_before_a_check
     assert written_ahead == [1] * 6
 
 
-def test_the_reference_way_of_clipping_gives_the_same_kind_of_sum(plan: Plan) -> None:
+def test_the_reference_way_of_clipping_gives_the_same_kind_of_sum(plan: RunPlan) -> None:
     """That both ways give equal sums is tested with the clipping itself; here that a run can take either."""
     films = {"image": np.zeros((2, 1, 32, 32), np.uint8), "label": np.zeros((2, 1, 3), np.float32)}
     batch = films | {"is_film": np.ones((2, 1), bool), "is_real": np.ones(2, bool)}
-    params = plan.random_params(bytes(32))
+    params = parameters.random_params(plan.config, bytes(32))
     kinds = [
-        jax.eval_shape(clipped_sum(plan.model(), plan.weights, 1.0, method), params, batch)
+        jax.eval_shape(
+            clipped_sum(parameters.network_of(plan.config), plan.weights, 1.0, method), params, batch
+        )
         for method in get_args(Method)
     ]
     assert kinds[0] == kinds[1]
@@ -518,11 +525,14 @@ def test_the_reference_way_of_clipping_gives_the_same_kind_of_sum(plan: Plan) ->
 
 
 def test_divergence_is_said_and_not_saved(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Plan.random_params
-    wild = lambda self, secret: jax.tree.map(lambda leaf: leaf * np.float32(1e30), original(self, secret))  # noqa: E731
-    monkeypatch.setattr(Plan, "random_params", wild)
+    original = parameters.random_params
+
+    def wild(config: Experiment, secret: bytes) -> Any:
+        return jax.tree.map(lambda leaf: leaf * np.float32(1e30), original(config, secret))
+
+    monkeypatch.setattr(parameters, "random_params", wild)
     with pytest.raises(
         InputError,
         match=r"diverged at or before step 2: weights are not finite; lower training\.learning_rate",

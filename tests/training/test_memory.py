@@ -10,16 +10,16 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import batches, loop, memory, plan
+from jaxcxr.training import batches, build, loop, memory, parameters
 from jaxcxr.training.batches import images_on_devices, microbatch, sampled_images
 from jaxcxr.training.loop import train
 from jaxcxr.training.memory import choose_microbatch
 from jaxcxr.training.objective import with_images
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.resume import begin_or_continue
 from tests.conftest import changed, declared
 from tests.training.parts import clipped_sum
-from tests.training.tiny import TinyNet, tiny_model
+from tests.training.tiny import MAKE_NETWORK, TinyNet, tiny_network
 
 SECRET = bytes(32)
 
@@ -66,36 +66,37 @@ def test_on_a_processor_nothing_is_compiled(needed: int, pixels: int, choice: in
 
 @pytest.fixture
 def tiny_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "model_of", tiny_model)
+    monkeypatch.setattr(MAKE_NETWORK, tiny_network)
 
 
 @pytest.fixture
-def free(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Plan:
+def free(tiny_config: Experiment, tiny_store: Store, tiny_plan: RunPlan) -> RunPlan:
     """A plan that says nothing of the size of its microbatches."""
     config = changed(tiny_config, "training", microbatch_size=None, steps=2, **declared(tiny_plan))
     return make_plan(changed(config, "privacy", noise_multiplier=1.0), tiny_store)
 
 
 def test_the_choice_is_written_down_and_kept(
-    free: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    free: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "run.json"
-    begun = begin_or_continue(free, None, path)
+    path, elsewhere = tmp_path / "run.json", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    begun = begin_or_continue(free, None, tmp_path)
     assert begun.microbatch_size == 4  # six units expected, on two devices
     assert json.loads(path.read_text())["microbatch_size"] == 4
     monkeypatch.setattr(memory, "choose_microbatch", lambda *_: 2)  # as on another device
-    elsewhere = begin_or_continue(free, None, tmp_path / "elsewhere.json")
-    assert (elsewhere.microbatch_size, elsewhere.binding == begun.binding) == (2, False)
+    other = begin_or_continue(free, None, elsewhere)
+    assert (other.microbatch_size, other.binding == begun.binding) == (2, False)
     monkeypatch.setattr(memory, "choose_microbatch", lambda *_: pytest.fail("chosen anew"))
-    assert begin_or_continue(free, None, path) == begun
-    assert begin_or_continue(free, None, tmp_path / "elsewhere.json").microbatch_size == 2
+    assert begin_or_continue(free, None, tmp_path) == begun
+    assert begin_or_continue(free, None, elsewhere).microbatch_size == 2
     path.write_text(json.dumps(json.loads(path.read_text()) | {"microbatch_size": 2}))
     with pytest.raises(InputError, match=r"training\.microbatch_size: 4 there, 2 now"):
-        begin_or_continue(free, None, path)
+        begin_or_continue(free, None, tmp_path)
 
 
 def test_an_accelerators_memory_bounds_the_microbatch(
-    free: Plan, tiny_store: Store, tiny_net: None, monkeypatch: pytest.MonkeyPatch
+    free: RunPlan, tiny_store: Store, tiny_net: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiler's own figures for the tiny network, and devices that have just enough and just too little for two units."""
     wide = make_plan(
@@ -114,24 +115,24 @@ def test_an_accelerators_memory_bounds_the_microbatch(
 
     monkeypatch.setattr(memory, "choose_microbatch", noting)
     monkeypatch.setattr(memory, "device_bytes", lambda _: 10**9)
-    assert wide.with_microbatch_size().microbatch_size == 2  # two devices
-    shapes = jax.eval_shape(lambda: wide.random_params(SECRET))
+    assert build.with_microbatch_size(wide).microbatch_size == 2  # two devices
+    shapes = jax.eval_shape(lambda: parameters.random_params(wide.config, SECRET))
     kept = 5 * 4 * sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
     assert seen[2] > 2 * 32 * 32
     for spare, choice in ((8, 2), (-8, 1)):
         monkeypatch.setattr(
             memory, "device_bytes", lambda _, spare=spare: round((seen[2] + kept + spare) / memory.STEP_SHARE)
         )
-        assert wide.with_microbatch_size().microbatch_size == choice
+        assert build.with_microbatch_size(wide).microbatch_size == choice
 
 
 def test_images_that_fit_are_kept_on_the_device(
-    free: Plan, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+    free: RunPlan, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kept(on_device: str, available: int | None, **training: Any) -> bool:
         config = changed(changed(free.config, "data", on_device=on_device), "training", **training)
         monkeypatch.setattr(memory, "device_bytes", lambda _: available)
-        return make_plan(config, tiny_store).films_on_device()
+        return build.films_on_device(make_plan(config, tiny_store))
 
     size = 50 * 32 * 32
     assert kept("auto", int(size / memory.IMAGES_SHARE) + 1)
@@ -148,7 +149,7 @@ def test_images_that_fit_are_kept_on_the_device(
         ).check()
 
 
-def test_indices_stand_for_the_same_images(free: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indices_stand_for_the_same_images(free: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "PIECE_BYTES", 7 * 32 * 32)  # fifty images in pieces of seven
     images = images_on_devices(free.split, jax.numpy.asarray)
     np.testing.assert_array_equal(images, free.split.read_all())
@@ -164,7 +165,7 @@ def test_indices_stand_for_the_same_images(free: Plan, monkeypatch: pytest.Monke
 
 
 def test_a_run_with_images_on_the_device_ends_the_same(
-    free: Plan, tiny_store: Store, tiny_net: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    free: RunPlan, tiny_store: Store, tiny_net: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         loop, "bound_secret", lambda secret, _: secret

@@ -10,9 +10,10 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training.checkpoint import load_or_make_secret, load_weights, save_weights
+from jaxcxr.training import build
 from jaxcxr.training.plan import make_plan
-from jaxcxr.training.resume import begin_or_continue
+from jaxcxr.training.resume import begin_or_continue, load_or_make_secret
+from jaxcxr.training.weights import load_weights, save_weights
 from tests.conftest import changed
 
 
@@ -66,12 +67,12 @@ def test_facts_of_a_run_must_not_change_under_way(
     tiny_config: Experiment, tiny_store: Store, tmp_path: Path
 ) -> None:
     plan = make_plan(tiny_config, tiny_store)
-    begin_or_continue(plan, None, tmp_path / "run.json")
-    begin_or_continue(plan, None, tmp_path / "run.json")
+    begin_or_continue(plan, None, tmp_path)
+    begin_or_continue(plan, None, tmp_path)
     facts = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(facts | {"store_fingerprint": "other"}))
     with pytest.raises(InputError, match="store_fingerprint"):
-        begin_or_continue(plan, None, tmp_path / "run.json")
+        begin_or_continue(plan, None, tmp_path)
 
 
 def test_weights_travel_and_misfits_are_listed(tmp_path: Path) -> None:
@@ -235,6 +236,6 @@ def test_a_batch_for_which_sums_have_no_room_is_refused(
         large = dataclasses.replace(plan, mechanism=huge, microbatch_size=512)
         if refused:
             with pytest.raises(InputError, match="sums have room for 8,388,608"):
-                large.units_at_once()
+                build.units_at_once(large)
         else:
-            assert large.units_at_once() == 512
+            assert build.units_at_once(large) == 512

@@ -18,14 +18,14 @@ from jaxcxr.privacy import noise, sampling
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records import binding
 from jaxcxr.records.ledger import Ledger, read_ledger
-from jaxcxr.training import loop, resume
-from jaxcxr.training import plan as plans
-from jaxcxr.training.checkpoint import SECRET_FILE, save_weights
+from jaxcxr.run_folder import SECRET
+from jaxcxr.training import loop, parameters, resume
 from jaxcxr.training.loop import train
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.resume import binding_of
+from jaxcxr.training.weights import save_weights
 from tests.conftest import changed
-from tests.training.tiny import tiny_model
+from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 
 class StopError(Exception):
@@ -34,7 +34,7 @@ class StopError(Exception):
 
 @pytest.fixture(autouse=True)
 def _tiny_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "model_of", tiny_model)
+    monkeypatch.setattr(MAKE_NETWORK, tiny_network)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_the_noise_differs_even_if_nothing_is_checked(
     )
     train(make_plan(config, tiny_store), tmp_path / "a", progress=False)
     (tmp_path / "b" / "checkpoints").mkdir(parents=True)
-    shutil.copy(tmp_path / "a" / "checkpoints" / SECRET_FILE, tmp_path / "b" / "checkpoints" / SECRET_FILE)
+    shutil.copy(tmp_path / "a" / "checkpoints" / SECRET, tmp_path / "b" / "checkpoints" / SECRET)
     other = make_plan(changed(config, "privacy", l2_clip_norm=2.0), tiny_store)
     shutil.copy(tmp_path / "a" / "config.yaml", tmp_path / "b" / "config.yaml")
     edit_yaml(tmp_path / "b" / "config.yaml", l2_clip_norm=2.0)
@@ -178,13 +178,13 @@ def test_all_randomness_but_the_starting_weights_is_bound(
         return draw(secret, *rest)
 
     monkeypatch.setattr(noise, "derive_key", watched_key)
-    monkeypatch.setattr(plans, "derive_key", watched_key)
+    monkeypatch.setattr(parameters, "derive_key", watched_key)
     monkeypatch.setattr(sampling, "poisson_batch", watched_batch)
     training = {"steps": 1, "class_weights": "noised", "augmentation": "flip_rotate", "views": 2}
     noised = changed(changed(config, "training", **training), "privacy", unit="patient", dataset_size=25)
     noised = changed(noised, "data", findings=("atelectasis_right", "atelectasis_left"))
     train(make_plan(noised, tiny_store), tmp_path / "run", progress=False)
-    secret = (tmp_path / "run" / "checkpoints" / SECRET_FILE).read_bytes()
+    secret = (tmp_path / "run" / "checkpoints" / SECRET).read_bytes()
     bound = binding.bound_secret(secret, read_ledger(tmp_path / "run" / "ledger.jsonl")[0].binding)
     by = {whose: {purpose for used, purpose in seen if used == whose} for whose in (secret, bound)}
     assert by[secret] == {"initial weights"}
@@ -199,7 +199,7 @@ def test_all_randomness_but_the_starting_weights_is_bound(
 @pytest.fixture
 def begun(
     config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Plan], None]:
+) -> Callable[[RunPlan], None]:
     """A run in `run`, stopped before its first step; called with a plan it goes on with that, up to there."""
 
     def stop(*_: Any) -> Any:
@@ -207,7 +207,7 @@ def begun(
 
     monkeypatch.setattr(loop, "_run", stop)
 
-    def go_on(plan: Plan) -> None:
+    def go_on(plan: RunPlan) -> None:
         with pytest.raises(StopError):
             train(plan, tmp_path / "run", resume=True, progress=False)
 
@@ -216,7 +216,7 @@ def begun(
 
 
 def test_what_the_run_was_begun_with_goes_on(
-    begun: Callable[[Plan], None], config: Experiment, tiny_store: Store
+    begun: Callable[[RunPlan], None], config: Experiment, tiny_store: Store
 ) -> None:
     begun(make_plan(config, tiny_store))
 
@@ -236,7 +236,7 @@ def test_what_the_run_was_begun_with_goes_on(
     ],
 )
 def test_another_version_or_platform_does_not_go_on(
-    begun: Callable[[Plan], None],
+    begun: Callable[[RunPlan], None],
     config: Experiment,
     tiny_store: Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -254,17 +254,17 @@ def test_another_version_or_platform_does_not_go_on(
 
 
 def test_other_data_and_other_starting_weights_do_not_go_on(
-    begun: Callable[[Plan], None], config: Experiment, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+    begun: Callable[[RunPlan], None], config: Experiment, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(config, tiny_store)
     with pytest.raises(InputError, match="it differs in the data"):
         begun(dataclasses.replace(plan, fingerprint="00" * 32))
-    initial = Plan.random_params
+    initial = parameters.random_params
     with monkeypatch.context() as patch:
         patch.setattr(
-            Plan,
+            parameters,
             "random_params",
-            lambda self, secret: jax.tree.map(lambda leaf: leaf + 1, initial(self, secret)),
+            lambda config, secret: jax.tree.map(lambda leaf: leaf + 1, initial(config, secret)),
         )
         with pytest.raises(InputError, match="it differs in the starting weights"):
             begun(plan)
@@ -277,7 +277,11 @@ def test_weights_that_were_exchanged_do_not_go_on(
     monkeypatch.setattr(loop, "_run", lambda *_: (_ for _ in ()).throw(StopError()))
     for seed in (1, 2):
         shutil.rmtree(tmp_path / "weights", ignore_errors=True)
-        save_weights(tmp_path / "weights", plan.random_params(bytes([seed]) * 32), {"from": "elsewhere"})
+        save_weights(
+            tmp_path / "weights",
+            parameters.random_params(plan.config, bytes([seed]) * 32),
+            {"from": "elsewhere"},
+        )
         refused = (
             pytest.raises(StopError)
             if seed == 1
@@ -289,7 +293,11 @@ def test_weights_that_were_exchanged_do_not_go_on(
 
 @pytest.mark.parametrize("without_facts", [False, True])
 def test_a_run_of_an_earlier_version_is_not_changed_under_way(
-    begun: Callable[[Plan], None], config: Experiment, tiny_store: Store, tmp_path: Path, without_facts: bool
+    begun: Callable[[RunPlan], None],
+    config: Experiment,
+    tiny_store: Store,
+    tmp_path: Path,
+    without_facts: bool,
 ) -> None:
     """Its noise was not bound: `run.json` and the ledger have no digest. A deleted `run.json` does not help."""
     run = tmp_path / "run"
@@ -353,7 +361,7 @@ def test_another_way_of_compiling_is_another_platform(
     config: Experiment, tiny_store: Store, name: str, value: Any
 ) -> None:
     """Unoptimised, the same step rounds otherwise, and the difference of two such runs has no noise in it."""
-    plan, before = make_plan(config, tiny_store), getattr(jax.config, name)
+    plan, before = make_plan(config, tiny_store), jax.config.values[name]
     assert before != value
     platform = binding_of(plan, plan.describe(), "aa").platform
     jax.config.update(name, value)

@@ -12,9 +12,9 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.models.trainable import split, trained_mask
 from jaxcxr.privacy import noise
-from jaxcxr.training import loop, objective
+from jaxcxr.training import build, loop, objective, parameters
 from jaxcxr.training.checkpoint import Checkpoints
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny, clipped_sum
 
@@ -26,19 +26,19 @@ HEAD = 32 * 3 + 3
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Plan, "model", lambda self: Tiny(len(self.config.data.findings)))
+    monkeypatch.setattr(MAKE_NETWORK, lambda data, _: Tiny(len(data.findings)))
 
 
 @pytest.fixture(scope="module")
-def plan_of(tiny_config: Experiment, tiny_store: Store, tiny_plan: Plan) -> Any:
-    def make(scope: str, **fields: Any) -> Plan:
+def plan_of(tiny_config: Experiment, tiny_store: Store, tiny_plan: RunPlan) -> Any:
+    def make(scope: str, **fields: Any) -> RunPlan:
         config = changed(tiny_config, "training", scope=scope, **declared(tiny_plan), **fields)
         return make_plan(changed(config, "privacy", noise_multiplier=2.0, l2_clip_norm=CLIP), tiny_store)
 
     return make
 
 
-def batch_of(plan: Plan, films: list[int]) -> dict[str, np.ndarray]:
+def batch_of(plan: RunPlan, films: list[int]) -> dict[str, np.ndarray]:
     images, labels = plan.split.read(np.asarray(films)), plan.split.labels[films]
     n = len(films)
     return {
@@ -54,9 +54,11 @@ def batch_of(plan: Plan, films: list[int]) -> dict[str, np.ndarray]:
 def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(
     plan_of: Any, scope: Any, method: Any
 ) -> None:
-    plan: Plan = plan_of(scope)
-    params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8, 20])
-    total, _ = jax.jit(clipped_sum(plan.model(), plan.weights, CLIP, method, scope))(params, batch)
+    plan: RunPlan = plan_of(scope)
+    params, batch = parameters.random_params(plan.config, bytes(32)), batch_of(plan, [3, 8, 20])
+    total, _ = jax.jit(clipped_sum(parameters.network_of(plan.config), plan.weights, CLIP, method, scope))(
+        params, batch
+    )
     mask = trained_mask(scope, params)
     assert jax.tree.structure(total) == jax.tree.structure(split(params, mask)[0])
     expected = _reference(plan, params, batch, mask)
@@ -67,12 +69,12 @@ def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(
 _whole_gradients: dict[str, Any] = {}
 
 
-def _reference(plan: Plan, params: Any, batch: Any, mask: Any) -> list[np.ndarray]:
+def _reference(plan: RunPlan, params: Any, batch: Any, mask: Any) -> list[np.ndarray]:
     """Whole gradients of all parameters, cut to the trained ones, then clipped."""
     if not _whole_gradients:
 
         def loss(params: Any, image: Any, label: Any) -> Any:
-            logits: Any = plan.model().apply(params, image)
+            logits: Any = parameters.network_of(plan.config).apply(params, image)
             return objective.weighted_cross_entropy(logits, label, jnp.asarray(plan.weights))
 
         _whole_gradients["of"] = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(
@@ -89,7 +91,7 @@ def _reference(plan: Plan, params: Any, batch: Any, mask: Any) -> list[np.ndarra
 def test_fixed_parameters_stay_bit_for_bit_and_cost_no_noise(
     plan_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan: Plan = plan_of("head", steps=2, checkpoint_every=1)
+    plan: RunPlan = plan_of("head", steps=2, checkpoint_every=1)
     noised: list[int] = []
     original = noise.gaussian_noise
 
@@ -100,7 +102,7 @@ def test_fixed_parameters_stay_bit_for_bit_and_cost_no_noise(
     monkeypatch.setattr(noise, "gaussian_noise", counting)
     outcome = loop.train(plan, tmp_path / "run", progress=False)
     secret = (tmp_path / "run" / "checkpoints" / "secret.key").read_bytes()
-    start, end = plan.random_params(secret)["params"], outcome.params["params"]
+    start, end = parameters.random_params(plan.config, secret)["params"], outcome.params["params"]
     assert start.keys() == end.keys()
     for name in start:
         same = [
@@ -109,7 +111,7 @@ def test_fixed_parameters_stay_bit_for_bit_and_cost_no_noise(
         ]
         assert all(same) if name != "head" else not any(same)
     assert set(noised) == {HEAD}
-    like = plan.optimizer().init(plan.trained(outcome.params))
+    like = build.optimizer_of(plan).init(parameters.trained(plan.config, outcome.params))
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     state = checkpoints.restore(2, {"params": outcome.params, "optimizer": like})
     checkpoints.close()
@@ -118,15 +120,17 @@ def test_fixed_parameters_stay_bit_for_bit_and_cost_no_noise(
 
 def test_the_head_alone_needs_no_backward_pass_through_the_trunk(plan_of: Any) -> None:
     """Counted in convolutions of the traced program, which are all in the trunk, and in products, some of which are."""
-    plan: Plan = plan_of("head")
-    params, batch = plan.random_params(bytes(32)), batch_of(plan, [3, 8])
+    plan: RunPlan = plan_of("head")
+    params, batch = parameters.random_params(plan.config, bytes(32)), batch_of(plan, [3, 8])
 
     def count(scope: Any, kind: str) -> int:
-        gradient_sum = clipped_sum(plan.model(), plan.weights, CLIP, "layerwise", scope)
+        gradient_sum = clipped_sum(parameters.network_of(plan.config), plan.weights, CLIP, "layerwise", scope)
         return str(jax.make_jaxpr(gradient_sum)(params, batch)).count(kind)
 
     forward = str(
-        jax.make_jaxpr(jax.vmap(plan.model().apply, in_axes=(None, 0)))(params, batch["image"][:, 0])
+        jax.make_jaxpr(jax.vmap(parameters.network_of(plan.config).apply, in_axes=(None, 0)))(
+            params, batch["image"][:, 0]
+        )
     )  # type: ignore[arg-type]
     assert count("head", "conv_general_dilated[") == forward.count("conv_general_dilated[") == 1
     assert count("head", "dot_general[") < count("last_stage", "dot_general[") < count("all", "dot_general[")
@@ -140,7 +144,7 @@ def test_a_scope_that_names_nothing_is_refused(plan_of: Any, monkeypatch: pytest
         def __call__(self, image: Any) -> Any:
             return nn.Dense(self.n_findings, name="classifier")(image.reshape(-1).astype(jnp.float32))
 
-    monkeypatch.setattr(Plan, "model", lambda _: Headless(3))
+    monkeypatch.setattr(MAKE_NETWORK, lambda *_: Headless(3))
     with pytest.raises(
         InputError, match="scope 'head': names no parameter of this network, whose parts are classifier"
     ):

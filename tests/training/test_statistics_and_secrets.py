@@ -17,11 +17,13 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.class_counts import NoisedCounts
 from jaxcxr.records.ledger import Ledger, Statistic, read_ledger, run_name
-from jaxcxr.training import loop, objective
-from jaxcxr.training.checkpoint import DELETED_FILE, SECRET_FILE, delete_secret, load_or_make_secret
+from jaxcxr.report import evaluated_runs
+from jaxcxr.run_folder import SECRET
+from jaxcxr.training import loop, objective, parameters
 from jaxcxr.training.class_weights import counts_entry, draw_counts
 from jaxcxr.training.loop import train
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
+from jaxcxr.training.secret import DELETED_FILE, delete_secret, make_secret
 from jaxcxr.workflows import experiment
 from tests.conftest import changed
 
@@ -40,15 +42,15 @@ def noised(config: Experiment, **privacy: object) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_config: Experiment, tiny_store: Store) -> Plan:
+def plan(tiny_config: Experiment, tiny_store: Store) -> RunPlan:
     return make_plan(noised(tiny_config), tiny_store)
 
 
-def begin(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> Plan:
+def begin(plan: RunPlan, out: Path, monkeypatch: pytest.MonkeyPatch, resume: bool = False) -> RunPlan:
     """Run up to the first step; gives the plan that the steps would follow."""
-    met: list[Plan] = []
+    met: list[RunPlan] = []
 
-    def stop(plan: Plan, *_: Any) -> Any:
+    def stop(plan: RunPlan, *_: Any) -> Any:
         met.append(plan)
         raise StopError
 
@@ -107,7 +109,7 @@ def test_configurations_at_odds_are_refused(
 
 
 def test_counts_are_written_down_before_they_are_drawn_and_once(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, seen = tmp_path / "run", []
 
@@ -137,10 +139,10 @@ def test_counts_are_written_down_before_they_are_drawn_and_once(
 
 
 def test_a_run_that_lost_its_secret_does_not_draw_its_counts_again(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(plan, tmp_path / "run", monkeypatch)
-    (tmp_path / "run" / "checkpoints" / SECRET_FILE).unlink()
+    (tmp_path / "run" / "checkpoints" / SECRET).unlink()
     with pytest.raises(InputError, match="the run has begun but its secret is gone"):
         train(plan, tmp_path / "run", resume=True, progress=False)
 
@@ -183,7 +185,7 @@ def test_noise_of_counts_that_does_not_fit_the_grid_is_refused(
         make_plan(config, tiny_store)
 
 
-def test_an_epsilon_in_the_log_includes_the_counts(plan: Plan, tmp_path: Path) -> None:
+def test_an_epsilon_in_the_log_includes_the_counts(plan: RunPlan, tmp_path: Path) -> None:
     log = loop.Log(tmp_path, plan, 0, 6, progress=False)
     log.close()
     steps = Spending(plan.sample_rate, 1.5, 6)
@@ -191,13 +193,13 @@ def test_an_epsilon_in_the_log_includes_the_counts(plan: Plan, tmp_path: Path) -
 
 
 def test_the_ledger_of_another_run_is_refused(
-    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same terms, same lines: only the name of the run tells them apart."""
     out = tmp_path / "run"
     begin(tiny_plan, out, monkeypatch)
     terms = read_ledger(out / "ledger.jsonl")[0]
-    assert terms.run == run_name((out / "checkpoints" / SECRET_FILE).read_bytes())
+    assert terms.run == run_name((out / "checkpoints" / SECRET).read_bytes())
     (out / "ledger.jsonl").unlink()
     Ledger(out / "ledger.jsonl", dataclasses.replace(terms, run=run_name(b"another secret"))).close()
     with pytest.raises(InputError, match="the ledger belongs to another run"):
@@ -205,12 +207,12 @@ def test_the_ledger_of_another_run_is_refused(
 
 
 def test_a_deleted_secret_is_gone_and_said_to_be(
-    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     begin(tiny_plan, out, monkeypatch)
     folder = out / "checkpoints"
-    secret = (folder / SECRET_FILE).read_bytes()
+    secret = (folder / SECRET).read_bytes()
     delete_secret(folder)
     delete_secret(folder)  # a second time is nothing
     assert [path.name for path in folder.iterdir() if path.is_file()] == [DELETED_FILE]
@@ -219,17 +221,17 @@ def test_a_deleted_secret_is_gone_and_said_to_be(
         InputError, match=r"secret\.key: the secret was deleted when the run was finished .* cannot go on"
     ):
         train(tiny_plan, out, resume=True, progress=False)
-    assert not (folder / SECRET_FILE).exists()
+    assert not (folder / SECRET).exists()
 
 
 def test_a_deletion_that_was_cut_short_never_leaves_an_overwritten_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_or_make_secret(tmp_path, None)
-    monkeypatch.setattr("jaxcxr.training.checkpoint.os.fsync", lambda _: (_ for _ in ()).throw(StopError()))
+    make_secret(tmp_path, None)
+    monkeypatch.setattr("jaxcxr.training.secret.os.fsync", lambda _: (_ for _ in ()).throw(StopError()))
     with pytest.raises(StopError):
         delete_secret(tmp_path)
-    assert not (tmp_path / SECRET_FILE).exists()
+    assert not (tmp_path / SECRET).exists()
     monkeypatch.undo()
     delete_secret(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [DELETED_FILE]
@@ -241,7 +243,7 @@ def test_discrete_noise_counts_the_trained_parameters(tiny_config: Experiment, t
     head = make_plan(changed(config, "training", scope="head"), tiny_store)
     assert plan.mechanism is not None
     assert head.mechanism is not None
-    shapes = jax.eval_shape(lambda: plan.random_params(bytes(32)))
+    shapes = jax.eval_shape(lambda: parameters.random_params(plan.config, bytes(32)))
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert head.mechanism.discrete_coordinates == 3 * 256 + 3  # 256 features of a network of width 32
     assert plan.describe()["discrete_coordinates"] == plan.mechanism.discrete_coordinates
@@ -252,7 +254,7 @@ def test_discrete_noise_counts_the_trained_parameters(tiny_config: Experiment, t
 
 
 def test_patients_of_an_image_level_run_are_told_to_the_operator(
-    plan: Plan, tiny_plan: Plan, tmp_path: Path
+    plan: RunPlan, tiny_plan: RunPlan, tmp_path: Path
 ) -> None:
     said: list[str] = []
     rows = experiment._of_patients(tiny_plan, said.append)
@@ -277,7 +279,7 @@ def test_patients_of_an_image_level_run_are_told_to_the_operator(
     ("patients", "told"),
     [(["one"] * 10_000, r"maximum \(10000 films\) not protected"), (["a", " ", "c"], r"no epsilon for patients: .*row 2, column 'patient_id'")],
 )  # fmt: skip
-def test_patients_with_very_many_films_or_no_id(tiny_plan: Plan, patients: list[str], told: str) -> None:
+def test_patients_with_very_many_films_or_no_id(tiny_plan: RunPlan, patients: list[str], told: str) -> None:
     said: list[str] = []
     split = dataclasses.replace(tiny_plan.split, frame=pd.DataFrame({"patient_id": patients}))
     experiment._of_patients(dataclasses.replace(tiny_plan, split=split), said.append)
@@ -286,7 +288,7 @@ def test_patients_with_very_many_films_or_no_id(tiny_plan: Plan, patients: list[
 
 
 def test_a_stopped_run_reports_the_steps_of_its_ledger(
-    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(tiny_plan, tmp_path / "run", monkeypatch)
     terms, _ = read_ledger(tmp_path / "run" / "ledger.jsonl")
@@ -296,5 +298,5 @@ def test_a_stopped_run_reports_the_steps_of_its_ledger(
     for step in range(4):
         ledger.record(tiny_plan.mechanism.entry(step))
     ledger.close()
-    monkeypatch.setattr(experiment, "read_evaluation", lambda _: pd.DataFrame())
-    assert experiment.read_run(tmp_path / "run").steps == 4
+    monkeypatch.setattr(evaluated_runs, "read_evaluation", lambda _: pd.DataFrame())
+    assert evaluated_runs.read_run(tmp_path / "run").steps == 4

@@ -21,8 +21,7 @@ from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
 from jaxcxr.errors import InputError
-from jaxcxr.training import trained_on
-from jaxcxr.training.checkpoint import flat_weights, provenance, save_weights, units_of_weights
+from jaxcxr.training import build, trained_on
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue
 from jaxcxr.training.trained_on import (
@@ -34,10 +33,11 @@ from jaxcxr.training.trained_on import (
     overlap,
     with_training,
 )
+from jaxcxr.training.weights import flat_weights, provenance, save_weights, units_of_weights
 from jaxcxr.workflows.conversion import Weights, convert, units_of_source
 from jaxcxr.workflows.experiment import pretrain, run_experiment
 from tests.conftest import FINDINGS, changed
-from tests.training.tiny import tiny_model
+from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 ROOT = Path(__file__).resolve().parents[2]
 CHEAP = (2, 1, 1)
@@ -51,7 +51,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxcxr.training.plan.model_of", tiny_model)
+    monkeypatch.setattr(MAKE_NETWORK, tiny_network)
 
 
 Make = Callable[..., Store]
@@ -138,8 +138,8 @@ def test_weights_trained_on_the_same_images_are_refused_though_the_store_is_anot
 
     others = made("others", list(range(100, 150)))
     plan = make_plan(private(tiny_config, others, weights), others)
-    pretrained_params = plan.pretrained_params()
-    begin_or_continue(plan, pretrained_params, tmp_path / "run.json")
+    pretrained_params = build.pretrained_params(plan)
+    begin_or_continue(plan, pretrained_params, tmp_path)
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["initial_weights_record"] == "recorded"
     assert facts["split_origin"] == "given"
@@ -187,7 +187,7 @@ def test_equal_ids_of_other_people_have_to_be_declared(
         make_plan(config, here).pretrained_params()
     declared = changed(config, "model", weights_ids_unrelated=True)
     plan = make_plan(declared, here)
-    assert plan.pretrained_params() is not None
+    assert build.pretrained_params(plan) is not None
     assert plan.describe()["initial_weights_record"] == "ids_declared_unrelated"
     same = made("same", list(range(50)), "other-")
     with pytest.raises(InputError, match="50 images with the same pixels as its training split, outside"):
@@ -260,7 +260,7 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
     store = made("private", list(range(50)))
     weights = weights_of(params, tmp_path / "w", None, store_fingerprint="of another store")
     plan = make_plan(private(tiny_config, store, weights), store)
-    assert plan.pretrained_params() is not None
+    assert build.pretrained_params(plan) is not None
     assert plan.describe()["initial_weights_record"] == "none"
     assert make_plan(private(tiny_config, store, None), store).describe()["initial_weights_record"] is None
     assert (

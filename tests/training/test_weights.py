@@ -14,8 +14,8 @@ import jaxcxr
 from jaxcxr.config import Experiment, load, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training.checkpoint import load_weights, provenance, save_weights, weights_folder
 from jaxcxr.training.plan import make_plan
+from jaxcxr.training.weights import load_weights, provenance, save_weights, weights_folder
 from jaxcxr.workflows.experiment import pretrain
 from tests.conftest import changed
 

@@ -5,10 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.config import DataConfig, ModelConfig
+from jaxcxr.models.network import Network
 
 
-class TinyNet(ResNet9):
+class TinyNet(Network):
     """Two convolutions, a norm and a head."""
 
     @nn.compact
@@ -18,7 +19,7 @@ class TinyNet(ResNet9):
         return nn.Dense(self.n_findings, name="head")(jnp.tanh(x).mean(axis=(0, 1)))
 
 
-class ManyWeights(ResNet9):
+class ManyWeights(Network):
     """As quick to compile; its checkpoints take some hundred kilobytes, as a limit on the size of a file needs."""
 
     @nn.compact
@@ -28,11 +29,15 @@ class ManyWeights(ResNet9):
         return nn.Dense(self.n_findings, name="head")(nn.relu(x))
 
 
-def tiny_model(config: Any) -> TinyNet:
-    """In the place of `jaxcxr.training.plan.model_of`."""
-    return TinyNet(len(config.data.findings), remat=config.model.remat)
+MAKE_NETWORK = "jaxcxr.models.network.make_network"
+"""What a test replaces by one of the functions below, for training, prediction, audit and release at once."""
 
 
-def many_weights(config: Any) -> ManyWeights:
-    """In the place of `jaxcxr.training.plan.model_of`."""
-    return ManyWeights(len(config.data.findings), remat=config.model.remat)
+def tiny_network(data: DataConfig, model: ModelConfig) -> TinyNet:
+    """In the place of `MAKE_NETWORK`."""
+    return TinyNet(len(data.findings), remat=model.remat)
+
+
+def many_weights(data: DataConfig, model: ModelConfig) -> ManyWeights:
+    """In the place of `MAKE_NETWORK`."""
+    return ManyWeights(len(data.findings), remat=model.remat)

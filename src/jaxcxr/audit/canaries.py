@@ -29,8 +29,8 @@ from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.binding import Binding, bound_secret
 from jaxcxr.records.provenance import training_code_fingerprint
-from jaxcxr.training.plan import weights_digest
 from jaxcxr.training.step import make_step
+from jaxcxr.training.weights import weights_digest
 
 CONFIDENCE = 0.95
 ATTACKS = ("white-box alignment", "white-box variation", "black-box loss")

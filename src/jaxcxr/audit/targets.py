@@ -11,11 +11,11 @@ from jaxtyping import Array, PyTree
 
 from jaxcxr.config import Experiment
 from jaxcxr.errors import InputError
+from jaxcxr.models import network as networks
 from jaxcxr.privacy.clipping import Method
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training import objective
 from jaxcxr.training.objective import Gradients, UnitLoss
-from jaxcxr.training.plan import model_of
 
 Loss = Callable[[PyTree, Any], Array]
 """(parameters, (image, label)) -> loss of one image."""
@@ -86,14 +86,14 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
     if privacy is None or privacy.clipping != "flat":
         found = None if privacy is None else privacy.clipping
         raise InputError(f"privacy.clipping: an audit of the network expects 'flat', found {found!r}")
-    if config.training.optimizer == "least_squares":
+    if config.training.releases_moments:
         raise InputError(
             "training.optimizer: an audit of the network is of gradients; 'least_squares' releases moments"
         )
     if width < 1 or width % 32:
         raise InputError(f"--width: expected a multiple of 32 (groups of normalisation), found {width}")
-    model = model_of(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, width=width, dtype="float32"))
+    model = networks.make_network(
+        config.data, dataclasses.replace(config.model, width=width, dtype="float32")
     )
     training = config.training
     weights = np.ones(len(config.data.findings), np.float32)

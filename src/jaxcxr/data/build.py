@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import exclusive_lock, replacing
 from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
 from jaxcxr.data.images import Preprocessing
-from jaxcxr.data.journal import ShardTask, commit_shard, exclusive_lock, make_shard, prepare, write_whole
+from jaxcxr.data.journal import ShardTask, commit_shard, make_shard, prepare, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
 from jaxcxr.data.shards import shard_name
 from jaxcxr.data.store import (

@@ -6,18 +6,16 @@ committed once it is on the disk; until then the raw file is kept.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import exclusive_lock, replacing
 from jaxcxr.data.duplicates import perceptual_hash
 from jaxcxr.data.images import Preprocessing, decode_image, preprocess
 from jaxcxr.data.shards import ShardWriter, encode
@@ -168,30 +166,6 @@ def _as_array_record(task: ShardTask, raw: BinaryIO, entries: Sequence[dict[str,
             writer.write(encode(content, image_id))
     count, size = writer.close()
     return json.dumps({"count": count, "bytes": size, "entries": entries})
-
-
-class exclusive_lock:  # noqa: N801  used as a function
-    """Hold a lock file; raise InputError after waiting `patience` seconds. A dead process loses its lock."""
-
-    def __init__(self, path: Path, refusal: str, patience: float = 0.0) -> None:
-        self._path, self._refusal, self._patience = path, refusal, patience
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("w")
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self._file.close()
-                    raise InputError(self._refusal) from None
-                time.sleep(0.1)
-            else:
-                return
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,11 +1,7 @@
 """The bootstrap: how much the metrics would vary with other patients (the paper: 1,000 replicates).
 
-A bootstrap replicate is a vector of multiplicities: how often each patient (or image) was sampled. A metric
-needs weighted sums over images: per level of probability (`metrics.levels`) for the areas under the curves
-and for Youden's criterion, over all images for the others. So the images are sorted into levels once, in a
-sparse matrix with one column per patient; a replicate is a product with this matrix, then cumulative sums
-over the levels. Counts are whole numbers until the last division, so ties in probability or in Youden's index
-are exact.
+A bootstrap replicate is a vector of multiplicities: how often each patient (or image) was sampled. The counts
+that the metrics need are computed for many replicates at once (`eval.counts`).
 
 Replicate r of a seed depends on the seed, on r and on the patients (or the number) of the test rows, never on
 a probability or a label. Two models with predictions for the same rows in the same order, and two groups of
@@ -25,12 +21,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt16
-from scipy.sparse import csr_array
 from scipy.special import expit, logit
 from scipy.stats import t
 
 from jaxcxr.errors import InputError
-from jaxcxr.eval.metrics import CALIBRATION_BINS, METRICS, Levels, calibration_bin, levels
+from jaxcxr.eval.counts import Sums, counted, sums_of
+from jaxcxr.eval.metrics import METRICS, metrics_of
 
 Resample = Literal["patient", "image"]
 
@@ -38,9 +34,6 @@ BLOCK = 16
 """Replicates that a thread handles at once: few enough for its arrays to stay in the CPU cache."""
 
 MAX_THREADS = 8
-
-EXACT_IN_FLOAT32 = 2**22
-"""Largest sample for which float32 counts exactly (to 2^24), with room for replicates of more images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,114 +93,6 @@ def all_multiplicities(count: int, seed: int, redraws: int) -> UInt16[np.ndarray
     return sampled.T
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sums:
-    """Matrices that turn multiplicities into the sums of one finding in one group.
-
-    Rows of `counts`: positives per level; negatives per level and below the lowest; negatives tied with a
-    level (where there are any); positives, and negatives, called at a threshold given beforehand. Rows of
-    `values`: probability minus label per calibration bin, then its square.
-    """
-
-    levels: Levels
-    tied: Int[np.ndarray, " tied"]
-    counts: csr_array
-    values: csr_array
-    threshold: float | None
-
-
-def _sums(
-    y: Float[np.ndarray, " n"],
-    p: Float[np.ndarray, " n"],
-    cluster: Int[np.ndarray, " n"],
-    threshold: float | None,
-) -> _Sums:
-    at = levels(y, p)
-    count, width = at.thresholds.size, int(cluster.max(initial=-1)) + 1
-    tied = np.unique(at.negative_level[at.negative_tied])
-    tied_row = 2 * count + 1 + np.searchsorted(tied, at.negative_level[at.negative_tied])
-    last = 2 * count + 1 + tied.size
-    called = p >= (np.nan if threshold is None else threshold)
-    called_positives, called_negatives = (
-        at.positives[called[at.positives]],
-        at.negatives[called[at.negatives]],
-    )
-    images = [at.positives, at.negatives, at.negatives[at.negative_tied], called_positives, called_negatives]
-    rows = [at.positive_level, count + at.negative_level, tied_row]
-    rows += [np.full(called_positives.size, last), np.full(called_negatives.size, last + 1)]
-    row, image = np.concatenate(rows), np.concatenate(images)
-    exact = np.float32 if len(y) < EXACT_IN_FLOAT32 else np.float64
-    counts = csr_array((np.ones(len(image), exact), (row, cluster[image])), shape=(last + 2, width))
-
-    known = np.concatenate([at.positives, at.negatives])
-    error = p[known] - y[known]
-    bins = np.concatenate([calibration_bin(p[known]), np.full(known.size, CALIBRATION_BINS)])
-    errors = np.concatenate([error, error**2])
-    values = csr_array((errors, (bins, np.tile(cluster[known], 2))), shape=(CALIBRATION_BINS + 1, width))
-    return _Sums(at, tied, counts, values, threshold)
-
-
-def _drawn_metrics(
-    sums: _Sums, exact: Float[np.ndarray, "clusters draws"], double: Float[np.ndarray, "clusters draws"]
-) -> tuple[Float[np.ndarray, "metrics draws"], Float[np.ndarray, " draws"]]:
-    """The metrics of one finding in one group for a block of draws, and the threshold of each draw.
-
-    `exact` and `double` are the same multiplicities, in the dtype of `counts` and of `values`.
-    """
-    draws, count = double.shape[1], sums.levels.thresholds.size
-    if sums.levels.one_class:
-        return np.full((len(METRICS), draws), np.nan), np.full(draws, np.nan)
-    counted = sums.counts @ exact
-    positives = counted[:count].astype(np.float64)
-    # In place and in single precision: cumulative sums are the slowest part.
-    np.cumsum(counted[:count], axis=0, out=counted[:count])
-    np.cumsum(counted[count : 2 * count + 1], axis=0, out=counted[count : 2 * count + 1])
-    n_positive, n_negative = counted[count - 1].astype(np.float64), counted[2 * count].astype(np.float64)
-    tp, fp = counted[:count].astype(np.float64), counted[count : 2 * count].astype(np.float64)
-
-    # A pair with the negative below counts 1, a tie 1/2; doubled, both are whole numbers.
-    beaten_twice = 2 * (n_negative - fp)
-    beaten_twice[sums.tied] += counted[2 * count + 1 : -2]
-    won_twice = np.einsum("kd,kd->d", positives, beaten_twice)
-    precision_summed = np.einsum("kd,kd->d", positives, tp / np.maximum(tp + fp, 1))
-
-    if sums.threshold is None:
-        index = tp * n_negative - fp * n_positive
-        best = (np.argmax(index, axis=0), np.arange(draws))
-        beats_chance = index[best] > 0
-        called_p, called_n = np.where(beats_chance, tp[best], 0), np.where(beats_chance, fp[best], 0)
-        thresholds = np.where(beats_chance, sums.levels.thresholds[best[0]], np.inf)
-    else:
-        called_p, called_n = counted[-2].astype(np.float64), counted[-1].astype(np.float64)
-        thresholds = np.full(draws, sums.threshold)
-    if sums.threshold is not None and np.isnan(sums.threshold):
-        called_p, called_n = np.full(draws, np.nan), np.full(draws, np.nan)
-
-    errors = sums.values @ double
-    n = n_positive + n_negative
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sensitivity, specificity = called_p / n_positive, (n_negative - called_n) / n_negative
-        by_name = {
-            "auroc": won_twice / (2 * n_positive * n_negative),
-            "accuracy": (called_p + n_negative - called_n) / n,
-            "sensitivity": sensitivity,
-            "specificity": specificity,
-            "average_precision": precision_summed / n_positive,
-            "balanced_accuracy": (sensitivity + specificity) / 2,
-            "f1": 2 * called_p / (called_p + called_n + n_positive),
-            "brier": errors[-1] / n,
-            "ece": np.abs(errors[:-1]).sum(axis=0) / n,
-            "calibration_in_the_large": errors[:-1].sum(axis=0) / n,
-            "selection_rate": (called_p + called_n) / n,
-            "underdiagnosis_rate": (n_positive - called_p) / n_positive,
-        }
-    result = np.stack([by_name[metric] for metric in METRICS])
-    undefined = (n_positive == 0) | (n_negative == 0)
-    result[:, undefined] = np.nan
-    thresholds[undefined] = np.nan
-    return result, thresholds
-
-
 def bootstrap(
     test: pd.DataFrame,
     findings: Sequence[str],
@@ -243,8 +128,8 @@ def bootstrap(
     blocks = [slice(first, min(first + BLOCK, 1 + redraws)) for first in range(0, 1 + redraws, BLOCK)]
     labels = {f: test[f"y_{f}"].to_numpy(np.float64) for f in findings}
     scores = {f: test[f"p_{f}"].to_numpy(np.float64) for f in findings}
-    metrics = np.empty((len(groups), len(findings), len(METRICS), 1 + redraws))
-    chosen = np.empty((len(groups), len(findings), 1 + redraws))
+    metrics = np.full((len(groups), len(findings), len(METRICS), 1 + redraws), np.nan)
+    chosen = np.full((len(groups), len(findings), 1 + redraws), np.nan)
     missed = np.full((len(groups), 1 + redraws), np.nan)
     ill = np.any([y == 1 for y in labels.values()], axis=0)
 
@@ -252,16 +137,17 @@ def bootstrap(
         for f, finding in enumerate(findings):
             cut = None if thresholds is None else float(thresholds[f])
             prepared = [
-                _sums(np.where(mask, labels[finding], np.nan), scores[finding], cluster, cut)
+                sums_of(np.where(mask, labels[finding], np.nan), scores[finding], cluster, cut)
                 for mask in groups
             ]
 
-            def fill(block: slice, f: int = f, prepared: Sequence[_Sums] = prepared) -> None:
+            def fill(block: slice, f: int = f, prepared: Sequence[Sums] = prepared) -> None:
                 # Row-major: products with sparse matrices add whole rows.
                 double = sampled[:, block].astype(np.float64, order="C")
                 exact = double.astype(prepared[0].counts.dtype) if prepared else double
                 for g, sums in enumerate(prepared):
-                    metrics[g, f, :, block], chosen[g, f, block] = _drawn_metrics(sums, exact, double)
+                    if (counts := counted(sums, exact, double)) is not None:
+                        metrics[g, f, :, block], chosen[g, f, block] = metrics_of(counts), counts.thresholds
 
             list(threads.map(fill, blocks))
 

@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
 from jaxcxr.eval.bootstrap import all_multiplicities
-from jaxcxr.eval.metrics import CALIBRATION_BINS, calibration_bin
+from jaxcxr.eval.counts import CALIBRATION_BINS, calibration_bin
 
 CURVE_REPLICATES = 200
 """Replicates of a plotted band; numbers in tables use the number in the configuration."""

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.bootstrap import bootstrap, clusters, std_paper
 from jaxcxr.eval.delong import delong
-from jaxcxr.eval.fairness import DIFFERENCED, GAPS, Judged, best_of, difference, gaps, rest_name, with_average
+from jaxcxr.eval.fairness import GAPS, Judged, best_of, difference, gaps, rest_name, with_average
 from jaxcxr.eval.groups import Group, make_groups
-from jaxcxr.eval.metrics import METRICS, NEED_A_THRESHOLD, ThresholdPolicy, choose_thresholds
+from jaxcxr.eval.metrics import COMPARED, METRICS, NEED_A_THRESHOLD, ThresholdPolicy, choose_thresholds
 
 NO_FINDING = "no_finding_among_ill"
 """Underdiagnosis: share of images with any finding on which none is called; its finding is `any`."""
@@ -249,7 +249,7 @@ def _rest_rows(group: Group, findings: Sequence[str], own: Judged, rest: Judged)
             counts["note"] = "" if over == EVERY else over or counts["note"] or "not defined"
         elif not counts["note"] and rest.notes[f]:
             counts["note"] = f"rest {rest.notes[f]}"
-        for metric in DIFFERENCED:
+        for metric in COMPARED:
             yield (
                 base | counts | {"finding": finding, "metric": rest_name(metric)},
                 differences[f, METRICS.index(metric)],

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcxr.eval.bootstrap import average
-from jaxcxr.eval.metrics import BETTER, METRICS
+from jaxcxr.eval.metrics import BETTER, COMPARED, METRICS
 
 REST_NAMES: Mapping[str, str] = MappingProxyType(
     {"accuracy": "statistical_parity_difference", "selection_rate": "selection_rate_difference"}
@@ -36,12 +36,6 @@ GAPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Largest differences between any two groups -> the metrics over which the maximum is taken."""
-
-DIFFERENCED: tuple[str, ...] = tuple(metric for metric in METRICS if metric != "ece")
-"""Metrics that are compared between groups.
-
-Not the expected calibration error: it is larger in smaller groups even with equal calibration.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +96,7 @@ def best_of(
     lower = np.array([BETTER.get(metric) == "lower" for metric in METRICS])
     points[:, :, lower] *= -1
     comparable = (~np.isnan(points)).sum(axis=0) >= 2
-    comparable &= np.array([metric in BETTER and metric in DIFFERENCED for metric in METRICS])
+    comparable &= np.array([metric in BETTER and metric in COMPARED for metric in METRICS])
     best = np.where(comparable, np.argmax(np.where(np.isnan(points), -np.inf, points), axis=0), -1)
     differences = np.full(values.shape, np.nan)
     for m in range(len(METRICS)):

@@ -1,116 +1,160 @@
 """Metrics of one finding, and the threshold at which an image is called positive.
 
-Labels are 1, 0 or NaN (unknown, left out). An image is called positive if its probability is at least the
-threshold, as in scikit-learn's `roc_curve`. If only one class of a finding is labelled, all its metrics are
-NaN ('not defined').
+A metric is a function of counts (`eval.counts`), for one draw of images or many; its name is the function's,
+and `DEFINITIONS` holds its properties. Labels are 1, 0 or NaN (unknown, left out). An image is called
+positive if its probability is at least the threshold, as in scikit-learn's `roc_curve`. If only one class of
+a finding is labelled, all its metrics are NaN ('not defined').
 Source: the paper's Quantitative Evaluation and Statistical Analysis for the first four metrics and Youden's
 criterion.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
-from sklearn.metrics import average_precision_score, roc_auc_score
+from jaxtyping import Float
 
 from jaxcxr.errors import InputError
-
-METRICS: tuple[str, ...] = (
-    "auroc",
-    "accuracy",
-    "sensitivity",
-    "specificity",
-    "average_precision",
-    "balanced_accuracy",
-    "f1",
-    "brier",
-    "ece",
-    "calibration_in_the_large",
-    "selection_rate",
-    "underdiagnosis_rate",
-)
-"""The metrics, in the order of every array of them."""
-
-NEED_A_THRESHOLD: frozenset[str] = frozenset(
-    {
-        "accuracy",
-        "sensitivity",
-        "specificity",
-        "balanced_accuracy",
-        "f1",
-        "selection_rate",
-        "underdiagnosis_rate",
-    }
-)
-
-BETTER: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(("auroc", "accuracy", "sensitivity", "specificity", "average_precision"), "higher")
-    | {
-        "balanced_accuracy": "higher",
-        "f1": "higher",
-        "brier": "lower",
-        "ece": "lower",
-        "underdiagnosis_rate": "lower",
-    }
-)
-"""The better direction of each metric; selection rate and mean calibration error have none."""
-
-CALIBRATION_BINS = 10
-"""Bins of equal width, [0, 0.1) to [0.9, 1], of the expected calibration error."""
+from jaxcxr.eval.counts import Counts, counted, levels, sums_of
 
 ThresholdPolicy = Literal["youden_test_per_draw", "youden_test", "youden_validation", "fixed"]
+Draws = Float[np.ndarray, " draws"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Levels:
-    """The images of one finding, sorted into levels: one per distinct probability of a positive image.
-
-    Level 0 is the highest probability of a positive image, level 1 the next. With a falling threshold,
-    Youden's index rises only at a positive image, so these probabilities are the only candidates for its
-    threshold, whatever the multiplicities of the images, and the areas under both curves are sums over them.
+class Metric:
+    """A metric, and what tables and comparisons must know about it.
 
     Attributes:
-        thresholds: the distinct probabilities of the positive images, highest first.
-        positives, negatives: rows with that label.
-        positive_level: level of each positive image.
-        negative_level: for each negative image, the first level at which it is called positive; the number of
-            levels if there is none.
-        negative_tied: whether its probability equals that of its level, so that it ties with the positives
-            there.
+        of: its definition; a division by zero gives NaN.
+        better: the better direction; None if there is none.
+        needs_threshold: whether it depends on which images are called positive.
+        compared: whether groups are compared by it.
     """
 
-    thresholds: Float[np.ndarray, " k"]
-    positives: Int[np.ndarray, " p"]
-    negatives: Int[np.ndarray, " q"]
-    positive_level: Int[np.ndarray, " p"]
-    negative_level: Int[np.ndarray, " q"]
-    negative_tied: Bool[np.ndarray, " q"]
+    of: Callable[[Counts], Draws]
+    better: Literal["higher", "lower"] | None
+    needs_threshold: bool = False
+    compared: bool = True
 
     @property
-    def one_class(self) -> bool:
-        """Whether positives or negatives are missing, so that no metric is defined."""
-        return not (self.positives.size and self.negatives.size)
+    def name(self) -> str:
+        """Its name in every table."""
+        return self.of.__name__
 
 
-def levels(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> Levels:
-    """Sort the labelled images of a finding into levels."""
+def auroc(c: Counts) -> Draws:
+    """Area under the ROC curve; a tie between a positive and a negative counts one half."""
+    return c.won_twice / (2 * c.positives * c.negatives)
+
+
+def accuracy(c: Counts) -> Draws:
+    """Share of images that are called correctly."""
+    return (c.called_positives + c.negatives - c.called_negatives) / c.images
+
+
+def sensitivity(c: Counts) -> Draws:
+    """Share of positives that are called positive."""
+    return c.called_positives / c.positives
+
+
+def specificity(c: Counts) -> Draws:
+    """Share of negatives that are called negative."""
+    return (c.negatives - c.called_negatives) / c.negatives
+
+
+def average_precision(c: Counts) -> Draws:
+    """The step-wise area under precision over recall (scikit-learn's definition)."""
+    return c.precision_summed / c.positives
+
+
+def balanced_accuracy(c: Counts) -> Draws:
+    """Mean of sensitivity and specificity."""
+    return (sensitivity(c) + specificity(c)) / 2
+
+
+def f1(c: Counts) -> Draws:
+    """Harmonic mean of precision and sensitivity."""
+    return 2 * c.called_positives / (c.called + c.positives)
+
+
+def brier(c: Counts) -> Draws:
+    """Mean squared difference between probability and label."""
+    return c.squared_errors / c.images
+
+
+def ece(c: Counts) -> Draws:
+    """Expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by images."""
+    return np.abs(c.errors_by_bin).sum(axis=0) / c.images
+
+
+def calibration_in_the_large(c: Counts) -> Draws:
+    """Mean probability minus the share of positives; positive if the model overpredicts."""
+    return c.errors_by_bin.sum(axis=0) / c.images
+
+
+def selection_rate(c: Counts) -> Draws:
+    """Share of images that are called positive."""
+    return c.called / c.images
+
+
+def underdiagnosis_rate(c: Counts) -> Draws:
+    """Share of positives that are called negative."""
+    return (c.positives - c.called_positives) / c.positives
+
+
+DEFINITIONS: tuple[Metric, ...] = (
+    Metric(auroc, "higher"),
+    Metric(accuracy, "higher", needs_threshold=True),
+    Metric(sensitivity, "higher", needs_threshold=True),
+    Metric(specificity, "higher", needs_threshold=True),
+    Metric(average_precision, "higher"),
+    Metric(balanced_accuracy, "higher", needs_threshold=True),
+    Metric(f1, "higher", needs_threshold=True),
+    Metric(brier, "lower"),
+    # not compared: it is larger in smaller groups even with equal calibration
+    Metric(ece, "lower", compared=False),
+    Metric(calibration_in_the_large, None),
+    Metric(selection_rate, None, needs_threshold=True),
+    Metric(underdiagnosis_rate, "lower", needs_threshold=True),
+)
+METRICS: tuple[str, ...] = tuple(metric.name for metric in DEFINITIONS)
+"""The metrics, in the order of every array of them."""
+NEED_A_THRESHOLD = frozenset(metric.name for metric in DEFINITIONS if metric.needs_threshold)
+BETTER: Mapping[str, str] = MappingProxyType(
+    {metric.name: metric.better for metric in DEFINITIONS if metric.better is not None}
+)
+"""The better direction of each metric; selection rate and mean calibration error have none."""
+COMPARED: tuple[str, ...] = tuple(metric.name for metric in DEFINITIONS if metric.compared)
+"""Metrics that are compared between groups."""
+
+
+def metrics_of(counts: Counts) -> Float[np.ndarray, "metrics draws"]:
+    """Every metric in every draw, in the order of `METRICS`; NaN in draws with only one class."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.stack([metric.of(counts) for metric in DEFINITIONS])
+    values[:, (counts.positives == 0) | (counts.negatives == 0)] = np.nan
+    return values
+
+
+def point_metrics(
+    y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float
+) -> dict[str, float]:
+    """Every metric of one finding, by name; with a NaN threshold, those that need one are NaN.
+
+    Args:
+        y: labels 1, 0 or NaN.
+        p: probabilities.
+        threshold: at which images are called positive.
+    """
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
-    positives, negatives = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-    thresholds = np.unique(p[positives])[::-1]
-    negative_level = np.searchsorted(-thresholds, -p[negatives], side="left")
-    reached = np.append(thresholds, np.nan)[negative_level]
-    return Levels(
-        thresholds=thresholds,
-        positives=positives,
-        negatives=negatives,
-        positive_level=np.searchsorted(-thresholds, -p[positives], side="left"),
-        negative_level=negative_level,
-        negative_tied=reached == p[negatives],
-    )
+    once = np.ones((len(y), 1))
+    counts = counted(sums_of(y, p, np.arange(len(y)), threshold), once, once)
+    values = np.full((len(METRICS), 1), np.nan) if counts is None else metrics_of(counts)
+    return dict(zip(METRICS, values[:, 0].tolist(), strict=True))
 
 
 def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> float:
@@ -136,57 +180,6 @@ def youden_threshold(y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"]) -> 
     index = true_positives * at.negatives.size - false_positives * at.positives.size
     best = int(np.argmax(index))
     return float(at.thresholds[best]) if index[best] > 0 else np.inf
-
-
-def point_metrics(
-    y: Float[np.ndarray, " n"], p: Float[np.ndarray, " n"], threshold: float
-) -> dict[str, float]:
-    """Every metric of one finding, by name; with a NaN threshold, those that need one are NaN.
-
-    - `auroc`: a tie between a positive and a negative counts one half; `average_precision`: the step-wise
-      area under precision over recall (scikit-learn's definition).
-    - `accuracy`, `sensitivity`, `specificity`, `balanced_accuracy` (mean of the two before it), `f1`: at the
-      threshold.
-    - `brier`: mean squared difference between probability and label.
-    - `ece`: expected calibration error over `CALIBRATION_BINS` bins of equal width, weighted by number of
-      images.
-    - `calibration_in_the_large`: mean probability minus the share of positives; positive if the model
-      overpredicts.
-    - `selection_rate`: share of images called positive; `underdiagnosis_rate`: share of positive images
-      called negative.
-    """
-    y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)
-    known = ~np.isnan(y)
-    y, p = y[known], p[known]
-    if not ((y == 1).any() and (y == 0).any()):
-        return dict.fromkeys(METRICS, np.nan)
-    called, positive = p >= threshold, y == 1
-    found = float(called[positive].mean())
-    spared = float((~called[~positive]).mean())
-    hits = float((called & positive).sum())
-    values = {
-        "auroc": float(roc_auc_score(y, p)),
-        "accuracy": float((called == positive).mean()),
-        "sensitivity": found,
-        "specificity": spared,
-        "average_precision": float(average_precision_score(y, p)),
-        "balanced_accuracy": (found + spared) / 2,
-        "f1": 2 * hits / float(called.sum() + positive.sum()),
-        "brier": float(np.mean((p - y) ** 2)),
-        "ece": float(np.abs(np.bincount(calibration_bin(p), p - y)).sum() / len(y)),
-        "calibration_in_the_large": float(np.mean(p - y)),
-        "selection_rate": float(called.mean()),
-        "underdiagnosis_rate": float((~called[positive]).mean()),
-    }
-    if np.isnan(threshold):
-        values |= dict.fromkeys(NEED_A_THRESHOLD, np.nan)
-    return values
-
-
-def calibration_bin(p: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Index of each probability's calibration bin; the last bin includes 1."""
-    edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
-    return np.clip(np.searchsorted(edges, p, side="right") - 1, 0, CALIBRATION_BINS - 1)
 
 
 def choose_thresholds(

@@ -12,7 +12,7 @@ from jaxcxr.data.store import Split, Store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.predictions import SCHEMA_VERSION
 from jaxcxr.inference import Model
-from jaxcxr.training.plan import model_of
+from jaxcxr.models import network as networks
 
 GROUP_COLUMNS = ("age", "sex", "view", "comorbidities")
 PIECE = 1024
@@ -27,7 +27,8 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
     """
     if not len(store.split("test")):
         raise InputError(f"{store.path}: there are no test images to predict")
-    model = Model(config.data.findings, store.size, model_of(config), params, config.model.prediction_views)
+    network = networks.make_network(config.data, config.model)
+    model = Model(config.data.findings, store.size, network, params, config.model.prediction_views)
     frames = []
     for name in ("valid", "test"):
         split = store.split(name, config.data.findings)

@@ -6,13 +6,13 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-HEAD = "head"
+from jaxcxr.models.network import HEAD
 
 
 def with_features(
     model: nn.Module, params: PyTree, image: Any
 ) -> tuple[Float[Array, "findings"], Float[Array, "features"]]:
-    """Logits of an image, and its features: the input of the dense layer named `head`."""
+    """Logits of an image, and its features: the input of the dense layer named `HEAD`."""
     seen: list[Any] = []
 
     def look(

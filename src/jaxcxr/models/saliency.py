@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
-from jaxcxr.models.resnet9 import ResNet9
-
-LAST_STAGE = "stage4_block1"
+from jaxcxr.models.network import HEAD, LAST_BLOCK, Network
 
 
 def integrated_gradients(
-    model: ResNet9, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
+    model: Network, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int, steps: int = 64
 ) -> Float[np.ndarray, "h w"]:
     """Each pixel's share of logit(image) - logit(black image), by the midpoint rule.
 
@@ -47,15 +45,15 @@ def integrated_gradients(
 
 
 def activation_map(
-    model: ResNet9, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int
+    model: Network, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int
 ) -> Float[np.ndarray, "i j"]:
     """Contribution of each cell of the last map to the logit; the sum is the logit without its bias."""
     _, state = model.apply(
         params,
         jnp.asarray(image),
-        capture_intermediates=lambda module, _: module.name == LAST_STAGE,
+        capture_intermediates=lambda module, _: module.name == LAST_BLOCK,
         mutable=["intermediates"],
     )
-    features = jnp.asarray(state["intermediates"][LAST_STAGE]["__call__"][0], jnp.float32)  # type: ignore[index]
-    kernel = params["params"]["head"]["kernel"][:, finding]
+    features = jnp.asarray(state["intermediates"][LAST_BLOCK]["__call__"][0], jnp.float32)  # type: ignore[index]
+    kernel = params["params"][HEAD]["kernel"][:, finding]
     return np.asarray(features @ kernel) / (features.shape[0] * features.shape[1])

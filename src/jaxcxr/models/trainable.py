@@ -5,31 +5,30 @@ less adaptable network. The choice must not depend on private data.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import PyTree
 
+from jaxcxr.config import Scope
 from jaxcxr.errors import InputError
-
-Scope = Literal["all", "head", "head_and_norm", "last_stage"]
-"""`all`; `head` (the last layer); `head_and_norm` (also scales and biases of every norm); `last_stage` (stage
-4 and the head).
-"""
-LAST_STAGE = "stage4"
+from jaxcxr.models.network import is_head, is_last_stage, is_norm
 
 
 def is_trained(scope: Scope, path: Sequence[str]) -> bool:
-    """Whether the parameter at `path`, such as ("stage4_block1", "conv1", "kernel"), is trained."""
-    in_head = path[0] == "head"
+    """Whether the parameter at `path`, such as ("stage4_block1", "conv1", "kernel"), is trained.
+
+    `head` is the last layer, `head_and_norm` also the scales and biases of every norm, `last_stage` the last
+    stage and the head.
+    """
     match scope:
         case "all":
             return True
         case "head":
-            return in_head
+            return is_head(path)
         case "head_and_norm":
-            return in_head or path[-1] == "scale" or (path[-1] == "bias" and "norm" in path[-2])
+            return is_head(path) or is_norm(path)
         case "last_stage":
-            return in_head or path[0].startswith(LAST_STAGE)
+            return is_head(path) or is_last_stage(path)
 
 
 def trained_mask(scope: Scope, params: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ TRAINS = (
     "accounting",
     "per_example",
     "privacy",
+    "records",
     "models",
     "training",
     "data/augment.py",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from jaxcxr.config import Experiment, load
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.release.check import check_release
 from jaxcxr.release.gate import MARK, final_params, passage
 from jaxcxr.release.write import write_release
+from jaxcxr.run_folder import read_config
 
 RELEASE = "release"
 WATERMARKED = MARK
@@ -65,7 +65,7 @@ def build_release(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
-            write_release(part, params, load(Experiment, run / "config.yaml"), found.card, found.against)
+            write_release(part, params, read_config(run), found.card, found.against)
             verdict = (
                 None
                 if found.against
@@ -82,4 +82,4 @@ def build_release(
 
 def _manifest_of(run: Path, store: Path | None) -> pd.DataFrame:
     """The manifest of the cohort's store, which `passage` has compared with the run."""
-    return open_store(store or load(Experiment, run / "config.yaml").data.store).manifest
+    return open_store(store or read_config(run).data.store).manifest

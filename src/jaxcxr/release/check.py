@@ -25,14 +25,13 @@ from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
-from jaxcxr.records.spent import FACTS
+from jaxcxr.models import network as networks
 from jaxcxr.release.identifiers import SHORT, Identifiers
 from jaxcxr.release.register import register_of
 from jaxcxr.release.write import (
     BLANK,
     CARD_HTML,
     CARD_JSON,
-    CONFIG,
     ORBAX,
     SOURCES,
     WEIGHTS,
@@ -43,8 +42,8 @@ from jaxcxr.release.write import (
 from jaxcxr.report.card.card import differing, recomputed
 from jaxcxr.report.card.card_facts import COUNTS, films_a_step, released_by
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
-from jaxcxr.training.checkpoint import nested_weights
-from jaxcxr.training.plan import model_of, weights_digest
+from jaxcxr.run_folder import CONFIG, is_run, read_config
+from jaxcxr.training.weights import nested_weights, weights_digest
 
 _LEAST_IN_WEIGHTS = 6
 _HEADER_AT_MOST = 1 << 20
@@ -135,9 +134,9 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
 
 
 def _store_of_run(run: Path) -> Path | None:
-    if not (run / FACTS).is_file() or not (run / CONFIG).is_file():
+    if not is_run(run):
         return None
-    store = Path(load_config(Experiment, run / CONFIG).data.store)
+    store = Path(read_config(run).data.store)
     return store if store.is_dir() else None
 
 
@@ -260,10 +259,8 @@ def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndar
 
 def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter of the network that a configuration describes, by its path."""
-    image = jax.ShapeDtypeStruct((config.data.size, config.data.size), np.uint8)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(
-        jax.eval_shape(model_of(config).init, jax.random.key(0), image)
-    )
+    network = networks.make_network(config.data, config.model)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(networks.shapes_of(network, config.data.size))
     return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
 
 

@@ -18,18 +18,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
-from jaxcxr.records.spent import CHECKPOINTS, CONFIG, FACTS, Spent, newest_checkpoint, spent_of
+from jaxcxr.records.spent import Spent, spent_of
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.register import Register, held
 from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_run
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
+from jaxcxr.run_folder import CHECKPOINTS, CONFIG, has_facts, newest_checkpoint, read_config
 from jaxcxr.training.averaging import weights_to_use
-from jaxcxr.training.checkpoint import weights_folder
-from jaxcxr.training.plan import weights_digest
+from jaxcxr.training.weights import weights_digest, weights_folder
 
 NO_PRIVACY = "trained without privacy: there is no promise to anybody whose images were used"
 STARTED_FROM_ITS_OWN = (
@@ -101,7 +100,7 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
         raise InputError(
             f"{source}: no such file or folder; expected weights, a run, a weights folder or a release"
         )
-    elif (source / FACTS).exists() or (source / CHECKPOINTS).exists():
+    elif has_facts(source) or (source / CHECKPOINTS).exists():
         spent = spent_of(source)
         if spent is None:
             yield Passage(source, "run", (NO_PRIVACY,))
@@ -127,7 +126,7 @@ def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passag
         card = card_of(facts)
         yield Passage(run, "run", tuple(card.reasons_against_release), card)
         return
-    with held(store or Path(load(Experiment, run / CONFIG).data.store), spent, run) as register:
+    with held(store or Path(read_config(run).data.store), spent, run) as register:
         weights = weights_digest(final_params(run))
         reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
         siblings = tuple(register.siblings_of(run, spent, weights))

@@ -9,13 +9,13 @@ another store and another register.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxcxr.data.journal import exclusive_lock
+from jaxcxr.atomic import exclusive_lock
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.records.chain import chained, read_chain
@@ -34,7 +34,7 @@ class _Registered(BaseModel):
 
     Attributes:
         run: public name of its run, by which a copy of the run's secret is recognised.
-        weights: SHA-256 of its parameters (`training.plan.weights_digest`).
+        weights: SHA-256 of its parameters (`training.weights.weights_digest`).
         delta: of its claim.
         sibling: its row on later cards.
     """
@@ -205,15 +205,11 @@ def held(store: Path, spent: Spent, run: Path) -> Iterator[Register]:
         )
     if open_store(store).fingerprint != spent.terms.data_fingerprint:
         raise InputError(f"{store}: holds another cohort than the one that {run} was trained on; {where}")
-    lock = exclusive_lock(
-        store / LOCK, f"{store}: another model of this cohort is being released; try again", _PATIENCE
-    )
-    with _writable(store):
-        lock.__enter__()
-    try:
+    busy = f"{store}: another model of this cohort is being released; try again"
+    with ExitStack() as held:
+        with _writable(store):
+            held.enter_context(exclusive_lock(store / LOCK, busy, _PATIENCE))
         yield Register(store / REGISTER, spent.terms.data_fingerprint)
-    finally:
-        lock.__exit__()
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from jaxcxr import __version__
 from jaxcxr.config import EvaluationConfig, Experiment, dump
 from jaxcxr.report.card.card import write_card
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
-from jaxcxr.training.checkpoint import PACKAGED, flat_weights, weights_folder
+from jaxcxr.run_folder import CONFIG
+from jaxcxr.training.weights import PACKAGED, flat_weights, weights_folder
 
-WEIGHTS, CONFIG, CARD_JSON, CARD_HTML, ORBAX = (
+WEIGHTS, CARD_JSON, CARD_HTML, ORBAX = (
     "model.safetensors",
-    "config.yaml",
     "privacy_card.json",
     "privacy_card.html",
     "orbax",

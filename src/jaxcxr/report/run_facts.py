@@ -13,11 +13,12 @@ import yaml
 
 from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.records.spent import CONFIG, FACTS, spent_of
-from jaxcxr.records.spent import read_facts as read_run_facts
+from jaxcxr.records.spent import spent_of
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.verdicts import found_by_attack, strength, strength_sentence
 from jaxcxr.report.wording import counted
+from jaxcxr.run_folder import CONFIG, is_run
+from jaxcxr.run_folder import read_facts as read_run_facts
 
 UNITS: Mapping[str, str] = {
     "image": "one image",
@@ -80,7 +81,7 @@ def read_facts(folder: Path) -> Facts | None:
         InputError: a file cannot be read, or the ledger of a private run is missing, damaged or at odds with
             the run.
     """
-    if not all((folder / name).is_file() for name in (FACTS, CONFIG)):
+    if not is_run(folder):
         return None
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))

@@ -11,12 +11,21 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import read_evaluation
 from jaxcxr.eval.predictions import read_predictions
-from jaxcxr.records.spent import is_private
-from jaxcxr.records.spent import read_facts as run_facts
 from jaxcxr.report.evaluation_facts import estimate
 from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
 from jaxcxr.report.page.run_page import run_page, write_page
 from jaxcxr.report.run_facts import Facts, read_facts
+from jaxcxr.run_folder import (
+    EVALUATION,
+    FIGURES,
+    PREDICTIONS,
+    UNTOUCHED,
+    is_evaluated,
+    is_private,
+    is_run,
+    runs_in,
+)
+from jaxcxr.run_folder import read_facts as run_facts
 
 
 def report_run(
@@ -42,8 +51,8 @@ def report_run(
     Returns:
         The page.
     """
-    predictions, findings = read_predictions(folder / "predictions.parquet")
-    draw_curves(predictions, findings, folder / "figures", config, anew=False)
+    predictions, findings = read_predictions(folder / PREDICTIONS)
+    draw_curves(predictions, findings, folder / FIGURES, config, anew=False)
     facts = read_facts(folder)
     if comparison is None and beside:
         comparison = against_non_private(folder, facts, config)
@@ -52,13 +61,13 @@ def report_run(
     place = folder.resolve()
     page = run_page(
         f"{place.parent.name}/{place.name}",
-        read_evaluation(folder / "evaluation.csv"),
+        read_evaluation(folder / EVALUATION),
         predictions,
         findings,
         facts=facts,
         comparison=comparison,
         films=films,
-        figures=folder / "figures",
+        figures=folder / FIGURES,
         start=start,
     )
     return write_page(page, folder)
@@ -89,10 +98,6 @@ def against_non_private(folder: Path, facts: Facts | None, config: EvaluationCon
     return compare(a, b, findings, config)
 
 
-UNTOUCHED = "untouched"
-"""Folder beside the runs of a sweep with the predictions of the weights that their training started from."""
-
-
 def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] | None:
     """Average AUROC of the weights that a run started from minus that of the run, paired.
 
@@ -100,7 +105,7 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
         The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run.
     """
     beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
-    if not all((beside / name).is_file() for name in ("run.json", "predictions.parquet")):
+    if not is_run(beside) or not (beside / PREDICTIONS).is_file():
         return None
     theirs = run_facts(beside)
     start = own.get("initial_weights_sha256")
@@ -119,13 +124,13 @@ def non_private_beside(folder: Path) -> Path | None:
         Its folder; None if there is none, or more than one, between which nobody has chosen.
     """
     own = run_facts(folder).get("store_fingerprint")
-    found = []
-    for facts in sorted(folder.resolve().parent.glob("*/run.json")):
-        there = facts.parent
-        if there == folder.resolve() or not all(
-            (there / name).is_file() for name in ("config.yaml", "evaluation.csv")
-        ):
-            continue
-        if not is_private(there) and run_facts(there).get("store_fingerprint") == own:
-            found.append(there)
+    beside = [run for run in runs_in(folder.resolve().parent) if run != folder.resolve()]
+    found = [
+        run
+        for run in beside
+        if is_run(run)
+        and is_evaluated(run)
+        and not is_private(run)
+        and run_facts(run).get("store_fingerprint") == own
+    ]
     return found[0] if len(found) == 1 else None

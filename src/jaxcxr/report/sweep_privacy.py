@@ -13,8 +13,9 @@ from jaxcxr.accounting.selection import Repetitions, choose_best, publish_all
 from jaxcxr.atomic import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Terms
-from jaxcxr.records.spent import is_trained, spent_of
+from jaxcxr.records.spent import spent_of
 from jaxcxr.report.bounds import lower_text, upper_text
+from jaxcxr.run_folder import SWEEP_COST, is_trained, runs_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def sweep_cost(folder: Path) -> SweepCost:
     unprotected: list[str] = []
     terms: dict[str, Terms] = {}
     deltas: dict[str, float] = {}
-    for path in sorted(facts.parent for facts in folder.glob("*/run.json")):
+    for path in runs_in(folder):
         spent = spent_of(path)
         if spent is not None:
             terms[path.name], deltas[path.name] = spent.terms, spent.delta
@@ -114,7 +115,7 @@ def write_cost(folder: Path) -> str:
         described: dict[str, object] = {"claim": None, "why": said}
     else:
         described, said = _described(cost), _said(cost)
-    write_json(folder / "privacy.json", described)
+    write_json(folder / SWEEP_COST, described)
     return said
 
 

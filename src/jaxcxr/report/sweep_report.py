@@ -14,15 +14,17 @@ from jaxcxr.eval.correlations import privacy_correlations
 from jaxcxr.eval.estimates import measure
 from jaxcxr.eval.evaluate import read_evaluation
 from jaxcxr.eval.predictions import read_predictions
+from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.figures.heat_map import heat_map
 from jaxcxr.report.figures.sweep_figures import figure_3, figure_4
 from jaxcxr.report.page.run_page import write_page
 from jaxcxr.report.page.sweep_page import Sweep, sweep_page
 from jaxcxr.report.paper.cohort_tables import figures_s
 from jaxcxr.report.paper.paper_tables import sample_sizes, write_paper_tables
-from jaxcxr.report.paper.supplementary_tables import Run, stack, summarise
+from jaxcxr.report.paper.supplementary_tables import stack, summarise
 from jaxcxr.report.run_facts import read_facts
-from jaxcxr.report.run_report import UNTOUCHED, against_untouched, report_run
+from jaxcxr.report.run_report import against_untouched, report_run
+from jaxcxr.run_folder import EVALUATION, FIGURES, PREDICTIONS, UNTOUCHED
 
 FEATURED = 7.89
 """The paper's budget in Table 2 and Figure 3; without it the largest one is taken."""
@@ -93,7 +95,7 @@ def write_sweep(
         table.to_csv(out / f"{name}.csv", index=False)
     written = [out / f"{name}.csv" for name in tables]
     written += write_paper_tables(out / "tables", evaluations, comparisons, films, findings)
-    figures = out / "figures"
+    figures = out / FIGURES
     drawn = [
         figure_4(evaluations, figures),
         figure_4(evaluations, figures, "age", "figure_4_age"),
@@ -130,8 +132,8 @@ def _pages(
     facts = {
         epsilon: found for epsilon, folder in folders.items() if (found := read_facts(folder)) is not None
     }
-    predictions, findings = read_predictions(folders[max(folders)] / "predictions.parquet")
-    before = out / UNTOUCHED / "evaluation.csv"
+    predictions, findings = read_predictions(folders[max(folders)] / PREDICTIONS)
+    before = out / UNTOUCHED / EVALUATION
     found = {epsilon: against_untouched(folders[epsilon], config) for epsilon in facts}
     starts = {epsilon: row for epsilon, row in found.items() if row is not None}
     sweep = Sweep(

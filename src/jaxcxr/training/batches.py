@@ -14,9 +14,10 @@ from jaxcxr.data.augment import flip_rotate
 from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import noise, sampling
+from jaxcxr.training import build
 from jaxcxr.training.distributed import broadcast_from_process_0
 from jaxcxr.training.objective import FILMS, Microbatch
-from jaxcxr.training.plan import Plan
+from jaxcxr.training.plan import RunPlan
 from jaxcxr.training.step import Step
 
 IN_MEMORY_BYTES = 2 << 30
@@ -38,7 +39,7 @@ class Waiting:
 
 
 def batches(
-    plan: Plan,
+    plan: RunPlan,
     secret: bytes,
     step_functions: Step,
     first: int,
@@ -60,7 +61,7 @@ def batches(
         waiting: counts the time for which the devices wait.
         busy: whether the devices are still computing.
     """
-    on_device = bool(broadcast_from_process_0(plan.films_on_device()))
+    on_device = bool(broadcast_from_process_0(build.films_on_device(plan)))
     kept = {FILMS: images_on_devices(plan.split, step_functions.replicate)} if on_device else {}
     read = None if on_device else _reader(plan.split)
 
@@ -84,7 +85,9 @@ def batches(
             yield batch
 
 
-def sampled_images(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int[np.ndarray, "units images"]:
+def sampled_images(
+    plan: RunPlan, secret: bytes, step: int, places: int = 1
+) -> Int[np.ndarray, "units images"]:
     """The images of each unit in one step's batch, as indices, in the order of summation.
 
     -1 pads units with fewer images than others, and fills rows that are all padding. The order is random,
@@ -108,14 +111,14 @@ def sampled_images(plan: Plan, secret: bytes, step: int, places: int = 1) -> Int
     images = sampling.records_of_units(
         units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
     )
-    if not plan.in_places():
+    if not build.in_places(plan):
         return images[sampling.in_random_order(secret, step, present, units)]
     images = np.concatenate([images, np.full((1, images.shape[1]), -1, np.int64)])  # the row at index -1
     return images[sampling.in_places(secret, step, present, units, places).ravel()]
 
 
 def microbatch(
-    plan: Plan,
+    plan: RunPlan,
     secret: bytes,
     step: int,
     image_indices: Int[np.ndarray, "units images"],
@@ -167,7 +170,7 @@ def microbatch(
 
 
 def _views_of_their_own(
-    plan: Plan, secret: bytes, step: int, indices: Any, images: Any, labels: Any
+    plan: RunPlan, secret: bytes, step: int, indices: Any, images: Any, labels: Any
 ) -> tuple[Any, Any]:
     """Images and labels, each image's views augmented with a key of (secret, step, image).
 

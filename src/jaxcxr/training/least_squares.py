@@ -44,7 +44,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxcxr.models.features import with_features
-from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.models.network import HEAD, Network
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.moments import Moments, clipped_steps, symmetric, upper_triangle
 from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, weighted_cross_entropy
@@ -74,7 +74,7 @@ class LeastSquares:
         stability: gamma of automatic clipping; None for flat clipping.
     """
 
-    model: ResNet9
+    model: Network
     weights: Float[np.ndarray, "findings"]
     image_shape: tuple[int, int]
     mechanism: Mechanism | None = None
@@ -129,7 +129,7 @@ class LeastSquares:
             step = vectors @ along / curvature(self.weights)
             kernel = step[:-1] * _scale_of(centre)
             bias = step[-1] * CONSTANT - centre @ kernel
-        return {"params": {"head": {"kernel": -kernel, "bias": -bias}}}
+        return {"params": {HEAD: {"kernel": -kernel, "bias": -bias}}}
 
     def _ridge(self, d: int) -> float:
         m = self.mechanism
@@ -148,7 +148,7 @@ class LeastSquares:
 
 def empty_moments(params: Any) -> Moments:
     """The moments of an empty batch, for a head like that of `params`."""
-    features, findings = params["params"]["head"]["kernel"].shape
+    features, findings = params["params"][HEAD]["kernel"].shape
     d = features + 1
     return Moments(jnp.zeros(d * (d + 1) // 2), jnp.zeros((d, findings)))
 

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from jaxcxr import accounting
 from jaxcxr.atomic import replacing
-from jaxcxr.training.plan import Plan
+from jaxcxr.run_folder import LOG
+from jaxcxr.training.plan import RunPlan
 
 EPSILON_MILESTONES = 40
 """Epsilon is computed at this many milestones of a run; a log row reports the next one's, an upper bound."""
@@ -19,9 +20,9 @@ EPSILON_MILESTONES = 40
 class Log:
     """The log of a run: for the operator, computed from private data, never released."""
 
-    def __init__(self, out: Path, plan: Plan, done: int, total: int, progress: bool) -> None:
+    def __init__(self, out: Path, plan: RunPlan, done: int, total: int, progress: bool) -> None:
         self._plan, self._steps = plan, total
-        path = out / "metrics.jsonl"
+        path = out / LOG
         kept = (
             [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
             if path.exists()

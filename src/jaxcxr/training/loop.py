@@ -3,10 +3,9 @@ resume exactly.
 """
 
 import dataclasses
-import fcntl
 import functools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcxr import accounting
-from jaxcxr.atomic import replacing, write_json
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.atomic import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.records.binding import bound_secret
-from jaxcxr.records.ledger import Entry, Ledger, Terms, has_entries, run_name
-from jaxcxr.training import objective
+from jaxcxr.records.ledger import Entry, Ledger, has_entries
+from jaxcxr.run_folder import CHECKPOINTS, CLASS_COUNTS, LEDGER
+from jaxcxr.training import build, objective, parameters
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.batches import Waiting, batches
-from jaxcxr.training.checkpoint import Checkpoints, load_or_make_secret
+from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.class_weights import draw_counts
 from jaxcxr.training.distributed import (
     any_process,
@@ -36,10 +34,16 @@ from jaxcxr.training.distributed import (
     run_on_process_0,
 )
 from jaxcxr.training.log import Log
-from jaxcxr.training.plan import Plan
-from jaxcxr.training.resume import begin_or_continue
-
-LOCK_FILE = ".lock"
+from jaxcxr.training.plan import RunPlan
+from jaxcxr.training.resume import (
+    affordable_steps,
+    alone_in,
+    begin_or_continue,
+    claim_run_folder,
+    load_or_make_secret,
+    open_ledger,
+)
+from jaxcxr.training.step import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,31 +63,7 @@ class Outcome:
     stopped_by: str
 
 
-def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
-    """Make a run folder, or take up the one that is there if it is the same run.
-
-    Raises:
-        InputError: the folder holds a run and `resume` is off, or a run of another configuration (the fields
-        are named), or is no run folder.
-    """
-    path = out / "config.yaml"
-    if not path.exists():
-        if out.exists() and any(file.name not in ("config.yaml.part", LOCK_FILE) for file in out.iterdir()):
-            raise InputError(f"{out}: the folder holds files but no run; expected a new or empty folder")
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            dump(config, part)
-        return
-    old, new = load(Experiment, path).digest_fields(), config.digest_fields()
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if differing:
-        changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
-        raise InputError(f"{out}: holds a run of another configuration ({changes})")
-    if not resume:
-        raise InputError(f"{out}: holds this run already; --resume goes on with it")
-
-
-def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
+def train(plan: RunPlan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
     """Run a plan in the folder `out` to its end, or on from its newest checkpoint.
 
     A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on
@@ -97,59 +77,45 @@ def train(plan: Plan, out: Path, resume: bool = False, progress: bool = True) ->
             diverged.
     """
     with ExitStack() as held:
-        run_on_process_0(lambda: held.enter_context(_alone_in(out)))
+        run_on_process_0(lambda: held.enter_context(alone_in(out)))
         return _train_alone(plan, out, resume, progress)
 
 
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the run folder: two processes in one would spend one ledger twice."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out}: another process is training in this folder") from error
-        yield
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Where a run keeps what it has done; the ledger is that of a private run, in the first process."""
+
+    folder: Path
+    checkpoints: Checkpoints
+    ledger: Ledger | None
 
 
-def _train_alone(plan: Plan, out: Path, resume: bool, progress: bool) -> Outcome:
-    pretrained = run_on_all_processes(plan.pretrained_params)  # refused, if so, before a folder is claimed
+def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool) -> Outcome:
+    # refused, if so, before a folder is claimed
+    pretrained = run_on_all_processes(lambda: build.pretrained_params(plan))
     run_on_process_0(lambda: claim_run_folder(out, plan.config, resume))
-    checkpoints = Checkpoints(out / "checkpoints")
+    checkpoints = Checkpoints(out / CHECKPOINTS)
     ledger = None
     try:
-        path = out / "ledger.jsonl"
+        path, seed = out / LEDGER, plan.config.training.seed
         begun = run_on_all_processes(
             lambda: not is_process_0() or checkpoints.latest() is not None or has_entries(path)
         )
-        secret = process_0_first(
-            lambda: load_or_make_secret(out / "checkpoints", plan.config.training.seed, begun)
-        )
-        params = plan.random_params(secret) if pretrained is None else pretrained
-        plan = process_0_first(
-            lambda: begin_or_continue(plan, params, out / "run.json", write=is_process_0())
-        )
+        secret = process_0_first(lambda: load_or_make_secret(out / CHECKPOINTS, seed, begun))
+        params = parameters.random_params(plan.config, secret) if pretrained is None else pretrained
+        plan = process_0_first(lambda: begin_or_continue(plan, params, out, write=is_process_0()))
         if plan.mechanism is not None:
-            ledger = run_on_process_0(lambda: Ledger(path, _terms(plan, secret)))
+            ledger = run_on_process_0(lambda: open_ledger(plan, secret, path))
         bound = bound_secret(secret, plan.binding)  # all randomness of the run from here on
-        plan = process_0_first(lambda: _with_class_weights(plan, bound, ledger, out / "class_counts.json"))
-        return _run(plan, params, out, bound, checkpoints, ledger, progress)
+        plan = process_0_first(lambda: _with_class_weights(plan, bound, ledger, out / CLASS_COUNTS))
+        return _run(plan, params, bound, _Files(out, checkpoints, ledger), progress)
     finally:
         checkpoints.close()
         if ledger is not None:
             ledger.close()
 
 
-def _terms(plan: Plan, secret: bytes) -> Terms:
-    assert plan.config.privacy is not None
-    assert plan.mechanism is not None
-    seeded = plan.config.training.seed is not None
-    unit, n_units = plan.config.privacy.unit, plan.mechanism.n_units
-    return Terms(unit, "add_remove", n_units, plan.fingerprint, seeded, run_name(secret), plan.binding)
-
-
-def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: Path) -> Plan:
+def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, path: Path) -> RunPlan:
     """The plan with its class weights; noised counts are drawn here, after their line is on the disk, and
     written to `path`.
 
@@ -175,27 +141,15 @@ def _with_class_weights(plan: Plan, secret: bytes, ledger: Ledger | None, path: 
     return dataclasses.replace(plan, weights=weights)
 
 
-def _run(
-    plan: Plan,
-    params: PyTree,
-    out: Path,
-    secret: bytes,
-    checkpoints: Checkpoints,
-    ledger: Ledger | None,
-    progress: bool,
-) -> Outcome:
-    optimizer_state = plan.optimizer().init(plan.trained(params))
-    clipping = plan.clipping()
-    step_functions = plan.step()
-    done = broadcast_from_process_0(checkpoints.latest() or 0)
-    if done:
-        restored = checkpoints.restore(done, _state(params, optimizer_state, clipping))
-        params, optimizer_state = restored["params"], restored["optimizer"]
-        clipping = restored.get("clipping")
-    params, optimizer_state, clipping = step_functions.replicate((params, optimizer_state, clipping))
-    total_steps = broadcast_from_process_0(run_on_all_processes(lambda: _affordable(plan, ledger, done)))
-    log = Log(out, plan, done, total_steps, progress) if is_process_0() else None
-    training, waiting = plan.config.training, Waiting()
+def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool) -> Outcome:
+    step_functions, mechanism, training = build.step_of(plan), plan.mechanism, plan.config.training
+    state, done = _state(plan, params, step_functions, files.checkpoints)
+    params, optimizer_state, clipping = state
+    total_steps = broadcast_from_process_0(
+        run_on_all_processes(lambda: affordable_steps(plan, files.ledger, done))
+    )
+    log = Log(files.folder, plan, done, total_steps, progress) if is_process_0() else None
+    waiting = Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
     with _interruptible() as interrupted:
@@ -204,18 +158,14 @@ def _run(
         )
         for batch in feed:
             randomness: Any = np.zeros(4, np.uint32)
-            if plan.mechanism is not None:
-                run_on_all_processes(functools.partial(_write_down, ledger, plan.mechanism.entry(done)))
-                randomness = plan.mechanism.noise_key(secret, done)
-            gradient, logged = step_functions.start(params)
-            for piece in batch:
-                gradient, logged = step_functions.accumulate(params, (gradient, logged), piece, clipping)
-            gradient, logged = step_functions.collect((gradient, logged))
+            if mechanism is not None:
+                run_on_all_processes(functools.partial(_write_down, files.ledger, mechanism.entry(done)))
+                randomness = mechanism.noise_key(secret, done)
+            gradient, logged = _summed(step_functions, params, batch, clipping)
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
-            if (
-                plan.mechanism is not None
-            ):  # discrete noise is drawn here, on the processor, while the devices are at work
-                randomness = plan.mechanism.randomness(randomness, gradient.high)
+            if mechanism is not None:
+                # discrete noise is drawn here, on the processor, while the devices are at work
+                randomness = mechanism.randomness(randomness, gradient.high)
             params, optimizer_state, newest, clipping = step_functions.finish(
                 params, optimizer_state, gradient, randomness, clipping
             )
@@ -231,10 +181,7 @@ def _run(
                 totals = None
             if last or done % training.checkpoint_every == 0:
                 _require_finite(newest, done)
-                if ledger is not None:
-                    ledger.sync()
-                state = _state(params, optimizer_state, clipping)
-                run_on_all_processes(functools.partial(checkpoints.save, done, state))
+                _save(files, done, _saved(params, optimizer_state, clipping))
             if stop:
                 break
         feed.close()
@@ -248,10 +195,43 @@ def _run(
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
 
 
-def _state(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
+def _saved(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> dict[str, PyTree]:
     """What a checkpoint holds; the state of the clip rule only where the rule has one."""
     adapts = {} if clipping is None else {"clipping": clipping}
     return {"params": params, "optimizer": optimizer_state} | adapts
+
+
+def _state(
+    plan: RunPlan, params: PyTree, step_functions: Step, checkpoints: Checkpoints
+) -> tuple[tuple[PyTree, PyTree, PyTree | None], int]:
+    """Parameters, optimiser state and state of the clip rule on every device, and the number of steps behind
+    them: those of the newest checkpoint, or of the beginning.
+    """
+    optimizer_state = build.optimizer_of(plan).init(parameters.trained(plan.config, params))
+    clipping = plan.clipping()
+    done = broadcast_from_process_0(checkpoints.latest() or 0)
+    if done:
+        restored = checkpoints.restore(done, _saved(params, optimizer_state, clipping))
+        params, optimizer_state = restored["params"], restored["optimizer"]
+        clipping = restored.get("clipping")
+    return step_functions.replicate((params, optimizer_state, clipping)), done
+
+
+def _summed(
+    step_functions: Step, params: PyTree, batch: Iterable[Any], clipping: PyTree | None
+) -> tuple[Any, Any]:
+    """The sum over a batch on all devices, and the sums for the log."""
+    total = step_functions.start(params)
+    for piece in batch:
+        total = step_functions.accumulate(params, total, piece, clipping)
+    return step_functions.collect(total)
+
+
+def _save(files: _Files, done: int, state: PyTree) -> None:
+    """Write a checkpoint, after the ledger's lines of its steps are on the disk."""
+    if files.ledger is not None:
+        files.ledger.sync()
+    run_on_all_processes(functools.partial(files.checkpoints.save, done, state))
 
 
 def _write_down(ledger: Ledger | None, entry: Entry) -> None:
@@ -265,27 +245,6 @@ def _require_finite(finite: Any, step: int) -> None:
             f"training diverged at or before step {step}: weights are not finite; lower "
             "training.learning_rate"
         )
-
-
-def _affordable(plan: Plan, ledger: Ledger | None, done: int) -> int:
-    """Number of steps at which the run ends: as planned, or fewer if the ledger says that the budget does not
-    last.
-
-    Steps that were recorded but not checkpointed will be repeated as the same releases, so they are not
-    counted twice.
-    """
-    if plan.mechanism is None or ledger is None:
-        return plan.steps
-    if not ledger.covers(done):
-        raise InputError(
-            f"the ledger lacks lines for some of the {done} steps behind the newest checkpoint; it was "
-            "changed or lost"
-        )
-    m = plan.mechanism
-    spent = ledger.spendings(before_step=done)
-    return done + accounting.affordable_steps(
-        spent, m.sample_rate, m.noise_multiplier, m.epsilon, m.delta, wanted=plan.steps - done
-    )
 
 
 @contextmanager

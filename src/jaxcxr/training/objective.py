@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.models.network import Network
 from jaxcxr.models.trainable import join, split
 from jaxcxr.per_example import gradients
 from jaxcxr.privacy.mechanism import Mechanism
@@ -84,7 +84,7 @@ def mean_over_films(losses: Float[Array, "k"], is_film: Bool[Array, "k"]) -> Flo
     return jnp.sum(jnp.where(is_film, losses, 0.0)) / jnp.maximum(jnp.sum(is_film), 1)
 
 
-def unit_loss(model: ResNet9, weights: Float[np.ndarray, "findings"]) -> UnitLoss:
+def unit_loss(model: Network, weights: Float[np.ndarray, "findings"]) -> UnitLoss:
     """The loss of a unit: the mean over its films of theirs."""
 
     def of_film(params: PyTree, image: Array, label: Array) -> Array:

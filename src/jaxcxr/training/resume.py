@@ -1,22 +1,43 @@
-"""May a run begin here, or go on? It goes on only as what it was begun as: `run.json` says what that is."""
+"""May a run begin here, or go on? Every answer is given here.
+
+A folder takes one process at a time (`alone_in`) and one run (`claim_run_folder`). A run that has begun needs
+its secret (`load_or_make_secret`) and its ledger (`open_ledger`), goes on only as what it was begun as
+(`begin_or_continue`: `run.json` says what that is), and only as far as the budget lasts (`affordable_steps`).
+"""
 
 import dataclasses
 import importlib.metadata
-import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from jaxcxr import __version__
-from jaxcxr.atomic import write_json
+from jaxcxr import __version__, accounting
+from jaxcxr.atomic import exclusive_lock, replacing
+from jaxcxr.config import Experiment, dump
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.class_counts import class_counts_entry
 from jaxcxr.records.binding import FACT, Binding, differences
+from jaxcxr.records.ledger import Ledger, Terms, run_name
 from jaxcxr.records.provenance import training_code_fingerprint
-from jaxcxr.training.plan import Plan, made_with, weights_digest
+from jaxcxr.run_folder import (
+    CONFIG,
+    FACTS,
+    LOCK,
+    SECRET,
+    Facts,
+    has_facts,
+    read_config,
+    read_facts,
+    write_facts,
+)
+from jaxcxr.training.build import with_microbatch_size
+from jaxcxr.training.plan import RunPlan, made_with
+from jaxcxr.training.secret import make_secret, read_secret, was_deleted
+from jaxcxr.training.weights import weights_digest
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 ARITHMETIC = (
@@ -44,7 +65,62 @@ _NOT_ARITHMETIC = ("--xla_force_host_platform_device_count", "--xla_dump")
 """Flags of XLA that change nothing that is computed."""
 
 
-def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True) -> Plan:
+def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
+    """Make a run folder, or take up the one that is there if it is the same run.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is off, or a run of another configuration (the fields
+        are named), or is no run folder.
+    """
+    path = out / CONFIG
+    if not path.exists():
+        if out.exists() and any(file.name not in (f"{CONFIG}.part", LOCK) for file in out.iterdir()):
+            raise InputError(f"{out}: the folder holds files but no run; expected a new or empty folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            dump(config, part)
+        return
+    old, new = read_config(out).digest_fields(), config.digest_fields()
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
+        changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
+        raise InputError(f"{out}: holds a run of another configuration ({changes})")
+    if not resume:
+        raise InputError(f"{out}: holds this run already; --resume goes on with it")
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the run folder: two processes in one would spend one ledger twice."""
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(out / LOCK, f"{out}: another process is training in this folder"):
+        yield
+
+
+def load_or_make_secret(folder: Path, seed: int | None, begun: bool = False) -> bytes:
+    """The run's 256-bit secret: read from `folder`, or created there (from `seed` if given).
+
+    Raises:
+        InputError: the secret is damaged, or it is missing although the run has `begun` (has steps in its
+            ledger, or a checkpoint).
+    """
+    secret, path = read_secret(folder), folder / SECRET
+    if secret is not None:
+        return secret
+    if was_deleted(folder):
+        raise InputError(
+            f"{path}: the secret was deleted when the run was finished (--delete-secret); the run cannot go "
+            "on"
+        )
+    if begun:
+        raise InputError(
+            f"{path}: the run has begun but its secret is gone; with another one it would spend its steps a "
+            "second time"
+        )
+    return make_secret(folder, seed)
+
+
+def begin_or_continue(plan: RunPlan, params: PyTree, run: Path, write: bool = True) -> RunPlan:
     """Write `run.json`, or check that the one there says the same: a resumed run must not change under way.
 
     The noise multiplier of a begun run is the one in `run.json`: another version of the accountant might
@@ -53,8 +129,8 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
     Args:
         plan: of the run.
         params: weights before the first step.
-        path: of `run.json`.
-        write: whether this process writes it.
+        run: its folder.
+        write: whether this process writes `run.json`.
 
     Returns:
         The plan, with noise multiplier, microbatch size and binding of the run.
@@ -63,19 +139,18 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
         InputError: the run was begun as another one, or by a version that did not bind its noise; says what
             differs.
     """
-    facts, start = plan.describe(), weights_digest(params)
+    facts, start, path = plan.describe(), weights_digest(params), run / FACTS
     if plan.config.model.weights is not None:
         facts["initial_weights_sha256"] = start
-    chosen_here = plan.config.training.microbatch_size is None
-    if not path.exists():
-        plan = plan.with_microbatch_size()
-        if chosen_here:
+    if not has_facts(run):
+        plan = with_microbatch_size(plan)
+        if plan.config.training.microbatch_size is None and plan.microbatch_size is not None:  # chosen here
             facts["microbatch_size"] = plan.microbatch_size
         binding = binding_of(plan, facts, start)
         if write:
-            write_json(path, facts | {"made_with": made_with(), "binding": binding.as_json()})
+            write_facts(run, facts | Facts(made_with=made_with(), binding=binding.as_json()))
         return dataclasses.replace(plan, binding=binding.digest)
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_facts(run)
     before.pop("made_with", None)
     bound_to = before.pop("binding", None)
     if not isinstance(bound_to, dict):
@@ -85,9 +160,8 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
             "its noise to what is trained; finish it with that version, or begin a new run in another folder"
         )
     plan = _as_begun(plan, before, facts)
-    binding = binding_of(plan, facts, start).as_json()
-    found = differences(bound_to, binding)
-    if found:
+    now = binding_of(plan, facts, start).as_json()
+    if found := differences(bound_to, now):
         raise InputError(
             f"{path}: the run was begun as another one; it differs in {', '.join(found)}. Its batches and "
             "noise must not be "
@@ -98,10 +172,10 @@ def begin_or_continue(plan: Plan, params: PyTree, path: Path, write: bool = True
         raise InputError(
             f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}"
         )
-    return dataclasses.replace(plan, binding=binding["digest"])
+    return dataclasses.replace(plan, binding=now["digest"])
 
 
-def _as_begun(plan: Plan, before: dict[str, Any], facts: dict[str, object]) -> Plan:
+def _as_begun(plan: RunPlan, before: Facts, facts: Facts) -> RunPlan:
     """The plan with the numbers that were chosen or calibrated when the run was begun; `facts` are brought up
     to date.
     """
@@ -126,12 +200,50 @@ def _as_begun(plan: Plan, before: dict[str, Any], facts: dict[str, object]) -> P
     return plan
 
 
-def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> Binding:
+def open_ledger(plan: RunPlan, secret: bytes, path: Path) -> Ledger:
+    """The ledger of a private run, new or taken up.
+
+    Raises:
+        InputError: the one that is there is damaged, or belongs to another run or release.
+    """
+    assert plan.config.privacy is not None
+    assert plan.mechanism is not None
+    seeded = plan.config.training.seed is not None
+    unit, n_units = plan.config.privacy.unit, plan.mechanism.n_units
+    terms = Terms(unit, "add_remove", n_units, plan.fingerprint, seeded, run_name(secret), plan.binding)
+    return Ledger(path, terms)
+
+
+def affordable_steps(plan: RunPlan, ledger: Ledger | None, done: int) -> int:
+    """Number of steps at which the run ends: as planned, or fewer if the ledger says that the budget does not
+    last.
+
+    Steps that were recorded but not checkpointed will be repeated as the same releases, so they are not
+    counted twice.
+
+    Raises:
+        InputError: steps behind the newest checkpoint have no line in the ledger.
+    """
+    if plan.mechanism is None or ledger is None:
+        return plan.steps
+    if not ledger.covers(done):
+        raise InputError(
+            f"the ledger lacks lines for some of the {done} steps behind the newest checkpoint; it was "
+            "changed or lost"
+        )
+    m = plan.mechanism
+    spent = ledger.spendings(before_step=done)
+    return done + accounting.affordable_steps(
+        spent, m.sample_rate, m.noise_multiplier, m.epsilon, m.delta, wanted=plan.steps - done
+    )
+
+
+def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
     """Everything that decides what a run releases.
 
     Args:
         plan: with the microbatch size of the run.
-        facts: what the plan says besides the configuration (`Plan.describe`), such as calibrated noise.
+        facts: what the plan says besides the configuration (`RunPlan.describe`), such as calibrated noise.
         starting_weights: digest of the weights before the first step.
     """
     fields = {
@@ -141,7 +253,8 @@ def binding_of(plan: Plan, facts: dict[str, object], starting_weights: str) -> B
     }
     fields["training.microbatch_size"] = plan.microbatch_size
     settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}
-    arithmetic = {name: str(getattr(jax.config, name, None)) for name in ARITHMETIC}
+    # Some settings have no attribute, and only attributes know of a `with` around the run.
+    arithmetic = {name: str(getattr(jax.config, name, jax.config.values.get(name))) for name in ARITHMETIC}
     backend = jax.default_backend()
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(

@@ -6,7 +6,6 @@
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcxr import __version__
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, load
+from jaxcxr.config import DataConfig, ModelConfig
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
@@ -24,8 +23,9 @@ from jaxcxr.models.marks import STABLEHLO_MARK
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
 from jaxcxr.release.gate import Passage, marked, passage
-from jaxcxr.training.checkpoint import save_weights, units_of_weights
+from jaxcxr.run_folder import CONFIG, is_run, read_config, read_facts
 from jaxcxr.training.trained_on import TrainedOn, images_of, with_training
+from jaxcxr.training.weights import save_weights, units_of_weights
 
 TOLERANCE = 1e-5
 """Largest difference of probabilities at which an export is kept."""
@@ -110,14 +110,10 @@ def units_of_source(source: Path) -> TrainedOn | None:
     whose store is still there; None otherwise, so that a private run names it as an assumption. The record of
     a run is about its own films: it must not leave with weights that may.
     """
-    if not (source / "config.yaml").is_file():
-        return units_of_weights(source) if source.is_dir() else None
-    if not (source / "run.json").is_file():
-        return None
-    config, facts = (
-        load(Experiment, source / "config.yaml"),
-        json.loads((source / "run.json").read_text(encoding="utf-8")),
-    )
+    if not is_run(source):
+        weights = source.is_dir() and not (source / CONFIG).is_file()  # else a release
+        return units_of_weights(source) if weights else None
+    config, facts = read_config(source), read_facts(source)
     if not Path(config.data.store).is_dir():
         return None
     store, start = open_store(config.data.store), config.model.weights

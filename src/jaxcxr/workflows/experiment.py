@@ -24,13 +24,21 @@ from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
-from jaxcxr.records.spent import read_facts, spent_of
 from jaxcxr.report.page.run_page import PAGE
-from jaxcxr.report.paper.supplementary_tables import Run
 from jaxcxr.report.run_report import report_run
+from jaxcxr.run_folder import (
+    CONFIG,
+    EVALUATION,
+    PATIENTS,
+    PREDICTIONS,
+    Facts,
+    has_facts,
+    is_evaluated,
+    read_facts,
+    write_facts,
+)
 
 Say = Callable[[str], None]
-PATIENTS = "patients.json"
 
 
 def store_of(config: Experiment, say: Say = print) -> Store:
@@ -102,7 +110,7 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
     """Pretrain the weights that a configuration starts from, if they are not there and it says how."""
     from jax import process_count
 
-    from jaxcxr.training.checkpoint import weights_folder
+    from jaxcxr.training.weights import weights_folder
 
     weights, recipe = config.model.weights, config.model.pretraining
     if weights is None or weights_folder(weights).exists():
@@ -122,13 +130,13 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
     the weights, read back, are worth on the public test films, if there are any.
 
     The run stays beside the weights, in `<weights>-run`. `bfloat16` halves the size
-    (`training.checkpoint.save_weights`).
+    (`training.weights.save_weights`).
     """
     from jaxcxr.models.marks import marks_of
-    from jaxcxr.training.checkpoint import load_weights, save_weights, units_of_weights, weights_folder
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import made_with, make_plan
     from jaxcxr.training.trained_on import images_of, with_training
+    from jaxcxr.training.weights import load_weights, save_weights, units_of_weights, weights_folder
 
     if config.privacy is not None:
         raise InputError("pretraining is for public films: privacy must be null")
@@ -141,7 +149,7 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
     plan = make_plan(config, store)
     say(f"pretraining on {len(plan.split)} public films, {plan.steps} steps, into {weights}")
     run = weights.with_name(weights.name + "-run")
-    outcome = train(plan, run, resume=(run / "config.yaml").exists())
+    outcome = train(plan, run, resume=(run / CONFIG).exists())
     if not outcome.finished:
         raise KeyboardInterrupt
     provenance: dict[str, object] = {
@@ -181,13 +189,14 @@ def run_experiment(
         the first.
     """
     from jaxcxr.training.distributed import is_process_0, process_0_first
-    from jaxcxr.training.loop import claim_run_folder, train
+    from jaxcxr.training.loop import train
     from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.resume import claim_run_folder
 
-    if (out / "evaluation.csv").exists():
+    if is_evaluated(out):
         claim_run_folder(out, config, resume)
-        evaluation = read_evaluation(out / "evaluation.csv")
-        if (out / "predictions.parquet").exists() and not (out / PAGE).exists():
+        evaluation = read_evaluation(out / EVALUATION)
+        if (out / PREDICTIONS).exists() and not (out / PAGE).exists():
             there = (Path(config.data.store) / "store.json").exists()
             films = open_store(Path(config.data.store)).manifest if there else None
             report_run(out, config.evaluation, films, beside=beside)
@@ -218,8 +227,10 @@ def run_experiment(
 
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
-    """Predict and evaluate with the weights that training starts from: what the public data alone are worth."""
-    from jaxcxr.training.plan import make_plan, weights_digest
+    """Predict and evaluate with the weights that training starts from: what the public data are worth."""
+    from jaxcxr.training.build import initial_params
+    from jaxcxr.training.plan import make_plan
+    from jaxcxr.training.weights import weights_digest
 
     if config.model.weights is None:
         raise InputError(
@@ -228,25 +239,19 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     store = store_of(config, say)
     ensure_weights(config, say)
     untouched = dataclasses.replace(config, privacy=None)
-    params = make_plan(untouched, store).initial_params(bytes(32))
-    described = {
-        "store_fingerprint": store.fingerprint,
-        "findings": list(config.data.findings),
-        "prediction_views": config.model.prediction_views,
-        "evaluation": dataclasses.asdict(config.evaluation),
-        "weights_sha256": weights_digest(params),
-    }
-    as_written = json.loads(json.dumps(described))  # JSON has no tuples
-    facts = out / "run.json"
-    if (
-        (out / "evaluation.csv").exists()
-        and facts.exists()
-        and json.loads(facts.read_text(encoding="utf-8")) == as_written
-    ):
-        return read_evaluation(out / "evaluation.csv")
+    params = initial_params(make_plan(untouched, store), bytes(32))
+    facts = Facts(
+        store_fingerprint=store.fingerprint,
+        findings=list(config.data.findings),
+        prediction_views=config.model.prediction_views,
+        evaluation=json.loads(json.dumps(dataclasses.asdict(config.evaluation))),  # JSON has no tuples
+        weights_sha256=weights_digest(params),
+    )
+    if is_evaluated(out) and has_facts(out) and read_facts(out) == facts:
+        return read_evaluation(out / EVALUATION)
     out.mkdir(parents=True, exist_ok=True)
     evaluation = predict_and_evaluate(config, params, store, out)
-    write_json(facts, described)
+    write_facts(out, facts)
     return evaluation
 
 
@@ -255,9 +260,9 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
     from jaxcxr.eval.predict import predict_table, write_table
 
     table = predict_table(config, params, store)
-    write_table(table, out / "predictions.parquet")
+    write_table(table, out / PREDICTIONS)
     evaluation = evaluate(table, list(config.data.findings), config.evaluation)
-    with replacing(out / "evaluation.csv") as part:
+    with replacing(out / EVALUATION) as part:
         evaluation.to_csv(part, index=False)
     return evaluation
 
@@ -265,7 +270,8 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
 def _headline(plan: Any) -> str:
     m = plan.mechanism
     if m is None:
-        return f"training without privacy: {plan.steps} steps of {plan.config.training.expected_batch_size} expected films"
+        batch = plan.config.training.expected_batch_size
+        return f"training without privacy: {plan.steps} steps of {batch} expected films"
     from jaxcxr.accounting import plan as planned
 
     cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
@@ -325,12 +331,3 @@ def _write_patients(rows: list[dict[str, object]], path: Path) -> None:
         path,
         {"for": "the operator; not for release: how many films patients have is private", "patients": rows},
     )
-
-
-def read_run(folder: Path) -> Run:
-    """A finished run folder as a row source of `summary.csv`."""
-    spent, evaluation = spent_of(folder), read_evaluation(folder / "evaluation.csv")
-    if spent is None:
-        return Run(evaluation, steps=read_facts(folder)["steps"])
-    steps = spent.steps  # fewer than planned after a budget stop
-    return Run(evaluation, spent.budget, spent.delta, spent.noise_multiplier, spent.sample_rate, steps)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Views
+from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
 from jaxcxr.data.findings import can_be_mirrored
 from jaxcxr.errors import InputError
 
@@ -32,7 +32,7 @@ class Band:
 
     __pydantic_config__ = STRICT
     up_to: Positive | None
-    scope: Literal["all", "head", "head_and_norm", "last_stage"]
+    scope: Scope
     expected_batch_size: PositiveInt
     epochs: Positive
     drift: Positive

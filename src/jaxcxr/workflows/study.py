@@ -22,6 +22,7 @@ from jaxcxr.config import STRICT, EvaluationConfig, Experiment, load, validate
 from jaxcxr.errors import InputError
 from jaxcxr.eval.estimates import measure
 from jaxcxr.eval.predictions import read_predictions
+from jaxcxr.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, read_facts
 from jaxcxr.workflows.recipes import Rule, recommended
 
 GROUPS = ("age:0,30,60,70,80,100", "sex")
@@ -187,12 +188,10 @@ def run(study: Study, out: Path, minutes: float | None = None, say: Callable[[st
         )
         if not cell.trains:
             evaluate_untouched(cell.config, folder, say=lambda _: None)
-        elif (
-            run_experiment(cell.config, folder, (folder / "config.yaml").exists(), say=lambda _: None) is None
-        ):
+        elif run_experiment(cell.config, folder, (folder / CONFIG).exists(), say=lambda _: None) is None:
             raise KeyboardInterrupt
         draws_of(folder)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return True
 
 
@@ -207,7 +206,7 @@ def draws_of(folder: Path) -> dict[str, Float[np.ndarray, " draws"]]:
     """
     path = folder / "draws.npz"
     if not path.exists():
-        predictions, findings = read_predictions(folder / "predictions.parquet")
+        predictions, findings = read_predictions(folder / PREDICTIONS)
         config = EvaluationConfig(redraws=REDRAWS, groups=GROUPS, threshold="fixed")
         found = measure(predictions, findings, config)
         rows = found.rows.reset_index(drop=True)
@@ -229,7 +228,7 @@ def results(study: Study, out: Path) -> pd.DataFrame:
         folder = out / cell.digest
         if not is_finished(folder):
             continue
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        facts = read_facts(folder)
         t = cell.config.training
         described = {"scope": t.scope, "expected_batch_size": t.expected_batch_size}
         described["steps"] = t.steps if cell.trains else 0

@@ -8,8 +8,9 @@ from jaxcxr.config import PAPER_BUDGETS
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.errors import InputError
 from jaxcxr.eval.evaluate import EVALUATION_COLUMNS
+from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.paper.paper_tables import sample_sizes, table_2, table_3, write_paper_tables
-from jaxcxr.report.paper.supplementary_tables import Run, paper_results, stack
+from jaxcxr.report.paper.supplementary_tables import paper_results, stack
 
 # Rows of the paper's Tables 2 and 3 as printed.
 CONGESTION = [

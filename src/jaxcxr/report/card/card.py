@@ -150,7 +150,7 @@ def _patients(facts: CardFacts) -> list[PatientRow]:
     rows: list[tuple[str | None, int]] = [(None, films) for films in PUBLIC_FILMS]
     if facts.cohort_films is not None:
         rows += [
-            (row.patient, row.films)
+            (row.patient, row.images)
             for row in group_privacy.patient_epsilons(spent, delta, facts.cohort_films)
         ]
     found: dict[int, PatientRow] = {}

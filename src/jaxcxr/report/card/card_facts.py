@@ -7,7 +7,7 @@ What was spent is read by `records.spent`; the rest is what `run.json`, `config.
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,13 +16,13 @@ from jaxtyping import Int
 from pydantic import ValidationError
 
 from jaxcxr.accounting import Spending
-from jaxcxr.config import Experiment, PrivacyConfig, load
+from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.errors import InputError
 from jaxcxr.records.binding import altered
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_SIZE
 from jaxcxr.records.ledger import AnyEntry, Entry, Terms
 from jaxcxr.records.provenance import sealed_fingerprint
-from jaxcxr.records.spent import Spent, read_facts, spent_of
+from jaxcxr.records.spent import Spent, spent_of
 from jaxcxr.report.card.card_schema import (
     AuditFinding,
     Fingerprints,
@@ -34,6 +34,7 @@ from jaxcxr.report.card.card_schema import (
     SplitOrigin,
     Sums,
 )
+from jaxcxr.run_folder import AUDIT, FACTS, LEDGER, Facts, is_evaluated, read_config, read_facts
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
 ADAPTIVE = "noised gradient and clip count"
@@ -138,39 +139,19 @@ def facts_of_run(
         siblings: other released models of the cohort (`release.register`); None if nobody looked.
 
     Raises:
-        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or at
-            odds.
+        InputError: the folder holds no private run, nothing was spent yet, or its files are damaged or
+            contradict each other.
     """
     facts, spent = read_facts(run), spent or spent_of(run)
     if spent is None:
         raise InputError(f"{run}: trained without privacy; there is nothing to promise and no card")
     if not spent.steps:
         raise InputError(
-            f"{run}: ledger.jsonl has no step; nothing was trained yet, and there is nothing to promise"
+            f"{run}: {LEDGER} has no step; nothing was trained yet, and there is nothing to promise"
         )
-    config, terms = load(Experiment, run / "config.yaml"), spent.terms
+    config, terms = read_config(run), spent.terms
     assert config.privacy is not None  # spent_of
-    try:
-        fingerprints = Fingerprints(
-            data=sealed_fingerprint(terms.data_fingerprint, terms.run),
-            code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
-            ledger=spent.head if terms.run else "",
-            initial_weights=facts.get("initial_weights_sha256", ""),
-            jaxcxr=facts["jaxcxr"],
-            dp_accounting=importlib.metadata.version("dp-accounting"),
-        )
-        mechanisms = mechanism_rows(spent.entries, released_by(config))
-    except KeyError as error:
-        raise InputError(f"{run / 'run.json'}: key {error} is missing") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
-        ) from None
-    except (TypeError, AttributeError) as error:
-        raise InputError(
-            f"{run / 'run.json'}: not the facts of a run ({' '.join(str(error).split())})"
-        ) from error
+    fingerprints, mechanisms = _settled(run, facts, spent, config)
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
         unit=terms.unit,
@@ -197,12 +178,38 @@ def facts_of_run(
     )
 
 
-def _one_of(values: Any, facts: Mapping[str, Any], name: str, if_absent: str, run: Path) -> Any:
+def _settled(
+    run: Path, facts: Facts, spent: Spent, config: Experiment
+) -> tuple[Fingerprints, tuple[MechanismRow, ...]]:
+    """What the run was made from, and what it released, in the words of a card."""
+    try:
+        fingerprints = Fingerprints(
+            data=sealed_fingerprint(spent.terms.data_fingerprint, spent.terms.run),
+            code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
+            ledger=spent.head if spent.terms.run else "",
+            initial_weights=facts.get("initial_weights_sha256", ""),
+            jaxcxr=facts["jaxcxr"],  # type: ignore[typeddict-item]  # KeyError below
+            dp_accounting=importlib.metadata.version("dp-accounting"),
+        )
+        mechanisms = mechanism_rows(spent.entries, released_by(config))
+    except KeyError as error:
+        raise InputError(f"{run / FACTS}: key {error} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{run / FACTS}: not the facts of a run ({' '.join(str(error).split())})") from error
+    return fingerprints, mechanisms
+
+
+def _one_of(values: Any, facts: Facts, name: str, if_absent: str, run: Path) -> Any:
     """A fact that runs of earlier versions do not have."""
     found = facts.get(name) or if_absent
     if found not in get_args(values):
         raise InputError(
-            f"{run / 'run.json'}: {name}: expected one of {', '.join(get_args(values))}, found {found!r}"
+            f"{run / FACTS}: {name}: expected one of {', '.join(get_args(values))}, found {found!r}"
         )
     return found
 
@@ -217,7 +224,7 @@ def _near_duplicates(found: Any, run: Path) -> NearDuplicates:
         or {type(said) for said in found.values()} != {bool}
     ):
         raise InputError(
-            f"{run / 'run.json'}: near_duplicates: expected within and across, true or false, found {found!r}"
+            f"{run / FACTS}: near_duplicates: expected within and across, true or false, found {found!r}"
         )
     if found["within"]:
         return "within_and_across" if found["across"] else "within"
@@ -232,14 +239,14 @@ def _unfinished(run: Path, spent: Spent) -> list[str]:
             f"the newest checkpoint is of step {done}, the ledger has {spent.steps} steps: finish the run "
             "first"
         ]
-    if spent.steps < spent.steps_planned and not (run / "evaluation.csv").exists():
+    if spent.steps < spent.steps_planned and not is_evaluated(run):
         return [f"stopped after step {spent.steps} of {spent.steps_planned}: finish the run first"]
     return []
 
 
 def released_by(config: Experiment) -> str:
     """What a step of a private run releases, in the words of a card."""
-    if config.training.optimizer == "least_squares":
+    if config.training.releases_moments:
         return MOMENTS
     return ADAPTIVE if config.privacy is not None and config.privacy.clipping == "adaptive" else GRADIENT
 
@@ -270,7 +277,7 @@ def films_a_step(privacy: PrivacyConfig) -> int | None:
 
 
 def _reasons(
-    facts: Mapping[str, Any],
+    facts: Facts,
     config: Experiment,
     terms: Terms,
     audit: AuditFinding | None,
@@ -297,12 +304,12 @@ def _reasons(
             f"its files were changed after it was begun, or are of several runs ({', '.join(changed)})"
         )
     if not reasons and facts.get("release") is not True:
-        reasons.append("run.json does not say that the run may be released")
+        reasons.append(f"{FACTS} does not say that the run may be released")
     return reasons
 
 
 def _audit(run: Path, data: str) -> AuditFinding | None:
-    path = run / "audit.json"
+    path = run / AUDIT
     if not path.is_file():
         return None
     try:

@@ -229,6 +229,10 @@ def data_card(
     """
     sources = description.get("sources") or {}
     table = table_1(manifest, findings)
+    missing, columns = (
+        table["statistic"].str.startswith("Missing"),
+        ["statistic", "train", "valid", "test", "all"],
+    )
     lines = [
         "# Data card",
         "",
@@ -249,20 +253,11 @@ def data_card(
         "",
         "## Counts",
         "",
-        *_markdown(
-            table.loc[
-                ~table["statistic"].str.startswith("Missing"),
-                ["statistic", "train", "valid", "test", "all", "paper_all"],
-            ]
-        ),
+        *_markdown(table.loc[~missing, [*columns, "paper_all"]]),
         "",
         "## Missing values",
         "",
-        *_markdown(
-            table.loc[
-                table["statistic"].str.startswith("Missing"), ["statistic", "train", "valid", "test", "all"]
-            ]
-        ),
+        *_markdown(table.loc[missing, columns]),
         "",
         "## Left out",
         "",

@@ -2,7 +2,6 @@
 are made from.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.errors import InputError
+from jaxcxr.report.evaluated_runs import Run
 
 SUMMARY_COLUMNS: tuple[str, ...] = (
     "epsilon",
@@ -37,24 +37,6 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
 TEXT_COLUMNS: tuple[str, ...] = ("attribute", "label", "reference", "note")
 
 PAPER_DELTA = 6e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One evaluated model of a sweep.
-
-    Attributes:
-        evaluation: its `evaluation.csv` (`jaxcxr.eval.evaluate`).
-        epsilon: its budget; infinity if it was trained without privacy, the other fields then being None.
-        delta, noise_multiplier, sample_rate, steps: of its training.
-    """
-
-    evaluation: pd.DataFrame
-    epsilon: float = np.inf
-    delta: float | None = None
-    noise_multiplier: float | None = None
-    sample_rate: float | None = None
-    steps: int | None = None
 
 
 def summarise(runs: Iterable[Run], group: str = "all") -> pd.DataFrame:

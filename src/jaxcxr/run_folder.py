@@ -1,0 +1,257 @@
+"""The folders of runs and sweeps: the names of their files, and `run.json`, read and written only here.
+
+`config.yaml` says what was asked for, `run.json` what was settled when the run was begun (calibrated noise,
+sample rate, steps, fingerprints). Whether a run is private (`is_private`) and the numbers that it promised
+(`promise_of`) are read here, so that nobody takes them from a file that is damaged or contradicts the other.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from jaxcxr.atomic import write_json
+from jaxcxr.config import Experiment, load
+from jaxcxr.errors import InputError
+
+CONFIG: Final = "config.yaml"
+FACTS: Final = "run.json"
+LEDGER: Final = "ledger.jsonl"
+LOG: Final = "metrics.jsonl"
+CHECKPOINTS: Final = "checkpoints"
+SECRET: Final = "secret.key"
+"""In `CHECKPOINTS`."""
+CLASS_COUNTS: Final = "class_counts.json"
+PATIENTS: Final = "patients.json"
+PREDICTIONS: Final = "predictions.parquet"
+EVALUATION: Final = "evaluation.csv"
+AUDIT: Final = "audit.json"
+FIGURES: Final = "figures"
+LOCK: Final = ".lock"
+
+SUMMARY: Final = "summary.csv"
+"""Of a sweep: the metrics of all its models."""
+SWEEP_COST: Final = "privacy.json"
+"""Of a sweep: what its models cost together."""
+UNTOUCHED: Final = "untouched"
+"""In a sweep: the folder of the weights that its runs start from, evaluated before any training."""
+_NON_PRIVATE = "non_private"
+_EPSILON = "epsilon_"
+
+_POSITIVE = ("epsilon", "sample_rate")
+_NOT_NEGATIVE = ("noise_multiplier", "l2_clip_norm", "delta")
+_COUNTS = ("n_units", "expected_batch_size", "steps")
+
+
+class Facts(TypedDict, total=False):
+    """The keys of `run.json`.
+
+    Every run has `jaxcxr` (the version) to `against_release` (codes of `records.declarations`); one that
+    starts from given weights also `initial_weights_sha256`. A private run has the fields of its mechanism,
+    `n_units` to `discrete_coordinates`, what is known of its starting weights (`initial_weights_record`) and
+    the noise of its class counts, if there are any. Weights that were evaluated without training have
+    `findings`, `prediction_views`, `evaluation`, `weights_sha256` and `store_fingerprint`. Keys that earlier
+    versions did not write are absent from their runs; `code_fingerprint` is theirs alone.
+    """
+
+    jaxcxr: str
+    made_with: dict[str, str]
+    binding: dict[str, Any]
+    store_fingerprint: str
+    split_origin: str
+    near_duplicates: dict[str, bool] | None
+    sums: str
+    sample_rate: float
+    steps: int
+    microbatch_size: int
+    positive_weights: list[float] | None
+    class_weights_covered: bool
+    release: bool
+    against_release: list[str]
+    initial_weights_sha256: str
+    initial_weights_record: str | None
+    n_units: int
+    expected_batch_size: int
+    l2_clip_norm: float
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    discrete_coordinates: int | None
+    class_counts_noise_multiplier: float
+    findings: list[str]
+    prediction_views: str
+    evaluation: dict[str, Any]
+    weights_sha256: str
+    code_fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """What a private run promised when it was begun.
+
+    Attributes:
+        epsilon, delta: the budget.
+        sample_rate, noise_multiplier, l2_clip_norm: of each step.
+        n_units, expected_batch_size, steps: declared.
+        store_fingerprint: of the data.
+    """
+
+    epsilon: float
+    delta: float
+    sample_rate: float
+    noise_multiplier: float
+    l2_clip_norm: float
+    n_units: int
+    expected_batch_size: int
+    steps: int
+    store_fingerprint: str
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run that was begun: `config.yaml` and `run.json` are there."""
+    return (folder / CONFIG).is_file() and (folder / FACTS).is_file()
+
+
+def has_facts(folder: Path) -> bool:
+    """Whether a folder holds a `run.json`, of a run or of weights that were evaluated without training."""
+    return (folder / FACTS).is_file()
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Whether a run was trained to its end and evaluated."""
+    return (folder / EVALUATION).is_file()
+
+
+def read_config(run: Path) -> Experiment:
+    """The configuration of a run.
+
+    Raises:
+        InputError: there is no run, or `config.yaml` cannot be read.
+    """
+    if not (run / CONFIG).is_file():
+        raise InputError(f"{run}: no run there ({CONFIG} is missing)")
+    return load(Experiment, run / CONFIG)
+
+
+def read_facts(run: Path) -> Facts:
+    """The facts in `run.json`.
+
+    Raises:
+        InputError: it is missing, or not an object of facts.
+    """
+    return Facts(**_read_object(run))  # type: ignore[typeddict-item]
+
+
+def write_facts(run: Path, facts: Facts) -> None:
+    """Write `run.json`, completely or not at all."""
+    write_json(run / FACTS, facts)
+
+
+def is_private(run: Path) -> bool:
+    """Whether a run was trained with privacy; False for weights that were evaluated without training.
+
+    Raises:
+        InputError: there is no run, or `run.json` and `config.yaml` contradict each other.
+    """
+    facts = read_facts(run)
+    private = "delta" in facts
+    if not private and "steps" not in facts:  # nothing was trained
+        return False
+    promised = read_config(run).privacy is not None
+    if promised != private:
+        which = (FACTS, CONFIG) if promised else (CONFIG, FACTS)
+        raise InputError(
+            f"{run}: trained without privacy according to {which[0]}, with it according to {which[1]}"
+        )
+    return private
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the run folder was trained; if not, it holds unchanged public weights, for comparison."""
+    return "steps" in read_facts(run)
+
+
+def promise_of(run: Path) -> Promise | None:
+    """What a run promised; None if it was trained without privacy, or nothing was trained.
+
+    Raises:
+        InputError: there is no run, a number is missing or impossible, or `run.json` and `config.yaml`
+            contradict each other.
+    """
+    if not is_private(run):
+        return None
+    facts = _read_object(run)
+    _require_numbers(run, facts)
+    promised = read_config(run).privacy
+    for name in ("epsilon", "delta", "l2_clip_norm"):
+        if facts[name] != getattr(promised, name):
+            raise InputError(
+                f"{run}: privacy.{name} is {getattr(promised, name)} in {CONFIG}, {facts[name]} in {FACTS}"
+            )
+    numbers = {name: float(facts[name]) for name in (*_POSITIVE, *_NOT_NEGATIVE)}
+    counts = {name: int(facts[name]) for name in _COUNTS}
+    return Promise(**numbers, **counts, store_fingerprint=str(facts["store_fingerprint"]))  # type: ignore[arg-type]
+
+
+def newest_checkpoint(run: Path) -> int | None:
+    """Steps done at the newest checkpoint of a run folder; None if there is none."""
+    steps = [
+        int(path.name) for path in (run / CHECKPOINTS).glob("*") if path.is_dir() and path.name.isdigit()
+    ]
+    return max(steps, default=None)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders with a `run.json` in the folder of a sweep, by name."""
+    return sorted(facts.parent for facts in folder.glob(f"*/{FACTS}"))
+
+
+def budget_name(epsilon: float) -> str:
+    """Name of the folder in which a sweep trains with a budget; infinity is without privacy."""
+    return _NON_PRIVATE if math.isinf(epsilon) else f"{_EPSILON}{epsilon:g}"
+
+
+def evaluated_budgets(sweep: Path) -> list[Path]:
+    """The folders of a sweep's budgets whose models are trained and evaluated."""
+    return [
+        folder
+        for folder in sorted([*sweep.glob(f"{_EPSILON}*"), *sweep.glob(_NON_PRIVATE)])
+        if is_evaluated(folder)
+    ]
+
+
+def _read_object(run: Path) -> dict[str, Any]:
+    path = run / FACTS
+    if not path.is_file():
+        raise InputError(f"{run}: no run there ({FACTS} is missing)")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise InputError(
+            f"{path}: not the facts of a run (expected an object of facts, found {type(facts).__name__})"
+        )
+    return facts
+
+
+def _require_numbers(run: Path, facts: Mapping[str, Any]) -> None:
+    for name in (*_POSITIVE, *_COUNTS, *_NOT_NEGATIVE, "store_fingerprint"):
+        if name not in facts:
+            raise InputError(f"{run / FACTS}: key '{name}' is missing")
+    for name in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = facts[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not number or (name in _POSITIVE and value == 0) or (name == "delta" and not 0 < value < 1):
+            wanted = "a number between 0 and 1" if name == "delta" else "a positive number"
+            raise InputError(
+                f"{run / FACTS}: not the facts of a run ({name}: expected {wanted}, found {value!r})"
+            )
+    for name in _COUNTS:
+        if type(facts[name]) is not int or facts[name] < 0:
+            raise InputError(
+                f"{run / FACTS}: not the facts of a run ({name}: expected a whole number, found "
+                f"{facts[name]!r})"
+            )

@@ -1,0 +1,153 @@
+"""Folders of weights to start from: the parameters, where they come from, and what they were trained on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from jaxcxr.errors import InputError
+from jaxcxr.models.marks import RECORD
+from jaxcxr.models.network import HEAD
+from jaxcxr.models.torch_files import read_state, write_state
+from jaxcxr.models.torch_weights import from_torch
+from jaxcxr.training import trained_on
+from jaxcxr.training.trained_on import TrainedOn
+
+PACKAGED = ("jaxcxr", "weights")
+"""First parts of the names of weights that come with the package."""
+
+
+def flat_weights(params: PyTree) -> dict[str, np.ndarray]:
+    """Parameters by path, such as `params/conv1/kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {
+        "/".join(str(key.key) for key in path): np.ascontiguousarray(leaf, np.float32)
+        for path, leaf in leaves
+    }
+
+
+def nested_weights(flat: dict[str, np.ndarray]) -> PyTree:
+    """The tree of parameters given by path: the inverse of `flat_weights`."""
+    tree: dict[str, PyTree] = {}
+    for name, array in flat.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
+
+
+def save_weights(
+    folder: Path,
+    params: PyTree,
+    provenance: dict[str, object],
+    bfloat16: bool = False,
+    units: TrainedOn | None = None,
+) -> None:
+    """Write parameters as starting weights, with their provenance; `folder` must not exist.
+
+    The folder appears when complete.
+
+    Args:
+        folder: to write.
+        params: of the network.
+        provenance: the record.
+        bfloat16: write one safetensors file as in a release, but rounded to 16 bits, with its checksum in the
+            record, instead of an orbax folder of float32: half the size, for weights to share.
+        units: hashes of the data they were trained on (`jaxcxr.training.trained_on`); None if not known.
+    """
+    part = folder.with_name(folder.name + ".part")
+    if bfloat16:
+        file = part / "weights.safetensors"
+        write_state(
+            file, {name: leaf.astype(jax.numpy.bfloat16) for name, leaf in flat_weights(params).items()}
+        )
+        provenance = provenance | {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    else:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
+    if units is not None:
+        provenance = provenance | {"trained_on": trained_on.write(part, units)}
+    (part / RECORD).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    part.rename(folder)
+
+
+def weights_folder(named: str | Path) -> Path:
+    """The folder of weights that a configuration names.
+
+    `jaxcxr/weights/NAME` is the package's own, wherever it is installed, unless that folder exists below the
+    working directory.
+    """
+    path = Path(named)
+    if path.parts[: len(PACKAGED)] == PACKAGED and not path.exists():
+        return Path(__file__).resolve().parents[1].joinpath(*path.parts[1:])
+    return path
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """The provenance record of weights; empty if they have none."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def units_of_weights(named: str | Path) -> TrainedOn | None:
+    """Hashes of the data that the named weights were trained on; None if not recorded."""
+    folder = weights_folder(named)
+    return trained_on.read(folder, provenance(folder))
+
+
+def load_weights(folder: Path, like: PyTree) -> PyTree:
+    """Parameters written by `save_weights` or a release, in the structure and dtypes of `like`.
+
+    Raises:
+        InputError: there are no weights, or some are missing, surplus or of another shape; the message names
+            all.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / "params").is_dir():
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore((folder / "params").resolve())
+    elif len(files) == 1:
+        found = _from_safetensors(files[0], like)
+    else:
+        raise InputError(f"{folder}: no weights there; expected params/ or one .safetensors file")
+    have, want = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (found, like)
+    )
+    wrong = [f"{name} is missing" for name in want.keys() - have.keys()] + [
+        f"{name} is surplus" for name in have.keys() - want.keys()
+    ]
+    wrong += [
+        f"{name} has shape {np.shape(have[name])}, expected {np.shape(want[name])}"
+        for name in want.keys() & have.keys()
+        if np.shape(have[name]) != np.shape(want[name])
+    ]
+    if wrong:
+        raise InputError(f"{folder}: the weights do not fit the network: {'; '.join(sorted(wrong))}")
+    return jax.tree.map(lambda leaf, target: jax.numpy.asarray(leaf, target.dtype), found, like)
+
+
+def _from_safetensors(path: Path, like: PyTree) -> PyTree:
+    """Parameters from a file whose names are our paths, such as `params/conv1/kernel`, or torch's names."""
+    state = read_state(path)
+    if not all(name.startswith("params/") for name in state):
+        layers = like["params"]
+        return from_torch(
+            state, layers[HEAD]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path)
+        )
+    return nested_weights(state)
+
+
+def weights_digest(params: PyTree) -> str:
+    """SHA-256 of all parameters, in the order of their names."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
