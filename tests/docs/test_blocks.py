@@ -170,7 +170,7 @@ def test_a_block_works_or_says_why_it_is_not_tried(
         assert block.not_run in REASONS
         if (test := REASONS[block.not_run]) is not None:
             assert block.place.split(":")[0].removeprefix("docs/") in test.read_text(encoding="utf-8")
-    elif block.language == "bash":
+    elif block.language in ("bash", ""):
         assert commands(block.text)
         for words in commands(block.text):
             try_command(words)
@@ -180,7 +180,7 @@ def test_a_block_works_or_says_why_it_is_not_tried(
     elif block.language == "yaml":
         try_yaml(block.text)
     else:
-        assert block.language == "text", "expected bash, python, yaml, or text for what a screen shows"
+        assert block.language == "text", "expected bash (or nothing), python, yaml, or text for a screen"
 
 
 def is_command(span: str) -> bool:
