@@ -140,7 +140,7 @@ def films_in_words(films: pd.DataFrame, called: str) -> str:
         films: one row per image, with `patient_id` and, if known, `sex` and `age`.
         called: what they are for, such as 'training'.
     """
-    patients = counted(films["patient_id"].nunique(), "patient")
+    patients = counted(len(set(films["patient_id"].dropna())), "patient")
     said = f"{counted(len(films), f'{called} image')} of {patients}"
     about = []
     if "sex" in films:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcxr.training.plan import Plan
+from jaxcxr.training import build, parameters
+from jaxcxr.training.plan import RunPlan
 
 ROUNDS = 3
 """Microbatches that are timed, after one that compiles."""
@@ -44,28 +45,30 @@ class StepTime:
         return self.microbatches * self.microbatch + self.update
 
 
-def measure_step(plan: Plan) -> StepTime:
+def measure_step(plan: RunPlan) -> StepTime:
     """Compile the plan's step and run it on blank images from random weights; nothing of it is kept, and no
     image of the cohort is read.
     """
     if plan.weights is None:  # noised counts, which are drawn when a run begins
         plan = dataclasses.replace(plan, weights=np.ones(plan.split.labels.shape[1], np.float32))
-    functions = plan.with_microbatch_size().step()
-    params = plan.random_params(bytes(32))
-    state = plan.optimizer().init(plan.trained(params))
-    params, state = functions.replicate((params, state))
+    functions = build.step_of(build.with_microbatch_size(plan))
+    params = parameters.random_params(plan.config, bytes(32))
+    state = build.optimizer_of(plan).init(parameters.trained(plan.config, params))
+    params, state, clipping = functions.replicate((params, state, plan.clipping()))
     batch = functions.place(_blank(plan, functions.microbatch_size))
     randomness: Any = np.zeros(4, np.uint32)
     began = time.perf_counter()
-    compiled = _compiled(functions.accumulate, params, functions.start(params), batch)
-    total = functions.accumulate(params, functions.start(params), batch)
+    compiled = _compiled(functions.accumulate, params, functions.start(params), batch, clipping)
+    total = functions.accumulate(params, functions.start(params), batch, clipping)
     summed, _ = functions.collect(total)
     randomness = randomness if plan.mechanism is None else plan.mechanism.randomness(randomness, summed.high)
-    params, state, _ = jax.block_until_ready(functions.finish(params, state, summed, randomness))
+    params, state, _, clipping = jax.block_until_ready(
+        functions.finish(params, state, summed, randomness, clipping)
+    )
     compiling, began = time.perf_counter() - began, time.perf_counter()
     total = functions.start(params)
     for _ in range(ROUNDS):
-        total = functions.accumulate(params, total, batch)
+        total = functions.accumulate(params, total, batch, clipping)
     jax.block_until_ready(total)
     microbatch, began = (time.perf_counter() - began) / ROUNDS, time.perf_counter()
     summed, _ = functions.collect(total)
@@ -74,7 +77,7 @@ def measure_step(plan: Plan) -> StepTime:
     resident = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state, summed))
     )
-    jax.block_until_ready(functions.finish(params, state, summed, randomness))
+    jax.block_until_ready(functions.finish(params, state, summed, randomness, clipping))
     update = time.perf_counter() - began
     expected = plan.sample_rate * len(plan.units)
     microbatches = max(1, math.ceil(expected / functions.microbatch_size))
@@ -83,7 +86,7 @@ def measure_step(plan: Plan) -> StepTime:
     )
 
 
-def _blank(plan: Plan, units: int) -> dict[str, np.ndarray]:
+def _blank(plan: RunPlan, units: int) -> dict[str, np.ndarray]:
     """A microbatch of black images, as this process would feed it."""
     units, side = units // jax.process_count(), plan.split.size
     images = (units, plan.films_per_unit * plan.config.training.views)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_RATES
-from jaxcxr.training.checkpoint import weights_folder
-from jaxcxr.training.plan import Plan, make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.step_time import StepTime, measure_step
+from jaxcxr.training.weights import weights_folder
 from jaxcxr.workflows.experiment import headline, of_patients, store_of
 
 SMALL_BATCH = 64
@@ -66,13 +66,13 @@ def rehearse(config: Experiment, say: Callable[[str], None]) -> Rehearsal:
     return Rehearsal(tuple(facts), (*warnings, *odd))
 
 
-def _network(plan: Plan) -> str:
+def _network(plan: RunPlan) -> str:
     model, scope = plan.config.model, plan.config.training.scope
     parts = "all parameters" if scope == "all" else f"{scope.replace('_', ' ')}"
     return f"{parts} of the network of width {model.width} ({model.activation}, {model.dtype})"
 
 
-def _start(plan: Plan) -> tuple[str, list[str]]:
+def _start(plan: RunPlan) -> tuple[str, list[str]]:
     """What the run starts from, and what is odd about that."""
     model = plan.config.model
     if model.weights is None:
@@ -85,7 +85,7 @@ def _start(plan: Plan) -> tuple[str, list[str]]:
     return f"from {model.weights}", []
 
 
-def _cohort(plan: Plan, store: Store) -> str:
+def _cohort(plan: RunPlan, store: Store) -> str:
     frame = plan.split.frame
     held_out = [
         f"{len(store.split(name)):,} {said}" for name, said in (("valid", "validation"), ("test", "test"))
@@ -96,7 +96,7 @@ def _cohort(plan: Plan, store: Store) -> str:
     )
 
 
-def _steps(plan: Plan) -> str:
+def _steps(plan: RunPlan) -> str:
     training = plan.config.training
     drawn, units = plan.sample_rate * len(plan.units), "images" if _by_image(plan) else "patients"
     passes = plan.steps * plan.sample_rate
@@ -107,18 +107,18 @@ def _steps(plan: Plan) -> str:
     )
 
 
-def _by_image(plan: Plan) -> bool:
+def _by_image(plan: RunPlan) -> bool:
     return plan.config.privacy is None or plan.config.privacy.unit == "image"
 
 
-def _patients(plan: Plan) -> list[str]:
+def _patients(plan: RunPlan) -> list[str]:
     """What the run costs patients with several images, for the operator."""
     told: list[str] = []
     of_patients(plan, told.append)
     return told
 
 
-def _memory(plan: Plan, time: StepTime) -> str:
+def _memory(plan: RunPlan, time: StepTime) -> str:
     units = "images" if _by_image(plan) else "patients"
     resident = f"{_bytes(time.resident_bytes)} for parameters, optimiser and sums"
     if time.microbatch_bytes is None:
@@ -126,7 +126,7 @@ def _memory(plan: Plan, time: StepTime) -> str:
     return f"{_bytes(time.microbatch_bytes)} for a microbatch of {time.units} {units}, {resident}"
 
 
-def _time(plan: Plan, time: StepTime) -> str:
+def _time(plan: RunPlan, time: StepTime) -> str:
     return (
         f"about {_seconds(plan.steps * time.step)} for {plan.steps:,} steps of {time.step:.2g} s "
         f"({time.microbatches} microbatches of {time.microbatch:.2g} s, noise and update "
@@ -135,7 +135,7 @@ def _time(plan: Plan, time: StepTime) -> str:
     )
 
 
-def _of_the_batch(plan: Plan) -> list[str]:
+def _of_the_batch(plan: RunPlan) -> list[str]:
     m = plan.mechanism
     if m is None or m.expected_batch_size >= SMALL_BATCH:
         return []
@@ -147,7 +147,7 @@ def _of_the_batch(plan: Plan) -> list[str]:
     ]
 
 
-def _of_the_release(plan: Plan) -> list[str]:
+def _of_the_release(plan: RunPlan) -> list[str]:
     """Why a private run would not be for release, but for what the remarks on N say already."""
     training = plan.config.training
     if plan.mechanism is None:

@@ -61,7 +61,7 @@ def heat_map_rows(evaluations: pd.DataFrame, metrics: Sequence[str] = METRICS) -
 def draw_heat_map(evaluations: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure | None:
     """The heat map before it is written."""
     rows = heat_map_rows(evaluations, metrics)
-    if rows["group"].nunique() < 2:
+    if len(set(rows["group"])) < 2:
         return None
     metrics = [metric for metric in metrics if metric in set(rows["metric"])]
     budgets = sorted(set(rows["epsilon"]), reverse=True)
