@@ -3,18 +3,21 @@
 python scripts/benchmark.py --size 128 --batch 16 --peers opacus jax_privacy --out bench/
 
 Several sizes go with as many batches: --size 64 128 256 --batch 32 16 8. Other networks than the paper's,
-each at its own
-size and batch unless they are given: --network vit_s convnext_t densenet121 transformer resnet18_3d. Peers
-need `pip install 'jaxcxr[peers]'`; one that is missing or fails is a row with its error. Writes results.json,
-details.json and benchmark.png.
+each at its own size and batch unless they are given: --network vit_s convnext_t densenet121 transformer
+resnet18_3d. Peers need `pip install 'jaxcxr[peers]'`; one that is missing or fails is a row with its error.
+Writes results.json, details.json and benchmark.png.
+
+Two measurements of another kind: --compile 16 64 128 says how long XLA compiles the private step, and
+--gpu-check measures a GPU, private and non-private, in at most eight minutes.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxcxr.atomic import write_json
 from jaxcxr.bench.case import NETWORKS, AnyCase, Case, NetworkCase, Usual
 from jaxcxr.cli.console import run
 from jaxcxr.errors import InputError
@@ -37,6 +40,11 @@ class Arguments:
             for themselves.
         activation: of resnet9; mish is the paper's private one.
         width: channels of resnet9's first stage; the paper's is 64.
+        compile: compile only: the private step of a network of plain convolutions at each of these batches,
+            then those of --network. Writes compile.json.
+        gpu_check: measure a GPU, from a plan of its own that needs no other argument than --out; Opacus takes
+            part where it is installed. Writes gpu_check.json and the table gpu_check.md.
+        quick: with --gpu-check: every part of it at tiny sizes, without a GPU too, to see that it runs.
         out: folder of the results.
     """
 
@@ -51,6 +59,9 @@ class Arguments:
     peers_keep_memory: bool = False
     activation: Literal["mish", "relu"] = "mish"
     width: int = 64
+    compile: tuple[int, ...] = ()
+    gpu_check: bool = False
+    quick: bool = False
     out: Path = Path("bench")
 
 
@@ -60,6 +71,12 @@ def cases(arguments: Arguments) -> list[AnyCase]:
     Raises:
         InputError: an argument does not fit the networks or the other arguments.
     """
+    if arguments.quick and not arguments.gpu_check:
+        raise InputError("--quick: it belongs to --gpu-check; give that too, or leave it out")
+    if arguments.gpu_check and arguments.compile:
+        raise InputError("--gpu-check, --compile: expected one of them")
+    if min(arguments.compile, default=1) < 1:
+        raise InputError(f"--compile: expected batches of at least 1, found {arguments.compile}")
     if arguments.rounds < 1:
         raise InputError(f"--rounds: expected at least 1, found {arguments.rounds}")
     if "resnet9" not in arguments.network and (arguments.activation, arguments.width) != ("mish", 64):
@@ -117,10 +134,19 @@ def sizes_and_batches(
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     planned = cases(arguments)
+    if arguments.gpu_check:
+        _check_gpu(arguments)
+    elif arguments.compile:
+        _compile(arguments, planned)
+    else:
+        _measure(arguments, planned)
+
+
+def _measure(arguments: Arguments, planned: list[AnyCase]) -> None:
     from jaxcxr.bench.measure import measure, names_of, write_results
     from jaxcxr.bench.show import figure, screen_table, speedups
 
-    details = []
+    details: list[Any] = []
     for case in planned:
         details += measure(case, names_of(arguments.peers), arguments.rounds, say=_say)
         write_results(details, arguments.out)
@@ -132,6 +158,24 @@ def main() -> None:
     print(
         f"\n{arguments.out / 'results.json'}: {len(rows)} rows; details.json and benchmark.png lie beside it"
     )
+
+
+def _compile(arguments: Arguments, planned: list[AnyCase]) -> None:
+    from jaxcxr.bench.compile_time import compile_times, table
+
+    rows = compile_times(arguments.compile, planned)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "compile.json", [dataclasses.asdict(row) for row in rows])
+    print(f"{table(rows)}\n\n{arguments.out / 'compile.json'}: {len(rows)} rows")
+
+
+def _check_gpu(arguments: Arguments) -> None:
+    from jaxcxr.bench.gpu_check import check, table
+
+    report, details = check(arguments.out, quick=arguments.quick, say=_say)
+    _say("")
+    print(table(report, details))
+    print(f"{arguments.out / 'gpu_check.json'}: {len(details)} rows; gpu_check.md lies beside it")
 
 
 def _say(line: str) -> None:

@@ -66,9 +66,10 @@ def test_small_maps_are_convolved_with_other_edges_too() -> None:
     shape = Geometry((4, 3), 3, (3, 3), 5, (2, 2), ((0, 1), (1, 1)), (1, 1), (1, 1), 1, (2, 2))
     found = output_and_gradients(lambda x, w: convolve_small(x, w, shape), x, kernel)
     numbers = ("NHWC", "HWIO", "NHWC")
-    plain = lambda x, w: jax.lax.conv_general_dilated(
-        x, w, (2, 2), ((0, 1), (1, 1)), dimension_numbers=numbers
-    )
+
+    def plain(x: Any, w: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, w, (2, 2), ((0, 1), (1, 1)), dimension_numbers=numbers)
+
     assert_all_close(found, output_and_gradients(plain, x, kernel))
 
 

@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Float
 
 from jaxcxr.per_example import jaxprs, same_convolution
-from jaxcxr.per_example.geometry import Geometry, convolve, met, patch_gram, rows
+from jaxcxr.per_example.geometry import Geometry, convolve, convolve_transposed, met, patch_gram, rows
 from jaxcxr.per_example.products import accumulator, gram, gram_is_cheaper, gram_squared_norms
 
 SMALL_MAP = 4
@@ -55,12 +55,18 @@ class Convolution:
 
     def apply(self, x: Any, weight: Any) -> Any:
         """The convolution of one example, whose kernel is not differentiated."""
-        if all(axes == tuple(range(len(axes))) for axes in self.axes) and x.dtype == weight.dtype:
-            if same_convolution.serves(self.shape, x.dtype):
-                return same_convolution.convolve(x, weight)
-            if is_small(self.shape):
-                return convolve_small(x, weight, self.shape)
+        if self._is_channels_last(x, weight) and same_convolution.serves(self.shape, x.dtype):
+            return same_convolution.convolve(x, weight)
+        return self.apply_differentiably(x, weight)
+
+    def apply_differentiably(self, x: Any, weight: Any) -> Any:
+        """The convolution of one example."""
+        if self._is_channels_last(x, weight) and is_small(self.shape):
+            return convolve_small(x, weight, self.shape)
         return jaxprs.evaluate(self.equation, [x, weight])[0]
+
+    def _is_channels_last(self, x: Any, weight: Any) -> bool:
+        return all(axes == tuple(range(len(axes))) for axes in self.axes) and x.dtype == weight.dtype
 
     def each(self, x: Any, dy: Any) -> Float[Array, "n a ..."]:
         """Gradient of the kernel for each example."""
@@ -105,37 +111,28 @@ class Convolution:
 
 def rule_of(equation: JaxprEqn, operand: int) -> Convolution | None:
     """The rule of a convolution whose kernel is the weight."""
-    if (
-        equation.primitive is not jax.lax.conv_general_dilated_p
-        or operand != 1
-        or equation.params["batch_group_count"] != 1
-    ):
+    said = jaxprs.convolved(equation) if operand == 1 else None
+    if said is None:
         return None
-    numbers, params = equation.params["dimension_numbers"], equation.params
-    # the batch, or the output features, come first in JAX's numbering, and the (input) channels second
-    x_axes, y_axes = ((spec[0], *spec[2:], spec[1]) for spec in (numbers.lhs_spec, numbers.out_spec))
-    kernel_axes = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+    axes = (said.x_axes, said.kernel_axes, said.y_axes)
+    operands = (*equation.invars[:2], equation.outvars[0])
     x, kernel, y = (
-        tuple(v.aval.shape[axis] for axis in axes)  # type: ignore[attr-defined]
-        for v, axes in (
-            (equation.invars[0], x_axes),
-            (equation.invars[1], kernel_axes),
-            (equation.outvars[0], y_axes),
-        )
+        tuple(v.aval.shape[axis] for axis in of_operand)  # type: ignore[attr-defined]
+        for v, of_operand in zip(operands, axes, strict=True)
     )
     shape = Geometry(
         sides=x[1:-1],
         channels=x[-1],
         window=kernel[:-2],
         features=kernel[-1],
-        strides=tuple(params["window_strides"]),
-        padding=tuple((int(before), int(after)) for before, after in params["padding"]),
-        input_dilation=tuple(params["lhs_dilation"]),
-        window_dilation=tuple(params["rhs_dilation"]),
-        groups=params["feature_group_count"],
+        strides=said.strides,
+        padding=said.padding,
+        input_dilation=said.input_dilation,
+        window_dilation=said.window_dilation,
+        groups=said.groups,
         outputs=y[1:-1],
     )
-    return Convolution(equation, shape, x[0], (x_axes, kernel_axes, y_axes))
+    return Convolution(equation, shape, x[0], axes)
 
 
 def is_small(shape: Geometry) -> bool:
@@ -173,7 +170,9 @@ def convolve_small(
 
 
 def _inside(side: int, outputs: int, offset: int, stride: int) -> range:
-    """The outputs along a side for which the place at `offset` from the window's first pixel lies on the map."""
+    """The outputs along a side for which the place at `offset` from the window's first pixel is on the
+    map.
+    """
     found = [i for i in range(outputs) if 0 <= i * stride + offset < side]
     return range(found[0], found[-1] + 1) if found else range(0)
 
@@ -236,6 +235,7 @@ def _transposed(x: Float[Array, "m *sides c"], dy: Float[Array, "m *outputs o"],
 
     XLA on the CPU slows down two- to fourfold where the sum runs over many thousand output positions (8 maps
     of 64 x 64 x 64: 75 ms, one by one 22, forward 18), so there it is cut into sums over some inputs each.
+    The sums are one loop, so that the program does not grow with the batch.
     """
 
     def whole(x: Any, dy: Any) -> Any:
@@ -243,21 +243,33 @@ def _transposed(x: Float[Array, "m *sides c"], dy: Float[Array, "m *outputs o"],
         run = convolve_small if is_small(shape) else convolve
         return jax.linear_transpose(lambda kernel: run(x.astype(dy.dtype), kernel, shape), like)(dy)[0]
 
+    def of_part(x: Any, dy: Any) -> Any:
+        if is_small(shape) or shape.groups > 1:
+            return whole(x, dy)
+        return convolve_transposed(x.astype(dy.dtype), dy, shape)
+
     def in_parts(x: Any, dy: Any) -> Any:
-        size = max(1, CPU_POSITIONS // max(1, shape.positions))
-        wide = accumulator(dy)
-        parts = [
-            whole(x[i : i + size].astype(wide), dy[i : i + size].astype(wide)) for i in range(0, len(x), size)
-        ]
-        total: Any = sum(parts[1:], start=parts[0])
-        return total.astype(dy.dtype)
+        wide, size = accumulator(dy), max(1, CPU_POSITIONS // max(1, shape.positions))
+        n_parts = len(x) // size
+        if n_parts <= 1:
+            return of_part(x.astype(wide), dy.astype(wide)).astype(dy.dtype)
+        parts = [v[: n_parts * size].reshape(n_parts, size, *v.shape[1:]) for v in (x, dy)]
+
+        def add(total: Any, part: Any) -> Any:
+            return total + of_part(*(v.astype(wide) for v in part)), None
+
+        rest = [v[n_parts * size :].astype(wide) for v in (x, dy)]
+        total = of_part(*rest) if len(rest[0]) else jnp.zeros(shape.kernel_shape, wide)
+        return jax.lax.scan(add, total, parts)[0].astype(dy.dtype)
 
     return jax.lax.platform_dependent(x, dy, cpu=in_parts, default=whole)
 
 
 def _one_by_one(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:
-    """Unrolled: batched, it is a grouped convolution, and XLA has no fast one."""
-    return jnp.stack([_transposed(x[i], dy[i], shape) for i in range(len(x))])
+    """In a loop: batched, it is a grouped convolution, and XLA has no fast one; unrolled, the program and the
+    time to compile it would grow with the batch (4.5, 12 and 16 s for 16, 64 and 128 examples).
+    """
+    return jax.lax.map(lambda one: _transposed(*one, shape), (x, dy))
 
 
 def _from_patches(
@@ -315,8 +327,7 @@ def patches_are_small(shape: Geometry, itemsize: int) -> bool:
 
 def positions_are_few(shape: Geometry) -> bool:
     """Whether the kernel's gradient of one example is larger than its patches and cotangents together, so
-    that a CPU should
-    compute it as one product: 1.3 ms instead of 5.1 for 3 x 3 x 512 x 512 on a map of 2 x 2, 3.4 instead of
-    6.6 on 8 x 8.
+    that a CPU should compute it as one product: 1.3 ms instead of 5.1 for 3 x 3 x 512 x 512 on a 2 x 2 map,
+    3.4 instead of 6.6 on 8 x 8.
     """
     return shape.positions * (shape.patch + shape.features) < shape.patch * shape.features

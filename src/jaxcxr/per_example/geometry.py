@@ -85,6 +85,42 @@ def convolve(
     )
 
 
+def convolve_transposed(
+    x: Float[Array, "n *sides c"], dy: Float[Array, "n *outputs o"], shape: Geometry
+) -> Float[Array, "*window c o"]:
+    """XLA's own gradient of <dy, convolution of x> with respect to the kernel, for one group: a convolution
+    of x with dy as its kernel, whose batch is the channels and whose channels are the inputs.
+
+    Its operands are laid out as those of a forward pass. XLA on the CPU lays others out anew only outside of
+    loops; inside, it computes them without its fast kernels, twenty times slower.
+    """
+    sides = tuple(range(1, 1 + len(shape.sides)))
+    edges = []
+    for side, outputs, window, step, (before, _), gap, window_gap in zip(
+        shape.sides,
+        shape.outputs,
+        shape.window,
+        shape.strides,
+        shape.padding,
+        shape.input_dilation,
+        shape.window_dilation,
+        strict=True,
+    ):
+        met_by_any = (outputs - 1) * step + (window - 1) * window_gap + 1
+        edges.append((before, met_by_any - before - ((side - 1) * gap + 1)))
+    maps, window = (0, len(sides) + 1, *sides), (len(sides) + 1, len(sides), *range(len(sides)))
+    found = jax.lax.conv_general_dilated(
+        jnp.moveaxis(x, (0, -1), (-1, 0)),
+        jnp.moveaxis(dy, 0, -2),
+        shape.window_dilation,
+        edges,
+        shape.input_dilation,
+        shape.strides,
+        jax.lax.ConvDimensionNumbers(maps, window, maps),
+    )
+    return jnp.moveaxis(found, 0, -2)
+
+
 def met(x: Float[Array, "n *sides c"], shape: Geometry) -> list[Float[Array, "n *outputs c"]]:
     """For each place of the window, the pixels that it meets, one for each place of the output."""
     edges = [
