@@ -161,12 +161,16 @@ def _measure(arguments: Arguments, planned: list[AnyCase]) -> None:
 
 
 def _compile(arguments: Arguments, planned: list[AnyCase]) -> None:
-    from jaxcxr.bench.compile_time import compile_times, table
+    from jaxcxr.bench.compile_time import HEADER, compile_times, line
 
-    rows = compile_times(arguments.compile, planned)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "compile.json", [dataclasses.asdict(row) for row in rows])
-    print(f"{table(rows)}\n\n{arguments.out / 'compile.json'}: {len(rows)} rows")
+    rows = []
+    print(HEADER, flush=True)
+    for row in compile_times(arguments.compile, planned):
+        rows.append(row)
+        print(line(row), flush=True)
+        write_json(arguments.out / "compile.json", [dataclasses.asdict(row) for row in rows])
+    print(f"\n{arguments.out / 'compile.json'}: {len(rows)} rows")
 
 
 def _check_gpu(arguments: Arguments) -> None:

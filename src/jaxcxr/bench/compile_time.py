@@ -6,7 +6,7 @@ not, and say whether the program grows with the batch.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -116,28 +116,24 @@ def compile_time(network: str, size: int, batch: int, problem: Problem, l2_clip_
     )
 
 
-def compile_times(batches: Sequence[int], cases: Sequence[AnyCase]) -> list[CompileTime]:
+def compile_times(batches: Sequence[int], cases: Sequence[AnyCase]) -> Iterator[CompileTime]:
     """The network of plain convolutions at each of the batches, then each case."""
-    rows = [compile_time(PLAIN, PLAIN_SIZE, batch, plain(batch), 1.0) for batch in batches]
-    return rows + [
-        compile_time(case.network, case.size, case.batch, problem_of(case), case.l2_clip_norm)
-        for case in cases
-    ]
+    for batch in batches:
+        yield compile_time(PLAIN, PLAIN_SIZE, batch, plain(batch), 1.0)
+    for case in cases:
+        yield compile_time(case.network, case.size, case.batch, problem_of(case), case.l2_clip_norm)
 
 
-def table(rows: Sequence[CompileTime]) -> str:
-    """One line a step."""
-    header = f"{'':20}{'size':>6}{'batch':>7}{'traced s':>10}{'compiled s':>12}"
-    header += f"{'processor s':>13}{'instructions':>14}"
-    return "\n".join(
-        [
-            header,
-            *(
-                f"{row.network:20}{row.size:6}{row.batch:7}{row.traced_s:10.1f}{row.compiled_s:12.1f}"
-                f"{row.processor_s:13.1f}{row.instructions:14,}"
-                for row in rows
-            ),
-        ]
+HEADER = (
+    f"{'':20}{'size':>6}{'batch':>7}{'traced s':>10}{'compiled s':>12}{'processor s':>13}{'instructions':>14}"
+)
+
+
+def line(row: CompileTime) -> str:
+    """The row under `HEADER`."""
+    return (
+        f"{row.network:20}{row.size:6}{row.batch:7}{row.traced_s:10.1f}{row.compiled_s:12.1f}"
+        f"{row.processor_s:13.1f}{row.instructions:14,}"
     )
 
 

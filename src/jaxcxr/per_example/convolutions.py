@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Float
 
 from jaxcxr.per_example import jaxprs, same_convolution
-from jaxcxr.per_example.geometry import Geometry, convolve, convolve_transposed, met, patch_gram, rows
+from jaxcxr.per_example.geometry import Geometry, convolve, convolve_transposed, met, pad, patch_gram, rows
 from jaxcxr.per_example.products import accumulator, gram, gram_is_cheaper, gram_squared_norms
 
 SMALL_MAP = 4
@@ -57,6 +58,13 @@ class Convolution:
         """The convolution of one example, whose kernel is not differentiated."""
         if self._is_channels_last(x, weight) and same_convolution.serves(self.shape, x.dtype):
             return same_convolution.convolve(x, weight)
+        if self._is_channels_last(x, weight) and self.shape.is_depthwise:
+            return jax.lax.platform_dependent(
+                x,
+                weight,
+                cpu=lambda x, weight: convolve_depthwise(x, weight, self.shape),
+                default=lambda x, weight: jaxprs.evaluate(self.equation, [x, weight])[0],
+            )
         return self.apply_differentiably(x, weight)
 
     def apply_differentiably(self, x: Any, weight: Any) -> Any:
@@ -169,6 +177,20 @@ def convolve_small(
     return total
 
 
+def convolve_depthwise(
+    x: Float[Array, "n *sides c"], kernel: Float[Array, "*window 1 c"], shape: Geometry
+) -> Float[Array, "n *outputs c"]:
+    """The sum over the window's places of the pixels that each meets times its numbers, one a channel.
+
+    XLA on the CPU has no fast depthwise convolution: processor time of 39 and 43 ms for output and input
+    gradient of 7 x 7 on 4 maps of 28 x 28 x 96, so 1 and 10.
+    """
+    wide = accumulator(x)
+    by_place = zip(met(x, shape), kernel.reshape(-1, shape.channels), strict=True)
+    terms = [pixels.astype(wide) * numbers.astype(wide) for pixels, numbers in by_place]
+    return sum(terms[1:], start=terms[0]).astype(x.dtype)
+
+
 def _inside(side: int, outputs: int, offset: int, stride: int) -> range:
     """The outputs along a side for which the place at `offset` from the window's first pixel is on the
     map.
@@ -191,7 +213,8 @@ def kernel_gradient(
 
     on_cpu = elsewhere = of_flat(_transposed)
     if shape.groups > 1:
-        on_cpu = of_flat(lambda x, dy, shape: _from_patches(x[None], dy[None], shape)[0])
+        each = _depthwise_in_loop if shape.is_depthwise else _from_patches
+        on_cpu = of_flat(lambda x, dy, shape: each(x[None], dy[None], shape)[0])
     elif dy.dtype == jnp.float32 and shape.channels == 1:
         on_cpu = lambda x, dy, shape: _from_pixels(x, dy, shape).sum(axis=0)  # noqa: E731 - one signature
     elif dy.dtype == jnp.float32 and same_convolution.is_wide(shape):
@@ -208,7 +231,9 @@ def kernel_gradients(
         elsewhere = _from_pixels
     elif patches_are_small(shape, dy.dtype.itemsize):
         elsewhere = _from_patches
-    if shape.groups > 1 or positions_are_few(shape):
+    if shape.is_depthwise:
+        on_cpu = _depthwise_in_loop
+    elif shape.groups > 1 or positions_are_few(shape):
         on_cpu = _from_patches
     elif dy.dtype == jnp.float32 and shape.channels == 1:
         on_cpu = _from_pixels
@@ -295,6 +320,27 @@ def _depthwise(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs o
     ]
     each = jnp.stack([jnp.sum(pixels * dy, axis=1) for pixels in by_place], axis=1)
     return each.reshape(n, *shape.kernel_shape)
+
+
+def _depthwise_in_loop(
+    x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs c"], shape: Geometry
+) -> Any:
+    """The same, one place after the other, which XLA on the CPU compiles to quicker code: processor time of
+    18 ms instead of 70 for 7 x 7 on 4 maps of 28 x 28 x 96, and a quarter of the time to compile.
+    """
+    n, wide = len(x), accumulator(dy)
+    x, dy = (v.reshape(-1, *v.shape[2:]) for v in (x, dy))
+    whole, dy = pad(x, shape).astype(wide), dy.astype(wide)
+    extent = [(outputs - 1) * step + 1 for outputs, step in zip(shape.outputs, shape.strides, strict=True)]
+    steps = (slice(None), *(slice(None, None, step) for step in shape.strides))
+
+    def at(first: Any) -> Any:
+        pixels = jax.lax.dynamic_slice(whole, (0, *first, 0), (len(x), *extent, shape.channels))[steps]
+        return jnp.sum((pixels * dy).reshape(n, -1, shape.channels), axis=1)
+
+    places = np.array(list(itertools.product(*map(range, shape.window)))) * shape.window_dilation
+    each = jax.lax.map(at, jnp.asarray(places))
+    return jnp.moveaxis(each, 0, 1).reshape(n, *shape.kernel_shape)
 
 
 def _from_pixels(x: Float[Array, "n r *sides 1"], dy: Float[Array, "n r *outputs o"], shape: Geometry) -> Any:

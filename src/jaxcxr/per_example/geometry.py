@@ -60,6 +60,11 @@ class Geometry:
         return len(self.sides) == 2 and self.groups == 1 and not self.is_dilated
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel is convolved by itself, to one feature."""
+        return self.groups == self.channels == self.features
+
+    @property
     def is_dilated(self) -> bool:
         """Whether there are gaps in the input or in the window."""
         return set(self.input_dilation) != {1} or set(self.window_dilation) != {1}
@@ -121,13 +126,18 @@ def convolve_transposed(
     return jnp.moveaxis(found, 0, -2)
 
 
-def met(x: Float[Array, "n *sides c"], shape: Geometry) -> list[Float[Array, "n *outputs c"]]:
-    """For each place of the window, the pixels that it meets, one for each place of the output."""
+def pad(x: Float[Array, "n *sides c"], shape: Geometry) -> Float[Array, "n *more c"]:
+    """The input with the zeros around and between its pixels."""
     edges = [
         (before, after, gap - 1)
         for (before, after), gap in zip(shape.padding, shape.input_dilation, strict=True)
     ]
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def met(x: Float[Array, "n *sides c"], shape: Geometry) -> list[Float[Array, "n *outputs c"]]:
+    """For each place of the window, the pixels that it meets, one for each place of the output."""
+    padded = pad(x, shape)
     strides = (1, *shape.strides, 1)
     found = []
     for place in itertools.product(*map(range, shape.window)):
