@@ -188,7 +188,8 @@ def convolve_depthwise(
     wide = accumulator(x)
     by_place = zip(met(x, shape), kernel.reshape(-1, shape.channels), strict=True)
     terms = [pixels.astype(wide) * numbers.astype(wide) for pixels, numbers in by_place]
-    return sum(terms[1:], start=terms[0]).astype(x.dtype)
+    total: Any = sum(terms[1:], start=terms[0])
+    return total.astype(x.dtype)
 
 
 def _inside(side: int, outputs: int, offset: int, stride: int) -> range:
@@ -294,7 +295,7 @@ def _one_by_one(x: Float[Array, "n r *sides c"], dy: Float[Array, "n r *outputs 
     """In a loop: batched, it is a grouped convolution, and XLA has no fast one; unrolled, the program and the
     time to compile it would grow with the batch (4.5, 12 and 16 s for 16, 64 and 128 examples).
     """
-    return jax.lax.map(lambda one: _transposed(*one, shape), (x, dy))
+    return jax.lax.map(lambda one: _transposed(one[0], one[1], shape), (x, dy))
 
 
 def _from_patches(
