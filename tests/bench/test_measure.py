@@ -21,7 +21,7 @@ class FakeWorker(measuring.Worker):
 
     asked: list[tuple[str, str]] = []  # noqa: RUF012 - one log for all workers of a test
 
-    def __init__(self, name: str, case: Case) -> None:  # noqa: ARG002 - signature of Worker
+    def __init__(self, name: str, case: Case, deadline: float | None = None) -> None:  # noqa: ARG002 - signature of Worker
         self.name, self.error, self.turns = name, None, 0
 
     def ask(self, *request: Any) -> Any:

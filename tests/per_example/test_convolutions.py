@@ -11,10 +11,11 @@ from jaxcxr.per_example.convolutions import (
     convolve_small,
     is_small,
     kernel_gradient,
+    kernel_gradients,
     patches_are_small,
     rule_of,
 )
-from jaxcxr.per_example.geometry import Geometry, patch_gram, rows
+from jaxcxr.per_example.geometry import Geometry, convolve, convolve_transposed, patch_gram, rows
 from tests.models.arrays import assert_all_close, normal, output_and_gradients, plain_convolution
 
 
@@ -151,3 +152,41 @@ def test_the_kernel_gradient_in_parts_is_that_of_all_maps(
     shape = rule_for(x.shape[1:], kernel.shape, 1, 1).shape
     found = jax.jit(lambda x, dy: kernel_gradient(x[None], dy[None], shape))(x, dy)
     np.testing.assert_allclose(found, jax.grad(summed)(kernel), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sides", "window", "strides", "padding", "input_dilation", "window_dilation"),
+    [
+        ((9,), (3,), (2,), ((2, 0),), (1,), (3,)),
+        ((8, 7), (3, 3), (2, 3), ((1, 1), (1, 0)), (1, 1), (1, 1)),  # pixels that no window meets
+        ((6, 5), (3, 2), (1, 2), ((-1, 2), (0, -1)), (2, 1), (1, 2)),
+        ((4, 5, 3), (2, 3, 1), (1, 2, 1), ((0, 1), (1, 1), (0, 0)), (1, 2, 1), (2, 1, 1)),
+    ],
+)
+def test_the_transposed_convolution_is_the_transpose(
+    sides: Any, window: Any, strides: Any, padding: Any, input_dilation: Any, window_dilation: Any
+) -> None:
+    outputs = tuple(
+        (gap * (side - 1) + 1 + sum(edges) - (gap_of_window * (k - 1) + 1)) // step + 1
+        for side, k, step, edges, gap, gap_of_window in zip(
+            sides, window, strides, padding, input_dilation, window_dilation, strict=True
+        )
+    )
+    shape = Geometry(sides, 3, window, 5, strides, padding, input_dilation, window_dilation, 1, outputs)
+    x, dy = normal(0, 2, *sides, 3), normal(1, 2, *outputs, 5)
+    like = jax.ShapeDtypeStruct(shape.kernel_shape, dy.dtype)
+    (expected,) = jax.linear_transpose(lambda kernel: convolve(x, kernel, shape), like)(dy)
+    np.testing.assert_allclose(convolve_transposed(x, dy, shape), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [64, 96])
+def test_the_program_does_not_grow_with_the_batch(features: int) -> None:
+    """Neither for gradients of single examples nor for their sum, whose maps are more than a part."""
+
+    def lines(batch: int) -> int:
+        shape = rule_for((64, 64, 64), (3, 3, 64, features), 1, 1).shape
+        x, dy = (jax.ShapeDtypeStruct((batch, 1, 64, 64, c), jnp.float32) for c in (64, features))
+        both = lambda x, dy: (kernel_gradients(x, dy, shape), kernel_gradient(x, dy, shape))  # noqa: E731
+        return len(jax.jit(both).lower(x, dy).as_text().splitlines())
+
+    assert lines(2) == lines(16)

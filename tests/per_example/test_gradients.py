@@ -12,6 +12,7 @@ from jaxcxr.models.layers import GroupNorm, Stem, max_pool
 from jaxcxr.models.resnet9 import Block, ResNet9
 from jaxcxr.per_example import convolutions, gradients, jaxprs
 from jaxcxr.per_example.sites import find
+from tests.models.arrays import normal, plain_convolution
 from tests.per_example.problem import QUICK, check, error, filled, weigh
 
 
@@ -209,6 +210,27 @@ def test_what_is_held_for_each_example_is_named_once() -> None:
     loss = lambda p, x: jax.lax.cond(x[0] > 0, jnp.sum, jnp.max, p["w"])  # noqa: E731
     with pytest.warns(UserWarning, match=r"whole gradients of each example are held for w \(cond\)"):
         gradients.weighted_sum(loss, params, jnp.ones((2, 3)), weigh)
+
+
+def test_the_function_that_is_differentiated_has_the_same_gradients() -> None:
+    """Of maps of a few pixels, also inside a checkpoint and a scan."""
+    kernels = {"first": normal(0, 3, 3, 2, 2), "layers": normal(1, 2, 3, 3, 2, 2)}
+
+    def loss(params: Any, x: Any) -> Any:
+        y = jax.checkpoint(lambda kernel, x: plain_convolution(x, kernel, 1, 1))(params["first"], x)
+        y, _ = jax.lax.scan(
+            lambda y, kernel: (jnp.sin(plain_convolution(y, kernel, 1, 1)), None), y, params["layers"]
+        )
+        return jnp.sum(jnp.square(y))
+
+    x = normal(2, 4, 2, 2, 2)
+    found, expected = (
+        jax.vmap(jax.grad(f), in_axes=(None, 0))(kernels, x)
+        for f in (gradients.quick(loss, is_differentiated=True), loss)
+    )
+    assert error(found, expected) < 1e-5
+    text = str(jax.make_jaxpr(gradients.quick(loss, is_differentiated=True))(kernels, x[0]))
+    assert "conv_general_dilated" not in text
 
 
 def test_the_quick_function_is_the_same() -> None:

@@ -57,6 +57,53 @@ def test_a_scan_says_what_is_constant_carried_and_sliced() -> None:
     assert jaxprs.scanned(equation(jnp.sin, X)) is None
 
 
+def test_a_product_says_which_axes_are_paired() -> None:
+    x, y = jnp.ones((2, 3, 4, 5)), jnp.ones((5, 3, 2))
+    product = equation(lambda x, y: jax.lax.dot_general(x, y, (((3, 0), (0, 2)), ((1,), (1,)))), x, y)
+    assert jaxprs.contraction(product) == (((3, 0), (0, 2)), ((1,), (1,)))
+    assert jaxprs.contraction(equation(jnp.sin, X)) is None
+
+
+def test_a_convolution_says_how_it_is_laid_out() -> None:
+    def convolution(x: Any, kernel: Any, **options: Any) -> Any:
+        numbers = ("CHNW", "OHIW", "HCWN")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 2), ((0, 1), (2, 3)), (3, 4), (5, 6), dimension_numbers=numbers, **options
+        )
+
+    x, kernel = jnp.ones((4, 19, 6, 29)), jnp.ones((6, 2, 2, 3))
+    said = jaxprs.convolved(equation(lambda x, k: convolution(x, k, feature_group_count=2), x, kernel))
+    assert said is not None
+    assert (said.x_axes, said.kernel_axes, said.y_axes) == ((2, 1, 3, 0), (1, 3, 2, 0), (3, 0, 2, 1))
+    assert (said.strides, said.padding) == ((1, 2), ((0, 1), (2, 3)))
+    assert (said.input_dilation, said.window_dilation, said.groups) == ((3, 4), (5, 6), 2)
+    of_batch_groups = equation(lambda x, k: convolution(x, k, batch_group_count=2), x, jnp.ones((6, 2, 4, 3)))
+    assert jaxprs.convolved(of_batch_groups) is None
+    assert jaxprs.convolved(equation(jnp.sin, X)) is None
+
+
+def test_a_lookup_says_whether_it_is_of_whole_rows() -> None:
+    def inside(function: Any) -> JaxprEqn:
+        found = []
+
+        def visit(program: Any) -> None:
+            for e in program.jaxpr.eqns:
+                if (called := jaxprs.called(e)) is not None:
+                    visit(called)
+                found.extend([e] if e.primitive is jax.lax.gather_p else [])
+
+        visit(jaxprs.trace(function, X))
+        (only,) = found
+        return only
+
+    index = jnp.array([0, 1, 1])
+    assert jaxprs.rows_taken(inside(lambda x: x.at[index].get(mode="fill"))) == ((1,), False)
+    assert jaxprs.rows_taken(inside(lambda x: x.at[index].get(mode="clip"))) == ((1,), True)
+    assert jaxprs.rows_taken(inside(lambda x: x[:, index])) is None
+    assert jaxprs.rows_taken(inside(lambda x: x[index, index])) is None
+    assert jaxprs.rows_taken(equation(jnp.sin, X)) is None
+
+
 @pytest.mark.parametrize(
     ("function", "rearranges"),
     [

@@ -21,7 +21,7 @@ Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
 def clipped_sums(loss: Loss, params: PyTree, examples: PyTree, l2_clip_norm: float, method: Method) -> PyTree:
-    """The sum of the examples' gradients, each clipped; leaves of `examples` have a leading axis of examples."""
+    """The sum of the examples' gradients, each clipped; leaves of `examples` have a leading axis of them."""
     is_real = jnp.ones(len(jax.tree.leaves(examples)[0]), bool)
     return clipped_sum(loss, params, examples, is_real, l2_clip_norm, method=method)[0]
 

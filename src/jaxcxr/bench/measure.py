@@ -8,6 +8,7 @@ import dataclasses
 import multiprocessing
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -83,9 +84,13 @@ class Details:
 
 
 class Worker:
-    """The parent's end of one contender's process; after an error it answers nothing more."""
+    """The parent's end of one contender's process; after an error it answers nothing more.
 
-    def __init__(self, name: str, case: AnyCase) -> None:
+    What is not answered by `deadline` (of `time.monotonic`) is an error, and ends the process.
+    """
+
+    def __init__(self, name: str, case: AnyCase, deadline: float | None = None) -> None:
+        self._deadline = deadline
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, name, case), daemon=True)
@@ -99,7 +104,12 @@ class Worker:
             return None
         try:
             self._pipe.send(request)
-            outcome, value = self._pipe.recv()
+            left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            if self._pipe.poll(left):
+                outcome, value = self._pipe.recv()
+            else:
+                self._process.kill()
+                outcome, value = "error", "not measured: the time was over"
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
             killed = " (out of memory?)" if self._process.exitcode == -9 else ""
@@ -130,11 +140,18 @@ def nonprivate_of(name: str) -> str:
     return "torch nonprivate" if name.startswith(("torch", "opacus")) else "jaxcxr nonprivate"
 
 
-def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str], None]) -> list[Details]:
+def measure(
+    case: AnyCase,
+    names: Sequence[str],
+    rounds: int,
+    say: Callable[[str], None],
+    turn_s: float = TURN_SECONDS,
+    deadline: float | None = None,
+) -> list[Details]:
     """Check, then time the contenders on one case.
 
-    A contender that fails, or whose sum differs from the reference (`jaxcxr vmap` for the private ones), has
-    a row with its error.
+    A contender that fails, whose sum differs from the reference (the first of the private ones, usually
+    `jaxcxr vmap`), or that has no figures by the deadline (of `time.monotonic`), has a row with its error.
     """
     workers: dict[str, Worker] = {}
     try:
@@ -142,7 +159,7 @@ def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str
         references: dict[bool, GradientSums] = {}
         for name in names:
             say(f"{case.network} {case.size} x {case.batch} {case.dtype}: preparing {name}")
-            worker = workers[name] = Worker(name, case)
+            worker = workers[name] = Worker(name, case, deadline)
             answer = worker.ask("sums")
             if answer is None:
                 continue
@@ -150,12 +167,15 @@ def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str
             private = not name.endswith("nonprivate")
             distances[name] = distance(sums, references.setdefault(private, sums))
             if not distances[name] <= AGREEMENT[case.dtype]:
-                worker.error = f"its gradient sum differs from the reference by {distances[name]:.2g} of the reference's norm"
+                worker.error = (
+                    f"its gradient sum differs from the reference by {distances[name]:.2g} of the "
+                    "reference's norm"
+                )
                 continue
             peaks[name] = worker.ask("peak", 2)
         asked = workers.get("jaxcxr nonprivate")
         rate, flops = (asked.ask("rate", case.dtype), asked.ask("least_flops")) if asked else (None, None)
-        seconds = _take_turns(workers, rounds, say)
+        seconds = _take_turns(workers, rounds, say, turn_s, deadline)
     finally:
         for worker in workers.values():
             worker.close()
@@ -174,15 +194,26 @@ def measure(case: AnyCase, names: Sequence[str], rounds: int, say: Callable[[str
 
 
 def _take_turns(
-    workers: Mapping[str, Worker], rounds: int, say: Callable[[str], None]
+    workers: Mapping[str, Worker],
+    rounds: int,
+    say: Callable[[str], None],
+    turn_s: float,
+    deadline: float | None,
 ) -> dict[str, list[list[float]]]:
+    """The step times of each contender by round; after the first round, none is begun that would not end in
+    time.
+    """
     seconds: dict[str, list[list[float]]] = {name: [] for name in workers}
     order = list(workers)
+    begins: list[float] = []
     for index in range(rounds):
+        begins.append(time.monotonic())
+        if index and deadline is not None and 2 * begins[-1] - begins[-2] > deadline:
+            break
         say(f"round {index + 1} of {rounds}")
         for name in order[index % len(order) :] + order[: index % len(order)]:
-            usual = np.median(seconds[name][-1]) if seconds[name] else TURN_SECONDS / 3
-            turn = workers[name].ask("time", int(np.clip(TURN_SECONDS / usual, 3, 10)))
+            usual = np.median(seconds[name][-1]) if seconds[name] else turn_s / 3
+            turn = workers[name].ask("time", int(np.clip(turn_s / usual, 3, 10)))
             if turn is not None:
                 seconds[name].append(turn)
     return seconds
@@ -215,7 +246,7 @@ def _row(
 
 
 def ratio(turns: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> float | None:
-    """Median over rounds of the ratio of two contenders' medians in that round; None if one missed a round."""
+    """Median over rounds of the ratio of two contenders' medians in a round; None if one missed a round."""
     if not base or len(turns) != len(base):
         return None
     return float(np.median([np.median(a) / np.median(b) for a, b in zip(turns, base, strict=True)]))

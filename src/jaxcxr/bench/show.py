@@ -39,7 +39,8 @@ def _line(details: Details) -> str:
     peak = f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes is not None else "-"
     ratio = f"{row.ratio_to_nonprivate:.2f}" if row.ratio_to_nonprivate is not None else "-"
     share = f"{details.share_of_product_rate:.0%}" if details.share_of_product_rate is not None else "-"
-    return f"{row.name:25}{row.median_s * 1e3:9.0f}{row.spread_s * 1e3:8.0f}{row.images_per_s:9.1f}{peak:>9}{ratio:>7}{share:>9}"
+    times = f"{row.median_s * 1e3:9.0f}{row.spread_s * 1e3:8.0f}{row.images_per_s:9.1f}"
+    return f"{row.name:25}{times}{peak:>9}{ratio:>7}{share:>9}"
 
 
 def speedups(details: Sequence[Details]) -> list[str]:

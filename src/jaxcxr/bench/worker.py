@@ -35,7 +35,7 @@ def build(name: str, case: AnyCase) -> Contender:
 
 def serve(pipe: Connection, name: str, case: AnyCase) -> None:
     """Answer requests until the pipe closes: ('sums',), ('time', n), ('peak', n), ('rate', dtype),
-    ('least_flops',).
+    ('least_flops',), ('device',).
 
     An answer is ('ok', value), or ('error', one line) after which the process ends.
     """
@@ -54,10 +54,13 @@ def serve(pipe: Connection, name: str, case: AnyCase) -> None:
         made: Contender | None = None
         while True:
             request = pipe.recv()
-            if request[0] == "rate":
+            if request[0] == "device":
+                device = jax.devices()[0]
+                answer: Any = {"platform": device.platform, "kind": device.device_kind}
+            elif request[0] == "rate":
                 from jaxcxr.bench.ours import product_rate
 
-                answer: Any = product_rate(request[1])
+                answer = product_rate(request[1])
             elif request[0] == "least_flops":
                 from jaxcxr.bench.jax_networks import least_flops_of
 

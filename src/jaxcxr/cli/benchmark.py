@@ -4,6 +4,8 @@ Examples:
   jaxcxr benchmark --size 128 --batch 16 --peers opacus jax_privacy --out bench/
   jaxcxr benchmark --size 64 128 256 --batch 32 16 8                several sizes, each with its batch
   jaxcxr benchmark --network vit_s convnext_t densenet121 transformer resnet18_3d      other networks
+  jaxcxr benchmark --compile 16 64 128          how long XLA compiles the private step
+  jaxcxr benchmark --gpu-check                  a GPU, private and non-private, in at most eight minutes
 
 Each network has a size and a batch of its own, unless they are given. Peers need
 `pip install 'jaxcxr[peers]'`; one that is missing or fails is a row with its error. Writes results.json,
@@ -13,7 +15,7 @@ details.json and benchmark.png.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -41,6 +43,11 @@ class Arguments:
             for themselves.
         activation: of resnet9; mish is the paper's private one.
         width: channels of resnet9's first stage; the paper's is 64.
+        compile: compile only: the private step of a network of plain convolutions at each of these batches,
+            then those of --network. Writes compile.json.
+        gpu_check: measure a GPU, from a plan of its own that needs no other argument than --out; Opacus takes
+            part where it is installed. Writes gpu_check.json and the table gpu_check.md.
+        quick: with --gpu-check: every part of it at tiny sizes, without a GPU too, to see that it runs.
         out: folder of the results.
     """
 
@@ -55,6 +62,9 @@ class Arguments:
     peers_keep_memory: bool = False
     activation: Literal["mish", "relu"] = "mish"
     width: int = 64
+    compile: tuple[int, ...] = ()
+    gpu_check: bool = False
+    quick: bool = False
     out: Path = Path("bench")
 
 
@@ -66,6 +76,12 @@ def cases(arguments: Arguments) -> "list[AnyCase]":
     """
     from jaxcxr.bench.case import Case, NetworkCase
 
+    if arguments.quick and not arguments.gpu_check:
+        raise InputError("--quick: it belongs to --gpu-check; give that too, or leave it out")
+    if arguments.gpu_check and arguments.compile:
+        raise InputError("--gpu-check, --compile: expected one of them")
+    if min(arguments.compile, default=1) < 1:
+        raise InputError(f"--compile: expected batches of at least 1, found {arguments.compile}")
     if arguments.rounds < 1:
         raise InputError(f"--rounds: expected at least 1, found {arguments.rounds}")
     if "resnet9" not in arguments.network and (arguments.activation, arguments.width) != ("mish", 64):
@@ -127,10 +143,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, description=__doc__, args=argv)
     say(f"measuring into {arguments.out}: loading JAX")
     planned = cases(arguments)
+    if arguments.gpu_check:
+        _check_gpu(arguments)
+    elif arguments.compile:
+        _compile(arguments, planned)
+    else:
+        _measure(arguments, planned)
+
+
+def _measure(arguments: Arguments, planned: "list[AnyCase]") -> None:
     from jaxcxr.bench.measure import measure, names_of, write_results
     from jaxcxr.bench.show import figure, screen_table, speedups
 
-    details = []
+    details: list[Any] = []
     for case in planned:
         details += measure(case, names_of(arguments.peers), arguments.rounds, say=_say)
         write_results(details, arguments.out)
@@ -142,6 +167,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"\n{arguments.out / 'results.json'}: {len(rows)} rows; details.json and benchmark.png lie beside it"
     )
+
+
+def _compile(arguments: Arguments, planned: "list[AnyCase]") -> None:
+    from jaxcxr.atomic import write_json
+    from jaxcxr.bench.compile_time import HEADER, compile_times, line
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    print(HEADER, flush=True)
+    for row in compile_times(arguments.compile, planned):
+        rows.append(row)
+        print(line(row), flush=True)
+        write_json(arguments.out / "compile.json", [dataclasses.asdict(row) for row in rows])
+    print(f"\n{arguments.out / 'compile.json'}: {len(rows)} rows")
+
+
+def _check_gpu(arguments: Arguments) -> None:
+    from jaxcxr.bench.gpu_check import check, table
+
+    report, details = check(arguments.out, quick=arguments.quick, say=_say)
+    _say("")
+    print(table(report, details))
+    print(f"{arguments.out / 'gpu_check.json'}: {len(details)} rows; gpu_check.md lies beside it")
 
 
 def _say(line: str) -> None:

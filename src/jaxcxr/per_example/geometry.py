@@ -60,6 +60,11 @@ class Geometry:
         return len(self.sides) == 2 and self.groups == 1 and not self.is_dilated
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel is convolved by itself, to one feature."""
+        return self.groups == self.channels == self.features
+
+    @property
     def is_dilated(self) -> bool:
         """Whether there are gaps in the input or in the window."""
         return set(self.input_dilation) != {1} or set(self.window_dilation) != {1}
@@ -85,13 +90,54 @@ def convolve(
     )
 
 
-def met(x: Float[Array, "n *sides c"], shape: Geometry) -> list[Float[Array, "n *outputs c"]]:
-    """For each place of the window, the pixels that it meets, one for each place of the output."""
+def convolve_transposed(
+    x: Float[Array, "n *sides c"], dy: Float[Array, "n *outputs o"], shape: Geometry
+) -> Float[Array, "*window c o"]:
+    """XLA's own gradient of <dy, convolution of x> with respect to the kernel, for one group: a convolution
+    of x with dy as its kernel, whose batch is the channels and whose channels are the inputs.
+
+    Its operands are laid out as those of a forward pass. XLA on the CPU lays others out anew only outside of
+    loops; inside, it computes them without its fast kernels, twenty times slower.
+    """
+    sides = tuple(range(1, 1 + len(shape.sides)))
+    edges = []
+    for side, outputs, window, step, (before, _), gap, window_gap in zip(
+        shape.sides,
+        shape.outputs,
+        shape.window,
+        shape.strides,
+        shape.padding,
+        shape.input_dilation,
+        shape.window_dilation,
+        strict=True,
+    ):
+        met_by_any = (outputs - 1) * step + (window - 1) * window_gap + 1
+        edges.append((before, met_by_any - before - ((side - 1) * gap + 1)))
+    maps, window = (0, len(sides) + 1, *sides), (len(sides) + 1, len(sides), *range(len(sides)))
+    found = jax.lax.conv_general_dilated(
+        jnp.moveaxis(x, (0, -1), (-1, 0)),
+        jnp.moveaxis(dy, 0, -2),
+        shape.window_dilation,
+        edges,
+        shape.input_dilation,
+        shape.strides,
+        jax.lax.ConvDimensionNumbers(maps, window, maps),
+    )
+    return jnp.moveaxis(found, 0, -2)
+
+
+def pad(x: Float[Array, "n *sides c"], shape: Geometry) -> Float[Array, "n *more c"]:
+    """The input with the zeros around and between its pixels."""
     edges = [
         (before, after, gap - 1)
         for (before, after), gap in zip(shape.padding, shape.input_dilation, strict=True)
     ]
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def met(x: Float[Array, "n *sides c"], shape: Geometry) -> list[Float[Array, "n *outputs c"]]:
+    """For each place of the window, the pixels that it meets, one for each place of the output."""
+    padded = pad(x, shape)
     strides = (1, *shape.strides, 1)
     found = []
     for place in itertools.product(*map(range, shape.window)):

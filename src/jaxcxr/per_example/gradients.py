@@ -87,8 +87,13 @@ def weighted_sum(
 def weighted_sum_vmap(
     loss: Loss, params: PyTree, examples: PyTree, weigh: Weigh
 ) -> tuple[PyTree, Float[Array, "n"], PyTree]:
-    """The definition of `weighted_sum`: `vmap(grad)`, which holds every example's whole gradient."""
-    losses, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
+    """The definition of `weighted_sum`: `vmap(grad)`, which holds every example's whole gradient.
+
+    Of the loss as it is, but for convolutions of maps of a few pixels, which are written as products
+    (`convolutions.convolve_small`): XLA on the CPU has nothing but a naive loop for them.
+    """
+    differentiate = jax.value_and_grad(quick(loss, is_differentiated=True))
+    losses, gradients = jax.vmap(differentiate, in_axes=(None, 0))(params, examples)
     gradients = _fixed(gradients)
     squared = jax.tree.map(_squared, gradients)
     with jax.default_matmul_precision("highest"):
@@ -149,15 +154,23 @@ def _named(program: Program, params: PyTree) -> dict[str, tuple[str, ...]]:
     return {paths[leaf]: why for leaf, why in sorted(kinds.items()) if why and leaf in large}
 
 
-def quick(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The same function of (parameters, one example), its convolutions as quick as the platform can; not to
-    be differentiated with respect to the parameters.
+def quick(
+    function: Callable[[Any, Any], Any], *, is_differentiated: bool = False
+) -> Callable[[Any, Any], Any]:
+    """The same function of (parameters, one example), its convolutions as quick as the platform can.
+
+    Args:
+        function: of any pytrees.
+        is_differentiated: with respect to the parameters; then only formulations are taken that JAX
+            differentiates by itself. Without it, whoever does so is refused or gets zeros. (It may always be
+            differentiated with respect to the example.)
     """
 
     def replayed(params: PyTree, example: PyTree) -> PyTree:
         program, shape = jax.make_jaxpr(function, return_shape=True)(params, example)
         found = find(program, len(jax.tree.leaves(params)))
-        outputs, _ = _replay(found, found.body, jax.tree.leaves((params, example)), None)
+        values = jax.tree.leaves((params, example))
+        outputs, _ = _replay(found, found.body, values, None, is_differentiated)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return replayed
@@ -295,9 +308,15 @@ def _program(loss: Loss, params: PyTree, example: PyTree) -> Program:
 
 
 def _replay(
-    program: Program, body: Body, values: list[Any], zeros: dict[int, Any] | None
+    program: Program,
+    body: Body,
+    values: list[Any],
+    zeros: dict[int, Any] | None,
+    is_differentiated: bool = False,
 ) -> tuple[list[Any], dict[int, Any]]:
-    """The outputs of a program, with zeros added at its sites, and the inputs of those."""
+    """The outputs of a program, with zeros added at its sites, and the inputs of those; the sites' weights
+    are constants unless they are differentiated.
+    """
     jaxpr = body.program.jaxpr
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*body.program.consts, *values), strict=True))
     inputs: dict[int, Any] = {}
@@ -306,8 +325,11 @@ def _replay(
         if place in body.sites:
             number = body.sites[place]
             rule = program.sites[number].rule
-            x = checkpoint_name(given[1 - rule.operand], KEPT)
-            output = rule.apply(x, jax.lax.stop_gradient(given[rule.operand]))
+            x, weight = checkpoint_name(given[1 - rule.operand], KEPT), given[rule.operand]
+            if is_differentiated:
+                output = rule.apply_differentiably(x, weight)
+            else:
+                output = rule.apply(x, jax.lax.stop_gradient(weight))
             if zeros is not None:
                 inputs[number] = x
                 output = output + zeros[number]
@@ -315,7 +337,7 @@ def _replay(
         elif place in body.inner and body.inner[place].all_sites:
             inner = body.inner[place]
             own = None if zeros is None else {number: zeros[number] for number in inner.all_sites}
-            outputs, found = _replay_inside(program, equation, inner, given, own)
+            outputs, found = _replay_inside(program, equation, inner, given, own, is_differentiated)
             inputs.update(found)
         else:
             outputs = jaxprs.evaluate(equation, given)
@@ -324,23 +346,27 @@ def _replay(
 
 
 def _replay_inside(
-    program: Program, equation: Any, inner: Body, given: list[Any], zeros: dict[int, Any] | None
+    program: Program,
+    equation: Any,
+    inner: Body,
+    given: list[Any],
+    zeros: dict[int, Any] | None,
+    is_differentiated: bool,
 ) -> tuple[list[Any], dict[int, Any]]:
+    replay = functools.partial(_replay, program, inner, is_differentiated=is_differentiated)
     options, scan = jaxprs.checkpoint_options(equation), jaxprs.scanned(equation)
     if options is not None:
         keep = jax.checkpoint_policies.save_only_these_names(KEPT)
         policy = options.pop("policy")
         policy = keep if policy is None else jax.checkpoint_policies.save_from_both_policies(policy, keep)
-        return jax.checkpoint(functools.partial(_replay, program, inner), policy=policy, **options)(
-            given, zeros
-        )
+        return jax.checkpoint(replay, policy=policy, **options)(given, zeros)
     if scan is None:
-        return _replay(program, inner, given, zeros)
+        return replay(given, zeros)
     constants, slices = given[: scan.constants], given[scan.constants + scan.carry :]
 
     def iteration(carry: list[Any], of_iteration: Any) -> Any:
         slices, zeros = of_iteration
-        outputs, inputs = _replay(program, inner, [*constants, *carry, *slices], zeros)
+        outputs, inputs = replay([*constants, *carry, *slices], zeros)
         return outputs[: scan.carry], (outputs[scan.carry :], inputs)
 
     carry, (outputs, inputs) = jax.lax.scan(

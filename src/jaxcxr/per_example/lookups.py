@@ -22,6 +22,7 @@ class Lookup:
     """The rule (`sites.Rule`) of a `gather` of whole rows of a table."""
 
     equation: JaxprEqn
+    taken: jaxprs.RowsTaken
     operand: int = 0
 
     @property
@@ -36,6 +37,10 @@ class Lookup:
     def apply(self, x: Any, weight: Any) -> Any:
         """The rows of one example."""
         return jaxprs.evaluate(self.equation, [weight, x])[0]
+
+    def apply_differentiably(self, x: Any, weight: Any) -> Any:
+        """The same: JAX differentiates it by itself."""
+        return self.apply(x, weight)
 
     def each(self, x: Any, dy: Any) -> Float[Array, "n a rows ..."]:
         """Gradient of the table for each example."""
@@ -70,9 +75,9 @@ class Lookup:
 
     def _rows(self, x: Any, dy: Any) -> tuple[Int[Array, "n a t"], Float[Array, "n a t row"]]:
         """Which rows, beyond the table where none is looked up, and their cotangents."""
-        table, offsets = self.shape[0], self.equation.params["dimension_numbers"].offset_dims
+        table, offsets = self.shape[0], self.taken.row_axes
         index = x[..., 0].reshape(*x.shape[:2], -1)
-        if self.equation.params["mode"] == jax.lax.GatherScatterMode.CLIP:
+        if self.taken.clips:
             index = jnp.clip(index, 0, table - 1)
         inside: Bool[Array, "n a t"] = (index >= 0) & (index < table)
         axes = [i for i in range(dy.ndim - 3) if i not in offsets]
@@ -82,12 +87,5 @@ class Lookup:
 
 def rule_of(equation: JaxprEqn, operand: int) -> Lookup | None:
     """The rule of a `gather` of whole rows along the table's first axis."""
-    if equation.primitive is not jax.lax.gather_p or operand != 0:
-        return None
-    numbers, table = equation.params["dimension_numbers"], equation.invars[0].aval.shape  # type: ignore[attr-defined]
-    is_of_rows = (
-        tuple(numbers.collapsed_slice_dims) == (0,) == tuple(numbers.start_index_map)
-        and tuple(equation.params["slice_sizes"]) == (1, *table[1:])
-        and not numbers.operand_batching_dims
-    )
-    return Lookup(equation) if is_of_rows else None
+    taken = jaxprs.rows_taken(equation) if operand == 0 else None
+    return Lookup(equation, taken) if taken is not None else None

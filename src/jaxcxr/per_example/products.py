@@ -103,6 +103,10 @@ class Product:
         """The product of one example."""
         return jaxprs.evaluate(self.equation, [weight, x] if self.operand == 0 else [x, weight])[0]
 
+    def apply_differentiably(self, x: Any, weight: Any) -> Any:
+        """The same: JAX differentiates it by itself."""
+        return self.apply(x, weight)
+
     def each(self, x: Any, dy: Any) -> Float[Array, "n a ..."]:
         """Gradient of the weight for each example."""
         u, v = self._rows(x, dy)
@@ -164,9 +168,9 @@ class Product:
 
 def rule_of(equation: JaxprEqn, operand: int) -> Product | None:
     """The rule of a `dot_general` whose weight is one of its inputs."""
-    if equation.primitive is not jax.lax.dot_general_p:
+    if (said := jaxprs.contraction(equation)) is None:
         return None
-    contracted, batch = equation.params["dimension_numbers"]
+    contracted, batch = said
     axes = []
     for which in (operand, 1 - operand):
         taken = (*batch[which], *contracted[which])

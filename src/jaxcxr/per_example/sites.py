@@ -3,11 +3,9 @@ pass.
 
 For a product, a convolution or a lookup y = f(x, w) that is linear in w, and w made of parameters alone, an
 example's gradient is determined by x and by the cotangent of y (Goodfellow 2015, arXiv 1510.01799). Both come
-from one backward
-pass over many examples: a zero is added to y, and the gradient with respect to that zero is the cotangent. So
-the search needs
-no knowledge of any library of layers: it reads the traced program, through `jit`, `jax.checkpoint` and
-`jax.lax.scan`.
+from one backward pass over many examples: a zero is added to y, and the gradient with respect to that zero is
+the cotangent. So the search needs no knowledge of any library of layers: it reads the traced program, through
+`jit`, `jax.checkpoint` and `jax.lax.scan`.
 
 A parameter that takes part otherwise (scales, biases, anything inside `cond`, a custom derivative or a kernel
 of one's own) is differentiated directly, example by example: right for everything, dear for large ones, and
@@ -47,6 +45,10 @@ class Rule(Protocol):
         """The equation itself, for one example, as quickly as the platform can where the weight is not
         differentiated.
         """
+        ...
+
+    def apply_differentiably(self, x: Any, weight: Any) -> Any:
+        """The same, where JAX differentiates the weight too, perhaps for each example."""
         ...
 
     def each(self, x: Any, dy: Any) -> Float[Array, "n a ..."]:
@@ -158,7 +160,7 @@ class Site:
         return self.origin.rearranged is not None and self.rule.norm_is_cheaper(math.prod(shared))
 
     def arranged(self, values: Any) -> Any:
-        """Values with leading axes of n examples and of the scans -> the leading axes that a `Rule` expects."""
+        """Values with leading axes of n examples and of the scans -> those that a `Rule` expects."""
         own = [1 + depth for depth in self.origin.own]
         shared = [1 + depth for depth in range(len(self.scans)) if depth not in self.origin.own]
         lengths = [math.prod(self.scans[axis - 1] for axis in axes) for axes in (own, shared)]

@@ -25,7 +25,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "tokens width"], mask: Bool[Array, "1 tokens tokens"] | None = None
     ) -> Array:
-        """One sequence -> one sequence of the same shape; where `mask` is False a token does not see another."""
+        """One sequence -> one of the same shape; where `mask` is False a token does not see another."""
         width = x.shape[-1]
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)
         x = x + nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")(y, mask=mask)

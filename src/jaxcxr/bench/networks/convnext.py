@@ -13,7 +13,7 @@ EPSILON = 1e-6
 
 
 class ConvNeXtBlock(nn.Module):
-    """A depthwise 7 x 7, then a perceptron on each place, scaled channel by channel and added to the input."""
+    """A depthwise 7 x 7, then a perceptron on each place, scaled per channel and added to the input."""
 
     dtype: Any = jnp.float32
 

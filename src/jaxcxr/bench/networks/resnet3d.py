@@ -1,4 +1,4 @@
-"""Residual network of one volume or film sequence (Tran et al. 2018, arXiv 1711.11248: R3D), with group norm."""
+"""Residual network of one volume or image sequence (R3D: Tran et al. 2018, arXiv 1711.11248), group norm."""
 
 from typing import Any
 

@@ -8,7 +8,7 @@ EPSILON = 1e-6
 
 
 class Attention(nn.Module):
-    """Dot-product attention with a dense layer for each of query, key, value and output, which Opacus knows."""
+    """Dot-product attention with dense layers for query, key, value and output, which Opacus knows."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

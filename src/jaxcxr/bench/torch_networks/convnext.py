@@ -38,7 +38,7 @@ class LayerScale(nn.Module):
 
 
 class TorchConvNeXtBlock(nn.Module):
-    """A depthwise 7 x 7, then a perceptron on each place, scaled channel by channel and added to the input."""
+    """A depthwise 7 x 7, then a perceptron on each place, scaled per channel and added to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

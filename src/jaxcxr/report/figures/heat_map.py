@@ -108,7 +108,7 @@ def _colours(metric: str, values: Float[np.ndarray, "groups budgets"]) -> dict[s
     return {"cmap": "PuOr", "vmin": -span, "vmax": span}
 
 
-def _draw_cell(panel: Axes, image: AxesImage, cell: pd.Series | None, at: tuple[int, int], text: str) -> None:
+def _draw_cell(panel: Axes, image: AxesImage, cell: Any, at: tuple[int, int], text: str) -> None:
     x, y = at
     if cell is None:
         return
