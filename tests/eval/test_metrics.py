@@ -146,7 +146,7 @@ def test_fixed_thresholds_are_one_or_one_each():
     table = predictions().assign(y_b=1.0, p_b=0.5)
     assert choose_thresholds(table, ["a", "b"], "fixed", (0.1,)).tolist() == [0.1, 0.1]
     assert choose_thresholds(table, ["a", "b"], "fixed", (0.1, 0.2)).tolist() == [0.1, 0.2]
-    with pytest.raises(InputError, match="one threshold or 2, one a finding; found 3"):
+    with pytest.raises(InputError, match="one threshold or 2, one per finding; found 3"):
         choose_thresholds(table, ["a", "b"], "fixed", (0.1, 0.2, 0.3))
 
 
