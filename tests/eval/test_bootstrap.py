@@ -67,7 +67,8 @@ def brute_force(table, findings, resample, policy, redraws, seed, rows):
         for f, finding in enumerate(findings):
             y, p = (copied[f"{c}_{finding}"].to_numpy() for c in "yp")
             threshold = youden_threshold(y, p) if fixed is None else fixed[f]
-            result[f, :, r] = [plain_metrics(y, p, threshold)[m] for m in METRICS]
+            plain = plain_metrics(y, p, threshold)
+            result[f, :, r] = [plain[m] for m in METRICS]
             called |= p >= threshold
         ill = (copied[[f"y_{f}" for f in findings]] == 1).any(axis=1).to_numpy()
         missed[r] = (~called[ill]).mean()
