@@ -129,8 +129,9 @@ def swept(home: Path) -> Path:
 
 def test_sweep_writes_what_it_promises(swept: Path) -> None:
     summary = pd.read_csv(swept / "summary.csv")
-    assert list(summary.columns[:11]) == [
-        "epsilon", "delta", "noise_multiplier", "sample_rate", "steps", "finding", "metric", "mean", "std", "ci_low", "ci_high",
+    assert list(summary.columns[:12]) == [
+        "epsilon", "delta", "noise_multiplier", "sample_rate", "steps", "finding", "metric",
+        "value", "ci_low", "ci_high", "bootstrap_mean", "std",
     ]  # fmt: skip
     assert set(summary["epsilon"]) == {7.89, float("inf")}
     assert set(summary["metric"]) >= {"auroc", "accuracy", "specificity", "sensitivity"}
@@ -164,15 +165,10 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
         assert said in (swept / folder / "report.html").read_text()
 
 
-def test_the_readme_names_every_file_that_a_run_writes(swept: Path) -> None:
-    section = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .partition("## A run folder, and what in it is private")[2]
-    )
-    cells = [
-        line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `")
-    ]
+def test_the_documentation_names_every_file_that_a_run_writes(swept: Path) -> None:
+    page = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
+    section = page.partition("## A run folder")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     patterns = [re.sub(r"<step>", "*", name) for name in named]
     for folder in ("epsilon_7.89", "non_private"):
@@ -182,7 +178,7 @@ def test_the_readme_names_every_file_that_a_run_writes(swept: Path) -> None:
                 fnmatch.fnmatch(file, f"{pattern}*" if pattern.endswith("/") else pattern)
                 for pattern in patterns
             )
-            assert path.is_dir() or known, f"README.md does not say what {file} is, and whether it may leave"
+            assert path.is_dir() or known, f"docs/run_folder.md does not say what {file} is, and whether it may leave"
 
 
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
