@@ -100,10 +100,10 @@ def test_a_release_holds_the_weights_and_what_is_promised(built: Path) -> None:
     np.testing.assert_array_equal(plain["params"]["head"]["bias"], PARAMS["params"]["head"]["bias"])
 
 
-def test_nothing_of_the_house_comes_along(built: Path) -> None:
+def test_nothing_of_the_hospital_comes_along(built: Path) -> None:
     content = b"".join(path.read_bytes() for path in built.rglob("*") if path.is_file())
     for private in (
-        b"hospital",
+        b"hospital of",
         b"images_per_second",
         b'"loss"',
         bytes(range(32)),

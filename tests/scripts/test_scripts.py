@@ -178,7 +178,9 @@ def test_the_documentation_names_every_file_that_a_run_writes(swept: Path) -> No
                 fnmatch.fnmatch(file, f"{pattern}*" if pattern.endswith("/") else pattern)
                 for pattern in patterns
             )
-            assert path.is_dir() or known, f"docs/run_folder.md does not say what {file} is, and whether it may leave"
+            assert path.is_dir() or known, (
+                f"docs/run_folder.md does not say what {file} is, and whether it may leave"
+            )
 
 
 def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +225,7 @@ def test_train_and_evaluate(swept: Path, home: Path) -> None:
         "Average AUROC" in (home / "one" / "report.html").read_text()
     )  # a finished run without a page is given one
     call("evaluate", "one/predictions.parquet", "--out", "judged", "--redraws", "10", cwd=home)
-    assert "for one film added or removed" in (home / "judged" / "report.html").read_text()
+    assert "for one image added or removed" in (home / "judged" / "report.html").read_text()
     assert set(pd.read_csv(home / "judged" / "evaluation.csv")["finding"]) >= {"cardiomegaly", "average"}
 
 

@@ -287,12 +287,13 @@ def test_a_thousand_batches_compile_once_and_an_empty_one_is_a_step(plan: RunPla
         for piece in microbatches(
             images, rng.integers(0, 2, (drawn, 3)).astype(np.float32), functions.microbatch_size
         ):
-            gradient, logged = functions.accumulate(params, (gradient, logged), functions.place(piece))
+            total = (gradient, logged)
+            gradient, logged = functions.accumulate(params, total, functions.place(piece), plan.clipping())
         gradient, logged = functions.collect((gradient, logged))
         assert int(logged["count"]) == drawn
         before = bits(params)
         params, state, finite, _ = functions.finish(
-            params, state, gradient, plan.mechanism.noise_key(bytes(32), step)
+            params, state, gradient, plan.mechanism.noise_key(bytes(32), step), plan.clipping()
         )
         assert bool(finite)
         assert bits(params) != before  # an empty batch moves the weights too: by noise
@@ -373,7 +374,7 @@ def test_a_full_disk_loses_nothing(
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from jaxcxr import console
+from jaxcxr.cli import console
 
 def main():
     import numpy as np
@@ -432,8 +433,8 @@ def test_ctrl_c_while_a_row_is_logged_belongs_to_the_next_step(
     """Rows are logged after steps 2, 4, 6 and checkpoints saved after 3 and 6: a stop right after the row of step 2 would lose it."""
     write = Log.write
 
-    def press(self: Any, step: int, totals: Any, waited: float) -> None:
-        write(self, step, totals, waited)
+    def press(self: Any, step: int, *rest: Any) -> None:
+        write(self, step, *rest)
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 

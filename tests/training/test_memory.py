@@ -188,12 +188,13 @@ def test_maps_computed_again_give_the_same_sum() -> None:
         "is_real": np.ones(3, bool),
     }
     params = TinyNet(2).init(jax.random.key(0), batch["image"][0, 0])
-    sums = {}
+    sums, convolutions = {}, {}
     for remat in (False, True):
         gradient_sum = clipped_sum(TinyNet(2, remat=remat), np.ones(2, np.float32), 0.1)
         program = str(jax.make_jaxpr(gradient_sum)(params, batch))
         assert ("remat" in program or "checkpoint" in program) == remat
-        assert (program.count("conv_general_dilated") > 8) or not remat
+        convolutions[remat] = program.count("conv_general_dilated")
         sums[remat] = jax.jit(gradient_sum)(params, batch)[0]
+    assert convolutions[True] > convolutions[False]
     for plain, again in zip(jax.tree.leaves(sums[False]), jax.tree.leaves(sums[True]), strict=True):
         np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-7)

@@ -257,7 +257,7 @@ def test_patients_of_an_image_level_run_are_told_to_the_operator(
     plan: RunPlan, tiny_plan: RunPlan, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    rows = experiment._of_patients(tiny_plan, said.append)
+    rows = experiment.of_patients(tiny_plan, said.append)
     assert [(row["patient"], row["films"]) for row in rows] == [
         ("median", 2),
         ("95th percentile", 2),
@@ -271,7 +271,7 @@ def test_patients_of_an_image_level_run_are_told_to_the_operator(
         "the operator; not for release"
     )
     by_patient = dataclasses.replace(tiny_plan, config=changed(tiny_plan.config, "privacy", unit="patient"))
-    assert experiment._of_patients(by_patient, said.append) == []
+    assert experiment.of_patients(by_patient, said.append) == []
     assert len(said) == 1
 
 
@@ -282,7 +282,7 @@ def test_patients_of_an_image_level_run_are_told_to_the_operator(
 def test_patients_with_very_many_films_or_no_id(tiny_plan: RunPlan, patients: list[str], told: str) -> None:
     said: list[str] = []
     split = dataclasses.replace(tiny_plan.split, frame=pd.DataFrame({"patient_id": patients}))
-    experiment._of_patients(dataclasses.replace(tiny_plan, split=split), said.append)
+    experiment.of_patients(dataclasses.replace(tiny_plan, split=split), said.append)
     assert len(said) == 1
     assert pd.Series(said).str.contains(told, regex=True).all(), said
 

@@ -21,7 +21,7 @@ from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
 from jaxcxr.errors import InputError
-from jaxcxr.training import build, trained_on
+from jaxcxr.training import build, parameters, trained_on
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue
 from jaxcxr.training.trained_on import (
@@ -112,7 +112,7 @@ def weights_of(params: PyTree, folder: Path, units: TrainedOn | None, **record: 
 
 @pytest.fixture
 def params(tiny_config: Experiment, tiny_store: Store) -> PyTree:
-    return make_plan(tiny_config, tiny_store).random_params(bytes(32))
+    return parameters.random_params(tiny_config, bytes(32))
 
 
 def units_of(store: Store, before: TrainedOn | None = None, from_random: bool = True) -> TrainedOn:
@@ -184,14 +184,14 @@ def test_equal_ids_of_other_people_have_to_be_declared(
     here = made("here", list(range(50, 100)), image_id=[f"image{i}" for i in range(50)])
     config = private(tiny_config, here, weights)
     with pytest.raises(InputError, match="50 images with the same image_id as its training split"):
-        make_plan(config, here).pretrained_params()
+        build.pretrained_params(make_plan(config, here))
     declared = changed(config, "model", weights_ids_unrelated=True)
     plan = make_plan(declared, here)
     assert build.pretrained_params(plan) is not None
     assert plan.describe()["initial_weights_record"] == "ids_declared_unrelated"
     same = made("same", list(range(50)), "other-")
     with pytest.raises(InputError, match="50 images with the same pixels as its training split, outside"):
-        make_plan(private(declared, same, weights), same).pretrained_params()
+        build.pretrained_params(make_plan(private(declared, same, weights), same))
 
 
 def test_a_record_is_handed_on_through_further_training_and_conversion(
@@ -207,7 +207,7 @@ def test_a_record_is_handed_on_through_further_training_and_conversion(
     with pytest.raises(InputError, match="1 image with the same pixels"):
         checked_start(second, provenance(second), store, ids_unrelated=False)
     third = weights_of(
-        make_plan(private(tiny_config, store, None), store).random_params(bytes(32)), tmp_path / "third", None
+        parameters.random_params(private(tiny_config, store, None), bytes(32)), tmp_path / "third", None
     )
     fourth = pretrained(made("c", list(range(300, 330))), "fourth", start=third)
     record = units_of_weights(fourth)
@@ -269,7 +269,7 @@ def test_weights_without_a_record_are_an_assumption_and_their_own_store_is_refus
     )
     own = weights_of(params, tmp_path / "own", None, store_fingerprint=store.fingerprint)
     with pytest.raises(InputError, match="trained on that very store"):
-        make_plan(private(tiny_config, store, own), store).pretrained_params()
+        build.pretrained_params(make_plan(private(tiny_config, store, own), store))
 
 
 @pytest.mark.parametrize("place", ["record", "file", "marked release"])
@@ -292,7 +292,7 @@ def test_marked_weights_start_no_private_run_and_no_pretraining(
         if place == "file":
             (folder / "provenance.json").write_text("{}")
     with pytest.raises(InputError, match=r"w: these weights are marked not for release \(no promise\)"):
-        make_plan(private(tiny_config, store, folder), store).pretrained_params()
+        build.pretrained_params(make_plan(private(tiny_config, store, folder), store))
     with pytest.raises(InputError, match=r"pretraining is for public weights.*not for release: no promise"):
         pretrain(private(tiny_nonprivate_config, store, folder), tmp_path / "washed", say=lambda _: None)
     assert not list(tmp_path.glob("washed*"))

@@ -14,7 +14,7 @@ import jaxcxr
 from jaxcxr.config import Experiment, load, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training.plan import make_plan
+from jaxcxr.training import parameters
 from jaxcxr.training.weights import load_weights, provenance, save_weights, weights_folder
 from jaxcxr.workflows.experiment import pretrain
 from tests.conftest import changed
@@ -25,11 +25,11 @@ SHIPPED = "jaxcxr/weights/synthetic-64"
 
 @pytest.fixture(scope="module")
 def params(tiny_nonprivate_config: Experiment, tiny_store: Store) -> PyTree:
-    return make_plan(tiny_nonprivate_config, tiny_store).random_params(bytes(32))
+    return parameters.random_params(tiny_nonprivate_config, bytes(32))
 
 
 def test_the_weights_that_are_shipped_are_the_recorded_ones() -> None:
-    folder = ROOT / SHIPPED
+    folder = ROOT / "src" / SHIPPED
     record = provenance(folder)
     file = folder / record["file"]
     assert file.stat().st_size < 12_000_000

@@ -60,7 +60,7 @@ def test_it_says_who_what_and_what_it_costs(tiny_config: Experiment, timed: None
             "training.expected_batch_size 6: in each step every weight's mean gradient gets noise",
         ),
         ("training", {}, "training.seed is set"),
-        ("training", {}, "training.class_weights 'paper' are exact counts"),
+        ("training", {}, "training.class_weights 'paper' are exact statistics"),
         ("model", {}, "model.weights is null: a private run from random weights learns little"),
         ("privacy", {"dataset_size": 500}, "privacy.dataset_size is 500, but 50 images are there"),
         (
