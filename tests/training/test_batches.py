@@ -8,7 +8,7 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import objective
+from jaxcxr.training import build, objective
 from jaxcxr.training.batches import microbatch, sampled_images
 from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
@@ -135,7 +135,7 @@ def test_an_image_gives_several_views_that_depend_on_it_and_the_step_alone(viewe
     np.testing.assert_array_equal(without["image"][[0, 1]], batch["image"][[0, 2]])
     np.testing.assert_array_equal(without["label"][[0, 1]], batch["label"][[0, 2]])
     assert not np.array_equal(batch_of(viewed, [4], step=1)["image"][0], batch["image"][0])
-    assert viewed.step().microbatch_size == 2 * (12 // VIEWS)  # two devices
+    assert build.step_of(viewed).microbatch_size == 2 * (12 // VIEWS)  # two devices
 
 
 def test_a_flipped_view_has_its_sides_exchanged(viewed: RunPlan) -> None:
