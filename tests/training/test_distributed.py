@@ -39,7 +39,7 @@ def start(
     env = os.environ | {
         "XLA_FLAGS": "",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": str(CHILD.parents[2] / "src"),
+        "PYTHONPATH": os.pathsep.join(str(CHILD.parents[2] / place) for place in ("src", ".")),
     }
     env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
     return [
