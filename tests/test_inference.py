@@ -15,11 +15,11 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
 from jaxcxr.data.images import preprocess
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
-from jaxcxr.models.calibration import CALIBRATION as CALIBRATION_FILE
 from jaxcxr.models.calibration import Calibration
 from jaxcxr.models.export import run_stablehlo
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, torch_shapes
+from jaxcxr.run_folder import CALIBRATION as CALIBRATION_FILE
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.weights import save_weights
 from jaxcxr.workflows.conversion import Weights, convert, export_model, with_head

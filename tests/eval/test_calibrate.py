@@ -10,7 +10,8 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.errors import InputError
 from jaxcxr.eval.calibrate import calibrate, write_calibration
 from jaxcxr.eval.metrics import choose_thresholds
-from jaxcxr.models.calibration import CALIBRATION, Calibration, logits, platt, read_calibration
+from jaxcxr.models.calibration import Calibration, logits, platt, read_calibration
+from jaxcxr.run_folder import CALIBRATION
 
 CONFIG = EvaluationConfig()
 

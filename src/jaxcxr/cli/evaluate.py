@@ -14,6 +14,7 @@ import tyro
 
 from jaxcxr.cli.console import progress_bar, say
 from jaxcxr.config import EvaluationConfig
+from jaxcxr.run_folder import EVALUATION, FIGURES, PREDICTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with progress_bar(len(findings), "finding", f"{arguments.evaluation.redraws} replicates") as bar:
         evaluation = evaluate(predictions, findings, arguments.evaluation, progress=bar.update)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    evaluation.to_csv(arguments.out / "evaluation.csv", index=False)
+    evaluation.to_csv(arguments.out / EVALUATION, index=False)
     write_calibration(predictions, findings, arguments.evaluation, arguments.out)
     say("drawing figures and the page")
     _write_page(arguments, evaluation, predictions, findings)
@@ -64,9 +65,9 @@ def _write_page(arguments: Arguments, evaluation: Any, predictions: Any, finding
     from jaxcxr.report.run_facts import read_facts
     from jaxcxr.report.run_report import against_non_private, draw_curves
 
-    draw_curves(predictions, findings, arguments.out / "figures", arguments.evaluation)
+    draw_curves(predictions, findings, arguments.out / FIGURES, arguments.evaluation)
     folder = arguments.predictions.parent
-    facts = read_facts(folder) if arguments.predictions.name == "predictions.parquet" else None
+    facts = read_facts(folder) if arguments.predictions.name == PREDICTIONS else None
     page = run_page(
         arguments.predictions.name if facts is None else facts.name,
         evaluation,
@@ -74,6 +75,6 @@ def _write_page(arguments: Arguments, evaluation: Any, predictions: Any, finding
         findings,
         facts=facts,
         comparison=against_non_private(folder, facts, arguments.evaluation),
-        figures=arguments.out / "figures",
+        figures=arguments.out / FIGURES,
     )
     write_page(page, arguments.out)

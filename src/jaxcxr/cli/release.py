@@ -18,6 +18,7 @@ import tyro
 
 from jaxcxr.cli.console import say
 from jaxcxr.errors import InputError
+from jaxcxr.run_folder import CHECKPOINTS, SECRET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked")
         )
         unchecked = built.unchecked
-        secret = arguments.folder / "checkpoints" / "secret.key"
+        secret = arguments.folder / CHECKPOINTS / SECRET
         if secret.is_file():
             print(
                 f"{secret}: with it the noise can be removed; delete it now that the run is finished, or "

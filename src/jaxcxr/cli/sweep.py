@@ -22,6 +22,7 @@ from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import parse
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
+from jaxcxr.run_folder import SUMMARY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, flags = parse(Arguments, __doc__, argv)
-    if arguments.beside is not None and not (arguments.beside / "summary.csv").is_file():
+    if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
             f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import experiment_of, parse
 from jaxcxr.config import Experiment
+from jaxcxr.run_folder import CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _train(config: Experiment, out: Path, arguments: Arguments) -> None:
     if arguments.delete_secret:
         from jaxcxr.training.secret import delete_secret
 
-        delete_secret(out / "checkpoints")
+        delete_secret(out / CHECKPOINTS)
         print(f"{out}: the secret is deleted; backups and snapshots of the folder may still have it\n")
     print(screen_table(evaluation))
     print(

@@ -198,11 +198,6 @@ def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
     )
 
 
-def numbers_of(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Cells of a column as float64; NaN where a cell is empty or not a number."""
-    return _numbers(frame, column)[0]
-
-
 def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Cells of a column as float64 (NaN if empty), and a mask of cells neither empty nor finite."""
     text = text_of(frame, column)

@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.metrics import choose_thresholds
-from jaxcxr.models.calibration import CALIBRATION, Calibration, logits
+from jaxcxr.models.calibration import Calibration, logits
+from jaxcxr.run_folder import CALIBRATION
 
 
 def write_calibration(

@@ -18,6 +18,7 @@ from jaxcxr.eval.estimates import Estimates, measure
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.groups import make_groups
 from jaxcxr.eval.predictions import read_predictions
+from jaxcxr.run_folder import PREDICTIONS
 
 COMPARISON_COLUMNS: tuple[str, ...] = (
     "group",
@@ -67,7 +68,7 @@ def read_pair(a: str | Path, b: str | Path) -> tuple[pd.DataFrame, pd.DataFrame,
 
 def _file(path: str | Path) -> Path:
     path = Path(path)
-    return path / "predictions.parquet" if path.is_dir() else path
+    return path / PREDICTIONS if path.is_dir() else path
 
 
 def align(a: pd.DataFrame, b: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:

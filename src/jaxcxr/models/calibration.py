@@ -16,9 +16,8 @@ from jaxtyping import Float
 
 from jaxcxr.atomic import write_json
 from jaxcxr.errors import InputError
+from jaxcxr.run_folder import CALIBRATION
 
-CALIBRATION = "calibration.json"
-"""Its file in a run folder. It was computed from private validation images without noise."""
 _LEAST, _MOST = 1e-7, 1 - 1e-7
 
 

@@ -58,8 +58,10 @@ def measure_step(plan: RunPlan) -> StepTime:
     batch = functions.place(_blank(plan, functions.microbatch_size))
     randomness: Any = np.zeros(4, np.uint32)
     began = time.perf_counter()
-    compiled = _compiled(functions.accumulate, params, functions.start(params), batch, clipping)
-    total = functions.accumulate(params, functions.start(params), batch, clipping)
+    total = functions.start(params)
+    lowered: Any = functions.accumulate
+    accumulate = lowered.lower(params, total, batch, clipping).compile()
+    total = accumulate(params, total, batch, clipping)
     summed, _ = functions.collect(total)
     randomness = randomness if plan.mechanism is None else plan.mechanism.randomness(randomness, summed.high)
     params, state, _, clipping = jax.block_until_ready(
@@ -68,7 +70,7 @@ def measure_step(plan: RunPlan) -> StepTime:
     compiling, began = time.perf_counter() - began, time.perf_counter()
     total = functions.start(params)
     for _ in range(ROUNDS):
-        total = functions.accumulate(params, total, batch, clipping)
+        total = accumulate(params, total, batch, clipping)
     jax.block_until_ready(total)
     microbatch, began = (time.perf_counter() - began) / ROUNDS, time.perf_counter()
     summed, _ = functions.collect(total)
@@ -81,9 +83,9 @@ def measure_step(plan: RunPlan) -> StepTime:
     update = time.perf_counter() - began
     expected = plan.sample_rate * len(plan.units)
     microbatches = max(1, math.ceil(expected / functions.microbatch_size))
-    return StepTime(
-        compiling, microbatch, update, microbatches, functions.microbatch_size, compiled, resident
-    )
+    used = accumulate.memory_analysis()
+    needed = None if used is None else int(used.temp_size_in_bytes)
+    return StepTime(compiling, microbatch, update, microbatches, functions.microbatch_size, needed, resident)
 
 
 def _blank(plan: RunPlan, units: int) -> dict[str, np.ndarray]:
@@ -96,9 +98,3 @@ def _blank(plan: RunPlan, units: int) -> dict[str, np.ndarray]:
         "is_film": np.ones(images, np.bool_),
         "is_real": np.ones(units, np.bool_),
     }
-
-
-def _compiled(function: Any, *arguments: Any) -> int | None:
-    """Bytes that the compiled function needs beside its arguments."""
-    used = function.lower(*arguments).compile().memory_analysis()
-    return None if used is None else int(used.temp_size_in_bytes)

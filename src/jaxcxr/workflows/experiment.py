@@ -81,9 +81,7 @@ def store_of(config: Experiment, say: Say = print) -> Store:
 
 
 def _require_recipe(store: Store, config: Experiment) -> None:
-    described = json.loads((store.path / "store.json").read_text(encoding="utf-8"))["preprocessing"].get(
-        "synthetic"
-    )
+    described = store.description()["preprocessing"].get("synthetic")
     wanted = dataclasses.asdict(config.data.synthetic) if config.data.synthetic else None
     if described != wanted:
         raise InputError(
