@@ -1,6 +1,6 @@
 """Write the files of a release; each follows from the weights, the configuration and the privacy card.
 
-        model.safetensors           the weights
+    model.safetensors           the weights
     orbax/                      the same weights, for `ocp.StandardCheckpointer().restore(".../orbax/params")`
     config.yaml                 how they were trained, without private paths
     privacy_card.html, .json    the guarantee
