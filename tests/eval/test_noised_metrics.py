@@ -99,6 +99,15 @@ def test_the_interval_of_an_average_is_no_narrower_than_if_findings_failed_toget
     assert std["average"] == pytest.approx(std["a"], rel=0.02)
 
 
+def test_where_a_patient_may_weigh_four_images_a_quarter_of_the_images_are_taken_as_independent() -> None:
+    images, std = dataclasses.replace(held_out(3000), groups=np.zeros((3000, 0), int)), []
+    for k in (1, 4):
+        plan = design_of([0.3, 0.4], (), k, 0.1)
+        table = noised_evaluation(noised_counts(images, plan, KEY), plan, ["a", "b"], [], [True, True])
+        std.append(table["std_sample"].to_numpy())
+    np.testing.assert_allclose(std[1] / std[0], 2, rtol=0.1)
+
+
 def test_intervals_hold_the_truth() -> None:
     """200 cohorts of 600 patients with several images each; the kept script has larger ones."""
     found = coverage(Cohort(600, (0.4,)), 3.0, 200)
