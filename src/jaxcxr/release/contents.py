@@ -12,17 +12,19 @@
 The files above the card are its sources and are listed on it; README and record follow from the card.
 """
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
+from jaxcxr.models.calibration import THRESHOLDS
+from jaxcxr.report.card.card_schema import PrivacyCard
+from jaxcxr.report.card.page import CARD_HTML, CARD_JSON
 from jaxcxr.run_folder import CONFIG
 
 WEIGHTS: Final = "model.safetensors"
 ORBAX: Final = "orbax"
 LICENCE: Final = "LICENCE"
-THRESHOLDS: Final = "thresholds.json"
-CARD_JSON: Final = "privacy_card.json"
-CARD_HTML: Final = "privacy_card.html"
 README: Final = "README.md"
 REGISTRY: Final = "registry.yaml"
 
@@ -38,6 +40,19 @@ MARKER: Final = "NOT-FOR-RELEASE.txt"
 """In a marked folder only."""
 
 
-def top_level() -> Iterator[str]:
-    """Every name that may stand at the top of a release folder."""
-    yield from (*ALWAYS, ORBAX, *IF_STATED)
+def not_the_cards(folder: Path, card: PrivacyCard) -> Iterator[str]:
+    """A sentence for every file of a release that is not the one that its card names by SHA-256."""
+    if not card.files:
+        yield f"{CARD_JSON}: names no files, so that it might be the card of any weights"
+    for file in card.files:
+        path = folder / file.name
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
+            yield f"{file.name}: is not the file that {CARD_JSON} names (by its SHA-256); is it another release's?"
+
+
+def own_words(card: PrivacyCard) -> dict[str, str]:
+    """Every text of a release that a hospital wrote itself, by its place on the card; searched for identifiers.
+
+    What else a release holds of it (page, README, licence, record) repeats these.
+    """
+    return {f"statement.{name}": text for name, text in card.statement.words().items()}
