@@ -2,6 +2,8 @@
 
 Examples:
   jaxcxr release runs/demo                build runs/demo/release and check it
+  jaxcxr configs release.yaml --to .      the form for what the hospital states (name, use, contact, licence)
+  jaxcxr release runs/demo --statement release.yaml --registry      with it, and a record for a registry
   jaxcxr release --check FOLDER --manifest TABLE --store STORE      check a folder against a cohort
 
 A run that must not be released (without privacy, unfinished, seeded, with class weights that the guarantee
@@ -33,6 +35,9 @@ class Arguments:
         store: of the run's cohort, if it is not where the run's configuration says; with check, its register
             of released models is asked (without it, that of the run folder in which a release lies).
         watermark: build a marked folder of a run that must not be released.
+        statement: YAML file with what the hospital states of the model (configs/release.yaml is the form);
+            empty fields are printed as 'not stated'.
+        registry: write a record for the OpenDP registry of deployments (registry.yaml), too.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -40,6 +45,8 @@ class Arguments:
     manifest: Path | None = None
     store: Path | None = None
     watermark: bool = False
+    statement: Path | None = None
+    registry: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr.data.manifest import read_table
     from jaxcxr.release.build import build_release
     from jaxcxr.release.check import check_registered, check_release
+    from jaxcxr.report.card.statement import read_statement
 
     manifest = None if arguments.manifest is None else read_table(arguments.manifest)
     if arguments.check:
@@ -59,7 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{arguments.folder}: nothing found")
         unchecked = (*by_itself.unchecked, *registered.unchecked)
     else:
-        built = build_release(arguments.folder, manifest, arguments.watermark, arguments.store)
+        built = build_release(
+            arguments.folder,
+            manifest,
+            arguments.watermark,
+            arguments.store,
+            None if arguments.statement is None else read_statement(arguments.statement),
+            arguments.registry,
+        )
         print(
             f"{built.folder}: "
             + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked")

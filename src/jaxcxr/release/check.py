@@ -26,22 +26,23 @@ from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
-from jaxcxr.release.identifiers import SHORT, Identifiers
-from jaxcxr.release.register import register_of
-from jaxcxr.release.write import (
-    BLANK,
-    CARD_HTML,
+from jaxcxr.release.contents import (
+    ALWAYS,
     CARD_JSON,
     ORBAX,
+    REGISTRY,
     SOURCES,
     WEIGHTS,
-    is_packaged,
-    public_config,
-    write_release,
+    not_the_cards,
+    own_words,
 )
+from jaxcxr.release.identifiers import SHORT, Identifiers
+from jaxcxr.release.register import register_of
+from jaxcxr.release.registry import lacking
+from jaxcxr.release.write import BLANK, is_packaged, public_config, write_release
 from jaxcxr.report.card.card import differing, recomputed
-from jaxcxr.report.card.card_facts import COUNTS, films_a_step, released_by
-from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
+from jaxcxr.report.card.card_facts import COUNTS, images_per_step, released_by
+from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card, read_identity
 from jaxcxr.run_folder import CONFIG, is_run, read_config
 from jaxcxr.training.weights import nested_weights, weights_digest
 
@@ -82,14 +83,15 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {name: path for name, path in paths.items() if path.is_file() and not path.is_symlink()}
     sources = _read_sources(folder)
-    expected = _expected(sources)
+    expected = _expected(sources, record=(folder / REGISTRY).is_file())
     known = {
-        *(expected or (*SOURCES, CARD_HTML)),
+        *(expected or ALWAYS),
         *(parent.as_posix() for name in expected for parent in Path(name).parents),
     }
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
     wrong += [*sources.wrong]
+    wrong += [] if sources.card is None else not_the_cards(folder, sources.card)
     wrong += [
         f"{name}: is not part of a release" for name in foreign if expected or not name.startswith(ORBAX)
     ]
@@ -127,7 +129,7 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
             (), ("no store was given, and its register of released models was not asked (--store)",)
         )
     try:
-        card, weights = read_card(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
+        card, weights = read_identity(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
     except (InputError, OSError, SafetensorError):
         return Verdict((), ())
     return Verdict(tuple(register_of(store).at_odds(card, weights_digest(nested_weights(weights)))), ())
@@ -170,13 +172,16 @@ def _read_sources(folder: Path) -> _Sources:
     return _Sources(config, card, weights, tuple(sentence.replace(f"{folder}/", "") for sentence in wrong))
 
 
-def _expected(sources: _Sources) -> dict[str, bytes]:
-    """The files that a folder must hold, by name; none if one of its sources is wrong."""
+def _expected(sources: _Sources, record: bool) -> dict[str, bytes]:
+    """The files that a folder must hold, by name, with or without a record for the registry; none if one of
+    its sources is wrong.
+    """
     if sources.config is None or sources.card is None or sources.weights is None:
         return {}
+    record = record and not lacking(sources.card)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch)
-        write_release(again, nested_weights(sources.weights), sources.config, sources.card)
+        write_release(again, nested_weights(sources.weights), sources.config, sources.card, record=record)
         return {
             path.relative_to(again).as_posix(): path.read_bytes()
             for path in sorted(again.rglob("*"))
@@ -276,7 +281,9 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         "privacy.epsilon": (privacy.epsilon, claim.budget),
         "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
         "privacy.noise": (privacy.noise, card.noise),
-        "privacy.films_per_patient": (films_a_step(privacy), claim.films_a_step),
+        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
+        "privacy.clipping": (privacy.clipping, card.clipping),
+        "data.findings": (list(config.data.findings), card.findings),
         "training.class_weights": (training.class_weights, card.class_weights),
     }
     steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
@@ -346,9 +353,12 @@ def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[s
             yield CONFIG, it
     if sources.card is not None:
         shortest = _shortest(identifiers, _DIGESTS, 16)
-        for text in sources.card.fingerprints.model_dump().values():
+        for text in sources.card.fingerprints.model_dump(exclude={"libraries"}).values():
             for it in identifiers.in_text(text, shortest):
                 yield CARD_JSON, it
+        for place, text in own_words(sources.card).items():
+            for it in identifiers.in_text(text, bare_numbers=False):
+                yield f"{CARD_JSON} ({place})", it
     shortest = _shortest_in_weights(sources, identifiers)
     for name, array in (sources.weights or {}).items():
         for it in identifiers.in_bytes(array.tobytes(), shortest):

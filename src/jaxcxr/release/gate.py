@@ -130,7 +130,8 @@ def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passag
         weights = weights_digest(final_params(run))
         reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
         siblings = tuple(register.siblings_of(run, spent, weights))
-        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons))
+        day = register.released_on(spent, weights)
+        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons, released=day))
         yield Passage(
             run,
             "run",
