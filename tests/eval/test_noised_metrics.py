@@ -108,12 +108,13 @@ def test_where_a_patient_may_weigh_four_images_a_quarter_of_the_images_are_taken
     np.testing.assert_allclose(std[1] / std[0], 2, rtol=0.1)
 
 
-def test_intervals_hold_the_truth() -> None:
-    """200 cohorts of 600 patients with several images each; the kept script has larger ones."""
-    found = coverage(Cohort(600, (0.4,)), 3.0, 200)
-    assert found["holds"].min() >= 0.92
-    assert found["given"].min() == 200
-    assert found["width"].max() < 0.2
+@pytest.mark.parametrize(("patients", "epsilon"), [(600, 3.0), (3000, 0.15)], ids=["the sample", "the noise"])
+def test_intervals_hold_the_truth(patients: int, epsilon: float) -> None:
+    """150 cohorts of patients with several images each, most of the spread by one part or by the other."""
+    found = coverage(Cohort(patients, (0.4,)), epsilon, 150)
+    assert found["holds"].min() >= 0.91
+    assert found["given"].min() == 150
+    assert found["width"].max() < 0.25
 
 
 def test_a_threshold_chosen_on_noised_validation_images_is_near_the_best_one() -> None:

@@ -21,7 +21,8 @@ from jaxcxr.release import released_weights
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.public_config import public_config
-from jaxcxr.report.card.card import card_of, write_card
+from jaxcxr.report.card.card import card_of
+from jaxcxr.report.card.page import write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
 from jaxcxr.training.weights import flat_weights, load_weights

@@ -124,7 +124,7 @@ class Identifiers:
         named = [*self.in_text(text, bare_numbers=False), *self._named(found), *self.in_digests(text)]
         return list(dict.fromkeys(named))
 
-    def in_number(self, value: float) -> list[str]:
+    def in_number(self, value: float | int) -> list[str]:
         """Identifiers of `TELLING` digits or more that a number's significant digits are."""
         digits = f"{decimal.Decimal(repr(value)):f}".replace(".", "").strip("0-")
         same = [

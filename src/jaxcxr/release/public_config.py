@@ -91,7 +91,7 @@ def _shortest_epochs(config: Experiment, epochs: float) -> float:
     )
 
 
-def _rounded(value: float) -> Any:
+def _rounded(value: float | int) -> Any:
     return type(value)(float(f"{value:.{DIGITS}g}"))
 
 
