@@ -20,9 +20,10 @@ from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
 from jaxcxr.report.bounds import upper_text
-from jaxcxr.report.card.card import card_html, card_of, write_card
+from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
+from jaxcxr.report.card.page import card_html, write_card
 from jaxcxr.training.weights import flat_weights, weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
 

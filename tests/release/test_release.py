@@ -21,9 +21,10 @@ from jaxcxr.release import check
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.write import public_config
-from jaxcxr.report.card.card import card_of, write_card
+from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
+from jaxcxr.report.card.page import write_card
 from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
@@ -240,7 +241,7 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     [
         ({"steps_planned": 4}, "config.yaml: its training has 5 steps, privacy_card.json says 4"),
         ({"rate": 0.01}, "a sample rate of [0.01] is not that of 10 expected of 200 units"),
-        ({"films_a_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
+        ({"images_per_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
     ],
     ids=str,
 )
