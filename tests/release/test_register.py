@@ -21,9 +21,9 @@ from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.card.card import card_of
-from jaxcxr.report.card.page import card_html, write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
+from jaxcxr.report.card.page import card_html, write_card
 from jaxcxr.training.weights import flat_weights, weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
 
@@ -35,7 +35,9 @@ SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
 def tiny_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            released_weights, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights,
+            "network_shapes",
+            lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()},
         )
         yield
 

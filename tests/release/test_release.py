@@ -22,9 +22,9 @@ from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
 from jaxcxr.release.public_config import public_config
 from jaxcxr.report.card.card import card_of
-from jaxcxr.report.card.page import write_card
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
+from jaxcxr.report.card.page import write_card
 from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
@@ -63,7 +63,9 @@ def tiny_network() -> Iterator[None]:
     """The check's idea of the network is the tiny one of the plantings, not the real one of five megabytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            released_weights, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights,
+            "network_shapes",
+            lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()},
         )
         yield
 
@@ -241,7 +243,7 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     [
         ({"steps_planned": 4}, "config.yaml: its training has 5 steps, privacy_card.json says 4"),
         ({"rate": 0.01}, "a sample rate of [0.01] is not that of 10 expected of 200 units"),
-        ({"films_a_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
+        ({"images_per_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
     ],
     ids=str,
 )

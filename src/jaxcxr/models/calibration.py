@@ -129,7 +129,8 @@ def read_thresholds(folder: Path, findings: tuple[str, ...]) -> Calibration | No
         raise InputError(f"{path}: no thresholds ({error!r}); take the file of the release anew") from error
     if set(values) != set(findings) or not all(0 <= value <= 1 for value in values.values()):
         raise InputError(
-            f"{path}: expected one threshold between 0 and 1 for each of {', '.join(findings)}, found {values}"
+            f"{path}: expected one threshold between 0 and 1 for each of {', '.join(findings)}; found "
+            f"{values}"
         )
     none, notes = (None,) * len(findings), (NO_MAP,) * len(findings)
     return Calibration(findings, none, none, tuple(values[name] for name in findings), chosen_on, notes)

@@ -70,9 +70,7 @@ def build_release(
                 f"{run}: no run, but a {found.kind}; a release is built from a run (scripts/export.py "
                 "converts)"
             )
-        folder = run / (WATERMARKED if found.against else RELEASE)
-        if folder.exists():
-            raise InputError(f"{folder}: exists already; delete it to build it anew")
+        folder = _new(run / (WATERMARKED if found.against else RELEASE))
         card = found.card if statement is None else _with_statement(found.card, statement)
         params = final_params(run)
         part = run / f".{folder.name}.partial"
@@ -93,6 +91,12 @@ def build_release(
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return Built(folder, not found.against, verdict.unchecked if verdict else ())
+
+
+def _new(folder: Path) -> Path:
+    if folder.exists():
+        raise InputError(f"{folder}: exists already; delete it to build it anew")
+    return folder
 
 
 def _with_statement(card: PrivacyCard | None, statement: Statement) -> PrivacyCard | None:

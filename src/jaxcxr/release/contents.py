@@ -47,11 +47,11 @@ def not_the_cards(folder: Path, card: PrivacyCard) -> Iterator[str]:
     for file in card.files:
         path = folder / file.name
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
-            yield f"{file.name}: is not the file that {CARD_JSON} names (by its SHA-256); is it another release's?"
+            yield f"{file.name}: is not the file that {CARD_JSON} names by its SHA-256"
 
 
 def own_words(card: PrivacyCard) -> dict[str, str]:
-    """Every text of a release that a hospital wrote itself, by its place on the card; searched for identifiers.
+    """Every text of a release that a hospital wrote itself, by its place on the card.
 
     What else a release holds of it (page, README, licence, record) repeats these.
     """

@@ -57,13 +57,13 @@ def registry_record(card: PrivacyCard) -> Record:
     """The record of a card.
 
     Raises:
-        InputError: the hospital does not state what the registry requires, or the card promises nothing.
+        InputError: the hospital does not state what the registry requires, or the model is not for release.
     """
     stated = card.statement
     if missing := lacking(card):
         raise InputError(
-            f"{REGISTRY}: the record needs {', '.join(missing)}, which the hospital does not state; fill it in "
-            "(--statement FILE), or leave out --registry"
+            f"{REGISTRY}: the record needs {', '.join(missing)}, and the card has none; give what the "
+            "hospital states with --statement FILE, or leave out --registry"
         )
     day = _day(card)
     slug = "-".join(_slug(text) for text in (stated.name, stated.curator, day[:4]))
@@ -86,8 +86,8 @@ def lacking(card: PrivacyCard) -> list[str]:
     missing = [name for name in REQUIRED if not getattr(stated, name)]
     if stated.publication_date is None and card.released is None:
         missing.append("publication_date")
-    if card.claim.epsilon_upper is None:
-        missing.append("a finite epsilon")
+    if not card.for_release:
+        missing.append("a model that is for release")
     return missing
 
 

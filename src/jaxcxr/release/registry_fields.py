@@ -1,4 +1,4 @@
-"""The fields of the OpenDP registry of deployments, as it publishes them, and whether a record has them right.
+"""The fields of the OpenDP registry of deployments, as it publishes them, and what is wrong with a record.
 
 Source: schemas/deployments-schema.yaml of opendp/deployments-registry-data, commit 057e5d8 (2026). The
 registry changes its fields from time to time; then these must follow. A field may be absent unless it is

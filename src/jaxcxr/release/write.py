@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from jaxcxr import __version__
 from jaxcxr.config import Experiment, dump
 from jaxcxr.models.calibration import write_thresholds
-from jaxcxr.release.contents import FROM_CARD, LICENCE, MARKER, ORBAX, README, REGISTRY, THRESHOLDS, WEIGHTS
+from jaxcxr.release.contents import FROM_CARD, LICENCE, MARKER, ORBAX, README, REGISTRY, WEIGHTS
 from jaxcxr.release.public_config import public_config
 from jaxcxr.release.readme import licence_text, readme_text
 from jaxcxr.release.registry import record_text

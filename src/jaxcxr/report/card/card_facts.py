@@ -41,7 +41,7 @@ from jaxcxr.report.card.card_schema import (
     SplitOrigin,
     Sums,
 )
-from jaxcxr.report.card.statement import Statement
+from jaxcxr.report.card.statement import NOTHING_STATED, Statement
 from jaxcxr.run_folder import AUDIT, FACTS, LEDGER, Facts, is_evaluated, read_config, read_facts
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
@@ -99,7 +99,7 @@ class CardFacts:
     split_origin: SplitOrigin
     sums: Sums
     siblings: tuple[SiblingRow, ...] | None
-    statement: Statement = Statement()
+    statement: Statement = NOTHING_STATED
     released: datetime.date | None = None
     files: tuple[ReleasedFile, ...] = ()
     cohort_images: Int[np.ndarray, " patients"] | None = None

@@ -7,7 +7,7 @@ read (`read_card`); their releases are checked by the version that built them.
 import datetime
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -52,7 +52,7 @@ class Claim(_Strict):
     )
     adjacency: Literal["add_remove", "replace_one"]
     mu: NonNegative | None = Field(
-        description="least mu, rounded up, of the Gaussian differential privacy that covers the whole profile "
+        description="least mu, rounded up, of Gaussian differential privacy that covers the whole profile "
         "from delta on (Gomez et al. 2025, arXiv 2503.10945)"
     )
     epsilon_upper: NonNegative | None = Field(
@@ -162,7 +162,7 @@ class AuditFinding(_Strict):
     training_code: Digest = Field(default="", description="those of them that determine a training")
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _agrees_with_itself(self) -> "AuditFinding":
         claimed = self.epsilon_claimed
         if claimed is not None and self.epsilon_lower > claimed and not self.accused:
             raise ValueError("accused: true, since more was proved than claimed")
@@ -188,8 +188,8 @@ class Fingerprints(_Strict):
     )
     code: Digest = Field(description="all source files of jaxcxr when the training was begun (SHA-256)")
     training_code: Digest = Field(
-        description="source files of jaxcxr that determine a training (SHA-256), of every step: a training is "
-        "not continued with others; empty for runs of earlier versions, for which that is not known"
+        description="source files of jaxcxr that determine a training (SHA-256), the same for every step; "
+        "empty for runs of earlier versions, for which that is not known"
     )
     libraries: dict[Library, Version] = Field(
         description="versions of every step; empty for runs of earlier versions"
@@ -284,7 +284,7 @@ class PrivacyCard(_Strict):
     assumptions: list[str]
 
     @model_validator(mode="after")
-    def _thresholds_of_the_findings(self) -> Self:
+    def _thresholds_of_the_findings(self) -> "PrivacyCard":
         stated = self.statement.thresholds
         if stated is not None and set(stated.values) != set(self.findings):
             raise ValueError("statement.thresholds: one for each of the findings")
@@ -311,8 +311,8 @@ def read_card(path: Path) -> PrivacyCard:
     content, version = _content(path)
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder with the "
-            "version of jaxcxr that built it, or build it anew"
+            f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder with "
+            "the version of jaxcxr that built it, or build it anew"
         )
     return _validated(PrivacyCard, content, path)
 
@@ -357,7 +357,7 @@ def read_identity(path: Path) -> Identity:
 
 
 def _content(path: Path) -> tuple[bytes, object]:
-    """Bytes of a card, and what it says of its own form; that of this module where it says nothing readable."""
+    """Bytes of a card, and its schema version; that of this module where it says nothing readable."""
     if not path.is_file():
         raise InputError(f"{path}: no such privacy card")
     content = path.read_bytes()

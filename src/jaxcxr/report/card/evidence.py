@@ -27,9 +27,10 @@ def meaning_of_mu(card: PrivacyCard) -> str | None:
     if not has_promise(card):
         return None
     return (
-        f"mu: telling from this model whether one {unit(card)} was used is no easier than telling from a single "
-        f"measurement with bell-shaped errors of size 1 whether the truth is 0 or {upper_text(card.claim.mu)}, "
-        "as far as delta allows. mu stands for the whole profile below, and can be compared between models."
+        f"mu: telling from this model whether one {unit(card)} was used is no easier than telling from a "
+        "single measurement with bell-shaped errors of size 1 whether the truth is 0 or "
+        f"{upper_text(card.claim.mu)}, but for what delta allows. mu stands for the profile below, from this "
+        "card's delta upwards, and can be compared between models."
     )
 
 
@@ -62,8 +63,8 @@ def worst_case(card: PrivacyCard) -> str | None:
     if not has_promise(card):
         return None
     return (
-        "The limits are for the worst case: an attacker who saw every step of the training and knows all other "
-        f"{unit(card)}s. They say what cannot happen, not what will."
+        "The limits are for the worst case: an attacker who saw every step of the training and knows all "
+        f"other {unit(card)}s. They say what cannot happen, not what will."
     )
 
 
@@ -83,10 +84,10 @@ def guesses(card: PrivacyCard) -> str | None:
         return None
     what, who = ("an image", "image") if of_images(card) else ("a patient's images", "patient")
     return (
-        f"The same limits hold for guessing what {what} showed: a guess that is right {ACCUSED} times in 1,000 "
-        f"with a model that was trained without this {who} is right at most {per_thousand(found_of_1000(card))} "
-        f"times with this one. Whatever is guessed, the {who}'s part in the training adds at most "
-        f"{per_thousand(card.reconstruction_advantage)} right guesses in 1,000."
+        f"The same limits hold for guessing what {what} showed: a guess that is right {ACCUSED} times in "
+        f"1,000 with a model that was trained without this {who} is right at most "
+        f"{per_thousand(found_of_1000(card))} times with this one. Whatever is guessed, the {who}'s part in "
+        f"the training adds at most {per_thousand(card.reconstruction_advantage)} right guesses in 1,000."
     )
 
 
@@ -113,9 +114,9 @@ def what_was_audited(card: PrivacyCard) -> str | None:
         return None
     steps = "" if audit.steps is None else f" of {audit.steps} steps"
     return (
-        f"An audit made a training{steps} of its own, of {_AUDITED[audit.model]}, on images of the same cohort "
-        f"and {audit.canaries} marked images, each included with probability one half. An attacker who sees "
-        "every step tried to tell which were included, and every step was checked."
+        f"An audit made a training{steps} of its own, of {_AUDITED[audit.model]}, on images of the same "
+        f"cohort and {audit.canaries} marked images, each included with probability one half. An attacker "
+        "who sees every step tried to tell which were included, and every step was checked."
     )
 
 
@@ -194,8 +195,8 @@ def every_step_by(card: PrivacyCard) -> str | None:
     if not card.fingerprints.training_code:
         return None
     return (
-        f"Every step was made by jaxcxr {card.fingerprints.jaxcxr}, with the training code and libraries named "
-        "below: a training is not continued with others."
+        f"Every step was made by jaxcxr {card.fingerprints.jaxcxr}, with the training code and libraries "
+        "named below: a training is not continued with others."
     )
 
 

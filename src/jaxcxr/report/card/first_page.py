@@ -42,9 +42,9 @@ def limited(card: PrivacyCard) -> str | None:
         return None
     one = unit(card)
     return (
-        f"What anybody can learn from this model about one {one} of the training data is limited: it differs, "
-        f"by no more than the figures of this card allow, from what they would learn from a model trained "
-        f"without this {one}."
+        f"What anybody can learn from this model about one {one} of the training data is limited: it "
+        "differs, by no more than the figures of this card allow, from what they would learn from a model "
+        f"trained without this {one}."
     )
 
 
@@ -81,8 +81,8 @@ def several_images(card: PrivacyCard) -> str | None:
         return f"A patient with {SEVERAL} images is promised nothing: epsilon is without limit."
     return (
         f"A patient with several images is promised less: with {SEVERAL} images, epsilon is "
-        f"{upper_text(row.epsilon_upper)}, and at most {per_thousand(row.true_positive_rate_at_1_percent)} of "
-        "1,000 such patients are rightly named by the attacker of the next question."
+        f"{upper_text(row.epsilon_upper)}, and at most {per_thousand(row.true_positive_rate_at_1_percent)} "
+        "of 1,000 such patients are rightly named by the attacker of the next question."
     )
 
 

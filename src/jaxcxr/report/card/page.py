@@ -1,5 +1,5 @@
-"""A card as one HTML page that needs no network: the first printed page answers four questions, the rest holds
-the figures and everything that must be true. All sentences are the card's own (`sentences`).
+"""A card as one HTML page that needs no network: the first printed page answers four questions, the others
+hold the figures and everything that must be true. All sentences are the card's own (`sentences`).
 """
 
 from pathlib import Path
@@ -25,7 +25,8 @@ QUESTIONS = (
 STATED = (
     ("The model", (
         ("description", "what it is"), ("intended_use", "intended use"), ("intended_users", "intended users"),
-        ("not_for", "not to be used for"), ("licence", "licence"), ("reference_standard", "reference standard"),
+        ("not_for", "not to be used for"), ("licence", "licence"),
+        ("reference_standard", "reference standard"),
         ("utility", "how good it is"), ("utility_by_group", "how good it is by group"),
         ("thresholds", "thresholds"), ("external_validation", "external validation"),
     )),
@@ -38,7 +39,8 @@ STATED = (
     )),
     ("Risks and choices", (
         ("residual_risks", "residual risks"), ("duties", "duties of whoever deploys it"),
-        ("monitoring", "monitoring"), ("attacks_tried", "attacks tried"), ("justification", "why this epsilon"),
+        ("monitoring", "monitoring"), ("attacks_tried", "attacks tried"),
+        ("justification", "why this epsilon"),
         ("tuning", "how settings were chosen"), ("sources", "sources"),
     )),
 )  # fmt: skip

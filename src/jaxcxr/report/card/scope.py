@@ -97,8 +97,8 @@ def unnoised_figures(card: PrivacyCard) -> str | None:
     if not stated:
         return None
     return (
-        f"the figures on {joined(stated)}, which the hospital states: they were computed from patients' images "
-        "without noise"
+        f"the figures on {joined(stated)}, which the hospital states: they were computed from patients' "
+        "images without noise"
     )
 
 
@@ -167,7 +167,7 @@ def finding_of_audit(card: PrivacyCard) -> str | None:
     """The audit's own figure."""
     if card.audit is None:
         return None
-    return "the audit's finding: a figure and a verdict from a training on the cohort that was made for the audit"
+    return "the audit's finding: a figure and a verdict from a training on the cohort, made for the audit"
 
 
 def public_settings(card: PrivacyCard) -> str | None:
@@ -201,24 +201,24 @@ def somebody_twice(card: PrivacyCard) -> str | None:
     pair = upper_text(group_privacy.patient_bounds(spent, card.claim.delta, 2).upper)
     return (
         "Nearly equal images stand in the training data under different patients: they may be one image, or "
-        "one person's images, under two names. The promise to whoever is in the data twice is that of a group "
-        f"of two {unit(card)}s: epsilon = {pair}. Nobody is in the data more often than that."
+        "one person's images, under two names. The promise to whoever is in the data twice is that of a "
+        f"group of two {unit(card)}s: epsilon = {pair}. Nobody is in the data more often than that."
     )
 
 
 def sampling(card: PrivacyCard) -> str | None:
     """Poisson sampling."""
     return (
-        f"In each step every {unit(card)} is included at random, independently of all others, as the sampler's "
-        "code does."
+        f"In each step every {unit(card)} is included at random, independently of all others, as the "
+        "sampler's code does."
     )
 
 
 def secret(card: PrivacyCard) -> str | None:  # noqa: ARG001  # asked of every run
     """The secret of the run."""
     return (
-        "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted or "
-        "locked away."
+        "The noise comes from 256 random bits of the operating system, which stayed secret and are deleted "
+        "or locked away."
     )
 
 
@@ -237,10 +237,10 @@ def rounded(card: PrivacyCard) -> str | None:
         )
     percent = round_down(100 * rounding.rounding_allowance(card.expected_batch_size), 2)
     return (
-        f"{sampled}. Microbatches were added up exactly, but each was summed in 32-bit arithmetic, and how one "
-        f"{one} more changes that rounding is not proved. {percent:g} % of the clip norm was left free for it: "
-        f"{rounding.FACTOR / rounding.FOUND:.0f} times the most that a search over images made for the "
-        "purpose found."
+        f"{sampled}. Microbatches were added up exactly, but each was summed in 32-bit arithmetic, and how "
+        f"one {one} more changes that rounding is not proved. {percent:g} % of the clip norm was left free "
+        f"for it: {rounding.FACTOR / rounding.FOUND:.0f} times the most that a search over images made for "
+        "the purpose found."
     )
 
 
@@ -248,8 +248,8 @@ def others_published(card: PrivacyCard) -> str | None:
     """Which other models of the cohort there are, as far as its register knows."""
     if card.siblings is None:
         return (
-            "Whether other models of this cohort are published was not looked up. If there are any, the costs "
-            "add up."
+            "Whether other models of this cohort are published was not looked up. If there are any, the "
+            "costs add up."
         )
     known = "No other model of this cohort is published: the register of its store has none."
     if card.siblings:
@@ -273,8 +273,8 @@ def given_split(card: PrivacyCard) -> str | None:
     if card.split_origin != "given":
         return None
     return (
-        "The division into training and test images came with the data: it is assumed that no patient's place "
-        "in it depended on the other patients."
+        "The division into training and test images came with the data: it is assumed that no patient's "
+        "place in it depended on the other patients."
     )
 
 

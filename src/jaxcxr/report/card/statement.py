@@ -10,7 +10,7 @@ users, reference standard, external validation, monitoring) ask for and that no 
 import datetime
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -84,7 +84,7 @@ class Figures(_Stated):
     delta: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, description="of the same")
 
     @model_validator(mode="after")
-    def _noise_has_a_promise(self) -> Self:
+    def _noise_has_a_promise(self) -> "Figures":
         stated = (self.epsilon is not None, self.delta is not None)
         if stated != (self.protection == "noised",) * 2:
             raise ValueError("epsilon and delta with protection 'noised', and only with it")
@@ -168,6 +168,9 @@ def _collect(name: str, value: Any, found: dict[str, str]) -> None:
     elif isinstance(value, list):
         for place, part in enumerate(value):
             _collect(f"{name}.{place}", part, found)
+
+
+NOTHING_STATED = Statement()
 
 
 def read_statement(path: Path) -> Statement:
