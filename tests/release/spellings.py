@@ -58,9 +58,11 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "HTML entities, hexadecimal": lambda v: "".join(f"&#x{ord(c):x};" for c in v),
     "JSON escapes": lambda v: "".join(f"\\u{ord(c):04x}" for c in v),
     "byte escapes": lambda v: "".join(f"\\x{ord(c):02x}" for c in v),
-    "quoted-printable": lambda v: quopri.encodestring(v.encode(), quotetabs=True).decode().strip()
-    if not v.isascii()
-    else "".join(f"={b:02X}" for b in v.encode()),
+    "quoted-printable": lambda v: (
+        quopri.encodestring(v.encode(), quotetabs=True).decode().strip()
+        if not v.isascii()
+        else "".join(f"={b:02X}" for b in v.encode())
+    ),
     "rot13": lambda v: v.translate(
         str.maketrans(
             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",

@@ -3,15 +3,14 @@ import random
 import pandas as pd
 import pytest
 
-from jaxcxr.config import PACKAGED, load
-from jaxcxr.config import Experiment
+from jaxcxr.config import PACKAGED, Experiment, load
 from jaxcxr.release.identifiers import Identifiers
 from jaxcxr.release.readings import folded, readings, squeezed
 from tests.release.run_folder import MANIFEST
 from tests.release.spellings import SPELLINGS
 
 FOUND = Identifiers(MANIFEST)
-PAPER = "cardiomegaly congestion pleural_effusion_right pneumonic_infiltrates_left atelectasis_right No Finding".split(" ")
+PAPER = ["cardiomegaly", "congestion", "pleural_effusion_right", "pneumonic_infiltrates_left", "atelectasis_right", "No", "Finding"]
 PROSE = """The model looks for cardiomegaly, congestion and effusions in frontal chest radiographs of adults (18 to 99
 years). Contact: +49 241 80 12345, privacy@hospital.example, https://hospital.example/models?id=7. Not for children;
 trained from 2010 to 2016, version 1.4.2, licence CC-BY-4.0. AUROC 0.812 [0.790, 0.834], sensitivity 73.4 %. Mean age
