@@ -10,7 +10,15 @@ from tests.release.run_folder import MANIFEST
 from tests.release.spellings import SPELLINGS
 
 FOUND = Identifiers(MANIFEST)
-PAPER = ["cardiomegaly", "congestion", "pleural_effusion_right", "pneumonic_infiltrates_left", "atelectasis_right", "No", "Finding"]
+PAPER = [
+    "cardiomegaly",
+    "congestion",
+    "pleural_effusion_right",
+    "pneumonic_infiltrates_left",
+    "atelectasis_right",
+    "No",
+    "Finding",
+]
 PROSE = """The model looks for cardiomegaly, congestion and effusions in frontal chest radiographs of adults (18 to 99
 years). Contact: +49 241 80 12345, privacy@hospital.example, https://hospital.example/models?id=7. Not for children;
 trained from 2010 to 2016, version 1.4.2, licence CC-BY-4.0. AUROC 0.812 [0.790, 0.834], sensitivity 73.4 %. Mean age

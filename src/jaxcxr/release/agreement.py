@@ -120,12 +120,12 @@ def _audit(audit: AuditFinding) -> Iterator[str]:
     if audit.accused:
         yield f"{where}: refutes the claim"
     if audit.epsilon_claimed is not None and audit.epsilon_lower > audit.epsilon_claimed:
-        yield f"{where}: proves epsilon {audit.epsilon_lower:g}, more than the {audit.epsilon_claimed:g} claimed"
+        yield f"{where}: proved {audit.epsilon_lower:g}, more than the {audit.epsilon_claimed:g} claimed"
     most = one_run_epsilon(audit.canaries, audit.canaries, audit.canaries, 0.0, audit.confidence)
     if audit.epsilon_lower > most * (1 + 1e-6):
         yield (
-            f"{where}: {audit.canaries} canaries at confidence {audit.confidence:g} prove epsilon {most:.4g} at "
-            f"most, if every guess is right; found {audit.epsilon_lower:g}"
+            f"{where}: {audit.canaries} canaries at confidence {audit.confidence:g} prove epsilon {most:.4g} "
+            f"at most, if every guess is right; found {audit.epsilon_lower:g}"
         )
     if audit.steps == 0:
         yield f"{where}: audited a training without steps"
