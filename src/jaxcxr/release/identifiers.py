@@ -239,7 +239,7 @@ def _is_telling(name: str) -> bool:
 
 
 def _stands_alone(text: str, start: int, length: int) -> bool:
-    """Whether a match is an identifier: a bare number inside a longer number is not, but for leading zeros."""
+    """Whether a match is an identifier: a bare number in a longer one is not, but for leading zeros."""
     if not text[start : start + length].isdigit():
         return True
     before, after = text[:start].rstrip("0")[-1:], text[start + length : start + length + 1]
