@@ -14,7 +14,6 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from jaxcxr.accounting import sample_rate_of, steps_of_epochs
-from jaxcxr.config import Experiment, PrivacyConfig
+from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
@@ -272,11 +271,21 @@ def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
 
 def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     """Sentences about what the configuration and the card say differently."""
-    privacy, training = config.privacy, config.training
+    privacy, training, claim = config.privacy, config.training, card.claim
     if privacy is None:
         yield f"{CONFIG}: has no privacy section, {CARD_JSON} makes a promise"
         return
-    said = _said_twice(config, privacy, card)
+    said = {
+        "privacy.unit": (privacy.unit, claim.unit),
+        "privacy.delta": (privacy.delta, claim.delta),
+        "privacy.epsilon": (privacy.epsilon, claim.budget),
+        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
+        "privacy.noise": (privacy.noise, card.noise),
+        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
+        "privacy.clipping": (privacy.clipping, card.clipping),
+        "data.findings": (list(config.data.findings), card.findings),
+        "training.class_weights": (training.class_weights, card.class_weights),
+    }
     steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
     if steps != {wanted}:
         yield (
@@ -312,22 +321,6 @@ def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     for key, (there, here) in said.items():
         if there != here:
             yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
-
-
-def _said_twice(config: Experiment, privacy: PrivacyConfig, card: PrivacyCard) -> dict[str, tuple[Any, Any]]:
-    """Field of the configuration -> its value there, and on the card."""
-    training, claim = config.training, card.claim
-    return {
-        "privacy.unit": (privacy.unit, claim.unit),
-        "privacy.delta": (privacy.delta, claim.delta),
-        "privacy.epsilon": (privacy.epsilon, claim.budget),
-        "privacy.noise": (privacy.noise, card.noise),
-        "privacy.clipping": (privacy.clipping, card.clipping),
-        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
-        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
-        "training.class_weights": (training.class_weights, card.class_weights),
-        "data.findings": (list(config.data.findings), card.findings),
-    }
 
 
 def _noise_of(card: PrivacyCard) -> float | None:
