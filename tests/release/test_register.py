@@ -14,7 +14,7 @@ from jaxcxr.accounting import Spending
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
-from jaxcxr.release import check, register
+from jaxcxr.release import register, released_weights
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
@@ -35,7 +35,7 @@ SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
 def tiny_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
         )
         yield
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
+from jaxcxr.release.attributes import normalise
 from jaxcxr.release.check import check_release
 from jaxcxr.release.gate import MARK, final_params, passage
 from jaxcxr.release.write import write_release
@@ -77,6 +78,7 @@ def build_release(
         part.mkdir()
         try:
             write_release(part, params, read_config(run), card, found.against, record)
+            normalise(part)
             verdict = (
                 None
                 if found.against

@@ -17,9 +17,10 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from jaxcxr import __version__
-from jaxcxr.config import EvaluationConfig, Experiment, dump
+from jaxcxr.config import Experiment, dump
 from jaxcxr.models.calibration import write_thresholds
 from jaxcxr.release.contents import FROM_CARD, LICENCE, MARKER, ORBAX, README, REGISTRY, WEIGHTS
+from jaxcxr.release.public_config import public_config
 from jaxcxr.release.readme import licence_text, readme_text
 from jaxcxr.release.registry import record_text
 from jaxcxr.report.card.card import card_of
@@ -27,10 +28,8 @@ from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, ReleasedFile
 from jaxcxr.report.card.page import write_card
 from jaxcxr.run_folder import CONFIG
-from jaxcxr.training.weights import PACKAGED, flat_weights, weights_folder
+from jaxcxr.training.weights import flat_weights
 
-BLANK = "not released"
-"""Replacement for a private path in a released configuration."""
 _DATED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files of orbax with the time and folder of writing, not needed to read the weights."""
 
@@ -110,29 +109,3 @@ def _write_orbax(folder: Path, params: PyTree) -> None:
     for path in folder.rglob("*"):
         if path.name in _DATED:
             path.unlink()
-
-
-def public_config(config: Experiment) -> Experiment:
-    """The configuration without private paths and without evaluation settings.
-
-    Weights that come with the package keep their name: everybody has them.
-    """
-    weights = config.model.weights
-    if weights is not None and not is_packaged(weights):
-        weights = BLANK
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, store=BLANK),
-        model=dataclasses.replace(config.model, weights=weights, pretraining=None),
-        evaluation=EvaluationConfig(),
-    )
-
-
-def is_packaged(weights: str) -> bool:
-    """Whether a configuration's weights are the package's own."""
-    parts = Path(weights).parts
-    return (
-        len(parts) == len(PACKAGED) + 1
-        and parts[: len(PACKAGED)] == PACKAGED
-        and weights_folder(weights).is_dir()
-    )
