@@ -35,14 +35,18 @@ def draw(cohort: Cohort, rng: np.random.Generator) -> HeldOut:
     drawn = np.where(own, rng.random(own.shape), ill[owner])
     labels = (drawn < np.array(cohort.rates)).astype(float)
     logits = (
-        np.sqrt(cohort.alike) * common[owner] + np.sqrt(1 - cohort.alike) * rng.normal(size=labels.shape)
-    ) + 1.5 * labels - 2.0
+        (np.sqrt(cohort.alike) * common[owner] + np.sqrt(1 - cohort.alike) * rng.normal(size=labels.shape))
+        + 1.5 * labels
+        - 2.0
+    )
     return HeldOut(1 / (1 + np.exp(-logits)), labels, owner, np.zeros((len(owner), 0), int))
 
 
 def evaluated(held_out: HeldOut, epsilon: float, key: np.ndarray) -> pd.DataFrame:
     findings = [f"f{i}" for i in range(held_out.labels.shape[1])]
-    design = Design((nearest_edge(THRESHOLD),) * len(findings), (THRESHOLD,) * len(findings), (), 1, multiplier(epsilon))
+    design = Design(
+        (nearest_edge(THRESHOLD),) * len(findings), (THRESHOLD,) * len(findings), (), 1, multiplier(epsilon)
+    )
     counts = noised_counts(held_out, design, key)
     return noised_evaluation(counts, design, findings, [], [True] * len(findings))
 

@@ -91,7 +91,10 @@ def test_the_interval_of_an_average_is_no_narrower_than_if_findings_failed_toget
     """Equal findings: their average varies with the sample as much as each of them."""
     images = held_out(3000)
     twice = dataclasses.replace(
-        images, scores=images.scores[:, [0, 0]], labels=images.labels[:, [0, 0]], groups=np.zeros((3000, 0), int)
+        images,
+        scores=images.scores[:, [0, 0]],
+        labels=images.labels[:, [0, 0]],
+        groups=np.zeros((3000, 0), int),
     )
     plan = Design((nearest_edge(0.3),) * 2, (0.3, 0.3), (), 1, 0.1)
     table = noised_evaluation(noised_counts(twice, plan, KEY), plan, ["a", "b"], [], [True, True])
@@ -171,13 +174,17 @@ def test_a_record_is_read_as_it_was_written_and_gives_the_same_table(tmp_path: P
 )
 def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, changed: dict) -> None:
     path = tmp_path / "noised_evaluation.json"
-    path.write_text(json.dumps(record() | {"schema_version": 1, "unit": "patient", "adjacency": "add_remove"} | changed))
+    path.write_text(
+        json.dumps(record() | {"schema_version": 1, "unit": "patient", "adjacency": "add_remove"} | changed)
+    )
     with pytest.raises(InputError, match="noised_evaluation.json"):
         read_record(path)
 
 
 def table(**columns: object) -> pd.DataFrame:
-    return pd.DataFrame({"age": [30.0, 71.0, np.nan], "sex": ["F", "M", "unknown"], "comorbidities": [np.nan] * 3} | columns)
+    return pd.DataFrame(
+        {"age": [30.0, 71.0, np.nan], "sex": ["F", "M", "unknown"], "comorbidities": [np.nan] * 3} | columns
+    )
 
 
 def test_no_patient_decides_which_groups_there_are() -> None:
@@ -191,7 +198,9 @@ def test_no_patient_decides_which_groups_there_are() -> None:
         table(sex=[None] * 3),
     ):
         there = public_groups(other, specs)
-        assert [(g.name, g.label, g.attribute) for g in here] == [(g.name, g.label, g.attribute) for g in there]
+        assert [(g.name, g.label, g.attribute) for g in here] == [
+            (g.name, g.label, g.attribute) for g in there
+        ]
     assert [g.name for g in here][:4] == ["age_0_60", "age_60_100", "sex_F", "sex_M"]
     assert [int(g.rows.sum()) for g in here][:4] == [1, 1, 1, 1]
 
@@ -202,7 +211,9 @@ def test_groups_by_default_are_those_whose_columns_exist() -> None:
     assert {g.attribute for g in public_groups(table(age=[np.nan] * 3), None)} == {"age", "sex"}
 
 
-@pytest.mark.parametrize(("specs", "said"), [(("ward",), "bin edges"), (("view",), "missing"), (("age:3",), "edges")])
+@pytest.mark.parametrize(
+    ("specs", "said"), [(("ward",), "bin edges"), (("view",), "missing"), (("age:3",), "edges")]
+)
 def test_groups_that_would_be_read_from_the_rows_are_refused(specs: tuple[str, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         public_groups(table(ward=["a", "b", "c"]), specs)

@@ -59,7 +59,9 @@ def worst_patient(design: Design, images: int) -> HeldOut:
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_one_patient_moves_the_counts_by_their_own_contribution_and_by_at_most_the_sensitivity(seed: int, k: int) -> None:
+def test_one_patient_moves_the_counts_by_their_own_contribution_and_by_at_most_the_sensitivity(
+    seed: int, k: int
+) -> None:
     design, held_out = dataclasses.replace(DESIGN, images_per_patient=k), cohort(seed)
     everybody = rounded_counts(held_out, design)
     for patient in range(8):

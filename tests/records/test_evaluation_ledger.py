@@ -66,7 +66,9 @@ def test_an_incomplete_line_is_dropped_since_its_release_never_took_place(tmp_pa
     assert EvaluationLedger(tmp_path / EVALUATIONS, STORE, DELTA).spent().evaluations == 2
 
 
-@pytest.mark.parametrize(("store", "delta", "said"), [("cd" * 32, DELTA, "another store"), (STORE, 1e-5, "--private-delta 1e-06")])
+@pytest.mark.parametrize(
+    ("store", "delta", "said"), [("cd" * 32, DELTA, "another store"), (STORE, 1e-5, "--private-delta 1e-06")]
+)
 def test_another_store_or_delta_is_refused(tmp_path: Path, store: str, delta: float, said: str) -> None:
     with held(tmp_path, STORE, DELTA) as ledger:
         ledger.record(5.0, 2.0, 9.0)
@@ -76,5 +78,9 @@ def test_another_store_or_delta_is_refused(tmp_path: Path, store: str, delta: fl
 
 def test_two_processes_do_not_spend_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxcxr.records.evaluation_ledger._PATIENCE", 0.0)
-    with held(tmp_path, STORE, DELTA), pytest.raises(InputError, match="try again"), held(tmp_path, STORE, DELTA):
+    with (
+        held(tmp_path, STORE, DELTA),
+        pytest.raises(InputError, match="try again"),
+        held(tmp_path, STORE, DELTA),
+    ):
         pass

@@ -35,7 +35,9 @@ SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
 def tiny_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            released_weights, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights,
+            "network_shapes",
+            lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()},
         )
         yield
 

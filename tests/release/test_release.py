@@ -63,7 +63,9 @@ def tiny_network() -> Iterator[None]:
     """The check's idea of the network is the tiny one of the plantings, not the real one of five megabytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            released_weights, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights,
+            "network_shapes",
+            lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()},
         )
         yield
 

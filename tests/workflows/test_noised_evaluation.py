@@ -26,9 +26,14 @@ def predictions() -> pd.DataFrame:
     labels = (rng.random((2 * PATIENTS, 2)) < 0.4).astype(float)
     scores = 1 / (1 + np.exp(-(rng.normal(size=labels.shape) + 2 * labels - 1)))
     patients = np.repeat(np.arange(PATIENTS), 2)
-    table = pd.DataFrame({"image_id": [f"i{i}" for i in range(2 * PATIENTS)], "patient_id": [f"p{p}" for p in patients]})
+    table = pd.DataFrame(
+        {"image_id": [f"i{i}" for i in range(2 * PATIENTS)], "patient_id": [f"p{p}" for p in patients]}
+    )
     table["split"] = np.where(patients < 150, "valid", "test")
-    table["age"], table["sex"] = rng.integers(20, 90, len(table)).astype(float), np.where(patients % 2, "F", "M")
+    table["age"], table["sex"] = (
+        rng.integers(20, 90, len(table)).astype(float),
+        np.where(patients % 2, "F", "M"),
+    )
     for f, finding in enumerate(FINDINGS):
         table[f"y_{finding}"], table[f"p_{finding}"] = labels[:, f], scores[:, f]
     return table
@@ -41,7 +46,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame = frame.assign(**{f: table[f"y_{f}"] for f in FINDINGS})
     images = iter(np.zeros((len(frame), 16, 16), np.uint8))
     path = tmp_path_factory.mktemp("noised") / "store"
-    return write_store(path, frame, images, size=16, findings=FINDINGS, preprocessing={"made": "by hand"}).path
+    return write_store(
+        path, frame, images, size=16, findings=FINDINGS, preprocessing={"made": "by hand"}
+    ).path
 
 
 @pytest.fixture
@@ -76,7 +83,9 @@ def test_what_is_written_may_be_published_and_is_near_the_truth(
     assert record.threshold_source == "noised validation images"
     assert table.loc[(table["metric"] == "auroc") & (table["group"] == "all"), "value"].between(0.8, 1).all()
     pd.testing.assert_frame_equal(
-        table.astype({"note": object}).fillna({"note": "", "attribute": ""}), record.table(), check_dtype=False
+        table.astype({"note": object}).fillna({"note": "", "attribute": ""}),
+        record.table(),
+        check_dtype=False,
     )
     assert len(ledger(hospital)) == 2
     assert "they may be published" in capsys.readouterr().out
@@ -84,7 +93,9 @@ def test_what_is_written_may_be_published_and_is_near_the_truth(
     assert not any(str(private) in text for private in ("i17", "p12", hospital, "theirs"))
 
 
-def test_the_cost_is_on_the_disk_before_anything_is_counted(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_is_on_the_disk_before_anything_is_counted(
+    hospital: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: object) -> None:
         assert len(ledger(hospital)) == 2
         raise KeyboardInterrupt
@@ -138,14 +149,18 @@ def test_no_two_evaluations_have_the_same_noise(hospital: Path) -> None:
         ((), float("nan"), "epsilon"),
     ],
 )
-def test_what_cannot_be_released_costs_nothing(hospital: Path, more: tuple[str, ...], epsilon: float, said: str) -> None:
+def test_what_cannot_be_released_costs_nothing(
+    hospital: Path, more: tuple[str, ...], epsilon: float, said: str
+) -> None:
     with pytest.raises(InputError, match=said):
         run(hospital, *more, epsilon=epsilon)
     assert ledger(hospital) == []
     assert not (hospital / "out").exists()
 
 
-def test_a_split_that_is_nearly_too_small_is_warned_of(hospital: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_that_is_nearly_too_small_is_warned_of(
+    hospital: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(hospital, epsilon=0.7)
     assert "will be hidden by the noise" in capsys.readouterr().err
 
@@ -192,13 +207,17 @@ def test_with_epsilon_without_limit_it_is_the_evaluation_itself(hospital: Path) 
     fixed = ("--threshold", "fixed", "--fixed-thresholds", "0.4", "0.55")
     out = run(hospital, *groups, *fixed, "--private-images", "2", epsilon=450)
     noised = read_record(out / NOISED_EVALUATION).table()
-    evaluate.main([str(hospital / "theirs.csv"), "--out", str(hospital / "exact"), *groups, *fixed, "--redraws", "200"])
+    evaluate.main(
+        [str(hospital / "theirs.csv"), "--out", str(hospital / "exact"), *groups, *fixed, "--redraws", "200"]
+    )
     exact = pd.read_csv(hospital / "exact" / "evaluation.csv").query("reference.isna()")
     keys = ["group", "finding", "metric"]
     both = noised.merge(exact, on=keys, suffixes=("", "_exact"))
     assert len(both) == len(noised) == 3 * (4 + 2 * 8)
     assert (both["value"] - both["value_exact"]).abs().max() < 0.015
-    np.testing.assert_allclose(both["ci_high"] - both["ci_low"], both["ci_high_exact"] - both["ci_low_exact"], rtol=1.0)
+    np.testing.assert_allclose(
+        both["ci_high"] - both["ci_low"], both["ci_high_exact"] - both["ci_low_exact"], rtol=1.0
+    )
 
 
 @pytest.mark.parametrize("without", ["--store", "--private-patients", "--out"])

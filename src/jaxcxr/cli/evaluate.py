@@ -86,9 +86,7 @@ def _with_noise(arguments: Arguments, epsilon: float, out: Path) -> None:
         arguments.private_images,
         arguments.private_budget,
     )
-    found = evaluate_with_noise(
-        arguments.predictions, out, arguments.evaluation, allowance, arguments.store
-    )
+    found = evaluate_with_noise(arguments.predictions, out, arguments.evaluation, allowance, arguments.store)
     for remark in found.remarks:
         say(f"warning: {remark}")
     print(noised_text(found.table))

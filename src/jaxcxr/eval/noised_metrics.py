@@ -130,8 +130,8 @@ def _sample(
     """Standard deviations by the sample of patients."""
     auroc = np.clip(values[:, 0], 0.5, 1 - 1 / (2 * (positives + negatives)))
     beaten, beating = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-    variance = auroc * (1 - auroc) + (positives - 1) * (beaten - auroc**2) + (negatives - 1) * (
-        beating - auroc**2
+    variance = (
+        auroc * (1 - auroc) + (positives - 1) * (beaten - auroc**2) + (negatives - 1) * (beating - auroc**2)
     )
     of_shares = []
     for share, number in zip(values.T[1:], (positives + negatives, positives, negatives), strict=True):
@@ -169,7 +169,9 @@ def _estimate(
     draws: Float[np.ndarray, " draws"], sample: float, note: str, rng: np.random.Generator
 ) -> dict[str, object]:
     if note:
-        return dict.fromkeys(("value", "ci_low", "ci_high", "std_noise", "std_sample"), np.nan) | {"note": note}
+        return dict.fromkeys(("value", "ci_low", "ci_high", "std_noise", "std_sample"), np.nan) | {
+            "note": note
+        }
     both = draws[1:] + sample * rng.standard_normal(len(draws) - 1)
     low, high = np.clip(np.percentile(both, [2.5, 97.5]), 0.0, 1.0)
     return {

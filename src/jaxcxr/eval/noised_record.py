@@ -90,7 +90,9 @@ class NoisedEvaluation(BaseModel):
             if self.thresholds != [None if i is None else float(EDGES[i]) for i in chosen]:
                 raise ValueError("thresholds: do not follow from the counts of validation images")
         cost = epsilon_of(self.noise_multiplier, self.delta)
-        if not math.isclose(cost, self.epsilon, rel_tol=ROUNDING) or self.epsilon_together < cost * (1 - ROUNDING):
+        if not math.isclose(cost, self.epsilon, rel_tol=ROUNDING) or self.epsilon_together < cost * (
+            1 - ROUNDING
+        ):
             raise ValueError("epsilon: is not the cost of this noise")
         if (self.evaluations == 1) != math.isclose(self.epsilon_together, cost, rel_tol=ROUNDING):
             raise ValueError("epsilon_together: does not go with the number of evaluations")
@@ -102,7 +104,9 @@ class NoisedEvaluation(BaseModel):
         sizes: dict[str, int] = {}
         for group in self.groups:
             sizes[group.attribute] = sizes.get(group.attribute, 0) + 1
-        return design_of(self.thresholds, tuple(sizes.values()), self.images_per_patient, self.noise_multiplier)
+        return design_of(
+            self.thresholds, tuple(sizes.values()), self.images_per_patient, self.noise_multiplier
+        )
 
     @property
     def validation_design(self) -> Design:

@@ -176,9 +176,7 @@ def noised_counts(
     return exact + drawn.reshape(exact.shape)
 
 
-def rounded_counts(
-    held_out: HeldOut, design: Design
-) -> Int[np.ndarray, "blocks findings classes rows"]:
+def rounded_counts(held_out: HeldOut, design: Design) -> Int[np.ndarray, "blocks findings classes rows"]:
     """Sum of the patients' contributions in whole steps of the grid; private.
 
     Raises:
@@ -199,9 +197,7 @@ def rounded_counts(
         for block, (member, factor) in enumerate(_blocks(held_out, design)):
             for place, label in enumerate((1, 0)):
                 rows = member & (labels == label)
-                counted = csr_array(
-                    (weights[rows], (patients[rows], bins[rows])), shape=(count, BINS)
-                )
+                counted = csr_array((weights[rows], (patients[rows], bins[rows])), shape=(count, BINS))
                 each = np.rint(counted @ (strategy(split).T * (factor / grid.step)))
                 squares += np.square(each).sum(axis=1)
                 totals[block, finding, place] = each.sum(axis=0).astype(np.int64)

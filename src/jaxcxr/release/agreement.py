@@ -134,6 +134,8 @@ def _digests(card: PrivacyCard) -> Iterator[str]:
         if name in ("jaxcxr", "written_by", "dp_accounting") or not digest:
             continue
         runs = max(len(run[0]) for run in re.finditer(r"(.)\1*", digest))
-        repeats = any(digest == (digest[:k] * len(digest))[: len(digest)] for k in range(1, len(digest) // 2 + 1))
+        repeats = any(
+            digest == (digest[:k] * len(digest))[: len(digest)] for k in range(1, len(digest) // 2 + 1)
+        )
         if runs > 9 or repeats or len(set(digest)) < 8 or digest.isdigit():
             yield f"{CARD_JSON}: {name}: {digest} is no digest"

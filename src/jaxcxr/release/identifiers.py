@@ -67,9 +67,7 @@ class Identifiers:
         self._columns = {name: column for name, column in names.items() if name}
         self._foreign = [name for name in self._columns if not name.isascii()]
         self._folded = {folded(name): name for name in self._columns if folded(name)}
-        self._squeezed = {
-            squeezed(name): name for name in self._columns if _is_telling(squeezed(name))
-        }
+        self._squeezed = {squeezed(name): name for name in self._columns if _is_telling(squeezed(name))}
         self._texts = tuple(columns)
         self._beginnings: dict[str, set[int]] = {}
         for name in self._folded:

@@ -50,9 +50,7 @@ def public_config(config: Experiment) -> Experiment:
 
 
 def _public_privacy(privacy: PrivacyConfig) -> PrivacyConfig:
-    unused = [
-        name for rule, names in _CLIPPING.items() if rule != privacy.clipping for name in names
-    ]
+    unused = [name for rule, names in _CLIPPING.items() if rule != privacy.clipping for name in names]
     if privacy.unit != "patient":
         unused.append("films_per_patient")
     used = [name for names in _CLIPPING.values() for name in names if name not in unused]
@@ -86,7 +84,11 @@ def _shortest_epochs(config: Experiment, epochs: float) -> float:
     steps = steps_of_epochs(epochs, size, config.training.expected_batch_size)
     shorter = (float(f"{epochs:.{digits}g}") for digits in range(1, 17))
     return next(
-        (e for e in shorter if e > 0 and steps_of_epochs(e, size, config.training.expected_batch_size) == steps),
+        (
+            e
+            for e in shorter
+            if e > 0 and steps_of_epochs(e, size, config.training.expected_batch_size) == steps
+        ),
         epochs,
     )
 

@@ -48,7 +48,9 @@ def noised_text(table: pd.DataFrame) -> str:
                 if row is not None and given
                 else "-"
             )
-        lines.append(f"{finding if group == 'all' else label:32} " + " ".join(f"{cell:>20}" for cell in cells))
+        lines.append(
+            f"{finding if group == 'all' else label:32} " + " ".join(f"{cell:>20}" for cell in cells)
+        )
     notes = table.loc[table["note"].str.startswith("not defined"), "note"].value_counts()
     lines += [f"{count} figures are {note}" for note, count in notes.items()]
     return "\n".join(lines)

@@ -207,7 +207,9 @@ def _noise_multiplier(allowance: Allowance) -> float:
     if allowance.patients < 1:
         raise InputError(f"--private-patients: expected a positive number, found {allowance.patients}")
     if allowance.images_per_patient < 1:
-        raise InputError(f"--private-images: expected a positive number, found {allowance.images_per_patient}")
+        raise InputError(
+            f"--private-images: expected a positive number, found {allowance.images_per_patient}"
+        )
     if allowance.budget is not None and not allowance.budget >= allowance.epsilon:
         raise InputError(
             f"--private-budget: expected at least --private-epsilon {allowance.epsilon:g}, found "
