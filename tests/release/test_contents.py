@@ -25,7 +25,7 @@ from jaxcxr.report.card.statement import Statement, read_statement
 from jaxcxr.training.weights import flat_weights
 from tests.release.run_folder import MANIFEST, PARAMS, make_run, network_params
 
-DAY, LATER = datetime.date(2026, 11, 30), datetime.date(2026, 12, 24)
+DAY, LATER = datetime.date(2026, 3, 1), datetime.date(2026, 4, 24)
 STATED = Statement(
     name="Chest model of Example Hospital", version="1.0", curator="Example Hospital", curator_type="Nonprofit",
     contact="ai@example.org", intended_use="Research on second readings | in intensive care.\nNot for care.",
@@ -258,7 +258,7 @@ def test_a_release_that_is_built_anew_has_the_same_bytes_on_a_later_day(
     monkeypatch.setattr(register, "today", lambda: LATER)
     assert bytes_of(build_release(run, MANIFEST, statement=STATED).folder) == first
     assert read_card(run / "release" / "privacy_card.json").released == DAY
-    assert b"registered as released on 2026-11-30" in first["privacy_card.html"]
+    assert b"registered as released on 2026-03-01" in first["privacy_card.html"]
 
 
 def test_another_day_than_was_registered_is_found(tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_another_day_than_was_registered_is_found(tmp_path: Path) -> None:
     folder = build_release(run, MANIFEST).folder
     assert check_registered(folder, None).wrong == ()
     path = folder / "privacy_card.json"
-    path.write_text(path.read_text().replace('"released": "2026-11-30"', '"released": "2026-11-29"'))
+    path.write_text(path.read_text().replace('"released": "2026-03-01"', '"released": "2026-02-28"'))
     (wrong,) = check_registered(folder, None).wrong
-    assert wrong.endswith("its card gives 2026-11-29 as the day, registered was 2026-11-30")
+    assert wrong.endswith("its card gives 2026-02-28 as the day, registered was 2026-03-01")
 
 
 def as_schema_2(path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_card_of_the_schema_before_is_named_and_its_register_asked(tmp_path: P
     run = make_run(tmp_path / "run", unit="patient")
     folder = build_release(run, MANIFEST).folder
     lines = (tmp_path / "hospital of run" / "store" / register.REGISTER).read_text()
-    assert '"date": "2026-11-30"' in lines
+    assert '"date": "2026-03-01"' in lines
     as_schema_2(folder / "privacy_card.json")
     wrong = check_release(folder, None).wrong
     assert any("schema_version: found 2, expected 3; check the folder with the version of jaxcxr that built it" in said for said in wrong)  # fmt: skip
