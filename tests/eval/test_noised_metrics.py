@@ -177,7 +177,7 @@ def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, changed: di
     path.write_text(
         json.dumps(record() | {"schema_version": 1, "unit": "patient", "adjacency": "add_remove"} | changed)
     )
-    with pytest.raises(InputError, match="noised_evaluation.json"):
+    with pytest.raises(InputError, match=r"noised_evaluation\.json"):
         read_record(path)
 
 

@@ -31,7 +31,7 @@ def test_one_beyond_the_budget_is_refused_and_costs_nothing(tmp_path: Path) -> N
         ledger.record(5.0, 2.0, 1.5)
     before = (tmp_path / EVALUATIONS).read_bytes()
     with held(tmp_path, STORE, DELTA) as ledger:
-        with pytest.raises(InputError, match="nothing was released.*--private-budget"):
+        with pytest.raises(InputError, match=r"nothing was released.*--private-budget"):
             ledger.record(5.0, 2.0, 1.1)
         assert ledger.spent().evaluations == 1
     assert (tmp_path / EVALUATIONS).read_bytes() == before

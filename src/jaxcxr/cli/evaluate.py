@@ -6,8 +6,8 @@ Examples:
   jaxcxr evaluate runs/demo --private-epsilon 3 --private-patients 500
 
 The last one writes an evaluation that may be published: AUROC, accuracy, sensitivity and specificity from
-noised counts, under an (epsilon, delta) of the held-out patients' own, which the ledger of their store records
-(evaluations.jsonl). All evaluations of the same patients add up, and one beyond the budget is refused.
+noised counts, under an (epsilon, delta) of the held-out patients' own, which the ledger of their store
+(evaluations.jsonl) records. All evaluations of the same patients add up, and one beyond the budget is refused.
 """
 
 import dataclasses
@@ -91,8 +91,8 @@ def _with_noise(arguments: Arguments, epsilon: float, out: Path) -> None:
         say(f"warning: {remark}")
     print(noised_text(found.table))
     print(
-        f"{out}: noised_evaluation.json, noised_evaluation.csv; they may be published: each held-out patient is "
-        f"protected by epsilon {found.record.epsilon:.4g} at delta {found.record.delta:g}, and by "
+        f"{out}: noised_evaluation.json, noised_evaluation.csv; they may be published: each held-out patient "
+        f"is protected by epsilon {found.record.epsilon:.4g} at delta {found.record.delta:g}, and by "
         f"{found.record.epsilon_together:.4g} in all {found.record.evaluations} evaluations together"
     )
 

@@ -30,7 +30,7 @@ class Arguments:
     Attributes:
         folder: run folder; with check, the folder to be checked.
         check: only check the folder.
-        manifest: table with image_id, patient_id and path (.csv or .parquet); that of the run's store unless
+        manifest: table with image_id, patient_id and path (.csv or .parquet); that of the store unless
             given.
         store: of the run's cohort, if it is not where the run's configuration says; with check, its register
             of released models is asked (without it, that of the run folder in which a release lies).
@@ -55,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{arguments.folder}: {'checking' if arguments.check else 'building and checking its release'}")
     from jaxcxr.data.manifest import read_table
     from jaxcxr.release.build import build_release
-    from jaxcxr.release.check import check_registered, check_release
+    from jaxcxr.release.check import check_registered, check_release, manifest_of
     from jaxcxr.report.card.statement import read_statement
 
     manifest = None if arguments.manifest is None else read_table(arguments.manifest)
     if arguments.check:
+        if manifest is None:
+            manifest = manifest_of(arguments.folder, arguments.store)
         by_itself = check_release(arguments.folder, manifest)
         registered = check_registered(arguments.folder, arguments.store)
         if wrong := (*by_itself.wrong, *registered.wrong):

@@ -100,8 +100,8 @@ def public_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tup
             stub[column] = [0.5] * rows  # no whole number: names do not depend on the rows
         elif column not in PUBLIC_VALUES:
             raise InputError(
-                f"evaluation.groups: expected bin edges for {column!r}, such as '{column}:0,10,20', since its "
-                f"values would be read from private rows; without are {', '.join(PUBLIC_VALUES)}"
+                f"evaluation.groups: expected bin edges for {column!r}, such as '{column}:0,10,20', since "
+                f"its values would be read from private rows; without are {', '.join(PUBLIC_VALUES)}"
             )
         elif column in known:
             values = PUBLIC_VALUES[column]

@@ -7,10 +7,11 @@ what was recorded that must be possible.
 import datetime
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.audit.lower_bounds import one_run_epsilon
-from jaxcxr.config import Experiment
+from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.release.contents import CARD_JSON
 from jaxcxr.report.card.card_facts import COUNTS, images_per_step, released_by
 from jaxcxr.report.card.card_schema import AuditFinding, PrivacyCard
@@ -22,21 +23,11 @@ FIRST_DAY = datetime.date(2026, 1, 1)
 
 def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     """Sentences about what the configuration and the card say differently."""
-    privacy, training, claim = config.privacy, config.training, card.claim
+    privacy, training = config.privacy, config.training
     if privacy is None:
         yield f"{CONFIG}: has no privacy section, {CARD_JSON} makes a promise"
         return
-    said = {
-        "privacy.unit": (privacy.unit, claim.unit),
-        "privacy.delta": (privacy.delta, claim.delta),
-        "privacy.epsilon": (privacy.epsilon, claim.budget),
-        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
-        "privacy.noise": (privacy.noise, card.noise),
-        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
-        "privacy.clipping": (privacy.clipping, card.clipping),
-        "data.findings": (list(config.data.findings), card.findings),
-        "training.class_weights": (training.class_weights, card.class_weights),
-    }
+    said = _said_twice(config, privacy, card)
     steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
     if steps != {wanted}:
         yield (
@@ -72,6 +63,22 @@ def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
     for key, (there, here) in said.items():
         if there != here:
             yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
+
+
+def _said_twice(config: Experiment, privacy: PrivacyConfig, card: PrivacyCard) -> dict[str, tuple[Any, Any]]:
+    """Field of the configuration -> its value there, and on the card."""
+    training, claim = config.training, card.claim
+    return {
+        "privacy.unit": (privacy.unit, claim.unit),
+        "privacy.delta": (privacy.delta, claim.delta),
+        "privacy.epsilon": (privacy.epsilon, claim.budget),
+        "privacy.noise": (privacy.noise, card.noise),
+        "privacy.clipping": (privacy.clipping, card.clipping),
+        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
+        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
+        "training.class_weights": (training.class_weights, card.class_weights),
+        "data.findings": (list(config.data.findings), card.findings),
+    }
 
 
 def _noise_of(card: PrivacyCard) -> float | None:
@@ -113,12 +120,12 @@ def _audit(audit: AuditFinding) -> Iterator[str]:
     if audit.accused:
         yield f"{where}: refutes the claim"
     if audit.epsilon_claimed is not None and audit.epsilon_lower > audit.epsilon_claimed:
-        yield f"{where}: proves epsilon {audit.epsilon_lower:g}, more than the {audit.epsilon_claimed:g} claimed"
+        yield f"{where}: proved {audit.epsilon_lower:g}, more than the {audit.epsilon_claimed:g} claimed"
     most = one_run_epsilon(audit.canaries, audit.canaries, audit.canaries, 0.0, audit.confidence)
     if audit.epsilon_lower > most * (1 + 1e-6):
         yield (
-            f"{where}: {audit.canaries} canaries at confidence {audit.confidence:g} prove epsilon {most:.4g} at "
-            f"most, if every guess is right; found {audit.epsilon_lower:g}"
+            f"{where}: {audit.canaries} canaries at confidence {audit.confidence:g} prove epsilon {most:.4g} "
+            f"at most, if every guess is right; found {audit.epsilon_lower:g}"
         )
     if audit.steps == 0:
         yield f"{where}: audited a training without steps"

@@ -5,6 +5,7 @@ Nothing in it is computed from private data outside the mechanism: no loss, pred
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.release.attributes import normalise
 from jaxcxr.release.check import check_release
-from jaxcxr.release.gate import MARK, final_params, passage
+from jaxcxr.release.gate import MARK, Passage, final_params, passage
 from jaxcxr.release.write import write_release
 from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_card
@@ -110,6 +111,30 @@ def _with_statement(card: PrivacyCard | None, statement: Statement) -> PrivacyCa
             f"{', '.join(sorted(stated)) or 'none'}"
         )
     return card_of(dataclasses.replace(facts_of_card(card), statement=statement))
+
+
+def require_checked(found: Passage, store: Path | None = None) -> None:
+    """Refuse the weights of a run for whatever a release of it would be refused for.
+
+    Sources of other kinds were checked by `passage`, and weights that are marked may hold anything.
+
+    Args:
+        found: the gate's answer.
+        store: of the run's cohort, if it is not where the run's configuration says.
+
+    Raises:
+        InputError: the release of the run would not be built; the message says why.
+    """
+    if found.kind != "run" or found.against:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / RELEASE
+        folder.mkdir()
+        write_release(folder, final_params(found.source), read_config(found.source), found.card)
+        normalise(folder)
+        verdict = check_release(folder, _manifest_of(found.source, store))
+    if verdict.wrong:
+        raise InputError(f"{found.source}: must not leave the hospital: {'; '.join(verdict.wrong)}")
 
 
 def _manifest_of(run: Path, store: Path | None) -> pd.DataFrame:

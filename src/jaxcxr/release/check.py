@@ -22,6 +22,7 @@ from safetensors.numpy import load
 
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
+from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.release.agreement import card_with_itself, config_and_card
 from jaxcxr.release.attributes import unusual
@@ -46,6 +47,8 @@ from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_ca
 from jaxcxr.run_folder import CONFIG, is_run, read_config
 from jaxcxr.training.weights import nested_weights, weights_digest
 
+OWN_NAMES = ("release", ".release.partial")
+"""Names of a release folder, finished and while it is built."""
 _LEAST_IN_WEIGHTS = 6
 _HEADER_AT_MOST = 1 << 20
 _DIGESTS = 4 * 64
@@ -68,12 +71,14 @@ class Verdict:
     unchecked: tuple[str, ...]
 
 
-def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
+def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = True) -> Verdict:
     """The verdict on a release folder.
 
     Args:
         folder: to be checked.
         manifest: of the cohort (`image_id`, `patient_id`, `path`); None skips the search for identifiers.
+        leaves: whether the folder itself is to leave, with its name and the attributes of its files; if not,
+            what is made from it does.
 
     Raises:
         InputError: there is no such folder, or the manifest lacks a column.
@@ -91,7 +96,7 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     }
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
-    wrong += [*sources.wrong, *unusual(folder)]
+    wrong += [*sources.wrong, *(unusual(folder) if leaves else ())]
     wrong += [] if sources.card is None else not_the_cards(folder, sources.card)
     wrong += [
         f"{name}: is not part of a release" for name in foreign if expected or not name.startswith(ORBAX)
@@ -105,7 +110,8 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
         return Verdict(tuple(wrong), ("no manifest was given, so no identifier was searched for",))
     wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
     own = folder.resolve().name
-    wrong += [f"the folder's own name, {own}, holds {it}" for it in identifiers.in_words(own)]
+    if leaves and own not in OWN_NAMES:
+        wrong += [f"the folder's own name, {own}, holds {it}" for it in identifiers.in_words(own)]
     for name, path in files.items():
         if name not in expected or name in spoilt:
             found = _in_file(path, identifiers, numbers=not expected and _is_numbers(name))
@@ -136,6 +142,14 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
     except (InputError, OSError, SafetensorError):
         return Verdict((), ())
     return Verdict(tuple(register_of(store).at_odds(card, weights_digest(nested_weights(weights)))), ())
+
+
+def manifest_of(folder: Path, store: Path | None) -> pd.DataFrame | None:
+    """The manifest of a release's cohort: of the store, or, for a release in its run folder, of the run's
+    store; None if there is neither.
+    """
+    store = store or _store_of_run(folder.resolve().parent)
+    return None if store is None else open_store(store).manifest
 
 
 def _store_of_run(run: Path) -> Path | None:

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
 from jaxcxr.records.spent import Spent, spent_of
-from jaxcxr.release.check import check_registered, check_release
+from jaxcxr.release.check import check_registered, check_release, manifest_of
 from jaxcxr.release.register import Register, held
 from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_run
@@ -108,9 +108,12 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
             with _private_run(source, spent, store) as found:
                 yield found
     elif (source / CONFIG).is_file():
-        yield Passage(
-            source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong)
+        of_cohort = manifest_of(source, store)
+        wrong = (
+            *check_release(source, of_cohort, leaves=False).wrong,
+            *check_registered(source, store).wrong,
         )
+        yield Passage(source, "release", wrong)
     elif (source / RECORD).is_file():
         yield Passage(source, "weights", marks_of(source))
     else:

@@ -1,4 +1,4 @@
-"""Other readings of a text: what it says after decoding, so that an identifier is found however it is written.
+"""Other readings of a text: what it says after decoding, so that an identifier is found however written.
 
 Decodings are applied to one another's results, `_DEEPEST` times: hexadecimal digits of a reversed text are
 found, too. Each gives only what it decodes to a printable text, so that ordinary words have no second reading

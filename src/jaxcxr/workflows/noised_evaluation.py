@@ -180,8 +180,8 @@ def _require_same_images(predictions: pd.DataFrame, store: Store, path: Path) ->
     if wrong.any():
         first = merged.loc[wrong].iloc[0]
         raise InputError(
-            f"{path}: image_id {first['image_id']!r}: {store.path} has no {first['split']} image of this name "
-            "and patient; expected the store that was predicted (--store)"
+            f"{path}: image_id {first['image_id']!r}: {store.path} has no {first['split']} image of this "
+            "name and patient; expected the store that was predicted (--store)"
         )
 
 
