@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             + ("built and checked" if built.for_release else "built; NOT FOR RELEASE, and not checked")
         )
         unchecked = built.unchecked
+        if arguments.statement is None:
+            print(
+                "the hospital states nothing (--statement): name, contact, licence and the like read 'not "
+                "stated' on the card; `jaxcxr configs release.yaml --to .` copies the form"
+            )
         secret = arguments.folder / CHECKPOINTS / SECRET
         if secret.is_file():
             print(

@@ -24,7 +24,7 @@ from jaxcxr.release.registry_fields import (
     faults,
 )
 from jaxcxr.report.bounds import upper_text
-from jaxcxr.report.card import scope
+from jaxcxr.report.card import first_page, scope
 from jaxcxr.report.card.card_schema import PrivacyCard
 from jaxcxr.report.card.page import stated_text
 from jaxcxr.report.card.terms import change, joined, of_images, plain
@@ -165,10 +165,8 @@ def _loss(card: PrivacyCard) -> Loss:
 
 
 def _model(card: PrivacyCard) -> DeploymentModel:
-    several = bool(card.siblings)
-    releases = [*(line for line in card.how_strong if several and "released" in line)]
-    if card.statement.future_releases:
-        releases.append(card.statement.future_releases)
+    known = (first_page.with_others(card), card.statement.future_releases)
+    releases = [line for line in known if line is not None]
     return _present(
         {
             "model_name": "Central",
@@ -180,7 +178,7 @@ def _model(card: PrivacyCard) -> DeploymentModel:
                     "Whoever receives the model: taken for an attacker with any knowledge.",
                 ]
             ),
-            "release_type": "Many releases" if several else "One release",
+            "release_type": "Many releases" if card.siblings else "One release",
             "release_type_details": _list(releases),
             "data_source_type": "Static",
             "access_type": "Non-interactive",
@@ -199,7 +197,7 @@ def _implementation(card: PrivacyCard) -> Implementation:
         "Poisson-subsampled Gaussian mechanism on clipped sums (DP-SGD).",
         *steps,
         f"Clipping {card.clipping.replace('_', ' ')}; noise {card.noise}.",
-        *(line for line in card.assumptions if line.startswith("Computers round")),
+        scope.rounded(card) or "",
         f"Access to the raw images: {stated.raw_data_access or 'not stated'}",
         f"Code: jaxcxr {code.jaxcxr}.",
     ]

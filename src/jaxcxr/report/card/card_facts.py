@@ -210,13 +210,15 @@ def _settled(
     if "jaxcxr" not in facts:
         raise InputError(f"{run / FACTS}: key 'jaxcxr' is missing")
     try:
+        bound, libraries = _every_step_by(facts, spent.terms)
         fingerprints = Fingerprints(
             data=sealed_fingerprint(spent.terms.data_fingerprint, spent.terms.run),
             code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
-            **_every_step_by(facts, spent.terms),
+            training_code=bound.get("sources", ""),
+            libraries=libraries,  # type: ignore[arg-type]
             ledger=spent.head if spent.terms.run else "",
             initial_weights=facts.get("initial_weights_sha256", ""),
-            jaxcxr=facts["jaxcxr"],  # type: ignore[typeddict-item]  # KeyError below
+            jaxcxr=bound.get("jaxcxr") or facts["jaxcxr"],  # type: ignore[typeddict-item]  # KeyError below
             written_by=__version__,
             dp_accounting=importlib.metadata.version("dp-accounting"),
         )
@@ -231,23 +233,21 @@ def _settled(
     return fingerprints, mechanisms
 
 
-def _every_step_by(facts: Facts, terms: Terms) -> dict[str, Any]:
-    """The training code and libraries that made every step, from what the run's randomness is bound to.
+def _every_step_by(facts: Facts, terms: Terms) -> tuple[dict[str, str], dict[str, str]]:
+    """The training code and the libraries that made every step: what the run's randomness is bound to.
 
     A run goes on only with what it is bound to, so that these are those of every step, also after an upgrade.
     Runs of earlier versions are not bound: which versions continued them is not known.
     """
     record: Any = facts.get("binding")
     if not terms.binding or not isinstance(record, dict) or record.get("digest") != terms.binding:
-        return {"training_code": "", "libraries": {}}
-    libraries, code = record.get("libraries") or {}, record.get("code") or {}
-    public = {
-        name: said
-        for name, said in libraries.items()
-        if name in get_args(Library)
-        and re.match(VERSION, str(said))  # a version of somebody's own tells more
+        return {}, {}
+    libraries = {
+        name: version
+        for name, version in (record.get("libraries") or {}).items()
+        if name in get_args(Library) and re.match(VERSION, str(version))  # a build of one's own tells more
     }
-    return {"training_code": code.get("sources", ""), "libraries": public}
+    return record.get("code") or {}, libraries
 
 
 def _one_of(values: Any, facts: Facts, name: str, if_absent: str, run: Path) -> Any:

@@ -154,8 +154,13 @@ class Statement(_Stated):
         """Every text in the hospital's own words, by field."""
         found: dict[str, str] = {}
         for name, value in self.model_dump(mode="json").items():
-            _collect(name, value, found)
+            if name not in _CHOSEN:
+                _collect(name, value, found)
         return found
+
+
+_CHOSEN = ("curator_type", "sector", "publication_date", "protection")
+"""Fields whose values are not free."""
 
 
 def _collect(name: str, value: Any, found: dict[str, str]) -> None:
@@ -164,7 +169,8 @@ def _collect(name: str, value: Any, found: dict[str, str]) -> None:
     elif isinstance(value, dict):
         for key, part in value.items():
             found[f"{name}.{key} (name)"] = key
-            _collect(f"{name}.{key}", part, found)
+            if key not in _CHOSEN:
+                _collect(f"{name}.{key}", part, found)
     elif isinstance(value, list):
         for place, part in enumerate(value):
             _collect(f"{name}.{place}", part, found)
