@@ -17,6 +17,7 @@ from jaxcxr.data.sources.uka import UkaOptions
 from jaxcxr.data.sources.vindr import VindrOptions
 from jaxcxr.errors import InputError
 from jaxcxr.models.heads import HeadMapping
+from jaxcxr.report.card.statement import Statement
 from jaxcxr.workflows.recipes import Rule
 from jaxcxr.workflows.study import Study
 
@@ -35,6 +36,7 @@ OTHER_KINDS: dict[str, type] = {
     "prepare_uka": UkaOptions,
     "prepare_vindr": VindrOptions,
     "recommended": Rule,
+    "release": Statement,
 }
 """What the configurations are that are no experiments."""
 REMOVED = type("Removed", (), {"__repr__": lambda _: "removed"})()

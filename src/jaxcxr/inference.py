@@ -21,7 +21,7 @@ from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
-from jaxcxr.models.calibration import Calibration, read_calibration
+from jaxcxr.models.calibration import NO_MAP, Calibration, read_calibration, read_thresholds
 from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
@@ -117,9 +117,9 @@ class Model:
         """One line."""
         count = sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(self.params))
         findings = f"{len(self.findings)} findings" if len(self.findings) > 1 else "1 finding"
-        calibrated = (
-            "not calibrated" if self.calibration is None else f"calibrated on {self.calibration.made_on}"
-        )
+        known = self.calibration
+        mapped = known is not None and any(slope is not None for slope in known.slope)
+        calibrated = f"calibrated on {known.made_on}" if known and mapped else "not calibrated"
         return (
             f"Model({findings}: {', '.join(self.findings)}; images {self.size} x {self.size}; "
             f"{count:,} parameters; {calibrated})"
@@ -148,8 +148,12 @@ class Model:
             )
         calibrated = tuple(slope is not None for slope in known.slope)
         note = f"probabilities calibrated and thresholds chosen on {known.made_on}"
+        if not any(calibrated):
+            note = f"thresholds chosen on {known.made_on}; {NOT_CALIBRATED}"
         without = [
-            f"{finding} ({why})" for finding, why in zip(known.findings, known.notes, strict=True) if why
+            f"{finding} ({why})"
+            for finding, why in zip(known.findings, known.notes, strict=True)
+            if why not in ("", NO_MAP)
         ]
         if without:
             note += f"; not calibrated: {', '.join(without)}"
@@ -221,7 +225,8 @@ def load_model(path: str | Path) -> Model:
     data, model = _described(path)
     network = networks.make_network(data, model)
     params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
-    calibration = read_calibration(path, data.findings) if (path / CHECKPOINTS).is_dir() else None
+    read = read_calibration if (path / CHECKPOINTS).is_dir() else read_thresholds
+    calibration = read(path, data.findings)
     return Model(data.findings, data.size, network, params, model.prediction_views, calibration)
 
 

@@ -14,6 +14,7 @@ from jaxcxr import accounting
 from jaxcxr.audit.canaries import Audit, Images, Subject, audit, canary_images, subject_of
 from jaxcxr.audit.targets import logistic_regression
 from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.records.provenance import training_code_fingerprint
 
 SIDE, FINDINGS, COHORT, CANARIES, STEPS, BATCH = 16, 3, 300, 160, 40, 46
 DELTA, EPSILON = 1e-4, 1.0
@@ -171,6 +172,12 @@ def test_what_is_written_is_json_and_says_both_figures() -> None:
     again = json.loads(json.dumps(described))
     assert again["card"]["canaries"] == CANARIES
     assert again["card"]["accused"] is False
+    assert (again["card"]["noise"], again["card"]["unit"], again["card"]["steps"]) == (
+        "gaussian",
+        "image",
+        STEPS,
+    )
+    assert again["card"]["training_code"] == training_code_fingerprint()
     assert {row["attack"] for row in again["attacks"]} == {
         "white-box alignment",
         "white-box variation",

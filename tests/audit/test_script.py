@@ -14,7 +14,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.privacy import clipping
 from jaxcxr.records.ledger import Entry, Ledger, Terms
 from jaxcxr.records.provenance import code_fingerprint
-from jaxcxr.report.card.card import card_html, make_card
+from jaxcxr.report.card.card import make_card
 from tests.conftest import load_script
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
@@ -61,7 +61,11 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     assert card.audit.canaries == 40
     assert not card.audit.accused
     assert card.for_release
-    assert "by the same code" in card_html(card)
+    tried = {row.part: row.tried for row in card.tried}
+    assert {tried[part] for part in ("training code", "noise", "clipping", "protected unit")} == {"tried"}
+    assert (card.audit.noise, card.audit.unit, card.audit.clipping) == ("gaussian", "image", "flat")
+    assert card.audit.steps is not None
+    assert any(f"a training of {card.audit.steps} steps" in line for line in card.audited)
 
 
 @pytest.mark.parametrize("too_much", [1, 4], ids=["right", "clipped too little"])

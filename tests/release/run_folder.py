@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import functools
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 from jaxcxr.data.store import Store, write_store
 from jaxcxr.records.ledger import Entry, Statistic, Terms, run_name
-from jaxcxr.release.check import network_shapes
+from jaxcxr.release.released_weights import network_shapes
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.weights import nested_weights
 from tests.run_files import CONFIG, write_run
@@ -52,7 +53,8 @@ def cohort() -> Store:
     )
 
 
-DATA, CODE, SECRET = cohort().fingerprint, "c0de" * 16, bytes(range(32))
+DATA, SECRET = cohort().fingerprint, bytes(range(32))
+CODE = hashlib.sha256(b"code").hexdigest()
 
 
 def network_params() -> dict:

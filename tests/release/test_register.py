@@ -14,15 +14,16 @@ from jaxcxr.accounting import Spending
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
-from jaxcxr.release import check, register
+from jaxcxr.release import register, released_weights
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
 from jaxcxr.release.register import REGISTER
 from jaxcxr.report.bounds import upper_text
-from jaxcxr.report.card.card import card_html, card_of, write_card
+from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import PrivacyCard, SiblingRow, read_card
+from jaxcxr.report.card.page import card_html, write_card
 from jaxcxr.training.weights import flat_weights, weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
 
@@ -34,7 +35,9 @@ SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
 def tiny_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights,
+            "network_shapes",
+            lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()},
         )
         yield
 

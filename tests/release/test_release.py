@@ -17,18 +17,19 @@ from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
 from jaxcxr.records.ledger import run_name
-from jaxcxr.release import check
+from jaxcxr.release import released_weights
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_release
-from jaxcxr.release.write import public_config
-from jaxcxr.report.card.card import card_of, write_card
+from jaxcxr.release.public_config import public_config
+from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
+from jaxcxr.report.card.page import write_card
 from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
 
-OF_THE_NETWORK = check.network_shapes
+OF_THE_NETWORK = released_weights.network_shapes
 IDS = (
     "IMG-0003",
     "Müller^Anna",
@@ -62,7 +63,9 @@ def tiny_network() -> Iterator[None]:
     """The check's idea of the network is the tiny one of the plantings, not the real one of five megabytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            check, "network_shapes", lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()}
+            released_weights,
+            "network_shapes",
+            lambda _: {k: v.shape for k, v in flat_weights(PARAMS).items()},
         )
         yield
 
@@ -240,7 +243,7 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     [
         ({"steps_planned": 4}, "config.yaml: its training has 5 steps, privacy_card.json says 4"),
         ({"rate": 0.01}, "a sample rate of [0.01] is not that of 10 expected of 200 units"),
-        ({"films_a_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
+        ({"images_per_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
     ],
     ids=str,
 )
@@ -397,7 +400,7 @@ def test_the_manifest_is_the_runs_own(tmp_path: Path) -> None:
 def test_other_parameters_than_the_networks_are_refused(
     release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "network_shapes", OF_THE_NETWORK)
+    monkeypatch.setattr(released_weights, "network_shapes", OF_THE_NETWORK)
     (wrong, *_) = check_release(release, None).wrong
     assert wrong.startswith(
         "model.safetensors: does not hold the parameters of the network in config.yaml: params/conv1/kernel"
@@ -405,7 +408,7 @@ def test_other_parameters_than_the_networks_are_refused(
 
 
 def test_the_real_network_is_released_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "network_shapes", OF_THE_NETWORK)
+    monkeypatch.setattr(released_weights, "network_shapes", OF_THE_NETWORK)
     params = network_params()
     model = load_model(build_release(make_run(tmp_path / "run", params=params), MANIFEST).folder)
     np.testing.assert_array_equal(

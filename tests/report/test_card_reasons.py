@@ -134,3 +134,30 @@ def test_a_record_that_is_not_the_ledgers_is_found(bound: Path) -> None:
     for other in (None, record | {"starting_weights": "ab"}, Binding({}, "aa", DATA, {}, {}, {}).as_json()):
         edit(bound / "run.json", binding=other)
         assert "(binding)" in facts_of_run(bound).reasons[0]
+
+
+SOURCES = "5a" * 32
+
+
+def test_the_code_of_every_step_is_what_the_run_is_bound_to(run: Path) -> None:
+    """Not what is installed now, nor what other files of the run say: a run goes on only with what it is bound to."""
+    bound_to = load(Experiment, run / "config.yaml").digest_fields()
+    libraries = {"jax": "0.9.0", "pillow": "12.0.0", "numpy": "2.4.0.dev20261130+hospital", "internal": "1.0"}
+    code = {"jaxcxr": "0.1.0", "sources": SOURCES}
+    bind(run, Binding(bound_to, "aa" * 32, DATA, code, libraries, {}))
+    edit(run / "run.json", made_with={"code_fingerprint": "bb" * 32}, jaxcxr="0.7.0")  # as after an upgrade
+    fingerprints = facts_of_run(run).fingerprints
+    assert (fingerprints.training_code, fingerprints.jaxcxr) == (SOURCES, "0.1.0")
+    assert fingerprints.libraries == {"jax": "0.9.0", "pillow": "12.0.0"}
+    said = card_of(facts_of_run(run, siblings=())).bound_to
+    assert any("Every step was made by jaxcxr 0.1.0" in line for line in said)
+    record = json.loads((run / "run.json").read_text())["binding"]
+    edit(run / "run.json", binding=record | {"digest": "cc" * 32})
+    assert facts_of_run(run).fingerprints.training_code == ""
+
+
+def test_which_code_continued_a_run_of_an_earlier_version_is_not_known(run: Path) -> None:
+    edit(run / "run.json", made_with={"code_fingerprint": "bb" * 32})
+    card = card_of(facts_of_run(run, siblings=()))
+    assert (card.fingerprints.training_code, card.fingerprints.libraries) == ("", {})
+    assert any("whether other versions continued it was not recorded" in line for line in card.bound_to)

@@ -111,6 +111,8 @@ class Audit:
         canaries: number of canaries, included or not.
         confidence: of `epsilon_lower`.
         delta: of the claimed guarantee.
+        noise: how it was sampled, `gaussian` or `discrete`.
+        steps: number of training steps.
     """
 
     epsilon_claimed: float
@@ -122,6 +124,8 @@ class Audit:
     canaries: int
     confidence: float
     delta: float
+    noise: str
+    steps: int
 
     @property
     def refuted(self) -> bool:
@@ -141,12 +145,18 @@ class Audit:
             "card": {
                 "method": "one run; white-box gradient alignment and black-box loss; every step checked",
                 "model": model,
+                "unit": "image",
+                "clipping": "flat",  # `subject_of` refuses others
+                "released": "noised gradient",
+                "noise": self.noise,
+                "steps": self.steps,
                 "canaries": self.canaries,
                 "confidence": self.confidence,
                 "epsilon_lower": self.epsilon_lower,
                 "epsilon_claimed": self.budget,
                 "accused": self.refuted,
                 "code": code,
+                "training_code": training_code_fingerprint(),
             },
             "data": data,
             "delta": self.delta,
@@ -275,6 +285,8 @@ def audit(
         len(canaries),
         CONFIDENCE,
         m.delta,
+        noise="gaussian" if m.grid is None else "discrete",
+        steps=steps,
     )
 
 

@@ -20,6 +20,11 @@ from jaxcxr.eval.predictions import group_numbers
 PAPER_GROUPS: tuple[str, ...] = ("age:0,30,60,70,80,100", "sex", "comorbidities:0,1,2,3,inf", "sex*age")
 """The paper's groups and their intersection; groups whose columns a file lacks are left out."""
 
+PUBLIC_GROUPS: tuple[str, ...] = (PAPER_GROUPS[0], "sex")
+"""Groups of an evaluation with noise, which more groups would make noisier."""
+PUBLIC_VALUES: Mapping[str, tuple[str, ...]] = {"sex": ("F", "M"), "view": ("AP", "PA")}
+"""Columns without bins whose values are known without looking (`data.manifest`)."""
+
 MAX_VALUES = 50
 """Largest number of groups from one column; more suggest an identifier, or numbers that need bins."""
 
@@ -70,6 +75,47 @@ def make_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tuple
                 f"evaluation.groups: expected groups with names of their own, found {name!r} twice"
             )
     return tuple(groups)
+
+
+def public_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tuple[Group, ...]:
+    """Groups whose number and names follow from `specs` and the names of the columns alone.
+
+    `make_groups` reads the values of a column without bins, and whether it has any, from the rows: which
+    groups there are would then tell of a patient.
+
+    Args:
+        predictions: table with the columns named in `specs`.
+        specs: as in `make_groups`; None takes those of `PUBLIC_GROUPS` whose columns exist.
+
+    Raises:
+        InputError: as in `make_groups`, or a column has neither bins nor `PUBLIC_VALUES`.
+    """
+    if specs is None:
+        specs = [s for s in PUBLIC_GROUPS if all(c in predictions.columns for c in _columns(s))]
+    edges = _edges_by_column(specs)
+    rows, stub = len(max(PUBLIC_VALUES.values(), key=len)), {}
+    known = predictions.copy()
+    for column, bins in edges.items():
+        if bins is not None:
+            stub[column] = [0.5] * rows  # no whole number: names do not depend on the rows
+        elif column not in PUBLIC_VALUES:
+            raise InputError(
+                f"evaluation.groups: expected bin edges for {column!r}, such as '{column}:0,10,20', since "
+                f"its values would be read from private rows; without are {', '.join(PUBLIC_VALUES)}"
+            )
+        elif column in known:
+            values = PUBLIC_VALUES[column]
+            stub[column] = [values[i % len(values)] for i in range(rows)]
+            known[column] = known[column].where(known[column].isin(values))
+    for column in edges:
+        if column not in known:
+            make_groups(predictions, specs)  # raises: the column is missing
+    used = pd.concat([pd.DataFrame(stub), known[list(stub)].astype(object)], ignore_index=True)
+    used.attrs = dict(predictions.attrs)
+    if not specs:
+        return ()
+    groups = make_groups(used, specs)
+    return tuple(dataclasses.replace(group, rows=group.rows[rows:]) for group in groups)
 
 
 def _holds_anything(predictions: pd.DataFrame, column: str) -> bool:

@@ -8,8 +8,9 @@ each finding's score s to sigmoid(slope logit(s) + intercept), fitted on validat
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +19,9 @@ from jaxcxr.atomic import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import CALIBRATION
 
+THRESHOLDS: Final = "thresholds.json"
+"""In a release folder, if the hospital releases thresholds; they are on the network's scores."""
+NO_MAP = "no calibration was released"
 _LEAST, _MOST = 1e-7, 1 - 1e-7
 
 
@@ -93,3 +97,40 @@ def read_calibration(folder: Path, findings: tuple[str, ...]) -> Calibration | N
             f"{path}: is of the findings {', '.join(names)}; the model predicts {', '.join(findings)}"
         )
     return read
+
+
+def write_thresholds(folder: Path, values: Mapping[str, float], chosen_on: str, mark: str = "") -> None:
+    """Write `thresholds.json` into a release folder.
+
+    Args:
+        folder: of the release.
+        values: finding -> threshold on the network's score.
+        chosen_on: what they were chosen on, as the hospital states it; empty if it does not.
+        mark: why the release must not leave the hospital; empty if it may.
+    """
+    marked = {"watermark": mark} if mark else {}
+    write_json(folder / THRESHOLDS, {"thresholds": dict(values), "chosen_on": chosen_on or None, **marked})
+
+
+def read_thresholds(folder: Path, findings: tuple[str, ...]) -> Calibration | None:
+    """The thresholds of a release folder, without a map to probabilities; None if it has none.
+
+    Raises:
+        InputError: the file is damaged, or of other findings.
+    """
+    path = folder / THRESHOLDS
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        values = {str(name): float(value) for name, value in found["thresholds"].items()}
+        chosen_on = str(found["chosen_on"] or "data that are not stated")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path}: no thresholds ({error!r}); take the file of the release anew") from error
+    if set(values) != set(findings) or not all(0 <= value <= 1 for value in values.values()):
+        raise InputError(
+            f"{path}: expected one threshold between 0 and 1 for each of {', '.join(findings)}; found "
+            f"{values}"
+        )
+    none, notes = (None,) * len(findings), (NO_MAP,) * len(findings)
+    return Calibration(findings, none, none, tuple(values[name] for name in findings), chosen_on, notes)

@@ -9,46 +9,51 @@ in the bytes of the weights).
 """
 
 import dataclasses
-import json
+import datetime
 import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.config import Experiment
 from jaxcxr.config import load as load_config
+from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
-from jaxcxr.models import network as networks
-from jaxcxr.release.identifiers import SHORT, Identifiers
-from jaxcxr.release.register import register_of
-from jaxcxr.release.write import (
-    BLANK,
-    CARD_HTML,
+from jaxcxr.release.agreement import card_with_itself, config_and_card
+from jaxcxr.release.attributes import unusual
+from jaxcxr.release.contents import (
+    ALWAYS,
     CARD_JSON,
     ORBAX,
+    REGISTRY,
     SOURCES,
     WEIGHTS,
-    is_packaged,
-    public_config,
-    write_release,
+    not_the_cards,
+    own_words,
 )
+from jaxcxr.release.identifiers import SHORT, Identifiers
+from jaxcxr.release.public_config import not_public
+from jaxcxr.release.register import register_of
+from jaxcxr.release.registry import lacking
+from jaxcxr.release.released_weights import read_weights
+from jaxcxr.release.write import write_release
 from jaxcxr.report.card.card import differing, recomputed
-from jaxcxr.report.card.card_facts import COUNTS, films_a_step, released_by
-from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card
+from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard, read_card, read_identity
 from jaxcxr.run_folder import CONFIG, is_run, read_config
 from jaxcxr.training.weights import nested_weights, weights_digest
 
+OWN_NAMES = ("release", ".release.partial")
+"""Names of a release folder, finished and while it is built."""
 _LEAST_IN_WEIGHTS = 6
 _HEADER_AT_MOST = 1 << 20
 _DIGESTS = 4 * 64
 """Number of letters of all fingerprints on a card."""
+_VERSIONS = ("jaxcxr", "written_by", "dp_accounting")
 _BY_CHANCE = 1e-3
 """Accepted probability that an identifier occurs in the bytes of the weights by chance."""
 
@@ -66,12 +71,14 @@ class Verdict:
     unchecked: tuple[str, ...]
 
 
-def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
+def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = True) -> Verdict:
     """The verdict on a release folder.
 
     Args:
         folder: to be checked.
         manifest: of the cohort (`image_id`, `patient_id`, `path`); None skips the search for identifiers.
+        leaves: whether the folder itself is to leave, with its name and the attributes of its files; if not,
+            what is made from it does.
 
     Raises:
         InputError: there is no such folder, or the manifest lacks a column.
@@ -82,14 +89,15 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {name: path for name, path in paths.items() if path.is_file() and not path.is_symlink()}
     sources = _read_sources(folder)
-    expected = _expected(sources)
+    expected = _expected(sources, record=(folder / REGISTRY).is_file())
     known = {
-        *(expected or (*SOURCES, CARD_HTML)),
+        *(expected or ALWAYS),
         *(parent.as_posix() for name in expected for parent in Path(name).parents),
     }
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
-    wrong += [*sources.wrong]
+    wrong += [*sources.wrong, *(unusual(folder) if leaves else ())]
+    wrong += [] if sources.card is None else not_the_cards(folder, sources.card)
     wrong += [
         f"{name}: is not part of a release" for name in foreign if expected or not name.startswith(ORBAX)
     ]
@@ -101,6 +109,9 @@ def check_release(folder: Path, manifest: pd.DataFrame | None) -> Verdict:
     if identifiers is None:
         return Verdict(tuple(wrong), ("no manifest was given, so no identifier was searched for",))
     wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
+    own = folder.resolve().name
+    if leaves and own not in OWN_NAMES:
+        wrong += [f"the folder's own name, {own}, holds {it}" for it in identifiers.in_words(own)]
     for name, path in files.items():
         if name not in expected or name in spoilt:
             found = _in_file(path, identifiers, numbers=not expected and _is_numbers(name))
@@ -127,10 +138,18 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
             (), ("no store was given, and its register of released models was not asked (--store)",)
         )
     try:
-        card, weights = read_card(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
+        card, weights = read_identity(folder / CARD_JSON), load((folder / WEIGHTS).read_bytes())
     except (InputError, OSError, SafetensorError):
         return Verdict((), ())
     return Verdict(tuple(register_of(store).at_odds(card, weights_digest(nested_weights(weights)))), ())
+
+
+def manifest_of(folder: Path, store: Path | None) -> pd.DataFrame | None:
+    """The manifest of a release's cohort: of the store, or, for a release in its run folder, of the run's
+    store; None if there is neither.
+    """
+    store = store or _store_of_run(folder.resolve().parent)
+    return None if store is None else open_store(store).manifest
 
 
 def _store_of_run(run: Path) -> Path | None:
@@ -162,21 +181,25 @@ def _read_sources(folder: Path) -> _Sources:
     except InputError as error:
         wrong.append(str(error))
     try:
-        weights = _checked_weights(folder / WEIGHTS, config)
+        weights = read_weights(folder / WEIGHTS, config)
     except InputError as error:
         wrong.append(str(error))
     if config is not None and card is not None:
-        wrong += _at_odds(config, card)
+        wrong += [*config_and_card(config, card), *card_with_itself(card, datetime.date.today())]
+        wrong += not_public(config, card.steps_planned)
     return _Sources(config, card, weights, tuple(sentence.replace(f"{folder}/", "") for sentence in wrong))
 
 
-def _expected(sources: _Sources) -> dict[str, bytes]:
-    """The files that a folder must hold, by name; none if one of its sources is wrong."""
+def _expected(sources: _Sources, record: bool) -> dict[str, bytes]:
+    """The files that a folder must hold, by name, with or without a record for the registry; none if one of
+    its sources is wrong.
+    """
     if sources.config is None or sources.card is None or sources.weights is None:
         return {}
+    record = record and not lacking(sources.card)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch)
-        write_release(again, nested_weights(sources.weights), sources.config, sources.card)
+        write_release(again, nested_weights(sources.weights), sources.config, sources.card, record=record)
         return {
             path.relative_to(again).as_posix(): path.read_bytes()
             for path in sorted(again.rglob("*"))
@@ -186,21 +209,8 @@ def _expected(sources: _Sources) -> dict[str, bytes]:
 
 def _checked_config(path: Path) -> Experiment:
     config = load_config(Experiment, path)
-    weights = config.model.weights
-    if (
-        config.data.store != BLANK
-        or not (weights in (None, BLANK) or is_packaged(weights))
-        or config.model.pretraining
-    ):
-        raise InputError(
-            f"{path}: data.store, model.weights and model.pretraining are private paths; expected {BLANK!r}"
-        )
-    if config != public_config(config):
-        raise InputError(
-            f"{path}: evaluation: how the model is judged is not part of a release; expected the defaults"
-        )
-    if config.training.seed is not None:
-        raise InputError(f"{path}: training.seed: a seeded run is {NOT_FOR_RELEASE}")
+    if wrong := list(not_public(config, None)):
+        raise InputError("; ".join(wrong))
     return config
 
 
@@ -217,109 +227,6 @@ def _checked_card(path: Path) -> PrivacyCard:
             "version)"
         )
     return card
-
-
-def _checked_weights(path: Path, config: Experiment | None) -> dict[str, np.ndarray]:
-    """The weights of a safetensors file that holds the network's parameters without gaps or metadata."""
-    if not path.is_file():
-        raise InputError(f"{path}: is missing")
-    content = path.read_bytes()
-    try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        metadata = header.pop("__metadata__", {})
-        spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
-        types = {entry["dtype"] for entry in header.values()}
-        form = all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
-    if metadata:
-        raise InputError(f"{path}: holds metadata {metadata}; expected none")
-    ends = [0, *(end for _, end in spans)]
-    if (
-        not form
-        or types != {"F32"}
-        or [start for start, _ in spans] != ends[:-1]
-        or ends[-1] != len(content) - 8 - length
-    ):
-        raise InputError(f"{path}: holds more than parameters in float32, or bytes that belong to none")
-    if config is not None:
-        wanted = network_shapes(config)
-        found = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        if wrong:
-            raise InputError(
-                f"{path}: does not hold the parameters of the network in {CONFIG}: {', '.join(wrong)}"
-            )
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({' '.join(str(error).split())})") from error
-
-
-def network_shapes(config: Experiment) -> dict[str, tuple[int, ...]]:
-    """Shape of each parameter of the network that a configuration describes, by its path."""
-    network = networks.make_network(config.data, config.model)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(networks.shapes_of(network, config.data.size))
-    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _at_odds(config: Experiment, card: PrivacyCard) -> Iterator[str]:
-    """Sentences about what the configuration and the card say differently."""
-    privacy, training, claim = config.privacy, config.training, card.claim
-    if privacy is None:
-        yield f"{CONFIG}: has no privacy section, {CARD_JSON} makes a promise"
-        return
-    said = {
-        "privacy.unit": (privacy.unit, claim.unit),
-        "privacy.delta": (privacy.delta, claim.delta),
-        "privacy.epsilon": (privacy.epsilon, claim.budget),
-        "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
-        "privacy.noise": (privacy.noise, card.noise),
-        "privacy.films_per_patient": (films_a_step(privacy), claim.films_a_step),
-        "training.class_weights": (training.class_weights, card.class_weights),
-    }
-    steps, wanted = {row.name for row in card.mechanisms} - {COUNTS}, released_by(config)
-    if steps != {wanted}:
-        yield (
-            f"{CONFIG}: training.optimizer {training.optimizer!r} goes with {wanted!r}, {CARD_JSON} says "
-            f"{sorted(steps)}"
-        )
-    clip_norms = {row.l2_clip_norm for row in card.mechanisms if row.name != COUNTS}
-    if clip_norms != {privacy.l2_clip_norm}:
-        yield (
-            f"{CONFIG}: privacy.l2_clip_norm is {privacy.l2_clip_norm}, {CARD_JSON} says {sorted(clip_norms)}"
-        )
-    declared = (card.dataset_size, card.expected_batch_size)
-    rates = {row.sample_rate for row in card.mechanisms if row.name != COUNTS}
-    if 0 < declared[1] <= declared[0] and rates != {sample_rate_of(declared[1], declared[0])}:
-        yield (
-            f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of "
-            f"{declared[0]} units"
-        )
-    planned = training.steps
-    if planned is None and training.epochs is not None:
-        planned = steps_of_epochs(training.epochs, *declared)
-    if planned != card.steps_planned:
-        yield f"{CONFIG}: its training has {planned} steps, {CARD_JSON} says {card.steps_planned}"
-    if_given = {
-        "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
-        "privacy.noise_multiplier": (privacy.noise_multiplier, _noise_of(card)),
-        "privacy.class_counts_noise_multiplier": (
-            privacy.class_counts_noise_multiplier,
-            card.class_counts_noise_multiplier,
-        ),
-    }
-    said |= {key: (there, here) for key, (there, here) in if_given.items() if there is not None}
-    for key, (there, here) in said.items():
-        if there != here:
-            yield f"{CONFIG}: {key} is {there}, {CARD_JSON} says {here}"
-
-
-def _noise_of(card: PrivacyCard) -> float | None:
-    """Noise multiplier of the steps; None if there are several."""
-    (noise, *others) = {row.noise_multiplier for row in card.mechanisms if row.name != COUNTS} or {None}
-    return None if others else noise
 
 
 def _is_numbers(name: str) -> bool:
@@ -342,17 +249,43 @@ def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
 def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:
     """Identifiers found where correct files leave room for text; numbers there are not ids."""
     for finding in sources.config.data.findings if sources.config else ():
-        for it in identifiers.in_text(finding, bare_numbers=False):
+        for it in identifiers.in_words(finding):
+            yield CONFIG, it
+    for value in _free_numbers(sources.config):
+        for it in identifiers.in_number(value):
             yield CONFIG, it
     if sources.card is not None:
-        shortest = _shortest(identifiers, _DIGESTS, 16)
-        for text in sources.card.fingerprints.model_dump().values():
-            for it in identifiers.in_text(text, shortest):
-                yield CARD_JSON, it
+        yield from ((CARD_JSON, it) for it in _in_fingerprints(sources.card, identifiers))
+        for place, text in own_words(sources.card).items():
+            for it in identifiers.in_words(text):
+                yield f"{CARD_JSON} ({place})", it
     shortest = _shortest_in_weights(sources, identifiers)
     for name, array in (sources.weights or {}).items():
         for it in identifiers.in_bytes(array.tobytes(), shortest):
             yield f"{WEIGHTS} ({name})", it
+
+
+def _in_fingerprints(card: PrivacyCard, identifiers: Identifiers) -> Iterator[str]:
+    """Identifiers in digests, as they stand, as bytes or as a digest of themselves, and in versions."""
+    shortest = _shortest(identifiers, _DIGESTS, 16)
+    fingerprints = card.fingerprints.model_dump()
+    libraries = fingerprints.pop("libraries").values()
+    digests = [*fingerprints.values(), *(row.ledger for row in card.siblings or ())]
+    digests += [card.audit.code, card.audit.training_code] if card.audit is not None else []
+    for text in digests:
+        yield from identifiers.in_text(text, shortest)
+        yield from identifiers.in_digests(text)
+    for version in (*libraries, *(fingerprints[name] for name in _VERSIONS)):
+        digits = "".join(c for c in version if c.isdigit())
+        yield from identifiers.in_number(int(digits or "0"))
+
+
+def _free_numbers(config: Experiment | None) -> Iterator[float]:
+    """Numbers of a released configuration that may have many digits: budgets, bounds, declared rates."""
+    for value in config.digest_fields().values() if config else ():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                yield number
 
 
 def _shortest(identifiers: Identifiers, size: int, letters: int) -> int:

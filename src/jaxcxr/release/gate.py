@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
 from jaxcxr.records.spent import Spent, spent_of
-from jaxcxr.release.check import check_registered, check_release
+from jaxcxr.release.check import check_registered, check_release, manifest_of
 from jaxcxr.release.register import Register, held
 from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_run
@@ -108,9 +108,12 @@ def _judged(source: Path, store: Path | None) -> Iterator[Passage]:
             with _private_run(source, spent, store) as found:
                 yield found
     elif (source / CONFIG).is_file():
-        yield Passage(
-            source, "release", (*check_release(source, None).wrong, *check_registered(source, store).wrong)
+        of_cohort = manifest_of(source, store)
+        wrong = (
+            *check_release(source, of_cohort, leaves=False).wrong,
+            *check_registered(source, store).wrong,
         )
+        yield Passage(source, "release", wrong)
     elif (source / RECORD).is_file():
         yield Passage(source, "weights", marks_of(source))
     else:
@@ -130,7 +133,8 @@ def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passag
         weights = weights_digest(final_params(run))
         reasons = (STARTED_FROM_ITS_OWN,) if register.knows(facts.fingerprints.initial_weights) else ()
         siblings = tuple(register.siblings_of(run, spent, weights))
-        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons))
+        day = register.released_on(spent, weights)
+        card = card_of(dataclasses.replace(facts, siblings=siblings, reasons=reasons, released=day))
         yield Passage(
             run,
             "run",

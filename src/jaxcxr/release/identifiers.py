@@ -1,4 +1,4 @@
-"""Search for a manifest's identifiers in texts and bytes, whatever their encoding or compression.
+"""Search for a manifest's identifiers in texts and bytes, whatever their encoding, spelling or compression.
 
 Identifiers are image and patient ids, paths and those of their parts that belong to one patient only, and the
 texts of any other column that is named like an identifier or distinguishes images (accession numbers, DICOM
@@ -6,26 +6,33 @@ UIDs, names, dates of birth).
 """
 
 import bz2
+import decimal
+import functools
 import gzip
-import html
+import hashlib
 import io
 import lzma
 import re
 import tarfile
 import unicodedata
-import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
 import pandas as pd
 
 from jaxcxr.data.manifest import REQUIRED, text_of
 from jaxcxr.errors import InputError
+from jaxcxr.release.readings import escaped, folded, readings, spelt, squeezed
 
 SHORT = 4
 """Identifiers shorter than this are searched for as whole words only."""
+TELLING = 5
+"""Identifiers with fewer letters and digits are searched for as they are written only."""
+_TELLING_LETTERS = 8
+"""The same for those without any digit."""
+_IN_DIGESTS = 6
 _DEEPEST = 4
 _PACKED_AT_MOST = 1 << 24
 """Largest number of bytes read of a packed file; a release holds none."""
@@ -59,10 +66,16 @@ class Identifiers:
         names = {_normal(form): column for text, column in columns.items() for form in _forms(text)}
         self._columns = {name: column for name, column in names.items() if name}
         self._foreign = [name for name in self._columns if not name.isascii()]
+        self._folded = {folded(name): name for name in self._columns if folded(name)}
+        self._squeezed = {squeezed(name): name for name in self._columns if _is_telling(squeezed(name))}
+        self._texts = tuple(columns)
         self._beginnings: dict[str, set[int]] = {}
-        for name in self._columns:
+        for name in self._folded:
             if len(name) >= SHORT:
                 self._beginnings.setdefault(name[:SHORT], set()).add(len(name))
+        self._squeezed_beginnings: dict[str, set[int]] = {}
+        for name in self._squeezed:
+            self._squeezed_beginnings.setdefault(name[:SHORT], set()).add(len(name))
 
     def __len__(self) -> int:
         """Count the identifiers."""
@@ -85,17 +98,65 @@ class Identifiers:
             bare_numbers: whether a number of fewer than four digits counts.
         """
         found: set[str] = set()
-        for reading in {_normal(reading) for reading in _readings(text)}:
-            for start in range(len(reading) - SHORT + 1):
-                for length in self._beginnings.get(reading[start : start + SHORT], ()):
-                    word = reading[start : start + length]
-                    if word in self._columns and _stands_alone(reading, start, len(word)):
-                        found.add(word)
+        for reading in {folded(reading) for reading in escaped(text)}:
+            found |= {self._folded[word] for word in _within(reading, self._folded, self._beginnings)}
             if shortest < SHORT:
                 words = {*re.split(r"[^a-z0-9]+", reading), *re.split(r"[^\w.-]+", reading)}
-                short = {word for word in words if 0 < len(word) < SHORT and word in self._columns}
-                found |= {word for word in short if bare_numbers or not word.isdigit()}
-        return [f"the {self._columns[word]} {word!r}" for word in sorted(found) if len(word) >= shortest]
+                short = {word for word in words if 0 < len(word) < SHORT and word in self._folded}
+                found |= {self._folded[word] for word in short if bare_numbers or not word.isdigit()}
+        return self._named({word for word in found if len(word) >= shortest})
+
+    def in_words(self, text: str) -> list[str]:
+        """Identifiers found in a text that somebody wrote freely, each with its column.
+
+        Beside what `in_text` finds: identifiers of `TELLING` letters or digits or more in any of the text's
+        other readings (`readings`), with other separators or leading zeros, and their digests.
+        """
+        found: set[str] = set()
+        for reading in readings(text):
+            whole = _within(squeezed(reading), self._squeezed, self._squeezed_beginnings)
+            found |= {self._squeezed[word] for word in whole if not word.isalpha()}
+            for part in spelt(reading):  # letters alone would be found across ordinary words
+                inside = _within(part, self._squeezed, self._squeezed_beginnings)
+                found |= {self._squeezed[word] for word in inside}
+            for word in _within(folded(reading), self._folded, self._beginnings):
+                if _is_telling(squeezed(word)):
+                    found.add(self._folded[word])
+        named = [*self.in_text(text, bare_numbers=False), *self._named(found), *self.in_digests(text)]
+        return list(dict.fromkeys(named))
+
+    def in_number(self, value: float | int) -> list[str]:
+        """Identifiers of `TELLING` digits or more that a number's significant digits are."""
+        digits = f"{decimal.Decimal(repr(value)):f}".replace(".", "").strip("0-")
+        same = [
+            name
+            for form, name in self._squeezed.items()
+            if form.isdigit() and form.strip("0") == digits and len(digits) >= TELLING
+        ]
+        return self._named(set(same))
+
+    def in_digests(self, text: str) -> list[str]:
+        """Identifiers whose MD5, SHA-1 or SHA-256, or whose bytes in hexadecimal, stand in a text."""
+        words = re.findall(r"[0-9a-f]{32,}", text.lower())
+        found = {self._digests[word[:32]] for word in words if word[:32] in self._digests}
+        for word in words:
+            bytes_ = bytes.fromhex(word[: len(word) // 2 * 2]).decode("latin-1")
+            inside = _within(folded(bytes_), self._folded, self._beginnings)
+            found |= {self._folded[name] for name in inside if len(name) >= _IN_DIGESTS}
+        return self._named(found)
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, str]:
+        """First 128 bits of each digest of each identifier, as written and in either case."""
+        return {
+            hashlib.new(kind, form.encode(), usedforsecurity=False).hexdigest()[:32]: _normal(text)
+            for text in self._texts
+            for form in dict.fromkeys((text, text.lower(), text.upper()))
+            for kind in ("md5", "sha1", "sha256")
+        }
+
+    def _named(self, names: set[str]) -> list[str]:
+        return [f"the {self._columns.get(name, 'text')} {name!r}" for name in sorted(names)]
 
     def in_bytes(self, content: bytes, shortest: int = 1) -> list[str]:
         """Identifiers found in bytes (UTF-8, UTF-16 or UTF-32), also inside archives and packed streams."""
@@ -163,22 +224,25 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold().strip()
 
 
-def _readings(text: str) -> Iterator[str]:
-    """The text unchanged, and with HTML, URL or JSON escapes resolved."""
-    yield text
-    if "&" in text:
-        yield html.unescape(text)
-    if "%" in text or "+" in text:
-        yield urllib.parse.unquote_plus(text)
-    if "\\u" in text or "\\x" in text:
-        yield re.sub(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))", lambda m: chr(int(m[1] or m[2], 16)), text)
+def _within(reading: str, names: Mapping[str, str], beginnings: Mapping[str, set[int]]) -> Iterator[str]:
+    """The names of `SHORT` characters or more that a reading holds."""
+    for start in range(len(reading) - SHORT + 1):
+        for length in beginnings.get(reading[start : start + SHORT], ()):
+            word = reading[start : start + length]
+            if word in names and _stands_alone(reading, start, length):
+                yield word
+
+
+def _is_telling(name: str) -> bool:
+    """Whether a name is long enough to be no part of ordinary words and numbers, however those are read."""
+    return len(name) >= TELLING and (len(name) >= _TELLING_LETTERS or any(c.isdigit() for c in name))
 
 
 def _stands_alone(text: str, start: int, length: int) -> bool:
-    """Whether a match is an identifier: a bare number inside a longer number is not."""
+    """Whether a match is an identifier: a bare number in a longer one is not, but for leading zeros."""
     if not text[start : start + length].isdigit():
         return True
-    before, after = text[start - 1 : start] if start else "", text[start + length : start + length + 1]
+    before, after = text[:start].rstrip("0")[-1:], text[start + length : start + length + 1]
     return not before.isdigit() and not after.isdigit()
 
 

@@ -7,6 +7,7 @@ to the old one, whose model may be anywhere. The register knows its own store on
 another store and another register.
 """
 
+import datetime
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.records.chain import chained, read_chain
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent
-from jaxcxr.report.card.card_schema import MechanismRow, PrivacyCard, SiblingRow
+from jaxcxr.report.card.card_schema import Identity, MechanismRow, PrivacyCard, SiblingRow
 
 REGISTER, LOCK = "releases.jsonl", ".releases.lock"
 _KIND = "register"
@@ -36,6 +37,7 @@ class _Registered(BaseModel):
         run: public name of its run, by which a copy of the run's secret is recognised.
         weights: SHA-256 of its parameters (`training.weights.weights_digest`).
         delta: of its claim.
+        date: day on which it was registered; None in lines of earlier versions.
         sibling: its row on later cards.
     """
 
@@ -44,7 +46,13 @@ class _Registered(BaseModel):
     weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     adjacency: str
     delta: float
+    date: datetime.date | None = None
     sibling: SiblingRow
+
+
+def today() -> datetime.date:
+    """The day of a release."""
+    return datetime.date.today()
 
 
 class Register:
@@ -119,7 +127,17 @@ class Register:
         """Whether a model with these parameters (their SHA-256) was released."""
         return any(line.weights == weights for line in self._lines)
 
-    def at_odds(self, card: PrivacyCard, weights: str) -> list[str]:
+    def released_on(self, spent: Spent, weights: str) -> datetime.date | None:
+        """The day on which a run's model was registered; today if it is not registered yet.
+
+        A release that is built anew says the same day. None if an earlier version registered it.
+        """
+        for line in self._lines:
+            if (line.run, line.sibling.ledger, line.weights) == (spent.terms.run, spent.head, weights):
+                return line.date
+        return today()
+
+    def at_odds(self, card: PrivacyCard | Identity, weights: str) -> list[str]:
         """Sentences about how a release differs from what was registered; empty if it does not.
 
         Args:
@@ -137,6 +155,10 @@ class Register:
             wrong.append(f"{self._path}: other weights were registered with its ledger")
         if card.fingerprints.data != sealed_fingerprint(self._fingerprint, own.run):
             wrong.append(f"{self._path}: its card is about other data than was registered")
+        if own.date is not None and card.released != own.date:
+            wrong.append(
+                f"{self._path}: its card gives {card.released} as the day, registered was {own.date}"
+            )
         there = (own.sibling.unit, own.sibling.mechanisms, own.adjacency, own.delta)
         if there != (card.claim.unit, card.mechanisms, card.claim.adjacency, card.claim.delta):
             wrong.append(f"{self._path}: its card claims something else than was registered")
@@ -162,6 +184,7 @@ class Register:
             weights=weights,
             adjacency=spent.terms.adjacency,
             delta=spent.delta,
+            date=self.released_on(spent, weights),
             sibling=sibling,
         )
         if line in self._lines:

@@ -31,6 +31,31 @@ def groups_text(evaluation: pd.DataFrame) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def noised_text(table: pd.DataFrame) -> str:
+    """An evaluation with noise for the screen: everybody by finding, then each group's average."""
+    lines = [f"{'':32} " + " ".join(f"{METRIC_NAMES[metric]:>20}" for metric in METRIC_NAMES)]
+    keys = table[["group", "label", "finding"]].drop_duplicates()
+    for group, label, finding in keys.itertuples(index=False):
+        if group != "all" and finding != "average":
+            continue
+        own = table.loc[(table["group"] == group) & (table["finding"] == finding)].set_index("metric")
+        cells = []
+        for metric in METRIC_NAMES:
+            row = own.loc[metric] if metric in own.index else None
+            given = row is not None and not pd.isna(row["value"])
+            cells.append(
+                f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+                if row is not None and given
+                else "-"
+            )
+        lines.append(
+            f"{finding if group == 'all' else label:32} " + " ".join(f"{cell:>20}" for cell in cells)
+        )
+    notes = table.loc[table["note"].str.startswith("not defined"), "note"].value_counts()
+    lines += [f"{count} figures are {note}" for note, count in notes.items()]
+    return "\n".join(lines)
+
+
 def comparison_text(comparison: pd.DataFrame) -> str:
     """A comparison for the screen: the average metrics of everyone, then the AUROC finding by finding and
     group by group. Groups that are too small are counted.

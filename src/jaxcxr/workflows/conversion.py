@@ -22,6 +22,7 @@ from jaxcxr.models.heads import map_head, replace_head
 from jaxcxr.models.marks import STABLEHLO_MARK
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch, to_torch
+from jaxcxr.release.build import require_checked
 from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.run_folder import CONFIG, is_run, read_config, read_facts
 from jaxcxr.training.trained_on import TrainedOn, images_of, with_training
@@ -87,6 +88,7 @@ def convert(
         _require_new(out)
         weights = change(_read_weights(found.source, given, key))
         params = from_torch(weights.state, len(weights.findings), weights.width, source=str(source))
+        require_checked(found, store)
         found.register()
         if torch_file:
             write_state(out, to_torch(params), found.mark)
@@ -192,6 +194,7 @@ def export_model(source: Path, out: Path, watermark: bool = False, store: Path |
     with passage(source, watermark, store) as found:
         out = found.named(out)
         _require_new(out)
+        require_checked(found, store)
         model = load_model(found.source)
         part = out.with_name(f".{out.name}.partial")
         try:

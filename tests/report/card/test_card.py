@@ -13,11 +13,13 @@ import yaml
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending, group_privacy
+from jaxcxr.accounting.gaussian import gaussian_epsilon
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Entry, Ledger, Terms, run_name
-from jaxcxr.report.card.card import card_html, card_of, differing, make_card, recomputed, write_card
+from jaxcxr.report.card.card import card_of, differing, make_card, recomputed
 from jaxcxr.report.card.card_facts import SEEDED, CardFacts, facts_of_run
 from jaxcxr.report.card.card_schema import MechanismRow, PrivacyCard, card_json, card_schema, read_card
+from jaxcxr.report.card.page import card_html, write_card
 from tests.release.run_folder import CODE, DATA, SECRET, make_run
 
 METHOD = "one run; white-box gradient alignment and black-box loss; every step checked"
@@ -48,7 +50,7 @@ def card(run: Path) -> PrivacyCard:
 @pytest.fixture(scope="module")
 def quick(run: Path) -> CardFacts:
     """Facts of a patient run: no table of patients to compute."""
-    return dataclasses.replace(facts_of_run(run, siblings=()), unit="patient", films_a_step=4)
+    return dataclasses.replace(facts_of_run(run, siblings=()), unit="patient", images_per_step=4)
 
 
 def words(card: PrivacyCard) -> str:
@@ -110,7 +112,7 @@ def test_a_run_that_stopped_early_claims_what_it_spent(tmp_path: Path, card: Pri
 
 
 def test_patients_with_more_films_are_told_more(card: PrivacyCard) -> None:
-    assert [row.films for row in card.patients] == [1, 2, 4, 10, 20]
+    assert [row.images for row in card.patients] == [1, 2, 4, 10, 20]
     epsilons = [row.epsilon_upper for row in card.patients]
     assert all(a is not None and b is not None and a < b for a, b in itertools.pairwise(epsilons))
     assert card.patients[0].epsilon_upper == card.claim.epsilon_upper
@@ -161,7 +163,8 @@ def test_json_follows_its_documented_schema(card: PrivacyCard, tmp_path: Path) -
     pytest.importorskip("jsonschema").validate(values, schema)
     for change, named in (
         ({"surplus": 1}, "surplus"),
-        ({"schema_version": 1}, "schema_version: found 1, expected 2; check the folder with the version"),
+        ({"schema_version": 1}, "schema_version: found 1, expected 3; check the folder with the version"),
+        ({"schema_version": 2}, "schema_version: found 2, expected 3; check the folder with the version"),
         ({"attacks": 3}, "attacks"),
     ):
         (tmp_path / "card.json").write_text(json.dumps(values | change))
@@ -179,70 +182,6 @@ def test_a_card_follows_from_its_own_facts_and_a_changed_one_does_not(card: Priv
     assert differing(better, recomputed(better)) == ["claim.epsilon_upper"]
     kinder = card.model_copy(update={"assumptions": card.assumptions[1:]})
     assert differing(kinder, recomputed(kinder)) == ["assumptions"]
-
-
-def test_the_page_needs_no_network_and_says_the_main_things(card: PrivacyCard) -> None:
-    page, said = card_html(card), words(card)
-    assert not re.search(r"(src|href)=|https?://|<script|@import|url\(", page)
-    assert 'name="viewport"' in page
-    assert "@media print" in page
-    claim, attack = card.claim, card.attacks[1]
-    for number, bound in (
-        (r"epsilon = (\S+) at delta = 0\.0001, for one image added or removed", claim.epsilon_upper),
-        (r"a factor of at most (\S+), plus 100 in a million", np.exp(claim.epsilon_upper)),
-        (r"and ([\d.]+); a coarser accountant", claim.epsilon_upper),
-        (r"is right at most (\S+) times with this one", 1000 * attack.true_positive_rate),
-        (r"adds at most (\S+) right guesses in 1,000", 1000 * card.reconstruction_advantage),
-    ):
-        shown = re.search(number, said)
-        assert shown is not None, number
-        assert bound <= float(shown[1]) <= bound * 1.01  # fewer digits make no bound smaller
-    head = page[: page.index("<body>")]
-    assert f"<title>Privacy card of run {card.fingerprints.ledger[:8]}: epsilon " in head
-    assert f"<h1>Privacy card of run {card.fingerprints.ledger[:8]}</h1>" in page
-    assert not re.findall(r"<th(?![^>]*scope=)[^>]*>", page.replace("<thead>", ""))
-    assert page.count("<tr>") == page.count("<tr><th")
-    for text in (
-        "The training was allowed 3",
-        "No audit was made",
-        "a patient with several images is protected less",
-        "unit image",
-        "adjacency one added or removed",
-        "dp-accounting",
-        "5 made, 5 planned",
-        *card.assumptions,
-        *card.covered,
-        *card.not_covered,
-        f"data (sealed) {card.fingerprints.data}",
-        f"ledger (sealed) {card.fingerprints.ledger}",
-        f"code {CODE}",
-        "starting weights random",
-    ):
-        assert text in said, text
-    assert "NOT FOR RELEASE" not in said
-
-
-def test_a_weak_promise_is_called_weak_and_none_is_called_none(quick: CardFacts) -> None:
-    loud, quiet = (
-        dataclasses.replace(quick, mechanisms=(MechanismRow(name="noised gradient", noise_multiplier=s, sample_rate=0.05, steps=200, l2_clip_norm=1.5),), budget=99.0)
-        for s in (0.5, 8.0)
-    )  # fmt: skip
-    assert "weak" in words(card_of(loud))
-    assert "a factor of at most 10 to the power" in words(card_of(loud))
-    assert "weak" not in words(card_of(quiet))
-    assert "This promise alone is strong" in words(card_of(quiet))
-    seeded = dataclasses.replace(quiet, reasons=(SEEDED,))
-    assert "This promise alone" not in words(card_of(seeded))  # whoever has the seed subtracts the noise
-    nothing = dataclasses.replace(
-        loud, mechanisms=(loud.mechanisms[0].model_copy(update={"noise_multiplier": 0.0}),)
-    )
-    card = card_of(nothing)
-    assert card.claim.epsilon_upper is None
-    assert not card.for_release
-    said = words(card)
-    assert "There is no promise" in said
-    assert "epsilon = without" not in said
-    json.loads(card_json(card))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +226,7 @@ def test_a_clip_norm_that_adapts_is_part_of_the_steps_release(copy: Path, quick:
     assert adaptive.claim == flat.claim
     assert [line for line in adaptive.covered if line not in flat.covered] == [
         "the clip norm that training adjusted from step to step: it was computed from what the steps released, "
-        "and its cost is in the figures above"
+        "and its cost is in the figures"
     ]
 
 
@@ -370,7 +309,7 @@ def test_what_is_known_of_the_starting_weights_films_is_said(
     of_json(initial_weights_sha256="5eed" * 16, initial_weights_record=record)(copy)
     facts = facts_of_run(copy, siblings=())
     assert facts.initial_weights_record == shown
-    card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+    card = card_of(dataclasses.replace(facts, unit="patient", images_per_step=4))
     assert card.initial_weights_record == shown
     assert said in words(card)
     assert unsaid not in words(card)
@@ -383,7 +322,7 @@ def test_random_starting_weights_have_no_record(copy: Path) -> None:
     facts = facts_of_run(copy, siblings=())
     assert facts.initial_weights_record is None
     assert "weights that training started from" not in words(
-        card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+        card_of(dataclasses.replace(facts, unit="patient", images_per_step=4))
     )
 
 
@@ -402,7 +341,7 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
     of_json(near_duplicates=found)(copy)
     facts = facts_of_run(copy, siblings=())
     assert facts.near_duplicates == shown
-    card = card_of(dataclasses.replace(facts, unit=unit, films_a_step=None if unit == "image" else 4))
+    card = card_of(dataclasses.replace(facts, unit=unit, images_per_step=None if unit == "image" else 4))
     said, right = (
         words(card),
         "No image is in the data twice" if unit == "image" else "carry the same patient id",
@@ -447,7 +386,7 @@ def test_what_decided_the_split_is_said(copy: Path) -> None:
         of_json(split_origin=origin)(copy)
         facts = facts_of_run(copy, siblings=())
         assert facts.split_origin == shown
-        card = card_of(dataclasses.replace(facts, unit="patient", films_a_step=4))
+        card = card_of(dataclasses.replace(facts, unit="patient", images_per_step=4))
         for sentence in ("The division into training", "whether a patient's images were used for training"):
             assert (sentence in words(card)) == (said is not None and said.startswith(sentence))
     louder = card.model_copy(update={"split_origin": "keyed_hash"})
@@ -460,17 +399,9 @@ def test_a_card_of_which_nobody_looked_for_siblings_is_not_for_release(quick: Ca
     assert "Whether other models of this cohort are published was not looked up" in words(card)
 
 
-def test_limits_are_against_a_model_without_the_film_not_against_no_model(card: PrivacyCard) -> None:
-    """A film's label can be learned from the others: the promise bounds what the film's own part adds."""
-    said = words(card)
-    assert "without the model" not in said
-    assert "with a model that was trained without that image" in said
-    assert "is not limited" in said
-
-
 def test_the_hospitals_card_shows_the_cohort_and_stays_there(run: Path) -> None:
-    card = make_card(run, cohort_films=np.array([1] * 18 + [3, 9]))
-    assert [(row.patient, row.films) for row in card.patients[-3:]] == [
+    card = make_card(run, cohort_images=np.array([1] * 18 + [3, 9]))
+    assert [(row.patient, row.images) for row in card.patients[-3:]] == [
         ("median", 1),
         ("95th percentile", 3),
         ("maximum", 9),
@@ -483,42 +414,11 @@ def test_a_patient_run_needs_no_table_of_films(tmp_path: Path, unit: str, films:
     card = make_card(make_run(tmp_path / "run", unit=unit))
     assert card.patients == []
     said = words(card)
-    assert "for one patient with all of their images added or removed" in said
+    assert "To each patient of the training data, for all of their images together" in said
+    assert "To each image" not in said
     assert "of 1,000 patients that were not used" in said
     assert f"at most {films} images of each in a step" in said
     assert "carry the same patient id" in said
-
-
-def test_an_audit_is_shown_and_a_wrong_one_refused(copy: Path) -> None:
-    (copy / "audit.json").write_text(json.dumps({"card": FINDING, "data": DATA}))
-    said = words(make_card(copy, ()))
-    assert "by the same code. 200 marked images were offered" in said
-    assert (
-        "With 95 % confidence the attack shows that the epsilon of that training is at least 0.4; it claims 2"
-        in said
-    )
-    assert "does not contradict the claim; it does not prove it either" in said
-    assert make_card(copy, ()).for_release
-    assert "a small model, on images" in said
-    (copy / "audit.json").write_text(
-        json.dumps({"card": {**FINDING, "model": "network, narrower"}, "data": DATA})
-    )
-    assert "a narrower copy of the network, on images" in words(make_card(copy, ()))
-    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "code": ""}, "data": DATA}))
-    assert "another or an unrecorded version of the code" in words(make_card(copy, ()))
-    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "accused": True}, "data": DATA}))
-    accused = make_card(copy, ())
-    assert "contradicts the claim" in words(accused)
-    assert accused.reasons_against_release == ["the audit refutes the claim"]
-    for finding, message in (
-        ({"card": {**FINDING, "accused": "perhaps"}, "data": DATA}, "not an audit's finding"),
-        ({"card": FINDING, "data": "cd34" * 16}, "audit of another cohort"),
-        ({"card": FINDING}, "not an audit's finding"),
-        ([], "not an audit's finding"),
-    ):
-        (copy / "audit.json").write_text(json.dumps(finding))
-        with pytest.raises(InputError, match=message):
-            make_card(copy, ())
 
 
 def of_json(**changes: object) -> Callable[[Path], None]:
@@ -593,3 +493,195 @@ def test_a_folder_that_is_no_private_run_or_at_odds_has_no_card(
     spoil(copy)
     with pytest.raises(InputError, match=message):
         make_card(copy, ())
+
+
+def test_the_page_needs_no_network_and_its_figures_are_the_cards(card: PrivacyCard) -> None:
+    page, said = card_html(card), words(card)
+    assert not re.search(r"(src|href)=|https?://|<script|@import|url\(", page)
+    assert 'name="viewport"' in page
+    assert "@media print" in page
+    claim, attack = card.claim, card.attacks[1]
+    assert claim.epsilon_upper is not None
+    assert claim.mu is not None
+    for number, bound in (
+        (r"mu = (\S+) \(Gaussian differential privacy\)", claim.mu),
+        (r"epsilon = (\S+) at delta = 0\.0001\.", claim.epsilon_upper),
+        (r"with one image more or less in the training data", None),
+        (r"a factor of at most (\S+), plus 100 in a million", np.exp(claim.epsilon_upper)),
+        (r"and ([\d.]+); a coarser accountant", claim.epsilon_upper),
+        (r"can rightly name at most (\S+) of every 1,000 that were", 1000 * attack.true_positive_rate),
+        (r"is right at most (\S+) times with this one", 1000 * attack.true_positive_rate),
+        (r"adds at most (\S+) right guesses in 1,000", 1000 * card.reconstruction_advantage),
+        (r"with 4 images, epsilon is ([\d.]+), and", card.patients[2].epsilon_upper),
+    ):
+        shown = re.search(number, said)
+        assert shown is not None, number
+        if bound is not None:
+            assert bound <= float(shown[1]) <= bound * 1.01  # fewer digits make no bound smaller
+    head = page[: page.index("<body>")]
+    assert f"<title>Privacy card of run {card.fingerprints.ledger[:8]}: epsilon " in head
+    assert f"<h1>Privacy card of run {card.fingerprints.ledger[:8]}</h1>" in page
+    assert not re.findall(r"<th(?![^>]*scope=)[^>]*>", page.replace("<thead>", ""))
+    assert len(re.findall("<tr[ >]", page)) == len(re.findall("<tr[^>]*><th", page))
+    for text in (
+        "The training was allowed 3",
+        "unit image",
+        "adjacency one added or removed",
+        "dp-accounting",
+        "5 made, 5 planned",
+        "clipping flat",
+        f"data (sealed) {card.fingerprints.data}",
+        f"ledger (sealed) {card.fingerprints.ledger}",
+        f"code at the beginning {CODE}",
+        "starting weights random",
+        "intended use not stated",
+    ):
+        assert text in said, text
+    assert "NOT FOR RELEASE" not in said
+
+
+def test_mu_covers_the_whole_profile_and_comes_first(card: PrivacyCard) -> None:
+    exact = accounting.gdp_mu(SPENT, 1e-4)
+    assert card.claim.mu is not None
+    assert exact <= card.claim.mu <= exact * 1.0001
+    for row in card.profile:
+        (bounds,) = accounting.profile(SPENT, [row.delta])
+        assert row.epsilon_upper is not None
+        assert bounds.upper <= row.epsilon_upper <= bounds.upper * 1.0001
+        if row.delta >= card.claim.delta:  # from the claimed delta on, mu's own profile lies above
+            assert row.epsilon_upper <= gaussian_epsilon(row.delta, card.claim.mu)[1]
+    assert [row.delta for row in card.profile] == [1e-3, 1e-4, 1e-5, 1e-6, 1e-8]
+    (figures,) = (line for line in card.how_strong if "mu = " in line)
+    assert figures.index("mu = ") < figures.index("epsilon = ")
+    page = card_html(card)
+    assert page.index("mu = ") < page.index('class="profile"') < page.index("epsilon at other deltas")
+
+
+def test_the_scale_is_what_an_epsilon_allows_whatever_the_mechanism(card: PrivacyCard) -> None:
+    """The best attacker on randomised response, which attains (epsilon, 0), must not beat a row."""
+    assert [row.epsilon for row in card.scale] == [0.29, 1.0, 3.0, 8.0]
+    for row in card.scale:
+        assert row.true_positive_rate_at_1_percent >= min(
+            0.01 * np.exp(row.epsilon), 1 - 0.99 * np.exp(-row.epsilon)
+        )
+    assert [round(row.true_positive_rate_at_1_percent, 3) for row in card.scale] == [0.013, 0.027, 0.201, 1.0]
+    assert [row.strength for row in card.scale] == ["strong", "moderate", "moderate", "weak"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "word"), [(0.5, "Weak: it cannot be ruled out that"), (1.2, "Moderate: an attacker"), (8.0, "Strong: an attacker")]
+)  # fmt: skip
+def test_the_verdict_is_the_one_of_its_threshold(quick: CardFacts, noise: float, word: str) -> None:
+    row = MechanismRow(
+        name="noised gradient", noise_multiplier=noise, sample_rate=0.05, steps=200, l2_clip_norm=1.5
+    )
+    card = card_of(dataclasses.replace(quick, mechanisms=(row,), budget=99.0))
+    found = card.attacks[1].true_positive_rate
+    assert {"Weak": found >= 0.5, "Strong": found <= 0.02}.get(word.split(":")[0], 0.02 < found < 0.5)
+    assert card.how_strong[0].startswith(word)
+    others = {"Weak:", "Moderate:", "Strong:"} - {word.split()[0]}
+    assert not any(other in words(card) for other in others)
+    seeded = card_of(dataclasses.replace(quick, mechanisms=(row,), reasons=(SEEDED,)))
+    assert seeded.how_strong == []  # whoever has the seed subtracts the noise
+    assert seeded.to_whom == ["To nobody."]
+
+
+def test_without_noise_nothing_is_promised(quick: CardFacts) -> None:
+    row = MechanismRow(
+        name="noised gradient", noise_multiplier=0.0, sample_rate=0.05, steps=5, l2_clip_norm=1.5
+    )
+    card = card_of(dataclasses.replace(quick, mechanisms=(row,)))
+    assert (card.claim.epsilon_upper, card.claim.mu) == (None, None)
+    assert not card.for_release
+    said = words(card)
+    assert card.promised == ["There is no promise: epsilon is without limit."]
+    assert "epsilon = without" not in said
+    assert 'class="profile"' not in card_html(card)
+    json.loads(card_json(card))
+
+
+def test_the_comparison_is_with_a_model_trained_without_the_one_image(
+    card: PrivacyCard, quick: CardFacts
+) -> None:
+    """An image's label can be learned from the others: the promise bounds what the image's own part adds."""
+    assert "a model trained without this image" in card.promised[0]
+    said = words(card) + words(card_of(quick))
+    assert "without the model" not in said
+    assert "a model trained without this patient" in said
+    assert "That nothing is learned about patients in general: if the model shows" in said
+
+
+def audited(copy: Path, **finding: object) -> PrivacyCard:
+    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, **finding}, "data": DATA}))
+    return make_card(copy, ())
+
+
+def test_an_audit_says_exactly_what_it_tried(copy: Path) -> None:
+    card = audited(copy, steps=60, noise="gaussian")
+    assert card.for_release
+    tried = {row.part: row for row in card.tried}
+    assert {part for part, row in tried.items() if row.tried == "tried"} == {
+        "what each step releases", "protected unit", "clipping", "noise", "training code", "membership inference",
+    }  # fmt: skip
+    assert (tried["model"].tried, tried["model"].how) == ("not tried", "a logistic regression on the pixels")
+    assert tried["class counts"].tried == "not tried"
+    assert tried["reconstruction of training images"].tried == "not tried"
+    said = words(card)
+    assert "An audit made a training of 60 steps of its own, of a logistic regression" in said
+    assert "and 200 marked images" in said
+    assert "epsilon of that training is at least 0.4; that training claims 2." in said
+    assert audited(copy, epsilon_lower=0.0).audited[1] == (
+        "With 95 % confidence the attack shows nothing; that training claims 2."
+    )
+    assert "a narrower copy of the network" in words(audited(copy, model="network, narrower"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"clipping": "adaptive"}, "clipping"),
+        ({"clipping": "automatic"}, "clipping"),
+        ({"unit": "patient", "images_per_step": 4}, "protected unit"),
+        ({"noise": "discrete"}, "noise"),
+        ({"mechanisms": (MechanismRow(name="noised moments", noise_multiplier=1.0, sample_rate=0.05, steps=5, l2_clip_norm=1.5),)}, "what each step releases"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_the_audit_did_not_run_is_not_tried(copy: Path, changes: dict, part: str) -> None:
+    (copy / "audit.json").write_text(json.dumps({"card": {**FINDING, "noise": "gaussian"}, "data": DATA}))
+    facts = facts_of_run(copy, siblings=())
+    same, other = card_of(facts), card_of(dataclasses.replace(facts, **changes))
+    assert {row.part: row.tried for row in same.tried}[part] == "tried"
+    assert {row.part: row.tried for row in other.tried}[part] == "not tried"
+
+
+def test_an_audit_of_an_earlier_version_says_what_it_did_not_record(copy: Path) -> None:
+    tried = {row.part: row.tried for row in audited(copy, code="").tried}
+    assert (tried["noise"], tried["training code"], tried["clipping"]) == (
+        "not recorded",
+        "not tried",
+        "tried",
+    )
+
+
+def test_an_audit_that_refutes_or_contradicts_itself(copy: Path) -> None:
+    accused = audited(copy, accused=True)
+    assert "contradicts the claim" in words(accused)
+    assert accused.reasons_against_release == ["the audit refutes the claim"]
+    for finding, message in (
+        ({"accused": "perhaps"}, "not an audit's finding"),
+        ({"epsilon_lower": 50.0}, "accused: true, since more was proved than claimed"),
+        ({"confidence": 0.0}, "confidence"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"unit": "patient"}, "unit"),
+    ):
+        with pytest.raises(InputError, match=message):
+            audited(copy, **finding)
+    for written, message in (
+        ({"card": FINDING, "data": "cd34" * 16}, "audit of another cohort"),
+        ({"card": FINDING}, "not an audit's finding"),
+        ([], "not an audit's finding"),
+    ):
+        (copy / "audit.json").write_text(json.dumps(written))
+        with pytest.raises(InputError, match=message):
+            make_card(copy, ())

@@ -16,7 +16,8 @@ from jaxcxr.eval.evaluate import evaluate, read_evaluation
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.records.ledger import Entry, Terms
 from jaxcxr.report.bounds import upper_text
-from jaxcxr.report.card.card import make_card, write_card
+from jaxcxr.report.card.card import make_card
+from jaxcxr.report.card.page import write_card
 from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.page.run_page import PAGE, comparison_page, page_html, run_page, write_page

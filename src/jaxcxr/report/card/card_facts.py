@@ -5,8 +5,10 @@ What was spent is read by `records.spent`; the rest is what `run.json`, `config.
 """
 
 import dataclasses
+import datetime
 import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import ValidationError
 
+from jaxcxr import __version__
 from jaxcxr.accounting import Spending
 from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.errors import InputError
@@ -24,16 +27,21 @@ from jaxcxr.records.ledger import AnyEntry, Entry, Terms
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent, spent_of
 from jaxcxr.report.card.card_schema import (
+    VERSION,
     AuditFinding,
+    Clipping,
     Fingerprints,
     InitialWeightsRecord,
+    Library,
     MechanismRow,
     NearDuplicates,
     PrivacyCard,
+    ReleasedFile,
     SiblingRow,
     SplitOrigin,
     Sums,
 )
+from jaxcxr.report.card.statement import NOTHING_STATED, Statement
 from jaxcxr.run_folder import AUDIT, FACTS, LEDGER, Facts, is_evaluated, read_config, read_facts
 
 GRADIENT, MOMENTS, COUNTS = "noised gradient", "noised moments", "noised class counts"
@@ -43,7 +51,7 @@ SEEDED = "the run was seeded (training.seed): anyone with the seed can recompute
 UNCOVERED_WEIGHTS = "class weights not covered: they were computed from the private labels without noise"
 REFUTED = "the audit refutes the claim"
 NO_NOISE = "something was released without noise: there is no promise"
-HOUSE_ONLY = "this card shows how many images the cohort's patients have, which is private"
+HOSPITAL_ONLY = "this card shows how many images the cohort's patients have, which is private"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +59,27 @@ class CardFacts:
     """What everything else on a card follows from.
 
     Attributes:
-        unit, films_a_step, adjacency: of the claim.
+        unit, images_per_step, adjacency: of the claim.
         delta, budget: of the claim.
         dataset_size, expected_batch_size, steps_planned: declared.
         mechanisms: what was released, as the ledger has it.
         class_weights: where they came from.
+        clipping: rule by which each unit's contribution was bounded.
         noise: how it was sampled.
+        findings: names of the model's outputs.
         fingerprints: what the run was made from.
         audit: its finding, if there was one.
         initial_weights_record, near_duplicates, split_origin, sums: as the card's schema describes them.
         siblings: other released models of the cohort; None if the register was not read.
         reasons: against releasing the run; none if it may be.
-        cohort_films: number of images of each patient, for the hospital's own card.
+        statement: what the hospital states.
+        released: day on which the model was first registered as released; None if it was not.
+        files: of the release, beside those that follow from the card; none for a card without a release.
+        cohort_images: number of images of each patient, for the hospital's own card.
     """
 
     unit: str
-    films_a_step: int | None
+    images_per_step: int | None
     adjacency: str
     delta: float
     budget: float
@@ -75,7 +88,9 @@ class CardFacts:
     steps_planned: int
     mechanisms: tuple[MechanismRow, ...]
     class_weights: str
+    clipping: Clipping
     noise: str
+    findings: tuple[str, ...]
     fingerprints: Fingerprints
     audit: AuditFinding | None
     reasons: tuple[str, ...]
@@ -84,7 +99,10 @@ class CardFacts:
     split_origin: SplitOrigin
     sums: Sums
     siblings: tuple[SiblingRow, ...] | None
-    cohort_films: Int[np.ndarray, " patients"] | None = None
+    statement: Statement = NOTHING_STATED
+    released: datetime.date | None = None
+    files: tuple[ReleasedFile, ...] = ()
+    cohort_images: Int[np.ndarray, " patients"] | None = None
 
     @property
     def class_counts_noise_multiplier(self) -> float | None:
@@ -107,7 +125,7 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
     claim = card.claim
     return CardFacts(
         unit=claim.unit,
-        films_a_step=claim.films_a_step,
+        images_per_step=claim.images_per_step,
         adjacency=claim.adjacency,
         delta=claim.delta,
         budget=claim.budget,
@@ -116,7 +134,9 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
         steps_planned=card.steps_planned,
         mechanisms=tuple(card.mechanisms),
         class_weights=card.class_weights,
+        clipping=card.clipping,
         noise=card.noise,
+        findings=tuple(card.findings),
         fingerprints=card.fingerprints,
         audit=card.audit,
         reasons=tuple(card.reasons_against_release),
@@ -125,6 +145,9 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
         split_origin=card.split_origin,
         sums=card.sums,
         siblings=None if card.siblings is None else tuple(card.siblings),
+        statement=card.statement,
+        released=card.released,
+        files=tuple(card.files),
     )
 
 
@@ -155,7 +178,7 @@ def facts_of_run(
     audit = _audit(run, terms.data_fingerprint)
     return CardFacts(
         unit=terms.unit,
-        films_a_step=films_a_step(config.privacy),
+        images_per_step=images_per_step(config.privacy),
         adjacency=terms.adjacency,
         delta=spent.delta,
         budget=spent.budget,
@@ -164,7 +187,9 @@ def facts_of_run(
         steps_planned=spent.steps_planned,
         mechanisms=mechanisms,
         class_weights=config.training.class_weights,
+        clipping=config.privacy.clipping,
         noise=config.privacy.noise,
+        findings=config.data.findings,
         fingerprints=fingerprints,
         audit=audit,
         reasons=(*_reasons(facts, config, terms, audit, mechanisms), *_unfinished(run, spent)),
@@ -185,12 +210,16 @@ def _settled(
     if "jaxcxr" not in facts:
         raise InputError(f"{run / FACTS}: key 'jaxcxr' is missing")
     try:
+        bound, libraries = _every_step_by(facts, spent.terms)
         fingerprints = Fingerprints(
             data=sealed_fingerprint(spent.terms.data_fingerprint, spent.terms.run),
             code=facts.get("code_fingerprint") or (facts.get("made_with") or {}).get("code_fingerprint", ""),
+            training_code=bound.get("sources", ""),
+            libraries=libraries,  # type: ignore[arg-type]
             ledger=spent.head if spent.terms.run else "",
             initial_weights=facts.get("initial_weights_sha256", ""),
-            jaxcxr=facts["jaxcxr"],  # type: ignore[typeddict-item]  # KeyError below
+            jaxcxr=bound.get("jaxcxr") or facts["jaxcxr"],  # type: ignore[typeddict-item]  # KeyError below
+            written_by=__version__,
             dp_accounting=importlib.metadata.version("dp-accounting"),
         )
         mechanisms = mechanism_rows(spent.entries, released_by(config))
@@ -202,6 +231,23 @@ def _settled(
     except (TypeError, AttributeError) as error:
         raise InputError(f"{run / FACTS}: not the facts of a run ({' '.join(str(error).split())})") from error
     return fingerprints, mechanisms
+
+
+def _every_step_by(facts: Facts, terms: Terms) -> tuple[dict[str, str], dict[str, str]]:
+    """The training code and the libraries that made every step: what the run's randomness is bound to.
+
+    A run goes on only with what it is bound to, so that these are those of every step, also after an upgrade.
+    Runs of earlier versions are not bound: which versions continued them is not known.
+    """
+    record: Any = facts.get("binding")
+    if not terms.binding or not isinstance(record, dict) or record.get("digest") != terms.binding:
+        return {}, {}
+    libraries = {
+        name: version
+        for name, version in (record.get("libraries") or {}).items()
+        if name in get_args(Library) and re.match(VERSION, str(version))  # a build of one's own tells more
+    }
+    return record.get("code") or {}, libraries
 
 
 def _one_of(values: Any, facts: Facts, name: str, if_absent: str, run: Path) -> Any:
@@ -271,7 +317,7 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
     )
 
 
-def films_a_step(privacy: PrivacyConfig) -> int | None:
+def images_per_step(privacy: PrivacyConfig) -> int | None:
     """How many images of a patient are used in a step at most; None where the image is the unit."""
     return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
 

@@ -1,23 +1,30 @@
 """What a privacy card holds: the models that its JSON follows, and how it is written, read and validated.
 
-`card_schema` gives the JSON schema, which docs/privacy_card.schema.json shows.
+`card_schema` gives the JSON schema, which docs/privacy_card.schema.json shows. Cards of schema 2 can still be
+read (`read_card`); their releases are checked by the version that built them.
 """
 
+import datetime
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxcxr.errors import InputError
+from jaxcxr.report.card.statement import Statement, described_on_one_line
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
+"""Schema versions that `read_card` reads."""
 NOT_FOR_RELEASE = "not for release"
 
+_Model = TypeVar("_Model", bound=BaseModel)
 Digest = Annotated[
     str, Field(pattern="^([0-9a-f]{32}|[0-9a-f]{64})?$", description="hexadecimal; empty if not recorded")
 ]
-Version = Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}(\.\d{1,4})?((a|b|rc|\.dev|\.post)\d{1,4})?$")]
+VERSION = r"^\d{1,4}\.\d{1,4}(\.\d{1,4})?((a|b|rc|\.dev|\.post)\d{1,4})?$"
+Version = Annotated[str, Field(pattern=VERSION)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -25,26 +32,29 @@ InitialWeightsRecord = Literal["recorded", "ids_declared_unrelated", "none"]
 NearDuplicates = Literal["not_looked_for", "none", "within", "across", "within_and_across"]
 Sums = Literal["exact", "float32"]
 SplitOrigin = Literal["keyed_hash", "given", "unknown"]
-
-
-def _described_on_one_line(schema: dict[str, Any]) -> None:
-    """A docstring says the same wherever its lines end."""
-    if "description" in schema:
-        schema["description"] = " ".join(schema["description"].split())
+Clipping = Literal["flat", "per_layer", "automatic", "adaptive"]
+MechanismName = Literal[
+    "noised gradient", "noised gradient and clip count", "noised moments", "noised class counts"
+]
+Library = Literal["jax", "jaxlib", "flax", "optax", "numpy", "pillow"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_described_on_one_line)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=described_on_one_line)
 
 
 class Claim(_Strict):
     """The guarantee. Epsilons are null where they are infinite."""
 
     unit: Literal["image", "patient", "patient_one_image"]
-    films_a_step: Count | None = Field(
+    images_per_step: Count | None = Field(
         description="how many images of a patient are used in a step at most; null for images"
     )
     adjacency: Literal["add_remove", "replace_one"]
+    mu: NonNegative | None = Field(
+        description="least mu, rounded up, of Gaussian differential privacy that covers the whole profile "
+        "from delta on (Gomez et al. 2025, arXiv 2503.10945)"
+    )
     epsilon_upper: NonNegative | None = Field(
         description="upper bound of what the ledger says was spent: this is the claim"
     )
@@ -58,13 +68,29 @@ class Claim(_Strict):
     budget: NonNegative = Field(description="epsilon that the run was allowed to spend")
 
 
+class ProfileRow(_Strict):
+    """A point of the privacy profile: epsilon at another delta."""
+
+    delta: Probability
+    epsilon_upper: NonNegative | None
+    epsilon_lower: NonNegative | None
+
+
+class ScaleRow(_Strict):
+    """What an epsilon by itself allows, at the delta of the claim, whatever the mechanism."""
+
+    epsilon: NonNegative
+    true_positive_rate_at_1_percent: Probability
+    strength: Literal["weak", "moderate", "strong"]
+
+
 class PatientRow(_Strict):
     """What the run costs a patient with so many images."""
 
     patient: Literal["median", "95th percentile", "maximum"] | None = Field(
         description="null for any patient; else which one of the cohort, on the hospital's own card"
     )
-    films: Count
+    images: Count
     epsilon_upper: NonNegative | None
     epsilon_lower: NonNegative | None
     true_positive_rate_at_1_percent: Probability = Field(
@@ -75,9 +101,7 @@ class PatientRow(_Strict):
 class MechanismRow(_Strict):
     """One kind of release, as often as the ledger has it."""
 
-    name: Literal[
-        "noised gradient", "noised gradient and clip count", "noised moments", "noised class counts"
-    ]
+    name: MechanismName
     noise_multiplier: NonNegative = Field(description="noise standard deviation over the L2 bound")
     sample_rate: Probability
     steps: Count
@@ -110,18 +134,48 @@ class AttackRow(_Strict):
 
 
 class AuditFinding(_Strict):
-    """What an attack on the mechanism itself found."""
+    """What an attack on a training that was made for it found, and what exactly was attacked.
+
+    Audits of earlier versions do not say the unit, clipping and released quantity, which were always these.
+
+    Raises:
+        ValueError: it proves more than was claimed, and says that the claim stands.
+    """
 
     method: Literal["one run; white-box gradient alignment and black-box loss; every step checked"]
     model: Literal["logistic regression", "network, narrower"] = Field(
         description="what was trained for the audit, by the real training's code"
     )
+    unit: Literal["image"] = Field(default="image", description="whose membership was attacked")
+    clipping: Literal["flat"] = Field(default="flat", description="clip rule that was attacked")
+    released: Literal["noised gradient"] = Field(default="noised gradient", description="by each step")
+    noise: Literal["gaussian", "discrete"] | None = Field(
+        default=None, description="how it was sampled; null if not recorded"
+    )
+    steps: Count | None = Field(default=None, description="of the audited training; null if not recorded")
     canaries: Count
-    confidence: Probability
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
     epsilon_lower: NonNegative = Field(description="epsilon that the attack proves")
     epsilon_claimed: NonNegative | None = Field(description="that the audited training was meant to have")
     accused: bool = Field(description="whether the finding contradicts the claim")
-    code: Digest
+    code: Digest = Field(description="all source files of jaxcxr that audited (SHA-256)")
+    training_code: Digest = Field(default="", description="those of them that determine a training")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "AuditFinding":
+        claimed = self.epsilon_claimed
+        if claimed is not None and self.epsilon_lower > claimed and not self.accused:
+            raise ValueError("accused: true, since more was proved than claimed")
+        return self
+
+
+class TriedRow(_Strict):
+    """One part of what the card claims, and whether an audit tried it."""
+
+    part: str
+    released: str = Field(description="as it was in the training that is released")
+    tried: Literal["tried", "not tried", "not recorded"]
+    how: str = Field(description="as it was in the audit; empty if it was not tried")
 
 
 class Fingerprints(_Strict):
@@ -132,23 +186,52 @@ class Fingerprints(_Strict):
     data: Digest = Field(
         description="images and labels: SHA-256 of their store's fingerprint and the run's name"
     )
-    code: Digest = Field(description="source files of jaxcxr that trained (SHA-256)")
+    code: Digest = Field(description="all source files of jaxcxr when the training was begun (SHA-256)")
+    training_code: Digest = Field(
+        description="source files of jaxcxr that determine a training (SHA-256), the same for every step; "
+        "empty for runs of earlier versions, for which that is not known"
+    )
+    libraries: dict[Library, Version] = Field(
+        description="versions of every step; empty for runs of earlier versions"
+    )
     ledger: Digest = Field(description="last link of the ledger's chain, which begins with the run's name")
     initial_weights: Digest = Field(
         description="weights that training started from (SHA-256); empty for random ones"
     )
     jaxcxr: Version = Field(description="version that trained")
-    dp_accounting: Version = Field(description="version of the accountant")
+    written_by: Version = Field(description="version of jaxcxr that computed the figures of this card")
+    dp_accounting: Version = Field(description="version of the accountant of the cross-check")
+
+
+class ReleasedFile(_Strict):
+    """A file of the release that does not itself follow from the card."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*$", max_length=200)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class PrivacyCard(_Strict):
-    """Everything that the page says."""
+    """Everything that the page says: facts and figures, and the sentences that follow from them.
 
-    schema_version: Literal[2]
+    Raises:
+        ValueError: it states thresholds for other findings than the model's.
+    """
+
+    schema_version: Literal[3]
     for_release: bool
     watermark: Literal["not for release"] | None
     reasons_against_release: list[str]
+    findings: list[str] = Field(description="what the model looks for, in the order of its outputs")
+    statement: Statement = Field(description="what the hospital states; not checked")
+    released: datetime.date | None = Field(
+        description="day on which the model was first registered as released; null if it was not"
+    )
+    files: list[ReleasedFile] = Field(
+        description="the released files that the card is about; empty for a card without a release"
+    )
     claim: Claim
+    profile: list[ProfileRow]
+    scale: list[ScaleRow] = Field(description="what well-known epsilons allow, for comparison")
     siblings: list[SiblingRow] | None = Field(
         description="other released models of the cohort; null if the register was not read: such a card is "
         "not for release"
@@ -162,6 +245,7 @@ class PrivacyCard(_Strict):
         description="noise standard deviation over the L2 bound of the noised counts of the class weights; "
         "null without such"
     )
+    clipping: Clipping
     noise: Literal["gaussian", "discrete"] = Field(
         description="sampled in floating point, or exactly on a grid"
     )
@@ -180,6 +264,11 @@ class PrivacyCard(_Strict):
     patients: list[PatientRow]
     mechanisms: list[MechanismRow]
     accountant: str
+    promised: list[str] = Field(description="sentences of the first page: what is promised")
+    to_whom: list[str] = Field(description="to whom")
+    how_strong: list[str] = Field(description="how strong it is")
+    not_promised: list[str] = Field(description="what is not promised")
+    explained: list[str] = Field(description="what the figures mean")
     covered: list[str]
     not_covered: list[str]
     attacks: list[AttackRow]
@@ -188,8 +277,18 @@ class PrivacyCard(_Strict):
         "without the record"
     )
     audit: AuditFinding | None
+    tried: list[TriedRow] = Field(description="what the audit tried, part by part")
+    audited: list[str] = Field(description="sentences on the audit")
     fingerprints: Fingerprints
+    bound_to: list[str] = Field(description="sentences on the weights and the code that the card is about")
     assumptions: list[str]
+
+    @model_validator(mode="after")
+    def _thresholds_of_the_findings(self) -> "PrivacyCard":
+        stated = self.statement.thresholds
+        if stated is not None and set(stated.values) != set(self.findings):
+            raise ValueError("statement.thresholds: one for each of the findings")
+        return self
 
 
 def card_json(card: PrivacyCard) -> str:
@@ -203,31 +302,75 @@ def card_schema() -> dict[str, Any]:
 
 
 def read_card(path: Path) -> PrivacyCard:
-    """Read and validate a card.
+    """Read and validate a card of this schema version.
 
     Raises:
-        InputError: the file is missing or no card; the first wrong field is named.
+        InputError: the file is missing or no card (the first wrong field is named), or a card of an earlier
+            version, which `read_claim` reads.
     """
+    content, version = _content(path)
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder with "
+            "the version of jaxcxr that built it, or build it anew"
+        )
+    return _validated(PrivacyCard, content, path)
+
+
+class Identity(BaseModel):
+    """Which model a card of any readable schema version is about, and what it claims of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    class Claimed(BaseModel):
+        """The part of the claim that a register of released models keeps."""
+
+        model_config = ConfigDict(extra="ignore", frozen=True)
+        unit: Literal["image", "patient", "patient_one_image"]
+        adjacency: Literal["add_remove", "replace_one"]
+        delta: Probability
+
+    class Sealed(BaseModel):
+        """The fingerprints that a register can compare."""
+
+        model_config = ConfigDict(extra="ignore", frozen=True)
+        data: Digest
+        ledger: Digest
+
+    claim: Claimed
+    mechanisms: list[MechanismRow]
+    siblings: list[SiblingRow] | None
+    fingerprints: Sealed
+    released: datetime.date | None = None
+
+
+def read_identity(path: Path) -> Identity:
+    """Which model a card is about; cards of schema 2 are read, too.
+
+    Raises:
+        InputError: the file is missing or no card, or of a schema version that cannot be read.
+    """
+    content, version = _content(path)
+    if version not in READABLE:
+        raise InputError(f"{path}: schema_version: found {version!r}, expected one of {READABLE}")
+    return _validated(Identity, content, path)
+
+
+def _content(path: Path) -> tuple[bytes, object]:
+    """Bytes of a card, and its schema version; that of this module where it says nothing readable."""
     if not path.is_file():
         raise InputError(f"{path}: no such privacy card")
     content = path.read_bytes()
     try:
-        return PrivacyCard.model_validate_json(content)
+        return content, json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return content, SCHEMA_VERSION
+
+
+def _validated(model: type[_Model], content: bytes, path: Path) -> _Model:
+    try:
+        return model.model_validate_json(content)
     except ValidationError as error:
-        if (version := _version(content)) != SCHEMA_VERSION:
-            raise InputError(
-                f"{path}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; check the folder "
-                "with the version of "
-                "jaxcxr that built it, or build it anew"
-            ) from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}") from None
-
-
-def _version(content: bytes) -> object:
-    """What a card says of its own form; that of this module where it says nothing readable."""
-    try:
-        return json.loads(content)["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        return SCHEMA_VERSION
