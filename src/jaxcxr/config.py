@@ -90,9 +90,9 @@ class ModelConfig:
         weights: folder with the weights to start from; null starts at random. A private run refuses weights
             that were trained on its own films or patients, as far as they are recorded
             (`jaxcxr.training.trained_on`).
-        weights_ids_unrelated: declares that image and patient ids which the weights' training films share
-            with the store are of different images and people, such as '1' in two hospitals. Equal pixels are
-            refused all the same.
+        weights_ids_unrelated: declares that image and patient ids which the weights' training films, or the
+            public images of `head.public`, share with the store are of different images and people, such as
+            '1' in two hospitals. Equal pixels are refused all the same.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
         scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
         remat: compute maps again in the backward pass instead of keeping them: less memory for more
@@ -244,6 +244,27 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """The head alone, trained on features that the fixed network gives once for each image
+    (`jaxcxr.training.head`).
+
+    Attributes:
+        start: the head to begin from: that of the `weights` (a finding that the images say nothing about
+            keeps it), or `zero`, where the weights were trained for other findings.
+        public: store of public images whose features give centre, projection and scale of the directions in
+            which the head moves; null draws public synthetic images (`jaxcxr.data.synthetic`). A store that
+            shares an image or a patient with the private one is refused.
+        directions: how many; null follows from N, epsilon, delta and the number of findings
+            (`jaxcxr.training.directions.number_of_directions`).
+    """
+
+    __pydantic_config__ = STRICT
+    start: Literal["weights", "zero"] = "weights"
+    public: str | None = None
+    directions: PositiveInt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How the held-out predictions are judged.
 
@@ -274,13 +295,16 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training run and its evaluation; `privacy: null` trains without privacy."""
+    """One training run and its evaluation; `privacy: null` trains without privacy, `head: null` the network
+    itself.
+    """
 
     __pydantic_config__ = STRICT
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
     privacy: PrivacyConfig | None = None
+    head: HeadConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def check(self) -> None:
@@ -348,6 +372,22 @@ class Experiment:
             )
         if training.releases_moments:
             self._check_least_squares()
+        if self.head is not None:
+            self._check_head()
+
+    def _check_head(self) -> None:
+        training = self.training
+        wanted = {"scope": "head", "augmentation": "none"}
+        for name, value in wanted.items():
+            if (found := getattr(training, name)) != value:
+                raise InputError(
+                    f"training.{name}: a head on kept features goes with {value!r}, found {found!r}"
+                )
+        if training.optimizer not in ("sgd", "least_squares"):
+            raise InputError(
+                "training.optimizer: a head on kept features is trained by 'sgd' or 'least_squares', whose "
+                f"steps do not depend on the coordinates, found {training.optimizer!r}"
+            )
 
     def _check_least_squares(self) -> None:
         training = self.training

@@ -91,10 +91,14 @@ def public_config(config: Experiment) -> Experiment:
     weights = config.model.weights
     if weights is not None and not is_packaged(weights):
         weights = BLANK
+    head = config.head
+    if head is not None and head.public is not None:
+        head = dataclasses.replace(head, public=BLANK)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, store=BLANK),
         model=dataclasses.replace(config.model, weights=weights, pretraining=None),
+        head=head,
         evaluation=EvaluationConfig(),
     )
 

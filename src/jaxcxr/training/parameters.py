@@ -12,6 +12,7 @@ from jaxcxr.models import network as networks
 from jaxcxr.models.network import Network
 from jaxcxr.models.trainable import split, trained_mask
 from jaxcxr.privacy.noise import derive_key
+from jaxcxr.training.head import empty_coordinates
 from jaxcxr.training.least_squares import empty_moments
 
 
@@ -48,9 +49,14 @@ def trained(config: Experiment, params: PyTree) -> PyTree:
     return split(params, mask_of(config))[0]
 
 
-def released_shapes(config: Experiment) -> PyTree:
-    """Shapes of what a step releases: the gradient of the trained parameters, or moments for the head."""
+def released_shapes(config: Experiment, n_directions: int | None = None) -> PyTree:
+    """Shapes of what a step releases: the gradient of the trained parameters, or moments for the head, or
+    either of them in so many directions.
+    """
     shapes = shapes_of(config)
+    coordinates = None if n_directions is None else n_directions + 1
     if config.training.releases_moments:
-        return jax.eval_shape(lambda: empty_moments(shapes))
+        return jax.eval_shape(lambda: empty_moments(shapes, coordinates))
+    if coordinates is not None:
+        return jax.eval_shape(lambda: empty_coordinates(shapes, coordinates))
     return trained(config, shapes)

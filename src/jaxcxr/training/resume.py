@@ -58,7 +58,7 @@ ARITHMETIC = (
 """Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are
 traced, and what the compiler fuses and reorders. Not every version of JAX has all.
 """
-_PATHS = ("data.store", "model.weights", "model.pretraining")
+_PATHS = ("data.store", "model.weights", "model.pretraining", "head.public")
 _SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
 """Facts of `run.json` that stand in another part of the binding."""
 _NOT_ARITHMETIC = ("--xla_force_host_platform_device_count", "--xla_dump")
@@ -152,6 +152,7 @@ def begin_or_continue(plan: RunPlan, params: PyTree, run: Path, write: bool = Tr
         return dataclasses.replace(plan, binding=binding.digest)
     before = read_facts(run)
     before.pop("made_with", None)
+    _resumed_as_chosen(before, facts)
     bound_to = before.pop("binding", None)
     if not isinstance(bound_to, dict):
         raise InputError(
@@ -173,6 +174,13 @@ def begin_or_continue(plan: RunPlan, params: PyTree, run: Path, write: bool = Tr
             f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}"
         )
     return dataclasses.replace(plan, binding=now["digest"])
+
+
+def _resumed_as_chosen(before: Facts, facts: Facts) -> None:
+    """What a recipe chose stands in the configuration; why, in the folder alone if the run goes on by that."""
+    facts.pop("chosen", None)
+    if "chosen" in before:
+        facts["chosen"] = before["chosen"]
 
 
 def _as_begun(plan: RunPlan, before: Facts, facts: Facts) -> RunPlan:

@@ -1,8 +1,9 @@
-"""The recommended recipe: what to train, how many films at once and how fast, by a rule that looks at no
-private result.
+"""Recipes: what to train, how many images at once and how fast, by rules that look at no private result.
 
-The rule sees the declared number of units N, the budget epsilon and how many image passes may be computed.
-docs/recipes.md says why it is as it is; configs/recommended.yaml holds its numbers.
+`recommended` chooses between the head alone, on kept features (`training.head`), and the whole network. It
+sees the declared number of units N, the budget epsilon, the number of findings, whether public weights are
+there to start from, and how many image passes may be computed. docs/recipes.md says why it is as it is;
+configs/recommended.yaml holds its numbers.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
+from jaxcxr.config import STRICT, Experiment, HeadConfig, Positive, PositiveInt, Scope, Views
 from jaxcxr.data.findings import can_be_mirrored
 from jaxcxr.errors import InputError
 
@@ -39,10 +40,37 @@ class Band:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadRule:
+    """The head alone: every step releases the clipped mean gradient of everybody.
+
+    Attributes:
+        up_to: the head is recommended where N epsilon, over the root of the number of findings, is at most
+            this.
+        up_to_random: the same where the network below starts from random weights.
+        steps: of everybody.
+        learning_rate: 1 is Newton's step along the steepest direction (`training.head`).
+        momentum: of `sgd`.
+        clip: the clip norm is this over the root of the number of findings, in units in which public images
+            have coordinates of length 1, and a residual is at most 1.
+        averaging: of the weights; `tail` averages over the second half.
+    """
+
+    __pydantic_config__ = STRICT
+    up_to: Positive
+    up_to_random: Positive
+    steps: PositiveInt = 16
+    learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Positive = 0.5
+    averaging: Literal["none", "tail"] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """The recommended recipe.
 
     Attributes:
+        head: of the head alone, and where it is recommended.
         bands: by rising `up_to`; the last one has no end.
         min_steps: a batch that would leave fewer steps is made smaller.
         l2_clip_norm: of the clipped gradients; null leaves the configuration's.
@@ -54,6 +82,7 @@ class Rule:
     __pydantic_config__ = STRICT
     bands: tuple[Band, ...]
     min_steps: PositiveInt
+    head: HeadRule | None = None
     l2_clip_norm: Positive | None = None
     optimizer: Literal["nadam", "sgd", "adam_bc"] = "nadam"
     decay: Literal["none", "cosine"] = "none"
@@ -89,6 +118,8 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     """
     if config.privacy is None:
         raise InputError("the recommended recipe is for private runs: privacy is null")
+    if _is_for_the_head(config, n_units, rule):
+        return of_the_head(config, n_units, rule)
     training = config.training
     band = rule.band(n_units, config.privacy.epsilon)
     passes = _passes(config, n_units, band)
@@ -111,7 +142,61 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     privacy = config.privacy
     if rule.l2_clip_norm is not None:
         privacy = dataclasses.replace(privacy, l2_clip_norm=rule.l2_clip_norm)
-    return with_views(dataclasses.replace(config, training=changed, privacy=privacy), rule)
+    return with_views(dataclasses.replace(config, training=changed, privacy=privacy, head=None), rule)
+
+
+def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
+    """An experiment, private or not, that trains the head alone on kept features.
+
+    Args:
+        config: the experiment; its head section, if it has one, says where directions and start come from.
+        n_units: declared, public number of units.
+        rule: of the recipes.
+
+    Raises:
+        InputError: the rule has no numbers for the head.
+    """
+    head = rule.head
+    if head is None:
+        raise InputError("rule.head: the recipe of the head needs its numbers, found null")
+    findings = len(config.data.findings)
+    changed = dataclasses.replace(
+        config.training,
+        expected_batch_size=n_units,
+        microbatch_size=None,
+        steps=head.steps,
+        epochs=None,
+        optimizer="sgd",
+        momentum=head.momentum,
+        learning_rate=head.learning_rate,
+        decay="none",
+        warmup_steps=0,
+        scope="head",
+        augmentation="none",
+        views=1,
+        averaging=head.averaging,
+        tail_share=0.5,
+    )
+    privacy = config.privacy
+    if privacy is not None:
+        privacy = dataclasses.replace(
+            privacy, clipping="flat", l2_clip_norm=head.clip / math.sqrt(findings), noise_multiplier=None
+        )
+    section = config.head or HeadConfig("zero" if config.model.weights is None else "weights")
+    changed_config = dataclasses.replace(config, training=changed, privacy=privacy, head=section)
+    return with_views(changed_config, rule)
+
+
+def _signal(config: Experiment, n_units: int) -> float:
+    assert config.privacy is not None
+    return n_units * config.privacy.epsilon / math.sqrt(len(config.data.findings))
+
+
+def _is_for_the_head(config: Experiment, n_units: int, rule: Rule) -> bool:
+    if rule.head is None:
+        return False
+    most = rule.head.up_to_random if config.model.weights is None else rule.head.up_to
+    return _signal(config, n_units) <= most
 
 
 def _passes(config: Experiment, n_units: int, band: Band) -> float:
@@ -124,9 +209,30 @@ def _passes(config: Experiment, n_units: int, band: Band) -> float:
     return min(epochs, band.epochs) * n_units
 
 
+def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tuple[Experiment, list[str]]:
+    """An experiment by a recipe, `recommended` or `head`, and what it chose and why, a sentence each."""
+    if recipe == "head":
+        chosen = of_the_head(config, n_units, rule)
+        return chosen, [_of_the_head_in_words(chosen)]
+    if config.privacy is None:
+        return with_views(config, rule), []
+    chosen = recommended(config, n_units, rule)
+    return chosen, choice(config, chosen, n_units, rule)
+
+
+def _of_the_head_in_words(chosen: Experiment) -> str:
+    t = chosen.training
+    start = "its weights" if chosen.head is not None and chosen.head.start == "weights" else "zero"
+    clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
+    return (
+        f"the head alone, on features that are computed once, starting from {start}: {t.steps} steps of all "
+        f"{t.expected_batch_size:,} units at learning rate {t.learning_rate:g}{clipped}"
+    )
+
+
 def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
-    """What the rule chose for a private experiment, and whether the image passes of its configuration bind
-    the batch, a sentence each.
+    """What the rule chose for a private experiment and why, and whether the image passes of its configuration
+    bind the batch, a sentence each.
     """
     assert config.privacy is not None
     made, band = chosen.training, rule.band(n_units, config.privacy.epsilon)
