@@ -177,7 +177,7 @@ def begin_or_continue(plan: RunPlan, params: PyTree, run: Path, write: bool = Tr
 
 
 def _resumed_as_chosen(before: Facts, facts: Facts) -> None:
-    """What a recipe chose stands in the configuration; why, in the folder alone if the run goes on by that."""
+    """What a recipe chose stands in the configuration; why, in the folder alone if the run goes on so."""
     facts.pop("chosen", None)
     if "chosen" in before:
         facts["chosen"] = before["chosen"]
