@@ -84,8 +84,8 @@ class ModelConfig:
     """The network and what it starts from.
 
     Attributes:
-        activation: `mish` (the paper's private runs) or `relu` (its non-private ones).
-        width: channels of the first layer; the paper's network has 64.
+        activation: of `resnet9`: `mish` (the paper's private runs) or `relu` (its non-private ones).
+        width: of `resnet9`: channels of the first layer; the paper's network has 64.
         dtype: precision of activations; parameters, norms and sums are always float32.
         weights: folder with the weights to start from; null starts at random. A private run refuses weights
             that were trained on its own films or patients, as far as they are recorded
@@ -94,16 +94,21 @@ class ModelConfig:
             public images of `head.public`, share with the store are of different images and people, such as
             '1' in two hospitals. Equal pixels are refused all the same.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
-        scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
+        scale_norm: of `resnet9`: normalise each block's output once more (ScaleNorm, Klause et al. 2022,
+            arXiv 2203.00324).
         remat: compute maps again in the backward pass instead of keeping them: less memory for more
             arithmetic, the same result (`layerwise` and non-private steps).
         prediction_views: what a prediction averages: `one` (the film as it is, as in the paper), `mirrored`
             (also flipped) or `mirrored_moved` (both also moved a little in four directions). Costs no
             privacy.
+        network: `resnet9` (the paper's), another one of `jaxcxr.models.network`, or `package.module:Class` of
+            your own.
+        options: fields of the network's class that differ from their defaults, each as NAME=VALUE, such as
+            `patch=14` of `vit_small`; `convert-weights` says which ones its weights need.
     """
 
     __pydantic_config__ = STRICT
-    activation: Literal["mish", "relu"]
+    activation: Literal["mish", "relu"] = "mish"
     width: Annotated[int, Field(ge=32, multiple_of=32)] = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     weights: str | None = None
@@ -112,6 +117,8 @@ class ModelConfig:
     remat: bool = False
     prediction_views: Views = "one"
     weights_ids_unrelated: bool = False
+    network: str = "resnet9"
+    options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from jaxcxr.config import Experiment
 from jaxcxr.models import network as networks
 from jaxcxr.models.network import Network
-from jaxcxr.models.trainable import split, trained_mask
+from jaxcxr.models.trainable import PARAMS, split, trained_mask
 from jaxcxr.privacy.noise import derive_key
 from jaxcxr.training.head import empty_coordinates
 from jaxcxr.training.least_squares import empty_moments
@@ -35,13 +35,14 @@ def random_params(config: Experiment, secret: bytes) -> PyTree:
 
 
 def mask_of(config: Experiment) -> PyTree | None:
-    """Which parameters are trained (`models.trainable`); None for all.
+    """Which parameters are trained (`models.trainable`); None for all, where a network has no constants.
 
     Raises:
-        InputError: the scope names none.
+        InputError: the network cannot be made (`models.network`), or the scope names none of its parameters.
     """
-    scope = config.training.scope
-    return None if scope == "all" else trained_mask(scope, shapes_of(config))
+    scope, network = config.training.scope, network_of(config)
+    shapes = networks.shapes_of(network, config.data.size)
+    return None if scope == "all" and shapes.keys() == {PARAMS} else trained_mask(scope, shapes, network)
 
 
 def trained(config: Experiment, params: PyTree) -> PyTree:

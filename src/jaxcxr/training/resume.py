@@ -19,6 +19,7 @@ from jaxcxr import __version__, accounting
 from jaxcxr.atomic import exclusive_lock, replacing
 from jaxcxr.config import Experiment, dump
 from jaxcxr.errors import InputError
+from jaxcxr.models.network import NETWORKS, definition_digest
 from jaxcxr.privacy.class_counts import class_counts_entry
 from jaxcxr.records.binding import FACT, Binding, differences
 from jaxcxr.records.ledger import Ledger, Terms, run_name
@@ -34,6 +35,7 @@ from jaxcxr.run_folder import (
     read_facts,
     write_facts,
 )
+from jaxcxr.training import parameters
 from jaxcxr.training.build import with_microbatch_size
 from jaxcxr.training.plan import RunPlan, made_with
 from jaxcxr.training.secret import make_secret, read_secret, was_deleted
@@ -264,12 +266,16 @@ def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
     # Some settings have no attribute, and only attributes know of a `with` around the run.
     arithmetic = {name: str(getattr(jax.config, name, jax.config.values.get(name))) for name in ARITHMETIC}
     backend = jax.default_backend()
+    code = {"jaxcxr": __version__, "sources": training_code_fingerprint()}
+    if plan.config.model.network not in NETWORKS:  # whose sources are not the package's
+        network = parameters.network_of(plan.config)
+        code["network"] = definition_digest(network, plan.config.data.size)
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(
         configuration=fields | settled,
         starting_weights=starting_weights,
         data=plan.fingerprint,
-        code={"jaxcxr": __version__, "sources": training_code_fingerprint()},
+        code=code,
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
         platform=platform | arithmetic,
     )
