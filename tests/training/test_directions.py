@@ -72,22 +72,24 @@ def test_the_digest_covers_every_number() -> None:
     digests = {found.digest}
     for field in dataclasses.fields(found):
         value = getattr(found, field.name)
-        digests.add(dataclasses.replace(found, **{field.name: value + np.float32(1e-3)}).digest)
+        other = float(value) + 1e-3 if field.name == "constant" else value + np.float32(1e-3)
+        digests.add(dataclasses.replace(found, **{field.name: other}).digest)
     assert len(digests) == 5
 
 
 def test_the_number_rises_with_units_and_budget_and_falls_with_findings() -> None:
-    def number(n: int = 3000, budget: Any = (1.0, 1e-5), findings: int = 1) -> int:
-        return number_of_directions(n, budget, findings, 2000, 2000)
+    def number(n: int = 3000, epsilon: float | None = 1.0, findings: int = 1) -> int:
+        return number_of_directions(n, epsilon, findings, 2000, 2000)
 
     assert LEAST < number() < MOST
     assert number(6000) > number() > number(1500)
-    assert number(budget=(2.0, 1e-5)) > number() > number(budget=(1.0, 1e-9))
-    assert number(findings=8) < number()
-    assert (number(1), number(10**7), number(budget=None)) == (LEAST, MOST, MOST)
-    assert number_of_directions(10**7, (8.0, 1e-6), 1, 100, 2000) == 100
-    assert number_of_directions(10**7, (8.0, 1e-6), 1, 1280, 60) == 59
-    assert number_of_directions(10, (1.0, 1e-6), 1, 5, 4) == 3
+    assert number(epsilon=2.0) > number() > number(epsilon=0.5)
+    assert number(findings=8) < number() < number(epsilon=None)
+    assert (number(1), number(10**7)) == (LEAST, MOST)
+    assert number(600, 100.0) == number(600, None) == 50
+    assert number_of_directions(10**7, 8.0, 1, 100, 2000) == 100
+    assert number_of_directions(10**7, 8.0, 1, 1280, 60) == 59
+    assert number_of_directions(10, 1.0, 1, 5, 4) == 3
 
 
 def other_store(path: Path, **changed: Any) -> Store:

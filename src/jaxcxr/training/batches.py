@@ -63,7 +63,7 @@ def batches(
     """
     on_device = bool(broadcast_from_process_0(build.films_on_device(plan)))
     kept = {FILMS: images_on_devices(plan.split, step_functions.replicate)} if on_device else {}
-    read = None if on_device else plan.split.read if plan.head is not None else _reader(plan.split)
+    read = None if on_device else _reader(plan.split) if plan.head is None else plan.head.rows.read
 
     def prepare(step: int) -> list[Microbatch]:
         size = step_functions.microbatch_size

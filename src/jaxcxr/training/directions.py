@@ -28,8 +28,9 @@ from jaxcxr.errors import InputError
 from jaxcxr.training.trained_on import images_of
 
 WHITENING = 0.5
-PER_NOISE = 1.0
+FACTOR, POWER, UNITS_PER_DIRECTION = 4.0, 0.4, 12
 LEAST, MOST = 8, 512
+"""Of `number_of_directions`; docs/recipes.md has the study that they come from."""
 _NEGLIGIBLE = 1e-6
 """Of the largest variance: directions with less are rounding, and get no coordinate."""
 
@@ -48,9 +49,9 @@ class Directions:
     centre: Float32[np.ndarray, "features"]
     axes: Float32[np.ndarray, "features k"]
     constant: float
-    spread: Float32[np.ndarray, "k+1"]
+    spread: Float32[np.ndarray, "coordinates"]
 
-    def coordinates(self, features: Float[np.ndarray, "n features"]) -> Float32[np.ndarray, "n k+1"]:
+    def coordinates(self, features: Float[np.ndarray, "n features"]) -> Float32[np.ndarray, "n coordinates"]:
         """Of images with these features."""
         x = (np.asarray(features, np.float32) - self.centre) @ self.axes
         return np.concatenate([x, np.full((len(x), 1), self.constant, np.float32)], axis=1)
@@ -63,15 +64,23 @@ class Directions:
 
 
 def number_of_directions(
-    n_units: int, budget: tuple[float, float] | None, findings: int, features: int, public_images: int
+    n_units: int, epsilon: float | None, findings: int, features: int, public_images: int
 ) -> int:
-    """How many directions a budget affords, from public numbers alone."""
-    most = min(MOST, features, public_images - 1)
-    if budget is None:
-        return most
-    epsilon, delta = budget
-    afforded = PER_NOISE * n_units * epsilon / math.sqrt(findings * math.log(1 / delta))
-    return max(1, min(most, max(LEAST, round(afforded))))
+    """How many directions a head moves in, from public numbers alone: `FACTOR` (N epsilon /
+    sqrt(findings)) ^ `POWER`, but at most one for `UNITS_PER_DIRECTION` units, which is all that is asked of
+    a run without privacy.
+
+    Args:
+        n_units: declared N.
+        epsilon: of the budget; None without privacy.
+        findings: number of them, which share a release.
+        features: number of the network's.
+        public_images: how many there are.
+    """
+    wanted = n_units / UNITS_PER_DIRECTION
+    if epsilon is not None:
+        wanted = min(wanted, FACTOR * (n_units * epsilon / math.sqrt(findings)) ** POWER)
+    return max(1, min(MOST, features, public_images - 1, max(LEAST, round(wanted))))
 
 
 def directions_of(public: Float[np.ndarray, "n features"], k: int) -> Directions:

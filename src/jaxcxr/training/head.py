@@ -98,7 +98,7 @@ def empty_coordinates(params: Any, count: int) -> PyTree:
 
 def logits_and_coordinates(
     params: PyTree, rows: Float[Array, "*n row"]
-) -> tuple[Float[Array, "*n findings"], Float[Array, "*n k+1"]]:
+) -> tuple[Float[Array, "*n findings"], Float[Array, "*n coordinates"]]:
     """Of images that are given as rows of features, then coordinates."""
     head = params["params"][HEAD]
     d = head["kernel"].shape[0]
@@ -106,7 +106,7 @@ def logits_and_coordinates(
         return rows[..., :d] @ head["kernel"] + head["bias"], rows[..., d:]
 
 
-def in_features(directions: Directions, moved: Float[Array, "k+1 findings"]) -> PyTree:
+def in_features(directions: Directions, moved: Float[Array, "coordinates findings"]) -> PyTree:
     """The change of kernel and bias that changes every image's logits by its coordinates times `moved`."""
     with jax.default_matmul_precision("highest"):
         kernel = jnp.asarray(directions.axes) @ moved[:-1]

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, PyTree
 
 from jaxcxr.config import Experiment, SyntheticConfig
 from jaxcxr.data import synthetic
+from jaxcxr.data.findings import mirrored
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.models.network import HEAD
@@ -66,8 +67,8 @@ def directions_wanted(config: Experiment, n_units: int) -> int | None:
     if head.directions is not None:
         return head.directions
     features = parameters.shapes_of(config)["params"][HEAD]["kernel"].shape[0]
-    budget = None if privacy is None else (privacy.epsilon, privacy.delta)
-    return number_of_directions(n_units, budget, len(config.data.findings), features, _public_images(config))
+    epsilon = None if privacy is None else privacy.epsilon
+    return number_of_directions(n_units, epsilon, len(config.data.findings), features, _public_images(config))
 
 
 def _public_images(config: Experiment) -> int:
@@ -89,14 +90,24 @@ def prepared(config: Experiment, store: Store, params: PyTree, k: int, say: Say 
         InputError: the public images are private ones, or too few; kept features are damaged.
     """
     public, described = _public_features(config, store, params, say)
-    directions = directions_of(public.reshape(-1, public.shape[-1]), k)
+    directions = directions_of(_one_row(config, public), k)
     features = private_features(config, store, params, say)["train"]
     facts = described | {
         "directions": k,
         "directions_sha256": directions.digest,
         "features_sha256": digest_of({"train": features}),
     }
-    return HeadData(directions, Rows(rows_of(directions, features[:, 0])), facts)
+    return HeadData(directions, Rows(rows_of(directions, _one_row(config, features))), facts)
+
+
+def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n features"]:
+    """Features of an image to train on: the mean over both sides, as in a prediction, where no finding has a
+    side; else those of the upright image.
+    """
+    findings = config.data.findings
+    if all(mirrored(finding) == finding for finding in findings):
+        return features.mean(axis=1)
+    return features[:, 0]
 
 
 def blank(config: Experiment, k: int) -> HeadData:

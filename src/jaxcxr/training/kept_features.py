@@ -29,8 +29,9 @@ from jaxcxr.config import Views
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.models.features import with_features
-from jaxcxr.models.network import HEAD, Network
+from jaxcxr.models import features as feature_maps
+from jaxcxr.models.backbone import HEAD, Network
+from jaxcxr.models.network import definition_digest
 from jaxcxr.models.test_time_augmentation import both_sides
 from jaxcxr.per_example.gradients import quick
 from jaxcxr.records.provenance import training_code_fingerprint
@@ -53,7 +54,7 @@ class Origin:
         network: its fields.
         size: side of the images in pixels.
         views: see `ModelConfig.prediction_views`.
-        code: fingerprint of the training code, which computes them.
+        code: fingerprint of the training code, which computes them, and of a network of the user's own.
         platform: version of JAX and kind of device, on which their last bits depend.
     """
 
@@ -73,7 +74,7 @@ class Origin:
 
 def origin_of(network: Network, params: PyTree, images: str, size: int, views: Views) -> Origin:
     """What the features of these images by this network follow from; the head does not matter."""
-    below = {name: part for name, part in params["params"].items() if name != HEAD}
+    below = {**params, "params": {name: part for name, part in params["params"].items() if name != HEAD}}
     fields = {
         field.name: str(getattr(network, field.name))
         for field in dataclasses.fields(network)
@@ -82,6 +83,8 @@ def origin_of(network: Network, params: PyTree, images: str, size: int, views: V
     platform = f"jax {jax.__version__}, {jax.devices()[0].device_kind}"
     described = f"{type(network).__name__} {json.dumps(fields, sort_keys=True)}"
     code = training_code_fingerprint()
+    if not type(network).__module__.startswith("jaxcxr."):  # whose sources are not the package's
+        code += f" {definition_digest(network, size)}"
     return Origin(images, weights_digest(below), described, size, views, code, platform)
 
 
@@ -202,7 +205,7 @@ def features_by(
     network: Network, params: PyTree, views: Views
 ) -> Callable[[UInt8[np.ndarray, "n h w"]], Features]:
     """The compiled function from images to their features."""
-    features: Any = quick(lambda params, image: with_features(network, params, image)[1])
+    features: Any = quick(lambda params, image: feature_maps.features(network, params, image))
 
     def of_image(params: PyTree, image: Any) -> Float[Array, "sides features"]:
         sides = both_sides(image, views)

@@ -227,7 +227,7 @@ def with_head_data(plan: RunPlan, params: PyTree | None) -> RunPlan:
     if params is None:
         return dataclasses.replace(plan, head=head_data.blank(plan.config, plan.n_directions))
     head = head_data.prepared(plan.config, plan.store, params, plan.n_directions)
-    return dataclasses.replace(plan, head=head, split=dataclasses.replace(plan.split, _source=head.rows))
+    return dataclasses.replace(plan, head=head)
 
 
 def _require_fitting(config: Experiment, store: Store) -> None:

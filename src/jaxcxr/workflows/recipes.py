@@ -48,21 +48,33 @@ class HeadRule:
             this.
         up_to_random: the same where the network below starts from random weights.
         steps: of everybody.
-        learning_rate: 1 is Newton's step along the steepest direction (`training.head`).
-        momentum: of `sgd`.
         clip: the clip norm is this over the root of the number of findings, in units in which public images
-            have coordinates of length 1, and a residual is at most 1.
-        averaging: of the weights; `tail` averages over the second half.
+            have coordinates of length 1, and residuals at a head of zero are 1 / 2: 1 / 2 clips few images,
+            and a small one makes all count alike.
+        length: how far all steps together go where N epsilon over the root of the number of findings is 100,
+            in Newton's steps along the steepest direction (`training.head`) of an image that is not clipped;
+            it grows with the root of that number.
+        longest: bound on this length, and the length without privacy.
+        prediction_views: as in the model configuration; features are computed for every view.
     """
 
     __pydantic_config__ = STRICT
     up_to: Positive
     up_to_random: Positive
-    steps: PositiveInt = 16
-    learning_rate: Positive = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Positive = 0.5
-    averaging: Literal["none", "tail"] = "none"
+    steps: PositiveInt = 32
+    clip: Positive = 0.125
+    length: Positive = 8.0
+    longest: Positive = 32.0
+    prediction_views: Views = "mirrored"
+
+    def learning_rate(self, signal: float | None) -> float:
+        """Of each step.
+
+        Args:
+            signal: N epsilon over the root of the number of findings; None without privacy.
+        """
+        length = self.longest if signal is None else min(self.longest, self.length * math.sqrt(signal / 100))
+        return length / self.steps * (0.5 / self.clip if signal is not None else 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +172,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     if head is None:
         raise InputError("rule.head: the recipe of the head needs its numbers, found null")
     findings = len(config.data.findings)
+    signal = None if config.privacy is None else _signal(config, n_units)
     changed = dataclasses.replace(
         config.training,
         expected_batch_size=n_units,
@@ -167,24 +180,31 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         steps=head.steps,
         epochs=None,
         optimizer="sgd",
-        momentum=head.momentum,
-        learning_rate=head.learning_rate,
+        momentum=0.0,
+        learning_rate=head.learning_rate(signal),
         decay="none",
         warmup_steps=0,
         scope="head",
         augmentation="none",
         views=1,
-        averaging=head.averaging,
-        tail_share=0.5,
+        averaging="none",
+        class_weights="none",
+        positive_rates=None,
     )
     privacy = config.privacy
     if privacy is not None:
         privacy = dataclasses.replace(
-            privacy, clipping="flat", l2_clip_norm=head.clip / math.sqrt(findings), noise_multiplier=None
+            privacy,
+            clipping="flat",
+            l2_clip_norm=head.clip / math.sqrt(findings),
+            noise_multiplier=None,
+            class_counts_noise_multiplier=None,
         )
     section = config.head or HeadConfig("zero" if config.model.weights is None else "weights")
-    changed_config = dataclasses.replace(config, training=changed, privacy=privacy, head=section)
-    return with_views(changed_config, rule)
+    model = config.model
+    if can_be_mirrored(config.data.findings):
+        model = dataclasses.replace(model, prediction_views=head.prediction_views)
+    return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)
 
 
 def _signal(config: Experiment, n_units: int) -> float:
