@@ -26,6 +26,7 @@ __all__ = ["HEAD", "Input", "Network", "make_network"]
 
 NETWORKS: Mapping[str, str] = {
     "resnet9": "jaxcxr.models.resnet9:ResNet9",
+    "efficientnet_lite0": "jaxcxr.models.efficientnet:EfficientNetLite0",
 }
 """The networks that come with the package: name -> where its class is."""
 
