@@ -24,7 +24,7 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Views = Literal["one", "mirrored", "mirrored_moved"]
-Scope = Literal["all", "head", "head_and_norm", "last_stage"]
+Scope = Literal["all", "head", "head_on_features", "head_and_norm", "last_stage"]
 """Which parameters are trained (`jaxcxr.models.trainable`)."""
 ClipNorm = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 """Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be
@@ -249,10 +249,15 @@ class TrainingConfig:
         """Whether a step releases moments and solves for the head, instead of following a gradient."""
         return self.optimizer == "least_squares"
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the head is trained on features that are computed once."""
+        return self.scope == "head_on_features"
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The head alone, trained on features that the fixed network gives once for each image
+    """The head alone, trained (`training.scope: head_on_features`) on what the fixed network gives once for each image
     (`jaxcxr.training.head`).
 
     Attributes:
@@ -302,8 +307,8 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training run and its evaluation; `privacy: null` trains without privacy, `head: null` the network
-    itself.
+    """One training run and its evaluation; `privacy: null` trains without privacy, and `head` is read where the
+    scope is `head_on_features`.
     """
 
     __pydantic_config__ = STRICT
@@ -311,7 +316,7 @@ class Experiment:
     model: ModelConfig
     training: TrainingConfig
     privacy: PrivacyConfig | None = None
-    head: HeadConfig | None = None
+    head: HeadConfig = HeadConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def check(self) -> None:
@@ -379,12 +384,12 @@ class Experiment:
             )
         if training.releases_moments:
             self._check_least_squares()
-        if self.head is not None:
+        if training.keeps_features:
             self._check_head()
 
     def _check_head(self) -> None:
         training = self.training
-        wanted = {"scope": "head", "augmentation": "none"}
+        wanted: dict[str, Any] = {"augmentation": "none"}
         for name, value in wanted.items():
             if (found := getattr(training, name)) != value:
                 raise InputError(
@@ -398,7 +403,8 @@ class Experiment:
 
     def _check_least_squares(self) -> None:
         training = self.training
-        wanted = {"scope": "head", "averaging": "none", "decay": "none", "warmup_steps": 0}
+        scope = "head_on_features" if training.keeps_features else "head"
+        wanted = {"scope": scope, "averaging": "none", "decay": "none", "warmup_steps": 0}
         for name, value in wanted.items():
             if (found := getattr(training, name)) != value:
                 raise InputError(

@@ -37,7 +37,7 @@ def config(
 ) -> Experiment:
     """Four steps of everybody, in five directions by twenty public images."""
     public = other_store(tmp_path_factory.mktemp("public") / "store")
-    fields = {"optimizer": "sgd", "scope": "head", "expected_batch_size": 50, "learning_rate": 0.5}
+    fields = {"optimizer": "sgd", "scope": "head_on_features", "expected_batch_size": 50, "learning_rate": 0.5}
     config = changed(
         tiny_config,
         "training",
@@ -171,7 +171,7 @@ def test_public_images_may_be_drawn_and_may_not_be_private(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("scope", "all"), ("optimizer", "nadam"), ("optimizer", "adam_bc"), ("augmentation", "flip_rotate")],
+    [("optimizer", "nadam"), ("optimizer", "adam_bc"), ("augmentation", "flip_rotate")],
 )
 def test_what_does_not_go_with_it_is_refused(config: Experiment, field: str, value: str) -> None:
     changes: dict[str, Any] = {field: value} | ({"views": 2} if field == "augmentation" else {})

@@ -21,13 +21,13 @@ PARAMS = "params"
 def is_trained(scope: Scope, path: Sequence[str], network: Network) -> bool:
     """Whether the parameter at `path`, such as ("stage4_block1", "conv1", "kernel"), is trained.
 
-    `head` is the last layer, `head_and_norm` also the scales and biases of every norm, `last_stage` the last
+    `head` is the last layer, `head_on_features` too (`training.head`), `head_and_norm` also the scales and biases of every norm, `last_stage` the last
     stage and the head.
     """
     match scope:
         case "all":
             return True
-        case "head":
+        case "head" | "head_on_features":
             return is_head(path)
         case "head_and_norm":
             return is_head(path) or is_norm(path)

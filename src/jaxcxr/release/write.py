@@ -92,7 +92,7 @@ def public_config(config: Experiment) -> Experiment:
     if weights is not None and not is_packaged(weights):
         weights = BLANK
     head = config.head
-    if head is not None and head.public is not None:
+    if head.public is not None:
         head = dataclasses.replace(head, public=BLANK)
     return dataclasses.replace(
         config,

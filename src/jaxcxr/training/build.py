@@ -43,8 +43,9 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
         return None
     _ = plan.start  # refuses
     params = load_weights(weights_folder(weights), parameters.random_params(plan.config, bytes(32)))
-    head = plan.config.head
-    return without_head(params) if head is not None and head.start == "zero" else params
+    config = plan.config
+    from_zero = config.training.keeps_features and config.head.start == "zero"
+    return without_head(params) if from_zero else params
 
 
 def initial_params(plan: RunPlan, secret: bytes) -> PyTree:

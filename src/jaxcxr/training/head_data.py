@@ -62,7 +62,7 @@ class HeadData:
 def directions_wanted(config: Experiment, n_units: int) -> int | None:
     """Number of directions of a head on kept features, from public numbers alone; None for other runs."""
     head, privacy = config.head, config.privacy
-    if head is None:
+    if not config.training.keeps_features:
         return None
     if head.directions is not None:
         return head.directions
@@ -72,7 +72,6 @@ def directions_wanted(config: Experiment, n_units: int) -> int | None:
 
 
 def _public_images(config: Experiment) -> int:
-    assert config.head is not None
     return DRAWN.n_train if config.head.public is None else len(open_store(config.head.public).manifest)
 
 
@@ -132,7 +131,6 @@ def _public_features(
     config: Experiment, private: Store, params: PyTree, say: Say
 ) -> tuple[Features, dict[str, Any]]:
     """Features of the public images, and what is said of them in `run.json`."""
-    assert config.head is not None
     network, views = parameters.network_of(config), config.model.prediction_views
     keep = config.model.weights is not None
     if config.head.public is not None:

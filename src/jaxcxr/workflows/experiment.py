@@ -277,7 +277,7 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
 
 def _by_features(config: Experiment, params: Any, store: Store) -> dict[str, np.ndarray] | None:
     """Probabilities by the features that a run of the head has kept, for every split; None for other runs."""
-    if config.head is None:
+    if not config.training.keeps_features:
         return None
     from scipy.special import expit
 

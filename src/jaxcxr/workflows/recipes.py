@@ -13,9 +13,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxcxr.config import STRICT, Experiment, HeadConfig, Positive, PositiveInt, Scope, Views
+from jaxcxr import accounting
+from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
 from jaxcxr.data.findings import can_be_mirrored
 from jaxcxr.errors import InputError
+from jaxcxr.training.directions import MOST, number_of_directions
+
+AGREEMENT = 0.15
+"""Length of the mean clipped gradient over the clip norm, at the start of a head: about what it was where a
+head learnt something."""
+SMALL_BATCH = 64
+"""Units; below, noise is added so often and divided by so little that private training seldom learns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +162,7 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     privacy = config.privacy
     if rule.l2_clip_norm is not None:
         privacy = dataclasses.replace(privacy, l2_clip_norm=rule.l2_clip_norm)
-    return with_views(dataclasses.replace(config, training=changed, privacy=privacy, head=None), rule)
+    return with_views(dataclasses.replace(config, training=changed, privacy=privacy), rule)
 
 
 def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
@@ -184,7 +192,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         learning_rate=head.learning_rate(signal),
         decay="none",
         warmup_steps=0,
-        scope="head",
+        scope="head_on_features",
         augmentation="none",
         views=1,
         averaging="none",
@@ -200,7 +208,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
             noise_multiplier=None,
             class_counts_noise_multiplier=None,
         )
-    section = config.head or HeadConfig("zero" if config.model.weights is None else "weights")
+    section = config.head if config.model.weights else dataclasses.replace(config.head, start="zero")
     model = config.model
     if can_be_mirrored(config.data.findings):
         model = dataclasses.replace(model, prediction_views=head.prediction_views)
@@ -242,7 +250,7 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
 
 def _of_the_head_in_words(chosen: Experiment) -> str:
     t = chosen.training
-    start = "its weights" if chosen.head is not None and chosen.head.start == "weights" else "zero"
+    start = "its weights" if chosen.head.start == "weights" else "zero"
     clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
     return (
         f"the head alone, on features that are computed once, starting from {start}: {t.steps} steps of all "
@@ -251,14 +259,18 @@ def _of_the_head_in_words(chosen: Experiment) -> str:
 
 
 def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
-    """What the rule chose for a private experiment and why, and whether the image passes of its configuration
-    bind the batch, a sentence each.
+    """What the rule chose for a private experiment and why, whether the image passes of its configuration
+    bind the batch, and warnings, a sentence each.
     """
     assert config.privacy is not None
+    why = _why(config, chosen, n_units, rule)
+    if chosen.training.keeps_features:
+        return [f"the rule chose {_of_the_head_in_words(chosen)}", *why, *_hopeless(chosen, n_units)]
     made, band = chosen.training, rule.band(n_units, config.privacy.epsilon)
     told = [
         f"the rule chose {made.steps} steps of {made.expected_batch_size} expected units, learning rate "
-        f"{made.learning_rate:.2g}, scope {made.scope}"
+        f"{made.learning_rate:.2g}, scope {made.scope}",
+        *why,
     ]
     passes, wanted = _passes(config, n_units, band), min(band.expected_batch_size, n_units)
     if made.expected_batch_size < wanted:
@@ -267,7 +279,43 @@ def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> 
             f"units, so that a batch has {made.expected_batch_size} of them where the rule would take "
             f"{wanted}; about {math.ceil(wanted * rule.min_steps / n_units)} epochs would allow that"
         )
+    if made.expected_batch_size < SMALL_BATCH:
+        told.append(
+            f"WARNING: a batch of {made.expected_batch_size} expected units: private training seldom learns "
+            "from batches this small; allow more image passes, or take --recipe head, which needs none"
+        )
     return told
+
+
+def _why(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
+    """The number by which the rule decides between head and whole network; nothing if it does not."""
+    if rule.head is None:
+        return []
+    start, most = "given", rule.head.up_to
+    if config.model.weights is None:
+        start, most = "random", rule.head.up_to_random
+    part = "the head alone" if chosen.training.keeps_features else "the whole network"
+    relation = "at most" if chosen.training.keeps_features else "above"
+    return [
+        f"why {part}: N epsilon / sqrt(findings) = {_signal(config, n_units):,.0f} is {relation} {most:,.0f}, up to "
+        f"which the head alone is recommended from {start} weights"
+    ]
+
+
+def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
+    """A warning where the noise of all releases is longer than the mean gradient is likely to be."""
+    privacy, findings = chosen.privacy, len(chosen.data.findings)
+    assert privacy is not None
+    k = number_of_directions(n_units, privacy.epsilon, findings, MOST, MOST + 1)
+    noise = accounting.calibrated_noise(privacy.epsilon, privacy.delta, 1.0, 1) * math.sqrt(findings * k) / n_units
+    if noise <= AGREEMENT:
+        return []
+    kept = chosen.head.start == "weights"
+    instead = "the weights it starts from are not expected to get better" if kept else "expect little more than chance"
+    return [
+        f"WARNING: at N = {n_units:,} and epsilon {privacy.epsilon:g} the noise is {noise:.2g} of the clip norm "
+        f"in length and a mean clipped gradient seldom more than {AGREEMENT:g}: {instead}; nothing is spent yet"
+    ]
 
 
 def with_views(config: Experiment, rule: Rule) -> Experiment:

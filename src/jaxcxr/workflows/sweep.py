@@ -57,7 +57,8 @@ def sweep(
 
 def _predicts_untouched(config: Experiment) -> bool:
     """Whether there is a model before training: weights whose head is kept."""
-    return config.model.weights is not None and (config.head is None or config.head.start == "weights")
+    has_head = not config.training.keeps_features or config.head.start == "weights"
+    return config.model.weights is not None and has_head
 
 
 def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.DataFrame | None) -> None:
