@@ -37,7 +37,12 @@ def config(
 ) -> Experiment:
     """Four steps of everybody, in five directions by twenty public images."""
     public = other_store(tmp_path_factory.mktemp("public") / "store")
-    fields = {"optimizer": "sgd", "scope": "head_on_features", "expected_batch_size": 50, "learning_rate": 0.5}
+    fields = {
+        "optimizer": "sgd",
+        "scope": "head_on_features",
+        "expected_batch_size": 50,
+        "learning_rate": 0.5,
+    }
     config = changed(
         tiny_config,
         "training",

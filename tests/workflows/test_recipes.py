@@ -111,13 +111,13 @@ def test_the_rule_takes_the_head_at_a_small_signal(
 ) -> None:
     config = with_epsilon(changed(private(), "model", weights=weights), epsilon)
     found, told = by_recipe("recommended", config, n_units, WITH_HEAD)
-    assert (found.head is not None) == by_head
+    assert found.training.keeps_features == by_head
     assert ("the head alone" in told[0]) == by_head
     assert any(f"{n_units * epsilon / math.sqrt(8):,.0f}" in sentence for sentence in told)
     found.check()
-    if found.head is not None:
+    if found.training.keeps_features:
         t = found.training
-        assert (t.expected_batch_size, t.scope, t.optimizer) == (n_units, "head", "sgd")
+        assert (t.expected_batch_size, t.scope, t.optimizer) == (n_units, "head_on_features", "sgd")
         assert found.privacy is not None
         assert found.privacy.l2_clip_norm == pytest.approx(0.125 / math.sqrt(8))
         assert found.head.start == ("zero" if weights is None else "weights")
@@ -141,10 +141,12 @@ def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     assert lengths == pytest.approx([4, 8, 16, 32])
 
 
-def test_a_head_section_says_where_to_start_and_the_whole_network_has_none() -> None:
-    config = dataclasses.replace(private(), head=HeadConfig("zero", "stores/public", 7))
+def test_the_head_section_says_where_to_start_and_which_images_are_public() -> None:
+    config = changed(
+        dataclasses.replace(private(), head=HeadConfig("zero", "stores/public", 7)), "model", weights="some"
+    )
     assert by_recipe("head", config, 500, WITH_HEAD)[0].head == config.head
-    assert by_recipe("recommended", config, 10**6, WITH_HEAD)[0].head is None
+    assert not by_recipe("recommended", config, 10**6, WITH_HEAD)[0].training.keeps_features
 
 
 def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:

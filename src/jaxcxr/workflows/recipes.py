@@ -307,11 +307,19 @@ def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
     privacy, findings = chosen.privacy, len(chosen.data.findings)
     assert privacy is not None
     k = number_of_directions(n_units, privacy.epsilon, findings, MOST, MOST + 1)
-    noise = accounting.calibrated_noise(privacy.epsilon, privacy.delta, 1.0, 1) * math.sqrt(findings * k) / n_units
+    noise = (
+        accounting.calibrated_noise(privacy.epsilon, privacy.delta, 1.0, 1)
+        * math.sqrt(findings * k)
+        / n_units
+    )
     if noise <= AGREEMENT:
         return []
     kept = chosen.head.start == "weights"
-    instead = "the weights it starts from are not expected to get better" if kept else "expect little more than chance"
+    instead = (
+        "the weights it starts from are not expected to get better"
+        if kept
+        else "expect little more than chance"
+    )
     return [
         f"WARNING: at N = {n_units:,} and epsilon {privacy.epsilon:g} the noise is {noise:.2g} of the clip norm "
         f"in length and a mean clipped gradient seldom more than {AGREEMENT:g}: {instead}; nothing is spent yet"

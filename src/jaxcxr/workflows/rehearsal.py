@@ -15,7 +15,6 @@ from jaxcxr.workflows.experiment import headline, of_patients, store_of
 from jaxcxr.workflows.recipes import SMALL_BATCH
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
     """What a run would be.
