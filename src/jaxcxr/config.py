@@ -257,8 +257,8 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The head alone, trained (`training.scope: head_on_features`) on what the fixed network gives once for each image
-    (`jaxcxr.training.head`).
+    """The head alone, trained (`training.scope: head_on_features`) on features that the fixed network gives once
+    for each image (`jaxcxr.training.head`).
 
     Attributes:
         start: the head to begin from: that of the `weights` (a finding that the images say nothing about
@@ -307,8 +307,8 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training run and its evaluation; `privacy: null` trains without privacy, and `head` is read where the
-    scope is `head_on_features`.
+    """One training run and its evaluation; `privacy: null` trains without privacy, and `head` is read by the
+    scope `head_on_features` alone.
     """
 
     __pydantic_config__ = STRICT

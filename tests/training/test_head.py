@@ -63,7 +63,7 @@ def private(n: int = UNITS, clip: float = CLIP, **fields: Any) -> Mechanism:
 
 
 def contributions(directions: Directions, start: Any, batch: dict[str, Any]) -> np.ndarray:
-    """Of each unit, before clipping, in float64: minus the mean over its images of coordinates times residuals."""
+    """Of each unit, before clipping, in float64."""
     d = {name: np.asarray(leaf, float) for name, leaf in start["params"]["head"].items()}
     rows, y = batch["image"].astype(float), batch["label"]
     p = expit(rows[..., :FEATURES] @ d["kernel"] + d["bias"])
@@ -100,8 +100,8 @@ def test_the_sum_is_that_of_units_clipped_with_their_intercept(
 def test_one_unit_moves_the_sum_by_the_clip_norm_at_most(
     directions: Directions, start: Any, cohort: Any, noise: str, films: int
 ) -> None:
-    """Of units as bad as they come: features a thousand times as long, which fill the clip norm, and weights on the
-    intercept alone.
+    """Of units as bad as they come: one with features a thousand times as long, and one with none but the
+    intercept.
     """
     coordinates = (K + 1) * FINDINGS if noise == "discrete" else None
     gradients = HeadGradients(directions, WEIGHTS, private(discrete_coordinates=coordinates))
@@ -179,7 +179,7 @@ def test_least_squares_takes_the_same_rows(directions: Directions, start: Any, c
 def test_directions_are_public_constants_of_the_release(
     directions: Directions, start: Any, cohort: Any
 ) -> None:
-    """Another cohort's sum in the same directions differs by its units alone: nothing is estimated from the batch."""
+    """The sums of two halves of a cohort add up: nothing is estimated from the batch."""
     gradients = HeadGradients(directions, WEIGHTS, private())
     batch = batch_of(directions, *cohort, 1)
     halves = [

@@ -282,7 +282,7 @@ def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> 
     if made.expected_batch_size < SMALL_BATCH:
         told.append(
             f"WARNING: a batch of {made.expected_batch_size} expected units: private training seldom learns "
-            "from batches this small; allow more image passes, or take --recipe head, which needs none"
+            "from batches this small; allow more image passes, or take --recipe head"
         )
     return told
 
@@ -297,8 +297,8 @@ def _why(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> li
     part = "the head alone" if chosen.training.keeps_features else "the whole network"
     relation = "at most" if chosen.training.keeps_features else "above"
     return [
-        f"why {part}: N epsilon / sqrt(findings) = {_signal(config, n_units):,.0f} is {relation} {most:,.0f}, up to "
-        f"which the head alone is recommended from {start} weights"
+        f"why {part}: N epsilon / sqrt(findings) = {_signal(config, n_units):,.0f} is {relation} {most:,.0f}, "
+        f"up to which the head alone is recommended from {start} weights"
     ]
 
 
@@ -321,8 +321,9 @@ def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
         else "expect little more than chance"
     )
     return [
-        f"WARNING: at N = {n_units:,} and epsilon {privacy.epsilon:g} the noise is {noise:.2g} of the clip norm "
-        f"in length and a mean clipped gradient seldom more than {AGREEMENT:g}: {instead}; nothing is spent yet"
+        f"WARNING: at N = {n_units:,} and epsilon {privacy.epsilon:g} the noise is {noise:.2g} of the clip "
+        f"norm in length, and a mean clipped gradient seldom more than {AGREEMENT:g}: {instead}; nothing is "
+        "spent yet"
     ]
 
 

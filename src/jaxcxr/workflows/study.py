@@ -49,8 +49,8 @@ class Arm:
     Attributes:
         set: `section.key` -> value, in place of the experiment's; `section` alone replaces a whole section.
         by_budget: the same for one budget, on top.
-        recipe: `paper` takes the training as it stands, `recommended` and `head` replace it by the rule's before `set`
-            is applied, `untouched` does not train at all.
+        recipe: `paper` takes the training as it stands, `recommended` and `head` replace it by the rule's
+            before `set` is applied, `untouched` does not train at all.
     """
 
     __pydantic_config__ = STRICT
@@ -76,8 +76,8 @@ class Study:
     """Questions about one experiment.
 
     Attributes:
-        experiment: configuration that is varied. Where `data.store` has `{seed}` in its name, each seed has a store
-            of its own: other patients for training and test (draw.seed of `jaxcxr prepare`).
+        experiment: configuration that is varied. Where `data.store` has `{seed}` in its name, each seed has a
+            store of its own: other patients for training and test (draw.seed of `jaxcxr prepare`).
         rule: configuration of the recommended recipe.
         questions: by name.
     """
@@ -148,7 +148,8 @@ def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, s
     n_units = cohort.n_train if cohort is not None else privacy.dataset_size if privacy is not None else None
     if privacy is None or n_units is None:
         raise InputError(
-            "a study varies a private experiment, on an embedded cohort or with a declared privacy.dataset_size"
+            "a study varies a private experiment, on an embedded cohort or with a declared "
+            "privacy.dataset_size"
         )
     data = dataclasses.replace(base.data, store=base.data.store.replace(OF_SEED, str(seed)))
     base = dataclasses.replace(base, data=data)
