@@ -86,6 +86,10 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
     if privacy is None or privacy.clipping != "flat":
         found = None if privacy is None else privacy.clipping
         raise InputError(f"privacy.clipping: an audit of the network expects 'flat', found {found!r}")
+    if config.training.keeps_features:
+        raise InputError(
+            "training.scope: an audit of the network trains all of it; 'head_on_features' trains no network"
+        )
     if config.training.releases_moments:
         raise InputError(
             "training.optimizer: an audit of the network is of gradients; 'least_squares' releases moments"

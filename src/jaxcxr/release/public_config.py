@@ -39,8 +39,12 @@ def public_config(config: Experiment) -> Experiment:
     weights = config.model.weights
     if weights is not None and not is_packaged(weights):
         weights = BLANK
+    head = config.head
+    if head.public is not None:
+        head = dataclasses.replace(head, public=BLANK)
     return dataclasses.replace(
         config,
+        head=head,
         data=dataclasses.replace(config.data, store=BLANK, synthetic=None, on_device="auto"),
         model=dataclasses.replace(config.model, weights=weights, pretraining=None, remat=False),
         privacy=None if config.privacy is None else _public_privacy(config.privacy),

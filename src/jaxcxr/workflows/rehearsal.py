@@ -12,9 +12,7 @@ from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.step_time import StepTime, measure_step
 from jaxcxr.training.weights import weights_folder
 from jaxcxr.workflows.experiment import headline, of_patients, store_of
-
-SMALL_BATCH = 64
-"""Units; below, noise is added so often and divided by so little that private training seldom learns."""
+from jaxcxr.workflows.recipes import SMALL_BATCH
 
 
 @dataclasses.dataclass(frozen=True)
