@@ -52,7 +52,7 @@ def published_params(
         _require_same(params, shapes, source)
         return model, params
     naming = naming_of(state, _namings(model.network), source)
-    implied = {name: value for name, value in naming.options(state).items()}
+    implied = dict(naming.options(state).items())
     model = dataclasses.replace(model, options=_joined(model, implied))
     shapes = shapes_of(make_network(data, model), data.size)
     params, has_head = from_published(state, naming, shapes, source)

@@ -300,8 +300,8 @@ def _one_by_one(
     time to compile it would grow with the batch (4.5, 12 and 16 s for 16, 64 and 128 examples).
     """
 
-    def one(_: None, example: Any) -> tuple[None, Any]:
-        return None, _transposed(*example, shape)
+    def one(_: None, example: tuple[Any, Any]) -> tuple[None, Any]:
+        return None, _transposed(example[0], example[1], shape)
 
     return jax.lax.scan(one, None, (x, dy), unroll=min(together, len(x)))[1]
 

@@ -133,7 +133,7 @@ def private_experiment(name: str, size: int, findings: tuple[str, ...], declared
         ModelConfig("mish"),
         TrainingConfig(min(declared, 1024), 1e-3, epochs=EPOCHS, class_weights="noised"),
         PrivacyConfig(EPSILON, delta_below(declared), 1.0, unit="patient", dataset_size=declared),
-        EvaluationConfig(threshold="youden_validation"),
+        evaluation=EvaluationConfig(threshold="youden_validation"),
     )
     chosen = recommended(base, declared, load(Rule, PACKAGED / "recommended.yaml"))
     steps = chosen.training.steps or 1
