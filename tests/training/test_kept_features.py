@@ -1,4 +1,4 @@
-"""Features that are computed once: right, private, of each image alone, and computed again where they must be."""
+"""Features that are computed once: right, private, of each image alone, and made anew where they must be."""
 
 import dataclasses
 import shutil

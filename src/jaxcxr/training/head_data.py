@@ -127,6 +127,18 @@ def private_features(
     )
 
 
+def public_store(config: Experiment, private: Store) -> Store:
+    """The store of public images that a configuration names.
+
+    Raises:
+        InputError: it shares images or patients with the private one.
+    """
+    assert config.head.public is not None
+    public = open_store(config.head.public)
+    require_apart(public, private, config.model.weights_ids_unrelated)
+    return public
+
+
 def _public_features(
     config: Experiment, private: Store, params: PyTree, say: Say
 ) -> tuple[Features, dict[str, Any]]:
@@ -134,8 +146,7 @@ def _public_features(
     network, views = parameters.network_of(config), config.model.prediction_views
     keep = config.model.weights is not None
     if config.head.public is not None:
-        public = open_store(config.head.public)
-        require_apart(public, private, config.model.weights_ids_unrelated)
+        public = public_store(config, private)
         found = features_of_store(network, params, public, views, keep, say)
         features = np.concatenate([found[name] for name in sorted(found)])
         return features, {

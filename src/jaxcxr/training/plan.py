@@ -178,6 +178,8 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
     training, privacy = config.training, config.privacy
     _require_fitting(config, store)
     _require_repeated_roundings(config)
+    if config.training.keeps_features and config.head.public is not None:
+        head_data.public_store(config, store)  # refuses
     parameters.mask_of(config)  # refuses
     split = store.split("train", config.data.findings)
     units, films_per_unit = units_of(config, split)
