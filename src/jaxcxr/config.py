@@ -24,7 +24,9 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Views = Literal["one", "mirrored", "mirrored_moved"]
-Scope = Literal["all", "head", "head_on_features", "head_and_norm", "last_stage"]
+Scope = Literal[
+    "all", "head", "head_on_features", "head_and_norm", "head_and_bias", "head_and_lora", "last_stage"
+]
 """Which parameters are trained (`jaxcxr.models.trainable`)."""
 ClipNorm = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 """Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be
@@ -105,6 +107,8 @@ class ModelConfig:
             your own.
         options: fields of the network's class that differ from their defaults, each as NAME=VALUE, such as
             `patch=14` of `vit_small`; `convert-weights` says which ones its weights need.
+        lora_rank: rank of the factors beside the kernels that `training.scope` `head_and_lora` trains
+            (`jaxcxr.models.lora`; Hu et al. 2021, arXiv 2106.09685); 0 for none.
     """
 
     __pydantic_config__ = STRICT
@@ -119,6 +123,7 @@ class ModelConfig:
     weights_ids_unrelated: bool = False
     network: str = "resnet9"
     options: tuple[str, ...] = ()
+    lora_rank: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,14 @@ from jaxcxr.training.weights import flat_weights
 
 DATA = DataConfig(store="", size=32, findings=("cardiomegaly", "congestion"))
 DEFAULT = ModelConfig("mish")
-OTHER = {"activation": "relu", "width": 32, "dtype": "bfloat16", "scale_norm": True, "remat": True}
+OTHER = {
+    "activation": "relu",
+    "width": 32,
+    "dtype": "bfloat16",
+    "scale_norm": True,
+    "remat": True,
+    "lora_rank": 4,
+}
 OWN = "tests.models.own:Own"
 """A value beside the default for each field of the network."""
 
@@ -64,9 +71,9 @@ def test_the_parts_that_others_ask_for_are_there() -> None:
         tuple(str(part.key) for part in path) for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]
     ]
     assert shapes[HEAD]["kernel"].shape == (256, 2)
-    assert shapes[network.LAST_MAP]["conv2"]["kernel"].shape[-1] == 256
+    assert shapes["stage4_block1"]["conv2"]["kernel"].shape[-1] == 256
     assert {path for path in paths if is_head(path)} == {(HEAD, "kernel"), (HEAD, "bias")}
-    assert {path[0] for path in paths if is_last_stage(network, path)} == {network.LAST_MAP}
+    assert {path[0] for path in paths if is_last_stage(network, path)} == {"stage4_block1"}
     norms = {path for path in paths if is_norm(path)}
     assert len(norms) == 2 * (1 + 4 * 2 + 3)  # scale and bias of the first, two a block, three shortcuts
     assert all(len(path) == 2 or path[0].startswith("stage") for path in norms)

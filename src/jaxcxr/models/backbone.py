@@ -6,14 +6,19 @@ they are neither trained nor noised.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxcxr.models import lora
+
 HEAD = "head"
 """Name of the last layer."""
+LAST_MAP = "last_map"
+"""Name, among Flax's intermediates, of the map of which the features are the mean."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the channels of ImageNet, on a scale from 0 to 1: what most published
 weights were trained with.
@@ -61,17 +66,16 @@ class Network(nn.Module):
         dtype: of convolutions, products and activations; parameters, norms' sums, head and logits are
             float32.
         remat: see `ModelConfig`; read by the code that differentiates the network.
+        lora_rank: rank of the factors beside its kernels (`lora`); 0 for none.
         LAST_STAGE: what the names of the modules of the last stage begin with, for the scope `last_stage`.
-        LAST_MAP: module whose output is a map of which the features are the mean over its places; None if
-            there is none.
     """
 
     n_findings: int
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
     remat: bool = dataclasses.field(default=False, kw_only=True)
+    lora_rank: int = dataclasses.field(default=0, kw_only=True)
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
-    LAST_MAP: ClassVar[str | None] = None
 
     @property
     def input(self) -> Input:
@@ -79,3 +83,27 @@ class Network(nn.Module):
         otherwise.
         """
         return Input(*IMAGENET)
+
+    @nn.nowrap
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Random parameters, and constants; see Flax. With factors where `lora_rank` asks for them."""
+        init = functools.partial(super().init, rngs, *args, **kwargs)
+        if not self.lora_rank:
+            return init()
+        key = rngs["params"] if isinstance(rngs, dict) else rngs
+        return lora.init_with_factors(init, self.lora_rank, key, HEAD)
+
+    @nn.nowrap
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """The logits of an image by given parameters; see Flax."""
+        if not self.lora_rank:
+            return super().apply(variables, *args, **kwargs)
+        with nn.intercept_methods(lora.added):
+            return super().apply(variables, *args, **kwargs)
+
+    def pooled(self, last: Float[Array, "h w c"]) -> Float[Array, "c"]:
+        """Features as the mean over the places of the last map, which is kept for whoever asks
+        (`saliency.activation_map`).
+        """
+        self.sow("intermediates", LAST_MAP, last)
+        return last.astype(jnp.float32).mean(axis=(0, 1))

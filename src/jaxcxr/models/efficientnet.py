@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxcxr.models.backbone import HEAD, IMAGENET, Input, Network
+from jaxcxr.models.backbone import HEAD, Input, Network
 from jaxcxr.models.naming import Naming, Path, State
 
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
@@ -86,14 +86,13 @@ class EfficientNetLite0(Network):
     """3,371,008 parameters without the head, 42,016 frozen statistics beside them; 1,280 features.
 
     Attributes:
-        mean, std: of the channels of a normalised image.
+        mean, std: as of `Input`: those that it was trained with, (grey - 127) / 128.
     """
 
-    mean: tuple[float, ...] = IMAGENET[0]
-    std: tuple[float, ...] = IMAGENET[1]
+    mean: tuple[float, ...] = (127 / 255,) * 3
+    std: tuple[float, ...] = (128 / 255,) * 3
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ("stage7", "last")
-    LAST_MAP: ClassVar[str | None] = "last"
 
     @property
     def input(self) -> Input:
@@ -110,7 +109,7 @@ class EfficientNetLite0(Network):
                 name = f"stage{stage}_block{block}"
                 x = Block(features, side, stride if block == 1 else 1, expansion, self.dtype, name=name)(x)
         x = ConvNorm(1280, 1, dtype=self.dtype, name="last")(x)
-        return nn.Dense(self.n_findings, name=HEAD)(x.astype("float32").mean((0, 1)))
+        return nn.Dense(self.n_findings, name=HEAD)(self.pooled(x))
 
 
 _LEAVES = {

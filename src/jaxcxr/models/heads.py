@@ -17,7 +17,9 @@ from jaxcxr.models.backbone import HEAD
 NEW, ZERO = "new", "zero"
 """In a mapping, findings without counterpart: they start from new random weights, or from zeros."""
 Sources = Mapping[str, str | Sequence[str]]
-"""Finding to predict -> the finding, or findings to average, whose weights it starts from; or `NEW`, `ZERO`."""
+"""Finding to predict -> the finding, or the findings to average, whose weights it starts from; or `NEW`, or
+`ZERO`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +87,8 @@ def map_head(
     if lost or strange:
         parts = (
             [
-                f"no counterpart for {', '.join(lost)}; map each to one of {', '.join(trained)}, to several of "
-                f"them, to {NEW} or to {ZERO}"
+                f"no counterpart for {', '.join(lost)}; map each to one of {', '.join(trained)}, to several "
+                f"of them, to {NEW} or to {ZERO}"
             ]
             if lost
             else []

@@ -17,6 +17,8 @@ from jaxcxr.models.torch_weights import State
 
 Path = tuple[str, ...]
 """Names from below the collection to a leaf, such as ("stem", "conv", "kernel")."""
+LeafShapes = Mapping[Path, tuple[int, ...]]
+"""Path from the collection on -> shape in our layout."""
 Shapes = Mapping[str, Any]
 """Collection -> nested shapes (anything with `.shape`)."""
 HEAD = "head"
@@ -27,7 +29,7 @@ def _none(state: State) -> dict[str, Any]:  # noqa: ARG001 - one signature
     return {}
 
 
-def _same(state: State, shapes: Mapping[Path, tuple[int, ...]]) -> State:  # noqa: ARG001 - one signature
+def _same(state: State, shapes: LeafShapes) -> State:  # noqa: ARG001 - one signature
     return state
 
 
@@ -37,21 +39,23 @@ class Naming:
 
     Attributes:
         name: whose it is.
-        sign: an entry that only files of this naming have.
+        sign: how the name of an entry ends that only files of this naming have.
         torch_name: path of a leaf -> its torch name.
         arranged: (state, shapes in our layout) -> the same with one array per leaf of ours, by `torch_name`.
         published: the inverse of `arranged`, for writing.
         passed_over: entries that are no parameters, beside counters of batches.
         options: fields of the network that a file of this naming implies.
+        writes: option without whose being true no file of this naming is written; empty for no condition.
     """
 
     name: str
     sign: str
     torch_name: Callable[[Path], str]
-    arranged: Callable[[State, Mapping[Path, tuple[int, ...]]], State] = _same
+    arranged: Callable[[State, LeafShapes], State] = _same
     published: Callable[[State], State] = dict
     passed_over: re.Pattern[str] = re.compile(r"(?!)")
     options: Callable[[State], dict[str, Any]] = _none
+    writes: str = ""
 
 
 def naming_of(state: State, namings: Sequence[Naming], source: str) -> Naming:
@@ -61,9 +65,9 @@ def naming_of(state: State, namings: Sequence[Naming], source: str) -> Naming:
         InputError: it is of none; says which ones are known.
     """
     for naming in namings:
-        if naming.sign in state:
+        if any(name.endswith(naming.sign) for name in state):
             return naming
-    known = ", ".join(f"{naming.name} ({naming.sign})" for naming in namings)
+    known = ", ".join(f"{naming.name}" for naming in namings)
     first = ", ".join(list(state)[:3])
     raise InputError(
         f"{source}: not weights of this network: expected the names of one of {known}; found {first}, ..."
@@ -102,10 +106,12 @@ def from_published(state: State, naming: Naming, shapes: Shapes, source: str) ->
         if given is None:
             wrong.append(f"{names[path]} is missing")
             continue
-        array = from_torch_axes(np.asarray(given, np.float32))
+        array = from_torch_axes(path[-1], np.asarray(given, np.float32))
         fits = array.shape[:-1] == shape[:-1] if is_head else array.shape == shape
         if not fits:
-            wrong.append(f"{names[path]} has shape {np.shape(given)}, expected {to_torch_shape(shape)}")
+            wrong.append(
+                f"{names[path]} has shape {np.shape(given)}, expected {to_torch_shape(path[-1], shape)}"
+            )
         elif not np.all(np.isfinite(array)):
             wrong.append(f"{names[path]} holds numbers that are not finite")
         found[path] = array
@@ -121,27 +127,27 @@ def from_published(state: State, naming: Naming, shapes: Shapes, source: str) ->
 def to_published(params: Mapping[str, Any], naming: Naming) -> State:
     """The state dict of a network's parameters under a naming."""
     arrays = {
-        naming.torch_name(path[1:]): to_torch_axes(np.asarray(leaf))
+        naming.torch_name(path[1:]): to_torch_axes(path[-1], np.asarray(leaf))
         for path, leaf in leaves_of(params).items()
     }
     return naming.published(arrays)
 
 
-def from_torch_axes(array: np.ndarray) -> np.ndarray:
-    """[out, in, h, w] -> [h, w, in, out], [out, in] -> [in, out]; others stay."""
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+def from_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
+    """Kernels [out, in, h, w] -> [h, w, in, out], [out, in] -> [in, out]; other leaves stay."""
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim) if leaf == "kernel" else None
     return np.ascontiguousarray(array.transpose(axes)) if axes else array
 
 
-def to_torch_axes(array: np.ndarray) -> np.ndarray:
+def to_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
     """The inverse of `from_torch_axes`."""
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim) if leaf == "kernel" else None
     return np.ascontiguousarray(array.transpose(axes)) if axes else array
 
 
-def to_torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an array in torch's layout."""
-    return to_torch_axes(np.broadcast_to(np.float32(0), shape)).shape
+def to_torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf in torch's layout."""
+    return to_torch_axes(leaf, np.broadcast_to(np.float32(0), shape)).shape
 
 
 def nested(leaves: Mapping[Path, Any]) -> dict[str, Any]:

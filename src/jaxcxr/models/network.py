@@ -6,6 +6,7 @@ its parts, stands here and in `backbone`. A network takes one image and gives th
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,11 @@ __all__ = ["HEAD", "Input", "Network", "make_network"]
 
 NETWORKS: Mapping[str, str] = {
     "resnet9": "jaxcxr.models.resnet9:ResNet9",
+    "densenet121": "jaxcxr.models.densenet:DenseNet",
     "efficientnet_lite0": "jaxcxr.models.efficientnet:EfficientNetLite0",
+    "convnext_tiny": "jaxcxr.models.convnext:ConvNeXt",
+    "vit_small": "jaxcxr.models.vit:ViT",
+    "vit_base": "jaxcxr.models.vit:ViTBase",
 }
 """The networks that come with the package: name -> where its class is."""
 
@@ -42,7 +47,7 @@ def make_network(data: DataConfig, model: ModelConfig) -> Network:
         InputError: there is no such network, a field is not one of it, or it does not take images of
             `data.size`.
     """
-    common = {"dtype": DTYPES[model.dtype], "remat": model.remat}
+    common = {"dtype": DTYPES[model.dtype], "remat": model.remat, "lora_rank": model.lora_rank}
     if model.network == "resnet9":
         own = {name: getattr(model, name) for name in _OF_RESNET9}
     else:
@@ -143,6 +148,15 @@ def shapes_of(network: Network, size: int) -> PyTree:
     Raises:
         InputError: the network is not what `backbone` describes; says what is wrong.
     """
+    try:
+        hash(network)
+    except TypeError:  # a field of a user's own is a list
+        return _shapes_of.__wrapped__(network, size)
+    return _shapes_of(network, size)
+
+
+@functools.lru_cache
+def _shapes_of(network: Network, size: int) -> PyTree:
     image = jax.ShapeDtypeStruct((size, size), jnp.uint8)
     called = type(network).__name__
     try:
@@ -191,6 +205,11 @@ def is_head(path: Sequence[str]) -> bool:
 def is_norm(path: Sequence[str]) -> bool:
     """Whether the parameter at `path` is the scale or bias of a norm."""
     return path[-1] == "scale" or (path[-1] == "bias" and "norm" in path[-2:][0].lower())
+
+
+def is_bias(path: Sequence[str]) -> bool:
+    """Whether the parameter at `path` is a bias, of a norm or of any other layer."""
+    return path[-1] == "bias"
 
 
 def is_last_stage(network: Network, path: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from jaxcxr.models.backbone import Input, Network
+from jaxcxr.models.backbone import HEAD, Input, Network
 from jaxcxr.models.layers import GroupNorm, Stem, max_pool
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -59,7 +59,6 @@ class ResNet9(Network):
     scale_norm: bool = False
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ("stage4",)
-    LAST_MAP: ClassVar[str | None] = "stage4_block1"
 
     @property
     def input(self) -> Input:
@@ -82,5 +81,4 @@ class ResNet9(Network):
                 self.scale_norm,
                 name=f"stage{stage + 1}_block1",
             )(x)
-        x = x.astype(jnp.float32).mean(axis=(0, 1))
-        return nn.Dense(self.n_findings, name="head")(x)
+        return nn.Dense(self.n_findings, name=HEAD)(self.pooled(x))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
 from jaxcxr.errors import InputError
-from jaxcxr.models.network import HEAD, Network
+from jaxcxr.models.backbone import HEAD, LAST_MAP, Network
 
 
 def integrated_gradients(
@@ -53,18 +53,13 @@ def activation_map(
     Raises:
         InputError: the features of this network are not the mean over the places of a map.
     """
-    last = model.LAST_MAP
-    if last is None:
+    _, state = model.apply(params, jnp.asarray(image), mutable=["intermediates"])
+    maps: Any = state.get("intermediates", {}).get(LAST_MAP)
+    if maps is None:
         raise InputError(
             f"activation_map: {type(model).__name__} has no map whose mean the head sees; expected the "
             "method integrated_gradients, which explains any network"
         )
-    _, state = model.apply(
-        params,
-        jnp.asarray(image),
-        capture_intermediates=lambda module, _: module.name == last,
-        mutable=["intermediates"],
-    )
-    features = jnp.asarray(state["intermediates"][last]["__call__"][0], jnp.float32)  # type: ignore[index]
+    features = jnp.asarray(maps[0], jnp.float32)
     kernel = params["params"][HEAD]["kernel"][:, finding]
     return np.asarray(features @ kernel) / (features.shape[0] * features.shape[1])

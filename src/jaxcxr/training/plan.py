@@ -33,6 +33,7 @@ from jaxcxr.run_folder import Facts
 from jaxcxr.training import head_data, parameters
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
 from jaxcxr.training.head_data import HeadData
+from jaxcxr.training.starting_weights import require_fitting_start
 from jaxcxr.training.trained_on import Start, checked_start
 from jaxcxr.training.weights import provenance, weights_folder
 
@@ -181,6 +182,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
     if config.training.keeps_features and config.head.public is not None:
         head_data.public_store(config, store)  # refuses
     parameters.mask_of(config)  # refuses
+    require_fitting_start(config)
     split = store.split("train", config.data.findings)
     units, films_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import PyTree
 
 from jaxcxr.config import DataConfig, ModelConfig, validate
 from jaxcxr.errors import InputError
+from jaxcxr.models import lora
 from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import HEAD
 from jaxcxr.models.torch_files import read_state, write_state
@@ -129,6 +131,8 @@ def described(folder: Path) -> tuple[DataConfig, ModelConfig]:
 def load_weights(folder: Path, like: PyTree) -> PyTree:
     """Parameters written by `save_weights` or a release, in the structure and dtypes of `like`.
 
+    Factors beside kernels (`models.lora`) that the folder lacks are those of `like`.
+
     Raises:
         InputError: there are no weights, or some are missing, surplus or of another shape; the message names
             all.
@@ -141,6 +145,7 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
         found = _from_safetensors(files[0], like)
     else:
         raise InputError(f"{folder}: no weights there; expected params/ or one .safetensors file")
+    found = _with_factors(found, like)
     have, want = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
         for tree in (found, like)
@@ -158,6 +163,19 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, target: jax.numpy.asarray(leaf, target.dtype), found, like)
 
 
+def _with_factors(found: Any, like: Any) -> Any:
+    """`found` with the factors of `like` that it lacks, where these are arrays and not shapes alone."""
+    lacking = {
+        name: leaf
+        for name, leaf in like.items()
+        if name not in found and lora.is_factor(name) and isinstance(leaf, jax.Array)
+    }
+    return {
+        name: _with_factors(child, like[name]) if isinstance(child, Mapping) and name in like else child
+        for name, child in found.items()
+    } | lacking
+
+
 def _from_safetensors(path: Path, like: PyTree) -> PyTree:
     """Parameters from a file whose names are our paths, such as `params/conv1/kernel`, or those of resnet9 in
     torch.
@@ -167,7 +185,7 @@ def _from_safetensors(path: Path, like: PyTree) -> PyTree:
         layers = like["params"]
         if "conv1" not in layers:
             raise InputError(
-                f"{path}: its entries have torch's names; convert-weights makes a weights folder of such a file"
+                f"{path}: its entries have torch's names; convert-weights makes a weights folder of it"
             )
         return from_torch(
             state, layers[HEAD]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path)

@@ -22,8 +22,8 @@ from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.export import run_stablehlo, to_stablehlo
 from jaxcxr.models.heads import Sources, map_head, replace_head, zero_head
 from jaxcxr.models.marks import STABLEHLO_MARK
-from jaxcxr.models.network import HEAD
-from jaxcxr.models.published import of_network, published_params, torch_state
+from jaxcxr.models.network import HEAD, make_network
+from jaxcxr.models.published import normalisation_beside, of_network, published_params, torch_state
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, from_torch
 from jaxcxr.release.build import require_checked
@@ -153,7 +153,8 @@ def _read_weights(path: Path, given: Weights, key: str | None) -> Weights:
         rows = len(given.findings) if head is None or head.ndim != 2 else len(head)
         params = from_torch(state, rows, given.model.width, source=str(path))
         return dataclasses.replace(given, params=params, digest=weights_digest(params))
-    model, params = published_params(given.data, given.model, state, str(path))
+    known = normalisation_beside(path)
+    model, params = published_params(given.data, given.model, state, str(path), known)
     return dataclasses.replace(given, params=params, model=model, digest=weights_digest(params))
 
 
@@ -162,12 +163,14 @@ def _require_head(weights: Weights, source: Path) -> None:
     outputs, wanted = weights.params["params"][HEAD]["kernel"].shape[1], len(weights.findings)
     if outputs == 0:
         raise InputError(
-            f"{source}: these weights have no head; --head zero or --head replace gives them one for --findings"
+            f"{source}: these weights have no head; --head zero or --head replace gives them one for "
+            "--findings"
         )
     if outputs != wanted:
         raise InputError(
             f"{source}: the head of these weights has {outputs} outputs, and {wanted} findings are named "
-            f"({', '.join(weights.findings)}); name {outputs} by --findings, or choose --head zero, replace or map"
+            f"({', '.join(weights.findings)}); name {outputs} by --findings, or choose --head zero, replace "
+            "or map"
         )
 
 
@@ -259,9 +262,11 @@ def _probabilities(model: Model, config: ModelConfig, state: State, films: np.nd
         from jaxcxr.bench.torch_net import torch_probabilities
 
         return torch_probabilities(state, config.activation, films)
+    data = DataConfig(store="", size=model.size, findings=model.findings)
+    config = dataclasses.replace(config, lora_rank=0)  # the factors were multiplied out
     if config.network == "resnet9":
         params = from_torch(state, len(model.findings), config.width)
     else:
-        data = DataConfig(store="", size=model.size, findings=model.findings)
         params = published_params(data, config, state, "the file")[1]
-    return dataclasses.replace(model, params=params).predict_prepared(films)
+    network = make_network(data, config)
+    return dataclasses.replace(model, network=network, params=params).predict_prepared(films)

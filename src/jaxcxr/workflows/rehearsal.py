@@ -67,6 +67,9 @@ def rehearse(config: Experiment, say: Callable[[str], None]) -> Rehearsal:
 def _network(plan: RunPlan) -> str:
     model, scope = plan.config.model, plan.config.training.scope
     parts = "all parameters" if scope == "all" else f"{scope.replace('_', ' ')}"
+    if model.network != "resnet9":
+        further = "".join(f", {option}" for option in model.options)
+        return f"{parts} of {model.network} ({model.dtype}{further})"
     return f"{parts} of the network of width {model.width} ({model.activation}, {model.dtype})"
 
 
