@@ -51,7 +51,7 @@ def batch_of(directions: Directions, features: np.ndarray, labels: np.ndarray, f
     is_film = np.ones((len(features), films), bool)
     is_film[::4, 1:] = False
     return {
-        "image": rows.reshape(len(features), films, -1),
+        "image": jnp.asarray(rows.reshape(len(features), films, -1)),
         "label": labels[:, :films],
         "is_film": is_film,
         "is_real": np.ones(len(features), bool),
@@ -65,7 +65,7 @@ def private(n: int = UNITS, clip: float = CLIP, **fields: Any) -> Mechanism:
 def contributions(directions: Directions, start: Any, batch: dict[str, Any]) -> np.ndarray:
     """Of each unit, before clipping, in float64."""
     d = {name: np.asarray(leaf, float) for name, leaf in start["params"]["head"].items()}
-    rows, y = batch["image"].astype(float), batch["label"]
+    rows, y = np.asarray(batch["image"], float), batch["label"]
     p = expit(rows[..., :FEATURES] @ d["kernel"] + d["bias"])
     slopes = np.where(np.isnan(y), 0.0, np.where(y == 1, -WEIGHTS * (1 - p), p)) / FINDINGS
     each = np.einsum("nfk,nfe->nfke", rows[..., FEATURES:], slopes) * batch["is_film"][..., None, None]
@@ -168,7 +168,7 @@ def test_least_squares_takes_the_same_rows(directions: Directions, start: Any, c
     batch = batch_of(directions, *cohort, 1)
     total, _ = jax.jit(squares.summed)(start, batch)
     found = squares.direction(start, jax.tree.map(lambda leaf: leaf / UNITS, total))
-    x = batch["image"][:, 0, FEATURES:].astype(float)
+    x = np.asarray(batch["image"][:, 0, FEATURES:], float)
     products = -FINDINGS * contributions(directions, start, batch).sum(axis=0)
     step = np.linalg.solve(x.T @ x, products) / curvature(WEIGHTS)
     wanted = in_features(directions, jnp.asarray(-step, jnp.float32))

@@ -169,9 +169,11 @@ def test_public_images_may_be_drawn_and_may_not_be_private(
     params = build.initial_params(plan, bytes(32))
     found = head_data.prepared(plan.config, tiny_store, params, K, say=lambda _: None)
     assert (found.facts["public"], found.facts["public_images"]) == ("drawn", 30)
-    private = make_plan(changed(config, "head", public=str(tiny_store.path)), tiny_store)
+    private = changed(config, "head", public=str(tiny_store.path))
     with pytest.raises(InputError, match="is the private store itself"):
-        head_data.prepared(private.config, tiny_store, params, K, say=lambda _: None)
+        make_plan(private, tiny_store)
+    with pytest.raises(InputError, match="is the private store itself"):
+        head_data.prepared(private, tiny_store, params, K, say=lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,9 @@ def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None
 
 def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     rule = HeadRule(up_to=1.0, up_to_random=1.0)
-    lengths = [rule.learning_rate(signal) * rule.steps * rule.clip / 0.5 for signal in (25, 100, 400, 10**5)]
+    lengths = [
+        rule.learning_rate(signal) * rule.steps * rule.clip / 0.5 for signal in (25.0, 100.0, 400.0, 1e5)
+    ]
     assert lengths == pytest.approx([4, 8, 16, 32])
 
 

@@ -17,6 +17,7 @@ from jaxcxr.config import (
     EvaluationConfig,
     ModelConfig,
     PrivacyConfig,
+    HeadConfig,
     SyntheticConfig,
     TrainingConfig,
 )
@@ -27,6 +28,7 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("model", ModelConfig, "required"),
     ("privacy", PrivacyConfig, "null trains without privacy"),
     ("training", TrainingConfig, "required"),
+    ("head", HeadConfig, "read where training.scope is head_on_features"),
     ("evaluation", EvaluationConfig, "all defaults unless given"),
 )
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}

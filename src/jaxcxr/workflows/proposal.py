@@ -135,7 +135,8 @@ def private_experiment(name: str, size: int, findings: tuple[str, ...], declared
         PrivacyConfig(EPSILON, delta_below(declared), 1.0, unit="patient", dataset_size=declared),
         evaluation=EvaluationConfig(threshold="youden_validation"),
     )
-    chosen = recommended(base, declared, load(Rule, PACKAGED / "recommended.yaml"))
+    rule = dataclasses.replace(load(Rule, PACKAGED / "recommended.yaml"), head=None)
+    chosen = recommended(base, declared, rule)  # of the whole network: there are no weights yet
     steps = chosen.training.steps or 1
     training = dataclasses.replace(
         chosen.training,
