@@ -1,8 +1,8 @@
 """Execute the notebooks from top to bottom and keep their outputs.
 
-python notebooks/execute.py                     all of them, in the full setting (about half an hour on two
-cores) python notebooks/execute.py 05 06               some of them JAXCXR_QUICK=1 python notebooks/execute.py
---out FOLDER     the reduced setting, outputs kept elsewhere
+    python notebooks/execute.py            all of them, in the full setting (about half an hour on two cores)
+    python notebooks/execute.py 05 06      some of them
+    JAXCXR_QUICK=1 python notebooks/execute.py --out FOLDER      the reduced setting, outputs kept elsewhere
 
 Progress bars and the time of execution are left out of what is kept.
 """

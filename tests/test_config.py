@@ -26,6 +26,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 OTHER_KINDS: dict[str, type] = {
     "ablations": Study,
     "choices": Study,
+    "heads": Study,
     "mimic_to_uka": HeadMapping,
     "prepare_chexpert": Options,
     "prepare_dicom": DicomSource,
@@ -33,9 +34,12 @@ OTHER_KINDS: dict[str, type] = {
     "prepare_mimic": MimicOptions,
     "prepare_nih": Options,
     "prepare_padchest": Options,
+    "prepare_real_private": TableSource,
+    "prepare_real_public": TableSource,
     "prepare_uka": UkaOptions,
     "prepare_vindr": VindrOptions,
     "recommended": Rule,
+    "recommended_whole": Rule,
     "release": Statement,
 }
 """What the configurations are that are no experiments."""

@@ -37,7 +37,7 @@ def state() -> State:
     }
 
 
-GIVEN = Weights({}, FINDINGS, "relu", WIDTH, SIZE)
+GIVEN = Weights(None, FINDINGS, ModelConfig("relu", WIDTH), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_another_head(tmp_path: Path) -> None:
 def test_a_head_of_another_length_than_the_findings(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
     with pytest.raises(
-        InputError, match=r"with 2 findings: fc\.weight has shape \(3, 256\), expected \(2, 256\)"
+        InputError, match=r"the head of these weights has 3 outputs, and 2 findings are named \(a, b\)"
     ):
         convert(tmp_path / "w.safetensors", tmp_path / "w", dataclasses.replace(GIVEN, findings=("a", "b")))
     assert not (tmp_path / "w").exists()
@@ -246,7 +246,11 @@ def test_a_head_of_another_length_than_the_findings(tmp_path: Path) -> None:
 def test_weights_of_another_width_are_refused_at_once(tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", state())
     with pytest.raises(InputError, match=r"w\.safetensors: does not fit the network of width 64"):
-        convert(tmp_path / "w.safetensors", tmp_path / "w", dataclasses.replace(GIVEN, width=64))
+        convert(
+            tmp_path / "w.safetensors",
+            tmp_path / "w",
+            dataclasses.replace(GIVEN, model=ModelConfig("relu", 64)),
+        )
 
 
 @pytest.mark.parametrize("name", ["m.stablehlo", "m.safetensors"])

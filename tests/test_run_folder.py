@@ -29,7 +29,7 @@ TERMS = Terms("image", "add_remove", 200, "ab12", seeded=False, run="0f" * 16)
     ("literal", "owners"),
     [
         (r"[\"']run\.json[\"']", {"run_folder.py"}),
-        (r"\bResNet9\(", {"models/network.py", "models/resnet9.py"}),
+        (r"[:.]ResNet9\b", {"models/network.py"}),
     ],
 )
 def test_one_owner_names_it(literal: str, owners: set[str]) -> None:

@@ -24,7 +24,9 @@ PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Views = Literal["one", "mirrored", "mirrored_moved"]
-Scope = Literal["all", "head", "head_and_norm", "last_stage"]
+Scope = Literal[
+    "all", "head", "head_on_features", "head_and_norm", "head_and_bias", "head_and_lora", "last_stage"
+]
 """Which parameters are trained (`jaxcxr.models.trainable`)."""
 ClipNorm = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 """Of a length that is computed in float32: squares below 1e-38 vanish, and what they add up to must be
@@ -84,26 +86,33 @@ class ModelConfig:
     """The network and what it starts from.
 
     Attributes:
-        activation: `mish` (the paper's private runs) or `relu` (its non-private ones).
-        width: channels of the first layer; the paper's network has 64.
+        activation: of `resnet9`: `mish` (the paper's private runs) or `relu` (its non-private ones).
+        width: of `resnet9`: channels of the first layer; the paper's network has 64.
         dtype: precision of activations; parameters, norms and sums are always float32.
         weights: folder with the weights to start from; null starts at random. A private run refuses weights
             that were trained on its own films or patients, as far as they are recorded
             (`jaxcxr.training.trained_on`).
-        weights_ids_unrelated: declares that image and patient ids which the weights' training films share
-            with the store are of different images and people, such as '1' in two hospitals. Equal pixels are
-            refused all the same.
+        weights_ids_unrelated: declares that image and patient ids which the weights' training films, or the
+            public images of `head.public`, share with the store are of different images and people, such as
+            '1' in two hospitals. Equal pixels are refused all the same.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
-        scale_norm: normalise each block's output once more (ScaleNorm, Klause et al. 2022, arXiv 2203.00324).
+        scale_norm: of `resnet9`: normalise each block's output once more (ScaleNorm, Klause et al. 2022,
+            arXiv 2203.00324).
         remat: compute maps again in the backward pass instead of keeping them: less memory for more
             arithmetic, the same result (`layerwise` and non-private steps).
         prediction_views: what a prediction averages: `one` (the film as it is, as in the paper), `mirrored`
             (also flipped) or `mirrored_moved` (both also moved a little in four directions). Costs no
             privacy.
+        network: `resnet9` (the paper's), another one of `jaxcxr.models.network`, or `package.module:Class` of
+            your own.
+        options: fields of the network's class that differ from their defaults, each as NAME=VALUE, such as
+            `patch=14` of `vit_small`; `convert-weights` says which ones its weights need.
+        lora_rank: rank of the factors beside the kernels that `training.scope` `head_and_lora` trains
+            (`jaxcxr.models.lora`; Hu et al. 2021, arXiv 2106.09685); 0 for none.
     """
 
     __pydantic_config__ = STRICT
-    activation: Literal["mish", "relu"]
+    activation: Literal["mish", "relu"] = "mish"
     width: Annotated[int, Field(ge=32, multiple_of=32)] = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     weights: str | None = None
@@ -112,6 +121,9 @@ class ModelConfig:
     remat: bool = False
     prediction_views: Views = "one"
     weights_ids_unrelated: bool = False
+    network: str = "resnet9"
+    options: tuple[str, ...] = ()
+    lora_rank: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +254,32 @@ class TrainingConfig:
         """Whether a step releases moments and solves for the head, instead of following a gradient."""
         return self.optimizer == "least_squares"
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the head is trained on features that are computed once."""
+        return self.scope == "head_on_features"
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """The head alone, trained (`training.scope: head_on_features`) on features that the fixed network gives
+    once for each image (`jaxcxr.training.head`).
+
+    Attributes:
+        start: the head to begin from: that of the `weights` (a finding that the images say nothing about
+            keeps it), or `zero`, where the weights were trained for other findings.
+        public: store of public images whose features give centre, projection and scale of the directions in
+            which the head moves; null draws public synthetic images (`jaxcxr.data.synthetic`). A store that
+            shares an image or a patient with the private one is refused.
+        directions: how many; null follows from N, epsilon, delta and the number of findings
+            (`jaxcxr.training.directions.number_of_directions`).
+    """
+
+    __pydantic_config__ = STRICT
+    start: Literal["weights", "zero"] = "weights"
+    public: str | None = None
+    directions: PositiveInt | None = None
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -274,13 +312,16 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training run and its evaluation; `privacy: null` trains without privacy."""
+    """One training run and its evaluation; `privacy: null` trains without privacy, and `head` is read by the
+    scope `head_on_features` alone.
+    """
 
     __pydantic_config__ = STRICT
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
     privacy: PrivacyConfig | None = None
+    head: HeadConfig = HeadConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def check(self) -> None:
@@ -348,10 +389,27 @@ class Experiment:
             )
         if training.releases_moments:
             self._check_least_squares()
+        if training.keeps_features:
+            self._check_head()
+
+    def _check_head(self) -> None:
+        training = self.training
+        wanted: dict[str, Any] = {"augmentation": "none"}
+        for name, value in wanted.items():
+            if (found := getattr(training, name)) != value:
+                raise InputError(
+                    f"training.{name}: a head on kept features goes with {value!r}, found {found!r}"
+                )
+        if training.optimizer not in ("sgd", "least_squares"):
+            raise InputError(
+                "training.optimizer: a head on kept features is trained by 'sgd' or 'least_squares', whose "
+                f"steps do not depend on the coordinates, found {training.optimizer!r}"
+            )
 
     def _check_least_squares(self) -> None:
         training = self.training
-        wanted = {"scope": "head", "averaging": "none", "decay": "none", "warmup_steps": 0}
+        scope = "head_on_features" if training.keeps_features else "head"
+        wanted = {"scope": scope, "averaging": "none", "decay": "none", "warmup_steps": 0}
         for name, value in wanted.items():
             if (found := getattr(training, name)) != value:
                 raise InputError(

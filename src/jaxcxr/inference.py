@@ -4,7 +4,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,18 @@ import orbax.checkpoint as ocp
 import pandas as pd
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from jaxcxr.config import DataConfig, ModelConfig, Views, validate
+from jaxcxr.config import DataConfig, ModelConfig, Views
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.images import preprocess, read_image
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
 from jaxcxr.models.calibration import NO_MAP, Calibration, read_calibration, read_thresholds
-from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
-from jaxcxr.run_folder import CHECKPOINTS, CONFIG, read_config
+from jaxcxr.run_folder import CHECKPOINTS, CONFIG
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.checkpoint import Checkpoints
-from jaxcxr.training.weights import load_weights, weights_folder
+from jaxcxr.training.weights import described, load_weights, weights_folder
 
 BATCH = 32
 NOT_CALIBRATED = "the probabilities are not calibrated: the network's class-weighted scores"
@@ -222,7 +220,7 @@ def load_model(path: str | Path) -> Model:
     path = weights_folder(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected a run, weights or release folder")
-    data, model = _described(path)
+    data, model = described(path)
     network = networks.make_network(data, model)
     params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
     read = read_calibration if (path / CHECKPOINTS).is_dir() else read_thresholds
@@ -239,23 +237,6 @@ def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: 
         **facts,
         "config": {"data": dataclasses.asdict(data), "model": dataclasses.asdict(model)},
     }
-
-
-def _described(path: Path) -> tuple[DataConfig, ModelConfig]:
-    if (path / CONFIG).is_file():
-        config = read_config(path)
-        return config.data, config.model
-    record = path / RECORD
-    if not record.is_file():
-        raise InputError(
-            f"{path}: expected {CONFIG} or {RECORD} there, which say what the network looks like"
-        )
-    try:
-        config = json.loads(record.read_text(encoding="utf-8"))["config"]
-        data, model = config["data"], config["model"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{record}: expected a record with config.data and config.model") from error
-    return validate(DataConfig, data, f"{record}: data"), validate(ModelConfig, model, f"{record}: model")
 
 
 def _read_params(path: Path, like: PyTree) -> PyTree:

@@ -51,7 +51,9 @@ class Facts(TypedDict, total=False):
     """The keys of `run.json`.
 
     Every run has `jaxcxr` (the version) to `against_release` (codes of `records.declarations`); one that
-    starts from given weights also `initial_weights_sha256`. A private run has the fields of its mechanism,
+    starts from given weights also `initial_weights_sha256`, one of a head on kept features `head` (where its
+    directions come from: `training.head_data`), and one by a recipe `chosen` (what it chose and why, in
+    sentences). A private run has the fields of its mechanism,
     `n_units` to `discrete_coordinates`, what is known of its starting weights (`initial_weights_record`) and
     the noise of its class counts, if there are any. Weights that were evaluated without training have
     `findings`, `prediction_views`, `evaluation`, `weights_sha256` and `store_fingerprint`. Keys that earlier
@@ -74,6 +76,8 @@ class Facts(TypedDict, total=False):
     against_release: list[str]
     initial_weights_sha256: str
     initial_weights_record: str | None
+    head: dict[str, Any]
+    chosen: list[str]
     n_units: int
     expected_batch_size: int
     l2_clip_norm: float

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxcxr.errors import InputError
 from jaxcxr.models.layers import GroupNorm
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.saliency import activation_map, integrated_gradients
@@ -22,7 +23,7 @@ class Quick(ResNet9):
         x = nn.Conv(32, (8, 8), 8, name="conv1")(image.astype(jnp.float32)[..., None] / 255)
         x = GroupNorm(name="norm1")(x, activation="mish")
         x = nn.Conv(32, (4, 4), 4, name="stage4_block1")(x)
-        return nn.Dense(self.n_findings, name="head")(x.mean(axis=(0, 1)))
+        return nn.Dense(self.n_findings, name="head")(self.pooled(x))
 
 
 MODEL = Quick(2)
@@ -73,3 +74,16 @@ def test_one_cell_for_each_place_of_the_papers_networks_last_map() -> None:
     assert cells.sum() == pytest.approx(
         float(logit(params, image, 1, model) - params["params"]["head"]["bias"][1]), abs=1e-4
     )
+
+
+def test_a_network_without_a_last_map() -> None:
+    class Flat(ResNet9):
+        @nn.compact
+        def __call__(self, image: Any) -> Any:
+            return nn.Dense(self.n_findings, name="head")(image.reshape(-1).astype(jnp.float32))
+
+    model = Flat(2)
+    with pytest.raises(
+        InputError, match=r"activation_map: Flat has no map .* expected the method integrated_gradients"
+    ):
+        activation_map(model, model.init(jax.random.key(0), jnp.asarray(FILM)), FILM, 0)

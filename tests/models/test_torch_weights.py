@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxcxr.errors import InputError
-from jaxcxr.models.heads import map_head, replace_head
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import State, flax_path, from_torch, to_torch, torch_shapes
@@ -238,42 +237,3 @@ def test_written_for_torch(tmp_path: Path) -> None:
     write_state(tmp_path / "w.pth", random_state())
     found = torch.load(tmp_path / "w.pth", weights_only=True)
     assert_same({name: tensor.numpy() for name, tensor in found.items()}, random_state())
-
-
-def test_a_fresh_head() -> None:
-    state = random_state()
-    found = replace_head(state, 5, seed=1)
-    assert found["fc.weight"].shape == (5, 256)
-    assert np.all(found["fc.bias"] == 0)
-    assert 0.8 / 16 < found["fc.weight"].std() < 1.2 / 16
-    assert found["conv1.weight"] is state["conv1.weight"]
-    assert state["fc.weight"].shape == (3, 256)
-
-
-def test_a_head_by_names() -> None:
-    state = random_state()
-    wanted = ("water_left", "heart", "other_right", "air")
-    found = map_head(state, FINDINGS, wanted, {"other_right": "water_right", "air": "new"})
-    np.testing.assert_array_equal(found["fc.weight"][:3], state["fc.weight"][[2, 0, 1]])
-    np.testing.assert_array_equal(found["fc.bias"][:3], state["fc.bias"][[2, 0, 1]])
-    assert found["fc.bias"][3] == 0
-    assert not np.any(np.isin(found["fc.weight"][3], state["fc.weight"]))
-
-
-@pytest.mark.parametrize(
-    ("trained", "wanted", "mapping", "text"),
-    [
-        (
-            FINDINGS,
-            ("heart", "air", "bone"),
-            {},
-            "no counterpart for air, bone; map each to one of heart, water_right",
-        ),
-        (FINDINGS, ("heart", "air"), {"air": "wind"}, r"no counterpart for air \(from wind\)"),
-        (FINDINGS, ("heart",), {"air": "heart"}, "mapped but not wanted: air"),
-        (FINDINGS[:2], ("heart",), {}, "predict 3 findings, 2 are named"),
-    ],
-)
-def test_heads_that_cannot_be_mapped(trained: Any, wanted: Any, mapping: Any, text: str) -> None:
-    with pytest.raises(InputError, match=text):
-        map_head(random_state(), trained, wanted, mapping)

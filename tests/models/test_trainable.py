@@ -9,6 +9,7 @@ from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.trainable import Scope, join, split, trained_mask
 
 WIDTH, N = 32, 3
+NET = ResNet9(N, width=WIDTH)
 
 
 def params() -> Any:
@@ -19,12 +20,12 @@ def params() -> Any:
 
 
 def trained(scope: Scope) -> set[str]:
-    mask = jax.tree_util.tree_leaves_with_path(trained_mask(scope, params())["params"])
+    mask = jax.tree_util.tree_leaves_with_path(trained_mask(scope, params(), NET)["params"])
     return {"/".join(str(part.key) for part in path) for path, flag in mask if flag}
 
 
 def test_all_is_everything() -> None:
-    assert all(jax.tree.leaves(trained_mask("all", params())))
+    assert all(jax.tree.leaves(trained_mask("all", params(), NET)))
 
 
 def test_head_is_the_last_layer() -> None:
@@ -54,13 +55,13 @@ def test_a_scope_that_names_nothing() -> None:
     with pytest.raises(
         InputError, match="scope 'head': names no parameter of this network, whose parts are trunk"
     ):
-        trained_mask("head", {"params": {"trunk": {"kernel": np.zeros(2)}}})
+        trained_mask("head", {"params": {"trunk": {"kernel": np.zeros(2)}}}, NET)
 
 
 @pytest.mark.parametrize("scope", ["all", "head", "head_and_norm", "last_stage"])
 def test_split_and_join(scope: Scope) -> None:
     whole = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), params())
-    mask = trained_mask(scope, whole)
+    mask = trained_mask(scope, whole, NET)
     moved, kept = split(whole, mask)
     assert len(jax.tree.leaves(moved)) == sum(jax.tree.leaves(mask))
     assert len(jax.tree.leaves(moved)) + len(jax.tree.leaves(kept)) == len(jax.tree.leaves(whole))

@@ -115,6 +115,15 @@ DECIDE_NOTHING = {
         "jaxcxr.data.manifest",
         "jaxcxr.data.duplicates",
     ),  # the data themselves are bound
+    *(
+        "jaxcxr.data.dicom",
+        "jaxcxr.data.images",
+        "jaxcxr.data.synthetic.__init__",
+        "jaxcxr.data.synthetic.anatomy",
+        "jaxcxr.data.synthetic.cohort",
+        "jaxcxr.data.synthetic.pathology",
+        "jaxcxr.data.synthetic.render",
+    ),  # draw public images, which act through the directions that they choose, and these are bound
 }
 
 

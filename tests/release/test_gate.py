@@ -25,7 +25,7 @@ from tests.conftest import load_script
 from tests.release.run_folder import CONFIG, DATA, make_run, network_params
 from tests.run_files import write_plain_run
 
-GIVEN = Weights({}, CONFIG.data.findings, "mish", CONFIG.model.width, CONFIG.data.size)
+GIVEN = Weights(None, CONFIG.data.findings, ModelConfig("mish", CONFIG.model.width), CONFIG.data.size)
 FINDING = {
     "method": "one run; white-box gradient alignment and black-box loss; every step checked", "model": "logistic regression",
     "canaries": 200, "confidence": 0.95, "epsilon_lower": 4.0, "epsilon_claimed": 1.0, "accused": True, "code": "",
@@ -40,7 +40,7 @@ def quick() -> Iterator[None]:
         patch.setattr(
             conversion,
             "_probabilities",
-            lambda _model, _state, images: np.zeros((len(images), 2), np.float32),
+            lambda _model, _config, _state, images: np.zeros((len(images), 2), np.float32),
         )
         yield
 
@@ -262,7 +262,9 @@ def test_an_export_that_differs_is_neither_kept_nor_registered(
 ) -> None:
     run = private(tmp_path / "run", params)
     monkeypatch.setattr(
-        conversion, "_probabilities", lambda _model, _state, images: np.ones((len(images), 2), np.float32)
+        conversion,
+        "_probabilities",
+        lambda _model, _config, _state, images: np.ones((len(images), 2), np.float32),
     )
     with pytest.raises(InputError, match="nothing was kept"):
         export_model(run, tmp_path / "a.safetensors")

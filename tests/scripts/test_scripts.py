@@ -8,6 +8,7 @@ import fnmatch
 import io
 import json
 import logging
+import os
 import re
 import runpy
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jaxcxr.config import DataConfig, Experiment, dump, load
+from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump, load
 from jaxcxr.training.plan import RunPlan
 from tests.conftest import FINDINGS, changed, declared
 
@@ -47,7 +48,11 @@ def _checked(code: Any, expect: int, said: Said) -> Said:
 def process(name: str, *arguments: str, cwd: Path, expect: int = 0) -> Said:
     """Call a script in a process of its own."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    # where the package is, and the network of `home`
+    path = os.pathsep.join(str(ROOT / place) for place in ("src", "."))
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
     return _checked(done.returncode, expect, Said(done.stdout, done.stderr))
 
 
@@ -90,7 +95,7 @@ def home(
 ) -> Path:
     """A folder with the demo's configurations made small, where the scripts run.
 
-    What is compiled into their steps is taken from the tiny experiments, so that a session compiles those once for all its tests.
+    Their network compiles in seconds; the paper's is trained by the README's first command.
     """
     home = tmp_path_factory.mktemp("home")
     (home / "configs").mkdir()
@@ -105,7 +110,12 @@ def home(
         config = changed(config, "data", size=32, synthetic=few, findings=FINDINGS)
         recipe = None if name == "pretrain_synthetic" else "configs/pretrain_synthetic.yaml"
         config = changed(
-            config, "model", width=32, weights=recipe and "weights/synthetic-64", pretraining=recipe
+            config,
+            "model",
+            network="tests.training.tiny:TinyNet",
+            activation=ModelConfig().activation,
+            weights=recipe and "weights/synthetic-64",
+            pretraining=recipe,
         )
         like = tiny if config.privacy else tiny_nonprivate_config
         if config.privacy:

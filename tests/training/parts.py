@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxcxr.models.layers import GroupNorm
+from jaxcxr.models.network import Network
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.models.trainable import Scope, trained_mask
 from jaxcxr.privacy import exact_sum
@@ -29,13 +30,13 @@ class Tiny(ResNet9):
 
 
 def clipped_sum(
-    model: nn.Module, weights: Any, clip: float, method: Method = "layerwise", scope: Scope = "all"
+    model: Network, weights: Any, clip: float, method: Method = "layerwise", scope: Scope = "all"
 ) -> Callable[[Any, Any], Any]:
     """(parameters, microbatch) -> the clipped sum of the trained parameters' gradients, and the sums for the log."""
     mechanism = Mechanism(1000, 4, clip, 1.0, 1.0, 1e-5, method=method)
 
     def summed(params: Any, batch: Any) -> Any:
-        trained = None if scope == "all" else trained_mask(scope, params)
+        trained = None if scope == "all" else trained_mask(scope, params, model)
         total, log = Gradients(unit_loss(model, weights), mechanism, trained).summed(params, batch)  # type: ignore[arg-type]
         return exact_sum.value(total, mechanism.step_size(total.high)), log
 

@@ -319,7 +319,7 @@ def test_everything_configured_is_bound_but_evaluation_and_paths(
     fields = config.digest_fields()
     missing = {name for name in fields if name not in bound.configuration}
     assert missing == {name for name in fields if name.startswith("evaluation.")} | {
-        *("data.store", "model.weights", "model.pretraining")
+        *("data.store", "model.weights", "model.pretraining", "head.public")
     }
     for name in (
         "noise_multiplier",

@@ -60,7 +60,7 @@ def test_the_sum_is_that_of_the_trained_gradients_clipped_by_their_own_norm(
     total, _ = jax.jit(clipped_sum(parameters.network_of(plan.config), plan.weights, CLIP, method, scope))(
         params, batch
     )
-    mask = trained_mask(scope, params)
+    mask = trained_mask(scope, params, parameters.network_of(plan.config))
     assert jax.tree.structure(total) == jax.tree.structure(split(params, mask)[0])
     expected = _reference(plan, params, batch, mask)
     for found, wanted in zip(jax.tree.leaves(total), expected, strict=True):
@@ -147,6 +147,7 @@ def test_a_scope_that_names_nothing_is_refused(plan_of: Any, monkeypatch: pytest
 
     monkeypatch.setattr(MAKE_NETWORK, lambda *_: Headless(3))
     with pytest.raises(
-        InputError, match="scope 'head': names no parameter of this network, whose parts are classifier"
+        InputError,
+        match=r"Headless must end in an nn.Dense\(n_findings, name='head'\) .* the parts classifier",
     ):
         plan_of("head")

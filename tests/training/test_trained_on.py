@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.config import Experiment, ModelConfig, dump, load
 from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
@@ -227,11 +227,10 @@ def test_converted_weights_keep_the_record_and_a_runs_own_images_become_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jaxcxr.workflows.conversion.from_torch", lambda *_, **__: params)
     store = made("known", list(range(20)))
     config = private(tiny_nonprivate_config, store, None)
     weights = weights_of(params, tmp_path / "w", units_of(store))
-    mapped = Weights({}, ("hernia",), "mish", 32, 32)
+    mapped = Weights(params, FINDINGS, ModelConfig("mish"), 32)
     monkeypatch.setattr("jaxcxr.workflows.conversion._read_weights", lambda *_: mapped)
     convert(weights, tmp_path / "converted", mapped)
     assert units_of_weights(tmp_path / "converted") is not None

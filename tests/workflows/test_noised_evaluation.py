@@ -214,7 +214,9 @@ def test_with_epsilon_without_limit_it_is_the_evaluation_itself(hospital: Path) 
     keys = ["group", "finding", "metric"]
     both = noised.merge(exact, on=keys, suffixes=("", "_exact"))
     assert len(both) == len(noised) == 3 * (4 + 2 * 8)
-    assert (both["value"] - both["value_exact"]).abs().max() < 0.015
+    difference = (both["value"] - both["value_exact"]).abs()
+    assert (difference < 0.015 + 5 * both["std_noise"]).all()  # bins, and what noise is left
+    assert both["std_noise"].max() < 0.02
     np.testing.assert_allclose(
         both["ci_high"] - both["ci_low"], both["ci_high_exact"] - both["ci_low_exact"], rtol=1.0
     )

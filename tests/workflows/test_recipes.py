@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment, HeadConfig, load
 from jaxcxr.errors import InputError
-from jaxcxr.workflows.recipes import Band, Rule, choice, recommended
+from jaxcxr.workflows.recipes import Band, HeadRule, Rule, by_recipe, choice, recommended
 from tests.conftest import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +91,68 @@ def test_what_is_no_rule_is_refused() -> None:
             recommended(private(), 1000, dataclasses.replace(RULE, bands=bands))
     with pytest.raises(InputError, match="privacy is null"):
         recommended(dataclasses.replace(private(), privacy=None), 1000, RULE)
+
+
+WITH_HEAD = dataclasses.replace(RULE, head=HeadRule(up_to=1000.0, up_to_random=500.0))
+
+
+@pytest.mark.parametrize(
+    ("n_units", "epsilon", "weights", "by_head"),
+    [
+        (2828, 1.0, "some", True),  # 1,000 over the root of the paper's eight findings
+        (2829, 1.0, "some", False),
+        (28_280, 0.1, "some", True),
+        (1414, 1.0, None, True),
+        (1415, 1.0, None, False),
+    ],
+)
+def test_the_rule_takes_the_head_at_a_small_signal(
+    n_units: int, epsilon: float, weights: str | None, by_head: bool
+) -> None:
+    config = with_epsilon(changed(private(), "model", weights=weights), epsilon)
+    found, told = by_recipe("recommended", config, n_units, WITH_HEAD)
+    assert found.training.keeps_features == by_head
+    assert ("the head alone" in told[0]) == by_head
+    assert any(f"{n_units * epsilon / math.sqrt(8):,.0f}" in sentence for sentence in told)
+    found.check()
+    if found.training.keeps_features:
+        t = found.training
+        assert (t.expected_batch_size, t.scope, t.optimizer) == (n_units, "head_on_features", "sgd")
+        assert found.privacy is not None
+        assert found.privacy.l2_clip_norm == pytest.approx(0.125 / math.sqrt(8))
+        assert found.head.start == ("zero" if weights is None else "weights")
+
+
+def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None:
+    config = private()
+    large, _ = by_recipe("head", config, 10**6, WITH_HEAD)
+    assert large.training.expected_batch_size == 10**6
+    without, told = by_recipe("head", dataclasses.replace(config, privacy=None), 500, WITH_HEAD)
+    without.check()
+    assert "clip norm" not in told[0]
+    assert without.training.learning_rate == pytest.approx(32 / 32)
+    with pytest.raises(InputError, match="the recipe of the head needs its numbers"):
+        by_recipe("head", config, 500, RULE)
+
+
+def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
+    rule = HeadRule(up_to=1.0, up_to_random=1.0)
+    lengths = [
+        rule.learning_rate(signal) * rule.steps * rule.clip / 0.5 for signal in (25.0, 100.0, 400.0, 1e5)
+    ]
+    assert lengths == pytest.approx([4, 8, 16, 32])
+
+
+def test_the_head_section_says_where_to_start_and_which_images_are_public() -> None:
+    config = changed(
+        dataclasses.replace(private(), head=HeadConfig("zero", "stores/public", 7)), "model", weights="some"
+    )
+    assert by_recipe("head", config, 500, WITH_HEAD)[0].head == config.head
+    assert not by_recipe("recommended", config, 10**6, WITH_HEAD)[0].training.keeps_features
+
+
+def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:
+    config = with_epsilon(changed(private(), "model", weights="some"), 0.1)
+    assert any(said.startswith("WARNING") for said in by_recipe("recommended", config, 50, WITH_HEAD)[1])
+    enough = by_recipe("recommended", with_epsilon(config, 1.0), 2000, WITH_HEAD)[1]
+    assert not any(said.startswith("WARNING") for said in enough)

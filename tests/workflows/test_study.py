@@ -25,7 +25,9 @@ SEEDS = (1, 2, 3)
 
 def study_of(**questions: Question) -> Study:
     asked = questions or {"recipe": Question("Which recipe?", "paper", ARMS, (0.29, 7.89), SEEDS)}
-    return Study(str(ROOT / "configs/study/private.yaml"), str(ROOT / "configs/recommended.yaml"), asked)
+    return Study(
+        str(ROOT / "configs/study/private.yaml"), str(ROOT / "configs/study/recommended_whole.yaml"), asked
+    )
 
 
 def test_the_grid_is_every_arm_budget_and_seed() -> None:

@@ -79,16 +79,25 @@ def network(config: Experiment, image_shape: tuple[int, int], width: int, seed: 
         seed: of the weights.
 
     Raises:
-        InputError: the width is not a multiple of 32, the configuration does not use flat clipping, or it
-            releases moments instead of gradients.
+        InputError: the network is not resnet9, the width is not a multiple of 32, the configuration does not
+            use flat clipping, or it releases moments instead of gradients.
     """
     privacy = config.privacy
     if privacy is None or privacy.clipping != "flat":
         found = None if privacy is None else privacy.clipping
         raise InputError(f"privacy.clipping: an audit of the network expects 'flat', found {found!r}")
+    if config.training.keeps_features:
+        raise InputError(
+            "training.scope: an audit of the network trains all of it; 'head_on_features' trains no network"
+        )
     if config.training.releases_moments:
         raise InputError(
             "training.optimizer: an audit of the network is of gradients; 'least_squares' releases moments"
+        )
+    if config.model.network != "resnet9":
+        raise InputError(
+            "model.network: an audit of the network narrows resnet9 to --width, and knows no narrower "
+            f"{config.model.network}; expected --model logistic, which audits the same mechanism"
         )
     if width < 1 or width % 32:
         raise InputError(f"--width: expected a multiple of 32 (groups of normalisation), found {width}")

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from jaxcxr.config import (
     DataConfig,
     EvaluationConfig,
+    HeadConfig,
     ModelConfig,
     PrivacyConfig,
     SyntheticConfig,
@@ -27,6 +28,7 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("model", ModelConfig, "required"),
     ("privacy", PrivacyConfig, "null trains without privacy"),
     ("training", TrainingConfig, "required"),
+    ("head", HeadConfig, "read where training.scope is head_on_features"),
     ("evaluation", EvaluationConfig, "all defaults unless given"),
 )
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}

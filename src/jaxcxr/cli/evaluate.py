@@ -7,7 +7,7 @@ Examples:
 
 The last one writes an evaluation that may be published: AUROC, accuracy, sensitivity and specificity from
 noised counts, under an (epsilon, delta) of the held-out patients' own, which the ledger of their store
-(evaluations.jsonl) records. All evaluations of the same patients add up, and one beyond the budget is refused.
+(evaluations.jsonl) records. All evaluations of the same patients add up; one beyond the budget is refused.
 """
 
 import dataclasses

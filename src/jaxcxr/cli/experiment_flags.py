@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 
 from jaxcxr.config import Experiment, load, override
 
 ArgumentsT = TypeVar("ArgumentsT")
+Recipe = Literal["paper", "recommended", "head"]
+"""How a command trains (`jaxcxr.workflows.recipes`); `paper` as the configuration says."""
 
 
 def parse(

@@ -5,6 +5,7 @@ Examples:
   jaxcxr sweep --eps 0.29                 one budget (or several; inf is the non-private model)
   jaxcxr sweep --eps 0.29 --dry-run       what that would train, and what it would cost
   jaxcxr sweep --recipe recommended       each budget by the rule of configs/recommended.yaml
+  jaxcxr sweep --recipe head              the head alone, on features that are computed once: seconds a budget
   jaxcxr sweep --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
@@ -16,10 +17,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from jaxcxr.cli.console import say
-from jaxcxr.cli.experiment_flags import parse
+from jaxcxr.cli.experiment_flags import Recipe, parse
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import SUMMARY
@@ -33,10 +33,11 @@ class Arguments:
         eps: budgets; the paper's six and inf (no privacy) unless given.
         config: the private experiment; its privacy.epsilon is replaced by each budget.
         nonprivate_config: the non-private experiment.
-        recipe: `paper` trains as the configuration says; `recommended` chooses batch, steps, rate, scope,
-            clip norm and averaging for each budget by the rule, for no more image passes, and averages all
-            predictions over views of an image.
-        rule: of the recommended recipe (YAML).
+        recipe: `paper` trains as the configuration says; `recommended` chooses for each budget by the rule
+            between the head alone and the whole network, and batch, steps, rate, clip norm and averaging, for
+            no more image passes, and averages all predictions over views of an image; `head` trains the head
+            alone, also without privacy.
+        rule: of the recommended recipe and the head's (YAML).
         beside: a finished sweep folder, drawn in the same figure.
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
             is not the paper's.
@@ -48,7 +49,7 @@ class Arguments:
     eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
     config: Path = Path("configs/demo.yaml")
     nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
-    recipe: Literal["paper", "recommended"] = "paper"
+    recipe: Recipe = "paper"
     rule: Path = Path("configs/recommended.yaml")
     beside: Path | None = None
     out: Path | None = None
@@ -65,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     experiments = _experiments(arguments, flags)
     say(f"{arguments.config}: loading JAX")
-    chosen = _by_the_rule(experiments, arguments)
+    chosen, told = _by_the_rule(experiments, arguments)
     if arguments.dry_run:
         _rehearse(chosen)
         return
     from jaxcxr.workflows.sweep import sweep
 
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
-    if not sweep(chosen, arguments.out or Path("runs") / name, arguments.beside):
+    if not sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told):
         raise SystemExit(130)
 
 
@@ -92,6 +93,8 @@ def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Expe
         if epsilon < math.inf:
             privacy = dataclasses.replace(private.privacy, epsilon=epsilon)
             config = dataclasses.replace(private, privacy=privacy)
+        elif arguments.recipe == "head":  # the same features without privacy
+            config = dataclasses.replace(private, privacy=None)
         else:
             config = _non_private(arguments, private)
         experiments[epsilon] = override(config, flags, prog="jaxcxr sweep --config FILE")
@@ -109,22 +112,21 @@ def _non_private(arguments: Arguments, private: Experiment) -> Experiment:
     return config
 
 
-def _by_the_rule(experiments: Mapping[float, Experiment], arguments: Arguments) -> dict[float, Experiment]:
+def _by_the_rule(
+    experiments: Mapping[float, Experiment], arguments: Arguments
+) -> tuple[dict[float, Experiment], dict[float, list[str]]]:
+    """The experiment of each budget by the recipe, and what it chose and why."""
     if arguments.recipe == "paper":
-        return dict(experiments)
+        return dict(experiments), {}
     from jaxcxr.workflows.experiment import number_of_units
-    from jaxcxr.workflows.recipes import Rule, choice, recommended, with_views
+    from jaxcxr.workflows.recipes import Rule, by_recipe
 
-    rule, chosen = load(Rule, arguments.rule), {}
+    rule, chosen, told = load(Rule, arguments.rule), {}, {}
     for epsilon, config in experiments.items():
-        if config.privacy is None:
-            chosen[epsilon] = with_views(config, rule)
-            continue
-        units = number_of_units(config)
-        chosen[epsilon] = recommended(config, units, rule)
-        for sentence in choice(config, chosen[epsilon], units, rule):
+        chosen[epsilon], told[epsilon] = by_recipe(arguments.recipe, config, number_of_units(config), rule)
+        for sentence in told[epsilon]:
             say(f"epsilon {epsilon:g}: {sentence}")
-    return chosen
+    return chosen, told
 
 
 def _rehearse(chosen: Mapping[float, Experiment]) -> None:

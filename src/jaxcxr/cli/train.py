@@ -3,6 +3,7 @@
 Examples:
   jaxcxr train --config configs/demo.yaml --out runs/demo
   jaxcxr train --config configs/demo.yaml --dry-run
+  jaxcxr train --config configs/demo.yaml --recipe head --out runs/demo-head
   jaxcxr train --config configs/demo.yaml --privacy.epsilon 1.06 --out runs/demo-1.06
 
 Every field of the configuration is a flag as well, such as --privacy.epsilon; --help-config lists them.
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcxr.cli.console import say
-from jaxcxr.cli.experiment_flags import experiment_of, parse
-from jaxcxr.config import Experiment
+from jaxcxr.cli.experiment_flags import Recipe, experiment_of, parse
+from jaxcxr.config import Experiment, load
 from jaxcxr.run_folder import CHECKPOINTS
 
 
@@ -24,7 +25,12 @@ class Arguments:
 
     Attributes:
         config: the experiment (YAML).
-        out: run folder; runs/<name of the configuration> unless given.
+        recipe: `paper` trains as the configuration says; `recommended` chooses by the rule between the head
+            alone and the whole network, and how; `head` trains the head alone, on features that are computed
+            once.
+        rule: of the recommended recipe and the head's (YAML).
+        out: run folder; runs/<name of the configuration> unless given, with the recipe's name if it is not
+            the paper's.
         resume: go on with the run in that folder from its newest checkpoint.
         delete_secret: when the run is finished, delete the secret behind its noise: nobody can subtract the
             noise then, and the run cannot go on. With resume also for a run that is finished already.
@@ -34,6 +40,8 @@ class Arguments:
     """
 
     config: Path = Path("configs/demo.yaml")
+    recipe: Recipe = "paper"
+    rule: Path = Path("configs/recommended.yaml")
     out: Path | None = None
     resume: bool = False
     delete_secret: bool = False
@@ -45,17 +53,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, flags = parse(Arguments, __doc__, argv)
     config = experiment_of(arguments.config, flags, "jaxcxr train --config FILE")
-    out = arguments.out or Path("runs") / arguments.config.stem
+    name = arguments.config.stem + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
+    out = arguments.out or Path("runs") / name
     say(f"{arguments.config}: loading JAX")
+    config, chosen = _by_the_rule(config, arguments)
     if arguments.dry_run:
         from jaxcxr.workflows.rehearsal import rehearse
 
         print("\n".join(rehearse(config, say).lines()))
         return
-    _train(config, out, arguments)
+    _train(config, out, arguments, chosen)
 
 
-def _train(config: Experiment, out: Path, arguments: Arguments) -> None:
+def _by_the_rule(config: Experiment, arguments: Arguments) -> tuple[Experiment, list[str]]:
+    """The experiment by the recipe, and what it chose and why."""
+    if arguments.recipe == "paper":
+        return config, []
+    from jaxcxr.workflows.experiment import number_of_units
+    from jaxcxr.workflows.recipes import Rule, by_recipe
+
+    chosen, told = by_recipe(arguments.recipe, config, number_of_units(config), load(Rule, arguments.rule))
+    for sentence in told:
+        say(sentence)
+    return chosen, told
+
+
+def _train(config: Experiment, out: Path, arguments: Arguments, chosen: Sequence[str]) -> None:
     from jaxcxr.report.paper.supplementary_tables import screen_table
     from jaxcxr.training.cpu_allocator import keep_memory
     from jaxcxr.training.distributed import connect, is_process_0
@@ -63,7 +86,7 @@ def _train(config: Experiment, out: Path, arguments: Arguments) -> None:
 
     keep_memory()
     connect()
-    evaluation = run_experiment(config, out, arguments.resume)
+    evaluation = run_experiment(config, out, arguments.resume, chosen=chosen)
     if not is_process_0():
         return
     if evaluation is None:

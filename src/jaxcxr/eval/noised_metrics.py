@@ -98,7 +98,7 @@ def noised_evaluation(
         shown = METRICS if block == 0 else OF_GROUPS
         for row in _rows(found, findings, np.array(thresholds), shown, rng):
             rows.append(base | row)
-    return pd.DataFrame(rows)[list(NOISED_COLUMNS)]
+    return pd.DataFrame(rows, columns=list(NOISED_COLUMNS))
 
 
 def measured(

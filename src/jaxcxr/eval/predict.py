@@ -1,5 +1,6 @@
 """Predict the held-out images: one row per image. The only part of `eval` that runs the network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,17 @@ PIECE = 1024
 """Number of images read at once."""
 
 
-def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFrame:
+def predict_table(
+    config: Experiment, params: PyTree, store: Store, by_split: Mapping[str, np.ndarray] | None = None
+) -> pd.DataFrame:
     """Predictions for the validation and test images: image_id, patient_id, split, groups, y_* and p_*.
+
+    Args:
+        config: of the experiment.
+        params: of the network.
+        store: of the images.
+        by_split: probabilities [n, findings] that are known already, in the order of the store; None runs the
+            network.
 
     Raises:
         InputError: the store has no test images.
@@ -36,7 +46,7 @@ def predict_table(config: Experiment, params: PyTree, store: Store) -> pd.DataFr
             continue
         groups = [column for column in GROUP_COLUMNS if column in split.frame.columns]
         frame = split.frame[["image_id", "patient_id", "split", *groups]].copy()
-        predicted = _probabilities(model, split)
+        predicted = _probabilities(model, split) if by_split is None else by_split[name]
         for index, finding in enumerate(config.data.findings):
             frame[f"y_{finding}"] = split.labels[:, index]
             frame[f"p_{finding}"] = predicted[:, index]

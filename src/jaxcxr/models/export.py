@@ -1,6 +1,7 @@
 """Export a trained network to a file that runs without this package: StableHLO by `jax.export`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def to_stablehlo(
     """The serialised function images uint8 [n, size, size] -> probabilities [n, findings], for any n.
 
     Read it with `jax.export.deserialize(data).call(images)`, which needs only jax. Later versions of jax can
-    read it for at least six months (the compatibility window of `jax.export`).
+    read it for at least six months (the compatibility window of `jax.export`). It holds no path of this
+    machine: without `_without_locations`, StableHLO names the source file of every operation.
 
     Args:
         predict: (parameters, images) -> probabilities (`models.test_time_augmentation.predictor`).
@@ -33,7 +35,18 @@ def to_stablehlo(
     probabilities.__name__ = name
     (n,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, size, size), np.uint8)
-    return bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(images).serialize())
+    with _without_locations():
+        return bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(images).serialize())
+
+
+@contextmanager
+def _without_locations() -> Iterator[None]:
+    before = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def name_of_stablehlo(path: Path) -> str:

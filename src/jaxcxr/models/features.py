@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from jaxcxr.models.network import HEAD
+from jaxcxr.models.backbone import HEAD
 
 
 def with_features(
@@ -26,3 +26,11 @@ def with_features(
         logits: Any = model.apply(params, image)
     (features,) = seen
     return logits, features
+
+
+def features(model: nn.Module, params: PyTree, image: Any) -> Float[Array, "features"]:
+    """The features of one grey image, uint8 or float [h, w] in [0, 255]: the vector that the head sees.
+
+    Batching is `jax.vmap` over images. `network.n_features(params)` is its length.
+    """
+    return with_features(model, params, image)[1]

@@ -4,12 +4,13 @@ Sources: the paper, Network Architecture; Klause et al. 2022; He et al. 2016; Wu
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
+from jaxcxr.models.backbone import HEAD, Input, Network
 from jaxcxr.models.layers import GroupNorm, Stem, max_pool
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -40,28 +41,29 @@ class Block(nn.Module):
         return GroupNorm(name="scale_norm")(y) if self.scale_norm else y
 
 
-class ResNet9(nn.Module):
+class ResNet9(Network):
     """The network: logits of the findings from one grey image.
 
     4,909,896 parameters with eight findings and width 64. The image is copied to three channels for the
     pretrained first layer, without materialising the copies (`layers.Stem`).
 
     Attributes:
-        n_findings: number of logits.
         activation: `mish` (private runs) or `relu` (non-private ones).
         width: channels of the first stage, doubled in each later one.
-        dtype: of convolutions and activations; norms, the pooled mean, head and logits are float32.
-        remat: see `ModelConfig`; read by the code that differentiates the network.
         scale_norm: normalise each block's output, so that the sum of residual and shortcut has a fixed scale
             (Klause et al. 2022).
     """
 
-    n_findings: int
     activation: str = "mish"
     width: int = 64
-    dtype: Any = jnp.float32
     scale_norm: bool = False
-    remat: bool = False
+
+    LAST_STAGE: ClassVar[tuple[str, ...]] = ("stage4",)
+
+    @property
+    def input(self) -> Input:
+        """Grey values from 0 to 1, as in the paper's loader."""
+        return Input((0.0,) * 3, (1.0,) * 3, multiple=4)
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "h w"] | Float[Array, "h w"]) -> Float[Array, "findings"]:
@@ -79,5 +81,4 @@ class ResNet9(nn.Module):
                 self.scale_norm,
                 name=f"stage{stage + 1}_block1",
             )(x)
-        x = x.astype(jnp.float32).mean(axis=(0, 1))
-        return nn.Dense(self.n_findings, name="head")(x)
+        return nn.Dense(self.n_findings, name=HEAD)(self.pooled(x))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 
-from jaxcxr.models.network import HEAD, LAST_BLOCK, Network
+from jaxcxr.errors import InputError
+from jaxcxr.models.backbone import HEAD, LAST_MAP, Network
 
 
 def integrated_gradients(
@@ -47,13 +48,18 @@ def integrated_gradients(
 def activation_map(
     model: Network, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int
 ) -> Float[np.ndarray, "i j"]:
-    """Contribution of each cell of the last map to the logit; the sum is the logit without its bias."""
-    _, state = model.apply(
-        params,
-        jnp.asarray(image),
-        capture_intermediates=lambda module, _: module.name == LAST_BLOCK,
-        mutable=["intermediates"],
-    )
-    features = jnp.asarray(state["intermediates"][LAST_BLOCK]["__call__"][0], jnp.float32)  # type: ignore[index]
+    """Contribution of each cell of the last map to the logit; the sum is the logit without its bias.
+
+    Raises:
+        InputError: the features of this network are not the mean over the places of a map.
+    """
+    _, state = model.apply(params, jnp.asarray(image), mutable=["intermediates"])
+    maps: Any = state.get("intermediates", {}).get(LAST_MAP)
+    if maps is None:
+        raise InputError(
+            f"activation_map: {type(model).__name__} has no map whose mean the head sees; expected the "
+            "method integrated_gradients, which explains any network"
+        )
+    features = jnp.asarray(maps[0], jnp.float32)
     kernel = params["params"][HEAD]["kernel"][:, finding]
     return np.asarray(features @ kernel) / (features.shape[0] * features.shape[1])

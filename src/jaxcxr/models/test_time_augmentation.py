@@ -44,14 +44,20 @@ def predictor(
     def logits(params: Any, image: Any) -> Any:
         if views == "one":
             return apply(params, image)
-        plain = [image] if views == "mirrored" else [image, *_moved(image)]
-        seen = jnp.stack([*plain, *(view[:, ::-1] for view in plain)])
+        seen = jnp.concatenate(both_sides(image, views))
         found: Any = jax.vmap(apply, in_axes=(None, 0))(params, seen)
-        return jnp.concatenate([found[: len(plain)], found[len(plain) :, jnp.asarray(other_side)]]).mean(
-            axis=0
-        )
+        half = len(seen) // 2
+        return jnp.concatenate([found[:half], found[half:, jnp.asarray(other_side)]]).mean(axis=0)
 
     return lambda params, images: jax.nn.sigmoid(jax.vmap(logits, in_axes=(None, 0))(params, images))
+
+
+def both_sides(image: Any, views: Views) -> list[Any]:
+    """The views of an image that a prediction averages: the upright ones [v, h, w], and as many mirrored ones
+    unless the image alone is predicted.
+    """
+    upright = jnp.stack([image] if views != "mirrored_moved" else [image, *_moved(image)])
+    return [upright] if views == "one" else [upright, upright[..., ::-1]]
 
 
 def _moved(image: Any) -> list[Any]:

@@ -7,51 +7,68 @@ less adaptable network. The choice must not depend on private data.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from jaxtyping import PyTree
 
 from jaxcxr.config import Scope
 from jaxcxr.errors import InputError
-from jaxcxr.models.network import is_head, is_last_stage, is_norm
+from jaxcxr.models.lora import is_factor
+from jaxcxr.models.network import Network, is_bias, is_head, is_last_stage, is_norm
+
+PARAMS = "params"
+"""The collection of what can be trained; all others of a network are constants."""
 
 
-def is_trained(scope: Scope, path: Sequence[str]) -> bool:
+def is_trained(scope: Scope, path: Sequence[str], network: Network) -> bool:
     """Whether the parameter at `path`, such as ("stage4_block1", "conv1", "kernel"), is trained.
 
-    `head` is the last layer, `head_and_norm` also the scales and biases of every norm, `last_stage` the last
-    stage and the head.
+    `head` is the last layer, `head_on_features` too (`training.head`), `head_and_norm` also the scales and
+    biases of every norm, `head_and_bias` every bias (BiTFiT: Bu et al. 2022, arXiv 2210.00036),
+    `head_and_lora` the factors beside the kernels (`lora`), `last_stage` the last stage and the head.
     """
     match scope:
         case "all":
             return True
-        case "head":
+        case "head" | "head_on_features":
             return is_head(path)
         case "head_and_norm":
             return is_head(path) or is_norm(path)
+        case "head_and_bias":
+            return is_head(path) or is_bias(path)
+        case "head_and_lora":
+            return is_head(path) or is_factor(path[-1])
         case "last_stage":
-            return is_head(path) or is_last_stage(path)
+            return is_head(path) or is_last_stage(network, path)
 
 
-def trained_mask(scope: Scope, params: PyTree) -> PyTree:
-    """A tree like `params` (`{"params": ...}`), True at the leaves that are trained.
+def trained_mask(scope: Scope, params: PyTree, network: Network) -> PyTree:
+    """A tree like `params`, True at the leaves that are trained; none outside the collection `params` is,
+    such as the statistics of frozen batch norms.
 
     Raises:
         InputError: the scope names no parameter of this network.
     """
+    if scope == "head_and_lora" and not network.lora_rank:
+        raise InputError(
+            "training.scope 'head_and_lora': the network has no factors; expected a model.lora_rank above 0"
+        )
     found = False
 
     def walk(node: Any, path: tuple[str, ...]) -> Any:
         nonlocal found
         if isinstance(node, Mapping):
             return {name: walk(child, (*path, name)) for name, child in node.items()}
-        trained = is_trained(scope, path)
+        trained = is_trained(scope, path, network)
         found = found or trained
         return trained
 
-    mask = {"params": walk(params["params"], ())}
+    others = {name: tree for name, tree in params.items() if name != PARAMS}
+    constants = jax.tree.map(lambda _: False, others)
+    mask = {PARAMS: walk(params[PARAMS], ()), **constants}
     if not found:
         raise InputError(
             f"scope {scope!r}: names no parameter of this network, whose parts are "
-            f"{', '.join(params['params'])}"
+            f"{', '.join(params[PARAMS])}"
         )
     return mask
 

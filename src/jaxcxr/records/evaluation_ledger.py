@@ -130,9 +130,9 @@ class EvaluationLedger:
             before = self.spent()
             raise InputError(
                 f"{self._path}: the budget of the held-out patients is epsilon {budget:g}; "
-                f"{before.evaluations} evaluations have spent {before.epsilon:.4g} of it, and with this one it would be "
-                f"{after.epsilon:.4g}; nothing was released. Publish an earlier one again, or declare a "
-                f"larger budget (--private-budget {after.epsilon * 1.001:.4g})"
+                f"{before.evaluations} evaluations have spent {before.epsilon:.4g} of it, and with this one "
+                f"it would be {after.epsilon:.4g}; nothing was released. Publish an earlier one again, or "
+                f"declare a larger budget (--private-budget {after.epsilon * 1.001:.4g})"
             )
         line = _Release(
             noise_multiplier=noise_multiplier, l2_sensitivity=l2_sensitivity, budget=float(budget)

@@ -24,7 +24,7 @@ import pandas as pd
 
 from jaxcxr.data.manifest import REQUIRED, text_of
 from jaxcxr.errors import InputError
-from jaxcxr.release.readings import escaped, folded, readings, squeezed
+from jaxcxr.release.readings import escaped, folded, readings, spelt, squeezed
 
 SHORT = 4
 """Identifiers shorter than this are searched for as whole words only."""
@@ -114,8 +114,11 @@ class Identifiers:
         """
         found: set[str] = set()
         for reading in readings(text):
-            for word in _within(squeezed(reading), self._squeezed, self._squeezed_beginnings):
-                found.add(self._squeezed[word])
+            whole = _within(squeezed(reading), self._squeezed, self._squeezed_beginnings)
+            found |= {self._squeezed[word] for word in whole if not word.isalpha()}
+            for part in spelt(reading):  # letters alone would be found across ordinary words
+                inside = _within(part, self._squeezed, self._squeezed_beginnings)
+                found |= {self._squeezed[word] for word in inside}
             for word in _within(folded(reading), self._folded, self._beginnings):
                 if _is_telling(squeezed(word)):
                     found.add(self._folded[word])
@@ -236,10 +239,10 @@ def _is_telling(name: str) -> bool:
 
 
 def _stands_alone(text: str, start: int, length: int) -> bool:
-    """Whether a match is an identifier: a bare number inside a longer number is not."""
+    """Whether a match is an identifier: a bare number in a longer one is not, but for leading zeros."""
     if not text[start : start + length].isdigit():
         return True
-    before, after = text[start - 1 : start] if start else "", text[start + length : start + length + 1]
+    before, after = text[:start].rstrip("0")[-1:], text[start + length : start + length + 1]
     return not before.isdigit() and not after.isdigit()
 
 

@@ -3,17 +3,19 @@
 Private paths are blanked. What a reader cannot need is reset to its default: how the model is judged, how
 often a row is logged, where images are kept, options of choices that were not made. What is left follows from
 the card (`agreement`), or is a choice of words, or is rounded to `DIGITS` significant digits; no number is
-free to be an identifier of five digits or more. Findings are the only texts.
+free to be an identifier of five digits or more. Findings, and the network's name and options, are the only
+texts.
 """
 
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxcxr.accounting import steps_of_epochs
-from jaxcxr.config import EvaluationConfig, Experiment, PrivacyConfig, TrainingConfig
+from jaxcxr.config import EvaluationConfig, Experiment, HeadConfig, PrivacyConfig, TrainingConfig
 from jaxcxr.run_folder import CONFIG
 from jaxcxr.training.weights import PACKAGED, weights_folder
 
@@ -24,6 +26,7 @@ MOST_SIZE, MOST_VIEWS, MOST_WIDTH = 4096, 256, 4096
 """Largest image side, number of augmented views and width of a network in a release."""
 LONGEST_FINDING = 80
 MOST_FINDINGS = 500
+MOST_DIRECTIONS = 512
 _CLIPPING = {
     "automatic": ("stability",),
     "adaptive": ("clip_quantile", "clip_learning_rate", "clip_share"),
@@ -39,8 +42,12 @@ def public_config(config: Experiment) -> Experiment:
     weights = config.model.weights
     if weights is not None and not is_packaged(weights):
         weights = BLANK
+    head = config.head if config.training.keeps_features else HeadConfig()
+    if head.public is not None:
+        head = dataclasses.replace(head, public=BLANK)
     return dataclasses.replace(
         config,
+        head=head,
         data=dataclasses.replace(config.data, store=BLANK, synthetic=None, on_device="auto"),
         model=dataclasses.replace(config.model, weights=weights, pretraining=None, remat=False),
         privacy=None if config.privacy is None else _public_privacy(config.privacy),
@@ -137,6 +144,15 @@ def not_public(config: Experiment, steps_planned: int | None) -> Iterator[str]:
     for key, (found_number, most) in ranges.items():
         if found_number > most:
             yield f"{CONFIG}: {key} is {found_number}; expected at most {most:g} in a release"
+    if config.head.directions is not None and config.head.directions > MOST_DIRECTIONS:
+        yield f"{CONFIG}: head.directions is {config.head.directions}; expected at most {MOST_DIRECTIONS}"
+    own = [("network", config.model.network), *(("options", option) for option in config.model.options)]
+    for field, text in own:
+        if not _is_plain(text) or any(len(number) > DIGITS for number in re.findall(r"\d+", text)):
+            yield (
+                f"{CONFIG}: model.{field}: {text[:LONGEST_FINDING]!r} is no plain text of at most "
+                f"{LONGEST_FINDING} characters without numbers of more than {DIGITS} digits"
+            )
     for finding in config.data.findings:
         if not _is_plain(finding):
             yield (

@@ -41,8 +41,15 @@ def folded(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Letters and digits alone, numbers without leading zeros."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", _SEPARATED.sub("", folded(text)))
+    """Letters and digits alone, several zeros at the beginning of a number as one."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "0", _SEPARATED.sub("", folded(text)))
+
+
+def spelt(text: str) -> list[str]:
+    """`squeezed`, word by word; the whole where it is written letter by letter."""
+    words = [word for word in _SEPARATED.split(text) if word]
+    by_letter = sum(map(len, words)) <= 2 * len(words)
+    return [squeezed(word) for word in ([text] if by_letter else text.split())]
 
 
 def readings(text: str) -> set[str]:
@@ -133,14 +140,18 @@ def _decoded(decode: Callable[[], bytes]) -> Iterator[str]:
         content = decode()
     except (ValueError, binascii.Error):
         return
-    content = content.strip(b"\x00")
     for encoding in ("utf-8", "utf-16-le", "utf-16-be", "latin-1"):
         try:
-            text = content.decode(encoding)
+            text = content.decode(encoding).strip("\x00")
         except UnicodeDecodeError:
             continue
-        if text.isascii() or encoding == "utf-8":
+        if encoding == "utf-8" or _mostly_ascii(text):
             yield text
+
+
+def _mostly_ascii(text: str) -> bool:
+    """Whether bytes that any encoding can read are likely to be a text of Latin letters."""
+    return sum(c.isascii() for c in text) > 0.7 * len(text) and max(text, default="") < "\u0250"
 
 
 _DECODINGS = (escaped, _turned, _based, _numbered)

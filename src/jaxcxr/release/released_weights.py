@@ -88,7 +88,7 @@ def untrained(weights: Mapping[str, np.ndarray]) -> Iterator[str]:
         if not np.isfinite(array).all():
             yield f"{name}: holds numbers that are not finite"
         elif np.any(size > LARGEST) or np.any((size < SMALLEST) & (size > 0)):
-            yield f"{name}: holds numbers that no training gives (beyond {SMALLEST:g} to {LARGEST:g}, and not 0)"
+            yield f"{name}: holds numbers that no training gives: beyond {SMALLEST:g} to {LARGEST:g}"
         elif array.size >= _MANY and _repeats(array):
             yield f"{name}: repeats few values, as an image does and trained weights do not"
 

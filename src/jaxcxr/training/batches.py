@@ -63,7 +63,7 @@ def batches(
     """
     on_device = bool(broadcast_from_process_0(build.films_on_device(plan)))
     kept = {FILMS: images_on_devices(plan.split, step_functions.replicate)} if on_device else {}
-    read = None if on_device else _reader(plan.split)
+    read = None if on_device else _reader(plan.split) if plan.head is None else plan.head.rows.read
 
     def prepare(step: int) -> list[Microbatch]:
         size = step_functions.microbatch_size
@@ -139,7 +139,7 @@ def microbatch(
         read: indices -> images; with None the result holds indices, of images that are on the devices
             already.
     """
-    size, side, findings = rows.stop - rows.start, plan.split.size, plan.split.labels.shape[1]
+    size, findings = rows.stop - rows.start, plan.split.labels.shape[1]
     training = plan.config.training
     wanted = image_indices[rows]
     padded = np.full((size, image_indices.shape[1]), -1, np.int64)
@@ -164,7 +164,7 @@ def microbatch(
             noise.derive_key(secret, f"augmentation from row {rows.start}", step).tolist()
         )
         images, labels = flip_rotate(images, labels, plan.config.data.findings, rng)
-    batch["image"] = np.zeros((*padded.shape, side, side), np.uint8)
+    batch["image"] = np.zeros((*padded.shape, *plan.record.shape), plan.record.dtype)
     batch["image"][is_film], batch["label"][is_film] = images, labels
     return batch
 

@@ -17,15 +17,18 @@ from jaxcxr.privacy import exact_sum, moments
 from jaxcxr.privacy.clipping import Flat
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.training import averaging, memory, objective, optimizer, parameters
+from jaxcxr.training.head import HeadGradients
 from jaxcxr.training.least_squares import LeastSquares
 from jaxcxr.training.objective import Gradients
 from jaxcxr.training.plan import RunPlan
 from jaxcxr.training.step import Release, Step, make_step
-from jaxcxr.training.weights import load_weights, weights_folder
+from jaxcxr.training.weights import load_weights, weights_folder, without_head
 
 UNITS_PER_PLACE = 64
 """Expected units of a batch for each place of a microbatch, at least, where units have places of their own.
 """
+HEAD_ROWS = 4096
+"""Rows in a microbatch of a head on kept features, at most: some tens of megabytes."""
 
 
 def pretrained_params(plan: RunPlan) -> PyTree | None:
@@ -39,7 +42,10 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
     if weights is None:
         return None
     _ = plan.start  # refuses
-    return load_weights(weights_folder(weights), parameters.random_params(plan.config, bytes(32)))
+    params = load_weights(weights_folder(weights), parameters.random_params(plan.config, bytes(32)))
+    config = plan.config
+    from_zero = config.training.keeps_features and config.head.start == "zero"
+    return without_head(params) if from_zero else params
 
 
 def initial_params(plan: RunPlan, secret: bytes) -> PyTree:
@@ -87,18 +93,21 @@ def _release_of(plan: RunPlan) -> Release:
     if plan.weights is None:
         raise ValueError("weights: noised class counts must be drawn before a step is made")
     network, mask = parameters.network_of(config), parameters.mask_of(config)
+    directions = None if plan.head is None else plan.head.directions
+    if directions is not None and not config.training.releases_moments:
+        return HeadGradients(directions, plan.weights, mechanism, mask)
     if not config.training.releases_moments:
         return Gradients(objective.unit_loss(network, plan.weights), mechanism, mask)
     rule = mechanism and mechanism.rule
     stability = rule.stability if isinstance(rule, Flat) else None
     shape = (config.data.size, config.data.size)
-    return LeastSquares(network, plan.weights, shape, mechanism, mask, stability)
+    return LeastSquares(network, plan.weights, shape, mechanism, mask, stability, directions)
 
 
 def films_on_device(plan: RunPlan) -> bool:
     """Whether the devices keep all training images."""
     asked = plan.config.data.on_device
-    if asked == "never" or plan.config.training.augmentation != "none":
+    if asked == "never" or plan.head is not None or plan.config.training.augmentation != "none":
         return False
     available = memory.device_bytes(jax.local_devices()[0])
     fits = available is not None and len(plan.split) * plan.split.size**2 <= memory.IMAGES_SHARE * available
@@ -122,15 +131,17 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
 
     def bytes_of(units: int) -> int:
         step = step_of(dataclasses.replace(plan, microbatch_size=units * films, weights=ones), [device])
-        return _bytes_of(step, (shapes, plan.clipping()), (units, films), plan.split.size, findings)
+        return _bytes_of(step, (shapes, plan.clipping()), (units, films), plan.record, findings)
 
     needed = -(-t.expected_batch_size // jax.device_count())
+    if plan.head is not None:
+        return dataclasses.replace(plan, microbatch_size=min(needed, HEAD_ROWS // films) * films)
     units = memory.choose_microbatch(bytes_of, available, needed, films * plan.split.size**2)
     return dataclasses.replace(plan, microbatch_size=units * films)
 
 
 def _bytes_of(
-    step: Step, state: tuple[PyTree, PyTree | None], units: tuple[int, int], side: int, findings: int
+    step: Step, state: tuple[PyTree, PyTree | None], units: tuple[int, int], record: Any, findings: int
 ) -> int:
     """Device memory that the compiled gradient sum of one microbatch needs, besides the parameters.
 
@@ -138,7 +149,7 @@ def _bytes_of(
     """
     params, clipping = state
     batch = {
-        "image": jax.ShapeDtypeStruct((*units, side, side), np.uint8),
+        "image": jax.ShapeDtypeStruct((*units, *record.shape), record.dtype),
         "label": jax.ShapeDtypeStruct((*units, findings), np.float32),
         "is_film": jax.ShapeDtypeStruct(units, np.bool_),
         "is_real": jax.ShapeDtypeStruct(units[:1], np.bool_),

@@ -35,7 +35,7 @@ neither changes the solution; the step is converted back to kernel and bias.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,7 +47,15 @@ from jaxcxr.models.features import with_features
 from jaxcxr.models.network import HEAD, Network
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.privacy.moments import Moments, clipped_steps, symmetric, upper_triangle
-from jaxcxr.training.objective import Microbatch, log_sums, mean_over_films, weighted_cross_entropy
+from jaxcxr.training.directions import Directions
+from jaxcxr.training.head import in_features, logits_and_coordinates
+from jaxcxr.training.objective import (
+    Microbatch,
+    curvature,
+    log_sums,
+    mean_over_films,
+    weighted_cross_entropy,
+)
 
 CENTRE_IMAGES = 8
 FEATURE_SCALE, CONSTANT = 2.0, 0.2
@@ -72,6 +80,8 @@ class LeastSquares:
         mechanism: the mechanism; None without privacy.
         trained: mask of the trained parameters, the head's.
         stability: gamma of automatic clipping; None for flat clipping.
+        directions: of a head on kept features (`training.head`), whose rows a microbatch then has in place of
+            images: the moments are those of the rows' coordinates, fewer than the features.
     """
 
     model: Network
@@ -80,10 +90,11 @@ class LeastSquares:
     mechanism: Mechanism | None = None
     trained: PyTree | None = None
     stability: float | None = None
+    directions: Directions | None = None
 
     def empty(self, params: PyTree) -> Moments:
         """The moments of an empty batch, in floating point."""
-        return empty_moments(params)
+        return empty_moments(params, None if self.directions is None else len(self.directions.spread))
 
     def summed(
         self,
@@ -92,13 +103,13 @@ class LeastSquares:
         clipping: PyTree | None = None,  # noqa: ARG002 - one signature
     ) -> tuple[PyTree, Mapping[str, Array]]:
         """The sum of a microbatch's moments (clipped and exact if private), and sums for the log."""
-        weights, centre = jnp.asarray(self.weights), self._centre(params)
+        weights, seen = jnp.asarray(self.weights), self._seen(params)
 
         def of_image(image: Any, label: Any) -> Any:
-            logits, pooled = with_features(self.model, params, image)
+            logits, x = seen(image)
             loss, slope = jax.value_and_grad(weighted_cross_entropy)(logits, label, weights)
             # the loss is a mean over findings; the residual belongs to one of them
-            return _scaled(pooled, centre), -len(self.weights) * slope, loss
+            return x, -len(self.weights) * slope, loss
 
         features, residuals, losses = jax.vmap(jax.vmap(of_image))(batch["image"], batch["label"])
         is_film, is_real = batch["is_film"], batch["is_real"]
@@ -106,7 +117,7 @@ class LeastSquares:
         if self.mechanism is None:
             total = plain_moments(features, residuals, is_film & is_real[:, None])
             return total, log_sums(batch, losses=losses)
-        clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(empty_moments(params))
+        clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(self.empty(params))
         total, norms = clipped_steps(
             features, residuals, is_film, is_real, clip_norm, step, stability=self.stability
         )
@@ -118,7 +129,6 @@ class LeastSquares:
 
         An optimiser takes it like a gradient; a learning rate of 1 makes the intended step.
         """
-        centre = self._centre(params)
         d = released.residuals.shape[0]
         eigenvalues, vectors = jnp.linalg.eigh(symmetric(released.features, d))
         kept = jnp.maximum(eigenvalues, 0.0)
@@ -127,9 +137,24 @@ class LeastSquares:
                 vectors.T @ released.residuals / (kept + self._ridge(d) + _ROUNDING * jnp.sum(kept))[:, None]
             )
             step = vectors @ along / curvature(self.weights)
+            if self.directions is not None:
+                return in_features(self.directions, -step)
+            centre = self._centre(params)
             kernel = step[:-1] * _scale_of(centre)
             bias = step[-1] * CONSTANT - centre @ kernel
         return {"params": {HEAD: {"kernel": -kernel, "bias": -bias}}}
+
+    def _seen(self, params: PyTree) -> Callable[[Any], tuple[Array, Array]]:
+        """The function from an image, or its row, to its logits and to what moments are of."""
+        if self.directions is not None:
+            return lambda row: logits_and_coordinates(params, row)
+        centre = self._centre(params)
+
+        def of_image(image: Any) -> tuple[Array, Array]:
+            logits, pooled = with_features(self.model, params, image)
+            return logits, _scaled(pooled, centre)
+
+        return of_image
 
     def _ridge(self, d: int) -> float:
         m = self.mechanism
@@ -146,10 +171,12 @@ class LeastSquares:
         return jnp.mean(pooled, axis=0)
 
 
-def empty_moments(params: Any) -> Moments:
-    """The moments of an empty batch, for a head like that of `params`."""
+def empty_moments(params: Any, coordinates: int | None = None) -> Moments:
+    """The moments of an empty batch, for a head like that of `params`, in its features or so many
+    coordinates.
+    """
     features, findings = params["params"][HEAD]["kernel"].shape
-    d = features + 1
+    d = features + 1 if coordinates is None else coordinates
     return Moments(jnp.zeros(d * (d + 1) // 2), jnp.zeros((d, findings)))
 
 
@@ -164,11 +191,6 @@ def plain_moments(
     with jax.default_matmul_precision("highest"):
         squares, products = (jnp.einsum("nid,nie->de", scaled, v) for v in (x, r))
     return Moments(upper_triangle(squares), products)
-
-
-def curvature(weights: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
-    """Bound on the expected second derivative by the logit of a calibrated head's loss, for each weight."""
-    return (weights / np.square(1 + np.sqrt(weights))).astype(np.float32)
 
 
 def _scaled(pooled: Float[Array, "features"], centre: Float[Array, "features"]) -> Float[Array, "d"]:

@@ -34,7 +34,7 @@ from jaxcxr.training.distributed import (
     run_on_process_0,
 )
 from jaxcxr.training.log import Log
-from jaxcxr.training.plan import RunPlan
+from jaxcxr.training.plan import RunPlan, with_head_data
 from jaxcxr.training.resume import (
     affordable_steps,
     alone_in,
@@ -103,6 +103,7 @@ def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool) -> Outc
         )
         secret = process_0_first(lambda: load_or_make_secret(out / CHECKPOINTS, seed, begun))
         params = parameters.random_params(plan.config, secret) if pretrained is None else pretrained
+        plan = process_0_first(lambda: with_head_data(plan, params))
         plan = process_0_first(lambda: begin_or_continue(plan, params, out, write=is_process_0()))
         if plan.mechanism is not None:
             ledger = run_on_process_0(lambda: open_ledger(plan, secret, path))

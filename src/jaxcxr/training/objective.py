@@ -54,6 +54,11 @@ def positive_weights(rates: Float[np.ndarray, "findings"]) -> Float[np.ndarray, 
     return ((1 - rates) / rates).astype(np.float32)
 
 
+def curvature(weights: Float[np.ndarray, "findings"]) -> Float[np.ndarray, "findings"]:
+    """Bound on the expected second derivative by the logit of a calibrated head's loss, for each weight."""
+    return (weights / np.square(1 + np.sqrt(weights))).astype(np.float32)
+
+
 def positive_rates(
     labels: Float[np.ndarray, "n findings"], findings: tuple[str, ...]
 ) -> Float[np.ndarray, "findings"]:

@@ -10,8 +10,9 @@ from jaxtyping import PyTree
 from jaxcxr.config import Experiment
 from jaxcxr.models import network as networks
 from jaxcxr.models.network import Network
-from jaxcxr.models.trainable import split, trained_mask
+from jaxcxr.models.trainable import PARAMS, split, trained_mask
 from jaxcxr.privacy.noise import derive_key
+from jaxcxr.training.head import empty_coordinates
 from jaxcxr.training.least_squares import empty_moments
 
 
@@ -34,13 +35,14 @@ def random_params(config: Experiment, secret: bytes) -> PyTree:
 
 
 def mask_of(config: Experiment) -> PyTree | None:
-    """Which parameters are trained (`models.trainable`); None for all.
+    """Which parameters are trained (`models.trainable`); None for all, where a network has no constants.
 
     Raises:
-        InputError: the scope names none.
+        InputError: the network cannot be made (`models.network`), or the scope names none of its parameters.
     """
-    scope = config.training.scope
-    return None if scope == "all" else trained_mask(scope, shapes_of(config))
+    scope, network = config.training.scope, network_of(config)
+    shapes = networks.shapes_of(network, config.data.size)
+    return None if scope == "all" and shapes.keys() == {PARAMS} else trained_mask(scope, shapes, network)
 
 
 def trained(config: Experiment, params: PyTree) -> PyTree:
@@ -48,9 +50,14 @@ def trained(config: Experiment, params: PyTree) -> PyTree:
     return split(params, mask_of(config))[0]
 
 
-def released_shapes(config: Experiment) -> PyTree:
-    """Shapes of what a step releases: the gradient of the trained parameters, or moments for the head."""
+def released_shapes(config: Experiment, n_directions: int | None = None) -> PyTree:
+    """Shapes of what a step releases: the gradient of the trained parameters, or moments for the head, or
+    either of them in so many directions.
+    """
     shapes = shapes_of(config)
+    coordinates = None if n_directions is None else n_directions + 1
     if config.training.releases_moments:
-        return jax.eval_shape(lambda: empty_moments(shapes))
+        return jax.eval_shape(lambda: empty_moments(shapes, coordinates))
+    if coordinates is not None:
+        return jax.eval_shape(lambda: empty_coordinates(shapes, coordinates))
     return trained(config, shapes)

@@ -30,8 +30,10 @@ from jaxcxr.records.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_
 from jaxcxr.records.ledger import Statistic
 from jaxcxr.records.provenance import code_fingerprint
 from jaxcxr.run_folder import Facts
-from jaxcxr.training import parameters
+from jaxcxr.training import head_data, parameters
 from jaxcxr.training.class_weights import counts_entry, weights_at_once
+from jaxcxr.training.head_data import HeadData
+from jaxcxr.training.starting_weights import require_fitting_start
 from jaxcxr.training.trained_on import Start, checked_start
 from jaxcxr.training.weights import provenance, weights_folder
 
@@ -57,6 +59,9 @@ class RunPlan:
         counted: what was declared to be public and was counted in the data (codes of `records.declarations`).
         binding: digest of everything that decides what is released (`records.binding`); empty until
             `begin_or_continue` says.
+        n_directions: in how many a head on kept features moves; None for other runs.
+        chosen: what a recipe chose and why, in sentences, for `run.json`.
+        head: what it reads; None until `with_head_data` has it.
     """
 
     config: Experiment
@@ -73,6 +78,18 @@ class RunPlan:
     store: Store | None = None
     counted: tuple[str, ...] = ()
     binding: str = ""
+    n_directions: int | None = None
+    chosen: tuple[str, ...] = ()
+    head: HeadData | None = None
+
+    @property
+    def record(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of what a step reads of an image: its grey values, or for a head on kept features
+        its features and coordinates.
+        """
+        if self.head is None:
+            return jax.ShapeDtypeStruct((self.split.size, self.split.size), np.uint8)
+        return jax.ShapeDtypeStruct(self.head.rows.rows.shape[1:], np.float32)
 
     def may_be_released(self) -> bool:
         """Whether the claim covers the run: private, from unpredictable randomness, with no uncovered
@@ -144,6 +161,10 @@ class RunPlan:
             described["split_origin"] = self.store.split_origin()
             described["near_duplicates"] = listed_duplicates(self.store)
             described["sums"] = "exact"
+        if self.chosen:
+            described["chosen"] = list(self.chosen)
+        if self.head is not None:
+            described["head"] = dict(self.head.facts)
         if self.class_counts is not None:
             described["class_counts_noise_multiplier"] = self.class_counts.noise_multiplier
         return described
@@ -158,7 +179,10 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
     training, privacy = config.training, config.privacy
     _require_fitting(config, store)
     _require_repeated_roundings(config)
+    if config.training.keeps_features and config.head.public is not None:
+        head_data.public_store(config, store)  # refuses
     parameters.mask_of(config)  # refuses
+    require_fitting_start(config)
     split = store.split("train", config.data.findings)
     units, films_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
@@ -172,13 +196,15 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
         assert training.epochs is not None  # Experiment.check
         steps = accounting.steps_of_epochs(training.epochs, n_units, training.expected_batch_size)
     class_counts = counts_entry(config)
+    n_directions = head_data.directions_wanted(config, n_units)
     return RunPlan(
         config,
         split,
         fingerprint=store.fingerprint,
         units=units,
         films_per_unit=films_per_unit,
-        mechanism=_mechanism(config, n_units, len(units), steps, class_counts),
+        mechanism=_mechanism(config, (n_units, len(units), n_directions), steps, class_counts),
+        n_directions=n_directions,
         sample_rate=accounting.sample_rate_of(training.expected_batch_size, n_units),
         steps=steps,
         weights=weights_at_once(config, split),
@@ -187,6 +213,25 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
         store=store,
         counted=_counted(config, store, split),
     )
+
+
+def with_head_data(plan: RunPlan, params: PyTree | None) -> RunPlan:
+    """The plan of a head on kept features with what it reads in place of images; other plans as they are.
+
+    Args:
+        plan: of the run.
+        params: weights before the first step; None for a step on blank rows, to be timed.
+
+    Raises:
+        InputError: as `head_data.prepared`.
+    """
+    if plan.n_directions is None:
+        return plan
+    assert plan.store is not None  # make_plan
+    if params is None:
+        return dataclasses.replace(plan, head=head_data.blank(plan.config, plan.n_directions))
+    head = head_data.prepared(plan.config, plan.store, params, plan.n_directions)
+    return dataclasses.replace(plan, head=head)
 
 
 def _require_fitting(config: Experiment, store: Store) -> None:
@@ -213,15 +258,16 @@ def _require_fitting(config: Experiment, store: Store) -> None:
 
 
 def _mechanism(
-    config: Experiment, n_units: int, present: int, steps: int, class_counts: Statistic | None
+    config: Experiment, numbers: tuple[int, int, int | None], steps: int, class_counts: Statistic | None
 ) -> Mechanism | None:
-    """The mechanism of a private run of so many steps, with `n_units` declared and `present` there; None
-    without privacy.
+    """The mechanism of a private run of so many steps; None without privacy. `numbers` are those of the units
+    that are declared and that are there, and of the directions of a head.
 
     Raises:
         InputError: delta is too large for those who are there, or the budget cannot be met.
     """
     privacy, batch = config.privacy, config.training.expected_batch_size
+    n_units, present, n_directions = numbers
     if privacy is None:
         return None
     most = max(n_units, present)  # a small declared N must not admit a delta that is large for those there
@@ -250,7 +296,7 @@ def _mechanism(
         rule=_clip_rule(privacy),
         method=privacy.method,
     )
-    return _with_discrete_noise(config, mechanism) if privacy.noise == "discrete" else mechanism
+    return _with_discrete_noise(config, mechanism, n_directions) if privacy.noise == "discrete" else mechanism
 
 
 def _clip_rule(privacy: PrivacyConfig) -> ClipRule | AdaptiveRule:
@@ -308,14 +354,14 @@ def _counted(config: Experiment, store: Store, split: Split) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _with_discrete_noise(config: Experiment, mechanism: Mechanism) -> Mechanism:
+def _with_discrete_noise(config: Experiment, mechanism: Mechanism, n_directions: int | None) -> Mechanism:
     """The mechanism with the number of coordinates that a step releases, on which the grid of discrete noise
     depends.
 
     Raises:
         InputError: the noise multiplier does not go with discrete noise.
     """
-    released = jax.tree.leaves(mechanism.contribution(parameters.released_shapes(config)))
+    released = jax.tree.leaves(mechanism.contribution(parameters.released_shapes(config, n_directions)))
     coordinates = sum(math.prod(leaf.shape) for leaf in released)
     mechanism = dataclasses.replace(mechanism, discrete_coordinates=coordinates)
     try:

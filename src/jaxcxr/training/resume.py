@@ -19,6 +19,7 @@ from jaxcxr import __version__, accounting
 from jaxcxr.atomic import exclusive_lock, replacing
 from jaxcxr.config import Experiment, dump
 from jaxcxr.errors import InputError
+from jaxcxr.models.network import NETWORKS, definition_digest
 from jaxcxr.privacy.class_counts import class_counts_entry
 from jaxcxr.records.binding import FACT, Binding, differences
 from jaxcxr.records.ledger import Ledger, Terms, run_name
@@ -34,6 +35,7 @@ from jaxcxr.run_folder import (
     read_facts,
     write_facts,
 )
+from jaxcxr.training import parameters
 from jaxcxr.training.build import with_microbatch_size
 from jaxcxr.training.plan import RunPlan, made_with
 from jaxcxr.training.secret import make_secret, read_secret, was_deleted
@@ -58,7 +60,7 @@ ARITHMETIC = (
 """Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are
 traced, and what the compiler fuses and reorders. Not every version of JAX has all.
 """
-_PATHS = ("data.store", "model.weights", "model.pretraining")
+_PATHS = ("data.store", "model.weights", "model.pretraining", "head.public")
 _SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
 """Facts of `run.json` that stand in another part of the binding."""
 _NOT_ARITHMETIC = ("--xla_force_host_platform_device_count", "--xla_dump")
@@ -152,6 +154,7 @@ def begin_or_continue(plan: RunPlan, params: PyTree, run: Path, write: bool = Tr
         return dataclasses.replace(plan, binding=binding.digest)
     before = read_facts(run)
     before.pop("made_with", None)
+    _resumed_as_chosen(before, facts)
     bound_to = before.pop("binding", None)
     if not isinstance(bound_to, dict):
         raise InputError(
@@ -173,6 +176,13 @@ def begin_or_continue(plan: RunPlan, params: PyTree, run: Path, write: bool = Tr
             f"{path}: the run was begun with other facts; they differ in {', '.join(sorted(differing))}"
         )
     return dataclasses.replace(plan, binding=now["digest"])
+
+
+def _resumed_as_chosen(before: Facts, facts: Facts) -> None:
+    """What a recipe chose stands in the configuration; why, in the folder alone if the run goes on so."""
+    facts.pop("chosen", None)
+    if "chosen" in before:
+        facts["chosen"] = before["chosen"]
 
 
 def _as_begun(plan: RunPlan, before: Facts, facts: Facts) -> RunPlan:
@@ -256,12 +266,16 @@ def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
     # Some settings have no attribute, and only attributes know of a `with` around the run.
     arithmetic = {name: str(getattr(jax.config, name, jax.config.values.get(name))) for name in ARITHMETIC}
     backend = jax.default_backend()
+    code = {"jaxcxr": __version__, "sources": training_code_fingerprint()}
+    if plan.config.model.network not in NETWORKS:  # whose sources are not the package's
+        network = parameters.network_of(plan.config)
+        code["network"] = definition_digest(network, plan.config.data.size)
     platform = {"device": backend, "kind": jax.devices()[0].device_kind, "xla_flags": _flags(backend)}
     return Binding(
         configuration=fields | settled,
         starting_weights=starting_weights,
         data=plan.fingerprint,
-        code={"jaxcxr": __version__, "sources": training_code_fingerprint()},
+        code=code,
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
         platform=platform | arithmetic,
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxcxr.training import build, parameters
-from jaxcxr.training.plan import RunPlan
+from jaxcxr.training.plan import RunPlan, with_head_data
 
 ROUNDS = 3
 """Microbatches that are timed, after one that compiles."""
@@ -51,6 +51,7 @@ def measure_step(plan: RunPlan) -> StepTime:
     """
     if plan.weights is None:  # noised counts, which are drawn when a run begins
         plan = dataclasses.replace(plan, weights=np.ones(plan.split.labels.shape[1], np.float32))
+    plan = with_head_data(plan, None)
     functions = build.step_of(build.with_microbatch_size(plan))
     params = parameters.random_params(plan.config, bytes(32))
     state = build.optimizer_of(plan).init(parameters.trained(plan.config, params))
@@ -90,10 +91,10 @@ def measure_step(plan: RunPlan) -> StepTime:
 
 def _blank(plan: RunPlan, units: int) -> dict[str, np.ndarray]:
     """A microbatch of black images, as this process would feed it."""
-    units, side = units // jax.process_count(), plan.split.size
+    units = units // jax.process_count()
     images = (units, plan.films_per_unit * plan.config.training.views)
     return {
-        "image": np.zeros((*images, side, side), np.uint8),
+        "image": np.zeros((*images, *plan.record.shape), plan.record.dtype),
         "label": np.zeros((*images, plan.split.labels.shape[1]), np.float32),
         "is_film": np.ones(images, np.bool_),
         "is_real": np.ones(units, np.bool_),

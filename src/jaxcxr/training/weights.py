@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from jaxcxr.config import DataConfig, ModelConfig, validate
 from jaxcxr.errors import InputError
+from jaxcxr.models import lora
 from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import HEAD
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import from_torch
+from jaxcxr.run_folder import CONFIG, read_config
 from jaxcxr.training import trained_on
 from jaxcxr.training.trained_on import TrainedOn
 
@@ -102,8 +106,32 @@ def units_of_weights(named: str | Path) -> TrainedOn | None:
     return trained_on.read(folder, provenance(folder))
 
 
+def described(folder: Path) -> tuple[DataConfig, ModelConfig]:
+    """The images and the network that a run, weights or release folder is for.
+
+    Raises:
+        InputError: the folder does not say, or what it says is damaged.
+    """
+    if (folder / CONFIG).is_file():
+        config = read_config(folder)
+        return config.data, config.model
+    record = folder / RECORD
+    if not record.is_file():
+        raise InputError(
+            f"{folder}: expected {CONFIG} or {RECORD} there, which say what the network looks like"
+        )
+    try:
+        config = json.loads(record.read_text(encoding="utf-8"))["config"]
+        data, model = config["data"], config["model"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{record}: expected a record with config.data and config.model") from error
+    return validate(DataConfig, data, f"{record}: data"), validate(ModelConfig, model, f"{record}: model")
+
+
 def load_weights(folder: Path, like: PyTree) -> PyTree:
     """Parameters written by `save_weights` or a release, in the structure and dtypes of `like`.
+
+    Factors beside kernels (`models.lora`) that the folder lacks are those of `like`.
 
     Raises:
         InputError: there are no weights, or some are missing, surplus or of another shape; the message names
@@ -117,6 +145,7 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
         found = _from_safetensors(files[0], like)
     else:
         raise InputError(f"{folder}: no weights there; expected params/ or one .safetensors file")
+    found = _with_factors(found, like)
     have, want = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
         for tree in (found, like)
@@ -134,15 +163,40 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, target: jax.numpy.asarray(leaf, target.dtype), found, like)
 
 
+def _with_factors(found: Any, like: Any) -> Any:
+    """`found` with the factors of `like` that it lacks, where these are arrays and not shapes alone."""
+    lacking = {
+        name: leaf
+        for name, leaf in like.items()
+        if name not in found and lora.is_factor(name) and isinstance(leaf, jax.Array)
+    }
+    return {
+        name: _with_factors(child, like[name]) if isinstance(child, Mapping) and name in like else child
+        for name, child in found.items()
+    } | lacking
+
+
 def _from_safetensors(path: Path, like: PyTree) -> PyTree:
-    """Parameters from a file whose names are our paths, such as `params/conv1/kernel`, or torch's names."""
+    """Parameters from a file whose names are our paths, such as `params/conv1/kernel`, or those of resnet9 in
+    torch.
+    """
     state = read_state(path)
-    if not all(name.startswith("params/") for name in state):
+    if not all("/" in name for name in state):
         layers = like["params"]
+        if "conv1" not in layers:
+            raise InputError(
+                f"{path}: its entries have torch's names; convert-weights makes a weights folder of it"
+            )
         return from_torch(
             state, layers[HEAD]["kernel"].shape[-1], layers["conv1"]["kernel"].shape[-1], source=str(path)
         )
     return nested_weights(state)
+
+
+def without_head(params: PyTree) -> PyTree:
+    """The parameters with a head of zeros, which says of every image and finding the same."""
+    zeros = jax.tree.map(jax.numpy.zeros_like, params["params"][HEAD])
+    return {**params, "params": {**params["params"], HEAD: zeros}}
 
 
 def weights_digest(params: PyTree) -> str:

@@ -7,10 +7,12 @@ import dataclasses
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxcxr import __version__
 from jaxcxr.config import DataConfig, ModelConfig
@@ -18,15 +20,17 @@ from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.export import run_stablehlo, to_stablehlo
-from jaxcxr.models.heads import map_head, replace_head
+from jaxcxr.models.heads import Sources, map_head, replace_head, zero_head
 from jaxcxr.models.marks import STABLEHLO_MARK
+from jaxcxr.models.network import HEAD, make_network
+from jaxcxr.models.published import normalisation_beside, of_network, published_params, torch_state
 from jaxcxr.models.torch_files import read_state, write_state
-from jaxcxr.models.torch_weights import State, from_torch, to_torch
+from jaxcxr.models.torch_weights import State, from_torch
 from jaxcxr.release.build import require_checked
 from jaxcxr.release.gate import Passage, marked, passage
 from jaxcxr.run_folder import CONFIG, is_run, read_config, read_facts
 from jaxcxr.training.trained_on import TrainedOn, images_of, with_training
-from jaxcxr.training.weights import save_weights, units_of_weights
+from jaxcxr.training.weights import described, save_weights, units_of_weights, weights_digest
 
 TOLERANCE = 1e-5
 """Largest difference of probabilities at which an export is kept."""
@@ -34,20 +38,26 @@ TOLERANCE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A state dict in the torch layout, and the network that it is for.
+    """Parameters, and the network that they are for.
 
     Attributes:
-        state: the arrays.
-        findings: names of the head's rows, in order.
-        activation, width: of the network.
-        size: side of the films it was trained on, in pixels.
+        params: of the network; None of a file that is still to be read.
+        findings: names of the head's outputs, in order.
+        model: the network; `options` are those of the weights.
+        size: side of the images it was trained on, in pixels.
+        digest: of the parameters as they were read.
     """
 
-    state: State
+    params: PyTree
     findings: tuple[str, ...]
-    activation: str
-    width: int
+    model: ModelConfig
     size: int
+    digest: str = ""
+
+    @property
+    def data(self) -> DataConfig:
+        """The images that the network takes, of no store."""
+        return DataConfig(store="", size=self.size, findings=self.findings)
 
 
 def convert(
@@ -87,23 +97,24 @@ def convert(
         out = found.named(out)
         _require_new(out)
         weights = change(_read_weights(found.source, given, key))
-        params = from_torch(weights.state, len(weights.findings), weights.width, source=str(source))
+        _require_head(weights, source)
         require_checked(found, store)
         found.register()
         if torch_file:
-            write_state(out, to_torch(params), found.mark)
+            write_state(out, torch_state(weights.model, weights.params), found.mark)
             return out, weights
-        facts = {"source": source.name, "head": head}
+        facts = {"source": source.name, "head": head, "source_weights_sha256": weights.digest}
+        facts["weights_sha256"] = weights_digest(weights.params)
         if source.is_file():
             facts["source_sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
-        data = DataConfig(store="", size=weights.size, findings=weights.findings)
-        model = ModelConfig(activation=weights.activation, width=weights.width)  # type: ignore[arg-type]
-        record = weights_record(f"jaxcxr {__version__} convert_weights", data, model, **facts)
+        record = weights_record(f"jaxcxr {__version__} convert_weights", weights.data, weights.model, **facts)
         out.parent.mkdir(parents=True, exist_ok=True)
         # Hashes of its films would tell for certain who was in the data of a private run whose weights may
         # leave.
         leaves = found.kind == "run" and not found.against
-        save_weights(out, params, marked(record, found), units=None if leaves else units_of_source(source))
+        save_weights(
+            out, weights.params, marked(record, found), units=None if leaves else units_of_source(source)
+        )
         return out, weights
 
 
@@ -133,29 +144,49 @@ def _require_new(out: Path) -> None:
 
 def _read_weights(path: Path, given: Weights, key: str | None) -> Weights:
     if path.is_dir():
-        model = load_model(path)
-        return Weights(
-            to_torch(model.params), model.findings, model.network.activation, model.network.width, model.size
-        )
+        data, model = described(path)
+        params = jax.tree.map(np.asarray, load_model(path).params)
+        return Weights(params, data.findings, of_network(model), data.size, weights_digest(params))
     state = read_state(path, key)
-    rows = (
-        state["fc.weight"].shape[0]
-        if "fc.weight" in state and state["fc.weight"].ndim == 2
-        else len(given.findings)
-    )
-    from_torch(state, rows, given.width, source=str(path))
-    return dataclasses.replace(given, state=state)
+    if given.model.network == "resnet9":
+        head = state.get("fc.weight")
+        rows = len(given.findings) if head is None or head.ndim != 2 else len(head)
+        params = from_torch(state, rows, given.model.width, source=str(path))
+        return dataclasses.replace(given, params=params, digest=weights_digest(params))
+    known = normalisation_beside(path)
+    model, params = published_params(given.data, given.model, state, str(path), known)
+    return dataclasses.replace(given, params=params, model=model, digest=weights_digest(params))
 
 
-def with_head(
-    weights: Weights, findings: Sequence[str], mapping: Mapping[str, str] | None, seed: int
-) -> Weights:
+def _require_head(weights: Weights, source: Path) -> None:
+    """The head has an output for each finding."""
+    outputs, wanted = weights.params["params"][HEAD]["kernel"].shape[1], len(weights.findings)
+    if outputs == 0:
+        raise InputError(
+            f"{source}: these weights have no head; --head zero or --head replace gives them one for "
+            "--findings"
+        )
+    if outputs != wanted:
+        raise InputError(
+            f"{source}: the head of these weights has {outputs} outputs, and {wanted} findings are named "
+            f"({', '.join(weights.findings)}); name {outputs} by --findings, or choose --head zero, replace "
+            "or map"
+        )
+
+
+def with_head(weights: Weights, findings: Sequence[str], mapping: Sources | None, seed: int) -> Weights:
     """Weights for other findings: by `mapping` (see `heads.map_head`), or with a fresh head if it is None."""
     if mapping is None:
-        state = replace_head(weights.state, len(findings), seed)
+        params = replace_head(weights.params, len(findings), seed)
     else:
-        state = map_head(weights.state, weights.findings, findings, mapping, seed)
-    return dataclasses.replace(weights, state=state, findings=tuple(findings))
+        params = map_head(weights.params, weights.findings, findings, mapping, seed)
+    return dataclasses.replace(weights, params=params, findings=tuple(findings))
+
+
+def with_zero_head(weights: Weights, findings: Sequence[str]) -> Weights:
+    """Weights for other findings, with a head of zeros."""
+    params = zero_head(weights.params, len(findings))
+    return dataclasses.replace(weights, params=params, findings=tuple(findings))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +229,7 @@ def export_model(source: Path, out: Path, watermark: bool = False, store: Path |
         model = load_model(found.source)
         part = out.with_name(f".{out.name}.partial")
         try:
-            difference = _write(model, part / out.name, found)
+            difference = _write(model, found.source, part / out.name, found)
             if not difference <= TOLERANCE:
                 raise InputError(
                     f"{out}: the exported model's probabilities differ by {difference:.2g}; nothing was kept"
@@ -210,7 +241,7 @@ def export_model(source: Path, out: Path, watermark: bool = False, store: Path |
         return Exported(out, model, difference, found.against)
 
 
-def _write(model: Model, path: Path, found: Passage) -> float:
+def _write(model: Model, source: Path, path: Path, found: Passage) -> float:
     """Write, read back, run on four films of noise; the largest difference."""
     films = np.random.default_rng(0).integers(0, 256, (4, model.size, model.size)).astype(np.uint8)
     path.parent.mkdir(parents=True)
@@ -219,14 +250,23 @@ def _write(model: Model, path: Path, found: Passage) -> float:
         path.write_bytes(to_stablehlo(model.predictor(any_batch=True), model.params, model.size, name))
         return float(np.abs(run_stablehlo(path, films) - model.predict_prepared(films)).max())
     model = dataclasses.replace(model, views="one")
-    write_state(path, to_torch(model.params), found.mark)
-    return float(np.abs(_probabilities(model, read_state(path), films) - model.predict_prepared(films)).max())
+    _, config = described(source)
+    write_state(path, torch_state(config, model.params), found.mark)
+    again = _probabilities(model, config, read_state(path), films)
+    return float(np.abs(again - model.predict_prepared(films)).max())
 
 
-def _probabilities(model: Model, state: State, films: np.ndarray) -> np.ndarray:
-    if importlib.util.find_spec("torch") is None:
-        params = from_torch(state, len(model.findings), model.network.width)
-        return dataclasses.replace(model, params=params).predict_prepared(films)
-    from jaxcxr.bench.torch_net import torch_probabilities
+def _probabilities(model: Model, config: ModelConfig, state: State, films: np.ndarray) -> np.ndarray:
+    """By the network in torch, where there is one here; else by this package's with the file read back."""
+    if config.network == "resnet9" and importlib.util.find_spec("torch") is not None:
+        from jaxcxr.bench.torch_net import torch_probabilities
 
-    return torch_probabilities(state, model.network.activation, films)
+        return torch_probabilities(state, config.activation, films)
+    data = DataConfig(store="", size=model.size, findings=model.findings)
+    config = dataclasses.replace(config, lora_rank=0)  # the factors were multiplied out
+    if config.network == "resnet9":
+        params = from_torch(state, len(model.findings), config.width)
+    else:
+        params = published_params(data, config, state, "the file")[1]
+    network = make_network(data, config)
+    return dataclasses.replace(model, network=network, params=params).predict_prepared(films)

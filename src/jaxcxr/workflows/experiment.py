@@ -5,7 +5,7 @@ would do it by hand.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxcxr import __version__
 from jaxcxr.atomic import replacing, write_json
 from jaxcxr.config import Experiment, load
 from jaxcxr.data import synthetic
-from jaxcxr.data.findings import UKA_FINDINGS
+from jaxcxr.data.findings import UKA_FINDINGS, mirror_permutation
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import require_positives
 from jaxcxr.data.splits import GIVEN
@@ -174,14 +174,20 @@ def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
 
 
 def run_experiment(
-    config: Experiment, out: Path, resume: bool = False, say: Say = print, *, beside: bool = True
+    config: Experiment,
+    out: Path,
+    resume: bool = False,
+    say: Say = print,
+    *,
+    beside: bool = True,
+    chosen: Sequence[str] = (),
 ) -> pd.DataFrame | None:
     """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the
     report if it has none.
 
     Of several processes, the first one predicts, evaluates and reports. The report compares a private run
     with the non-private one beside it, unless `beside` is False (a sweep compares at its end, and writes the
-    reports again).
+    reports again). `chosen` is what a recipe chose and why, for `run.json`.
 
     Returns:
         The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but
@@ -202,7 +208,7 @@ def run_experiment(
         return evaluation
     store = process_0_first(lambda: store_of(config, say))
     ensure_weights(config, say)
-    plan = make_plan(config, store)
+    plan = dataclasses.replace(make_plan(config, store), chosen=tuple(chosen))
     say(headline(plan))
     held_out = None if plan.start is None else plan.start.held_out
     for remark in [*plan.remarks(), *([] if held_out is None else [held_out])]:
@@ -259,7 +265,7 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
     from jaxcxr.eval.predict import predict_table, write_table
 
     findings = list(config.data.findings)
-    table = predict_table(config, params, store)
+    table = predict_table(config, params, store, _by_features(config, params, store))
     write_table(table, out / PREDICTIONS)
     write_calibration(table, findings, config.evaluation, out)
     with tqdm(total=len(findings), unit="finding", desc="evaluating", dynamic_ncols=True) as bar:
@@ -267,6 +273,20 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
     with replacing(out / EVALUATION) as part:
         evaluation.to_csv(part, index=False)
     return evaluation
+
+
+def _by_features(config: Experiment, params: Any, store: Store) -> dict[str, np.ndarray] | None:
+    """Probabilities by the features that a run of the head has kept, for every split; None for other runs."""
+    if not config.training.keeps_features:
+        return None
+    from scipy.special import expit
+
+    from jaxcxr.training.head_data import logits_by_features, private_features
+
+    sided = config.model.prediction_views != "one"
+    other_side = mirror_permutation(config.data.findings) if sided else None
+    kept = private_features(config, store, params)
+    return {name: expit(logits_by_features(params, rows, other_side)) for name, rows in kept.items()}
 
 
 def headline(plan: Any) -> str:

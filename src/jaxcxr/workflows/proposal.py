@@ -133,9 +133,10 @@ def private_experiment(name: str, size: int, findings: tuple[str, ...], declared
         ModelConfig("mish"),
         TrainingConfig(min(declared, 1024), 1e-3, epochs=EPOCHS, class_weights="noised"),
         PrivacyConfig(EPSILON, delta_below(declared), 1.0, unit="patient", dataset_size=declared),
-        EvaluationConfig(threshold="youden_validation"),
+        evaluation=EvaluationConfig(threshold="youden_validation"),
     )
-    chosen = recommended(base, declared, load(Rule, PACKAGED / "recommended.yaml"))
+    rule = dataclasses.replace(load(Rule, PACKAGED / "recommended.yaml"), head=None)
+    chosen = recommended(base, declared, rule)  # of the whole network: there are no weights yet
     steps = chosen.training.steps or 1
     training = dataclasses.replace(
         chosen.training,

@@ -1,8 +1,9 @@
-"""The recommended recipe: what to train, how many films at once and how fast, by a rule that looks at no
-private result.
+"""Recipes: what to train, how many images at once and how fast, by rules that look at no private result.
 
-The rule sees the declared number of units N, the budget epsilon and how many image passes may be computed.
-docs/recipes.md says why it is as it is; configs/recommended.yaml holds its numbers.
+`recommended` chooses between the head alone, on kept features (`training.head`), and the whole network. It
+sees the declared number of units N, the budget epsilon, the number of findings, whether public weights are
+there to start from, and how many image passes may be computed. docs/recipes.md says why it is as it is;
+configs/recommended.yaml holds its numbers.
 """
 
 import dataclasses
@@ -12,9 +13,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from jaxcxr import accounting
 from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
 from jaxcxr.data.findings import can_be_mirrored
 from jaxcxr.errors import InputError
+from jaxcxr.training.directions import MOST, number_of_directions
+
+AGREEMENT = 0.15
+"""Length of the mean clipped gradient over the clip norm, at the start of a head: about what it was where a
+head learnt something."""
+SMALL_BATCH = 64
+"""Units; below, noise is added so often and divided by so little that private training seldom learns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +48,49 @@ class Band:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadRule:
+    """The head alone: every step releases the clipped mean gradient of everybody.
+
+    Attributes:
+        up_to: the head is recommended where N epsilon, over the root of the number of findings, is at most
+            this.
+        up_to_random: the same where the network below starts from random weights.
+        steps: of everybody.
+        clip: the clip norm is this over the root of the number of findings, in units in which public images
+            have coordinates of length 1, and residuals at a head of zero are 1 / 2: 1 / 2 clips few images,
+            and a small one makes all count alike.
+        length: how far all steps together go where N epsilon over the root of the number of findings is 100,
+            in Newton's steps along the steepest direction (`training.head`) of an image that is not clipped;
+            it grows with the root of that number.
+        longest: bound on this length, and the length without privacy.
+        prediction_views: as in the model configuration; features are computed for every view.
+    """
+
+    __pydantic_config__ = STRICT
+    up_to: Positive
+    up_to_random: Positive
+    steps: PositiveInt = 32
+    clip: Positive = 0.125
+    length: Positive = 8.0
+    longest: Positive = 32.0
+    prediction_views: Views = "mirrored"
+
+    def learning_rate(self, signal: float | None) -> float:
+        """Of each step.
+
+        Args:
+            signal: N epsilon over the root of the number of findings; None without privacy.
+        """
+        length = self.longest if signal is None else min(self.longest, self.length * math.sqrt(signal / 100))
+        return length / self.steps * (0.5 / self.clip if signal is not None else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """The recommended recipe.
 
     Attributes:
+        head: of the head alone, and where it is recommended.
         bands: by rising `up_to`; the last one has no end.
         min_steps: a batch that would leave fewer steps is made smaller.
         l2_clip_norm: of the clipped gradients; null leaves the configuration's.
@@ -54,6 +102,7 @@ class Rule:
     __pydantic_config__ = STRICT
     bands: tuple[Band, ...]
     min_steps: PositiveInt
+    head: HeadRule | None = None
     l2_clip_norm: Positive | None = None
     optimizer: Literal["nadam", "sgd", "adam_bc"] = "nadam"
     decay: Literal["none", "cosine"] = "none"
@@ -89,6 +138,8 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     """
     if config.privacy is None:
         raise InputError("the recommended recipe is for private runs: privacy is null")
+    if _is_for_the_head(config, n_units, rule):
+        return of_the_head(config, n_units, rule)
     training = config.training
     band = rule.band(n_units, config.privacy.epsilon)
     passes = _passes(config, n_units, band)
@@ -114,6 +165,68 @@ def recommended(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     return with_views(dataclasses.replace(config, training=changed, privacy=privacy), rule)
 
 
+def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
+    """An experiment, private or not, that trains the head alone on kept features.
+
+    Args:
+        config: the experiment; its head section, if it has one, says where directions and start come from.
+        n_units: declared, public number of units.
+        rule: of the recipes.
+
+    Raises:
+        InputError: the rule has no numbers for the head.
+    """
+    head = rule.head
+    if head is None:
+        raise InputError("rule.head: the recipe of the head needs its numbers, found null")
+    findings = len(config.data.findings)
+    signal = None if config.privacy is None else _signal(config, n_units)
+    changed = dataclasses.replace(
+        config.training,
+        expected_batch_size=n_units,
+        microbatch_size=None,
+        steps=head.steps,
+        epochs=None,
+        optimizer="sgd",
+        momentum=0.0,
+        learning_rate=head.learning_rate(signal),
+        decay="none",
+        warmup_steps=0,
+        scope="head_on_features",
+        augmentation="none",
+        views=1,
+        averaging="none",
+        class_weights="none",
+        positive_rates=None,
+    )
+    privacy = config.privacy
+    if privacy is not None:
+        privacy = dataclasses.replace(
+            privacy,
+            clipping="flat",
+            l2_clip_norm=head.clip / math.sqrt(findings),
+            noise_multiplier=None,
+            class_counts_noise_multiplier=None,
+        )
+    section = config.head if config.model.weights else dataclasses.replace(config.head, start="zero")
+    model = config.model
+    if can_be_mirrored(config.data.findings):
+        model = dataclasses.replace(model, prediction_views=head.prediction_views)
+    return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)
+
+
+def _signal(config: Experiment, n_units: int) -> float:
+    assert config.privacy is not None
+    return n_units * config.privacy.epsilon / math.sqrt(len(config.data.findings))
+
+
+def _is_for_the_head(config: Experiment, n_units: int, rule: Rule) -> bool:
+    if rule.head is None:
+        return False
+    most = rule.head.up_to_random if config.model.weights is None else rule.head.up_to
+    return _signal(config, n_units) <= most
+
+
 def _passes(config: Experiment, n_units: int, band: Band) -> float:
     """Image passes of a run by the rule: those of the configuration, but at most the band's."""
     training = config.training
@@ -124,15 +237,40 @@ def _passes(config: Experiment, n_units: int, band: Band) -> float:
     return min(epochs, band.epochs) * n_units
 
 
+def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tuple[Experiment, list[str]]:
+    """An experiment by a recipe, `recommended` or `head`, and what it chose and why, a sentence each."""
+    if recipe == "head":
+        chosen = of_the_head(config, n_units, rule)
+        return chosen, [_of_the_head_in_words(chosen)]
+    if config.privacy is None:
+        return with_views(config, rule), []
+    chosen = recommended(config, n_units, rule)
+    return chosen, choice(config, chosen, n_units, rule)
+
+
+def _of_the_head_in_words(chosen: Experiment) -> str:
+    t = chosen.training
+    start = "its weights" if chosen.head.start == "weights" else "zero"
+    clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
+    return (
+        f"the head alone, on features that are computed once, starting from {start}: {t.steps} steps of all "
+        f"{t.expected_batch_size:,} units at learning rate {t.learning_rate:g}{clipped}"
+    )
+
+
 def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
-    """What the rule chose for a private experiment, and whether the image passes of its configuration bind
-    the batch, a sentence each.
+    """What the rule chose for a private experiment and why, whether the image passes of its configuration
+    bind the batch, and warnings, a sentence each.
     """
     assert config.privacy is not None
+    why = _why(config, chosen, n_units, rule)
+    if chosen.training.keeps_features:
+        return [f"the rule chose {_of_the_head_in_words(chosen)}", *why, *_hopeless(chosen, n_units)]
     made, band = chosen.training, rule.band(n_units, config.privacy.epsilon)
     told = [
         f"the rule chose {made.steps} steps of {made.expected_batch_size} expected units, learning rate "
-        f"{made.learning_rate:.2g}, scope {made.scope}"
+        f"{made.learning_rate:.2g}, scope {made.scope}",
+        *why,
     ]
     passes, wanted = _passes(config, n_units, band), min(band.expected_batch_size, n_units)
     if made.expected_batch_size < wanted:
@@ -141,7 +279,52 @@ def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> 
             f"units, so that a batch has {made.expected_batch_size} of them where the rule would take "
             f"{wanted}; about {math.ceil(wanted * rule.min_steps / n_units)} epochs would allow that"
         )
+    if made.expected_batch_size < SMALL_BATCH:
+        told.append(
+            f"WARNING: a batch of {made.expected_batch_size} expected units: private training seldom learns "
+            "from batches this small; allow more image passes, or take --recipe head"
+        )
     return told
+
+
+def _why(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
+    """The number by which the rule decides between head and whole network; nothing if it does not."""
+    if rule.head is None:
+        return []
+    start, most = "given", rule.head.up_to
+    if config.model.weights is None:
+        start, most = "random", rule.head.up_to_random
+    part = "the head alone" if chosen.training.keeps_features else "the whole network"
+    relation = "at most" if chosen.training.keeps_features else "above"
+    return [
+        f"why {part}: N epsilon / sqrt(findings) = {_signal(config, n_units):,.0f} is {relation} "
+        f"{most:,.0f}, up to which the head alone is recommended from {start} weights"
+    ]
+
+
+def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
+    """A warning where the noise of all releases is longer than the mean gradient is likely to be."""
+    privacy, findings = chosen.privacy, len(chosen.data.findings)
+    assert privacy is not None
+    k = number_of_directions(n_units, privacy.epsilon, findings, MOST, MOST + 1)
+    noise = (
+        accounting.calibrated_noise(privacy.epsilon, privacy.delta, 1.0, 1)
+        * math.sqrt(findings * k)
+        / n_units
+    )
+    if noise <= AGREEMENT:
+        return []
+    kept = chosen.head.start == "weights"
+    instead = (
+        "the weights it starts from are not expected to get better"
+        if kept
+        else "expect little more than chance"
+    )
+    return [
+        f"WARNING: at N = {n_units:,} and epsilon {privacy.epsilon:g} the noise is {noise:.2g} of the clip "
+        f"norm in length, and a mean clipped gradient seldom more than {AGREEMENT:g}: {instead}; nothing is "
+        "spent yet"
+    ]
 
 
 def with_views(config: Experiment, rule: Rule) -> Experiment:

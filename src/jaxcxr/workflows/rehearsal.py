@@ -12,9 +12,7 @@ from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.step_time import StepTime, measure_step
 from jaxcxr.training.weights import weights_folder
 from jaxcxr.workflows.experiment import headline, of_patients, store_of
-
-SMALL_BATCH = 64
-"""Units; below, noise is added so often and divided by so little that private training seldom learns."""
+from jaxcxr.workflows.recipes import SMALL_BATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +67,9 @@ def rehearse(config: Experiment, say: Callable[[str], None]) -> Rehearsal:
 def _network(plan: RunPlan) -> str:
     model, scope = plan.config.model, plan.config.training.scope
     parts = "all parameters" if scope == "all" else f"{scope.replace('_', ' ')}"
+    if model.network != "resnet9":
+        further = "".join(f", {option}" for option in model.options)
+        return f"{parts} of {model.network} ({model.dtype}{further})"
     return f"{parts} of the network of width {model.width} ({model.activation}, {model.dtype})"
 
 

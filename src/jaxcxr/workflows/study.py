@@ -7,6 +7,7 @@ questions that share a run share it.
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.eval.estimates import measure
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, read_facts
-from jaxcxr.workflows.recipes import Rule, recommended
+from jaxcxr.workflows.recipes import Rule, by_recipe
 
 GROUPS = ("age:0,30,60,70,80,100", "sex")
 """Groups of patients whose gaps are compared (the paper's Table 3)."""
@@ -36,6 +37,7 @@ ESTIMATES = {
 between the groups furthest apart.
 """
 REDRAWS = 400
+OF_SEED = "{seed}"
 DIFFERENCE = ("difference", "ci_low", "ci_high", "films_low", "films_high", "seeds_std")
 """What is said of an arm beside its question's reference; empty for the reference itself."""
 
@@ -47,14 +49,14 @@ class Arm:
     Attributes:
         set: `section.key` -> value, in place of the experiment's; `section` alone replaces a whole section.
         by_budget: the same for one budget, on top.
-        recipe: `paper` takes the training as it stands, `recommended` replaces it by the rule's before `set`
-            is applied, `untouched` does not train at all.
+        recipe: `paper` takes the training as it stands, `recommended` and `head` replace it by the rule's
+            before `set` is applied, `untouched` does not train at all.
     """
 
     __pydantic_config__ = STRICT
     set: dict[str, Any] = dataclasses.field(default_factory=dict)
     by_budget: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    recipe: Literal["paper", "recommended", "untouched"] = "paper"
+    recipe: Literal["paper", "recommended", "head", "untouched"] = "paper"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Study:
     """Questions about one experiment.
 
     Attributes:
-        experiment: configuration that is varied.
+        experiment: configuration that is varied. Where `data.store` has `{seed}` in its name, each seed has a
+            store of its own: other patients for training and test (draw.seed of `jaxcxr prepare`).
         rule: configuration of the recommended recipe.
         questions: by name.
     """
@@ -111,7 +114,9 @@ class Cell:
         runs their names.
         """
         sections = {
-            name: _not_default(getattr(self.config, name)) for name in dataclasses.asdict(self.config)
+            name: found
+            for name in dataclasses.asdict(self.config)
+            if (found := _not_default(getattr(self.config, name))) or name != "head"
         }
         text = json.dumps([sections, self.trains], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -139,19 +144,22 @@ def cells(study: Study) -> Iterator[Cell]:
 
 
 def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, source: str) -> Experiment:
-    cohort = base.data.synthetic
-    if base.privacy is None or cohort is None:
-        raise InputError("a study varies a private experiment on an embedded cohort")
-    if arm.recipe != "untouched":  # which are the same whatever the budget and the seed
-        privacy, training = base.privacy, base.training
-        base = dataclasses.replace(
-            base,
-            privacy=dataclasses.replace(privacy, epsilon=epsilon),
-            training=dataclasses.replace(training, seed=seed),
+    cohort, privacy = base.data.synthetic, base.privacy
+    n_units = cohort.n_train if cohort is not None else privacy.dataset_size if privacy is not None else None
+    if privacy is None or n_units is None:
+        raise InputError(
+            "a study varies a private experiment, on an embedded cohort or with a declared "
+            "privacy.dataset_size"
         )
+    data = dataclasses.replace(base.data, store=base.data.store.replace(OF_SEED, str(seed)))
+    base = dataclasses.replace(base, data=data)
+    if arm.recipe != "untouched":  # which are the same whatever the budget and the seed
+        training = dataclasses.replace(base.training, seed=seed)
+        budget = None if math.isinf(epsilon) else dataclasses.replace(privacy, epsilon=epsilon)
+        base = dataclasses.replace(base, privacy=budget, training=training)
     config = base
-    if arm.recipe == "recommended":
-        config = recommended(config, cohort.n_train, rule)
+    if arm.recipe in ("recommended", "head"):
+        config, _ = by_recipe(arm.recipe, config, n_units, rule)
     values = dataclasses.asdict(config)
     for place, value in {**arm.set, **arm.by_budget.get(f"{epsilon:g}", {})}.items():
         section, _, key = place.partition(".")

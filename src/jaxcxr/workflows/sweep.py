@@ -1,7 +1,7 @@
 """A sweep: one run per privacy budget in one folder, and what they show together."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -24,22 +24,41 @@ WRITES = (
 )
 
 
-def sweep(experiments: Mapping[float, Experiment], out: Path, beside: Path | None = None) -> bool:
+def sweep(
+    experiments: Mapping[float, Experiment],
+    out: Path,
+    beside: Path | None = None,
+    chosen: Mapping[float, Sequence[str]] | None = None,
+) -> bool:
     """Run the experiments, one folder per budget, and write the summary, tables and figures over all that the
     sweep folder holds.
+
+    Args:
+        experiments: by budget.
+        out: the sweep folder.
+        beside: another sweep, drawn in the same figure.
+        chosen: what a recipe chose for each budget and why, for `run.json`.
 
     Returns:
         Whether it was finished; False if a run was interrupted, which the same call goes on with.
     """
     keep_memory()
     first = next(iter(experiments.values()))
-    untouched = None if first.model.weights is None else evaluate_untouched(first, out / UNTOUCHED)
+    untouched = evaluate_untouched(first, out / UNTOUCHED) if _predicts_untouched(first) else None
     for epsilon, config in experiments.items():
         folder = out / budget_name(epsilon)
-        if run_experiment(config, folder, resume=(folder / CONFIG).exists(), beside=False) is None:
+        told = (chosen or {}).get(epsilon, ())
+        resume = (folder / CONFIG).exists()
+        if run_experiment(config, folder, resume=resume, beside=False, chosen=told) is None:
             return False
     _write(first, out, beside, untouched)
     return True
+
+
+def _predicts_untouched(config: Experiment) -> bool:
+    """Whether there is a model before training: weights whose head is kept."""
+    has_head = not config.training.keeps_features or config.head.start == "weights"
+    return config.model.weights is not None and has_head
 
 
 def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.DataFrame | None) -> None:

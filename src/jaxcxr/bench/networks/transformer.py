@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxcxr.bench.networks.block import EPSILON, Block
+from jaxcxr.models.vit import EPSILON, Block
 
 
 class Transformer(nn.Module):

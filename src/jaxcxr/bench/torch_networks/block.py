@@ -1,4 +1,4 @@
-"""The torch twin of `networks/block.py`."""
+"""The torch twin of `the block of `models.vit``."""
 
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]

@@ -1,0 +1,183 @@
+"""What a head on kept features reads: rows of private images' features, in directions by public images."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, PyTree
+
+from jaxcxr.config import Experiment, SyntheticConfig
+from jaxcxr.data import synthetic
+from jaxcxr.data.findings import mirrored
+from jaxcxr.data.images import preprocess
+from jaxcxr.data.store import Store, open_store
+from jaxcxr.models.network import HEAD
+from jaxcxr.training import parameters
+from jaxcxr.training.directions import Directions, directions_of, number_of_directions, require_apart
+from jaxcxr.training.head import rows_of
+from jaxcxr.training.kept_features import (
+    Features,
+    digest_of,
+    features_by,
+    features_of_images,
+    features_of_store,
+    folder_of,
+    kept,
+    origin_of,
+)
+
+DRAWN = SyntheticConfig(domain="public", n_train=2000, n_valid=0, n_test=0, seed=0)
+"""Public images where the configuration names none."""
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows in place of a split's images."""
+
+    rows: Float32[np.ndarray, "n row"]
+
+    def read(self, positions: np.ndarray) -> Float32[np.ndarray, "k row"]:
+        """Those at `positions`."""
+        return self.rows[positions]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadData:
+    """What a run of a head reads.
+
+    Attributes:
+        directions: public.
+        rows: of the training images: features, then coordinates.
+        facts: what `run.json` says: where the public images come from (`public`, `public_images`,
+            `public_data`), number and digest of the directions, digest of the features.
+    """
+
+    directions: Directions
+    rows: Rows
+    facts: Mapping[str, Any]
+
+
+def directions_wanted(config: Experiment, n_units: int) -> int | None:
+    """Number of directions of a head on kept features, from public numbers alone; None for other runs."""
+    head, privacy = config.head, config.privacy
+    if not config.training.keeps_features:
+        return None
+    if head.directions is not None:
+        return head.directions
+    features = parameters.shapes_of(config)["params"][HEAD]["kernel"].shape[0]
+    epsilon = None if privacy is None else privacy.epsilon
+    return number_of_directions(n_units, epsilon, len(config.data.findings), features, _public_images(config))
+
+
+def _public_images(config: Experiment) -> int:
+    return DRAWN.n_train if config.head.public is None else len(open_store(config.head.public).manifest)
+
+
+def prepared(config: Experiment, store: Store, params: PyTree, k: int, say: Say = print) -> HeadData:
+    """The rows of a run's training images, and its k directions.
+
+    Args:
+        config: of the experiment; it has a head section.
+        store: of the private images.
+        params: weights before the first step; the head does not matter.
+        k: number of directions (`directions_wanted`).
+        say: told what is computed.
+
+    Raises:
+        InputError: the public images are private ones, or too few; kept features are damaged.
+    """
+    public, described = _public_features(config, store, params, say)
+    directions = directions_of(_one_row(config, public), k)
+    features = private_features(config, store, params, say)["train"]
+    facts = described | {
+        "directions": k,
+        "directions_sha256": directions.digest,
+        "features_sha256": digest_of({"train": features}),
+    }
+    return HeadData(directions, Rows(rows_of(directions, _one_row(config, features))), facts)
+
+
+def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n features"]:
+    """Features of an image to train on: the mean over both sides, as in a prediction, where no finding has a
+    side; else those of the upright image.
+    """
+    findings = config.data.findings
+    if all(mirrored(finding) == finding for finding in findings):
+        return features.mean(axis=1)
+    return features[:, 0]
+
+
+def blank(config: Experiment, k: int) -> HeadData:
+    """Directions and no rows, to time a step."""
+    features = parameters.shapes_of(config)["params"][HEAD]["kernel"].shape[0]
+    zeros = np.zeros((features, k), np.float32)
+    directions = Directions(zeros[:, 0], zeros, 1.0, np.ones(k + 1, np.float32))
+    return HeadData(directions, Rows(np.zeros((0, features + k + 1), np.float32)), {})
+
+
+def private_features(
+    config: Experiment, store: Store, params: PyTree, say: Say = print
+) -> Mapping[str, Features]:
+    """Features of all images of the run's store, by split."""
+    keep = config.model.weights is not None  # random weights are another network in every run
+    return features_of_store(
+        parameters.network_of(config), params, store, config.model.prediction_views, keep, say
+    )
+
+
+def public_store(config: Experiment, private: Store) -> Store:
+    """The store of public images that a configuration names.
+
+    Raises:
+        InputError: it shares images or patients with the private one.
+    """
+    assert config.head.public is not None
+    public = open_store(config.head.public)
+    require_apart(public, private, config.model.weights_ids_unrelated)
+    return public
+
+
+def _public_features(
+    config: Experiment, private: Store, params: PyTree, say: Say
+) -> tuple[Features, dict[str, Any]]:
+    """Features of the public images, and what is said of them in `run.json`."""
+    network, views = parameters.network_of(config), config.model.prediction_views
+    keep = config.model.weights is not None
+    if config.head.public is not None:
+        public = public_store(config, private)
+        found = features_of_store(network, params, public, views, keep, say)
+        features = np.concatenate([found[name] for name in sorted(found)])
+        return features, {
+            "public": "store",
+            "public_images": len(features),
+            "public_data": public.fingerprint,
+        }
+    recipe = repr(DRAWN)
+    origin = origin_of(network, params, recipe, config.data.size, views)
+
+    def made() -> dict[str, Features]:
+        frame = synthetic.cohort(DRAWN)
+        images = np.stack(
+            [preprocess(image, config.data.size) for image in synthetic.render_all(frame, config.data.size)]
+        )
+        names = frame["image_id"].astype(str).tolist()
+        compute = features_by(network, params, views)
+        return {"drawn": features_of_images(compute, images.__getitem__, names, "public drawn images")}
+
+    features = kept(folder_of(private.path), origin, made, keep, say)["drawn"]
+    return features, {"public": "drawn", "public_images": len(features), "public_data": recipe}
+
+
+def logits_by_features(
+    params: PyTree, features: Features, other_side: tuple[int, ...] | None
+) -> Float[np.ndarray, "n findings"]:
+    """Mean logits over the views of each image, of the sides that `kept_features` has."""
+    head = params["params"][HEAD]
+    kernel, bias = (np.asarray(head[name], np.float64) for name in ("kernel", "bias"))
+    upright = features[:, 0] @ kernel + bias
+    if features.shape[1] == 1:
+        return upright
+    assert other_side is not None
+    return (upright + (features[:, 1] @ kernel + bias)[:, list(other_side)]) / 2

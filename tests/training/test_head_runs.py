@@ -1,0 +1,186 @@
+"""Whole runs of a head on kept features, on a network with a trunk."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcxr.accounting import Spending, epsilon_pld
+from jaxcxr.config import Experiment, HeadConfig
+from jaxcxr.data.store import Store
+from jaxcxr.errors import InputError
+from jaxcxr.privacy import noise
+from jaxcxr.privacy.mechanism import Mechanism
+from jaxcxr.records.ledger import Entry, read_ledger
+from jaxcxr.training import build, head_data, loop
+from jaxcxr.training.plan import RunPlan, make_plan
+from tests.conftest import changed, declared
+from tests.training.parts import Tiny
+from tests.training.test_directions import other_store
+from tests.training.tiny import MAKE_NETWORK
+
+K, FINDINGS = 5, 3
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MAKE_NETWORK, lambda data, _: Tiny(len(data.findings)))
+
+
+@pytest.fixture(scope="module")
+def config(
+    tiny_config: Experiment, tiny_plan: RunPlan, tmp_path_factory: pytest.TempPathFactory
+) -> Experiment:
+    """Four steps of everybody, in five directions by twenty public images."""
+    public = other_store(tmp_path_factory.mktemp("public") / "store")
+    fields = {
+        "optimizer": "sgd",
+        "scope": "head_on_features",
+        "expected_batch_size": 50,
+        "learning_rate": 0.5,
+    }
+    config = changed(
+        tiny_config,
+        "training",
+        steps=4,
+        checkpoint_every=2,
+        microbatch_size=None,
+        **fields,
+        **declared(tiny_plan),
+    )
+    config = dataclasses.replace(config, head=HeadConfig("zero", str(public.path), K))
+    config.check()
+    return config
+
+
+def run(plan: RunPlan, out: Path, **how: Any) -> Any:
+    return loop.train(plan, out, progress=False, **how)
+
+
+def test_every_step_is_in_the_ledger_and_noised_in_every_coordinate(
+    config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(config, tiny_store)
+    noised: list[tuple[int, float]] = []
+    original = noise.gaussian_noise
+
+    def counting(key: Any, like: Any, stddev: Any) -> Any:
+        noised.append((sum(leaf.size for leaf in jax.tree.leaves(like)), float(stddev)))
+        return original(key, like, stddev)
+
+    monkeypatch.setattr(noise, "gaussian_noise", counting)
+    outcome = run(plan, tmp_path / "run")
+    assert outcome.finished
+    m = plan.mechanism
+    assert m is not None
+    assert read_ledger(tmp_path / "run" / "ledger.jsonl")[1] == [
+        Entry(step, 1.0, m.noise_multiplier, 1.0) for step in range(4)
+    ]
+    assert 8.0 * 0.998 <= epsilon_pld([Spending(1.0, m.noise_multiplier, 4)], 1e-4) <= 8.0
+    assert noised == [((K + 1) * FINDINGS, m.noise_multiplier * 1.0)]  # one compilation of the step
+    secret = (tmp_path / "run" / "checkpoints" / "secret.key").read_bytes()
+    start = build.initial_params(plan, secret)["params"]
+    for name, node in outcome.params["params"].items():
+        same = [
+            np.array_equal(u, v)
+            for u, v in zip(jax.tree.leaves(node), jax.tree.leaves(start[name]), strict=True)
+        ]
+        assert not any(same) if name == "head" else all(same)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["head"]
+    assert (facts["public"], facts["public_images"], facts["directions"]) == ("store", 20, K)
+    assert facts["directions_sha256"] != facts["features_sha256"]
+
+
+def test_a_resumed_run_ends_in_the_same_bits(
+    config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(config, tiny_store)
+    whole = run(plan, tmp_path / "whole")
+    original = Mechanism.noise_key
+
+    def noise_key(self: Any, secret: bytes, step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, secret, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mechanism, "noise_key", noise_key)
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, tmp_path / "cut")
+    resumed = run(plan, tmp_path / "cut", resume=True)
+    for u, v in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        assert np.asarray(u).tobytes() == np.asarray(v).tobytes()
+
+
+def test_noise_of_a_run_is_never_used_in_other_directions(
+    config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_plan(config, tiny_store), tmp_path / "run")
+    original = head_data.directions_of
+
+    def otherwise(public: Any, k: int) -> Any:
+        return original(public[1:], k)
+
+    monkeypatch.setattr(head_data, "directions_of", otherwise)
+    with pytest.raises(InputError, match="begun as another one; it differs in the configuration"):
+        run(make_plan(config, tiny_store), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "training"),
+    [
+        ({"unit": "patient", "films_per_patient": 2}, {"expected_batch_size": 25}),
+        ({"clipping": "automatic", "noise": "discrete"}, {}),
+        ({"noise": "discrete"}, {"optimizer": "least_squares", "steps": 1, "averaging": "none"}),
+        ({"clipping": "adaptive"}, {"averaging": "tail"}),
+        (None, {}),
+    ],
+)
+def test_other_units_clippings_noise_and_no_privacy_run(
+    config: Experiment, tiny_store: Store, tmp_path: Path, section: dict[str, Any] | None, training: Any
+) -> None:
+    config = changed(config, "training", **training)
+    config = (
+        dataclasses.replace(config, privacy=None)
+        if section is None
+        else changed(config, "privacy", **section)
+    )
+    config.check()
+    plan = make_plan(config, tiny_store)
+    assert run(plan, tmp_path / "run").finished
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["images"] == 50 * (1 if training.get("steps") == 1 else 2)
+    if section is not None and section.get("noise") == "discrete":
+        moments = (K + 1) * (K + 2) // 2 if "optimizer" in training else 0
+        assert plan.mechanism is not None
+        assert plan.mechanism.discrete_coordinates == moments + (K + 1) * FINDINGS
+
+
+def test_public_images_may_be_drawn_and_may_not_be_private(
+    config: Experiment, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(head_data.DRAWN, n_train=30)
+    monkeypatch.setattr(head_data, "DRAWN", few)
+    plan = make_plan(changed(config, "head", public=None), tiny_store)
+    params = build.initial_params(plan, bytes(32))
+    found = head_data.prepared(plan.config, tiny_store, params, K, say=lambda _: None)
+    assert (found.facts["public"], found.facts["public_images"]) == ("drawn", 30)
+    private = changed(config, "head", public=str(tiny_store.path))
+    with pytest.raises(InputError, match="is the private store itself"):
+        make_plan(private, tiny_store)
+    with pytest.raises(InputError, match="is the private store itself"):
+        head_data.prepared(private, tiny_store, params, K, say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("optimizer", "nadam"), ("optimizer", "adam_bc"), ("augmentation", "flip_rotate")],
+)
+def test_what_does_not_go_with_it_is_refused(config: Experiment, field: str, value: str) -> None:
+    changes: dict[str, Any] = {field: value} | ({"views": 2} if field == "augmentation" else {})
+    with pytest.raises(InputError, match=f"training.{field}: a head on kept features"):
+        changed(config, "training", **changes).check()
