@@ -160,6 +160,27 @@ def test_release_export_and_conversion_give_the_same_answer(kind: str, params: d
     assert not (run / "release").exists()
 
 
+@pytest.mark.parametrize("planted", ["weights", "finding"])
+def test_what_a_release_is_refused_for_leaves_by_no_other_door(
+    planted: str, params: dict, tmp_path: Path
+) -> None:
+    if planted == "weights":
+        spoilt = jax.tree.map(np.copy, params)
+        spoilt["params"]["head"]["bias"][0] = np.nan
+        run, said = private(tmp_path / "run", spoilt), "not finite"
+    else:
+        run, said = private(tmp_path / "run", params), "img-0003"
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace("- cardiomegaly", "- seen in 3000-GMI"))
+    out = tmp_path / "out"
+    for door, name in (("release", None), ("export", "m.safetensors"), ("convert_weights", "weights")):
+        arguments = (run,) if name is None else (run, "--out", out / name)
+        assert said in outcome(door, *arguments), door
+    assert not out.exists() or list(out.iterdir()) == []
+    assert not (run / "release").exists()
+    assert list(tmp_path.rglob(REGISTER)) == []
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, params: dict) -> Path:
     """Public weights, as pretraining writes them."""

@@ -214,6 +214,8 @@ INSIDERS: dict[str, tuple[dict[str, Any], str]] = {
     "card: a number as digest": ({"facts": fingerprints(code=f"{NUMBER:064d}")}, "no digest"),
     "card: letters as digest": ({"facts": fingerprints(code=f"{HEX:0<64}")}, "no digest"),
     "card: repeated letters as digest": ({"facts": fingerprints(code=(HEX * 4)[:64])}, "no digest"),
+    "card: a short digest as digest": ({"facts": fingerprints(code=f"{'badc0ffee1deface52':0<64}")}, "no digest"),
+    "card: a short digest, repeated": ({"facts": fingerprints(code="badc0ffee1deface" * 4)}, "no digest"),
     "card: letters in a digest": ({"facts": fingerprints(code=HEX + DIGEST[:48])}, "img-0003"),
     "card: MD5 of an identifier": ({"facts": fingerprints(code=hashlib.md5(ID.encode(), usedforsecurity=False).hexdigest())}, "img-0003"),
     "card: SHA-256 of an identifier": ({"facts": fingerprints(training_code=hashlib.sha256(ID.encode()).hexdigest())}, "img-0003"),
