@@ -7,6 +7,7 @@ tests of test_published.py take what is installed.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jaxcxr.config import DataConfig, ModelConfig
 from jaxcxr.models.naming import naming_of
 from jaxcxr.models.network import make_network
 from jaxcxr.models.published import NAMINGS, published_params, torch_state
+from jaxcxr.models.vit_names import bicubic
 
 N = 5
 FAST = {"xla_backend_optimization_level": 0}
@@ -191,16 +193,32 @@ def distance(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
     differences = []
     for name, theirs in expected.items():
         ours = _renamed(found, name)
-        if ours.shape != theirs.shape:  # positions that leave the class token out
-            ours = ours.reshape(1, -1, ours.shape[-1])[:, -theirs.shape[1] :]
+        if ours.shape != theirs.shape:
+            ours = _of_positions(ours, theirs.shape[1])
         length = max(float(np.linalg.norm(theirs)), 0.01 * longest)
         differences.append(float(np.linalg.norm(ours - theirs)) / length)
     return max(differences)
 
 
+def _of_positions(ours: np.ndarray, n: int) -> np.ndarray:
+    """The gradient of n published positions: they may lack the class token's, or be of another grid, from which
+    ours were interpolated.
+    """
+    if ours.shape[1] == n + 1:
+        return ours[:, 1:]
+    before, after = (math.isqrt(rows - 1) for rows in (n, ours.shape[1]))
+    matrix = bicubic(before, after)
+    grid = np.einsum("ai,bj,abc->ijc", matrix, matrix, ours[0, 1:].reshape(after, after, -1))
+    return np.concatenate([ours[:, :1], grid.reshape(1, before * before, -1)], axis=1)
+
+
 def _renamed(found: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Our array of their name, where timm's DINOv3 has names of its own."""
-    return found[re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name)]
+    """Our array of their name: timm's DINOv3 has names of its own, and transformers others than in its files."""
+    name = re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name)
+    name = re.sub(r"^model\.(?=layer|stages)", "", name)
+    for short, long in (("q", "query"), ("k", "key"), ("v", "value")):
+        name = re.sub(rf"^(encoder\..*attention)\.{short}_proj", rf"\1.attention.{long}", name)
+    return found[re.sub(r"^(encoder\..*attention)\.o_proj", r"\1.output.dense", name)]
 
 
 def randomise(net: Any) -> None:

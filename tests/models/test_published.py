@@ -108,8 +108,10 @@ def test_logits_and_gradients_are_those_of_torch(small: Small) -> None:
     theirs = twin(
         state, torch.from_numpy((images[:, None] / np.float32(255) - mean) / std), **dict(small.twin_options)
     )
-    np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=1e-4 * float(theirs.abs().max()))
-    assert float(theirs.std()) > 0.01
+    np.testing.assert_allclose(
+        logits, theirs.detach().numpy(), atol=1e-4 * float(theirs.detach().abs().max())
+    )
+    assert float(theirs.detach().std()) > 0.01
     (theirs * torch.from_numpy(weights)).sum().backward()
     found = written(small, {"params": gradient})
     assert found.keys() == {name for name, tensor in state.items() if tensor.requires_grad}

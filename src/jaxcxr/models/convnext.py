@@ -166,6 +166,11 @@ def _scales_as_maps(state: State) -> State:
     return {n: a[:, None, None] if n.endswith("layer_scale") else a for n, a in state.items()}
 
 
+def _without_model(state: State, shapes: LeafShapes) -> State:  # noqa: ARG001 - one signature
+    """Transformers 5 puts `model.` before the stages' names in memory, and not in files."""
+    return {name.removeprefix("model."): array for name, array in state.items()}
+
+
 NAMINGS = (
     Naming(
         "torchvision",
@@ -176,5 +181,10 @@ NAMINGS = (
     ),
     Naming("timm", "stem.0.weight", _timm_name),
     Naming("facebook", "downsample_layers.0.0.weight", _facebook_name, passed_over=re.compile(r"^norms\.")),
-    Naming("transformers (DINOv3)", "stages.0.downsample_layers.0.weight", _dinov3_name),
+    Naming(
+        "transformers (DINOv3)",
+        "stages.0.downsample_layers.0.weight",
+        _dinov3_name,
+        arranged=_without_model,
+    ),
 )

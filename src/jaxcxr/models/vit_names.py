@@ -116,13 +116,13 @@ def resized_positions(positions: Float[np.ndarray, "n width"], side: int) -> Flo
     before = math.isqrt(len(positions) - 1)
     if before == side or before**2 != len(positions) - 1:
         return positions
-    matrix = _bicubic(before, side)
+    matrix = bicubic(before, side)
     grid = positions[1:].reshape(before, before, -1).astype(np.float64)
     resized = np.einsum("ai,bj,ijc->abc", matrix, matrix, grid).reshape(side * side, -1)
     return np.concatenate([positions[:1], resized.astype(np.float32)])
 
 
-def _bicubic(before: int, after: int) -> Float[np.ndarray, "after before"]:
+def bicubic(before: int, after: int) -> Float[np.ndarray, "after before"]:
     """The matrix of one-dimensional cubic interpolation (Keys 1981) with a = -0.75, edges repeated."""
 
     def weight(distance: float) -> float:
@@ -152,15 +152,23 @@ def _fused(state: State) -> State:
     return found
 
 
+def _name_in_files(name: str) -> str:
+    """Transformers 5 has other names in memory than in the files that it writes; and models around a backbone
+    put theirs before it.
+    """
+    name = re.sub(
+        r"^(dinov2|dinov2_with_registers|dinov3_vit|model)\.(?=embeddings|encoder|layer|norm)", "", name
+    )
+    if projection := re.match(r"^(encoder\.layer\.\d+\.attention)\.([qkvo])_proj\.(.*)$", name):
+        before, which, after = projection.groups()
+        parts = {part[0]: f"attention.{part}" for part in _PARTS} | {"o": "output.dense"}
+        return f"{before}.{parts[which]}.{after}"
+    return name
+
+
 def _of_transformers(state: State, shapes: LeafShapes) -> State:
     embeddings = tuple(f"embeddings.{n}" for n in ("cls_token", "position_embeddings", "register_tokens"))
-    found = {
-        re.sub(
-            r"^(dinov2|dinov2_with_registers|dinov3_vit|model)\.(?=embeddings|encoder|layer|norm)", "", n
-        ): a
-        for n, a in state.items()
-    }
-    found = _flat(found, embeddings)
+    found = _flat({_name_in_files(name): array for name, array in state.items()}, embeddings)
     for name in [n for n in found if n.endswith("_proj.weight")]:
         found.setdefault(f"{name.removesuffix('weight')}bias", np.zeros(len(found[name]), np.float32))
     return _with_positions(found, "embeddings.position_embeddings", shapes)
