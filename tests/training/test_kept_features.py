@@ -91,7 +91,7 @@ def test_another_head_needs_no_other_features_and_anything_else_does(store: Stor
     assert digest(network=ResNet9(3)) == digest(network=ResNet9(7)) != digest()
     others = [
         digest(own=moved("conv1")),
-        digest(network=TinyNet(len(FINDINGS), activation="relu")),
+        digest(network=TinyNet(len(FINDINGS), dtype=np.float16)),
         digest(images="other"),
         digest(views="mirrored"),
         digest(size=64),

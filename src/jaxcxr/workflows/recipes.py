@@ -297,8 +297,8 @@ def _why(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> li
     part = "the head alone" if chosen.training.keeps_features else "the whole network"
     relation = "at most" if chosen.training.keeps_features else "above"
     return [
-        f"why {part}: N epsilon / sqrt(findings) = {_signal(config, n_units):,.0f} is {relation} {most:,.0f}, "
-        f"up to which the head alone is recommended from {start} weights"
+        f"why {part}: N epsilon / sqrt(findings) = {_signal(config, n_units):,.0f} is {relation} "
+        f"{most:,.0f}, up to which the head alone is recommended from {start} weights"
     ]
 
 
