@@ -262,8 +262,8 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The head alone, trained (`training.scope: head_on_features`) on features that are computed once
-    (`jaxcxr.training.head`).
+    """The head alone, trained (`training.scope: head_on_features`) on features that the fixed network gives
+    once for each image (`jaxcxr.training.head`).
 
     Attributes:
         start: the head to begin from: that of the `weights` (a finding that the images say nothing about

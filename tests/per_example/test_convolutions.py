@@ -189,4 +189,4 @@ def test_the_program_does_not_grow_with_the_batch(features: int) -> None:
         both = lambda x, dy: (kernel_gradients(x, dy, shape), kernel_gradient(x, dy, shape))  # noqa: E731
         return len(jax.jit(both).lower(x, dy).as_text().splitlines())
 
-    assert lines(2) == lines(16)
+    assert lines(16) == lines(64)  # a turn of the loop takes eight

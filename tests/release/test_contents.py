@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxcxr.config import PACKAGED
 from jaxcxr.errors import InputError
 from jaxcxr.inference import NOT_CALIBRATED, load_model
+from jaxcxr.models.calibration import read_thresholds
 from jaxcxr.release import contents, register, released_weights
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
@@ -83,21 +84,30 @@ def test_the_card_names_every_file_that_does_not_follow_from_it(built: Path) -> 
     assert all(digest in page for digest in named.values())
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A release of the real network, with thresholds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(register, "today", lambda: DAY)
+        patch.setattr(released_weights, "network_shapes", OF_THE_NETWORK)
+        run = make_run(tmp_path_factory.mktemp("real") / "run", unit="patient", params=network_params())
+        values = {"cardiomegaly": 0.3, "congestion": 0.7}
+        stated = {"values": values, "chosen_on": "validation images", "protection": "none"}
+        yield build_release(run, MANIFEST, statement=Statement(thresholds=stated)).folder  # type: ignore[arg-type]
+
+
 def test_three_lines_load_the_model_and_predict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    real: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(released_weights, "network_shapes", OF_THE_NETWORK)
-    run = make_run(tmp_path / "run", unit="patient", params=network_params())
-    folder = build_release(run, MANIFEST).folder
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", (real / "README.md").read_text(), re.S)
     assert len(code.strip().splitlines()) == 3
     shade = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
-    Image.fromarray(shade).save(folder.parent / "image.png")
-    monkeypatch.chdir(folder.parent)
+    Image.fromarray(shade).save(real.parent / "image.png")
+    monkeypatch.chdir(real.parent)
     exec(compile(code, "README.md", "exec"), {})  # what a reader types
     said = capsys.readouterr().out
-    assert "p_cardiomegaly" in said
-    assert "p_congestion" in said
+    for row in ("p_cardiomegaly", "threshold_cardiomegaly", "p_congestion", "called_congestion"):
+        assert row in said
 
 
 @pytest.mark.parametrize(
@@ -217,27 +227,30 @@ def test_an_identifier_in_the_statement_is_found(tmp_path: Path) -> None:
     assert not (run / "release").exists()
 
 
-def test_thresholds_are_released_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(released_weights, "network_shapes", OF_THE_NETWORK)
-    run = make_run(tmp_path / "run", unit="patient", params=network_params())
-    thresholds = {"values": {"cardiomegaly": 0.3, "congestion": 0.7}, "chosen_on": "validation images", "protection": "none"}  # fmt: skip
-    folder = build_release(run, MANIFEST, statement=Statement(thresholds=thresholds)).folder  # type: ignore[arg-type]
-    assert check_release(folder, MANIFEST).wrong == ()
-    model = load_model(folder)
+def test_thresholds_are_released_and_used(real: Path, tmp_path: Path) -> None:
+    model = load_model(real)
     found = model.judge(np.float32([[0.4, 0.4]]))
     np.testing.assert_allclose(found.thresholds, [0.3, 0.7])
     np.testing.assert_array_equal(found.called, [[1, 0]])
     assert found.note == f"thresholds chosen on validation images; {NOT_CALIBRATED}"
     assert "not calibrated" in repr(model)
-    assert "the thresholds: they were chosen on patients' images without noise" in read_card(folder / "privacy_card.json").not_covered  # fmt: skip
-    (folder / "thresholds.json").write_text('{"thresholds": {"cardiomegaly": 0.3}, "chosen_on": null}')
-    with pytest.raises(
-        InputError, match="expected one threshold between 0 and 1 for each of cardiomegaly, congestion"
-    ):
-        load_model(folder)
-    (folder / "thresholds.json").write_text("{}")
-    with pytest.raises(InputError, match="no thresholds"):
-        load_model(folder)
+    said = read_card(real / "privacy_card.json").not_covered
+    assert "the thresholds: they were chosen on patients' images without noise" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"thresholds": {"a": 0.3}, "chosen_on": null}', "expected one threshold between 0 and 1 for each of a, b"),
+        ('{"thresholds": {"a": 0.3, "b": 1.2}, "chosen_on": null}', "expected one threshold between 0 and 1"),
+        ("{}", "no thresholds"),
+        ("[", "no thresholds"),
+    ],
+)  # fmt: skip
+def test_damaged_thresholds_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "thresholds.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_thresholds(tmp_path, ("a", "b"))
 
 
 def test_thresholds_of_other_findings_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -15,9 +16,11 @@ from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import run_name
 from jaxcxr.release import register, released_weights
+from jaxcxr.release.attributes import normalise
 from jaxcxr.release.build import build_release
 from jaxcxr.release.check import check_registered, check_release
 from jaxcxr.release.gate import passage
+from jaxcxr.release.readme import readme_text
 from jaxcxr.release.register import REGISTER
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.card.card import card_of
@@ -103,12 +106,9 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
     )  # no refusal, but what a reader sees beside the own one
     assert third.for_release
     text = " ".join(card_html(third).split())
-    claim = text[text.index('class="claim"') : text.index("What this means")]
-    assert "2 other models of this cohort were released; together with this one" in claim
-    assert (
-        f"<b>epsilon = {upper_text(third.together.epsilon_upper)}</b> at the same delta, for one patient with all of their images."
-        in claim
-    )
+    claim = text[text.index('class="questions"') : text.index("What the figures mean")]
+    assert "2 other models" in claim
+    assert f"epsilon = {upper_text(third.together.epsilon_upper)} at the same delta, for one" in claim
     assert first.fingerprints.ledger in text
     assert any("than those listed here" in said for said in third.assumptions)
     assert not any("No other model of this cohort is published" in said for said in third.assumptions)
@@ -215,7 +215,10 @@ def test_a_run_that_started_from_a_released_model_of_its_cohort_stays(store: Pat
 def forged(folder: Path, **facts: object) -> None:
     """The card of a release written anew from other facts, as whoever can read the code can write it."""
     card = read_card(folder / "privacy_card.json")
-    write_card(card_of(dataclasses.replace(facts_of_card(card), **facts)), folder)
+    card = card_of(dataclasses.replace(facts_of_card(card), **facts))
+    write_card(card, folder)
+    (folder / "README.md").write_text(readme_text(card), encoding="utf-8")
+    normalise(folder)
 
 
 def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) -> None:
@@ -246,9 +249,11 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
     assert f"does not list the model with the ledger {sibling.fingerprints.ledger}" in refused(siblings=())
     cheaper = SiblingRow(ledger=sibling.fingerprints.ledger, unit="patient", mechanisms=[])
     assert "does not list the model" in refused(siblings=(cheaper,))
-    ledger = card.fingerprints.model_copy(update={"ledger": "ab" * 16})
+    ledger = card.fingerprints.model_copy(
+        update={"ledger": hashlib.md5(b"another", usedforsecurity=False).hexdigest()}
+    )
     assert "knows no release with its ledger" in refused(fingerprints=ledger)
-    data = card.fingerprints.model_copy(update={"data": "cd" * 32})
+    data = card.fingerprints.model_copy(update={"data": hashlib.sha256(b"other data").hexdigest()})
     assert "is about other data" in refused(fingerprints=data)
     dearer = tuple(
         row.model_copy(update={"noise_multiplier": 2 * row.noise_multiplier}) for row in card.mechanisms

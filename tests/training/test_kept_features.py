@@ -25,7 +25,7 @@ from jaxcxr.training.kept_features import (
     origin_of,
 )
 from tests.conftest import FINDINGS
-from tests.training.tiny import TinyNet
+from tests.training.tiny import ManyWeights, TinyNet
 
 NETWORK = TinyNet(len(FINDINGS))
 
@@ -91,7 +91,7 @@ def test_another_head_needs_no_other_features_and_anything_else_does(store: Stor
     assert digest(network=ResNet9(3)) == digest(network=ResNet9(7)) != digest()
     others = [
         digest(own=moved("conv1")),
-        digest(network=TinyNet(len(FINDINGS), dtype=np.float16)),
+        digest(network=ManyWeights(len(FINDINGS))),
         digest(images="other"),
         digest(views="mirrored"),
         digest(size=64),

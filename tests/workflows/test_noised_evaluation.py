@@ -214,10 +214,12 @@ def test_with_epsilon_without_limit_it_is_the_evaluation_itself(hospital: Path) 
     keys = ["group", "finding", "metric"]
     both = noised.merge(exact, on=keys, suffixes=("", "_exact"))
     assert len(both) == len(noised) == 3 * (4 + 2 * 8)
-    assert (both["value"] - both["value_exact"]).abs().max() < 0.015
-    np.testing.assert_allclose(
-        both["ci_high"] - both["ci_low"], both["ci_high_exact"] - both["ci_low_exact"], rtol=1.0
-    )
+    off = (both["value"] - both["value_exact"]).abs()
+    assert (off <= 6 * both["std_noise"] + 0.005).all()
+    assert off[both["group"] == "all"].max() < 0.02
+    assert both["std_noise"].max() < 0.03  # groups that were mixed up would differ by more
+    widths = (both["ci_high"] - both["ci_low"]) / (both["ci_high_exact"] - both["ci_low_exact"])
+    assert widths.between(0.7, 4).all()  # wider, as two images of a patient are taken as one
 
 
 @pytest.mark.parametrize("without", ["--store", "--private-patients", "--out"])

@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 from jaxcxr.config import (
     DataConfig,
     EvaluationConfig,
+    HeadConfig,
     ModelConfig,
     PrivacyConfig,
-    HeadConfig,
     SyntheticConfig,
     TrainingConfig,
 )

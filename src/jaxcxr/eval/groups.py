@@ -110,7 +110,8 @@ def public_groups(predictions: pd.DataFrame, specs: Sequence[str] | None) -> tup
     for column in edges:
         if column not in known:
             make_groups(predictions, specs)  # raises: the column is missing
-    used = pd.concat([pd.DataFrame(stub), known[list(stub)].astype(object)], ignore_index=True)
+    real = pd.DataFrame(known.loc[:, list(stub)]).astype(object)
+    used = pd.DataFrame(pd.concat([pd.DataFrame(stub), real], ignore_index=True))
     used.attrs = dict(predictions.attrs)
     if not specs:
         return ()

@@ -98,7 +98,7 @@ def noised_evaluation(
         shown = METRICS if block == 0 else OF_GROUPS
         for row in _rows(found, findings, np.array(thresholds), shown, rng):
             rows.append(base | row)
-    return pd.DataFrame(rows)[list(NOISED_COLUMNS)]
+    return pd.DataFrame(rows, columns=list(NOISED_COLUMNS))
 
 
 def measured(
@@ -169,9 +169,10 @@ def _estimate(
     draws: Float[np.ndarray, " draws"], sample: float, note: str, rng: np.random.Generator
 ) -> dict[str, object]:
     if note:
-        return dict.fromkeys(("value", "ci_low", "ci_high", "std_noise", "std_sample"), np.nan) | {
-            "note": note
-        }
+        nothing: dict[str, object] = dict.fromkeys(
+            ("value", "ci_low", "ci_high", "std_noise", "std_sample"), np.nan
+        )
+        return nothing | {"note": note}
     both = draws[1:] + sample * rng.standard_normal(len(draws) - 1)
     low, high = np.clip(np.percentile(both, [2.5, 97.5]), 0.0, 1.0)
     return {

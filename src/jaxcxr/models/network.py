@@ -148,11 +148,12 @@ def shapes_of(network: Network, size: int) -> PyTree:
     Raises:
         InputError: the network is not what `backbone` describes; says what is wrong.
     """
+    key: Any = network
     try:
-        hash(network)
+        hash(key)
     except TypeError:  # a field of a user's own is a list
         return _shapes_of.__wrapped__(network, size)
-    return _shapes_of(network, size)
+    return _shapes_of(key, size)
 
 
 @functools.lru_cache

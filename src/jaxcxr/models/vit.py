@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jaxcxr.models.backbone import HEAD, IMAGENET, Input, Network
 
 EPSILON = 1e-6
-Turns = tuple[Float[Array, "tokens width"], Float[Array, "tokens width"]]
+Turns = tuple[Float[Array, "tokens per_head"], Float[Array, "tokens per_head"]]
 """Cosines and sines by which queries and keys are turned (`rotary`)."""
 
 

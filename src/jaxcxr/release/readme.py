@@ -17,7 +17,7 @@ from jaxcxr.run_folder import CONFIG
 LOAD = """\
 import jaxcxr
 model = jaxcxr.load_model("release")
-print(model.predict(["image.png"]).table())
+print(model.predict(["image.png"]).table().T)
 """
 """Three lines, for the folder that holds `release/` and an image; a test runs them."""
 

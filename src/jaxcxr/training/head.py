@@ -74,7 +74,7 @@ class HeadGradients:
 
         unmoved = self.empty(params)
         if self.mechanism is None:
-            total, losses = gradients.plain_sum(loss, unmoved, units, is_real.astype(jnp.float32))
+            total, losses = gradients.plain_sum(loss, unmoved, units, jnp.asarray(is_real, jnp.float32))
             return total, log_sums(batch, losses=losses)
         total, losses, norms = self.mechanism.clipped_sum(loss, unmoved, units, is_real, clipping)
         clipped = norms > self.mechanism.clip_norm(clipping)

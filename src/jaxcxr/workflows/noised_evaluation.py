@@ -6,6 +6,7 @@ Errors for malformed rows, and a table of other images than the store's, are for
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,56 +103,94 @@ def evaluate_with_noise(
     opened = open_store(store_path)
     _require_same_images(predictions, opened, path)
     groups = public_groups(predictions, config.groups)
-    source_of_thresholds = _policy(config)
-    if source_of_thresholds == "declared":
-        declared = choose_thresholds(predictions, findings, "fixed", config.fixed_thresholds).tolist()
-    else:
-        declared = [None] * len(findings)
-    sizes = _sizes(groups)
-    multiplier = _noise_multiplier(allowance)
+    wanted = _Wanted(
+        findings,
+        groups,
+        _policy(config),
+        _declared(predictions, findings, config),
+        _noise_multiplier(allowance),
+    )
+    remarks = _require_enough(wanted.design(allowance.images_per_patient, wanted.declared), allowance)
     test = _held_out(predictions, findings, groups, "test")
     valid = _held_out(predictions, findings, (), "valid")
-    remarks = _require_enough(design_of(declared, sizes, allowance.images_per_patient, multiplier), allowance)
     out.mkdir(parents=True, exist_ok=True)
 
     with held(store_path, opened.fingerprint, allowance.delta) as ledger:
         budget = allowance.budget or ledger.budget or allowance.epsilon
-        sensitivity = design_of(declared, sizes, allowance.images_per_patient, multiplier).l2_sensitivity
-        spent = ledger.record(multiplier, sensitivity, budget)
-        secret, of_validation = noise.new_secret(None), None
-        thresholds: list[float | None] = declared
-        if source_of_thresholds != "declared":
-            plain = design_of(declared, (), allowance.images_per_patient, multiplier)
-            of_validation = noised_counts(valid, plain, noise.derive_key(secret, "validation counts", 0))[0]
-            thresholds = [
-                None if edge is None else float(EDGES[edge]) for edge in chosen_split(of_validation, plain)
-            ]
-        design = design_of(thresholds, sizes, allowance.images_per_patient, multiplier)
-        counts = noised_counts(test, design, noise.derive_key(secret, "test counts", 0))
+        sensitivity = wanted.design(allowance.images_per_patient, wanted.declared).l2_sensitivity
+        spent = ledger.record(wanted.noise_multiplier, sensitivity, budget)
+        released = _released(valid, test, wanted, allowance.images_per_patient)
     record = NoisedEvaluation.model_validate(
         {
-            "epsilon": epsilon_of(multiplier, allowance.delta),
+            "epsilon": epsilon_of(wanted.noise_multiplier, allowance.delta),
             "delta": allowance.delta,
             "evaluations": spent.evaluations,
             "epsilon_together": spent.epsilon,
             "declared_patients": allowance.patients,
-            "noise_multiplier": multiplier,
+            "noise_multiplier": wanted.noise_multiplier,
             "images_per_patient": allowance.images_per_patient,
             "findings": list(findings),
             "groups": [{"name": g.name, "label": g.label, "attribute": g.attribute} for g in groups],
-            "threshold_source": source_of_thresholds,
-            "thresholds": thresholds,
+            "threshold_source": wanted.threshold_source,
             "weights": _weights(source),
-            "validation_counts": None if of_validation is None else of_validation.tolist(),
-            "counts": counts.tolist(),
+            **released,
         }
     )
+    return Evaluated(record, _written(record, out), remarks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What is to be released, all of it public.
+
+    Attributes:
+        declared: thresholds; all None if they are chosen on noised validation images.
+    """
+
+    findings: tuple[str, ...]
+    groups: tuple[Group, ...]
+    threshold_source: ThresholdSource
+    declared: list[float | None]
+    noise_multiplier: float
+
+    def design(self, images_per_patient: int, thresholds: list[float | None]) -> Design:
+        """What is counted of the test images."""
+        return design_of(thresholds, _sizes(self.groups), images_per_patient, self.noise_multiplier)
+
+
+def _declared(
+    predictions: pd.DataFrame, findings: tuple[str, ...], config: EvaluationConfig
+) -> list[float | None]:
+    if config.threshold != "fixed":
+        return [None for _ in findings]
+    return [float(t) for t in choose_thresholds(predictions, findings, "fixed", config.fixed_thresholds)]
+
+
+def _released(valid: HeldOut, test: HeldOut, wanted: _Wanted, images_per_patient: int) -> dict[str, Any]:
+    """Count both splits with fresh noise; the first release decides the thresholds of the second."""
+    secret, of_validation, thresholds = noise.new_secret(None), None, wanted.declared
+    if wanted.threshold_source != "declared":
+        plain = design_of(wanted.declared, (), images_per_patient, wanted.noise_multiplier)
+        of_validation = noised_counts(valid, plain, noise.derive_key(secret, "validation counts", 0))[0]
+        chosen = chosen_split(of_validation, plain)
+        thresholds = [None if edge is None else float(EDGES[edge]) for edge in chosen]
+    design = wanted.design(images_per_patient, thresholds)
+    counts = noised_counts(test, design, noise.derive_key(secret, "test counts", 0))
+    return {
+        "thresholds": thresholds,
+        "validation_counts": None if of_validation is None else of_validation.tolist(),
+        "counts": counts.tolist(),
+    }
+
+
+def _written(record: NoisedEvaluation, out: Path) -> pd.DataFrame:
+    """Write the record and its table; the record last, as it is what counts."""
     table = record.table()
     with replacing(out / NOISED_TABLE) as part:
         table.to_csv(part, index=False)
     with replacing(out / NOISED_EVALUATION) as part:
         part.write_text(record_json(record), encoding="utf-8")
-    return Evaluated(record, table, remarks)
+    return table
 
 
 def _found(source: Path, store: Path | None) -> tuple[Path, Path]:

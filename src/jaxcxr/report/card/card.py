@@ -248,7 +248,7 @@ def _differing(a: Any, b: Any, path: str) -> list[str]:
             for i, pair in enumerate(zip(a, b, strict=True))
             for found in _differing(*pair, f"{path}.{i}")
         ]
-    numbers = isinstance(a, float) and isinstance(b, float)
-    if numbers and math.isclose(a, b, rel_tol=10.0 ** (2 - DIGITS), abs_tol=0.0):
-        return []
+    if isinstance(a, float) and isinstance(b, float):
+        a, b = float(a), float(b)
+        return [] if math.isclose(a, b, rel_tol=10.0 ** (2 - DIGITS), abs_tol=0.0) else [path]
     return [] if a == b else [path]

@@ -206,7 +206,7 @@ class Fingerprints(_Strict):
 class ReleasedFile(_Strict):
     """A file of the release that does not itself follow from the card."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*$", max_length=200)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$", max_length=200)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
