@@ -3,6 +3,7 @@ stochastic depth.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxcxr.models.backbone import HEAD, IMAGENET, Input, Network
-from jaxcxr.models.naming import LeafShapes, Naming, Path, State
+from jaxcxr.models.naming import LEAVES, LeafShapes, Naming, Path, State, stage_and_block
 
 EPSILON = 1e-6
 
@@ -78,83 +79,66 @@ class ConvNeXt(Network):
         return nn.Dense(self.n_findings, name=HEAD)(features)
 
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_TORCHVISION = {"depthwise": "block.0", "norm": "block.2", "expand": "block.3", "project": "block.5"}
-_TIMM = {"depthwise": "conv_dw", "norm": "norm", "expand": "mlp.fc1", "project": "mlp.fc2"}
-_FACEBOOK = {"depthwise": "dwconv", "norm": "norm", "expand": "pwconv1", "project": "pwconv2"}
-_DINOV3 = {"depthwise": "depthwise_conv", "norm": "layer_norm", "expand": "pointwise_conv1"}
-_DINOV3 |= {"project": "pointwise_conv2"}
+_PARTS = ("depthwise", "norm", "expand", "project")
 
 
-def _torchvision_name(path: Path) -> str:
-    """Of torchvision: stages and what shrinks maps between them are counted through."""
-    module, *inner = path
-    end = _LEAVES.get(path[-1], path[-1])
-    fixed = {
-        "stem": "features.0.0",
-        "stem_norm": "features.0.1",
-        "norm": "classifier.0",
-        HEAD: "classifier.2",
-    }
-    if module in fixed:
-        return f"{fixed[module]}.{end}"
-    if shrink := re.fullmatch(r"shrink(\d+)(_norm)?", module):
-        return f"features.{2 * int(shrink[1])}.{0 if shrink[2] else 1}.{end}"
-    stage, index = _place(module)
-    layer = "layer_scale" if inner == ["layer_scale"] else f"{_TORCHVISION[inner[0]]}.{end}"
-    return f"features.{2 * stage + 1}.{index}.{layer}"
+def _naming(
+    outside: tuple[str, str, str, str],
+    shrink: Callable[[int], str],
+    block: Callable[[int, int], str],
+    parts: tuple[str, str, str, str],
+    scale: str = "gamma",
+) -> Callable[[Path], str]:
+    """The torch name of each leaf, by the names of its modules.
+
+    Args:
+        outside: of the stem, its norm, the last norm and the head.
+        shrink: stage -> of the norm (0) and the convolution (1) before it, without that number.
+        block: stage, block -> of a block.
+        parts: of a block's depthwise convolution, norm and two dense layers.
+        scale: of a block's layer scale.
+    """
+    fixed = dict(zip(("stem", "stem_norm", "norm", HEAD), outside, strict=True))
+    of_part = dict(zip(_PARTS, parts, strict=True))
+
+    def torch_name(path: Path) -> str:
+        module, *inner = path
+        end = LEAVES.get(path[-1], path[-1])
+        if module in fixed:
+            return f"{fixed[module]}.{end}"
+        if shrunk := re.fullmatch(r"shrink(\d+)(_norm)?", module):
+            return f"{shrink(int(shrunk[1]))}.{0 if shrunk[2] else 1}.{end}"
+        layer = scale if inner == ["layer_scale"] else f"{of_part[inner[0]]}.{end}"
+        return f"{block(*stage_and_block(module))}.{layer}"
+
+    return torch_name
 
 
-def _timm_name(path: Path) -> str:
-    module, *inner = path
-    end = _LEAVES.get(path[-1], path[-1])
-    fixed = {"stem": "stem.0", "stem_norm": "stem.1", "norm": "head.norm", HEAD: "head.fc"}
-    if module in fixed:
-        return f"{fixed[module]}.{end}"
-    if shrink := re.fullmatch(r"shrink(\d+)(_norm)?", module):
-        return f"stages.{shrink[1]}.downsample.{0 if shrink[2] else 1}.{end}"
-    stage, index = _place(module)
-    layer = "gamma" if inner == ["layer_scale"] else f"{_TIMM[inner[0]]}.{end}"
-    return f"stages.{stage}.blocks.{index}.{layer}"
-
-
-def _facebook_name(path: Path) -> str:
-    """Of the authors, and of DINOv3's ConvNeXt in its own repository."""
-    module, *inner = path
-    end = _LEAVES.get(path[-1], path[-1])
-    fixed = {
-        "stem": "downsample_layers.0.0",
-        "stem_norm": "downsample_layers.0.1",
-        "norm": "norm",
-        HEAD: "head",
-    }
-    if module in fixed:
-        return f"{fixed[module]}.{end}"
-    if shrink := re.fullmatch(r"shrink(\d+)(_norm)?", module):
-        return f"downsample_layers.{shrink[1]}.{0 if shrink[2] else 1}.{end}"
-    stage, index = _place(module)
-    layer = "gamma" if inner == ["layer_scale"] else f"{_FACEBOOK[inner[0]]}.{end}"
-    return f"stages.{stage}.{index}.{layer}"
-
-
-def _dinov3_name(path: Path) -> str:
-    """Of DINOv3's ConvNeXt in transformers."""
-    module, *inner = path
-    end = _LEAVES.get(path[-1], path[-1])
-    fixed = {"stem": "stages.0.downsample_layers.0", "stem_norm": "stages.0.downsample_layers.1"}
-    fixed |= {"norm": "layer_norm", HEAD: "classifier"}
-    if module in fixed:
-        return f"{fixed[module]}.{end}"
-    if shrink := re.fullmatch(r"shrink(\d+)(_norm)?", module):
-        return f"stages.{shrink[1]}.downsample_layers.{0 if shrink[2] else 1}.{end}"
-    stage, index = _place(module)
-    layer = "gamma" if inner == ["layer_scale"] else f"{_DINOV3[inner[0]]}.{end}"
-    return f"stages.{stage}.layers.{index}.{layer}"
-
-
-def _place(module: str) -> tuple[int, int]:
-    stage, index = module.removeprefix("stage").split("_block")
-    return int(stage), int(index)
+_torchvision_name = _naming(  # stages and what shrinks maps between them are counted through
+    ("features.0.0", "features.0.1", "classifier.0", "classifier.2"),
+    lambda stage: f"features.{2 * stage}",
+    lambda stage, block: f"features.{2 * stage + 1}.{block}",
+    ("block.0", "block.2", "block.3", "block.5"),
+    scale="layer_scale",
+)
+_timm_name = _naming(
+    ("stem.0", "stem.1", "head.norm", "head.fc"),
+    lambda stage: f"stages.{stage}.downsample",
+    lambda stage, block: f"stages.{stage}.blocks.{block}",
+    ("conv_dw", "norm", "mlp.fc1", "mlp.fc2"),
+)
+_facebook_name = _naming(  # the authors', and DINOv3's ConvNeXt in its own repository
+    ("downsample_layers.0.0", "downsample_layers.0.1", "norm", "head"),
+    lambda stage: f"downsample_layers.{stage}",
+    lambda stage, block: f"stages.{stage}.{block}",
+    ("dwconv", "norm", "pwconv1", "pwconv2"),
+)
+_dinov3_name = _naming(  # DINOv3's ConvNeXt in transformers
+    ("stages.0.downsample_layers.0", "stages.0.downsample_layers.1", "layer_norm", "classifier"),
+    lambda stage: f"stages.{stage}.downsample_layers",
+    lambda stage, block: f"stages.{stage}.layers.{block}",
+    ("depthwise_conv", "layer_norm", "pointwise_conv1", "pointwise_conv2"),
+)
 
 
 def _scales_flat(state: State, shapes: LeafShapes) -> State:  # noqa: ARG001 - one signature

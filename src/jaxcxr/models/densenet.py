@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxcxr.models.backbone import HEAD, IMAGENET, Input, Network
-from jaxcxr.models.naming import LeafShapes, Naming, Path, State
+from jaxcxr.models.naming import LEAVES, LeafShapes, Naming, Path, State
 
 EPSILON = 1e-5
 XRV = ((0.5,), (0.5 / 1024,))
@@ -73,20 +73,13 @@ class DenseNet(Network):
         return nn.Dense(self.n_findings, name=HEAD)(self.pooled(norm_relu(x, "norm")))
 
 
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 _OLD = re.compile(r"\.(norm|conv)\.([12])\.")
 """Names of torchvision's published files, which it renames itself when it loads them."""
 
 
 def _torch_name(path: Path) -> str:
     module, leaf = path
-    end = _LEAVES[leaf]
+    end = LEAVES[leaf]
     if module == HEAD:
         return f"classifier.{end}"
     if module in ("stem", "stem_norm", "norm"):

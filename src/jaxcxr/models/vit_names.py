@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcxr.models.backbone import HEAD
-from jaxcxr.models.naming import LeafShapes, Naming, Path, State
+from jaxcxr.models.naming import LEAVES, LeafShapes, Naming, Path, State
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _MASK = re.compile(r"(^|\.)mask_token$|^rope_embed\.|^pooler\.")
 
 
@@ -22,7 +21,7 @@ def _named(fixed: dict[str, str], block: str, inside: dict[str, str]) -> Callabl
 
     def torch_name(path: Path) -> str:
         module, *inner = path
-        end = _LEAVES.get(path[-1])
+        end = LEAVES.get(path[-1])
         name = fixed.get(module)
         if name is None:
             part = inside["/".join(inner if end is None else inner[:-1])]
