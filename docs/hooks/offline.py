@@ -9,7 +9,11 @@ from typing import Any
 
 LOADING = {"src", "srcset", "data", "poster", "action"}
 """Attributes that make a browser fetch something, whatever the element; `href` does so in `link` alone."""
-MAY_BE_LINKED = ("https://arxiv.org/", "https://doi.org/")
+MAY_BE_LINKED = (
+    "https://arxiv.org/",
+    "https://doi.org/",
+    "https://github.com/opendp/deployments-registry-data",
+)
 
 
 def on_post_build(config: Any, **_: Any) -> None:
