@@ -59,7 +59,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[] True"
     with pytest.raises(AttributeError, match="no attribute 'load_modell'"):
-        jaxcxr.load_modell  # noqa: B018
+        jaxcxr.load_modell  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_predictions_are_the_networks(model: Model) -> None:
@@ -96,7 +96,7 @@ def test_predictions_have_names_thresholds_and_calibrated_probabilities(model: M
         "image",
         *(f"{kind}_cardiomegaly" for kind in ("p", "threshold", "called")),
     ]
-    assert table["called_atelectasis_right"].isna().all()
+    assert np.isnan(table["called_atelectasis_right"]).all()
     np.testing.assert_array_equal(table["p_cardiomegaly"], found.probabilities[:, 0])
 
 

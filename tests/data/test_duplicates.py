@@ -44,10 +44,8 @@ def test_a_hash_outlives_noise_and_another_size_but_not_another_image():
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_a_hash_says_which_low_cosines_are_above_their_median(side):
-    low = dctn(
-        image(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float), norm="ortho"
-    )[:17, :17]
-    low = low.ravel()[1:257]
+    small = image(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float)
+    low = np.asarray(dctn(small, norm="ortho"))[:17, :17].ravel()[1:257]
     assert perceptual_hash(image(0, side)) == np.packbits(low > np.median(low)).tobytes().hex()
 
 

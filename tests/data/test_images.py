@@ -1,4 +1,5 @@
 import os
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -30,7 +31,7 @@ FUZZ = int(os.environ.get("JAXCXR_FUZZ", "150"))
 RAMP = np.add.outer(np.arange(40), np.arange(30) * 2).astype(np.uint8)
 
 
-def dicom(path, pixels=RAMP, **changes):
+def dicom(path, pixels: np.ndarray = RAMP, **changes):
     """Write a DX image; a change to None removes the attribute."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -243,6 +244,7 @@ def test_burnt_in_annotation_and_secondary_captures_are_flagged(tmp_path):
 
 def test_nothing_of_the_patient_is_in_an_error_or_a_warning(tmp_path, recwarn):
     secret = "DOE^JANE"
+    changes: dict[str, Any]
     for changes in (
         {"Modality": secret}, {"Rows": 1000}, {"PixelData": b"12"}, {"NumberOfFrames": 3}, {"PhotometricInterpretation": secret},
     ):  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pydicom
+import pydicom.config
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -233,7 +233,7 @@ def test_real_radiographs_of_every_kind(tmp_path):
         pytest.skip("no development radiographs here")
     table = pd.read_csv(RADIOGRAPHS / "metadata.csv", dtype=str, keep_default_na=False)
     table = pd.concat(
-        [table[table["path"].str.startswith(("dicom", "png16"))], table.sample(150, random_state=0)]
+        [table.loc[table["path"].str.startswith(("dicom", "png16"))], table.sample(150, random_state=0)]
     ).drop_duplicates("path")
     table.to_csv(tmp_path / "metadata.csv", index=False)
     # 155 images: four keys of ten leave a split without some finding, which is refused.

@@ -113,7 +113,7 @@ def test_several_threads_may_read(written):
 
 def test_tfds_itself_reads_the_store(written):
     store, frame, images = written
-    source = tfds.builder_from_directory(store.path).as_data_source("valid")
+    source = tfds.builder_from_directory(store.path).as_data_source("valid")  # pyright: ignore[reportCallIssue]
     rows = np.flatnonzero(frame["split"] == "valid")
     for record, row in zip(source, rows, strict=True):
         np.testing.assert_array_equal(record["image"], images[row])

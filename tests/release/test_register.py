@@ -101,6 +101,7 @@ def test_later_cards_say_what_all_released_models_cost_together(store: Path, tmp
         assert card.together.epsilon_upper is not None
         assert exact <= card.together.epsilon_upper <= exact * 1.0001
     assert third.claim.epsilon_upper == first.claim.epsilon_upper
+    assert third.together.epsilon_upper is not None
     assert (
         third.together.epsilon_upper > third.claim.budget
     )  # no refusal, but what a reader sees beside the own one

@@ -374,6 +374,7 @@ def test_a_public_configuration_is_public_and_says_what_the_training_was() -> No
     assert public.training.learning_rate == 0.001235
     assert public.training.momentum == 0.9123
     assert public.training.epochs == 0.25  # the same five steps
+    assert public.privacy is not None
     assert (public.training.log_every, public.privacy.method, public.privacy.stability) == (
         10,
         "layerwise",
