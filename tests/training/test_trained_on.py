@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 from jaxcxr.config import Experiment, ModelConfig, dump, load
 from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
-from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
+from jaxcxr.data.store import Store, open_store, write_store
+from jaxcxr.data.store_checks import RECORDS_FILE
 from jaxcxr.errors import InputError
 from jaxcxr.training import build, parameters, trained_on
 from jaxcxr.training.plan import make_plan

@@ -194,7 +194,7 @@ def _write(out: Path, found: "Audit", described: Any, mechanism: "Mechanism", st
 
     from jaxcxr import accounting
     from jaxcxr.accounting.attack_bounds import trade_off
-    from jaxcxr.atomic import write_json
+    from jaxcxr.digests import write_json
     from jaxcxr.report.figures.attack_figures import trade_off_figure
 
     write_json(out / AUDIT, described)

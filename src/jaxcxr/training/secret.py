@@ -7,6 +7,7 @@ It lies beside the checkpoints and never leaves that folder. Whether a run may g
 import os
 from pathlib import Path
 
+from jaxcxr.atomic import writing
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.noise import SECRET_BYTES, new_secret
 from jaxcxr.run_folder import SECRET
@@ -34,15 +35,16 @@ def read_secret(folder: Path) -> bytes | None:
 
 def make_secret(folder: Path, seed: int | None) -> bytes:
     """A new secret, created in `folder` with mode 0600: from the operating system, or from `seed`."""
-    folder.mkdir(parents=True, exist_ok=True)
     secret, path = new_secret(seed), folder / SECRET
     part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
     return secret
 
 

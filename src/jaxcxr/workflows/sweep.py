@@ -8,6 +8,7 @@ import pandas as pd
 
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import open_store
+from jaxcxr.digests import sealed
 from jaxcxr.report.evaluated_runs import finished_runs
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
@@ -29,7 +30,7 @@ def sweep(
     out: Path,
     beside: Path | None = None,
     chosen: Mapping[float, Sequence[str]] | None = None,
-) -> bool:
+) -> None:
     """Run the experiments, one folder per budget, and write the summary, tables and figures over all that the
     sweep folder holds.
 
@@ -39,8 +40,8 @@ def sweep(
         beside: another sweep, drawn in the same figure.
         chosen: what a recipe chose for each budget and why, for `run.json`.
 
-    Returns:
-        Whether it was finished; False if a run was interrupted, which the same call goes on with.
+    Raises:
+        StoppedError: a signal ended a run, which the same call goes on with.
     """
     keep_memory()
     first = next(iter(experiments.values()))
@@ -49,10 +50,8 @@ def sweep(
         folder = out / budget_name(epsilon)
         told = (chosen or {}).get(epsilon, ())
         resume = (folder / CONFIG).exists()
-        if run_experiment(config, folder, resume=resume, beside=False, chosen=told) is None:
-            return False
+        run_experiment(config, folder, resume=resume, beside=False, chosen=told)
     _write(first, out, beside, untouched)
-    return True
 
 
 def _predicts_untouched(config: Experiment) -> bool:
@@ -64,7 +63,8 @@ def _predicts_untouched(config: Experiment) -> bool:
 def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.DataFrame | None) -> None:
     runs = finished_runs(out)
     summary = summarise(runs)
-    summary.to_csv(out / SUMMARY, index=False)
+    with sealed(out / SUMMARY) as part:
+        summary.to_csv(part, index=False)
     write_tables(summary, out / "tables")
     other = None if beside is None else (beside.resolve().name, summarise(finished_runs(beside)))
     figure_2(summary, out, beside=other)
