@@ -36,8 +36,8 @@ def refused(path: Path | str, error: OSError, act: str = "written") -> InputErro
     else:
         cure = "see to the disk or its connection"
     return InputError(
-        f"{path}: cannot be {act} ({reason}); what was there before is untouched: {cure}, and give the command "
-        "again (a run goes on by --resume, a sweep by itself)"
+        f"{path}: cannot be {act} ({reason}); what was there before is untouched: {cure}, and give the "
+        "command again (a run goes on by --resume, a sweep by itself)"
     )
 
 
@@ -127,7 +127,10 @@ def _held_by_name(holder: Path) -> str | None:
             machine, _, process = _reads(holder).partition(" ")
             if machine == socket.gethostname() and process.isdecimal() and not _lives(int(process)):
                 _discard(holder)  # and try again
-            return f" (on {machine or 'a machine without name'}; if no process runs there any more, delete {holder})"
+            return (
+                f" (on {machine or 'a machine without name'}; if no process runs there any more, "
+                f"delete {holder})"
+            )
     return None
 
 

@@ -1,4 +1,5 @@
-"""The SHA-256 of what a folder holds, in its `digests.json`: no file is used that was cut, changed or exchanged.
+"""The SHA-256 of what a folder holds, in its `digests.json`: no file is used that was cut, changed or
+exchanged.
 
 A digest is on the disk before what it is about (`sealed`), so that a kill at any moment leaves a file that is
 right: the old one or the new one, whole. `digests.json` covers itself as well. It is no signature: it reveals
@@ -49,8 +50,8 @@ def recorded(folder: Path) -> dict[str, Any]:
         right = False
     if not right:
         raise InputError(
-            f"{path}: is damaged (its content does not give its own SHA-256), so that nothing in the folder can "
-            "be checked; put it back from a copy, or delete it to use the folder unchecked"
+            f"{path}: is damaged (its content does not give its own SHA-256), so that nothing in the "
+            "folder can be checked; put it back from a copy, or delete it to use the folder unchecked"
         )
     return digests
 
@@ -106,7 +107,7 @@ def check(path: Path, cure: str = "put it back from a copy") -> bool:
         raise InputError(f"{path}: is missing, and {DIGESTS} names it; {cure}")
     if file_digest(path) not in known:
         raise InputError(
-            f"{path}: is not the file that was written (its SHA-256 is not the one in {DIGESTS}): it was cut, "
-            f"changed or exchanged; {cure}"
+            f"{path}: is not the file that was written (its SHA-256 is not the one in {DIGESTS}): it was "
+            f"cut, changed or exchanged; {cure}"
         )
     return True

@@ -143,7 +143,8 @@ def read_config(run: Path) -> Experiment:
     """The configuration of a run.
 
     Raises:
-        InputError: there is no run, `config.yaml` cannot be read, or its values are not those that were written.
+        InputError: there is no run, `config.yaml` cannot be read, or its values are not those that were
+            written.
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run}: no run there ({CONFIG} is missing)")
@@ -151,7 +152,8 @@ def read_config(run: Path) -> Experiment:
     known = recorded(run).get(CONFIG)
     if known is not None and known != _values_digest(run / CONFIG):
         raise InputError(
-            f"{run / CONFIG}: is not the file that was written ({DIGESTS}): it was cut, changed or exchanged; put "
+            f"{run / CONFIG}: is not the file that was written ({DIGESTS}): it was cut, changed or "
+            "exchanged; put "
             f"it back from a copy (only the paths {', '.join(PATHS)} may be changed)"
         )
     return config

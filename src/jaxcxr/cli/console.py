@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 ADDRESS_SPACE, ADDRESS_SPACE_PER_CPU = 4 << 30, 256 << 20
-"""Bytes of addresses that a command with JAX needs: it has taken 1.6 GiB on two processors before any data."""
+"""Bytes of addresses that a command with JAX needs: it has taken 1.6 GiB on two processors before any
+data.
+"""
 
 
 def say(text: str) -> None:
@@ -175,8 +177,9 @@ def _sentence(error: Exception) -> str | None:
         return str(refused(error.filename or "a file", error, "read or written"))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
         return (
-            f"out of memory ({' '.join(str(error).split())[:120] or 'no more is given to this process'}); give it more "
-            "(ulimit -v, the job's --mem, the container's limit) or ask for less (training.microbatch_size), and "
+            f"out of memory ({' '.join(str(error).split())[:120] or 'no more is given to this process'}); "
+            "give it more (ulimit -v, the job's --mem, the container's limit) or ask for less "
+            "(training.microbatch_size), and "
             "give the command again (a run goes on by --resume)"
         )
     return None

@@ -144,8 +144,8 @@ class ImageReader:
 
     def _damaged(self, shard: int, position: int, what: str) -> InputError:
         return InputError(
-            f"{self._files[shard]}: record {position - self._starts[shard]} is damaged ({what}); put the file "
-            "back from a copy, or prepare the store again"
+            f"{self._files[shard]}: record {position - self._starts[shard]} is damaged ({what}); put the "
+            "file back from a copy, or prepare the store again"
         )
 
     def _reader(self, shard: int) -> object:

@@ -39,8 +39,8 @@ def require_tables(path: Path, manifest: pd.DataFrame, description: Mapping[str,
         return
     if not (path / RECORDS_FILE).is_file():
         print(
-            f"warning: {path}: a store of an earlier version, without checksums; its labels and images are used "
-            "unchecked (prepare it again to have them checked)",
+            f"warning: {path}: a store of an earlier version, without checksums; its labels and images "
+            "are used unchecked (prepare it again to have them checked)",
             file=sys.stderr,
             flush=True,
         )

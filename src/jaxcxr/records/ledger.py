@@ -1,5 +1,5 @@
-"""The privacy ledger, written as the budget is spent: a line with the terms, then one per release, and one per
-checkpoint with the SHA-256 of what it holds.
+"""The privacy ledger, written as the budget is spent: a line with the terms, then one per release, and one
+per checkpoint with the SHA-256 of what it holds.
 
 The ledger, not the plan, says what a run has cost. A line is written before its release takes effect, and is
 never removed: a step repeated after a crash is the same release (same batch, same noise, same result) and
@@ -235,8 +235,8 @@ def read_contents(path: Path) -> Contents:
     """All that a ledger file holds.
 
     Raises:
-        InputError: there is no ledger, a line is missing, moved, changed or damaged (the message names it), or
-            lines were cut off its end.
+        InputError: there is no ledger, a line is missing, moved, changed or damaged (the message names it),
+            or lines were cut off its end.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such ledger")
@@ -260,8 +260,8 @@ def require_mark(path: Path, heads: Sequence[str]) -> None:
     if len(heads) < mark["lines"] or heads[mark["lines"] - 1] != mark["head"]:
         raise InputError(
             f"{path}: the ledger had {mark['lines']} lines when the newest checkpoint was saved, and now has "
-            f"{len(heads)} or others: lines were lost or exchanged; put back the ledger that was written with "
-            "these checkpoints"
+            f"{len(heads)} or others: lines were lost or exchanged; put back the ledger that was written "
+            "with these checkpoints"
         )
 
 

@@ -45,8 +45,9 @@ def unusual(folder: Path) -> tuple[str, ...]:
     if not odd:
         return ()
     return (
-        f"{odd} of its files and folders have a time of change, a mode or an owner that a release is not written "
-        "with, as after a copy or download; it forbids nothing, and `jaxcxr release` wrote them all alike",
+        f"{odd} of its files and folders have a time of change, a mode or an owner that a release is not "
+        "written with, as after a copy or download; it forbids nothing, and `jaxcxr release` wrote them all "
+        "alike",
     )
 
 

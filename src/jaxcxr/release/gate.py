@@ -152,7 +152,8 @@ def final_params(run: Path) -> PyTree:
     """Weights of a run's newest checkpoint, whichever devices it was written on.
 
     Raises:
-        InputError: there is no checkpoint, or it is damaged: not what was saved, or not what the ledger names.
+        InputError: there is no checkpoint, or it is damaged: not what was saved, or not what the ledger
+            names.
     """
     folder, done = run / CHECKPOINTS, newest_checkpoint(run)
     if done is None:

@@ -95,7 +95,9 @@ class Checkpoints:
         return jax.tree.map(jax.numpy.asarray, restored)
 
     def put_aside(self, steps_done: int) -> None:
-        """Rename a damaged checkpoint, so that its step can be saved again; `reload` in all processes then."""
+        """Rename a damaged checkpoint, so that its step can be saved again; `reload` in all processes
+        then.
+        """
         path, number = self._folder / str(steps_done), 1
         while (aside := path.with_name(f"{steps_done}.damaged-{number}")).exists():
             number += 1
@@ -120,8 +122,8 @@ def read_checkpoint(folder: Path, steps_done: int, recorded_by: Collection[str] 
 
 
 def read_arrays(path: Path) -> PyTree:
-    """The arrays in a folder of orbax, on the host and in plain dictionaries and lists, whichever devices wrote
-    them.
+    """The arrays in a folder of orbax, on the host and in plain dictionaries and lists, whichever devices
+    wrote them.
 
     Raises:
         DamagedCheckpointError: they cannot be read.
@@ -136,8 +138,8 @@ def read_arrays(path: Path) -> PyTree:
 
 
 def newest_sound(folder: Path, saved: Mapping[int, Collection[str]]) -> tuple[int, PyTree]:
-    """The newest checkpoint that is what was saved, and its step; damaged ones are passed over with a sentence
-    on standard error.
+    """The newest checkpoint that is what was saved, and its step; damaged ones are passed over with a
+    sentence on standard error.
 
     Args:
         folder: of the checkpoints.
@@ -165,8 +167,8 @@ def newest_sound(folder: Path, saved: Mapping[int, Collection[str]]) -> tuple[in
 def no_sound_one(folder: Path, damage: list[str]) -> InputError:
     """The error for a run whose checkpoints are all damaged."""
     return InputError(
-        f"{folder}: no checkpoint is what was saved ({'; '.join(damage)}); put one back from a copy, or begin a "
-        "new run in another folder"
+        f"{folder}: no checkpoint is what was saved ({'; '.join(damage)}); put one back from a copy, or "
+        "begin a new run in another folder"
     )
 
 

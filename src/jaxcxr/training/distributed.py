@@ -1,7 +1,7 @@
 """Several processes that train one model together (`jax.distributed`); trivial with one process.
 
-Every function except `connect`, `all_alive` and `is_process_0` is a collective: all processes must call it, in the same
-order.
+Every function except `connect`, `all_alive` and `is_process_0` is a collective: all processes must call it,
+in the same order.
 """
 
 import importlib.util
@@ -34,8 +34,9 @@ def connect(environment: Mapping[str, str] = os.environ) -> bool:
 
     JAX itself finds the others under SLURM (`srun`), Open MPI and, if the `kubernetes` package is installed,
     in an indexed Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS` (host:port of
-    process 0, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). Process 0 listens on that
-    address alone, or on `JAX_COORDINATOR_BIND_ADDRESS`. From then on only process 0 prints to the screen.
+    process 0, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). Process 0 listens on
+    that address alone, or on `JAX_COORDINATOR_BIND_ADDRESS`. From then on only process 0 prints to the
+    screen.
 
     Returns:
         Whether there are other processes.
@@ -108,8 +109,9 @@ def _bind_address(environment: Mapping[str, str]) -> str | None:
             tried.bind(place)
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"environment variable {name}: process 0 cannot listen on {address} ({error}); name an address and a "
-            f"free port of its machine by JAX_COORDINATOR_BIND_ADDRESS (0.0.0.0:{port} is all of its interfaces)"
+            f"environment variable {name}: process 0 cannot listen on {address} ({error}); name an "
+            f"address and a free port of its machine by JAX_COORDINATOR_BIND_ADDRESS (0.0.0.0:{port} is all "
+            "of its interfaces)"
         ) from error
     return address
 
@@ -128,8 +130,9 @@ def all_alive() -> Iterator[None]:
             raise
         reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(
-            f"another process of this job has ended, or cannot be reached ({reason}); the ledger and the newest "
-            "checkpoint are complete: start all processes again with --resume (their number may change)"
+            f"another process of this job has ended, or cannot be reached ({reason}); the ledger and the "
+            "newest checkpoint are complete: start all processes again with --resume (their number may "
+            "change)"
         ) from error
 
 

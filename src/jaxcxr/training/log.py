@@ -136,8 +136,8 @@ def rows_until(path: Path, done: int) -> list[str]:
 
 
 class _Board:
-    """Events for TensorBoard, written at once: the library's own writer is a thread, which dies of a full disk
-    and leaves the others waiting.
+    """Events for TensorBoard, written at once: the library's own writer is a thread, which dies of a full
+    disk and leaves the others waiting.
     """
 
     def __init__(self, folder: Path, done: int) -> None:

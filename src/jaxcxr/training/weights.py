@@ -124,9 +124,9 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def require_as_written(folder: Path) -> None:
-    """Refuse a weights or release folder of which a file is not the one that was written: by `digests.json`, by
-    the privacy card, which names the SHA-256 of a release's files, or by the record. Where none of them says
-    anything, that is said, on standard error.
+    """Refuse a weights or release folder of which a file is not the one that was written: by `digests.json`,
+    by the privacy card, which names the SHA-256 of a release's files, or by the record. Where none of them
+    says anything, that is said, on standard error.
 
     Raises:
         InputError: a file was cut, changed, exchanged or deleted.
@@ -196,8 +196,8 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
     Factors beside kernels (`models.lora`) that the folder lacks are those of `like`.
 
     Raises:
-        InputError: there are no weights, they are not those that were written, or some are missing, surplus or
-            of another shape; the message names all.
+        InputError: there are no weights, they are not those that were written, or some are missing, surplus
+            or of another shape; the message names all.
     """
     files = sorted(folder.glob("*.safetensors"))
     require_as_written(folder)

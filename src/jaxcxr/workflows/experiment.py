@@ -339,9 +339,8 @@ def headline(plan: Any) -> str:
     )
     return (
         f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or "
-        "remove one): "
-        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} "
-        f"steps{counted} "
+        f"remove one): noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, "
+        f"{plan.steps} steps{counted} "
         f"(at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP {cost.epsilon_rdp:.4g})"
     )
 
