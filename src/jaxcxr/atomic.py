@@ -87,11 +87,10 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
 
     Raises:
         InputError: another process still holds it after `patience` seconds; the message is `refusal`, and the
-            file to delete if need be. Or the folder cannot be written to.
+            file to delete if need be.
+        OSError: the folder cannot be written to.
     """
-    with writing(path):
-        lock = path.open("w")
-    with lock:
+    with path.open("w") as lock:
         deadline = time.monotonic() + patience
         while (held := _held(lock, path)) is not None:
             if time.monotonic() > deadline:
@@ -112,25 +111,23 @@ def _held(lock: IO[str], path: Path) -> str | None:
         return ""
     except OSError as error:
         if error.errno not in _NO_FLOCK:
-            raise refused(path, error) from error
+            raise
         return _held_by_name(_holder(path))
     return None
 
 
 def _held_by_name(holder: Path) -> str | None:
     """The same by a file that only one process can create, for file systems without locks."""
-    with writing(holder):
-        try:
-            with holder.open("x", encoding="utf-8") as file:
-                file.write(_own_name())
-        except FileExistsError:
-            machine, _, process = _reads(holder).partition(" ")
-            if machine == socket.gethostname() and process.isdecimal() and not _lives(int(process)):
-                _discard(holder)  # and try again
-            return (
-                f" (on {machine or 'a machine without name'}; if no process runs there any more, "
-                f"delete {holder})"
-            )
+    try:
+        with holder.open("x", encoding="utf-8") as file:
+            file.write(_own_name())
+    except FileExistsError:
+        machine, _, process = _reads(holder).partition(" ")
+        if machine == socket.gethostname() and process.isdecimal() and not _lives(int(process)):
+            _discard(holder)
+            return _held_by_name(holder)
+        where = machine or "a machine without name"
+        return f" (on {where}; if no process runs there any more, delete {holder})"
     return None
 
 

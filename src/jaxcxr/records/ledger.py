@@ -20,9 +20,8 @@ from typing import IO, Any, TypeVar
 
 from jaxcxr.accounting import Spending
 from jaxcxr.atomic import writing
-from jaxcxr.digests import recorded
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import CHARACTERS, chained, read_chain
+from jaxcxr.records.chain import CHARACTERS, chained, mark_of, read_chain, require_mark
 
 KIND = "ledger"
 
@@ -165,9 +164,9 @@ class Ledger:
 
     def mark(self) -> dict[str, Any]:
         """Number of lines and the last one's chain value, to be kept elsewhere: lines cut off the end are
-        then missed (`require_mark`).
+        then missed (`chain.require_mark`).
         """
-        return {"lines": self._lines, "head": self._chain}
+        return mark_of(self._lines, self._chain)
 
     def spendings(self, before_step: int | None = None) -> list[Spending]:
         """Everything spent so far, or by statistics and steps below `before_step`, for the accountant."""
@@ -245,24 +244,6 @@ def read_contents(path: Path) -> Contents:
         raise InputError(f"{path}: the ledger has no complete first line")
     require_mark(path, read.heads)
     return Contents(read.terms, read.entries, read.saved, read.heads)
-
-
-def require_mark(path: Path, heads: Sequence[str]) -> None:
-    """Refuse a ledger that lacks lines which it had when its length was last recorded (`Ledger.mark`, in
-    `digests.json` of its folder); ledgers of earlier versions have no such record.
-
-    Raises:
-        InputError: lines were lost, or it is another ledger.
-    """
-    mark = recorded(path.parent).get(path.name)
-    if mark is None:
-        return
-    if len(heads) < mark["lines"] or heads[mark["lines"] - 1] != mark["head"]:
-        raise InputError(
-            f"{path}: the ledger had {mark['lines']} lines when the newest checkpoint was saved, and now has "
-            f"{len(heads)} or others: lines were lost or exchanged; put back the ledger that was written "
-            "with these checkpoints"
-        )
 
 
 def has_entries(path: Path) -> bool:

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -98,9 +98,11 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
     """Hold the run folder: two processes in one would spend one ledger twice."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out / LOCK, f"{out}: another process is training in this folder"):
+    with ExitStack() as held:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            busy = f"{out}: another process is training in this folder"
+            held.enter_context(exclusive_lock(out / LOCK, busy))
         yield
 
 
