@@ -37,11 +37,15 @@ def test_what_a_disk_refuses_is_one_sentence_and_leaves_the_old_file(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as patch, pytest.raises(InputError) as refused, replacing(path) as part:
-        part.write_text("half")
-        if when == "writing":
-            refuse()
-        patch.setattr(Path, "replace", refuse)
+    def write(patch: pytest.MonkeyPatch) -> None:
+        with replacing(path) as part:
+            part.write_text("half")
+            if when == "writing":
+                refuse()
+            patch.setattr(Path, "replace", refuse)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as refused:
+        write(patch)
     assert str(refused.value).startswith(f"{path}: cannot be written ({os.strerror(number)})")
     assert cure in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -54,7 +58,7 @@ def test_a_file_is_on_the_disk_before_it_appears(tmp_path: Path, monkeypatch: py
     original = os.fsync
 
     def fsync(number: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        synced.append(str(Path(f"/proc/self/fd/{number}").readlink()))
         assert not (tmp_path / "run.json").exists()
         original(number)
 

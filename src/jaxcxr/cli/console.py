@@ -26,6 +26,10 @@ data.
 """
 
 
+LONGEST = 3000
+"""Characters of an error message that are shown: a value of the user's may be of any length."""
+
+
 def say(text: str) -> None:
     """Tell what is being done, at once; on standard error, so that results alone are on standard output."""
     print(text, file=sys.stderr, flush=True)
@@ -162,7 +166,8 @@ def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = Fal
         sentence = _sentence(error)
         if sentence is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        shown = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 4]} ..."
+        print(f"error: {shown}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -5,6 +5,7 @@ It lies beside the checkpoints and never leaves that folder. Whether a run may g
 """
 
 import os
+import sys
 from pathlib import Path
 
 from jaxcxr.atomic import writing
@@ -25,6 +26,15 @@ def read_secret(folder: Path) -> bytes | None:
     if not path.exists():
         return None
     secret = path.read_bytes()
+    if path.stat().st_mode & 0o077:
+        with writing(path):
+            path.chmod(0o600)
+        print(
+            f"warning: {path}: others could read the secret behind the noise; its mode is 600 now. If "
+            "somebody may have copied it, do not release the run",
+            file=sys.stderr,
+            flush=True,
+        )
     if len(secret) != SECRET_BYTES:
         raise InputError(
             f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with "

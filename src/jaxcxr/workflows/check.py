@@ -15,7 +15,7 @@ from jaxcxr.digests import DIGESTS, check, recorded
 from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
 from jaxcxr.models.marks import RECORD
-from jaxcxr.records.chain import read_chain
+from jaxcxr.records.chain import read_chain, require_mark
 from jaxcxr.records.evaluation_ledger import EVALUATIONS
 from jaxcxr.records.spent import saved_in, spent_of
 from jaxcxr.release.check import check_release
@@ -150,13 +150,19 @@ def _of_store(folder: Path, progress: Progress) -> Iterator[Finding]:
     yield _ask(
         folder,
         "ledger of evaluations",
-        lambda: ("sound", f"{len(read_chain(folder / EVALUATIONS, 'evaluations').lines)} lines"),
+        lambda: ("sound", _evaluated(folder)),
     )
 
 
 def _released(store: Path) -> str:
     register_of(store)
     return "every line follows from those before it"
+
+
+def _evaluated(store: Path) -> str:
+    lines = read_chain(store / EVALUATIONS, "evaluations")
+    require_mark(store / EVALUATIONS, lines.heads)
+    return f"{len(lines.lines)} lines"
 
 
 def _of_weights(folder: Path) -> Iterator[Finding]:
