@@ -16,7 +16,7 @@ import pytest
 from jaxcxr.config import Experiment, dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.training import build, plan
+from jaxcxr.training import build, distributed, plan
 from jaxcxr.training.distributed import connect
 from jaxcxr.training.loop import train
 from tests.conftest import changed
@@ -155,3 +155,42 @@ def test_a_process_alone_joins_nobody() -> None:
 def test_a_wrong_number_of_processes_is_named() -> None:
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES: expected a whole number, found 'two'"):
         connect({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "two"})
+
+
+def test_process_0_listens_where_it_is_told_to() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        named = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_PROCESS_ID": "0"}
+        with pytest.raises(
+            InputError, match=rf"JAX_COORDINATOR_ADDRESS: process 0 cannot listen on 127.0.0.1:{port}"
+        ):
+            distributed._bind_address(named)
+        assert distributed._bind_address(named | {"JAX_PROCESS_ID": "1"}) is None
+    assert distributed._bind_address(named) == f"127.0.0.1:{port}"
+    told = named | {"JAX_COORDINATOR_BIND_ADDRESS": f"0.0.0.0:{port}"}
+    assert distributed._bind_address(told) == f"0.0.0.0:{port}"
+    assert distributed._bind_address({}) is None  # JAX finds the address itself
+    elsewhere = named | {"JAX_COORDINATOR_ADDRESS": f"192.0.2.1:{port}"}  # an address that no machine has
+    with pytest.raises(InputError, match="cannot listen on 192.0.2.1"):
+        distributed._bind_address(elsewhere)
+    with pytest.raises(InputError, match="expected host:port, found 'head'"):
+        distributed._bind_address(named | {"JAX_COORDINATOR_ADDRESS": "head"})
+
+
+def test_a_process_that_ends_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(message: str) -> None:
+        with distributed.all_alive():
+            raise jax.errors.JaxRuntimeError(message)
+
+    with pytest.raises(jax.errors.JaxRuntimeError):  # alone: a defect
+        lost("INTERNAL: x")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(
+        InputError, match=r"another process of this job has ended.*start all processes again with --resume"
+    ) as said:
+        lost("UNKNOWN: Gloo allreduce failed: Connection closed by peer [127.0.0.1]:1\nstack\nstack")
+    assert "\n" not in str(said.value)
+    with pytest.raises(jax.errors.JaxRuntimeError):  # its own sentence
+        lost("RESOURCE_EXHAUSTED: Out of memory")

@@ -20,6 +20,8 @@ from jaxcxr.errors import InputError
 
 Value = TypeVar("Value")
 
+_NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
+"""Variables that number the processes, the first one that is set."""
 _ADDRESSES = ("JAX_COORDINATOR_BIND_ADDRESS", "JAX_COORDINATOR_ADDRESS")
 """Variables that say where process 0 listens, the first one that is set."""
 
@@ -94,7 +96,8 @@ def _bind_address(environment: Mapping[str, str]) -> str | None:
     listen on one, which is therefore tried before.
     """
     name = next((name for name in _ADDRESSES if name in environment), None)
-    if name is None or environment.get("JAX_PROCESS_ID", "0") != "0":
+    number = next((environment[number] for number in _NUMBERS if number in environment), None)
+    if name is None or number != "0":
         return None
     address = environment[name]
     host, _, port = address.rpartition(":")
