@@ -93,11 +93,11 @@ def check_folder(folder: Path, progress: Progress = lambda _: None) -> list[Find
 
 
 def _of_run(run: Path) -> Iterator[Finding]:
-    yield _ask(run, CONFIG, lambda: _told(bool(read_config(run)) and CONFIG in recorded(run)))
     yield _ask(run, FACTS, lambda: _told(bool(read_facts(run)) and check(run / FACTS)))
-    if not (has_facts(run) and _trained(run)):
-        yield from _files(run, "results")
+    if has_facts(run) and not _trained(run):  # public weights that were evaluated
+        yield from _files(run, "results", but=(FACTS,))
         return
+    yield _ask(run, CONFIG, lambda: _told(bool(read_config(run)) and CONFIG in recorded(run)))
     yield _ask(run, LEDGER, lambda: _ledger(run))
     yield _ask(run, "secret", lambda: ("sound", _secret(run)))
     steps = checkpoint_steps(run / CHECKPOINTS)
