@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,10 +77,30 @@ def test_a_child_ends_by_the_signal_as_usual() -> None:
 def test_a_limit_on_addresses_is_refused_where_xla_would_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    console.require_address_space()
+    monkeypatch.setattr(console, "memory_limit", lambda: None)
+    monkeypatch.setattr(console.resource, "getrlimit", lambda _: (console.resource.RLIM_INFINITY, -1))
+    console.require_room()
     monkeypatch.setattr(console.resource, "getrlimit", lambda _: (3_000_000 * 1024, -1))
     with pytest.raises(InputError, match=r"ulimit -v: at least \d+ MiB .* found 2929 MiB; give more"):
-        console.require_address_space()
+        console.require_room()
+
+
+def test_the_memory_of_a_job_or_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, job = tmp_path / "of", tmp_path / "slurm" / "job_7"
+    (job / "step").mkdir(parents=True)
+    of.write_text("0::/slurm/job_7/step\n")
+    assert console.memory_limit(tmp_path, of) is None
+    (job / "step" / "memory.max").write_text("max\n")
+    (job / "memory.max").write_text(f"{512 << 20}\n")
+    assert console.memory_limit(tmp_path, of) == 512 << 20
+    (tmp_path / "memory" / "docker").mkdir(parents=True)
+    (tmp_path / "memory" / "docker" / "memory.limit_in_bytes").write_text(f"{256 << 20}\n")
+    of.write_text("4:memory:/docker\n3:cpu:/docker\n")
+    assert console.memory_limit(tmp_path, of) == 256 << 20
+    monkeypatch.setattr(console, "memory_limit", lambda: 256 << 20)
+    monkeypatch.setattr(console.resource, "getrlimit", lambda _: (console.resource.RLIM_INFINITY, -1))
+    with pytest.raises(InputError, match=r"has 256 MiB of memory, and at least 1024 MiB are needed"):
+        console.require_room()
 
 
 def test_status() -> None:

@@ -20,12 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ADDRESS_SPACE, ADDRESS_SPACE_PER_CPU = 4 << 30, 256 << 20
-"""Bytes of addresses that a command with JAX needs: it has taken 1.6 GiB on two processors before any
-data.
-"""
-
-
+ADDRESS_SPACE, ADDRESS_SPACE_PER_CPU = 8 << 30, 256 << 20
+"""Bytes of addresses that a command with JAX may take: sweeps have taken 5.7 GiB on two processors."""
+LEAST_MEMORY = 1 << 30
+"""Bytes of memory without which nothing is begun: sweeps of small networks have taken 1.4 GB."""
 LONGEST = 3000
 """Characters of an error message that are shown: a value of the user's may be of any length."""
 
@@ -115,13 +113,15 @@ def _processor() -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
-def require_address_space() -> None:
-    """Refuse a limit on addresses (`ulimit -v`) that XLA does not fit into: its threads would wait for ever.
+def require_room() -> None:
+    """Refuse limits that JAX does not fit into: on addresses (`ulimit -v`), under which XLA's threads would
+    wait for ever, and of a job or container (cgroup), under which the kernel would end the process without a
+    word.
 
     XLA and its allocators reserve far more addresses than they use, the more the more processors there are.
 
     Raises:
-        InputError: the limit is below `ADDRESS_SPACE` and `ADDRESS_SPACE_PER_CPU`.
+        InputError: a limit is below `ADDRESS_SPACE` and `ADDRESS_SPACE_PER_CPU`, or below `LEAST_MEMORY`.
     """
     from jaxcxr.errors import InputError
 
@@ -133,6 +133,36 @@ def require_address_space() -> None:
             f"{limit >> 20} MiB; give more (ulimit -v unlimited), and limit memory by the job's --mem or the "
             "container instead"
         )
+    given = memory_limit()
+    if given is not None and given < LEAST_MEMORY:
+        raise InputError(
+            f"the job or container has {given >> 20} MiB of memory, and at least {LEAST_MEMORY >> 20} MiB "
+            "are needed; ask for more (sbatch --mem, docker run --memory), or the kernel ends the process "
+            "unsaid"
+        )
+
+
+def memory_limit(root: Path = Path("/sys/fs/cgroup"), of: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes of memory that the control group of this process or one above it allows; None if nobody says."""
+    try:
+        places = [line.split(":", 2) for line in of.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    files = []
+    for _, controllers, place in (fields for fields in places if len(fields) == 3):
+        if controllers in ("", "memory"):
+            base, name = (
+                (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+            )
+            own = base / place.lstrip("/")
+            files += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(base)]
+    limits = []
+    for file in files:
+        try:
+            limits.append(int(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # not there, or `max`
+            continue
+    return min(limits, default=None)
 
 
 def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = False) -> None:
@@ -142,7 +172,7 @@ def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = Fal
     Args:
         main: of the command.
         repeatable: whether it trains, so that it must give the same bits again on a GPU (`repeat_on_gpus`).
-        with_jax: whether it loads JAX (`require_address_space`).
+        with_jax: whether it loads JAX (`require_room`).
     """
     from jaxcxr.signals import StoppedError, raise_when_told
 
@@ -153,7 +183,7 @@ def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = Fal
     raise_when_told()
     try:
         if with_jax:
-            require_address_space()
+            require_room()
         main()
     except BrokenPipeError:  # `jaxcxr configs | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

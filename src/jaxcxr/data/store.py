@@ -38,7 +38,9 @@ from jaxcxr.data.store_checks import (
     MANIFEST_FILE,
     RECORDS_FILE,
     STORE_FILE,
+    counts_of,
     image_digests,
+    require_files,
     require_tables,
 )
 from jaxcxr.digests import seal, write_json
@@ -267,7 +269,7 @@ def finish(
         "size": size,
         "dtype": dtype,
         "findings": list(findings),
-        "counts": _counts(kept),
+        "counts": counts_of(kept),
         "shards": {split: [count for count, _ in lengths] for split, lengths in shards.items() if lengths},
         "preprocessing": dict(preprocessing),
         "versions": versions,
@@ -326,33 +328,13 @@ def open_store(path: str | Path) -> Store:
         raise InputError(
             f"{path}: not a complete store ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    _check_files(path, manifest, counts, shards)
+    require_files(path, manifest, counts, shards)
     return store
-
-
-def _counts(frame: pd.DataFrame) -> dict[str, int]:
-    splits = frame["split"].tolist()
-    return {name: splits.count(name) for name in SPLITS}
 
 
 def _shards(path: Path) -> dict[str, tuple[int, ...]]:
     info = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
     return {split["name"]: tuple(int(length) for length in split["shardLengths"]) for split in info["splits"]}
-
-
-def _check_files(
-    path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], shards: Mapping[str, Sequence[int]]
-) -> None:
-    for name, rows in _counts(manifest).items():
-        if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
-            raise InputError(
-                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names "
-                f"{counts.get(name, 0)}, the shards hold {sum(shards.get(name, ()))}"
-            )
-    for split, lengths in shards.items():
-        for shard in range(len(lengths)):
-            if not (path / shard_name(split, shard)).is_file():
-                raise InputError(f"{path}: not a complete store; {shard_name(split, shard)} is missing")
 
 
 def _write_in_order(

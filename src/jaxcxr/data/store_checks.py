@@ -13,6 +13,8 @@ import pandas as pd
 from jaxtyping import Shaped
 
 from jaxcxr.data.fingerprint import fingerprint_of
+from jaxcxr.data.manifest import SPLITS
+from jaxcxr.data.shards import shard_name
 from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 
@@ -46,6 +48,32 @@ def require_tables(path: Path, manifest: pd.DataFrame, description: Mapping[str,
         )
         return
     require_fingerprint(path, manifest, description)
+
+
+def counts_of(frame: pd.DataFrame) -> dict[str, int]:
+    """Number of rows of each split."""
+    splits = frame["split"].tolist()
+    return {name: splits.count(name) for name in SPLITS}
+
+
+def require_files(
+    path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], shards: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse a store whose shards, manifest and description do not have the same numbers of images.
+
+    Raises:
+        InputError: as it says, or a shard is missing.
+    """
+    for name, rows in counts_of(manifest).items():
+        if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
+            raise InputError(
+                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names "
+                f"{counts.get(name, 0)}, the shards hold {sum(shards.get(name, ()))}"
+            )
+    for split, lengths in shards.items():
+        for shard in range(len(lengths)):
+            if not (path / shard_name(split, shard)).is_file():
+                raise InputError(f"{path}: not a complete store; {shard_name(split, shard)} is missing")
 
 
 def require_fingerprint(path: Path, manifest: pd.DataFrame, description: Mapping[str, Any]) -> None:
