@@ -20,6 +20,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+class BusyError(InputError):
+    """Another process holds a lock."""
+
+
 def refused(path: Path | str, error: OSError, act: str = "written") -> InputError:
     """What a disk refused, and how to go on, as an error for the user.
 
@@ -86,7 +90,7 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
     process of this machine is taken over, and that of another machine must be deleted by hand.
 
     Raises:
-        InputError: another process still holds it after `patience` seconds; the message is `refusal`, and the
+        BusyError: another process still holds it after `patience` seconds; the message is `refusal`, and the
             file to delete if need be.
         OSError: the folder cannot be written to.
     """
@@ -94,7 +98,7 @@ def exclusive_lock(path: Path, refusal: str, patience: float = 0.0) -> Iterator[
         deadline = time.monotonic() + patience
         while (held := _held(lock, path)) is not None:
             if time.monotonic() > deadline:
-                raise InputError(refusal + held)
+                raise BusyError(refusal + held)
             time.sleep(0.1)
         try:
             yield
