@@ -21,6 +21,7 @@ import pandas as pd
 
 from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
 from jaxcxr.data.store import open_store, write_store
+from jaxcxr.digests import sealed
 from jaxcxr.errors import InputError
 
 FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")
@@ -31,8 +32,13 @@ def make(base: Path, seed: int) -> dict[str, Path]:
     """A folder of each kind, of a cohort of its own; the network must be a tiny one (`tests.training.tiny`)."""
     from jaxcxr.inference import load_model, weights_record
     from jaxcxr.release.build import build_release
+    from jaxcxr.report.evaluated_runs import finished_runs
+    from jaxcxr.report.paper.supplementary_tables import summarise
+    from jaxcxr.report.sweep_privacy import write_cost
+    from jaxcxr.training.loop import train
+    from jaxcxr.training.plan import make_plan
     from jaxcxr.training.weights import save_weights
-    from jaxcxr.workflows.sweep import sweep
+    from jaxcxr.workflows.experiment import predict_and_evaluate
 
     store = _store(base / "store", seed)
     config = Experiment(
@@ -40,11 +46,16 @@ def make(base: Path, seed: int) -> dict[str, Path]:
         model=ModelConfig(width=32),
         training=TrainingConfig(expected_batch_size=6, microbatch_size=2, steps=4, learning_rate=1e-3, class_weights="none", log_every=2, checkpoint_every=2),
         privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0, dataset_size=50),
-        evaluation=EvaluationConfig(redraws=20, groups=()),
+        evaluation=EvaluationConfig(redraws=20 + seed, groups=()),
     )  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):
-        sweep({8.0: config}, base / "sweep")
-    run = base / "sweep" / "epsilon_8"
+    sweep = base / "sweep"
+    run = sweep / "epsilon_8"
+    plan = make_plan(config, open_store(store))
+    params = train(plan, run, progress=False).params
+    predict_and_evaluate(config, params, open_store(store), run)  # no pictures, which nothing reads
+    with sealed(sweep / "summary.csv") as part:
+        summarise(finished_runs(sweep)).to_csv(part, index=False)
+    write_cost(sweep)
     release = build_release(run).folder
     model = load_model(run)
     weights = base / "weights"
