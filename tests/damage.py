@@ -204,7 +204,7 @@ def files_of(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         drawn = path.suffix in (".png", ".svg", ".html", ".md", ".tex") or "tfevents" in name
-        if path.is_file() and not drawn and path.name not in (".lock", ".releases.lock"):
+        if path.is_file() and not drawn and path.suffix != ".lock" and path.name != ".lock":
             yield name
 
 

@@ -74,6 +74,20 @@ def test_other_numbers_are_not_restored(folder: Path) -> None:
     checkpoints.close()
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_changed_bit_among_the_numbers_is_never_restored(tmp_path: Path, place: int) -> None:
+    """The format itself has no checksum of arrays that are as large as a network's."""
+    numbers = np.random.default_rng(0).normal(size=40_000).astype(np.float32)
+    folder = saved(tmp_path / "checkpoints", step3={"params": numbers})
+    largest = max((folder / "3").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    assert len(content) > 100_000
+    content[len(content) * (2 * place + 1) // 10] ^= 1 << place
+    largest.write_bytes(bytes(content))
+    with pytest.raises(DamagedCheckpointError, match="not what was saved: params"):
+        read_checkpoint(folder, 3)
+
+
 def test_the_newest_sound_one_is_taken_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert newest_sound(folder, {})[0] == 6
     assert capsys.readouterr().err == ""
