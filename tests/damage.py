@@ -229,11 +229,17 @@ def tried(
     whole = {name: read(_copy(folders[kind], scratch)) for name, read in READERS[kind].items()}
     for name in files_of(folders[kind]):
         for damage in DAMAGES:
+            if damage is exchanged and _same(folders[kind] / name, others[kind] / name):
+                continue
             readers = [reader for reader in READERS[kind] if chosen(name, damage.__name__, reader)]
             for reader in readers:
                 folder = _copy(folders[kind], scratch)
                 damage(folder / name, others[kind] / name)
                 yield name, damage.__name__, reader, outcome(READERS[kind][reader], folder, whole[reader])
+
+
+def _same(path: Path, other: Path) -> bool:
+    return other.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def _copy(folder: Path, scratch: Path) -> Path:

@@ -12,6 +12,9 @@ WITH_ARRAYS = ("predict", "release", "check", "resume")
 """Readers that restore a checkpoint, which takes time."""
 
 
+DESCRIBE = ("config.yaml", "digests.json", "provenance.json", "privacy_card.json", "model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Path], dict[str, Path]]]:
     base = tmp_path_factory.mktemp("damage")
@@ -23,7 +26,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str
 def chosen(name: str, done: str, reader: str) -> bool:
     """Every file at the top of a folder under what reads it quickly, and some arrays under what restores them."""
     if "/" not in name:
-        return reader not in WITH_ARRAYS or (reader == "check" and done in ("flipped", "exchanged"))
+        some = (reader == "check" and done in ("flipped", "exchanged")) or (
+            reader == "predict" and name in DESCRIBE
+        )
+        return reader not in WITH_ARRAYS or some
     return done == "flipped" and reader in ("predict", "release") and "/4/default/d/" in name
 
 
@@ -32,7 +38,7 @@ def test_a_damaged_file_is_refused_or_changes_nothing(
     folders: tuple[dict[str, Path], dict[str, Path]], kind: str, tmp_path: Path
 ) -> None:
     found = list(damage.tried(*folders, kind, tmp_path, chosen))
-    assert len(found) > 10
+    assert len(found) > 5
     assert [row for row in found if row[3].startswith(("SILENT", "TRACE"))] == []
     # a check misses nothing but what is allowed to be another
     missed = {row[0] for row in found if row[2] == "check" and row[3] == "right"}
