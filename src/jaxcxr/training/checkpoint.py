@@ -130,11 +130,14 @@ def read_arrays(path: Path) -> PyTree:
     """
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree: Any = checkpointer.metadata(path.resolve()).item_metadata.tree
+            found: Any = checkpointer.metadata(path.resolve()).item_metadata
+            if found is None:
+                raise ValueError("its list of arrays cannot be read")
+            tree: Any = found.tree
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(path.resolve(), ocp.args.PyTreeRestore(restore_args=kinds))
     except Exception as error:
-        raise _damaged(path, _one_line(error)) from error
+        raise _damaged(path.parent if path.name == _ITEM else path, _one_line(error)) from error
 
 
 def newest_sound(folder: Path, saved: Mapping[int, Collection[str]]) -> tuple[int, PyTree]:
