@@ -64,13 +64,19 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk refuses.
     """
+    with writing(path), renaming(path) as part:
+        yield part
+
+
+@contextmanager
+def renaming(path: Path) -> Iterator[Path]:
+    """As `replacing`, for callers that have a sentence of their own for an OSError."""
     part = path.with_name(path.name + ".part")
     try:
-        with writing(path):
-            yield part
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            part.replace(path)
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
     except BaseException:
         _discard(part)
         raise
