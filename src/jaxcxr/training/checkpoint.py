@@ -128,14 +128,11 @@ def read_arrays(path: Path) -> PyTree:
     Raises:
         DamagedCheckpointError: they cannot be read.
     """
+    handler, place = ocp.PyTreeCheckpointHandler(), path.resolve()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found: Any = checkpointer.metadata(path.resolve()).item_metadata
-            if found is None:
-                raise ValueError("its list of arrays cannot be read")
-            tree: Any = found.tree
-            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return checkpointer.restore(path.resolve(), ocp.args.PyTreeRestore(restore_args=kinds))
+        found: Any = handler.metadata(place)
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
+        return handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
     except Exception as error:
         raise _damaged(path.parent if path.name == _ITEM else path, _one_line(error)) from error
 
