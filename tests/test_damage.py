@@ -26,9 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str
 def chosen(name: str, done: str, reader: str) -> bool:
     """Every file at the top of a folder under what reads it quickly, and some arrays under what restores them."""
     if "/" not in name:
-        some = (reader == "check" and done in ("flipped", "exchanged")) or (
-            reader == "predict" and name in DESCRIBE
-        )
+        some = (reader == "check" and done == "flipped") or (reader == "predict" and name in DESCRIBE)
         return reader not in WITH_ARRAYS or some
     return done == "flipped" and reader in ("predict", "release") and "/4/default/d/" in name
 
