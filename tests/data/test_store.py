@@ -1,6 +1,7 @@
 import concurrent.futures
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 import weakref
@@ -375,3 +376,15 @@ def test_a_changed_bit_of_an_image_is_seen_when_it_is_read(tmp_path, place):
     opened = open_store(store.path).split("train")
     with pytest.raises(InputError, match=r"films-train.array_record-00000: record \d+ is damaged"):
         opened.read_all()
+
+
+def test_the_images_of_another_store_are_not_taken_for_its_own(tmp_path):
+    """Their file is whole, and ArrayRecord's own checksums agree with it."""
+    ours, theirs = (write(tmp_path / str(seed), *cohort(seed=seed)).path for seed in (0, 1))
+    shutil.copy(theirs / "films-train.array_record-00000", ours)
+    opened = open_store(ours)
+    assert len(opened.split("valid").read_all()) == 10
+    with pytest.raises(
+        InputError, match=r"record 0 is damaged \(its pixels are not those that were written\)"
+    ):
+        opened.split("train").read_all()
