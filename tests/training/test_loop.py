@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -426,13 +427,45 @@ def settled(out: Path, ahead: int = 0) -> int:
     return saved
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(
-    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+@pytest.mark.parametrize("place", [1, 4, 7, 10])
+def test_a_disk_that_refuses_once_at_any_place_loses_nothing(
+    plan: RunPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: tuple[Path, loop.Outcome],
+    place: int,
+) -> None:
+    """Configuration, facts, ledger, digests, log: whatever was to be forced to the disk."""
+    calls, fsync = [0], os.fsync
+
+    def refusing(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == place:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refusing)
+        with pytest.raises(
+            InputError, match=r"cannot be written \(Disk quota exceeded\).*have the quota raised"
+        ):
+            run(plan, tmp_path / "run")
+    assert bits(run(plan, tmp_path / "run", resume=True).params) == bits(whole[1].params)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    plan: RunPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: tuple[Path, loop.Outcome],
+    signum: signal.Signals,
 ) -> None:
     with monkeypatch.context() as patch:
-        at_step(plan, patch, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 1 else None)
+        at_step(plan, patch, lambda step: os.kill(os.getpid(), signum) if step == 1 else None)
         outcome = run(plan, tmp_path / "stopped")
     assert (outcome.steps_done, outcome.stopped_by, outcome.finished) == (2, "interrupt", False)
+    assert outcome.signum == signum
     assert settled(tmp_path / "stopped") == 2
     assert bits(run(plan, tmp_path / "stopped", resume=True).params) == bits(whole[1].params)
 
@@ -501,7 +534,7 @@ def test_the_ledger_is_on_the_disk_before_a_step_and_forced_there_before_a_check
     forced, saved, written_ahead = [0], [], []
 
     def steps_written() -> int:
-        return ledger.read_text().count("\n") - 1
+        return ledger.read_text().count('"step"')
 
     def forcing(descriptor: int) -> None:
         fsync(descriptor)

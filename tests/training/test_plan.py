@@ -10,6 +10,7 @@ import pytest
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
+from jaxcxr.run_folder import write_facts
 from jaxcxr.training import build
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.resume import begin_or_continue, load_or_make_secret
@@ -71,7 +72,7 @@ def test_facts_of_a_run_must_not_change_under_way(
     begin_or_continue(plan, None, tmp_path)
     begin_or_continue(plan, None, tmp_path)
     facts = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(facts | {"store_fingerprint": "other"}))
+    write_facts(tmp_path, facts | {"store_fingerprint": "other"})
     with pytest.raises(InputError, match="store_fingerprint"):
         begin_or_continue(plan, None, tmp_path)
 

@@ -19,7 +19,9 @@ from safetensors.numpy import save_file
 from jaxcxr.config import Experiment, ModelConfig, dump, load
 from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
-from jaxcxr.data.store import RECORDS_FILE, Store, open_store, write_store
+from jaxcxr.data.store import Store, open_store, write_store
+from jaxcxr.data.store_checks import RECORDS_FILE
+from jaxcxr.digests import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.training import build, parameters, trained_on
 from jaxcxr.training.plan import make_plan
@@ -412,7 +414,7 @@ def test_a_damaged_record_is_refused_and_not_taken_for_none(
         np.savez(file, allow_pickle=False, **changed_arrays | change)
         record = json.loads((weights / "provenance.json").read_text())
         record["trained_on"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-        (weights / "provenance.json").write_text(json.dumps(record))
+        write_json(weights / "provenance.json", record)
     with pytest.raises(InputError, match=r"trained_on\.npz: the record .* is missing or damaged"):
         checked_start(weights, provenance(weights), made("private", [5]), ids_unrelated=False)
 

@@ -28,23 +28,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxcxr.atomic import exclusive_lock, replacing
+from jaxcxr.atomic import exclusive_lock
 from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
+from jaxcxr.data.fingerprint import rows_of, versions_of
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.journal import ShardTask, commit_shard, make_shard, prepare, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
 from jaxcxr.data.shards import shard_name
 from jaxcxr.data.store import (
     SHARD_BYTES,
-    STORE_FILE,
     Store,
     declared,
     finish,
     open_store,
     publish,
-    rows_of,
-    versions_of,
 )  # fmt: skip
+from jaxcxr.data.store_checks import CURE, STORE_FILE
+from jaxcxr.digests import check, sealed
 from jaxcxr.errors import InputError
 
 QUARANTINE_FILE = "quarantine.csv"
@@ -127,7 +127,7 @@ def build_store(
                     sources or {}, split
                 )  # fmt: skip
             if duplicates and not (building / DUPLICATES_FILE).exists():
-                with replacing(building / DUPLICATES_FILE) as part:
+                with sealed(building / DUPLICATES_FILE) as part:
                     near_duplicates(open_store(building)).to_csv(part, index=False)
             for leftover in building.glob("shard-*"):
                 leftover.unlink()
@@ -174,6 +174,7 @@ def begun_split_key(path: str | Path) -> str | None:
 
 def read_listing(path: Path) -> pd.DataFrame:
     """A store's quarantine.csv, flagged.csv or duplicates.csv, as text; an empty table if there is none."""
+    check(path, CURE)
     return (
         pd.read_csv(path, dtype=str, keep_default_na=False)
         if path.is_file()
@@ -383,7 +384,8 @@ def _assemble(
     odd = [(names[entry["row"]], flag) for entry in entries for flag in entry.get("flags", ())]
     for name, rows in ((QUARANTINE_FILE, refused + bad), (FLAGGED_FILE, odd)):
         if rows:
-            pd.DataFrame(rows, columns=["path", "reason"]).to_csv(building / name, index=False)
+            with sealed(building / name) as part:
+                pd.DataFrame(rows, columns=["path", "reason"]).to_csv(part, index=False)
     kept = [entry for entry in entries if "sha256" in entry]
     records = pd.DataFrame({key: [entry[key] for entry in kept] for key in ("row", "sha256", "phash")})
     finish(

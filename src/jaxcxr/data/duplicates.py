@@ -16,7 +16,9 @@ from jaxtyping import Int, UInt
 from PIL import Image
 
 from jaxcxr.data.manifest import SPLITS
-from jaxcxr.data.store import RECORDS_FILE, Store
+from jaxcxr.data.store import Store
+from jaxcxr.data.store_checks import CURE, RECORDS_FILE
+from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 
 DUPLICATES_FILE = "duplicates.csv"
@@ -133,6 +135,7 @@ def listed_duplicates(store: Store) -> dict[str, bool] | None:
         InputError: the listing is damaged.
     """
     path = store.path / DUPLICATES_FILE
+    check(path, CURE)
     if not path.is_file():
         return None
     try:

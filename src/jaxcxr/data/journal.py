@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxcxr.atomic import exclusive_lock, replacing
+from jaxcxr.atomic import exclusive_lock, renaming
 from jaxcxr.data.duplicates import perceptual_hash
 from jaxcxr.data.images import Preprocessing, decode_image, preprocess
 from jaxcxr.data.shards import ShardWriter, encode
@@ -170,7 +170,7 @@ def _as_array_record(task: ShardTask, raw: BinaryIO, entries: Sequence[dict[str,
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears complete or not at all, forced to the disk."""
-    with replacing(path) as part, part.open("wb") as file:
+    with renaming(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 
 ID_COLUMNS: tuple[str, ...] = ("image_id", "patient_id", "split")
@@ -98,6 +99,10 @@ def _check_columns(path: Path, table: pd.DataFrame) -> tuple[str, ...]:
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such predictions file")
+    check(
+        path,
+        "put it back from a copy, or delete it and evaluation.csv, and resume the run, which predicts again",
+    )
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(
             f"{path}: expected a file ending in .parquet or .csv, found {path.suffix or 'no ending'!r}"

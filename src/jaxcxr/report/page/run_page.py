@@ -20,7 +20,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from jaxcxr import __version__
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import writing
+from jaxcxr.digests import sealed
 from jaxcxr.report import run_facts as said
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.conclusions import run_conclusions
@@ -134,8 +135,9 @@ def page_html(page: Page) -> str:
 
 def write_page(page: Page, folder: Path) -> Path:
     """Write `report.html`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / PAGE) as part:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with sealed(folder / PAGE) as part:
         part.write_text(page_html(page), encoding="utf-8")
     return folder / PAGE
 
