@@ -24,7 +24,8 @@ from pathlib import Path
 import pandas as pd
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
+from jaxcxr.data.ages import age_years, plausible_age, years_between
+from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, read_tags
 from jaxcxr.data.manifest import missing_column, read_table, text_of
 from jaxcxr.data.sources.cohort import Cohort
 from jaxcxr.data.sources.published import is_utf8

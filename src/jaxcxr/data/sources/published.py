@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import plausible_age
+from jaxcxr.data.ages import plausible_age
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import check_manifest, missing_column, text_cells, text_of
 from jaxcxr.data.sources.cohort import Cohort, Provenance, with_one_id

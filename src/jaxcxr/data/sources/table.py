@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import MAX_AGE, age_years
+from jaxcxr.data.ages import MAX_AGE, age_years
 from jaxcxr.data.manifest import (
     REQUIRED,
     SEXES,
