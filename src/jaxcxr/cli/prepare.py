@@ -121,6 +121,10 @@ class Vindr(Published):
     """VinDr-CXR."""
 
 
+class Rsna(Published):
+    """RSNA Pneumonia Detection Challenge."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Verify:
     """Read every record of a store and compare it with its checksum."""
@@ -137,6 +141,7 @@ Command = (
     | Annotated[Nih, tyro.conf.subcommand("nih")]
     | Annotated[Padchest, tyro.conf.subcommand("padchest")]
     | Annotated[Vindr, tyro.conf.subcommand("vindr")]
+    | Annotated[Rsna, tyro.conf.subcommand("rsna")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
@@ -153,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{command.out}: reading the tables of its images")
     from jaxcxr.data.build import build_store
     from jaxcxr.data.images import Preprocessing
+    from jaxcxr.data.sources.published import require_images
 
     how = Preprocessing(command.fit, command.normalisation, command.dtype)
     processes = command.processes or len(os.sched_getaffinity(0))
@@ -161,6 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for reason, count in cohort.excluded.items():
         if count:
             print(f"left out by choice: {count:,} ({reason})")
+    for remark in cohort.remarks:
+        print(f"warning: {remark}")
+    require_images(images, cohort.manifest["path"].tolist())
 
     started = time.monotonic()
     with progress_bar(len(cohort.manifest), "images") as bar:
@@ -214,7 +223,7 @@ def _cohort(command: Any, processes: int) -> "tuple[Cohort, Path, tuple[str, ...
 
 def _published(command: Published, images: Path, begun: str | None) -> "Cohort":
     """The cohort of a published data set."""
-    from jaxcxr.data.sources import chexpert, mimic, nih, padchest, uka, vindr
+    from jaxcxr.data.sources import chexpert, mimic, nih, padchest, rsna, uka, vindr
     from jaxcxr.data.sources.published import Options
 
     adapters: dict[type[Published], tuple[Any, type[Options]]] = {
@@ -224,6 +233,7 @@ def _published(command: Published, images: Path, begun: str | None) -> "Cohort":
         Nih: (nih.read, Options),
         Padchest: (padchest.read, Options),
         Vindr: (vindr.read, vindr.VindrOptions),
+        Rsna: (rsna.read, Options),
     }
     read, kind = adapters[type(command)]
     if not command.folder.is_dir():
