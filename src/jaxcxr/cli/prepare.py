@@ -13,7 +13,8 @@ given again. docs/data.md describes every source.
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,8 +43,8 @@ class Common:
         shards: number of files of records; by default as many as keep each below 128 MiB.
         strict: stop at the first file that cannot be used, instead of leaving it out and naming it in
             quarantine.csv.
-        refuse_flagged: leave out secondary captures and images with burnt-in annotation, instead of naming
-            them in flagged.csv.
+        refuse_flagged: leave out odd images (secondary captures, burnt-in annotation, constant ones and
+            others), instead of naming them in flagged.csv.
         verify: read every record again when done and compare it with its checksum.
         duplicates: look for nearly equal images of different patients.
     """
@@ -172,17 +173,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_images(images, cohort.manifest["path"].tolist())
 
     started = time.monotonic()
-    with progress_bar(len(cohort.manifest), "images") as bar:
+    with (
+        progress_bar(len(cohort.manifest), "images") as bar,
+        _late_bar("%", "near-duplicates") as compared,
+    ):
         store = build_store(
             command.out, cohort.manifest, images, size=command.size, findings=cohort.findings, how=how,
             groups=groups, refused=cohort.refused, sources=described, split=cohort.split, processes=processes,
             shards=command.shards, strict=command.strict, refuse_flagged=command.refuse_flagged,
-            duplicates=command.duplicates, progress=bar.update,
+            duplicates=command.duplicates, progress=bar.update, compared=compared,
         )  # fmt: skip
     _tell(store, cohort, time.monotonic() - started)
     _tell_duplicates(store)
     if command.verify:
         _verify(store)
+
+
+@contextmanager
+def _late_bar(unit: str, desc: str) -> Iterator[Callable[[float], None]]:
+    """A bar that is drawn when the first share of its work is done."""
+    bars: list[Any] = []
+
+    def update(share: float) -> None:
+        if not bars:
+            bars.append(progress_bar(100, unit, desc))
+        bars[0].update(round(100 * share, 6))
+
+    try:
+        yield update
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _refuse_impossible(command: Common) -> None:
