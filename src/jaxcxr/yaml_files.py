@@ -62,7 +62,8 @@ def _count(value: Any, source: str, sizes: dict[int, int], above: tuple[int, ...
         raise InputError(f"{source}: nested too deeply; expected a mapping of keys to values")
     if not isinstance(value, (dict, list, tuple)):
         raise InputError(
-            f"{source}: found a value of type {type(value).__name__}; expected text, numbers, lists and mappings"
+            f"{source}: found a value of type {type(value).__name__}; expected text, numbers, lists "
+            "and mappings"
         )
     inner = value.values() if isinstance(value, dict) else value
     size = 1 + sum(_count(item, source, sizes, (*above, id(value))) for item in inner)

@@ -32,7 +32,12 @@ ROWS, COLUMNS = 40, 36
 def picture(bits: int = 12) -> np.ndarray:
     """Grey values that no turn, mirroring or inversion leaves as they are; int64."""
     y, x = np.mgrid[0:ROWS, 0:COLUMNS]
-    values = 0.4 * x / COLUMNS + 0.2 * y / ROWS + 0.4 * np.exp(-((x - 8) ** 2 + (y - 10) ** 2) / 60) + 0.01 * ((3 * x + y) % 7)
+    values = (
+        0.4 * x / COLUMNS
+        + 0.2 * y / ROWS
+        + 0.4 * np.exp(-((x - 8) ** 2 + (y - 10) ** 2) / 60)
+        + 0.01 * ((3 * x + y) % 7)
+    )
     values = (values - values.min()) / np.ptp(values)
     return np.round(values * (2**bits - 1)).astype(np.int64)
 
@@ -64,7 +69,12 @@ def dicom(path: Path, values: np.ndarray, changes: dict[str, object] | None = No
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     try:
         if how.get("bare"):
-            dataset.save_as(path, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True, enforce_file_format=False)
+            dataset.save_as(
+                path,
+                implicit_vr=syntax == ImplicitVRLittleEndian,
+                little_endian=True,
+                enforce_file_format=False,
+            )
         else:
             dataset.file_meta = FileMetaDataset()
             dataset.file_meta.TransferSyntaxUID = syntax
@@ -133,7 +143,9 @@ def _padded(values: np.ndarray, pad: int) -> np.ndarray:
     return values
 
 
-def _dicom(values: np.ndarray, changes: dict[str, object] | None = None, **how: object) -> Callable[[Path], Path]:
+def _dicom(
+    values: np.ndarray, changes: dict[str, object] | None = None, **how: object
+) -> Callable[[Path], Path]:
     return lambda path: dicom(path.with_suffix(str(how.get("suffix", ".dcm"))), values, changes, **how)
 
 
@@ -226,31 +238,77 @@ def tiff_files() -> dict[str, Callable[[Path], Path]]:
 
     found: dict[str, Callable[[Path], Path]] = {}
     compressions = (None, "lzw", "zlib", "packbits", "zstd")
-    for kind, top in ((np.uint8, 255), (np.uint16, 65535), (np.uint32, 2**32 - 1), (np.int16, -1), (np.int8, -1)):
+    for kind, top in (
+        (np.uint8, 255),
+        (np.uint16, 65535),
+        (np.uint32, 2**32 - 1),
+        (np.int16, -1),
+        (np.int8, -1),
+    ):
         bits = 8 if np.dtype(kind).itemsize == 1 else 12
         values = picture(bits) - (2 ** (bits - 1) if top == -1 else 0)
         for compression in compressions:
             name = f"{np.dtype(kind).name}_{compression or 'plain'}"
-            found[f"black_{name}"] = writer(values.astype(kind), photometric="minisblack", compression=compression)
-            found[f"white_{name}"] = writer((top - values).astype(kind), photometric="miniswhite", compression=compression)
+            found[f"black_{name}"] = writer(
+                values.astype(kind), photometric="minisblack", compression=compression
+            )
+            found[f"white_{name}"] = writer(
+                (top - values).astype(kind), photometric="miniswhite", compression=compression
+            )
     for kind in (np.float16, np.float32, np.float64):
-        found[f"white_{np.dtype(kind).name}"] = writer((1 - picture(10) / 1023).astype(kind), photometric="miniswhite")
-    found["white_big_endian"] = writer((65535 - picture()).astype(">u2"), photometric="miniswhite", byteorder=">")
-    found["white_big_tiff"] = writer((65535 - picture()).astype(np.uint16), photometric="miniswhite", bigtiff=True)
-    found["white_tiled"] = writer((65535 - picture()).astype(np.uint16), photometric="miniswhite", tile=(16, 16), compression="zlib", predictor=True)
-    found["white_jpeg"] = writer((255 - picture(8)).astype(np.uint8), photometric="miniswhite", compression="jpeg", compressionargs={"level": 98})
-    found["white_bottom_first"] = writer(np.ascontiguousarray((65535 - picture()).astype(np.uint16)[::-1]), photometric="miniswhite", extratags=[(274, 3, 1, 4, True)])
+        found[f"white_{np.dtype(kind).name}"] = writer(
+            (1 - picture(10) / 1023).astype(kind), photometric="miniswhite"
+        )
+    found["white_big_endian"] = writer(
+        (65535 - picture()).astype(">u2"), photometric="miniswhite", byteorder=">"
+    )
+    found["white_big_tiff"] = writer(
+        (65535 - picture()).astype(np.uint16), photometric="miniswhite", bigtiff=True
+    )
+    found["white_tiled"] = writer(
+        (65535 - picture()).astype(np.uint16),
+        photometric="miniswhite",
+        tile=(16, 16),
+        compression="zlib",
+        predictor=True,
+    )
+    found["white_jpeg"] = writer(
+        (255 - picture(8)).astype(np.uint8),
+        photometric="miniswhite",
+        compression="jpeg",
+        compressionargs={"level": 98},
+    )
+    found["white_bottom_first"] = writer(
+        np.ascontiguousarray((65535 - picture()).astype(np.uint16)[::-1]),
+        photometric="miniswhite",
+        extratags=[(274, 3, 1, 4, True)],
+    )
     for depth in (8, 16):
         colour = np.stack([picture(min(depth, 12)).astype(f"u{depth // 8}")] * 3)
-        found[f"rgb_{depth}"] = writer(np.ascontiguousarray(colour.transpose(1, 2, 0)), photometric="rgb", compression="zlib")
+        found[f"rgb_{depth}"] = writer(
+            np.ascontiguousarray(colour.transpose(1, 2, 0)), photometric="rgb", compression="zlib"
+        )
         found[f"rgb_planes_{depth}"] = writer(colour, photometric="rgb", planarconfig="separate")
         inks = np.zeros((ROWS, COLUMNS, 4), f"u{depth // 8}")
         inks[..., 3] = 2**depth - 1 - picture(depth).astype(np.int64)
         found[f"inks_{depth}"] = writer(inks, photometric="separated")
-        palette = np.stack([np.arange(2**depth, dtype=np.int64) * (65535 // (2**depth - 1))] * 3).astype(np.uint16)
-        found[f"palette_{depth}"] = writer(picture(depth).astype(f"u{depth // 8}"), photometric="palette", colormap=palette)
-    found["rgba_16"] = writer(np.dstack([np.stack([TWELVE] * 3, axis=-1), np.full((ROWS, COLUMNS), 9, np.uint16)]), photometric="rgb", extrasamples=["unassalpha"])
-    found["grey_with_alpha"] = writer(np.dstack([TWELVE, np.full((ROWS, COLUMNS), 9, np.uint16)]), photometric="minisblack", extrasamples=["unassalpha"], planarconfig="contig")
+        palette = np.stack([np.arange(2**depth, dtype=np.int64) * (65535 // (2**depth - 1))] * 3).astype(
+            np.uint16
+        )
+        found[f"palette_{depth}"] = writer(
+            picture(depth).astype(f"u{depth // 8}"), photometric="palette", colormap=palette
+        )
+    found["rgba_16"] = writer(
+        np.dstack([np.stack([TWELVE] * 3, axis=-1), np.full((ROWS, COLUMNS), 9, np.uint16)]),
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+    )
+    found["grey_with_alpha"] = writer(
+        np.dstack([TWELVE, np.full((ROWS, COLUMNS), 9, np.uint16)]),
+        photometric="minisblack",
+        extrasamples=["unassalpha"],
+        planarconfig="contig",
+    )
     return found
 
 

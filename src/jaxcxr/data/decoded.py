@@ -22,7 +22,19 @@ COLOUR = "colour image made grey"
 _LUMA = (19595, 38470, 7471)  # ITU-R BT.601, of 65,536, as Pillow's convert("L")
 _QUOTED = re.compile(r"""(?<!\w)b?(?:'([^']*)'|"([^"]*)")""")
 _TYPES = frozenset(
-    ("NoneType", "int", "float", "str", "bytes", "list", "tuple", "MultiValue", "DSfloat", "IS", "DataElement")
+    (
+        "NoneType",
+        "int",
+        "float",
+        "str",
+        "bytes",
+        "list",
+        "tuple",
+        "MultiValue",
+        "DSfloat",
+        "IS",
+        "DataElement",
+    )
 )
 
 

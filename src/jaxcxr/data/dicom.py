@@ -85,9 +85,10 @@ def read_dicom(path: Path) -> DecodedImage:
     """Read one frontal radiograph; return its grey values and flags.
 
     In this order: bits beyond `BitsStored` are cut off; padding becomes the darkest value; the modality
-    look-up table or rescaling is applied, then the VOI look-up table or the first window; colours become grey; an image meant to
-    be shown inverted is inverted (the presentation look-up table's shape decides, else MONOCHROME1); an image
-    stored rotated or mirrored (`PatientOrientation`) is put upright, the patient's right side on the left.
+    look-up table or rescaling is applied, then the VOI look-up table or the first window; colours become
+    grey; an image meant to be shown inverted is inverted (the presentation look-up table's shape decides,
+    else MONOCHROME1); an image stored rotated or mirrored (`PatientOrientation`) is put upright, the
+    patient's right side on the left.
 
     Raises:
         InputError: the file holds no usable image; the message quotes technical tags only.
@@ -132,12 +133,6 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple, MultiValue)):
         return "\\".join(map(str, value)).strip()
     return str(value).strip()
-
-
-
-
-
-
 
 
 @contextmanager
@@ -196,7 +191,9 @@ def _require_radiograph(dataset: pydicom.Dataset, path: Path) -> None:
     needed = ("BitsAllocated", "BitsStored") if "PixelData" in dataset else ("BitsAllocated",)
     for keyword in (*needed, "PhotometricInterpretation"):
         if keyword not in dataset:
-            raise InputError(f"{path}: DICOM that cannot be decoded ({keyword} is missing, empty or no value)")
+            raise InputError(
+                f"{path}: DICOM that cannot be decoded ({keyword} is missing, empty or no value)"
+            )
     _require_decoder(dataset, path)
 
 
@@ -204,8 +201,8 @@ def _require_decoder(dataset: pydicom.Dataset, path: Path) -> None:
     syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.get("BitsStored", 0))
     if not syntax.is_compressed and bytes(dataset.get("PixelData", b"")[:4]) == b"\xfe\xff\x00\xe0":
         raise InputError(
-            f"{path}: DICOM whose pixels are compressed and whose TransferSyntaxUID does not say how, expected "
-            "one that does"
+            f"{path}: DICOM whose pixels are compressed and whose TransferSyntaxUID does not say how, "
+            "expected one that does"
         )
     if syntax.is_compressed and not _can_decode(syntax, bits):
         if syntax in _OF_THE_EXTRA:

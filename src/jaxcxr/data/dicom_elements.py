@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pydicom
 from jaxtyping import Bool, Num
-from pydicom.dataelem import RawDataElement
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -92,7 +92,7 @@ def _complete(dataset: pydicom.Dataset) -> None:
 
 
 def _as_long_as_it_is(dataset: pydicom.Dataset) -> None:
-    """Whether YBR_FULL is subsampled, from the length of the pixels where the name and the length disagree."""
+    """Whether YBR_FULL is subsampled, from the length of the pixels where name and length disagree."""
     name = dataset.get("PhotometricInterpretation")
     if name not in ("YBR_FULL", "YBR_FULL_422") or "PixelData" not in dataset:
         return

@@ -42,11 +42,15 @@ def rescaled(
 
 
 def _linear(dataset: pydicom.Dataset) -> tuple[float, float]:
-    return (numbers_of(dataset, "RescaleSlope") or [1.0])[0], (numbers_of(dataset, "RescaleIntercept") or [0.0])[0]
+    return (numbers_of(dataset, "RescaleSlope") or [1.0])[0], (
+        numbers_of(dataset, "RescaleIntercept") or [0.0]
+    )[0]
 
 
 def seen(
-    values: Num[np.ndarray, "height width"], dataset: pydicom.Dataset, padding: Bool[np.ndarray, "height width"]
+    values: Num[np.ndarray, "height width"],
+    dataset: pydicom.Dataset,
+    padding: Bool[np.ndarray, "height width"],
 ) -> tuple[Num[np.ndarray, "height width"], list[str]]:
     """Values through the first VOI look-up table or window that shows something, and remarks."""
     inside = ~padding if not padding.all() else np.ones(padding.shape, dtype=bool)
@@ -93,7 +97,7 @@ def _windowed(
 
 
 def _range(values: np.ndarray, dataset: pydicom.Dataset) -> tuple[float, float]:
-    """Smallest and largest value that an image of this header can have: what a window spreads its part over."""
+    """Smallest and largest value that an image of this header can have; a window spreads its part over them."""
     if "ModalityLUTSequence" in dataset:
         return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     if values.dtype.kind == "f" and "BitsStored" not in dataset:

@@ -94,8 +94,8 @@ def text_cells(path: Path) -> pd.DataFrame:
             pair = f"{named.index(name) + 1} and {place + 1}"
             raise ValueError(f"columns {pair} of the header have the same name; is its first row the header?")
     too_many = (
-        f"rows have more cells than the {len(header)} of the header; if a title stands above the header, take "
-        "its lines away"
+        f"rows have more cells than the {len(header)} of the header; if a title stands above the header, "
+        "take its lines away"
     )
     with warnings.catch_warnings():
         # Pandas would cut rows that are longer than the header, or shift all columns by one; only empty cells
@@ -152,8 +152,8 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
     for place, finding in enumerate(findings):
         if finding in (*REQUIRED, "view", "comorbidities") or finding in findings[:place]:
             raise InputError(
-                f"{source}: finding {finding!r}: expected a name that no other finding and no column of every "
-                "manifest has"
+                f"{source}: finding {finding!r}: expected a name that no other finding and no column of "
+                "every manifest has"
             )
     missing = [column for column in (*REQUIRED, *findings) if column not in frame.columns]
     if missing:

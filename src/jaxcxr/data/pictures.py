@@ -83,9 +83,7 @@ def _pillow(path: Path, start: bytes, whole: bool) -> DecodedImage:
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{path}: an image of {width} x {height} pixels, expected at most {MAX_PIXELS}"
-        )
+        raise InputError(f"{path}: an image of {width} x {height} pixels, expected at most {MAX_PIXELS}")
 
 
 def _is_deep_colour(start: bytes) -> bool:
@@ -106,13 +104,9 @@ def _tiff(path: Path, source: Any) -> DecodedImage:
             page: Any = pages[0].aspage()
             _check_size(path, page.imagewidth, page.imagelength)
             if page.imagedepth != 1:
-                raise InputError(
-                    f"{path}: found an image of {page.imagedepth} layers in depth, expected one"
-                )
+                raise InputError(f"{path}: found an image of {page.imagedepth} layers in depth, expected one")
             if not page.imagewidth * page.imagelength:
-                raise InputError(
-                    f"{path}: the image is empty, {page.imagewidth} x {page.imagelength} pixels"
-                )
+                raise InputError(f"{path}: the image is empty, {page.imagewidth} x {page.imagelength} pixels")
             return _of_page(path, page)
     finally:
         logger.setLevel(level)
@@ -121,11 +115,11 @@ def _tiff(path: Path, source: Any) -> DecodedImage:
 def _of_page(path: Path, page: Any) -> DecodedImage:
     missing = [size for size in page.databytecounts if size == 0]
     if missing or len(page.databytecounts) < len(page.dataoffsets) or not page.dataoffsets:
-        raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM (parts of its pixels are missing)")
+        raise InputError(
+            f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM (parts of its pixels are missing)"
+        )
     end = page.parent.filehandle.size
-    if any(
-        offset + size > end for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False)
-    ):
+    if any(offset + size > end for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False)):
         raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM (its end is missing)")
     kind = tifffile.PHOTOMETRIC(page.photometric)
     values = np.asarray(page.asarray())
@@ -147,7 +141,9 @@ def _of_page(path: Path, page: Any) -> DecodedImage:
         table = np.asarray(page.colormap)
         index = values[..., 0].astype(np.int64)
         if table.ndim != 2 or index.min(initial=0) < 0 or index.max(initial=0) >= table.shape[1]:
-            raise InputError(f"{path}: a TIFF whose palette does not cover its pixels, expected one that does")
+            raise InputError(
+                f"{path}: a TIFF whose palette does not cover its pixels, expected one that does"
+            )
         colour = _of_8_bits(table)[:, index].transpose(1, 2, 0)
     elif name in ("RGB", "YCBCR") and values.shape[-1] >= 3:
         if name == "YCBCR" and page.compression not in (6, 7):

@@ -119,7 +119,14 @@ def _read(path: Path) -> pd.DataFrame:
         table = _read_csv(path, ids) if csv else pd.read_parquet(path)
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        NotImplementedError,
+    ) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
         raise InputError(
             f"{path}: cannot be read as {path.suffix[1:]} ({' '.join(str(error).split())[:200]})"
         ) from error
@@ -170,5 +177,8 @@ def group_numbers(table: pd.DataFrame, column: str) -> pd.Series:
         InputError: a value is not a number.
     """
     return _numbers(
-        Path(table.attrs.get("source", "predictions")), table, column, "a number, to be put into a bin (--groups names other columns)"
+        Path(table.attrs.get("source", "predictions")),
+        table,
+        column,
+        "a number, to be put into a bin (--groups names other columns)",
     )

@@ -57,11 +57,14 @@ _SPELT = {
     r"(?:postero|posterior|posterioro) ?anterior": "pa", r"posterioranterior": "pa", "p a": "pa",
     r"(?:antero|anterior|anterioro) ?posterior": "ap", r"anteriorposterior": "ap", "a p": "ap",
 }  # fmt: skip
-_LATERAL = frozenset("ll rl lat lateral lateralis laterolateral sagittal".split())
+_LATERAL = frozenset(("ll", "rl", "lat", "lateral", "lateralis", "laterolateral", "sagittal"))
 _NEUTRAL = frozenset(
-    "chest thorax view projection position radiograph xray x ray cxr frontal erect upright standing supine "
-    "sitting seated semi semierect recumbent portable mobile bedside bed inspiration the in of 1 2".split()
-)
+    (
+        "chest", "thorax", "view", "projection", "position", "radiograph", "xray", "x", "ray", "cxr", "frontal",
+        "erect", "upright", "standing", "supine", "sitting", "seated", "semi", "semierect", "recumbent",
+        "portable", "mobile", "bedside", "bed", "inspiration", "the", "in", "of", "1", "2",
+    )
+)  # fmt: skip
 """Words beside AP or PA that leave the image a frontal one."""
 
 

@@ -64,7 +64,9 @@ def remarks(patients: Iterable[str], same_patient: Mapping[str, str]) -> tuple[s
         )
     unknown = sorted(_targets(same_patient) - there - declared)
     if unknown:
-        found.append(f"same_patient: ids that no image had, so that aliases alone bear them: {_some(unknown)}")
+        found.append(
+            f"same_patient: ids that no image had, so that aliases alone bear them: {_some(unknown)}"
+        )
     groups: dict[str, set[str]] = {}
     for patient in set(with_one_id(there, same_patient)):
         groups.setdefault(folded(patient), set()).add(patient)

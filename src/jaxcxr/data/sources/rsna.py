@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge: 26,684 frontal radiographs of NIH ChestX-ray14, read again for opacities.
+"""RSNA Pneumonia Detection Challenge: 26,684 frontal radiographs of NIH ChestX-ray14, read for opacities.
 
 Origin: Shih et al., 'Augmenting the National Institutes of Health chest radiograph dataset with expert
 annotations of possible pneumonia', Radiology: Artificial Intelligence 2019; rsna.org (challenge of 2018).
@@ -44,7 +44,7 @@ PROVENANCE = Provenance(
 MAPPINGS = ("pneumonia-challenge-dataset-mappings_2018.json", "mappings.json")
 _CLASSES = {"Lung Opacity": "opacity", "No Lung Opacity / Not Normal": "other", "Normal": "normal"}
 _UNMAPPED = (
-    "RSNA's patientId names an image, not a person: images of one person count as several persons, in epsilon "
+    "RSNA's patientId names an image, not a person: images of one person count as several, in epsilon "
     f"for a patient and in the splits; put {MAPPINGS[0]} beside the tables"
 )
 
@@ -109,7 +109,7 @@ def _patients(folder: Path, ids: np.ndarray) -> tuple[list[str], str | None]:
 
 
 def _people(images: Path, paths: list[str]) -> tuple[list[float], list[str], list[str]]:
-    """Ages, sexes and views from the headers; unknown where a file cannot be read (it is quarantined later)."""
+    """Ages, sexes and views from the headers; unknown where a file cannot be read (quarantined later)."""
     ages, sexes, views = [], [], []
     for path in paths:
         try:

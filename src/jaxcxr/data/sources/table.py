@@ -335,7 +335,7 @@ def _look_up(
 
 
 def _canonical(text: str) -> str:
-    """A number in one spelling, so that `1`, `1.0`, `1,0` and `01` match the same key; other text unchanged."""
+    """A number in one spelling: `1`, `1.0`, `1,0` and `01` match the same key; other text unchanged."""
     try:
         return repr(float(with_point(text)))
     except ValueError:
