@@ -97,7 +97,7 @@ def _windowed(
 
 
 def _range(values: np.ndarray, dataset: pydicom.Dataset) -> tuple[float, float]:
-    """Smallest and largest value that an image of this header can have; a window spreads its part over them."""
+    """Smallest and largest value that an image of this header can have; a window is spread over them."""
     if "ModalityLUTSequence" in dataset:
         return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     if values.dtype.kind == "f" and "BitsStored" not in dataset:

@@ -60,7 +60,8 @@ _SPELT = {
 _LATERAL = frozenset(("ll", "rl", "lat", "lateral", "lateralis", "laterolateral", "sagittal"))
 _NEUTRAL = frozenset(
     (
-        "chest", "thorax", "view", "projection", "position", "radiograph", "xray", "x", "ray", "cxr", "frontal",
+        "chest", "thorax", "view", "projection", "position", "radiograph", "xray", "x", "ray", "cxr",
+        "frontal",
         "erect", "upright", "standing", "supine", "sitting", "seated", "semi", "semierect", "recumbent",
         "portable", "mobile", "bedside", "bed", "inspiration", "the", "in", "of", "1", "2",
     )
