@@ -9,8 +9,10 @@ resemble each other so much that the bands would not help, all pairs are compare
 Source: Norouzi, Punjani, Fleet, Fast search in Hamming space with multi-index hashing, CVPR 2012.
 """
 
+import concurrent.futures
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -101,23 +103,30 @@ def _comparisons(hashes: np.ndarray, most: int) -> float:
 
 
 def _banded(hashes: np.ndarray, most: int, progress: Callable[[float], object]) -> Iterator[np.ndarray]:
-    flips = _flips(most)
-    for band in range(_BANDS):
-        keys = _keys(hashes, band)
-        order = np.argsort(keys, kind="stable").astype(np.int32)
-        keys = keys[order]
-        starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << len(_places(0))))])
-        words = [np.ascontiguousarray(hashes[order, word]) for word in range(4)]
-        for flip in flips:
-            partners = keys ^ flip
-            first, last = starts[partners], starts[partners + 1]
-            if flip:  # the other bucket finds the same pair
-                last = np.where(partners > keys, last, first)
-            else:
-                first = np.arange(1, len(keys) + 1)
-            for one, other in _candidates(first, np.maximum(last - first, 0)):
-                yield _near(words, order, one, other, most, band)
-            progress(1 / (_BANDS * len(flips)))
+    # NumPy leaves Python's lock while it computes, so that threads use several cores.
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda band: _of_band(hashes, most, band, progress), range(_BANDS))
+
+
+def _of_band(hashes: np.ndarray, most: int, band: int, progress: Callable[[float], object]) -> np.ndarray:
+    """The pairs that this band finds and no earlier one."""
+    flips, found = _flips(most), [np.zeros((0, 3), dtype=np.int64)]
+    keys = _keys(hashes, band)
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    keys = keys[order]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << len(_places(0))))])
+    words = [np.ascontiguousarray(hashes[order, word]) for word in range(4)]
+    for flip in flips:
+        partners = keys ^ flip
+        first, last = starts[partners], starts[partners + 1]
+        if flip:  # the other bucket finds the same pair
+            last = np.where(partners > keys, last, first)
+        else:
+            first = np.arange(1, len(keys) + 1)
+        for one, other in _candidates(first, np.maximum(last - first, 0)):
+            found.append(_near(words, order, one, other, most, band))
+        progress(1 / (_BANDS * len(flips)))
+    return np.concatenate(found)
 
 
 def _candidates(first: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
