@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 FLOORS = (
     ("errors",),
+    ("yaml_files",),
     ("accounting", "atomic", "config", "per_example", "signals"),
     ("digests",),
     ("run_folder",),
@@ -33,6 +34,7 @@ FLOORS = (
 """Rooms from the ground up. A module imports its own room and the floors below, never a room beside it or above."""
 NO_JAX = (
     "errors",
+    "yaml_files",
     "accounting",
     "atomic",
     "signals",

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jaxcxr.errors import InputError
+from jaxcxr.yaml_files import read_yaml, require_plain, shortened
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
@@ -430,29 +431,6 @@ class Experiment:
         }
 
 
-class _RepeatedKey(yaml.YAMLError):
-    """A mapping names a key twice."""
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself takes the last of two equal keys and says nothing."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """One mapping as written, before `<<` merges others into it."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                line, name = key.start_mark.line + 1, (key.tag, key.value)
-                if name in first:
-                    raise _RepeatedKey(
-                        f"line {line}: key {key.value!r} stands on line {first[name]} already; expected it "
-                        "once"
-                    )
-                first[name] = line
-        return node
-
-
 def config_file(named: str | Path) -> Path:
     """The file that a configuration's name means.
 
@@ -478,12 +456,7 @@ def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
     if not file.is_file():
         hint = "; `jaxcxr configs` lists those of the package" if path.parts[:1] == ("configs",) else ""
         raise InputError(f"{path}: no such configuration file{hint}")
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_OnceLoader)
-    except _RepeatedKey as error:
-        raise InputError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(file, str(path))
     return validate(cls, values, source=str(path))
 
 
@@ -491,8 +464,9 @@ def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
     """Turn plain values into the dataclass `cls`; `source` is named in errors."""
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
+    require_plain(values, source)
     try:
-        config = TypeAdapter(cls).validate_json(json.dumps(values, default=str))
+        config = TypeAdapter(cls).validate_json(json.dumps(values))
     except ValidationError as error:
         raise InputError(f"{source}: {'; '.join(_sentence(e) for e in error.errors())}") from None
     if isinstance(config, Experiment):
@@ -514,7 +488,9 @@ def _sentence(error: Any) -> str:
     kind = error["type"]
     number = _number_of(found, whole=kind.startswith("int")) if kind.startswith(("int", "float")) else None
     hint = f" (YAML reads {found} as text here; write {number}, without quotes)" if number else ""
-    return f"{key}: expected {message}, found {found!r}{hint}"
+    if kind == "string_type" and isinstance(found, (bool, int, float)):
+        hint = " (put it in quotes, so that it is text)"
+    return f"{key}: expected {message}, found {shortened(repr(found))}{hint}"
 
 
 def _number_of(found: Any, whole: bool) -> str | None:

@@ -21,8 +21,8 @@ from pydicom.uid import (
 )
 
 from jaxcxr.data import dicom as dicom_module
-from jaxcxr.data import images
-from jaxcxr.data.dicom import age_years, plausible_age, years_between
+from jaxcxr.data import pictures
+from jaxcxr.data.ages import age_years, plausible_age, years_between
 from jaxcxr.data.images import Preprocessing, decode_image, preprocess, read_image
 from jaxcxr.data.sources.dicom import header
 from jaxcxr.errors import InputError
@@ -400,7 +400,7 @@ def test_a_folder_and_several_frames_are_refused(tmp_path):
 
 
 def test_dimensions_that_no_radiograph_has_are_refused(tmp_path, monkeypatch):
-    for module in (images, dicom_module):
+    for module in (pictures, dicom_module):
         monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     Image.fromarray(RAMP).save(tmp_path / "image.png")
     for path in (tmp_path / "image.png", dicom(tmp_path / "image.dcm")):

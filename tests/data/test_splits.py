@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.sources import chexpert, dicom, mimic, nih, padchest, table, uka, vindr
-from jaxcxr.data.sources.cohort import Cohort, with_one_id
+from jaxcxr.data.sources.cohort import Cohort
+from jaxcxr.data.sources.identities import with_one_id
 from jaxcxr.data.sources.published import Options
 from jaxcxr.data.splits import SplitDraw, key_of_seed, split_by_patient, valid_from_train
 from jaxcxr.errors import InputError

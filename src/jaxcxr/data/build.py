@@ -50,6 +50,8 @@ from jaxcxr.errors import InputError
 QUARANTINE_FILE = "quarantine.csv"
 FLAGGED_FILE = "flagged.csv"
 _PLAN_FILE = "plan.json"
+LEAST_SHARD_BYTES = 4 << 20
+"""A shard is at least this large unless it is its split's last: files for a few images help nobody."""
 _DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR
 )  # fmt: skip
@@ -73,6 +75,7 @@ def build_store(
     refuse_flagged: bool = False,
     duplicates: bool = False,
     progress: Callable[[int], object] = lambda _: None,
+    compared: Callable[[float], object] = lambda _: None,
 ) -> Store:
     """Build a store from files, or resume an interrupted build; return the opened store.
 
@@ -96,6 +99,7 @@ def build_store(
         duplicates: search for near-duplicate images of different patients and list them in duplicates.csv.
         progress: called with the number of images done since the last call; images done by an earlier run
             come first.
+        compared: called with the share of the search for near-duplicates done since the last call.
 
     Raises:
         InputError: the store exists, another process is building it, the unfinished build has another
@@ -128,7 +132,7 @@ def build_store(
                 )  # fmt: skip
             if duplicates and not (building / DUPLICATES_FILE).exists():
                 with sealed(building / DUPLICATES_FILE) as part:
-                    near_duplicates(open_store(building)).to_csv(part, index=False)
+                    near_duplicates(open_store(building), progress=compared).to_csv(part, index=False)
             for leftover in building.glob("shard-*"):
                 leftover.unlink()
             publish(building, path)
@@ -194,7 +198,8 @@ def _shard_tasks(
 ) -> list[ShardTask]:
     """The shards to make, per split; they follow from manifest and options, so a resumed build agrees."""
     most = max(1, SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
-    per_shard = -(-len(frame) // shards) if shards else min(most, max(16, -(-len(frame) // 32)))
+    least = max(16, LEAST_SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
+    per_shard = -(-len(frame) // shards) if shards else min(most, max(least, -(-len(frame) // 32)))
     tasks: list[ShardTask] = []
     for split in SPLITS:
         rows = np.flatnonzero((frame["split"] == split).to_numpy())
