@@ -16,8 +16,11 @@ from pydantic import Field
 from jaxcxr import accounting
 from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
 from jaxcxr.data.findings import can_be_mirrored
+from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.training.directions import MOST, number_of_directions
+from jaxcxr.training.head_data import labelled_findings
+from jaxcxr.training.weights import provenance, weights_folder
 
 AGREEMENT = 0.15
 """Length of the mean clipped gradient over the clip norm, at the start of a head: about what it was where a
@@ -59,10 +62,12 @@ class HeadRule:
         clip: the clip norm is this over the root of the number of findings, in units in which public images
             have coordinates of length 1, and residuals at a head of zero are 1 / 2: 1 / 2 clips few images,
             and a small one makes all count alike.
-        length: how far all steps together go where N epsilon over the root of the number of findings is 100,
-            in Newton's steps along the steepest direction (`training.head`) of an image that is not clipped;
-            it grows with the root of that number.
+        length: how far all steps together go from a head of zeros where N epsilon over the root of the number
+            of findings is 100, in Newton's steps along the steepest direction (`training.head`) of an image
+            that is not clipped; it grows with the root of that number.
         longest: bound on this length, and the length without privacy.
+        from_a_head: what both are multiplied by where the steps start from a head that knows the findings.
+        thumbnail: as in the model configuration.
         prediction_views: as in the model configuration; features are computed for every view.
     """
 
@@ -71,17 +76,21 @@ class HeadRule:
     up_to_random: Positive
     steps: PositiveInt = 32
     clip: Positive = 0.125
-    length: Positive = 8.0
-    longest: Positive = 32.0
+    length: Positive = 4.0
+    longest: Positive = 16.0
+    from_a_head: Positive = 0.5
+    thumbnail: Annotated[int, Field(ge=0, le=64)] = 16
     prediction_views: Views = "mirrored"
 
-    def learning_rate(self, signal: float | None) -> float:
+    def learning_rate(self, signal: float | None, start: str) -> float:
         """Of each step.
 
         Args:
             signal: N epsilon over the root of the number of findings; None without privacy.
+            start: as in the head's configuration.
         """
         length = self.longest if signal is None else min(self.longest, self.length * math.sqrt(signal / 100))
+        length *= 1.0 if start == "zero" else self.from_a_head
         return length / self.steps * (0.5 / self.clip if signal is not None else 1.0)
 
 
@@ -181,6 +190,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         raise InputError("rule.head: the recipe of the head needs its numbers, found null")
     findings = len(config.data.findings)
     signal = None if config.privacy is None else _signal(config, n_units)
+    section = dataclasses.replace(config.head, start=start_of_head(config))
     changed = dataclasses.replace(
         config.training,
         expected_batch_size=n_units,
@@ -189,7 +199,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         epochs=None,
         optimizer="sgd",
         momentum=0.0,
-        learning_rate=head.learning_rate(signal),
+        learning_rate=head.learning_rate(signal, section.start),
         decay="none",
         warmup_steps=0,
         scope="head_on_features",
@@ -208,11 +218,24 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
             noise_multiplier=None,
             class_counts_noise_multiplier=None,
         )
-    section = config.head if config.model.weights else dataclasses.replace(config.head, start="zero")
-    model = config.model
+    model = dataclasses.replace(config.model, thumbnail=head.thumbnail)
     if can_be_mirrored(config.data.findings):
         model = dataclasses.replace(model, prediction_views=head.prediction_views)
     return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)
+
+
+def start_of_head(config: Experiment) -> Literal["weights", "zero", "public"]:
+    """Where a head begins, by public facts alone: as the configuration says, except that from random weights
+    it is zero, and where the weights have a head of zeros it is one of public images, if these have labels.
+    """
+    head, weights = config.head, config.model.weights
+    if weights is None:
+        return "zero"
+    if head.start != "weights" or provenance(weights_folder(weights)).get("head") != "zero":
+        return head.start
+    if head.public is None or not labelled_findings(open_store(head.public), config.data.findings):
+        return "zero"
+    return "public"
 
 
 def _signal(config: Experiment, n_units: int) -> float:
@@ -250,10 +273,10 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
 
 def _of_the_head_in_words(chosen: Experiment) -> str:
     t = chosen.training
-    start = "its weights" if chosen.head.start == "weights" else "zero"
+    start = {"weights": "that of its weights", "zero": "zero", "public": "a head of the public images"}
     clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
     return (
-        f"the head alone, on features that are computed once, starting from {start}: {t.steps} steps of all "
+        f"the head alone, on features that are computed once, starting from {start[chosen.head.start]}: {t.steps} steps of all "
         f"{t.expected_batch_size:,} units at learning rate {t.learning_rate:g}{clipped}"
     )
 
@@ -314,11 +337,9 @@ def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
     )
     if noise <= AGREEMENT:
         return []
-    kept = chosen.head.start == "weights"
+    kept = chosen.head.start != "zero"
     instead = (
-        "the weights it starts from are not expected to get better"
-        if kept
-        else "expect little more than chance"
+        "the head it starts from is not expected to get better" if kept else "expect little more than chance"
     )
     return [
         f"WARNING: at N = {n_units:,} and epsilon {privacy.epsilon:g} the noise is {noise:.2g} of the clip "

@@ -57,7 +57,7 @@ def sweep(
 
 def _predicts_untouched(config: Experiment) -> bool:
     """Whether there is a model before training: weights whose head is kept."""
-    has_head = not config.training.keeps_features or config.head.start == "weights"
+    has_head = not config.training.keeps_features or config.head.start != "zero"
     return config.model.weights is not None and has_head
 
 
