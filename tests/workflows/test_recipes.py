@@ -180,5 +180,6 @@ def test_a_head_of_zeros_gives_way_to_one_of_labelled_public_images(
 def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:
     config = with_epsilon(changed(private(), "model", weights="some"), 0.1)
     assert any(said.startswith("WARNING") for said in by_recipe("recommended", config, 50, WITH_HEAD)[1])
+    assert any(said.startswith("WARNING") for said in by_recipe("head", config, 50, WITH_HEAD)[1])
     enough = by_recipe("recommended", with_epsilon(config, 1.0), 2000, WITH_HEAD)[1]
     assert not any(said.startswith("WARNING") for said in enough)

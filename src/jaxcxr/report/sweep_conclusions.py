@@ -118,7 +118,7 @@ def _guessing(evaluations: pd.DataFrame) -> str:
 
 
 def _starts(starts: Mapping[float, Mapping[str, Any]]) -> str:
-    """What each model gained over the weights it started from, and which lost, or gained nothing that shows."""
+    """What each model gained over the weights it started from, and which lost or show no gain."""
     better, worse, open_ = [], [], []
     for epsilon, row in sorted(starts.items(), reverse=True):
         if np.isnan(row["difference"]):

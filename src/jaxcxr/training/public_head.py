@@ -8,8 +8,8 @@ regression of labels on those predictions. A finding that public images do not t
 that mean nothing) thereby starts at zero, as without this module. The mean logit of public images is taken
 out: how frequent a finding is there says nothing about another hospital.
 
-Guarantee: nothing here is computed from private images. The weights with this head are those that a run starts
-from, and enter it by their digest, which its noise is bound to.
+Guarantee: nothing here is computed from private images. The weights with this head are those that a run
+starts from, and enter it by their digest, which its noise is bound to.
 """
 
 import dataclasses
@@ -23,8 +23,9 @@ from scipy.special import expit
 from jaxcxr.training.directions import Directions
 
 STEPS, LENGTH = 32, 16.0
-"""Number of steps, and how far they go in units of Newton's step along the steepest direction: those of a head
-without privacy (configs/recommended.yaml)."""
+"""Number of steps, and how far they go in units of Newton's step along the steepest direction: those of a
+head without privacy (configs/recommended.yaml).
+"""
 FOLDS = 4
 FEWEST = 8
 """Positive and negative images that a finding needs to be started from."""

@@ -264,7 +264,8 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
     """An experiment by a recipe, `recommended` or `head`, and what it chose and why, a sentence each."""
     if recipe == "head":
         chosen = of_the_head(config, n_units, rule)
-        return chosen, [_of_the_head_in_words(chosen)]
+        warnings = [] if chosen.privacy is None else _hopeless(chosen, n_units)
+        return chosen, [_of_the_head_in_words(chosen), *warnings]
     if config.privacy is None:
         return with_views(config, rule), []
     chosen = recommended(config, n_units, rule)
@@ -273,11 +274,12 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
 
 def _of_the_head_in_words(chosen: Experiment) -> str:
     t = chosen.training
-    start = {"weights": "that of its weights", "zero": "zero", "public": "a head of the public images"}
+    starts = {"weights": "that of its weights", "zero": "zero", "public": "a head of the public images"}
+    start = starts[chosen.head.start]
     clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
     return (
-        f"the head alone, on features that are computed once, starting from {start[chosen.head.start]}: {t.steps} steps of all "
-        f"{t.expected_batch_size:,} units at learning rate {t.learning_rate:g}{clipped}"
+        f"the head alone, on features that are computed once, starting from {start}: {t.steps} steps "
+        f"of all {t.expected_batch_size:,} units at learning rate {t.learning_rate:g}{clipped}"
     )
 
 
