@@ -173,10 +173,15 @@ def public_store(config: Experiment, private: Store) -> Store:
     """The store of public images that a configuration names.
 
     Raises:
-        InputError: it shares images or patients with the private one.
+        InputError: its images are of another size, or it shares images or patients with the private one.
     """
     assert config.head.public is not None
     public = open_store(config.head.public)
+    if (public.size, public.dtype) != (private.size, private.dtype):
+        raise InputError(
+            f"head.public {public.path}: its images are {public.size} pixels wide ({public.dtype}), those of "
+            f"{private.path} {private.size} ({private.dtype}); expected the same, prepared alike"
+        )
     require_apart(public, private, config.model.weights_ids_unrelated)
     return public
 
