@@ -67,6 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("AUROC on the test images, of what is known of a finding without its image:")
         print(shortcut_texts(found).to_string())
     print(
-        f"written to {out}: table_1.csv, comorbidities.csv, shortcuts.csv, figure_s1 to figure_s4 (PNG, SVG), "
-        "data_card.md"
+        f"written to {out}: table_1.csv, comorbidities.csv, shortcuts.csv, figure_s1 to figure_s4 (PNG, "
+        "SVG), data_card.md"
     )
