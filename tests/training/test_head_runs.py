@@ -209,7 +209,8 @@ def test_a_run_may_start_from_a_head_of_labelled_public_images(
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["initial_weights_sha256"] == weights_digest(start)
     (tmp_path / "public").rename(tmp_path / "before")
-    labelled_public(tmp_path / "public", **{FINDINGS_OF_STORES[0]: [1.0] * 20 + [0.0] * 20})
+    turned: dict[str, Any] = {FINDINGS_OF_STORES[0]: [1.0] * 20 + [0.0] * 20}
+    labelled_public(tmp_path / "public", **turned)
     with pytest.raises(InputError, match="begun as another one"):  # its noise is of another start
         run(make_plan(config, tiny_store), tmp_path / "run", resume=True)
 

@@ -72,7 +72,7 @@ def _columns(manifest: pd.DataFrame, train: pd.DataFrame, attribute: str) -> Flo
     """Numbers that stand for an attribute: one per value but the most frequent, age and its square; none
     where the training images have one value alone.
     """
-    if attribute not in manifest or train[attribute].nunique() < 2:
+    if attribute not in manifest or len(set(train[attribute].dropna().tolist())) < 2:
         return np.zeros((len(manifest), 0))
     if attribute == "age":
         known = train["age"].dropna().to_numpy(np.float64)
