@@ -131,20 +131,20 @@ def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None
     without, told = by_recipe("head", dataclasses.replace(config, privacy=None), 500, WITH_HEAD)
     without.check()
     assert "clip norm" not in told[0]
-    assert without.training.learning_rate == pytest.approx(16 / 32 / 2)  # from the head of its weights
-    assert without.model.thumbnail == 16
+    assert without.training.learning_rate == pytest.approx(32 / 32)
+    assert without.model.thumbnail == 0  # its weights have a head that was trained without one
     with pytest.raises(InputError, match="the recipe of the head needs its numbers"):
         by_recipe("head", config, 500, RULE)
 
 
 def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     rule = HeadRule(up_to=1.0, up_to_random=1.0)
-    for start, factor in (("zero", 1.0), ("weights", 0.5), ("public", 0.5)):
+    for start, factor in (("weights", 1.0), ("zero", 0.5), ("public", 0.25)):
         lengths = [
             rule.learning_rate(signal, start) * rule.steps * rule.clip / 0.5
             for signal in (25.0, 100.0, 400.0, 1e5)
         ]
-        assert lengths == pytest.approx([2 * factor, 4 * factor, 8 * factor, 16 * factor])
+        assert lengths == pytest.approx([4 * factor, 8 * factor, 16 * factor, 32 * factor])
 
 
 def test_the_head_section_says_where_to_start_and_which_images_are_public() -> None:
@@ -168,7 +168,7 @@ def test_a_head_of_zeros_gives_way_to_one_of_labelled_public_images(
     assert "cardiomegaly" in tiny_store.findings
     assert start_of_head(config) == "public"
     chosen, told = by_recipe("head", config, 500, WITH_HEAD)
-    assert chosen.head.start == "public"
+    assert (chosen.head.start, chosen.model.thumbnail) == ("public", 16)
     assert "starting from a head of the public images" in told[0]
     assert start_of_head(changed(config, "head", start="zero")) == "zero"
     assert start_of_head(changed(config, "head", public=None)) == "zero"
