@@ -181,5 +181,7 @@ def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:
     config = with_epsilon(changed(private(), "model", weights="some"), 0.1)
     assert any(said.startswith("WARNING") for said in by_recipe("recommended", config, 50, WITH_HEAD)[1])
     assert any(said.startswith("WARNING") for said in by_recipe("head", config, 50, WITH_HEAD)[1])
-    enough = by_recipe("recommended", with_epsilon(config, 1.0), 2000, WITH_HEAD)[1]
-    assert not any(said.startswith("WARNING") for said in enough)
+    config = with_epsilon(config, 1.0)
+    for n_units, start, warns in ((2000, "zero", False), (2000, "weights", True), (10_000, "weights", False)):
+        told = by_recipe("head", changed(config, "head", start=start), n_units, WITH_HEAD)[1]
+        assert any(said.startswith("WARNING") for said in told) == warns
