@@ -110,6 +110,8 @@ class ModelConfig:
             `patch=14` of `vit_small`; `convert-weights` says which ones its weights need.
         lora_rank: rank of the factors beside the kernels that `training.scope` `head_and_lora` trains
             (`jaxcxr.models.lora`; Hu et al. 2021, arXiv 2106.09685); 0 for none.
+        thumbnail: side in pixels of a small copy of the image that the head sees beside the features of the
+            network (`jaxcxr.models.thumbnail`); 0 for none.
     """
 
     __pydantic_config__ = STRICT
@@ -125,6 +127,7 @@ class ModelConfig:
     network: str = "resnet9"
     options: tuple[str, ...] = ()
     lora_rank: Annotated[int, Field(ge=0)] = 0
+    thumbnail: Annotated[int, Field(ge=0, le=64)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +271,9 @@ class HeadConfig:
 
     Attributes:
         start: the head to begin from: that of the `weights` (a finding that the images say nothing about
-            keeps it), or `zero`, where the weights were trained for other findings.
+            keeps it); `zero`, where the weights were trained for other findings; or `public`, one that is
+            trained on the images of `public` and their labels of the same findings
+            (`jaxcxr.training.public_head`).
         public: store of public images whose features give centre, projection and scale of the directions in
             which the head moves; null draws public synthetic images (`jaxcxr.data.synthetic`). A store that
             shares an image or a patient with the private one is refused.
@@ -277,7 +282,7 @@ class HeadConfig:
     """
 
     __pydantic_config__ = STRICT
-    start: Literal["weights", "zero"] = "weights"
+    start: Literal["weights", "zero", "public"] = "weights"
     public: str | None = None
     directions: PositiveInt | None = None
 
@@ -405,6 +410,11 @@ class Experiment:
             raise InputError(
                 "training.optimizer: a head on kept features is trained by 'sgd' or 'least_squares', whose "
                 f"steps do not depend on the coordinates, found {training.optimizer!r}"
+            )
+        if self.head.start == "public" and (self.head.public is None or self.model.weights is None):
+            raise InputError(
+                "head.start: 'public' needs a store with labels as head.public, and a network with public "
+                "model.weights; one of them is null"
             )
 
     def _check_least_squares(self) -> None:

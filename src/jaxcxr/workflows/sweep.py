@@ -88,7 +88,7 @@ def _claimed(sweep: Path, name: str, patience: float = 0.0) -> Iterator[None]:
 
 def _predicts_untouched(config: Experiment) -> bool:
     """Whether there is a model before training: weights whose head is kept."""
-    has_head = not config.training.keeps_features or config.head.start == "weights"
+    has_head = not config.training.keeps_features or config.head.start != "zero"
     return config.model.weights is not None and has_head
 
 
