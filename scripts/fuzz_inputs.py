@@ -33,7 +33,9 @@ graded: {a: {column: a, grades: {0: 0, 1: 1, "": null}}}
 draw: {train: 0.6, valid: 0.2, test: 0.2, seed: 1}
 same_patient: {00123: '00456', B: C}
 """
-TABLE = "path;patient_id;age;sex;a\n" + "".join(f"f{i}.png;{i // 2:03d};4{i % 10},5;F;{i % 2}\n" for i in range(20))
+TABLE = "path;patient_id;age;sex;a\n" + "".join(
+    f"f{i}.png;{i // 2:03d};4{i % 10},5;F;{i % 2}\n" for i in range(20)
+)
 
 
 def image_of(path: Path) -> None:
@@ -116,7 +118,9 @@ def damaged(content: bytes, chance: random.Random, text: bool) -> bytes:
         elif kind == 2:
             found[place:place] = chance.randbytes(chance.randint(1, 8))
         elif kind == 3:
-            found[place : place + 4] = chance.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\1\0\0\0"])
+            found[place : place + 4] = chance.choice(
+                [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\1\0\0\0"]
+            )
         elif kind == 4:
             other = chance.randrange(len(found))
             found[place : place + 8] = found[other : other + 8]
@@ -156,7 +160,9 @@ def main(minutes: float = 1.0, kinds: tuple[str, ...] = (), seed: int = 0) -> No
                 except InputError as error:
                     refused += 1
                     wrong = "\n" in str(error) or len(str(error)) > 1500
-                    complaint = f"a message of {len(str(error))} characters: {str(error)[:300]!r}" if wrong else ""
+                    complaint = (
+                        f"a message of {len(str(error))} characters: {str(error)[:300]!r}" if wrong else ""
+                    )
                 except Exception as error:  # noqa: BLE001  whatever it is, it is a fault
                     at = traceback.extract_tb(error.__traceback__)[-1]
                     complaint = f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {str(error)[:200]!r}"

@@ -110,7 +110,9 @@ def test_strict_stops_at_the_first_bad_file(hospital, monkeypatch):
 def test_all_images_missing_is_refused_with_a_reason(hospital, monkeypatch):
     for index in range(12):
         (hospital / f"{index}.png").unlink()
-    with pytest.raises(InputError, match=r"none of 12 images of the table is in this folder, the first is '0\.png'"):
+    with pytest.raises(
+        InputError, match=r"none of 12 images of the table is in this folder, the first is '0\.png'"
+    ):
         prepare(monkeypatch, hospital)
     assert not [path for path in hospital.iterdir() if "store" in path.name]
 
