@@ -1,6 +1,6 @@
 """Image files as other people's programs write them, all made by formula; by hand, they are run through the reader:
 
-python tests/data/odd_files.py FOLDER
+python -m tests.data.odd_files FOLDER
 
 prints what each file gives, and leaves a contact sheet of them. `tests/data/test_odd_files.py` asserts it.
 """

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from jaxtyping import Bool, Num
+from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException
@@ -157,8 +158,10 @@ def _modulo(value: int, bits: int, signed: bool) -> int:
 
 def _set(dataset: pydicom.Dataset, keyword: str, vr: str, value: Any) -> None:
     tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise ValueError(f"no element of DICOM has the keyword {keyword}")
     if value is not None:
-        dataset[tag] = pydicom.DataElement(tag, vr, value, validation_mode=pydicom.config.IGNORE)
+        dataset[tag] = pydicom.DataElement(tag, vr, value, validation_mode=IGNORE)
     elif keyword in dataset:
         del dataset[keyword]
 

@@ -64,10 +64,10 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:
     classes = pd.DataFrame(
         {"image_id": text_of(table, "patientId"), "class": translated(table, "class", _CLASSES, name)}
     ).drop_duplicates()
-    twice = classes["image_id"].duplicated()
-    if twice.any():
-        raise InputError(f"{name}: image {classes['image_id'][twice].iat[0]!r} has two classes, expected one")
     ids = classes["image_id"].to_numpy()
+    twice = pd.Index(ids).duplicated()
+    if twice.any():
+        raise InputError(f"{name}: image {ids[int(twice.argmax())]!r} has two classes, expected one")
     opacity = (classes["class"] == "opacity").to_numpy(dtype=np.float64)
     normal = (classes["class"] == "normal").to_numpy()
     patients, remark = _patients(folder, ids)

@@ -1,6 +1,6 @@
 """Damage files of every kind that jaxcxr reads, and see that each is read or refused with one sentence.
 
-python scripts/fuzz_inputs.py --minutes 5 --kinds dicom tiff
+python -m tests.data.fuzz_inputs --minutes 5 --kinds dicom tiff
 
 Each round takes a sound file, changes some of its bytes (or a line, a cell or a key of a text), and reads it. An
 `InputError` of one line is right, and so is a result; anything else is printed with the seed that makes it again.
@@ -27,6 +27,7 @@ from jaxcxr.data.sources import table
 from jaxcxr.data.sources.dicom import header
 from jaxcxr.errors import InputError
 from jaxcxr.eval.predictions import read_predictions
+from tests.data.odd_files import PADDED, RIGHT, TWELVE, picture, tiff_files
 
 MAP = """columns: {path: path, patient_id: patient_id, age: age, sex: sex}
 graded: {a: {column: a, grades: {0: 0, 1: 1, "": null}}}
@@ -66,9 +67,6 @@ def weights_of(path: Path) -> None:
 
 def sound_files(folder: Path) -> dict[str, tuple[Callable[[Path], None], list[Path]]]:
     """Kind -> reader and sound files."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tests.data.odd_files import PADDED, RIGHT, TWELVE, picture, tiff_files
-
     dicom = [write(folder / f"{name}") for files in (RIGHT, PADDED) for name, write in files.items()]
     tiff = [write(folder / name) for name, write in tiff_files().items()]
     grey = Image.fromarray(picture(8).astype(np.uint8))
@@ -80,7 +78,7 @@ def sound_files(folder: Path) -> dict[str, tuple[Callable[[Path], None], list[Pa
     (folder / "whole.csv").write_text(TABLE)
     (folder / "utf16.csv").write_bytes(TABLE.encode("utf-16"))
     (folder / "whole.yaml").write_text(MAP)
-    configs = Path(__file__).resolve().parents[1] / "configs"
+    configs = Path(__file__).resolve().parents[2] / "configs"
     (folder / "experiment.yaml").write_text((configs / "quick.yaml").read_text())
     read_table(folder / "whole.csv").to_parquet(folder / "whole.parquet")
     predictions = pd.DataFrame({"image_id": [f"i{i}" for i in range(30)], "patient_id": [f"p{i // 2}" for i in range(30)],
