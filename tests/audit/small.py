@@ -15,7 +15,7 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig, PrivacyConfig, Tr
 from jaxcxr.data.store import Split
 
 FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")
-SIZE = Size(side=16, images=120, canaries=80, steps=64, sample_rate=0.1, epsilon=4.0)
+SIZE = Size(model="network", side=16, images=120, canaries=80, steps=64, sample_rate=0.1, epsilon=4.0)
 CONFIG = Experiment(
     data=DataConfig(store="none", size=16, findings=FINDINGS),
     model=ModelConfig(),

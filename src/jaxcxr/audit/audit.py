@@ -5,11 +5,12 @@ batches are empty. The claim is refuted if an attack proves a larger epsilon, or
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, PyTree
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
@@ -18,11 +19,12 @@ from jaxcxr.audit.checks import LEVEL, Check, sharing
 from jaxcxr.audit.implementation_checks import implementation_checks, long_draws, single_lengths
 from jaxcxr.audit.lower_bounds import MembershipCurve, membership_curve
 from jaxcxr.audit.noise_checks import noise_checks
-from jaxcxr.audit.recording import Recorder, Recording
+from jaxcxr.audit.recording import Recorder, Recording, deviation_of
 from jaxcxr.audit.reference import flat
 from jaxcxr.audit.sampling_checks import sampling_checks
 from jaxcxr.audit.subject import Subject, folder_of
 from jaxcxr.records.provenance import training_code_fingerprint
+from jaxcxr.training.plan import RunPlan
 
 METHOD = "two runs by the training's own loop; white-box steps, orders and guesses; final weights; all checked"
 FEW_UNITS = 3
@@ -88,7 +90,8 @@ class Audit:
                 "model": self.subject.model,
                 "unit": privacy.unit,
                 "clipping": privacy.clipping,
-                "released": "noised gradient",
+                "released": "noised gradient"
+                + (" and clip count" if privacy.clipping == "adaptive" else ""),
                 "noise": self.noise,
                 "steps": self.claim.steps,
                 "runs": self.runs,
@@ -161,7 +164,7 @@ def audit(
         accounting.epsilon_pld([claim], m.delta),
         tuple(found),
         {name: membership_curve(scores, included) for name, scores in scored.items()},
-        _checks(recorder, runs, few, rng),
+        checks_of(recorder, runs, few, rng),
         claim,
         m.delta,
         noise="gaussian" if m.grid is None else "discrete",
@@ -175,9 +178,17 @@ def steps_of(subject: Subject) -> int:
     return 3 * subject.config.training.steps
 
 
-def _checks(
-    recorder: Recorder, runs: list[Recording], few: Recording, rng: np.random.Generator
+def checks_of(
+    recorder: Recorder, runs: Sequence[Recording], few: Recording, rng: np.random.Generator
 ) -> tuple[Check, ...]:
+    """All checks of recorded runs.
+
+    Args:
+        recorder: that ran them.
+        runs: with secrets of their own.
+        few: a run of few units.
+        rng: chooses what is looked at where not everything can be.
+    """
     first, m = runs[0], runs[0].mechanism
     if not first.steps or not all(run.steps for run in [*runs, few]):
         return sharing(implementation_checks([*runs, few], np.zeros(0)))
@@ -202,26 +213,32 @@ def _checks(
 def _lengths_alone(recorder: Recorder, run: Recording, rng: np.random.Generator) -> np.ndarray:
     """Of units of the cohort and of canaries, which come last or anywhere."""
     units = rng.permutation(len(run.plan.units))[:_ALONE].tolist()
-    return single_lengths(run.plan, recorder.compiled, run.final, units, run.plan.clipping())
+    return single_lengths(run.plan, recorder, run.final, units)
 
 
 def _far_noise(recorder: Recorder, run: Recording) -> np.ndarray:
     """The noise that a release of nothing would have at steps far beyond the run."""
-    m = run.mechanism
-    far = [run.plan.steps + 2**k for k in range(40)] + [10**6 + k for k in range(_FAR_RELEASES - 40)]
-    return np.stack([_of_nothing(recorder, run, step) for step in far]) * (
-        m.expected_batch_size / deviation_of(run)
-    )
+    steps = [run.plan.steps + 2**k for k in range(40)] + [10**6 + k for k in range(_FAR_RELEASES - 40)]
+    return noise_of_nothing(recorder, run.plan, run.bound, run.initial, steps)
 
 
-def _of_nothing(recorder: Recorder, run: Recording, step: int) -> np.ndarray:
-    m = run.mechanism
-    nothing = recorder.empty_sum(run.initial)
-    randomness = m.randomness(m.noise_key(run.bound, step), nothing.high)
-    return flat(recorder.release(nothing, randomness)).astype(np.float32)
+def noise_of_nothing(
+    recorder: Recorder, plan: RunPlan, bound: bytes, params: PyTree, steps: Sequence[int]
+) -> Float[np.ndarray, "steps d"]:
+    """What a release of nothing has at some steps, in claimed deviations of the noise.
 
+    Args:
+        recorder: with the compiled functions.
+        plan: of the run.
+        bound: its secret, bound to what it trains.
+        params: of the network.
+        steps: of the run, or beyond.
+    """
+    m, nothing = plan.mechanism, recorder.empty_sum(params)
+    assert m is not None
+    released = [
+        flat(recorder.own.release(nothing, m.randomness(m.noise_key(bound, step), nothing.high)))
+        for step in steps
+    ]
+    return (np.stack(released) * (m.expected_batch_size / deviation_of(m))).astype(np.float32)
 
-def deviation_of(run: Recording) -> float:
-    """Claimed standard deviation of the noise on the sum."""
-    m = run.mechanism
-    return m.noise_multiplier * m.l2_clip_norm if m.grid is None else m.grid.step * m.grid.deviation

@@ -5,19 +5,16 @@ far below what would matter; bits of keys are counted.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxcxr.audit.checks import Check, exact, of_count, smallest
-from jaxcxr.audit.recording import Recording
+from jaxcxr.audit.recording import Recorder, Recording
 from jaxcxr.audit.reference import flat
-from jaxcxr.privacy import exact_sum
 from jaxcxr.records.ledger import Entry
 from jaxcxr.training.batches import microbatch, sampled_images
 from jaxcxr.training.plan import RunPlan
-from jaxcxr.training.step import Step
 
 _LENGTH, _SUM, _LINEAR, _UPDATE = 1e-4, 3e-3, 1e-3, 2e-3
 """Tolerances: of a length over the clip norm, of a sum per unit in clip norms, of a release in deviations of
@@ -41,27 +38,26 @@ def implementation_checks(runs: Sequence[Recording], lengths: np.ndarray) -> lis
     ]
 
 
-def single_lengths(plan: RunPlan, step: Step, params: PyTree, units: Sequence[int], state: Any) -> np.ndarray:
+def single_lengths(plan: RunPlan, recorder: Recorder, params: PyTree, units: Sequence[int]) -> np.ndarray:
     """Lengths, in clip norms, of what units add to the real sum when each is alone in a batch.
 
     Args:
         plan: of the run.
-        step: its compiled functions.
+        recorder: that ran it.
         params: at which gradients are taken.
         units: of the plan.
-        state: of an adaptive clip rule.
     """
     m = plan.mechanism
     assert m is not None
-    placed, found = step.replicate(params), []
+    step = recorder.compiled
+    placed, state, found = step.replicate(params), step.replicate(plan.clipping()), []
     for unit in units:
         images = np.full((1, plan.films_per_unit), -1, np.int64)
         own = plan.units[unit][: plan.films_per_unit]
         images[0, : len(own)] = own
         rows = microbatch(plan, bytes(32), 0, images, slice(0, step.microbatch_size), plan.split.read)
-        total = step.accumulate(placed, step.start(placed), step.place(rows), step.replicate(state))
-        summed = step.collect(total)[0]
-        found.append(np.linalg.norm(flat(exact_sum.value(summed, m.step_size(summed.high)))))
+        total = step.accumulate(placed, step.start(placed), step.place(rows), state)
+        found.append(np.linalg.norm(flat(recorder.own.value(step.collect(total)[0]))))
     return np.asarray(found) / m.l2_clip_norm
 
 

@@ -117,13 +117,39 @@ class Recording:
         return self.plan.mechanism
 
 
+def deviation_of(m: Mechanism) -> float:
+    """Claimed standard deviation of the noise on the sum."""
+    return m.noise_multiplier * m.l2_clip_norm if m.grid is None else m.grid.step * m.grid.deviation
+
+
+class Own:
+    """The auditor's own functions, compiled once."""
+
+    def __init__(self, plan: RunPlan, reference: Reference | None = None) -> None:
+        assert plan.mechanism is not None
+        m, optimizer = plan.mechanism, build.optimizer_of(plan)
+        self.reference = Reference(plan) if reference is None else reference
+
+        def judged(params: PyTree, state: PyTree, total: Any, randomness: Any, clipping: Any) -> Any:
+            """The sum, what is released of it, and of nothing, and what follows from that for the weights."""
+            released = m.release(total, randomness)
+            mean, clipping = m.learnt(released, clipping)
+            updates, state = optimizer.update(mean, state, params)
+            alone = m.release(jax.tree.map(jnp.zeros_like, total), randomness)
+            summed = exact_sum.value(total, m.step_size(total.high))
+            return summed, released, alone, (optax.apply_updates(params, updates), state)
+
+        self.judged: Any = jax.jit(judged)
+        self.release: Any = jax.jit(m.release)
+        self.value: Any = jax.jit(lambda total: exact_sum.value(total, m.step_size(total.high)))
+
+
 class Recorder:
     """Records runs of one mechanism and network; their functions are compiled once for all."""
 
-    def __init__(self, canaries: Units) -> None:
-        self._canaries = canaries
-        self._step: Step | None = None
-        self._own: _Own | None = None
+    def __init__(self, canaries: Units, step: Step | None = None, own: Own | None = None) -> None:
+        self._canaries, self._step = canaries, step
+        self._own = own
 
     def run(
         self,
@@ -143,7 +169,7 @@ class Recorder:
             progress: told 1 after each step.
         """
         if self._own is None:
-            self._own = _Own(plan)
+            self._own = Own(plan)
         watch = _Watch(plan, folder, self._own, (self._canaries, included) if attacked else None, progress)
         outcome = train(plan, folder, progress=False, observe=lambda step: watch.over(self.step(step)))
         facts, secret = read_facts(folder), read_secret(folder / CHECKPOINTS)
@@ -176,27 +202,11 @@ class Recorder:
         """The sum of nothing, as a step with no unit has it."""
         return self.compiled.collect(self.compiled.start(self.compiled.replicate(params)))[0]
 
-    def release(self, total: Any, randomness: Any) -> PyTree:
-        """What the mechanism releases of a sum."""
+    @property
+    def own(self) -> "Own":
+        """The auditor's functions, after the first run."""
         assert self._own is not None
-        return self._own.release(total, randomness)
-
-
-class _Own:
-    """The auditor's own functions, compiled once."""
-
-    def __init__(self, plan: RunPlan) -> None:
-        assert plan.mechanism is not None
-        mechanism, optimizer = plan.mechanism, build.optimizer_of(plan)
-        self.reference = Reference(plan)
-        self.release: Any = jax.jit(mechanism.release)
-
-        def update(params: PyTree, state: PyTree, released: PyTree, clipping: PyTree | None) -> Any:
-            mean, clipping = mechanism.learnt(released, clipping)
-            updates, state = optimizer.update(mean, state, params)
-            return optax.apply_updates(params, updates), state, clipping
-
-        self.update: Any = jax.jit(update)
+        return self._own
 
 
 class _Watch:
@@ -204,7 +214,7 @@ class _Watch:
         self,
         plan: RunPlan,
         folder: Path,
-        own: _Own,
+        own: Own,
         attacked: tuple[Units, np.ndarray] | None,
         progress: Callable[[int], object],
     ) -> None:
@@ -220,10 +230,7 @@ class _Watch:
         labels = plan.split.labels
         self._at = {_digest(images[i], labels[i]): i for i in range(len(images))}
         self._unit_of = {int(i): unit for unit, of in enumerate(plan.units) for i in of}
-        grid = self._m.grid
-        self._deviation = (
-            self._m.noise_multiplier * self._m.l2_clip_norm if grid is None else grid.step * grid.deviation
-        )
+        self._deviation = deviation_of(self._m)
 
     def over(self, step: Step) -> Step:
         """The functions of a step, watched."""
@@ -241,27 +248,26 @@ class _Watch:
         ) -> Any:
             before = _host(params)
             # what the auditor computes comes first: the real function takes the weights' memory
-            released = self._own.release(total, randomness)
-            alone = self._own.release(jax.tree.map(jnp.zeros_like, total), randomness)
-            expected = _host(self._own.update(params, state, released, clipping))
-            given = (_host(total), _host(released), _host(alone), _host(clipping))
-            started = _host((params, state))
+            *given, expected = _host(self._own.judged(params, state, total, randomness, clipping))
+            started, rule = _host((params, state)), _host(clipping)
             result = step.finish(params, state, total, randomness, clipping)
-            off = _off(_host((result[0], result[1])), expected[:2], started)
-            self._record(before, given, off, np.asarray(jax.tree.leaves(randomness)[0]).tobytes())
+            off = _off(_host((result[0], result[1])), expected, started)
+            self._record(before, tuple(given), rule, off, _bytes(randomness))
             return result
 
         return dataclasses.replace(step, start=start, accumulate=accumulate, finish=finish)
 
-    def _record(self, params: PyTree, given: tuple[Any, Any, Any, Any], off: float, key: bytes) -> None:
-        total, released, alone, clipping = given
+    def _record(
+        self, params: PyTree, given: tuple[Any, ...], clipping: Any, off: float, key: bytes
+    ) -> None:
+        summed, released, alone = given
         m, batch = self._m, self._m.expected_batch_size
         if self.initial is None:
             self.initial, self.leaves = params, leaves_of(m.contribution(params))
         rows, times, strangers = self._fed()
         own = self._own.reference.contributions(params, rows, clipping)
         exact = own.sum(axis=0, dtype=np.float64) if len(own) else np.zeros(len(flat(released)))
-        real, noised = flat(exact_sum.value(total, m.step_size(total.high))), flat(released) * batch
+        real, noised = flat(summed), flat(released) * batch
         noise = (noised - exact) / self._deviation
         alignments, shifts = self._attack(params, noise, clipping)
         self.records.append(
@@ -341,6 +347,11 @@ def _padded(canaries: Units, plan: RunPlan) -> Units:
 
 def _digest(image: np.ndarray, label: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.asarray(label).tobytes()).digest()
+
+
+def _bytes(randomness: Any) -> bytes:
+    """Of a key, or of noise that was drawn already."""
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(randomness))
 
 
 def _host(tree: PyTree) -> Any:
