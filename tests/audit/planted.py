@@ -23,23 +23,29 @@ import pytest
 
 from jaxcxr.audit.audit import FEW_UNITS, checks_of
 from jaxcxr.audit.checks import Check
-from jaxcxr.audit.recording import Own, Recorder
+from jaxcxr.audit.recording import Own, Recorder, Recording
+from jaxcxr.audit.subject import Subject
 from jaxcxr.training import build
 from tests.audit import small
 from tests.audit.plantings import ALL, CAUGHT, MISSED, Planting
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
 
+def subject_of(steps: int) -> Subject:
+    """The tiny subject with so many steps."""
+    return small.subject(size=dataclasses.replace(small.SIZE, steps=steps))
+
+
 def base(steps: int = small.SIZE.steps) -> Recorder:
     """A recorder of the tiny network that has compiled nothing yet, but will for all."""
-    subject = small.subject(size=dataclasses.replace(small.SIZE, steps=steps))
+    subject = subject_of(steps)
     plan = subject.plan(np.zeros(len(subject.canaries), bool))
     return Recorder(subject.canaries, build.step_of(plan), Own(plan))
 
 
 def planted_recorder(kind: str, right: Recorder, steps: int) -> Recorder:
     """A recorder whose functions are compiled anew as far as a planted fault is in them."""
-    subject = small.subject(size=dataclasses.replace(small.SIZE, steps=steps))
+    subject = subject_of(steps)
     if kind == "called":
         return Recorder(subject.canaries, right.compiled, right.own)
     plan = subject.plan(np.zeros(len(subject.canaries), bool))
@@ -49,27 +55,33 @@ def planted_recorder(kind: str, right: Recorder, steps: int) -> Recorder:
     return Recorder(subject.canaries, made, Own(plan, right.own.reference))
 
 
-def checks(recorder: Recorder, steps: int, runs: int = 2, seed: int = 0) -> tuple[Check, ...]:
-    """The checks of recorded runs, without attacks."""
-    subject = small.subject(size=dataclasses.replace(small.SIZE, steps=steps))
-    rng = np.random.default_rng(seed)
+def record(recorder: Recorder, steps: int, runs: int = 2, seed: int = 0) -> list[Recording]:
+    """Recorded runs, the last one of few units, without attacks."""
+    subject, rng = subject_of(steps), np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        recordings = []
+        found = []
         for number in range(runs):
             included = rng.random(len(subject.canaries)) < 0.5
             plan, out = subject.plan(included), Path(folder) / f"{number}"
-            recordings.append(recorder.run(plan, out, included, attacked=False))
+            found.append(recorder.run(plan, out, included, attacked=False))
         nobody = np.zeros(len(subject.canaries), bool)
-        few = recorder.run(subject.plan(nobody, FEW_UNITS), Path(folder) / "few", nobody, attacked=False)
-        return checks_of(recorder, recordings, few, rng)
+        plan = subject.plan(nobody, FEW_UNITS)
+        return [*found, recorder.run(plan, Path(folder) / "few", nobody, attacked=False)]
 
 
-def planted(kind: str, planting: Planting, right: Recorder, steps: int, runs: int = 2) -> tuple[Check, ...]:
+def checks(recorder: Recorder, steps: int, seed: int = 0) -> tuple[Check, ...]:
+    """All checks of two recorded runs and one of few units."""
+    subject = subject_of(steps)
+    whole = subject.plan(np.ones(len(subject.canaries), bool))
+    return checks_of(recorder, record(recorder, steps, seed=seed), whole, np.random.default_rng(seed))
+
+
+def planted(kind: str, planting: Planting, right: Recorder, steps: int) -> tuple[Check, ...]:
     """The checks of code with a planted fault."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MAKE_NETWORK, tiny_network)
         planting(patch)
-        return checks(planted_recorder(kind, right, steps), steps, runs)
+        return checks(planted_recorder(kind, right, steps), steps)
 
 
 def main(right_runs: int) -> None:

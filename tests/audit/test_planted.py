@@ -7,19 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from jaxcxr.audit.audit import noise_of_nothing
-from jaxcxr.audit.checks import Check, sharing
-from jaxcxr.audit.implementation_checks import long_draws
+from jaxcxr.audit.audit import lengths_alone, noise_of_nothing
+from jaxcxr.audit.checks import LEVEL, Check, sharing
+from jaxcxr.audit.implementation_checks import implementation_checks, long_draws
 from jaxcxr.audit.noise_checks import noise_checks
 from jaxcxr.audit.recording import Own, Recorder
 from jaxcxr.audit.reference import leaves_of
 from jaxcxr.audit.sampling_checks import sampling_checks
+from jaxcxr.training import parameters
 from jaxcxr.training.plan import RunPlan
 from tests.audit import planted, small
 from tests.audit.plantings import ALL
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
-STEPS = 24
+STEPS = 8
 SECRETS = bytes(range(32)), bytes(range(1, 33))
 NOISE = (
     "no noise on a bias", "one finding's classifier without noise", "half of each leaf's noise repeats the other",
@@ -62,28 +63,26 @@ def right() -> Iterator[Recorder]:
 @pytest.fixture
 def plan(right: Recorder, monkeypatch: pytest.MonkeyPatch) -> RunPlan:
     monkeypatch.setattr(MAKE_NETWORK, tiny_network)
-    return small.subject().plan(np.zeros(small.SIZE.canaries, bool))
+    return planted.subject_of(STEPS).plan(np.ones(small.SIZE.canaries, bool))
 
 
 @pytest.fixture(scope="module")
 def params(right: Recorder) -> object:
-    from jaxcxr.training import parameters
-
-    return parameters.random_params(small.subject().config, bytes(32))
+    return parameters.random_params(planted.subject_of(STEPS).config, bytes(32))
 
 
-def failed(checks: list[Check]) -> set[str]:
-    return {check.name for check in sharing(checks * 2)[: len(checks)] if check.failed}
+def failed(checks: list[Check]) -> list[Check]:
+    return [check for check in sharing(checks * 2)[: len(checks)] if check.failed]
 
 
-def of_noise(recorder: Recorder, plan: RunPlan, params: object) -> set[str]:
+def of_noise(recorder: Recorder, plan: RunPlan, params: object) -> list[Check]:
     """What the checks of the noise find in releases of nothing, with two secrets."""
     rows = [noise_of_nothing(recorder, plan, secret, params, range(64)) for secret in SECRETS]
     noise, rng = np.concatenate(rows), np.random.default_rng(0)
     return failed(noise_checks(noise, 0 * noise, leaves_of(params), continuous=True, rng=rng))
 
 
-def of_draws(plan: RunPlan) -> set[str]:
+def of_draws(plan: RunPlan) -> list[Check]:
     runs = [long_draws(plan, secret, 64) for secret in SECRETS]
     assert plan.mechanism is not None
     return failed(sampling_checks(runs, long_draws(plan, SECRETS[0], 2000), plan.mechanism.sample_rate))
@@ -94,8 +93,8 @@ def test_every_planting_is_tested() -> None:
 
 
 def test_right_noise_and_draws_pass(right: Recorder, plan: RunPlan, params: object) -> None:
-    assert of_noise(right, plan, params) == set()
-    assert of_draws(plan) == set()
+    assert of_noise(right, plan, params) == []
+    assert of_draws(plan) == []
 
 
 @pytest.mark.parametrize("fault", NOISE)
@@ -115,15 +114,19 @@ def test_wrong_draws_are_seen(plan: RunPlan, fault: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("fault", LOOP)
-def test_what_the_loop_does_wrong_is_seen(right: Recorder, fault: str) -> None:
+def test_what_the_loop_does_wrong_is_seen(
+    right: Recorder, plan: RunPlan, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, plant = ALL[fault]
-    found = planted.planted(kind, plant, right, 8, runs=1)
-    assert LOOP[fault] in {check.name for check in found if check.failed}
+    plant(monkeypatch)
+    recorder = planted.planted_recorder(kind, right, STEPS)
+    runs = planted.record(recorder, STEPS, runs=1)
+    lengths = lengths_alone(recorder, runs[0], np.random.default_rng(0))
+    assert LOOP[fault] in {check.name for check in failed(implementation_checks(runs, lengths))}
 
 
-def test_right_runs_pass_every_check(right: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MAKE_NETWORK, tiny_network)
-    for seed in range(2):
-        checks = planted.checks(right, STEPS, seed=seed)
-        assert [check for check in checks if check.failed] == []
-        assert len(checks) == 25
+def test_right_runs_pass_every_check(right: Recorder, plan: RunPlan) -> None:
+    checks = planted.checks(right, STEPS)
+    assert [check for check in checks if check.failed] == []
+    assert len(checks) == 25
+    assert sum(check.level for check in checks) == pytest.approx(LEVEL)

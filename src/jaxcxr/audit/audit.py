@@ -164,7 +164,7 @@ def audit(
         accounting.epsilon_pld([claim], m.delta),
         tuple(found),
         {name: membership_curve(scores, included) for name, scores in scored.items()},
-        checks_of(recorder, runs, few, rng),
+        checks_of(recorder, [*runs, few], subject.plan(~nobody), rng),
         claim,
         m.delta,
         noise="gaussian" if m.grid is None else "discrete",
@@ -179,39 +179,34 @@ def steps_of(subject: Subject) -> int:
 
 
 def checks_of(
-    recorder: Recorder, runs: Sequence[Recording], few: Recording, rng: np.random.Generator
+    recorder: Recorder, runs: Sequence[Recording], whole: RunPlan, rng: np.random.Generator
 ) -> tuple[Check, ...]:
     """All checks of recorded runs.
 
     Args:
         recorder: that ran them.
-        runs: with secrets of their own.
-        few: a run of few units.
+        runs: with secrets of their own; the last one of few units.
+        whole: a plan with every canary, of which batches are drawn at many steps.
         rng: chooses what is looked at where not everything can be.
     """
     first, m = runs[0], runs[0].mechanism
-    if not first.steps or not all(run.steps for run in [*runs, few]):
-        return sharing(implementation_checks([*runs, few], np.zeros(0)))
+    if not all(run.steps for run in runs):  # nothing was released
+        return sharing(implementation_checks(runs, np.zeros(0)))
     far = _far_noise(recorder, first)
-    noise = np.concatenate([*(run.noise for run in [*runs, few]), far])
-    sums = np.concatenate([np.stack([step.sums for step in run.steps]) for run in [*runs, few]])
-    sums = np.concatenate([sums, np.zeros_like(far)])
-    lengths = _lengths_alone(recorder, runs[0], rng)
+    noise = np.concatenate([*(run.noise for run in runs), far])
+    sums = np.concatenate([*(step.sums[None] for run in runs for step in run.steps), np.zeros_like(far)])
+    drawn = long_draws(whole, first.bound, _LONG_DRAWS)
     return sharing(
         [
             *noise_checks(noise, sums, first.leaves, continuous=m.grid is None, rng=rng),
-            *sampling_checks(
-                [run.drawn for run in runs],
-                long_draws(first.plan, first.bound, _LONG_DRAWS),
-                m.sample_rate,
-            ),
-            *implementation_checks([*runs, few], lengths),
+            *sampling_checks([run.drawn for run in runs[:-1]], drawn, m.sample_rate),
+            *implementation_checks(runs, lengths_alone(recorder, first, rng)),
         ]
     )
 
 
-def _lengths_alone(recorder: Recorder, run: Recording, rng: np.random.Generator) -> np.ndarray:
-    """Of units of the cohort and of canaries, which come last or anywhere."""
+def lengths_alone(recorder: Recorder, run: Recording, rng: np.random.Generator) -> np.ndarray:
+    """Lengths of the contributions of some units, of the cohort and canaries, each alone in a batch."""
     units = rng.permutation(len(run.plan.units))[:_ALONE].tolist()
     return single_lengths(run.plan, recorder, run.final, units)
 

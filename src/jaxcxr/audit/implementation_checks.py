@@ -13,7 +13,7 @@ from jaxcxr.audit.checks import Check, exact, of_count, smallest
 from jaxcxr.audit.recording import Recorder, Recording
 from jaxcxr.audit.reference import flat
 from jaxcxr.records.ledger import Entry
-from jaxcxr.training.batches import microbatch, sampled_images
+from jaxcxr.training import batches
 from jaxcxr.training.plan import RunPlan
 
 _LENGTH, _SUM, _LINEAR, _UPDATE = 1e-4, 3e-3, 1e-3, 2e-3
@@ -55,7 +55,7 @@ def single_lengths(plan: RunPlan, recorder: Recorder, params: PyTree, units: Seq
         images = np.full((1, plan.films_per_unit), -1, np.int64)
         own = plan.units[unit][: plan.films_per_unit]
         images[0, : len(own)] = own
-        rows = microbatch(plan, bytes(32), 0, images, slice(0, step.microbatch_size), plan.split.read)
+        rows = batches.microbatch(plan, bytes(32), 0, images, slice(0, step.microbatch_size), plan.split.read)
         total = step.accumulate(placed, step.start(placed), step.place(rows), state)
         found.append(np.linalg.norm(flat(recorder.own.value(step.collect(total)[0]))))
     return np.asarray(found) / m.l2_clip_norm
@@ -156,7 +156,7 @@ def _repeatable(runs: Sequence[Recording]) -> Check:
     wrong = 0
     for run in runs:
         for number, step in enumerate(run.steps):
-            units = _units_of(run.plan, sampled_images(run.plan, run.bound, number))
+            units = _units_of(run.plan, batches.sampled_images(run.plan, run.bound, number))
             wrong += not np.array_equal(units, step.units > 0)
             if run.mechanism.grid is None:
                 wrong += run.mechanism.noise_key(run.bound, number).tobytes() != step.key
@@ -181,6 +181,6 @@ def long_draws(plan: RunPlan, bound: bytes, draws: int) -> np.ndarray:
     found = np.zeros((draws, len(plan.units)), bool)
     for row in range(draws):
         step = row if row < draws // 2 else row + 10**6
-        images = sampled_images(plan, bound, step)
+        images = batches.sampled_images(plan, bound, step)
         found[row, unit_of[images[images >= 0]]] = True
     return found

@@ -51,7 +51,7 @@ def noise_checks(
         _pairs_of_steps(noise, leaves),
         _pairs_of_coordinates(noise, leaves, rng),
         _shifted(noise),
-        _shape(noise, continuous=continuous),
+        _shape(noise, noise[~sums.any(axis=1)], continuous=continuous),
     ]
 
 
@@ -216,8 +216,8 @@ def _shifted(noise: np.ndarray) -> Check:
     )
 
 
-def _shape(noise: np.ndarray, *, continuous: bool) -> Check:
-    """Its distribution: the whole, the tails, and whether it has all its digits."""
+def _shape(noise: np.ndarray, alone: np.ndarray, *, continuous: bool) -> Check:
+    """Its distribution: the whole, the tails, and whether it has all its digits where it is added to nothing."""
     values = noise.ravel()
     if not np.isfinite(values).all():
         return Check("noise is normal", 0.0, "it is not finite")
@@ -233,7 +233,7 @@ def _shape(noise: np.ndarray, *, continuous: bool) -> Check:
         f"{counts[1]} of {values.size} beyond 3 deviations, {2 * norm.sf(3.0) * values.size:.4g} expected; the "
         f"largest is {np.abs(values).max():.3g}"
     )
-    distinct = len(np.unique(values)) / values.size
-    if continuous and distinct < 0.5:
+    distinct = len(np.unique(alone)) / max(1, alone.size)
+    if continuous and alone.size and distinct < 0.5:
         return exact("noise is normal", holds=False, found=f"only {distinct:.1%} of its values are distinct")
     return Check("noise is normal", smallest(np.asarray(p_values)), found)

@@ -7,6 +7,7 @@ be those of another secret.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -20,12 +21,12 @@ _LAGS = (1, 2, 3, 4)
 
 
 def sampling_checks(
-    runs: list[Bool[np.ndarray, "steps units"]], long: Bool[np.ndarray, "draws units"], sample_rate: float
+    runs: Sequence[np.ndarray], long: Bool[np.ndarray, "draws units"], sample_rate: float
 ) -> list[Check]:
     """The checks of the batches.
 
     Args:
-        runs: which units were in each step's batch, of runs with different secrets.
+        runs: masks [steps, units] of the units in each step's batch, of runs with different secrets.
         long: the same of many steps, drawn with the secret of the first run.
         sample_rate: the claimed probability with which each unit is in a batch.
     """
@@ -49,7 +50,10 @@ def _rates(masks: list[np.ndarray], rate: float) -> Check:
         each = of_count(counts, steps, rate)
         worst = int(np.argmin(each))
         p_values += [smallest(each), float(of_count(np.array([drawn.sum()]), drawn.size, rate)[0])]
-        said = f"one unit was in {counts[worst]} of {steps} batches, {steps * rate:.3g} expected; rate {drawn.mean():.4g}"
+        said = (
+            f"one unit was in {counts[worst]} of {steps} batches, {steps * rate:.3g} expected; rate "
+            f"{drawn.mean():.4g}"
+        )
     return Check("every unit is drawn with the claimed rate", smallest(np.asarray(p_values)), said)
 
 
@@ -88,7 +92,7 @@ def _pairs_of_steps(fed: np.ndarray, long: np.ndarray, rate: float) -> Check:
     )
 
 
-def _following(long: np.ndarray, runs: list[np.ndarray], rate: float) -> Check:
+def _following(long: np.ndarray, runs: Sequence[np.ndarray], rate: float) -> Check:
     """Units that are drawn again some steps later, in disjoint pairs of steps."""
     p_values = []
     for drawn in (long, *runs):
@@ -112,7 +116,8 @@ def _pairs_of_units(long: np.ndarray, rate: float) -> Check:
     return Check(
         "no two units are drawn together",
         p_value,
-        f"two units were together in {int(ends[1])} of {draws} batches at most, {draws * rate**2:.3g} expected",
+        f"two units were together in {int(ends[1])} of {draws} batches at most, {draws * rate**2:.3g} "
+        "expected",
     )
 
 
@@ -129,7 +134,8 @@ def _triples_of_units(long: np.ndarray, rate: float) -> Check:
     return Check(
         "no three units are drawn together",
         p_value,
-        f"three units were together in {int(most)} of {draws} batches at most, {draws * rate**3:.3g} expected",
+        f"three units were together in {int(most)} of {draws} batches at most, {draws * rate**3:.3g} "
+        "expected",
     )
 
 
@@ -140,8 +146,9 @@ def _neighbours(long: np.ndarray, rate: float) -> Check:
     p_values = []
     for size in (2, 3):
         whole = long.shape[1] // size
-        for groups in (long[:, : whole * size].reshape(len(long), whole, size),
-                       long[:, : whole * size].reshape(len(long), size, whole).transpose(0, 2, 1)):  # fmt: skip
+        beside = long[:, : whole * size].reshape(len(long), whole, size)
+        apart = long[:, : whole * size].reshape(len(long), size, whole).transpose(0, 2, 1)
+        for groups in (beside, apart):
             cells = groups @ (1 << np.arange(size))
             counts = np.stack([(cells == cell).sum(axis=0) for cell in range(1 << size)], axis=1)
             drawn = np.array([sum(bits) for bits in itertools.product((0, 1), repeat=size)])
