@@ -22,7 +22,12 @@ from jaxcxr.audit.released import told_apart
 from jaxcxr.audit.sampling_checks import sampling_checks
 from jaxcxr.audit.shift_bound import shift_lower
 
-LEAVES = [Leaf("kernel", (8, 4), 0), Leaf("bias", (4,), 32), Leaf("scale", (4,), 36), Leaf("head", (6, 3), 40)]
+LEAVES = [
+    Leaf("kernel", (8, 4), 0),
+    Leaf("bias", (4,), 32),
+    Leaf("scale", (4,), 36),
+    Leaf("head", (6, 3), 40),
+]
 D = 58
 RATE, STEPS, DELTA = 0.1, 64, 1e-5
 
@@ -78,7 +83,10 @@ def bounds(seed: int = 0) -> Callable[[np.random.Generator], dict[str, bool]]:
                 np.where(coins, guessed, -guessed), coins, 0.0, 0.95
             )
             > 1.0,
-            "pairs of a release that gives all that epsilon 1 allows": told_apart(guessed, 1e-12).epsilon_lower > 1.0,
+            "pairs of a release that gives all that epsilon 1 allows": told_apart(
+                guessed, 1e-12
+            ).epsilon_lower
+            > 1.0,
         }
 
     return of
@@ -98,7 +106,9 @@ def rows(count: int) -> Iterator[tuple[str, str]]:
 
 def main(count: int) -> None:
     """Print the table."""
-    print("| check: share of p-values below 5, 1, 0.1 %; bound: share above the truth, 5 % asked | |\n|---|---|")
+    print(
+        "| check: share of p-values below 5, 1, 0.1 %; bound: share above the truth, 5 % asked | |\n|---|---|"
+    )
     for name, share in rows(count):
         print(f"| {name} | {share} |", flush=True)
 

@@ -94,7 +94,9 @@ def main(right_runs: int) -> None:
         for name, (kind, planting) in ALL.items():
             noted = "missed before" if name in MISSED else "caught before" if name in CAUGHT else "own"
             began = time.process_time()
-            failed = sorted((c for c in planted(kind, planting, right, steps) if c.failed), key=lambda c: c.p_value)
+            failed = sorted(
+                (c for c in planted(kind, planting, right, steps) if c.failed), key=lambda c: c.p_value
+            )
             took = time.process_time() - began
             seen = failed[0] if failed else None
             print(f"| {name} | {noted} | {seen.name if seen else 'NOTHING'} | {seen.p_value if seen else 1:.0e} | {took:.1f} |", flush=True)  # fmt: skip

@@ -81,7 +81,7 @@ def _in_xor(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
     """Of three neighbours never all, more often two: the rate of each and of every pair stays nearly."""
     mask = np.zeros(n, bool)
     mask[DRAW(self, secret, number, n)] = True
-    rng = np.random.default_rng(list(secret) + [number])
+    rng = np.random.default_rng([*secret, number])
     for first in range(0, n - 2, 3):
         group = mask[first : first + 3]
         if group.sum() == 1 and rng.random() < 0.5:
@@ -153,7 +153,9 @@ def _without_the_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flat, "factors", factors)
 
 
-def _microbatch_clipped(loss: Any, params: Any, examples: Any, is_real: Any, c: Any, rule: Any, method: str) -> Any:
+def _microbatch_clipped(
+    loss: Any, params: Any, examples: Any, is_real: Any, c: Any, rule: Any, method: str
+) -> Any:
     """The microbatch's sum clipped as one, to as many norms as it has units."""
     del rule, method
 
@@ -167,7 +169,9 @@ def _microbatch_clipped(loss: Any, params: Any, examples: Any, is_real: Any, c: 
     return jax.tree.map(lambda leaf: leaf * factor, summed), losses, jnp.where(is_real, norm, 0.0)
 
 
-def _each_coordinate(loss: Any, params: Any, examples: Any, is_real: Any, c: Any, rule: Any, method: str) -> Any:
+def _each_coordinate(
+    loss: Any, params: Any, examples: Any, is_real: Any, c: Any, rule: Any, method: str
+) -> Any:
     """L-infinity: each coordinate is cut at the clip norm."""
     del rule, method
     losses, each = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(params, examples)
@@ -279,8 +283,8 @@ MISSED: dict[str, tuple[str, Planting]] = {
     "one finding's classifier without noise": ("compiled", _leaf(_no_column)),
     "half of each leaf's noise repeats the other": ("compiled", _leaf(lambda _, leaf: _second_half(leaf))),
     "one noise for leaves of one shape": ("compiled", _noise(_one_noise_for_a_shape)),
-    "keys without the secret": ("called", _set(Mechanism, "noise_key", lambda self, secret, n: KEY(self, PUBLIC, n))),
-    "batches from a public seed": ("called", _set(Mechanism, "draw", lambda self, secret, n, of: DRAW(self, PUBLIC, n, of))),
+    "keys without the secret": ("called", _set(Mechanism, "noise_key", lambda self, _secret, n: KEY(self, PUBLIC, n))),
+    "batches from a public seed": ("called", _set(Mechanism, "draw", lambda self, _secret, n, of: DRAW(self, PUBLIC, n, of))),
     "units drawn in pairs": ("called", _set(Mechanism, "draw", _in_pairs)),
     "contributions 5 % too long": ("sums", _set(clipping, "clip_factors", _too_long)),
     "noise that repeats after 60 steps": ("called", _set(Mechanism, "noise_key", lambda self, secret, n: KEY(self, secret, n % 60))),
@@ -293,7 +297,7 @@ CAUGHT: dict[str, tuple[str, Planting]] = {
     "noise times the learning rate": ("compiled", _noise(lambda tree: jax.tree.map(lambda leaf: 1e-3 * leaf, tree))),
     "tails cut at 2.8": ("compiled", _leaf(lambda _, leaf: jnp.clip(leaf, -2.8, 2.8))),
     "no noise on the head": ("compiled", _leaf(lambda name, leaf: 0.0 * leaf if "head" in name else leaf)),
-    "one key for all steps": ("called", _set(Mechanism, "noise_key", lambda self, secret, n: KEY(self, secret, 0))),
+    "one key for all steps": ("called", _set(Mechanism, "noise_key", lambda self, secret, _n: KEY(self, secret, 0))),
 }  # fmt: skip
 """The seven that it caught."""
 OWN: dict[str, tuple[str, Planting]] = {

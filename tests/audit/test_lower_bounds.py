@@ -128,7 +128,10 @@ def test_a_shift_is_bounded_below_and_composed() -> None:
     assert shift_lower(rng.normal(size=drawn.shape), drawn, 0.999) == 0.0
     assert shift_lower(1.0 * drawn, drawn, 0.95) == math.inf
     assert shift_lower(seen, np.zeros_like(drawn), 0.95) == 0.0
-    assert (epsilon_from_shift(0.0, rate, steps, delta), epsilon_from_shift(1e9, rate, steps, delta)) == (0, math.inf)
+    assert (epsilon_from_shift(0.0, rate, steps, delta), epsilon_from_shift(1e9, rate, steps, delta)) == (
+        0,
+        math.inf,
+    )
 
 
 def test_bounds_hold_at_their_confidence() -> None:
@@ -143,7 +146,9 @@ def test_the_order_of_scores_is_read_against_the_attack_where_they_tie() -> None
     included = np.arange(200) >= 100
     claim = Spending(0.1, 3.0, 64)
     flat, best = np.zeros(200), included + np.random.default_rng(0).random(200) / 2
-    assert rank_statistic(flat, included) == min(rank_statistic(s, included) for s in (flat, best, -1.0 * included))
+    assert rank_statistic(flat, included) == min(
+        rank_statistic(s, included) for s in (flat, best, -1.0 * included)
+    )
     assert rank_statistic(best, included) == pytest.approx(-rank_statistic(-1.0 * included, included))
     assert rank_epsilon(flat, included, claim, 1e-5, 0.95) == 0.0
     assert rank_epsilon(best, included, claim, 1e-5, 0.95) > 2.0
@@ -166,7 +171,9 @@ LEAVES = coverage.LEAVES
 
 def noise_of(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(40, coverage.D)).astype(np.float32), rng.normal(size=(40, coverage.D)).astype(np.float32)
+    return rng.normal(size=(40, coverage.D)).astype(np.float32), rng.normal(size=(40, coverage.D)).astype(
+        np.float32
+    )
 
 
 def failing(noise: np.ndarray, sums: np.ndarray) -> set[str]:
@@ -177,14 +184,14 @@ def failing(noise: np.ndarray, sums: np.ndarray) -> set[str]:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (lambda n, s: 0.85 * n, "noise has the claimed deviation in every step"),
-        (lambda n, s: n * np.linspace(0.6, 1.4, 40)[:, None], "noise has the claimed deviation in every step"),
-        (lambda n, s: np.concatenate([n[:, :32], 0 * n[:, 32:36] + 1e-6, n[:, 36:]], axis=1), "noise has the claimed deviation in every parameter"),
+        (lambda n, _: 0.85 * n, "noise has the claimed deviation in every step"),
+        (lambda n, _: n * np.linspace(0.6, 1.4, 40)[:, None], "noise has the claimed deviation in every step"),
+        (lambda n, _: np.concatenate([n[:, :32], 0 * n[:, 32:36] + 1e-6, n[:, 36:]], axis=1), "noise has the claimed deviation in every parameter"),
         (lambda n, s: n + 0.2 * s, "what is released is the clipped sum and noise that knows nothing of it"),
-        (lambda n, s: np.concatenate([n[:39], n[:1]]), "noise of one step tells nothing of another's"),
-        (lambda n, s: np.concatenate([n[:, :54], n[:, 4:0:-1]], axis=1), "noise of one coordinate tells nothing of another's"),
-        (lambda n, s: np.clip(n, -1.5, 1.5) * 1.13, "noise is normal"),
-        (lambda n, s: n + np.where(np.arange(58) < 32, 0, 0.9), "noise has no mean"),
+        (lambda n, _: np.concatenate([n[:39], n[:1]]), "noise of one step tells nothing of another's"),
+        (lambda n, _: np.concatenate([n[:, :54], n[:, 4:0:-1]], axis=1), "noise of one coordinate tells nothing of another's"),
+        (lambda n, _: np.clip(n, -1.5, 1.5) * 1.13, "noise is normal"),
+        (lambda n, _: n + np.where(np.arange(58) < 32, 0, 0.9), "noise has no mean"),
     ],
     ids=["too small", "varying", "no leaf", "shifted", "step again", "coordinate again", "tails", "mean"],
 )  # fmt: skip
@@ -197,13 +204,13 @@ def test_each_check_of_the_noise_sees_its_fault(change: Callable[..., np.ndarray
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (lambda m, r: m | (np.arange(60) == 3), "every unit is drawn with the claimed rate"),
+        (lambda m, _: m | (np.arange(60) == 3), "every unit is drawn with the claimed rate"),
         (lambda m, r: m | (r.random(m.shape) < 0.03), "every unit is drawn with the claimed rate"),
         (lambda m, r: np.argsort(np.argsort(r.random(m.shape), axis=1), axis=1) < 6, "batch sizes vary as those of independent draws"),
-        (lambda m, r: np.arange(60) % 10 == np.arange(len(m))[:, None] % 10, "batch sizes vary as those of independent draws"),
-        (lambda m, r: np.repeat(m[:, ::10], 10, axis=1), "no three units are drawn together"),
-        (lambda m, r: np.concatenate([m[:300], m[:300]]), "no batch repeats another, of this secret or another"),
-        (lambda m, r: np.repeat(m[::2], 2, axis=0), "being drawn tells nothing of being drawn in the next steps"),
+        (lambda m, _: np.arange(60) % 10 == np.arange(len(m))[:, None] % 10, "batch sizes vary as those of independent draws"),
+        (lambda m, _: np.repeat(m[:, ::10], 10, axis=1), "no three units are drawn together"),
+        (lambda m, _: np.concatenate([m[:300], m[:300]]), "no batch repeats another, of this secret or another"),
+        (lambda m, _: np.repeat(m[::2], 2, axis=0), "being drawn tells nothing of being drawn in the next steps"),
     ],
     ids=["always drawn", "too often", "fixed size", "epochs", "in tens", "again", "twice"],
 )  # fmt: skip
@@ -213,4 +220,6 @@ def test_each_check_of_the_draws_sees_its_fault(change: Callable[..., np.ndarray
     found = sharing(sampling_checks([right[:64], other[:64]], right, 0.1))
     assert not any(check.failed for check in found)
     wrong = change(right, rng)
-    assert name in {c.name for c in sharing(sampling_checks([other[:64], wrong[:64]], wrong, 0.1)) if c.failed}
+    assert name in {
+        c.name for c in sharing(sampling_checks([other[:64], wrong[:64]], wrong, 0.1)) if c.failed
+    }

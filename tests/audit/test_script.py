@@ -68,9 +68,16 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     assert {tried[part] for part in ("training code", "noise", "clipping", "protected unit")} == {"tried"}
     assert (card.audit.noise, card.audit.unit, card.audit.clipping) == ("gaussian", "image", "flat")
     assert card.audit.steps is not None
-    assert any("An audit made 2 trainings of 8 steps of its own by the same code" in line for line in card.audited)
+    assert any(
+        "An audit made 2 trainings of 8 steps of its own by the same code" in line for line in card.audited
+    )
     assert any("25 checks compared batches" in line and "all passed" in line for line in card.audited)
-    assert {path.name for path in run.iterdir()} >= {"audit.json", "membership.csv", "membership.png", "membership.svg"}
+    assert {path.name for path in run.iterdir()} >= {
+        "audit.json",
+        "membership.csv",
+        "membership.png",
+        "membership.svg",
+    }
 
 
 def test_the_network_is_audited_by_the_runs_own_unit_clipping_and_optimiser(
@@ -93,7 +100,7 @@ def test_a_refuted_claim_is_exit_status_1(
 ) -> None:
     monkeypatch.setattr(MAKE_NETWORK, tiny_network)
     key = Mechanism.noise_key
-    monkeypatch.setattr(Mechanism, "noise_key", lambda self, secret, step: key(self, secret, 0))
+    monkeypatch.setattr(Mechanism, "noise_key", lambda self, secret, _: key(self, secret, 0))
     with pytest.raises(SystemExit, match="1"):
         script.main(["--out", str(run), *QUICK])
     assert "FAILED: no noise key is used twice" in capsys.readouterr().out
@@ -139,7 +146,9 @@ def test_a_release_is_attacked_with_pairs_of_patients(tiny_store: Store) -> None
         found = attack_release(by_heart, trained, held_out, 1e-4, 100, rng)
         assert (found.pairs, found.right) == (10, 1.0)
         assert found.epsilon_lower > 0.5
-        nothing = attack_release(lambda images: np.full((len(images), 3), 0.5), trained, held_out, 1e-4, 100, rng)
+        nothing = attack_release(
+            lambda images: np.full((len(images), 3), 0.5), trained, held_out, 1e-4, 100, rng
+        )
         assert (nothing.right, nothing.epsilon_lower) == (0.5, 0.0)
     finally:
         monkey.undo()
@@ -191,7 +200,9 @@ def test_the_network_is_not_audited_for_a_run_that_releases_moments(script: Modu
     config = load(Experiment, run / "config.yaml")
     training = dataclasses.replace(config.training, optimizer="least_squares", scope="head")
     dump(dataclasses.replace(config, training=training), run / "config.yaml")
-    with pytest.raises(InputError, match=r"training\.scope|training\.optimizer: an audit of the network is of gradients"):
+    with pytest.raises(
+        InputError, match=r"training\.scope|training\.optimizer: an audit of the network is of gradients"
+    ):
         script.main(["--out", str(run), "--model", "network", *QUICK])
     assert not (run / "audit.json").exists()
 

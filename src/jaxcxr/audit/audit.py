@@ -26,7 +26,7 @@ from jaxcxr.audit.subject import Subject, folder_of
 from jaxcxr.records.provenance import training_code_fingerprint
 from jaxcxr.training.plan import RunPlan
 
-METHOD = "two runs by the training's own loop; white-box steps, orders and guesses; final weights; all checked"
+METHOD = "two runs of the training's own loop; white-box and final-weights attacks; every part checked"
 FEW_UNITS = 3
 _FAR_RELEASES, _ALONE, _LONG_DRAWS = 64, 24, 2000
 
@@ -90,8 +90,7 @@ class Audit:
                 "model": self.subject.model,
                 "unit": privacy.unit,
                 "clipping": privacy.clipping,
-                "released": "noised gradient"
-                + (" and clip count" if privacy.clipping == "adaptive" else ""),
+                "released": "noised gradient" + (" and clip count" if privacy.clipping == "adaptive" else ""),
                 "noise": self.noise,
                 "steps": self.claim.steps,
                 "runs": self.runs,
@@ -236,4 +235,3 @@ def noise_of_nothing(
         for step in steps
     ]
     return (np.stack(released) * (m.expected_batch_size / deviation_of(m))).astype(np.float32)
-

@@ -31,7 +31,13 @@ def implementation_checks(runs: Sequence[Recording], lengths: np.ndarray) -> lis
         runs: of one mechanism with different secrets; the last one of few units.
         lengths: of single units' contributions to the real sum, in clip norms (`single_lengths`).
     """
-    return [_fed(runs), _lengths(lengths), _sums(runs), _released(runs), _updates(runs), _ledger(runs)] + [
+    return [
+        _fed(runs),
+        _lengths(lengths),
+        _sums(runs),
+        _released(runs),
+        _updates(runs),
+        _ledger(runs),
         _keys(runs),
         _bits(runs),
         _repeatable(runs),

@@ -217,7 +217,7 @@ def _shifted(noise: np.ndarray) -> Check:
 
 
 def _shape(noise: np.ndarray, alone: np.ndarray, *, continuous: bool) -> Check:
-    """Its distribution: the whole, the tails, and whether it has all its digits where it is added to nothing."""
+    """Its distribution: the whole, the tails, and whether it has all its digits, where nothing was summed."""
     values = noise.ravel()
     if not np.isfinite(values).all():
         return Check("noise is normal", 0.0, "it is not finite")
@@ -230,8 +230,8 @@ def _shape(noise: np.ndarray, alone: np.ndarray, *, continuous: bool) -> Check:
             min(1.0, 2 * min(binom.cdf(count, values.size, rate), binom.sf(count - 1, values.size, rate)))
         )
     found = (
-        f"{counts[1]} of {values.size} beyond 3 deviations, {2 * norm.sf(3.0) * values.size:.4g} expected; the "
-        f"largest is {np.abs(values).max():.3g}"
+        f"{counts[1]} of {values.size} beyond 3 deviations, {2 * norm.sf(3.0) * values.size:.4g} expected; "
+        f"the largest is {np.abs(values).max():.3g}"
     )
     distinct = len(np.unique(alone)) / max(1, alone.size)
     if continuous and alone.size and distinct < 0.5:

@@ -35,7 +35,7 @@ from jaxcxr.accounting.attack_bounds import trade_off
 SIMULATED = 999
 _RATES = np.concatenate([[0.0], np.geomspace(1e-9, 1e-3, 200), np.linspace(1e-3, 1, 2000)[1:]])
 _FACTORS, _HALVINGS = (1 / 2, 8), 7
-"""Noise multipliers that are tried, as multiples of the claim's, and halvings of that interval: to within 2 %."""
+"""Noise multipliers that are tried, as multiples of the claim's, and halvings of that interval: to 2 %."""
 
 
 def rank_statistic(scores: Float[np.ndarray, " m"], included: Bool[np.ndarray, " m"]) -> float:

@@ -257,9 +257,7 @@ class _Watch:
 
         return dataclasses.replace(step, start=start, accumulate=accumulate, finish=finish)
 
-    def _record(
-        self, params: PyTree, given: tuple[Any, ...], clipping: Any, off: float, key: bytes
-    ) -> None:
+    def _record(self, params: PyTree, given: tuple[Any, ...], clipping: Any, off: float, key: bytes) -> None:
         summed, released, alone = given
         m, batch = self._m, self._m.expected_batch_size
         if self.initial is None:

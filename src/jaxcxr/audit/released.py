@@ -1,14 +1,15 @@
 """Attack a released model with the hospital's own images: was this patient trained on, or held out?
 
 A patient of the training split and one of the test split are paired at random, one image each, and the model
-says which of the two it knows: the one whose labels it finds likelier. If patients were dealt to the splits at
-random, which of a pair was trained on is a fair coin, and exchanging the two exchanges one unit for another
-in the training data. So the number of right guesses is bounded by epsilon of replacing one unit (Steinke,
-Nasr & Jagielski 2023, Theorem 5.2; see `lower_bounds`), whatever the guesses have to do with each other.
+says which of the two it knows: the one whose labels it finds likelier. If patients were dealt to the splits
+at random, which of a pair was trained on is a fair coin, and exchanging the two exchanges one unit for
+another in the training data. So the number of right guesses is bounded by epsilon of replacing one unit
+(Steinke, Nasr & Jagielski 2023, Theorem 5.2; see `lower_bounds`), whatever the guesses have to do with each
+other.
 
 Assumes: the split was random by patient; a split that was given by somebody else may tell the two apart by
-itself, which an attacker would take for exposure. The number of guesses is chosen among `GUESS_SHARES`, each at
-its share of the confidence; equal likelihoods are no guess. It is one attack with the one thing that a
+itself, which an attacker would take for exposure. The number of guesses is chosen among `GUESS_SHARES`, each
+at its share of the confidence; equal likelihoods are no guess. It is one attack with the one thing that a
 release gives, its weights: that it finds nothing proves nothing.
 """
 
@@ -71,8 +72,7 @@ def attack_release(
             f"attack on a release needs at least {LEAST_PAIRS} of each"
         )
     known = [
-        _known(predict, split, side[:pairs])
-        for split, side in zip((trained, held_out), sides, strict=True)
+        _known(predict, split, side[:pairs]) for split, side in zip((trained, held_out), sides, strict=True)
     ]
     return told_apart(known[0] - known[1], delta)
 

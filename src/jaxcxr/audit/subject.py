@@ -1,9 +1,9 @@
 """What an audit trains: the run's own configuration on fewer images, for fewer steps, with inserted canaries.
 
 Kept of the run: its unit, clip rule and norm, method of the sums, noise kind, delta, sample rate, optimiser
-with its schedule, devices, and every line of `training.loop`, `batches` and `step`. Changed, and said so in the
-finding: the number of images and steps, their size, the model (a logistic regression, or the run's network
-with another width), random starting weights, no augmentation, every parameter trained, and class weights
+with its schedule, devices, and every line of `training.loop`, `batches` and `step`. Changed, and said so in
+the finding: the number of images and steps, their size, the model (a logistic regression, or the run's
+network with another width), random starting weights, no augmentation, every parameter trained, and class weights
 that are declared or none. A run that releases moments, or trains a head on kept features, is audited with
 gradients and plain SGD.
 """
@@ -221,8 +221,8 @@ def _require_network(config: Experiment, size: Size) -> None:
     if config.training.keeps_features or config.training.releases_moments:
         field = "scope" if config.training.keeps_features else "optimizer"
         raise InputError(
-            f"training.{field}: an audit of the network is of gradients of all of it, which this run does not "
-            "release; expected --model logistic"
+            f"training.{field}: an audit of the network is of gradients of all of it, which this run does "
+            "not release; expected --model logistic"
         )
     if config.model.network != "resnet9":
         raise InputError(
@@ -234,7 +234,7 @@ def _require_network(config: Experiment, size: Size) -> None:
 
 
 def _cohort(config: Experiment, split: Split, size: Size) -> Split:
-    """Whole units of at most so many images together, each image once; equal images could not be told apart."""
+    """Whole units of at most so many images together, each image once: equal ones could not be told apart."""
     chosen: list[int] = []
     seen: set[bytes] = set()
     units, most = units_of(config, split)

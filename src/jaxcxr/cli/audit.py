@@ -11,9 +11,9 @@ A logistic regression, or the network, is trained on the cohort's images by the 
 step, clipping, noise, optimiser and ledger, three times with secrets of their own; about half of the canaries
 are in. Writes audit.json (the finding), membership.csv and membership.png and .svg (what attacks that
 threshold a score achieve). With --release nothing is trained: trained and held-out patients are told apart by
-the released weights, and release_attack.json is written beside the release. Exit status 1 if the claim is refuted.
-What is written comes from private data: it stays in the hospital, but for the figures that the privacy card
-prints.
+the released weights, and release_attack.json is written beside the release. Exit status 1 if the claim is
+refuted. What is written comes from private data: it stays in the hospital, but for the figures that the
+privacy card prints.
 """
 
 import dataclasses
@@ -143,8 +143,8 @@ def _require_finished(run: Path) -> None:
     done, planned = newest_checkpoint(run), read_facts(run).get("steps")
     if done is None:
         raise InputError(
-            f"{run}: has no checkpoint, so that there is no model that an audit could stand for; train it, or "
-            "put checkpoints/ back"
+            f"{run}: has no checkpoint, so that there is no model that an audit could stand for; train it, "
+            "or put checkpoints/ back"
         )
     if planned is None or (done < planned and not is_evaluated(run)):
         raise InputError(
@@ -241,7 +241,9 @@ def _tell(found: "Audit") -> None:
     from jaxcxr.audit.checks import LEVEL
 
     for attack in found.attacks:
-        proved = f"epsilon is at least {attack.epsilon_lower:.4g}" if attack.epsilon_lower else "nothing proved"
+        proved = (
+            f"epsilon is at least {attack.epsilon_lower:.4g}" if attack.epsilon_lower else "nothing proved"
+        )
         curve = found.curves.get(attack.name)
         print(f"{attack.name}: {proved}{f', AUROC {curve.auroc:.3f}' if curve else ''}")
     for check in found.checks:
@@ -250,8 +252,8 @@ def _tell(found: "Audit") -> None:
     verdict = "THE CLAIM IS REFUTED" if found.refuted else "nothing found against the claim"
     print(
         f"epsilon claimed {found.epsilon_claimed:.4g}, at least {found.epsilon_lower:.4g} with "
-        f"{CONFIDENCE:.0%} confidence (delta {found.delta:g}); right code fails one of the {len(found.checks)} "
-        f"checks with a probability of {LEVEL:.1%} at most: {verdict}"
+        f"{CONFIDENCE:.0%} confidence (delta {found.delta:g}); right code fails one of the "
+        f"{len(found.checks)} checks with a probability of {LEVEL:.1%} at most: {verdict}"
     )
 
 
@@ -280,18 +282,27 @@ def _attack_release(folder: Path, arguments: Arguments) -> None:
     trained, held_out = (store.split(name, model.findings) for name in ("train", "test"))
     delta = card.claim.delta
     found = attack_release(
-        model.predict_prepared, trained, held_out, delta, arguments.pairs, np.random.default_rng(arguments.seed)
+        model.predict_prepared,
+        trained,
+        held_out,
+        delta,
+        arguments.pairs,
+        np.random.default_rng(arguments.seed),
     )
     spent = [accounting.Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in card.mechanisms]
     claimed = accounting.epsilon_pld(spent, delta, "replace_one")
-    written = dataclasses.asdict(found) | {"epsilon_claimed": claimed, "delta": delta, "split": card.split_origin}
+    written = dataclasses.asdict(found) | {
+        "epsilon_claimed": claimed,
+        "delta": delta,
+        "split": card.split_origin,
+    }
     out = folder.resolve().parent / "release_attack.json"
     write_json(out, written)
     proved = f"at least {found.epsilon_lower:.4g}" if found.epsilon_lower else "nothing proved"
     print(
         f"{folder}: of {found.pairs} pairs of a trained and a held-out patient the released weights tell "
-        f"{found.right:.1%} apart (guessing: 50 %); epsilon of exchanging one {_unit(card.claim.unit)}: {proved} with "
-        f"{found.confidence:.0%} confidence, {claimed:.4g} claimed (delta {delta:g})"
+        f"{found.right:.1%} apart (guessing: 50 %); epsilon of exchanging one "
+        f"{_unit(card.claim.unit)}: {proved} with {found.confidence:.0%} confidence, {claimed:.4g} claimed (delta {delta:g})"
     )
     if card.split_origin != "keyed_hash":
         print(f"the split of the cohort is {card.split_origin!r}: that it was random by patient is assumed")

@@ -135,8 +135,8 @@ def _audit(audit: AuditFinding) -> Iterator[str]:
 
 
 def _guessed(audit: AuditFinding) -> list[float]:
-    """What was proved by guesses alone, for which the number of canaries sets a limit; an attack that looks at
-    every step, or at the order of scores under the claim's curve, may prove more.
+    """What was proved by guesses alone, for which the number of canaries sets a limit; an attack that looks
+    at every step, or at the order of scores under the claim's curve, may prove more.
     """
     by_guesses = [row.epsilon_lower for row in audit.attacks if row.attack.endswith("guesses")]
     return by_guesses if audit.attacks else [audit.epsilon_lower]

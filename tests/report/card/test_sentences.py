@@ -59,7 +59,7 @@ def audit_of(**finding: object) -> AuditFinding:
 
 
 NEW = {
-    "method": "two runs by the training's own loop; white-box steps, orders and guesses; final weights; all checked",
+    "method": "two runs of the training's own loop; white-box and final-weights attacks; every part checked",
     "runs": 2, "steps": 64, "noise": "gaussian", "checks": 25, "checks_level": 0.001,
     "attacks": [
         {"attack": "white-box, every step", "epsilon_lower": 0.4}, {"attack": "final weights, guesses", "epsilon_lower": 0.0},

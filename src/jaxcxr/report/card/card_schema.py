@@ -155,7 +155,7 @@ class AuditFinding(_Strict):
 
     method: Literal[
         "one run; white-box gradient alignment and black-box loss; every step checked",
-        "two runs by the training's own loop; white-box steps, orders and guesses; final weights; all checked",
+        "two runs of the training's own loop; white-box and final-weights attacks; every part checked",
     ]
     model: Literal["logistic regression", "network, narrower"] = Field(
         description="what was trained for the audit, by the real training's code"
@@ -176,9 +176,7 @@ class AuditFinding(_Strict):
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     epsilon_lower: NonNegative = Field(description="epsilon that the attacks prove")
     epsilon_claimed: NonNegative | None = Field(description="that the audited training was meant to have")
-    attacks: list[AuditAttack] = Field(
-        default_factory=list, description="one by one; empty if not recorded"
-    )
+    attacks: list[AuditAttack] = Field(default_factory=list, description="one by one; empty if not recorded")
     checks: Count | None = Field(
         default=None, description="of batches, sums, noise, weights, ledger and keys; null if not recorded"
     )

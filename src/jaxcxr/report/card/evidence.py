@@ -149,12 +149,16 @@ def what_it_found(card: PrivacyCard) -> str | None:
 
 def by_the_weights_alone(card: PrivacyCard) -> str | None:
     """What an attacker proves who has what a release holds."""
-    found = [row for row in card.audit.attacks if row.attack == "final weights, guesses"] if card.audit else []
+    found = (
+        [row for row in card.audit.attacks if row.attack == "final weights, guesses"] if card.audit else []
+    )
     if not found:
         return None
     proved = found[0].epsilon_lower
     shown = f"an epsilon of at least {lower_text(proved)}" if proved else "nothing"
-    return f"From the final weights of that training alone, as a release gives them, the attack shows {shown}."
+    return (
+        f"From the final weights of that training alone, as a release gives them, the attack shows {shown}."
+    )
 
 
 def what_was_checked(card: PrivacyCard) -> str | None:
@@ -264,7 +268,8 @@ def sealed(card: PrivacyCard) -> str | None:
 
 EXPLAINED = (meaning_of_mu, meaning_of_epsilon, exact_epsilon, worst_case, alone, guesses, mixed_units)
 AUDITED = (
-    no_audit, what_was_audited, what_it_found, by_the_weights_alone, what_was_checked, contradicted, not_contradicted, other_code, patients_not_tried,
+    no_audit, what_was_audited, what_it_found, by_the_weights_alone, what_was_checked, contradicted,
+    not_contradicted, other_code, patients_not_tried,
     other_attacks,
 )  # fmt: skip
 BOUND_TO = (named_files, dated, every_step_by, begun_by, written_by, sealed)

@@ -53,7 +53,9 @@ def tried_rows(card: PrivacyCard) -> list[TriedRow]:
             part="membership inference",
             released=limits,
             tried="tried" if audit else "not tried",
-            how=f"on {audit.canaries} marked {'images' if audit.unit == 'image' else 'patients'}" if audit else "",
+            how=f"on {audit.canaries} marked {'images' if audit.unit == 'image' else 'patients'}"
+            if audit
+            else "",
         ),
         *(TriedRow(part=attack, released=limits, tried="not tried", how="") for attack in OTHER_ATTACKS),
     ]
