@@ -3,9 +3,9 @@
 Kept of the run: its unit, clip rule and norm, method of the sums, noise kind, delta, sample rate, optimiser
 with its schedule, devices, and every line of `training.loop`, `batches` and `step`. Changed, and said so in
 the finding: the number of images and steps, their size, the model (a logistic regression, or the run's
-network with another width), random starting weights, no augmentation, every parameter trained, and class weights
-that are declared or none. A run that releases moments, or trains a head on kept features, is audited with
-gradients and plain SGD.
+network with another width), random starting weights, no augmentation, every parameter trained, and class
+weights that are declared or none. A run that releases moments, or trains a head on kept features, is audited
+with gradients and plain SGD.
 """
 
 import dataclasses

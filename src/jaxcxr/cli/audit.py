@@ -302,7 +302,8 @@ def _attack_release(folder: Path, arguments: Arguments) -> None:
     print(
         f"{folder}: of {found.pairs} pairs of a trained and a held-out patient the released weights tell "
         f"{found.right:.1%} apart (guessing: 50 %); epsilon of exchanging one "
-        f"{_unit(card.claim.unit)}: {proved} with {found.confidence:.0%} confidence, {claimed:.4g} claimed (delta {delta:g})"
+        f"{_unit(card.claim.unit)}: {proved} with {found.confidence:.0%} confidence, {claimed:.4g} "
+        f"claimed (delta {delta:g})"
     )
     if card.split_origin != "keyed_hash":
         print(f"the split of the cohort is {card.split_origin!r}: that it was random by patient is assumed")
