@@ -1,6 +1,6 @@
 """Plants every fault in the real code and audits; then audits right code with secrets of its own, many times.
 
-    python -m tests.audit.planted [NUMBER OF RIGHT RUNS]
+    python -m tests.audit.planted [NUMBER OF RIGHT RUNS] [FAULT ...]
 
 Prints a row per fault: which check saw it at its level, and the processor seconds that took.
 Shares one compilation as the test suite does.
@@ -16,6 +16,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,14 +85,15 @@ def planted(kind: str, planting: Planting, right: Recorder, steps: int) -> tuple
         return checks(planted_recorder(kind, right, steps), steps)
 
 
-def main(right_runs: int) -> None:
-    """Print the table."""
+def main(right_runs: int, faults: Sequence[str]) -> None:
+    """Print the table, of all faults unless some are named."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MAKE_NETWORK, tiny_network)
         right, steps = base(), small.SIZE.steps
         checks(right, steps)
         print("| fault | noted | seen by | p | seconds |\n|---|---|---|---|---|")
-        for name, (kind, planting) in ALL.items():
+        for name in faults or ALL:
+            kind, planting = ALL[name]
             noted = "missed before" if name in MISSED else "caught before" if name in CAUGHT else "own"
             began = time.process_time()
             failed = sorted(
@@ -110,4 +112,4 @@ def main(right_runs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200, sys.argv[2:])
