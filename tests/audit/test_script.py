@@ -143,17 +143,19 @@ def test_a_release_is_attacked_with_pairs_of_patients(tiny_store: Store) -> None
     monkey = pytest.MonkeyPatch()
     monkey.setattr("jaxcxr.audit.released.LEAST_PAIRS", 10)
     try:
-        found = attack_release(by_heart, trained, held_out, 1e-4, 100, rng)
+        found = attack_release(by_heart, (trained, held_out), 1e-4, rng)
         assert (found.pairs, found.right) == (10, 1.0)
         assert found.epsilon_lower > 0.5
         nothing = attack_release(
-            lambda images: np.full((len(images), 3), 0.5), trained, held_out, 1e-4, 100, rng
+            lambda images: np.full((len(images), 3), 0.5), (trained, held_out), 1e-4, rng
         )
         assert (nothing.right, nothing.epsilon_lower) == (0.5, 0.0)
     finally:
         monkey.undo()
     with pytest.raises(InputError, match="needs at least 20"):
-        attack_release(by_heart, trained, held_out, 1e-4, 100, rng)
+        attack_release(by_heart, (trained, held_out), 1e-4, rng)
+    with pytest.raises(InputError, match="0 training and 0 test patients with labels and one image each"):
+        attack_release(by_heart, (trained, held_out), 1e-4, rng, of_images=True)  # all have two
 
 
 def test_a_folder_without_a_run_is_not_taken_for_the_demo(script: ModuleType, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 A patient of the training split and one of the test split are paired at random, one image each, and the model
 says which of the two it knows: the one whose labels it finds likelier. If patients were dealt to the splits
 at random, which of a pair was trained on is a fair coin, and exchanging the two exchanges one unit for
-another in the training data. So the number of right guesses is bounded by epsilon of replacing one unit
+another in the training data. Where the unit is the image, only patients with one image are paired: others
+would exchange several units at once. So the number of right guesses is bounded by epsilon of replacing one unit
 (Steinke, Nasr & Jagielski 2023, Theorem 5.2; see `lower_bounds`), whatever the guesses have to do with each
 other.
 
@@ -49,31 +50,36 @@ class ReleaseAttack:
 
 
 def attack_release(
-    predict: Predict, trained: Split, held_out: Split, delta: float, most: int, rng: np.random.Generator
+    predict: Predict,
+    splits: tuple[Split, Split],
+    delta: float,
+    rng: np.random.Generator,
+    *,
+    of_images: bool = False,
+    most: int = 5000,
 ) -> ReleaseAttack:
     """Attack a model.
 
     Args:
         predict: of the released model.
-        trained: images of the training split.
-        held_out: images of patients that were not trained on.
+        splits: images of the training split, and of patients that were not trained on.
         delta: of the guarantee for exchanging one unit.
-        most: pairs at most.
         rng: pairs them.
+        of_images: whether the unit is the image, so that patients with several ones are left out.
+        most: pairs at most.
 
     Raises:
         InputError: there are too few patients on one side.
     """
-    sides = [_one_each(split, rng) for split in (trained, held_out)]
+    sides = [_one_each(split, rng, alone=of_images) for split in splits]
     pairs = min(*(len(side) for side in sides), most)
     if pairs < LEAST_PAIRS:
         raise InputError(
-            f"the store has {len(sides[0])} training and {len(sides[1])} test patients with labels; an "
-            f"attack on a release needs at least {LEAST_PAIRS} of each"
+            f"the store has {len(sides[0])} training and {len(sides[1])} test patients with labels"
+            f"{' and one image each' if of_images else ''}; an attack on a release needs at least "
+            f"{LEAST_PAIRS} of each"
         )
-    known = [
-        _known(predict, split, side[:pairs]) for split, side in zip((trained, held_out), sides, strict=True)
-    ]
+    known = [_known(predict, split, side[:pairs]) for split, side in zip(splits, sides, strict=True)]
     return told_apart(known[0] - known[1], delta)
 
 
@@ -98,12 +104,14 @@ def told_apart(differences: Float[np.ndarray, " pairs"], delta: float) -> Releas
     return ReleaseAttack(pairs, right, max(bounds))
 
 
-def _one_each(split: Split, rng: np.random.Generator) -> np.ndarray:
-    """One labelled image of every patient, patients in random order."""
+def _one_each(split: Split, rng: np.random.Generator, *, alone: bool) -> np.ndarray:
+    """One labelled image of every patient, or of those with one image alone; patients in random order."""
     labelled = np.flatnonzero(~np.isnan(split.labels).all(axis=1))
+    everybody = split.frame["patient_id"].astype(str)
+    if alone:
+        labelled = labelled[everybody.map(everybody.value_counts()).to_numpy()[labelled] == 1]
     order = rng.permutation(labelled)
-    patients = split.frame["patient_id"].to_numpy()[order]
-    _, first = np.unique(patients.astype(str), return_index=True)
+    _, first = np.unique(everybody.to_numpy()[order], return_index=True)
     return order[rng.permutation(first)]
 
 

@@ -11,8 +11,9 @@ Roth & Su 2022, whose trade-off functions are shifts).
 Assumes: scores are independent and normal with one variance, which holds for orthonormal directions and
 Gaussian noise (`noise_checks` looks at it); the canary is drawn with the accounted rate, independently of the
 noise (`sampling_checks`). Shifts of several canaries and steps are averaged: some unit has at least the mean
-shift in the steps in which it took part, and for a given mean, equal shifts compose to the smallest epsilon.
-No threshold is chosen, so that nothing is to be corrected for a choice.
+shift in the steps in which it took part, and unequal shifts with that mean cost more, since the cost of a
+step, about q^2 (exp(mu^2) - 1), is convex in mu. No threshold is chosen, so that nothing is to be corrected
+for a choice.
 """
 
 import math

@@ -279,15 +279,15 @@ def _attack_release(folder: Path, arguments: Arguments) -> None:
     if wrong := check_registered(folder, path).wrong:
         raise InputError(f"{folder}: is no release of the cohort in {path}: {'; '.join(wrong)}")
     store, model = open_store(path), load_model(folder)
-    trained, held_out = (store.split(name, model.findings) for name in ("train", "test"))
-    delta = card.claim.delta
+    splits = store.split("train", model.findings), store.split("test", model.findings)
+    delta, rng = card.claim.delta, np.random.default_rng(arguments.seed)
     found = attack_release(
         model.predict_prepared,
-        trained,
-        held_out,
+        splits,
         delta,
-        arguments.pairs,
-        np.random.default_rng(arguments.seed),
+        rng,
+        of_images=card.claim.unit == "image",
+        most=arguments.pairs,
     )
     spent = [accounting.Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in card.mechanisms]
     claimed = accounting.epsilon_pld(spent, delta, "replace_one")
