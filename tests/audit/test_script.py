@@ -28,6 +28,14 @@ def script() -> ModuleType:
     return load_script("audit.py")
 
 
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer hypotheses, simulations and draws: what an audit finds is tested elsewhere."""
+    monkeypatch.setattr("jaxcxr.audit.rank_bound._HALVINGS", 1)
+    monkeypatch.setattr("jaxcxr.audit.rank_bound.SIMULATED", 199)
+    monkeypatch.setattr("jaxcxr.audit.audit._LONG_DRAWS", 400)
+
+
 @pytest.fixture
 def run(tiny_config: Experiment, tiny_store: Store, tmp_path: Path) -> Path:
     """A run folder on the tiny store, as far as a card needs it."""

@@ -4,9 +4,9 @@ A patient of the training split and one of the test split are paired at random, 
 says which of the two it knows: the one whose labels it finds likelier. If patients were dealt to the splits
 at random, which of a pair was trained on is a fair coin, and exchanging the two exchanges one unit for
 another in the training data. Where the unit is the image, only patients with one image are paired: others
-would exchange several units at once. So the number of right guesses is bounded by epsilon of replacing one unit
-(Steinke, Nasr & Jagielski 2023, Theorem 5.2; see `lower_bounds`), whatever the guesses have to do with each
-other.
+would exchange several units at once. So the number of right guesses is bounded by epsilon of replacing one
+unit (Steinke, Nasr & Jagielski 2023, Theorem 5.2; see `lower_bounds`), whatever the guesses have to do with
+each other.
 
 Assumes: the split was random by patient; a split that was given by somebody else may tell the two apart by
 itself, which an attacker would take for exposure. The number of guesses is chosen among `GUESS_SHARES`, each
