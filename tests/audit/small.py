@@ -37,17 +37,17 @@ class Images:
 
 
 @functools.cache
-def split(n: int = 120, per_patient: int = 2) -> Split:
+def split(n: int = 120, per_patient: int = 2, side: int = 16) -> Split:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (n, len(FINDINGS))).astype(np.float32)
-    images = np.clip(rng.normal(100 + 40 * labels[:, :1, None], 30, (n, 16, 16)), 0, 255).astype(np.uint8)
+    images = np.clip(rng.normal(100 + 40 * labels[:, :1, None], 30, (n, side, side)), 0, 255).astype(np.uint8)
     frame = pd.DataFrame(
         {
             "image_id": [f"image {i}" for i in range(n)],
             "patient_id": [f"patient {i // per_patient:03d}" for i in range(n)],
         }
     )
-    return Split(frame, FINDINGS, labels, 16, Images(images))
+    return Split(frame, FINDINGS, labels, side, Images(images))
 
 
 @functools.cache

@@ -31,8 +31,8 @@ def main(claims: list[float]) -> None:
     )
     for epsilon in claims:
         began, used = time.time(), time.process_time()
-        size = Size(epsilon=epsilon, sample_rate=0.1, side=16)
-        subject = subject_of(CONFIG, small.split(600), size, np.random.default_rng(0))
+        size = Size(epsilon=epsilon, sample_rate=0.1)
+        subject = subject_of(CONFIG, small.split(600, side=32), size, np.random.default_rng(0))
         found = small.audited(0, subject)
         took = f"{time.time() - began:.0f}, {time.process_time() - used:.0f}"
         for attack in found.attacks:
