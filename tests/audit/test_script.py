@@ -96,7 +96,8 @@ def test_the_network_is_audited_by_the_runs_own_unit_clipping_and_optimiser(
     config = load(Experiment, run / "config.yaml")
     assert config.privacy is not None
     privacy = dataclasses.replace(config.privacy, unit="patient", films_per_patient=2, clipping="per_layer")
-    dump(dataclasses.replace(config, privacy=privacy), run / "config.yaml")
+    model = dataclasses.replace(config.model, network="resnet9")  # in whose place the tiny one is made
+    dump(dataclasses.replace(config, privacy=privacy, model=model), run / "config.yaml")
     script.main(["--model", "network", "--out", str(run), *QUICK])
     finding = json.loads((run / "audit.json").read_text())["card"]
     assert (finding["unit"], finding["clipping"], finding["accused"]) == ("patient", "per_layer", False)

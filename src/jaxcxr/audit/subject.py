@@ -224,13 +224,13 @@ def _require_network(config: Experiment, size: Size) -> None:
             f"training.{field}: an audit of the network is of gradients of all of it, which this run does "
             "not release; expected --model logistic"
         )
+    if size.width < 1 or size.width % 32:
+        raise InputError(f"--width: expected a multiple of 32 (groups of normalisation), found {size.width}")
     if config.model.network != "resnet9":
         raise InputError(
             "model.network: an audit of the network narrows resnet9 to --width, and knows no narrower "
             f"{config.model.network}; expected --model logistic, which audits the same mechanism"
         )
-    if size.width < 1 or size.width % 32:
-        raise InputError(f"--width: expected a multiple of 32 (groups of normalisation), found {size.width}")
 
 
 def _cohort(config: Experiment, split: Split, size: Size) -> Split:

@@ -202,6 +202,8 @@ class AuditFinding(_Strict):
             raise ValueError("epsilon_lower: the largest of the attacks")
         if len({row.attack for row in self.attacks}) != len(self.attacks):
             raise ValueError("attacks: each once")
+        if self.method.startswith("one run") and (self.unit != "image" or self.clipping != "flat"):
+            raise ValueError("unit, clipping: audits by that method were of images, clipped flat")
         return self
 
 
