@@ -72,7 +72,7 @@ def _fed(runs: Sequence[Recording]) -> Check:
     twice = sum(int((step.units > 1).sum()) for run in runs for step in run.steps)
     return exact(
         "the devices are given units of the data, each once",
-        strangers == 0 and twice == 0,
+        bool(strangers == 0 and twice == 0),
         f"{strangers} rows with other images or labels than a unit's, {twice} units twice in one batch",
     )
 
@@ -81,7 +81,7 @@ def _lengths(lengths: np.ndarray) -> Check:
     longest = float(lengths.max(initial=0.0))
     return exact(
         "no unit contributes more than the clip norm",
-        longest <= 1 + _LENGTH,
+        bool(longest <= 1 + _LENGTH),
         f"{len(lengths)} units, each alone in a batch: at most {longest:.5f} of it",
     )
 
@@ -90,7 +90,7 @@ def _sums(runs: Sequence[Recording]) -> Check:
     worst = max(step.sum_error / max(1, step.units.sum()) for run in runs for step in run.steps)
     return exact(
         "sums are those of units clipped by definition",
-        worst <= _SUM,
+        bool(worst <= _SUM),
         f"off by {worst:.2g} clip norms per unit at most",
     )
 
@@ -99,7 +99,7 @@ def _released(runs: Sequence[Recording]) -> Check:
     worst = max(step.linear_error for run in runs for step in run.steps)
     return exact(
         "what is released is (sum + noise) / declared batch",
-        worst <= _LINEAR * max(1.0, worst_sum(runs)),
+        bool(worst <= _LINEAR * max(1.0, worst_sum(runs))),
         f"off by {worst:.2g} deviations of the noise at most",
     )
 
@@ -113,7 +113,7 @@ def _updates(runs: Sequence[Recording]) -> Check:
     worst = max(step.update_error for run in runs for step in run.steps)
     return exact(
         "weights and optimiser follow from what is released",
-        worst <= _UPDATE,
+        bool(worst <= _UPDATE),
         f"off by {worst:.2g} of the step at most",
     )
 
@@ -141,7 +141,7 @@ def _keys(runs: Sequence[Recording]) -> Check:
     repeated = len(used) - len(set(used)) + len(far) - len(set(far))
     return exact(
         "no noise key is used twice, by this secret or another",
-        repeated == 0,
+        bool(repeated == 0),
         f"{repeated} repeats among {len(used)} releases and {len(far)} keys of steps up to 2^40",
     )
 
@@ -167,7 +167,9 @@ def _repeatable(runs: Sequence[Recording]) -> Check:
             if run.mechanism.grid is None:
                 wrong += run.mechanism.noise_key(run.bound, number).tobytes() != step.key
     return exact(
-        "a repeated step is the same batch and the same noise", wrong == 0, f"{wrong} steps would be others"
+        "a repeated step is the same batch and the same noise",
+        bool(wrong == 0),
+        f"{wrong} steps would be others",
     )
 
 
