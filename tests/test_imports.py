@@ -281,7 +281,7 @@ def test_the_files_are_there() -> None:
         ("jaxcxr.report.run_report", "from jaxcxr.release import register"),
         ("jaxcxr.report.run_report", "from jaxcxr.workflows import experiment"),
         ("jaxcxr.release.gate", "from jaxcxr.workflows import conversion"),
-        ("jaxcxr.audit.canaries", "from jaxcxr.report import run_report"),
+        ("jaxcxr.audit.attacks", "from jaxcxr.report import run_report"),
         ("jaxcxr.bench.case", "from jaxcxr.eval import metrics"),
         ("jaxcxr.data.images", "from jaxcxr.cli.console import run"),
         ("jaxcxr.dp", "from jaxcxr.models import layers"),

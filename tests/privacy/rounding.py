@@ -10,6 +10,7 @@ the batch does by as many units of B 2^-24, of which `privacy.rounding` keeps `F
 """
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcxr.audit.targets import logistic_regression
+from jaxcxr.models.logistic import LogisticRegression
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.privacy import clipping, exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
@@ -36,6 +37,15 @@ from jaxcxr.training.step import Step, make_step
 
 FINDINGS, SIDE = 4, 16
 UNIT_ROUNDING = 2.0**-24
+
+
+def logistic_regression(mechanism: Mechanism) -> tuple[objective.Gradients, Any]:
+    """What a step of a logistic regression on the pixels sums, by its definition, and weights of zero."""
+    model = LogisticRegression(FINDINGS)
+    params = model.init(jax.random.key(0), jnp.zeros((SIDE, SIDE), jnp.uint8))
+    loss = objective.unit_loss(model, np.ones(FINDINGS, np.float32))
+    by_definition = dataclasses.replace(mechanism, method="vmap")
+    return objective.Gradients(loss, by_definition), jax.tree.map(jnp.zeros_like, params)
 
 
 def rows(images: np.ndarray, labels: np.ndarray, size: int) -> dict[str, np.ndarray]:
@@ -69,16 +79,16 @@ def total(
 
 def batches() -> None:
     """A logistic regression, whose gradients are all alike: the real compiled step with and without the first unit."""
-    model = logistic_regression((SIDE, SIDE), FINDINGS)
     rng = np.random.default_rng(0)
     for n in (512, 4096, 16384):
         mechanism = Mechanism(10**6, n, 1.0, 1.0, 1.0, 1e-6)
+        gradients, params = logistic_regression(mechanism)
         base = rng.integers(0, 256, (SIDE, SIDE))
         images = np.clip(base + rng.normal(0, 40, (n + 1, SIDE, SIDE)), 0, 255).astype(np.uint8)
         labels = (rng.random((n + 1, FINDINGS)) < 0.2).astype(np.float32)
         for size in (16, 256):
-            step = make_step(model.release(mechanism), optax.identity(), n, size, jax.devices()[:1])
-            placed = step.replicate(model.params)
+            step = make_step(gradients, optax.identity(), n, size, jax.devices()[:1])
+            placed = step.replicate(params)
 
             whole, without, own = (
                 total(step, mechanism, placed, images[some], labels[some])
@@ -150,13 +160,14 @@ def search(width: int, side: int, units: int, trials: int) -> None:
 
 def digest_of_sums(hardened: bool, devices: list[Any], backwards: bool) -> str:
     """SHA-256 of the exact sum of a batch in microbatches of 4 units per device."""
-    model = logistic_regression((SIDE, SIDE), FINDINGS)
-    mechanism = Mechanism(10**4, 64, 1.0, 1.0, 1.0, 1e-6, model.coordinates if hardened else None)
-    step = make_step(model.release(mechanism), optax.identity(), 64, 4, devices)
+    coordinates = (SIDE * SIDE + 1) * FINDINGS
+    mechanism = Mechanism(10**4, 64, 1.0, 1.0, 1.0, 1e-6, coordinates if hardened else None)
+    gradients, params = logistic_regression(mechanism)
+    step = make_step(gradients, optax.identity(), 64, 4, devices)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, SIDE, SIDE)).astype(np.uint8)
     labels = rng.integers(0, 2, (64, FINDINGS)).astype(np.float32)
-    placed = step.replicate(model.params)
+    placed = step.replicate(params)
     sums, size = step.start(placed), step.microbatch_size
     own = size // jax.process_count()
     starts = list(range(0, 64, size))

@@ -138,7 +138,7 @@ def check_registered(folder: Path, store: Path | None) -> Verdict:
     Raises:
         InputError: there is no such store, or its register is damaged.
     """
-    store = store or _store_of_run(folder.resolve().parent)
+    store = store or store_of_run(folder.resolve().parent)
     if store is None:
         return Verdict(
             (), ("no store was given, and its register of released models was not asked (--store)",)
@@ -154,11 +154,12 @@ def manifest_of(folder: Path, store: Path | None) -> pd.DataFrame | None:
     """The manifest of a release's cohort: of the store, or, for a release in its run folder, of the run's
     store; None if there is neither.
     """
-    store = store or _store_of_run(folder.resolve().parent)
+    store = store or store_of_run(folder.resolve().parent)
     return None if store is None else open_store(store).manifest
 
 
-def _store_of_run(run: Path) -> Path | None:
+def store_of_run(run: Path) -> Path | None:
+    """The store of a run's cohort; None if there is no run, or its store is not there."""
     if not is_run(run):
         return None
     store = Path(read_config(run).data.store)

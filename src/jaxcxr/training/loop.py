@@ -66,7 +66,18 @@ class Outcome:
     signum: int = 0
 
 
-def train(plan: RunPlan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
+Observe = Callable[[Step], Step]
+"""From a run's compiled functions to those that the loop calls in their place."""
+
+
+def as_it_is(step_functions: Step) -> Step:
+    """The functions themselves: nobody watches."""
+    return step_functions
+
+
+def train(
+    plan: RunPlan, out: Path, resume: bool = False, progress: bool = True, observe: Observe = as_it_is
+) -> Outcome:
     """Run a plan in the folder `out` to its end, or on from its newest checkpoint.
 
     A resumed run ends in the same bits as an uninterrupted one: batches, augmentation and noise depend on
@@ -75,13 +86,20 @@ def train(plan: RunPlan, out: Path, resume: bool = False, progress: bool = True)
     folder, on a file system that they share; the first one writes it, but for the checkpoints, which they
     write together. What one of them refuses ends all, with its sentence.
 
+    Args:
+        plan: of the run.
+        out: its folder.
+        resume: go on with a run that is there.
+        progress: show it.
+        observe: for audits: functions that call the run's own and keep what passes through them.
+
     Raises:
         InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training
             diverged.
     """
     with all_alive(), ExitStack() as held:
         run_on_process_0(lambda: held.enter_context(alone_in(out)))
-        return _train_alone(plan, out, resume, progress)
+        return _train_alone(plan, out, resume, progress, observe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +111,7 @@ class _Files:
     ledger: Ledger | None
 
 
-def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool) -> Outcome:
+def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool, observe: Observe) -> Outcome:
     # refused, if so, before a folder is claimed
     pretrained = run_on_all_processes(lambda: build.pretrained_params(plan))
     run_on_process_0(lambda: claim_run_folder(out, plan.config, resume))
@@ -112,7 +130,7 @@ def _train_alone(plan: RunPlan, out: Path, resume: bool, progress: bool) -> Outc
             ledger = run_on_process_0(lambda: open_ledger(plan, secret, path))
         bound = bound_secret(secret, plan.binding)  # all randomness of the run from here on
         plan = process_0_first(lambda: _with_class_weights(plan, bound, ledger, out / CLASS_COUNTS))
-        return _run(plan, params, bound, _Files(out, checkpoints, ledger), progress)
+        return _run(plan, params, bound, _Files(out, checkpoints, ledger), progress, observe)
     finally:
         checkpoints.close()
         if ledger is not None:
@@ -145,8 +163,10 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
     return dataclasses.replace(plan, weights=weights)
 
 
-def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool) -> Outcome:
-    step_functions, mechanism, training = build.step_of(plan), plan.mechanism, plan.config.training
+def _run(
+    plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool, observe: Observe
+) -> Outcome:
+    step_functions, mechanism, training = observe(build.step_of(plan)), plan.mechanism, plan.config.training
     state, begun = _state(plan, params, step_functions, files)
     params, optimizer_state, clipping = state
     done = begun

@@ -203,7 +203,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
         fingerprint=store.fingerprint,
         units=units,
         films_per_unit=films_per_unit,
-        mechanism=_mechanism(config, (n_units, len(units), n_directions), steps, class_counts),
+        mechanism=mechanism_of(config, (n_units, len(units), n_directions), steps, class_counts),
         n_directions=n_directions,
         sample_rate=accounting.sample_rate_of(training.expected_batch_size, n_units),
         steps=steps,
@@ -257,7 +257,7 @@ def _require_fitting(config: Experiment, store: Store) -> None:
             raise InputError(f"{field}: {error}") from error
 
 
-def _mechanism(
+def mechanism_of(
     config: Experiment, numbers: tuple[int, int, int | None], steps: int, class_counts: Statistic | None
 ) -> Mechanism | None:
     """The mechanism of a private run of so many steps; None without privacy. `numbers` are those of the units

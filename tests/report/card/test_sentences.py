@@ -59,6 +59,13 @@ def audit_of(**finding: object) -> AuditFinding:
     )  # fmt: skip
 
 
+NEW = {
+    "method": "two runs of the training's own loop; white-box and final-weights attacks; every part checked",
+    "runs": 2, "steps": 64, "noise": "gaussian", "checks": 25, "checks_level": 0.001,
+    "attacks": [
+        {"attack": "white-box, every step", "epsilon_lower": 0.4}, {"attack": "final weights, guesses", "epsilon_lower": 0.0},
+    ],
+}  # fmt: skip
 AUDITS = st.sampled_from(
     [
         None,
@@ -66,6 +73,8 @@ AUDITS = st.sampled_from(
         audit_of(code=CODE, epsilon_lower=0.0),
         audit_of(accused=True, training_code=TRAINING_CODE),
         audit_of(model="network, narrower", steps=60, noise="gaussian"),
+        audit_of(**NEW),
+        audit_of(**NEW | {"unit": "patient", "clipping": "per_layer", "checks_failed": 1, "accused": True}),
     ]
 )
 STATEMENTS = st.sampled_from(
@@ -197,10 +206,12 @@ CONDITIONS: dict[str, Callable[[CardFacts], bool]] = {
     "no_audit": lambda f: f.audit is None,
     "what_was_audited": lambda f: f.audit is not None,
     "what_it_found": lambda f: f.audit is not None,
+    "by_the_weights_alone": lambda f: f.audit is not None and bool(f.audit.attacks),
+    "what_was_checked": lambda f: f.audit is not None and f.audit.checks is not None,
     "contradicted": lambda f: f.audit is not None and f.audit.accused,
     "not_contradicted": lambda f: f.audit is not None and not f.audit.accused,
     "other_code": lambda f: f.audit is not None and not (f.audit.code == CODE or (f.audit.training_code == TRAINING_CODE and f.fingerprints.training_code != "")),
-    "patients_not_tried": lambda f: f.audit is not None and f.unit != "image",
+    "patients_not_tried": lambda f: f.audit is not None and f.unit != "image" and f.audit.unit == "image",
     "other_attacks": ALWAYS,
     # bound to
     "named_files": ALWAYS,

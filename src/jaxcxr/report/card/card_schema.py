@@ -133,30 +133,57 @@ class AttackRow(_Strict):
     true_positive_rate: Probability
 
 
+class AuditAttack(_Strict):
+    """What one attack of an audit proved, at its share of the error probability."""
+
+    attack: Literal[
+        "white-box, every step", "white-box, order of scores", "white-box, guesses", "final weights, guesses"
+    ]
+    epsilon_lower: NonNegative
+
+
 class AuditFinding(_Strict):
     """What an attack on a training that was made for it found, and what exactly was attacked.
 
-    Audits of earlier versions do not say the unit, clipping and released quantity, which were always these.
+    Audits of earlier versions do not say the unit, clipping and released quantity, which were always `image`,
+    `flat` and gradients, nor the attacks and checks one by one.
 
     Raises:
-        ValueError: it proves more than was claimed, and says that the claim stands.
+        ValueError: it proves more than was claimed, or a check failed, and says that the claim stands; or it
+            contradicts itself.
     """
 
-    method: Literal["one run; white-box gradient alignment and black-box loss; every step checked"]
+    method: Literal[
+        "one run; white-box gradient alignment and black-box loss; every step checked",
+        "two runs of the training's own loop; white-box and final-weights attacks; every part checked",
+    ]
     model: Literal["logistic regression", "network, narrower"] = Field(
         description="what was trained for the audit, by the real training's code"
     )
-    unit: Literal["image"] = Field(default="image", description="whose membership was attacked")
-    clipping: Literal["flat"] = Field(default="flat", description="clip rule that was attacked")
-    released: Literal["noised gradient"] = Field(default="noised gradient", description="by each step")
+    unit: Literal["image", "patient", "patient_one_image"] = Field(
+        default="image", description="whose membership was attacked"
+    )
+    clipping: Clipping = Field(default="flat", description="clip rule that was attacked")
+    released: Literal["noised gradient", "noised gradient and clip count"] = Field(
+        default="noised gradient", description="by each step"
+    )
     noise: Literal["gaussian", "discrete"] | None = Field(
         default=None, description="how it was sampled; null if not recorded"
     )
-    steps: Count | None = Field(default=None, description="of the audited training; null if not recorded")
-    canaries: Count
+    steps: Count | None = Field(default=None, description="of each audited training; null if not recorded")
+    runs: Count = Field(default=1, description="trainings that were attacked, with secrets of their own")
+    canaries: Count = Field(description="units that were marked, over all trainings")
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    epsilon_lower: NonNegative = Field(description="epsilon that the attack proves")
+    epsilon_lower: NonNegative = Field(description="epsilon that the attacks prove")
     epsilon_claimed: NonNegative | None = Field(description="that the audited training was meant to have")
+    attacks: list[AuditAttack] = Field(default_factory=list, description="one by one; empty if not recorded")
+    checks: Count | None = Field(
+        default=None, description="of batches, sums, noise, weights, ledger and keys; null if not recorded"
+    )
+    checks_failed: Count = Field(default=0, description="how many of them")
+    checks_level: Probability | None = Field(
+        default=None, description="with which a right implementation fails any; null if not recorded"
+    )
     accused: bool = Field(description="whether the finding contradicts the claim")
     code: Digest = Field(description="all source files of jaxcxr that audited (SHA-256)")
     training_code: Digest = Field(default="", description="those of them that determine a training")
@@ -166,6 +193,17 @@ class AuditFinding(_Strict):
         claimed = self.epsilon_claimed
         if claimed is not None and self.epsilon_lower > claimed and not self.accused:
             raise ValueError("accused: true, since more was proved than claimed")
+        if self.checks_failed and not self.accused:
+            raise ValueError("accused: true, since a check failed")
+        if self.checks_failed > (self.checks or 0):
+            raise ValueError(f"checks_failed: expected at most {self.checks or 0}, the number of checks")
+        proved = [row.epsilon_lower for row in self.attacks]
+        if proved and self.epsilon_lower != max(proved):
+            raise ValueError("epsilon_lower: the largest of the attacks")
+        if len({row.attack for row in self.attacks}) != len(self.attacks):
+            raise ValueError("attacks: each once")
+        if self.method.startswith("one run") and (self.unit != "image" or self.clipping != "flat"):
+            raise ValueError("unit, clipping: audits by that method were of images, clipped flat")
         return self
 
 

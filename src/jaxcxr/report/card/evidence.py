@@ -16,6 +16,13 @@ _AUDITED = {
 }
 
 
+_UNITS = {
+    "image": "images",
+    "patient": "patients with their images",
+    "patient_one_image": "patients with one image at a time",
+}
+
+
 def factor_text(epsilon: float) -> str:
     """e to the epsilon, rounded up, in words where it has too many digits to say anything."""
     power = epsilon / math.log(10)
@@ -113,6 +120,13 @@ def what_was_audited(card: PrivacyCard) -> str | None:
     if audit is None:
         return None
     steps = "" if audit.steps is None else f" of {audit.steps} steps"
+    if audit.attacks:
+        return (
+            f"An audit made {audit.runs} trainings{steps} of its own by the same code, of "
+            f"{_AUDITED[audit.model]}, on units of the same cohort (here {_UNITS[audit.unit]}) and "
+            f"{audit.canaries} marked ones, each included with probability one half. Attackers who see every "
+            "step, and one who sees the final weights alone, tried to tell which were included."
+        )
     return (
         f"An audit made a training{steps} of its own, of {_AUDITED[audit.model]}, on images of the same "
         f"cohort and {audit.canaries} marked images, each included with probability one half. An attacker "
@@ -131,6 +145,33 @@ def what_it_found(card: PrivacyCard) -> str | None:
         return f"With {sure} the attack shows nothing{claims}."
     shown = lower_text(audit.epsilon_lower)
     return f"With {sure} the attack shows that the epsilon of that training is at least {shown}{claims}."
+
+
+def by_the_weights_alone(card: PrivacyCard) -> str | None:
+    """What an attacker proves who has what a release holds."""
+    found = (
+        [row for row in card.audit.attacks if row.attack == "final weights, guesses"] if card.audit else []
+    )
+    if not found:
+        return None
+    proved = found[0].epsilon_lower
+    shown = f"an epsilon of at least {lower_text(proved)}" if proved else "nothing"
+    return (
+        f"From the final weights of that training alone, as a release gives them, the attack shows {shown}."
+    )
+
+
+def what_was_checked(card: PrivacyCard) -> str | None:
+    """The checks."""
+    audit = card.audit
+    if audit is None or audit.checks is None or audit.checks_level is None:
+        return None
+    failed = "all passed" if not audit.checks_failed else f"{audit.checks_failed} failed"
+    return (
+        f"{audit.checks} checks compared batches, contributions, sums, noise, weights, ledger and keys of "
+        f"these trainings with what the accountant assumes: {failed}. Right code fails any of them with a "
+        f"probability of {plain(100 * audit.checks_level)} % at most."
+    )
 
 
 def contradicted(card: PrivacyCard) -> str | None:
@@ -156,7 +197,7 @@ def other_code(card: PrivacyCard) -> str | None:
 
 def patients_not_tried(card: PrivacyCard) -> str | None:
     """The audit is of images, the claim of patients."""
-    if card.audit is None or of_images(card):
+    if card.audit is None or of_images(card) or card.audit.unit != "image":
         return None
     return "The audit attacked images: that all images of a patient are protected together was not tried."
 
@@ -227,7 +268,8 @@ def sealed(card: PrivacyCard) -> str | None:
 
 EXPLAINED = (meaning_of_mu, meaning_of_epsilon, exact_epsilon, worst_case, alone, guesses, mixed_units)
 AUDITED = (
-    no_audit, what_was_audited, what_it_found, contradicted, not_contradicted, other_code, patients_not_tried,
+    no_audit, what_was_audited, what_it_found, by_the_weights_alone, what_was_checked, contradicted,
+    not_contradicted, other_code, patients_not_tried,
     other_attacks,
 )  # fmt: skip
 BOUND_TO = (named_files, dated, every_step_by, begun_by, written_by, sealed)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from jaxcxr.report.card.card_facts import COUNTS
 from jaxcxr.report.card.card_schema import AuditFinding, PrivacyCard, TriedRow
-from jaxcxr.report.card.terms import has_promise, joined, unit
+from jaxcxr.report.card.terms import has_promise, joined
 
 Tried = Literal["tried", "not tried", "not recorded"]
 OTHER_ATTACKS = (
@@ -39,8 +39,8 @@ def tried_rows(card: PrivacyCard) -> list[TriedRow]:
     return [
         _compared("what each step releases", steps, audit and audit.released),
         *(counts if any(row.name == COUNTS for row in card.mechanisms) else []),
-        _compared("protected unit", unit(card), audit and audit.unit),
-        _compared("clipping", card.clipping.replace("_", " "), audit and audit.clipping),
+        _compared("protected unit", _words(card.claim.unit), audit and _words(audit.unit)),
+        _compared("clipping", _words(card.clipping), audit and _words(audit.clipping)),
         _noise(card),
         _code(card),
         TriedRow(
@@ -53,10 +53,16 @@ def tried_rows(card: PrivacyCard) -> list[TriedRow]:
             part="membership inference",
             released=limits,
             tried="tried" if audit else "not tried",
-            how=f"on {audit.canaries} marked images" if audit else "",
+            how=f"on {audit.canaries} marked {'images' if audit.unit == 'image' else 'patients'}"
+            if audit
+            else "",
         ),
         *(TriedRow(part=attack, released=limits, tried="not tried", how="") for attack in OTHER_ATTACKS),
     ]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _compared(part: str, released: str, audited: str | None) -> TriedRow:
