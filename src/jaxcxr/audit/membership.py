@@ -10,7 +10,7 @@ a model says of several images is averaged first.
   that did not have the patient alone, for a model that was trained otherwise than its references.
 - RMIA (Zarifzadeh, Liu & Shokri 2024, arXiv 2312.03262): the likelihood of the patient's labels over its mean
   over the references, p(x | model) / p(x); the score is the share of other people z, not in the training set,
-  of whom this ratio is at most as large (gamma 1).
+  of whom this ratio is at most as large (gamma 1); equal shares are ordered by the ratio itself.
 
 A score decides nothing by itself: a threshold does, and what counts is how many members lie above it where
 few non-members do. Nothing here is covered by any privacy guarantee: scores stay where the images stay.
@@ -21,13 +21,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 from scipy.stats import hypergeom
 
 OWN_VARIANCE_FROM = 32
 """Number of reference models on either side from which LiRA gives each patient a variance of its own; with
 fewer it pools them over patients (as the paper does below 64 models in all)."""
 _LEAST_VARIANCE = 1e-6
+_LEAST_SPREAD = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -254,6 +255,9 @@ def _among_people(
 ) -> Float[np.ndarray, "models patients"]:
     scores = np.empty(ratios.shape)
     for model, (row, there) in enumerate(zip(ratios, people, strict=True)):
-        below = np.searchsorted(np.sort(row[there]), row, "right")
-        scores[model] = (below - there) / np.maximum(there.sum() - there, 1)
+        people_there = row[there]
+        below = np.searchsorted(np.sort(people_there), row, "right") - there
+        # between two shares, by the ratio itself: many people lie above all others
+        inner = expit((row - people_there.mean()) / max(float(people_there.std()), _LEAST_SPREAD))
+        scores[model] = (below + inner) / (there.sum() - there + 1)
     return scores
