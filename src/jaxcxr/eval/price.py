@@ -59,14 +59,21 @@ class Priced:
     draws: Mapping[tuple[str, str], Float[np.ndarray, " draws"]]
 
 
+def calibrated(
+    predictions: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig
+) -> Float[np.ndarray, "test findings"]:
+    """Probabilities of the test images, calibrated on the validation images, if there are any."""
+    known = calibrate(predictions, findings, config)
+    said = predictions.loc[predictions["split"] == "test", [f"p_{f}" for f in findings]].to_numpy(np.float64)
+    return said if known is None else known.probabilities(said)
+
+
 def losses(
     predictions: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig
 ) -> Float[np.ndarray, " test"]:
     """Cross-entropy of each test image, mean over the findings that have a label; NaN where none has."""
-    known = calibrate(predictions, findings, config)
     test = predictions.loc[predictions["split"] == "test"]
-    said = test[[f"p_{f}" for f in findings]].to_numpy(np.float64)
-    said = logits(said if known is None else known.probabilities(said))
+    said = logits(calibrated(predictions, findings, config))
     labels = test[[f"y_{f}" for f in findings]].to_numpy(np.float64)
     lost = np.logaddexp(0.0, np.where(labels == 1, -said, said))
     lost[np.isnan(labels)] = np.nan
