@@ -12,7 +12,9 @@ from jaxcxr.eval.exposure import Accusations, exposure_by_group
 from jaxcxr.eval.groups import Group
 
 
-def swapped_coverage(cohorts: int, seed: int, patients: int = 200, models: int = 32) -> tuple[float, float, float]:
+def swapped_coverage(
+    cohorts: int, seed: int, patients: int = 200, models: int = 32
+) -> tuple[float, float, float]:
     rng = np.random.default_rng(seed)
     held = np.zeros(3)
     few = np.arange(patients) < patients // 5

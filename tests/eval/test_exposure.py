@@ -15,7 +15,10 @@ def group(name: str, attribute: str, rows: np.ndarray) -> Group:
 def test_found_minus_falsely_found_by_hand() -> None:
     inside = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]], bool)
     accused = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 1]], bool)
-    halves = [group("a", "side", np.array([1, 1, 0, 0], bool)), group("b", "side", np.array([0, 0, 1, 1], bool))]
+    halves = [
+        group("a", "side", np.array([1, 1, 0, 0], bool)),
+        group("b", "side", np.array([0, 0, 1, 1], bool)),
+    ]
     both = {(np.inf, 0.01): Accusations(accused, inside), (1.0, 0.01): Accusations(accused & False, inside)}
     table = exposure_by_group(both, halves, 2, 20, 0).table.set_index(["epsilon", "group"])
     assert table.loc[(np.inf, "a"), "found"] == pytest.approx(3 / 4)

@@ -38,7 +38,13 @@ def manifest() -> pd.DataFrame:
 def test_a_patient_has_what_any_image_has() -> None:
     table = patient_table(manifest(), FINDINGS)
     row = table.loc["many"]
-    assert (row["images"], row["age"], row["view"], row["hernia"], row["nodule"]) == (3, 30.0, "PA", "present", "present")
+    assert (row["images"], row["age"], row["view"], row["hernia"], row["nodule"]) == (
+        3,
+        30.0,
+        "PA",
+        "present",
+        "present",
+    )
     assert row["combination"] == "rare"
     assert table.loc["p3", "combination"] == "common"
     assert table.loc["p3", "nodule"] == "absent"

@@ -23,7 +23,12 @@ def predictions(signal_of_f: float, signal_of_m: float, seed: int = 0) -> pd.Dat
     signal = np.where(sex == "F", signal_of_f, signal_of_m)[:, None]
     p = 1 / (1 + np.exp(-(signal * (2 * y - 1) + noise)))
     frame = pd.DataFrame(
-        {"image_id": [f"i{i}" for i in range(n)], "patient_id": [f"p{i // 2}" for i in range(n)], "split": "test", "sex": sex}
+        {
+            "image_id": [f"i{i}" for i in range(n)],
+            "patient_id": [f"p{i // 2}" for i in range(n)],
+            "split": "test",
+            "sex": sex,
+        }
     )
     for place, finding in enumerate(FINDINGS):
         frame[f"y_{finding}"], frame[f"p_{finding}"] = y[:, place], p[:, place]

@@ -202,7 +202,12 @@ def store_of(tmp_path: Path, tiny_store: Store, patients: int, splits: tuple[int
     frame = tiny_store.manifest.iloc[:n].assign(split=np.repeat(["train", "test"], [2 * s for s in splits]))
     images = iter(np.zeros((n, 32, 32), np.uint8))
     return write_store(
-        tmp_path / "other", frame, images, size=32, findings=tiny_store.findings, preprocessing={"made": "here"}
+        tmp_path / "other",
+        frame,
+        images,
+        size=32,
+        findings=tiny_store.findings,
+        preprocessing={"made": "here"},
     )
 
 
@@ -222,7 +227,13 @@ def as_if_trained_on(sweep: Path, store: Store) -> None:
     ],
 )
 def test_stores_that_cannot_be_assessed_are_refused(
-    sweep: Path, tmp_path: Path, tiny_store: Store, patients: int, splits: tuple[int, int], same: bool, said: str
+    sweep: Path,
+    tmp_path: Path,
+    tiny_store: Store,
+    patients: int,
+    splits: tuple[int, int],
+    same: bool,
+    said: str,
 ) -> None:
     store = store_of(tmp_path, tiny_store, patients, splits)
     if same:

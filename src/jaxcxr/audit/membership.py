@@ -78,9 +78,7 @@ def stacked(parts: Sequence[Said]) -> Said:
     )
 
 
-def halves(
-    models: int, patients: int, rng: np.random.Generator
-) -> Bool[np.ndarray, "{models} {patients}"]:
+def halves(models: int, patients: int, rng: np.random.Generator) -> Bool[np.ndarray, "{models} {patients}"]:
     """For each model a random half of the patients, drawn anew."""
     inside = np.zeros((models, patients), bool)
     for row in inside:

@@ -16,7 +16,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from jaxcxr import accounting
 from jaxcxr.audit.membership import Said, said_of_patients, stacked

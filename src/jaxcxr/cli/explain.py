@@ -5,8 +5,9 @@ Examples:
   jaxcxr explain runs/demo image.dcm --finding cardiomegaly congestion --out explained.png
   jaxcxr explain runs/sweep-demo/epsilon_1 --changed runs/sweep-demo/non_private --out changed.png
 
-With --changed, the test images on which two runs disagree most, and what moved each of the two, for a radiologist
-to look at: does the private model miss something, or look elsewhere? Such a sheet stays in the hospital.
+With --changed, the test images on which two runs disagree most, and what moved each of the two, for a
+radiologist to look at: does the private model miss something, or look elsewhere? Such a sheet stays in the
+hospital.
 """
 
 import dataclasses
@@ -66,7 +67,9 @@ def _explain_changed(arguments: Arguments, changed: Path) -> None:
     with progress_bar(most, "image", "saliency of both models, compiled once") as bar:
         shown = write_changed(changed, arguments.model, out, most, arguments.store, bar.update)
     for name, finding, label, first, second in shown:
-        print(f"{name} {finding} (label {label:g}): {first:.2f} by {changed}, {second:.2f} by {arguments.model}")
+        print(
+            f"{name} {finding} (label {label:g}): {first:.2f} by {changed}, {second:.2f} by {arguments.model}"
+        )
     print(f"{out}: stays in the hospital")
 
 

@@ -59,7 +59,7 @@ def groups_of_patients(
 def specs_of_patients(
     table: pd.DataFrame, findings: Sequence[str], specs: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Which groups there are, as texts for `eval.groups.make_groups`; combinations of attributes are left out.
+    """Which groups there are, as texts for `eval.groups.make_groups`; attributes are not combined.
 
     Args:
         table: of the whole cohort (`patient_table`), so that groups have the same names whoever is asked

@@ -64,7 +64,8 @@ def calibrated(
 ) -> Float[np.ndarray, "test findings"]:
     """Probabilities of the test images, calibrated on the validation images, if there are any."""
     known = calibrate(predictions, findings, config)
-    said = predictions.loc[predictions["split"] == "test", [f"p_{f}" for f in findings]].to_numpy(np.float64)
+    test = predictions.loc[predictions["split"] == "test"]
+    said = test[[f"p_{f}" for f in findings]].to_numpy(np.float64)
     return said if known is None else known.probabilities(said)
 
 
@@ -126,9 +127,7 @@ def price_by_group(
     return Priced(table, draws)
 
 
-def _values(
-    own: Float[np.ndarray, " draws"], apart: Float[np.ndarray, " draws"] | None
-) -> dict[str, float]:
+def _values(own: Float[np.ndarray, " draws"], apart: Float[np.ndarray, " draws"] | None) -> dict[str, float]:
     of = spread(own[1:])
     values = {"value": float(own[0]), "ci_low": of.ci_low, "ci_high": of.ci_high}
     if apart is not None and not np.isnan(apart[0]):

@@ -56,9 +56,10 @@ def write_private_csv(table: pd.DataFrame, path: Path) -> None:
     text = io.StringIO()
     text.write(f"# {STAYS}\n")
     table.to_csv(text, index=False)
-    with replacing(path) as part, os.fdopen(
-        os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-    ) as file:
+    with (
+        replacing(path) as part,
+        os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file,
+    ):
         file.write(text.getvalue())
 
 
@@ -97,7 +98,7 @@ def read_risk(folder: Path) -> RiskFiles | None:
 
 
 def is_about(folder: Path, facts: dict[str, Any]) -> bool:
-    """Whether an assessment is about the models that a run or sweep folder holds now, by their predictions."""
+    """Whether an assessment is about the models that a folder holds now, by their predictions."""
     for name, evaluated in facts.get("models", {}).items():
         own = [path for path in (folder.resolve(), folder.resolve() / name) if path.name == name]
         there = [path / PREDICTIONS for path in own if (path / PREDICTIONS).is_file()]

@@ -32,7 +32,7 @@ def label_of(label: str) -> str:
 
 
 def is_complement(group: str) -> bool:
-    """Whether a group is the rest beside one that is shown: without a finding, or with a common combination."""
+    """Whether a group is the rest beside one that is shown, such as those without a finding."""
     return group.endswith((f"_{ABSENT}", f"_{COMMON}"))
 
 
@@ -67,9 +67,7 @@ def _attacked(attacks: pd.DataFrame) -> list[str]:
                 parts.append(f"{row['attack']} cannot be judged ({row['note']})")
                 continue
             found, low, high = (percent(row[key]) for key in ("true_positive_rate", "ci_low", "ci_high"))
-            verdict = (
-                "more than chance" if row["p_holm"] <= 0.05 else "not distinguishable from chance"
-            )
+            verdict = "more than chance" if row["p_holm"] <= 0.05 else "not distinguishable from chance"
             parts.append(
                 f"{row['attack']} recognises {found} (95 % interval {low} to {high}; {verdict}, "
                 f"{p_text(row['p_holm'])})"
@@ -197,6 +195,6 @@ def _related(joined: pd.DataFrame | None, epsilon: float) -> str:
     if not parts:
         return "Too few groups are large enough to ask whether those pay whom privacy protects most."
     return (
-        f"Do the groups pay whom privacy protects most {_named(epsilon)}? Rank correlation over groups between "
-        f"exposure taken away and price: {'; '.join(parts)}."
+        f"Do the groups pay whom privacy protects most {_named(epsilon)}? Rank correlation over groups "
+        f"between exposure taken away and price: {'; '.join(parts)}."
     )

@@ -1,4 +1,4 @@
-"""The test images on which two models disagree most, with the saliency of both, for a radiologist to look at."""
+"""The test images on which two models disagree most, with the saliency of both, for a radiologist."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,12 @@ Shown = tuple[str, str, float, float, float]
 
 
 def most_changed(first: Path, second: Path, most: int) -> list[Shown]:
-    """The `most` test images with the largest difference in a finding's calibrated probability, each image with
-    the finding in which it is largest.
+    """The `most` test images with the largest difference in a finding's calibrated probability, each image
+    with the finding in which it is largest.
 
     Args:
-        first, second: run folders with predictions for the same test images.
+        first: run folder with predictions.
+        second: another, for the same test images.
         most: how many.
     """
     a, b, findings = read_pair(first, second)
@@ -53,7 +54,8 @@ def write_changed(
     """Draw the sheet of `most_changed`.
 
     Args:
-        first, second: run folders, such as of the model without privacy and of a private one.
+        first: run folder, such as of the model without privacy.
+        second: another, such as of a private model.
         out: picture to write.
         most: number of images.
         store: of the images, if it is not where the first run's configuration says.
@@ -68,7 +70,9 @@ def write_changed(
     images = open_store(store or Path(read_config(first).data.store))
     for run in (first, second):
         if read_facts(run).get("store_fingerprint") != images.fingerprint:
-            raise InputError(f"{images.path}: is another cohort than {run} was trained on; name its own by --store")
+            raise InputError(
+                f"{images.path}: is another cohort than {run} was trained on; name its own by --store"
+            )
     models, split = [load_model(run) for run in (first, second)], images.split("test")
     places = {str(name): place for place, name in enumerate(split.frame["image_id"])}
     rows = []

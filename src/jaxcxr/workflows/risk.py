@@ -103,6 +103,31 @@ class Asked:
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ground:
+    """What all measurements of one call share.
+
+    Attributes:
+        config: of the first model.
+        store: of the cohort.
+        pool: its patients.
+        start: the weights before training.
+        inside: for each reference model, its half of the patients.
+        asked: how the risk is measured.
+        kept: folder of what is kept.
+        say: told what is done.
+    """
+
+    config: Experiment
+    store: Store
+    pool: Pool
+    start: PyTree
+    inside: np.ndarray
+    asked: Asked
+    kept: Path
+    say: Say
+
+
 def assess(folder: Path, asked: Asked, store: Path | None = None, say: Say = print) -> Risk:
     """Attack the models of a run or sweep folder, and write `risk/` there.
 
@@ -115,45 +140,47 @@ def assess(folder: Path, asked: Asked, store: Path | None = None, say: Say = pri
     targets = targets_of(folder)
     config, data = store_of_targets(targets, store)
     pool = pool_of(config, data)
-    kept = _private_folder(folder / RISK / KEPT)
     inside = membership.halves(asked.models, len(pool.ids), np.random.default_rng(asked.seed))
-    start = _start(config)
-    features = features_of_store(
-        parameters.network_of(config), start, data, config.model.prediction_views, say=say
-    )
-    pooled = np.concatenate([features[name][:, 0] for name in SPLITS if name in features])
-    budgets = _budgets(targets)
-    said = {
-        epsilon: _heads(pooled, pool, inside, budget, asked, kept, say) for epsilon, budget in budgets.items()
-    }
-    attacks = _attacks(targets, start, config, data, pool, (said[math.inf], inside), asked, kept, say)
-    exposed, patients, table = _exposure(said, inside, pool, config, asked)
-    say(f"writing {folder / RISK}")
-    write_private_csv(attacks, folder / RISK / ATTACKS)
-    write_private_csv(exposed.table, folder / RISK / EXPOSURE)
-    write_private_csv(patients, folder / RISK / PATIENT_RISK)
-    write_private_csv(_limits(targets, pool, say), folder / RISK / LIMITS)
-    write_json(folder / RISK / RISK_FACTS, _facts(targets, data, pool, asked, patients))
+    kept = _private_folder(folder / RISK / KEPT)
+    ground = _Ground(config, data, pool, _start(config), inside, asked, kept, say)
+    features = _features(ground)
+    said = {epsilon: _heads(ground, features, budget) for epsilon, budget in _budgets(targets).items()}
+    attacks = _attacks(ground, targets, said[math.inf])
+    exposed, patients, table = _exposure(ground, said)
+    for content, name in (
+        (attacks, ATTACKS),
+        (exposed.table, EXPOSURE),
+        (patients, PATIENT_RISK),
+        (_limits(targets, pool, say), LIMITS),
+    ):
+        write_private_csv(content, folder / RISK / name)
+    write_json(folder / RISK / RISK_FACTS, _facts(ground, targets, patients))
     return Risk(targets, attacks, exposed, table)
 
 
-def _facts(
-    targets: Sequence[Target], data: Store, pool: Pool, asked: Asked, patients: pd.DataFrame
-) -> dict[str, Any]:
+def _features(ground: _Ground) -> np.ndarray:
+    """Features of the pool's images by the weights before training."""
+    network, views = parameters.network_of(ground.config), ground.config.model.prediction_views
+    found = features_of_store(network, ground.start, ground.store, views, say=ground.say)
+    return np.concatenate([found[name][:, 0] for name in SPLITS if name in found])
+
+
+def _facts(ground: _Ground, targets: Sequence[Target], patients: pd.DataFrame) -> dict[str, Any]:
     beyond = {
         column.removeprefix("p_holm_"): int((patients[column] <= 0.05).sum())
         for column in patients
         if column.startswith("p_holm_")
     }
+    member = ground.pool.member
     return {
         "stays": STAYS,
-        "store_fingerprint": data.fingerprint,
+        "store_fingerprint": ground.store.fingerprint,
         "models": {target.folder.resolve().name: target.evaluated for target in targets},
-        "reference_models": asked.models,
-        "seed": asked.seed,
-        "members": int(pool.member.sum()),
-        "non_members": int((~pool.member).sum()),
-        "split_origin": data.split_origin(),
+        "reference_models": ground.asked.models,
+        "seed": ground.asked.seed,
+        "members": int(member.sum()),
+        "non_members": int((~member).sum()),
+        "split_origin": ground.store.split_origin(),
         "recognised_patients": beyond,
     }
 
@@ -181,58 +208,42 @@ def _start(config: Experiment) -> PyTree:
     return random if named is None else load_weights(weights_folder(named), random)
 
 
-def _heads(
-    features: np.ndarray,
-    pool: Pool,
-    inside: np.ndarray,
-    budget: Budget | None,
-    asked: Asked,
-    kept: Path,
-    say: Say,
-) -> Said:
-    n, d = features.shape
-    units = inside.shape[1] // 2 if budget is None or budget.by_patient else n // 2
+def _heads(ground: _Ground, features: np.ndarray, budget: Budget | None) -> Said:
+    """What the reference models of a budget say of the pool's patients."""
+    (n, d), pool, asked = features.shape, ground.pool, ground.asked
     k = min(MOST, d, n - 1)
     if budget is not None:
+        units = len(pool.ids) // 2 if budget.by_patient else n // 2
         k = number_of_directions(units, budget.epsilon, pool.labels.shape[1], d, n)
     told = "without privacy" if budget is None else f"with epsilon {budget.epsilon:g}"
     content = hashlib.sha256(np.ascontiguousarray(features).tobytes() + pool.labels.tobytes()).hexdigest()
     described = [_FORMAT, "heads", content, asked.models, asked.seed, k, dataclasses.astuple(budget or _NONE)]
 
     def made() -> Said:
-        say(f"training {asked.models} heads {told}, each on half of the {len(pool.ids)} patients")
+        ground.say(f"training {asked.models} heads {told}, each on half of the {len(pool.ids)} patients")
         coordinates = directions_of(features, k).coordinates(features)
-        cohort = Cohort(coordinates, pool.labels, pool.patients)
-        return said_by_heads(cohort, inside, budget, asked.seed)
+        return said_by_heads(
+            Cohort(coordinates, pool.labels, pool.patients), ground.inside, budget, asked.seed
+        )
 
-    return _kept(kept, described, made)
+    return _kept(ground.kept, described, made)
 
 
 _NONE = Budget(math.inf, 0.0, by_patient=True)
 
 
-def _attacks(
-    targets: Sequence[Target],
-    start: PyTree,
-    config: Experiment,
-    data: Store,
-    pool: Pool,
-    references: tuple[Said, np.ndarray],
-    asked: Asked,
-    kept: Path,
-    say: Say,
-) -> pd.DataFrame:
+def _attacks(ground: _Ground, targets: Sequence[Target], references: Said) -> pd.DataFrame:
     """Both attacks on each model, at each rate, with the exact p-value of 'nothing is found'."""
-    rows = []
+    rows, member = [], ground.pool.member
     for target in targets:
-        said = _said_by(target, start, config, data, pool, kept, say)
-        everybody = np.ones((1, len(pool.ids)), bool)
+        said = _said_by(ground, target)
         scores = {
-            "LiRA": membership.lira_offline(said, *references)[0],
-            "RMIA": membership.rmia(said, references[0], everybody)[0],
+            "LiRA": membership.lira_offline(said, references, ground.inside)[0],
+            "RMIA": membership.rmia(said, references, np.ones((1, len(member)), bool))[0],
         }
         for attack, score in scores.items():
-            draws = rates_of_one_model(score, pool.member, RATES, config.evaluation.redraws, asked.seed)
+            redraws, seed = ground.config.evaluation.redraws, ground.asked.seed
+            draws = rates_of_one_model(score, member, RATES, redraws, seed)
             for rate, row in zip(RATES, draws, strict=True):
                 of = spread(row[1:])
                 rows.append(
@@ -244,7 +255,7 @@ def _attacks(
                         "true_positive_rate": row[0],
                         "ci_low": of.ci_low,
                         "ci_high": of.ci_high,
-                        "p_value": membership.p_of_members_on_top(score, pool.member, rate),
+                        "p_value": membership.p_of_members_on_top(score, member, rate),
                         "note": "" if not np.isnan(row[0]) else f"fewer than {1 / rate:,.0f} non-members",
                     }
                 )
@@ -253,24 +264,23 @@ def _attacks(
     return table
 
 
-def _said_by(
-    target: Target, start: PyTree, config: Experiment, data: Store, pool: Pool, kept: Path, say: Say
-) -> Said:
+def _said_by(ground: _Ground, target: Target) -> Said:
     """What a model says of all patients of the pool."""
+    config, data, pool = ground.config, ground.store, ground.pool
     if math.isnan(target.epsilon):
         network, views = parameters.network_of(config), config.model.prediction_views
-        model = Model(config.data.findings, data.size, network, start, views)
+        model = Model(config.data.findings, data.size, network, ground.start, views)
     else:
         model = load_model(target.folder)
     if model.findings != config.data.findings:
         raise InputError(
-            f"{target.folder}: predicts {', '.join(model.findings)}; expected the findings of the first model, "
-            f"{', '.join(config.data.findings)}"
+            f"{target.folder}: predicts {', '.join(model.findings)}; expected the findings of the first "
+            f"model, {', '.join(config.data.findings)}"
         )
     described = [_FORMAT, "model", data.fingerprint, weights_digest(model.params), model.views]
 
     def made() -> Said:
-        say(f"asking the model {target.name} about all {len(pool.patients)} images")
+        ground.say(f"asking the model {target.name} about all {len(pool.patients)} images")
         parts = []
         for name in SPLITS:
             split = data.split(name, config.data.findings)
@@ -280,15 +290,14 @@ def _said_by(
         answered = logits(np.concatenate(parts).astype(np.float64))[None]
         return membership.said_of_patients(answered, pool.labels, pool.patients)
 
-    return _kept(kept, described, made)
+    return _kept(ground.kept, described, made)
 
 
-def _exposure(
-    said: Mapping[float, Said], inside: np.ndarray, pool: Pool, config: Experiment, asked: Asked
-) -> tuple[Exposed, pd.DataFrame, pd.DataFrame]:
+def _exposure(ground: _Ground, said: Mapping[float, Said]) -> tuple[Exposed, pd.DataFrame, pd.DataFrame]:
     """Exposure of the training patients by group, and of each, and the table of all patients."""
-    table = patient_table(pool.frame, config.data.findings).loc[list(pool.ids)]
-    groups = groups_of_patients(table, config.data.findings, config.evaluation.groups)
+    pool, inside, evaluation = ground.pool, ground.inside, ground.config.evaluation
+    table = patient_table(pool.frame, ground.config.data.findings).loc[list(pool.ids)]
+    groups = groups_of_patients(table, ground.config.data.findings, evaluation.groups)
     of_members = tuple(Group(g.name, g.label, g.attribute, g.rows[pool.member]) for g in groups)
     accusations, patients = {}, table.loc[pool.member].copy()
     for epsilon, answers in said.items():
@@ -297,29 +306,30 @@ def _exposure(
             ("lira", membership.lira_among(answers, inside)),
             ("rmia", membership.rmia_among(answers, inside)),
         ):
-            for rate in RATES:
-                threshold = membership.threshold_at(scores[~inside], rate)
-                accused = np.zeros(inside.shape, bool) if threshold is None else scores >= threshold
-                own = Accusations(accused[:, pool.member], inside[:, pool.member])
-                if attack == "lira":
-                    accusations[epsilon, rate] = own
-                if rate == RATES[-1]:
-                    hits, false = (own.accused & own.inside), (own.accused & ~own.inside)
-                    patients[f"{attack}_found_{name}"] = hits.sum(axis=0) / own.inside.sum(axis=0)
-                    patients[f"{attack}_falsely_{name}"] = false.sum(axis=0) / (~own.inside).sum(axis=0)
-                    if attack == "lira":
-                        p = holm(membership.p_of_patients(own.accused, own.inside))
-                        patients[f"p_holm_{name}"] = p
-    evaluation = config.evaluation
+            by_rate = {rate: _accused(scores, inside, pool.member, rate) for rate in RATES}
+            own = by_rate[RATES[-1]]
+            hits, false = (own.accused & own.inside), (own.accused & ~own.inside)
+            patients[f"{attack}_found_{name}"] = hits.sum(axis=0) / own.inside.sum(axis=0)
+            patients[f"{attack}_falsely_{name}"] = false.sum(axis=0) / (~own.inside).sum(axis=0)
+            if attack == "lira":
+                accusations |= {(epsilon, rate): those for rate, those in by_rate.items()}
+                patients[f"p_holm_{name}"] = holm(membership.p_of_patients(own.accused, own.inside))
     exposed = exposure_by_group(
-        accusations, of_members, evaluation.min_group_images, evaluation.redraws, asked.seed
+        accusations, of_members, evaluation.min_group_images, evaluation.redraws, ground.asked.seed
     )
     return exposed, patients.rename_axis("patient_id").reset_index(), table
 
 
+def _accused(scores: np.ndarray, inside: np.ndarray, member: np.ndarray, rate: float) -> Accusations:
+    """Which training patients reach the threshold that a share `rate` of all non-members reaches."""
+    threshold = membership.threshold_at(scores[~inside], rate)
+    accused = np.zeros(inside.shape, bool) if threshold is None else scores >= threshold
+    return Accusations(accused[:, member], inside[:, member])
+
+
 def _limits(targets: Sequence[Target], pool: Pool, say: Say) -> pd.DataFrame:
-    """What each budget allows any attacker: of one unit, and of patients with several images where the unit is
-    the image. By what the ledger says was spent.
+    """What each budget allows any attacker, by what its ledger says was spent: of one unit, and of patients
+    with several images where the unit is the image.
     """
     counts = images_per_patient(
         pool.frame.loc[pool.frame["split"] == "train", "patient_id"].astype(str).tolist(), "the store"
@@ -339,7 +349,9 @@ def _limits(targets: Sequence[Target], pool: Pool, say: Say) -> pd.DataFrame:
         for name, images in of.items():
             limits = trade_off(spent.spendings, spent.delta, np.array(RATES), images)
             upper = patient_bounds(spent.spendings, spent.delta, images).upper
-            rows.append(dict(zip(columns, [target.epsilon, name, images, *limits.tolist(), upper], strict=True)))
+            rows.append(
+                dict(zip(columns, [target.epsilon, name, images, *limits.tolist(), upper], strict=True))
+            )
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -364,8 +376,9 @@ def _kept(folder: Path, described: Sequence[Any], make: Callable[[], Said]) -> S
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise InputError(f"{path}: is damaged ({error}); delete it, and it is made again") from error
     made = make()
-    with replacing(path) as part, os.fdopen(
-        os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
-    ) as file:
+    with (
+        replacing(path) as part,
+        os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+    ):
         np.savez(file, confidence=made.confidence, likelihood=made.likelihood)
     return made

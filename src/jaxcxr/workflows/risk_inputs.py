@@ -1,4 +1,4 @@
-"""What a risk assessment reads: the finished models of a run or sweep folder, their store, and its patients."""
+"""What a risk assessment reads: the finished models of a run or sweep folder, their store, its patients."""
 
 import dataclasses
 import hashlib
@@ -97,8 +97,8 @@ def targets_of(folder: Path) -> tuple[Target, ...]:
     if not any(math.isinf(target.epsilon) for target in found):
         raise InputError(
             f"{folder}: has no model without privacy, against which exposure and price are measured; train "
-            f"it (jaxcxr sweep --eps inf --out {folder}, with the sweep's configurations), or name the folder "
-            "of one run"
+            f"it (jaxcxr sweep --eps inf --out {folder}, with the sweep's configurations), or name the "
+            "folder of one run"
         )
     if len(found) == 1:
         raise InputError(f"{folder}: has no private model; name the run's own folder, {found[0].folder}")

@@ -162,4 +162,3 @@ def _side_by_side(patients: Mapping[float, pd.DataFrame]) -> pd.DataFrame:
     first = next(iter(patients.values()))[["loss_non_private"]]
     columns = {f"loss_epsilon_{epsilon:g}": table["loss"] for epsilon, table in patients.items()}
     return first.assign(**columns).reset_index()
-

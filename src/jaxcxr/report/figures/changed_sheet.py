@@ -34,7 +34,7 @@ class Changed:
 
 
 def changed_sheet(rows: Sequence[Changed], models: tuple[str, str], stays: str, path: Path) -> None:
-    """Draw the sheet: per image the image itself and one overlay per model, red where it speaks for the finding.
+    """Draw the sheet: per image the image itself and one overlay per model.
 
     Args:
         rows: most changed first.

@@ -32,7 +32,10 @@ def drawn_groups(exposure: pd.DataFrame) -> list[tuple[str, str]]:
     """Groups that the picture shows, with their labels."""
     rows = exposure.loc[(exposure["false_positive_rate"] == RATE) & np.isinf(exposure["epsilon"])]
     rows = rows.loc[rows["exposure"].notna() & ~rows["group"].map(is_complement)]
-    labels = ["everyone" if g == "all" else label_of(label) for g, label in zip(rows["group"], rows["label"], strict=True)]
+    labels = [
+        "everyone" if g == "all" else label_of(label)
+        for g, label in zip(rows["group"], rows["label"], strict=True)
+    ]
     return list(zip(rows["group"], labels, strict=True))
 
 
@@ -61,7 +64,10 @@ def risk_figure(risk: RiskFiles, out: Path, stem: str = "risk") -> tuple[Path, P
         for axis, (price, _) in zip(axes[1:], _PRICES, strict=True):
             rows = risk.price.loc[(risk.price["epsilon"] == epsilon) & (risk.price["price"] == price)]
             _dots(axis, rows.set_index("group"), groups, ("value", 1.0), style)
-    named = ["exposure: recognised − wrongly accused,\nof 100 training patients", *(name for _, name in _PRICES)]
+    named = [
+        "exposure: recognised − wrongly accused,\nof 100 training patients",
+        *(name for _, name in _PRICES),
+    ]
     for axis, name in zip(axes, named[:panels], strict=True):
         axis.axvline(0, color="0.5", lw=0.8, zorder=0)
         axis.set_xlabel(name, fontsize=9)
@@ -87,7 +93,11 @@ def _style(place: int, epsilon: float, budgets: int) -> dict[str, Any]:
 
 
 def _dots(
-    axis: Axes, rows: pd.DataFrame, groups: list[tuple[str, str]], what: tuple[str, float], style: dict[str, Any]
+    axis: Axes,
+    rows: pd.DataFrame,
+    groups: list[tuple[str, str]],
+    what: tuple[str, float],
+    style: dict[str, Any],
 ) -> None:
     column, scale = what
     there = [(place, group) for place, (group, _) in enumerate(groups) if group in rows.index]

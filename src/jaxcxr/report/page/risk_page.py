@@ -51,8 +51,8 @@ def risk_section(folder: Path) -> tuple[Section | None, tuple[str, ...]]:
 
 
 _CAPTION = (
-    "Left: of 100 training patients of a group, how many more are recognised than wrongly accused at 1 % false "
-    "positives, by small models with and without privacy. Beside it what each budget costs the same group of "
+    "Left: of 100 training patients of a group, how many more are recognised than wrongly accused at 1 % "
+    "false positives, by small models with and without privacy. Beside it what each budget costs the same group of "
     "test patients. 95 % intervals; groups that are too small are left out."
 )
 
@@ -113,7 +113,8 @@ def _cell(row: dict[str, object] | None, keys: tuple[str, str, str], scale: floa
 
 def _rows_by(table: pd.DataFrame, *keys: str) -> dict[tuple[object, ...], dict[str, object]]:
     return {
-        tuple(row[key] for key in keys): {str(k): v for k, v in row.items()} for row in table.to_dict("records")
+        tuple(row[key] for key in keys): {str(k): v for k, v in row.items()}
+        for row in table.to_dict("records")
     }
 
 
@@ -131,9 +132,7 @@ def _by_group(risk: RiskFiles) -> Table:
     for group, label in drawn_groups(risk.exposure):
         patients = int(float(exposed[budgets[0], group]["patients"]))  # type: ignore[arg-type]
         line = [Cell(label), Cell(f"{patients:,}", key=float(patients))]
-        line += [
-            _cell(exposed.get((e, group)), ("exposure", "ci_low", "ci_high"), 100, 1) for e in budgets
-        ]
+        line += [_cell(exposed.get((e, group)), ("exposure", "ci_low", "ci_high"), 100, 1) for e in budgets]
         if paid:
             for price in ("auroc_lost", "underdiagnosis_gained"):
                 line += [
@@ -143,9 +142,9 @@ def _by_group(risk: RiskFiles) -> Table:
     small = exposure.loc[exposure["note"].astype(str).str.startswith("suppressed"), "label"]
     return Table(
         "Exposure and price by group",
-        "Exposure: of 100 training patients, recognised minus wrongly accused at 1 % false positives by LiRA, in "
-        "small models; 0 is no exposure. Prices on test patients of the same group: non-private minus private "
-        "AUROC, private minus non-private underdiagnosis; positive is worse with privacy.",
+        "Exposure: of 100 training patients, recognised minus wrongly accused at 1 % false positives by LiRA, "
+        "in small models; 0 is no exposure. Prices on test patients of the same group: non-private minus "
+        "private AUROC, private minus non-private underdiagnosis; positive is worse with privacy.",
         tuple(columns),
         tuple(rows),
         too_small=tuple(label_of(label) for label in dict.fromkeys(small) if not is_complement(label)),
@@ -153,7 +152,9 @@ def _by_group(risk: RiskFiles) -> Table:
 
 
 def _difficulty_table(price: pd.DataFrame) -> Table:
-    own = price.loc[(price["attribute"] == "difficulty") & (price["price"].isin(["loss_gained", "share_worse"]))]
+    own = price.loc[
+        (price["attribute"] == "difficulty") & (price["price"].isin(["loss_gained", "share_worse"]))
+    ]
     budgets = sorted({float(e) for e in own["epsilon"]}, reverse=True)
     found = _rows_by(own, "epsilon", "price", "group")
     labels = dict(zip(own["group"], own["label"], strict=True))
@@ -162,7 +163,9 @@ def _difficulty_table(price: pd.DataFrame) -> Table:
         line = [Cell(label.removeprefix("difficulty "))]
         for price_name, scale, digits in (("loss_gained", 1, 4), ("share_worse", 100, 1)):
             for e in budgets:
-                line.append(_cell(found.get((e, price_name, group)), ("value", "ci_low", "ci_high"), scale, digits))
+                line.append(
+                    _cell(found.get((e, price_name, group)), ("value", "ci_low", "ci_high"), scale, digits)
+                )
         rows.append(tuple(line))
     columns = ("Difficulty", *(f"Loss gained, {_name(e)}" for e in budgets))
     return Table(
@@ -193,8 +196,9 @@ def _attack_table(risk: RiskFiles) -> Table:
         )
     return Table(
         "Attacks on these models",
-        "Share of the training patients who are recognised at the false-positive rate, measured on the held-out "
-        "patients; p-value of the exact test that scores do not know who is a member, corrected for all rows.",
+        "Share of the training patients who are recognised at the false-positive rate, measured on the "
+        "held-out patients; p-value of the exact test that scores do not know who is a member, corrected for "
+        "all rows.",
         ("Model", "Attack", "False positives", "Recognised", "p"),
         tuple(rows),
     )
