@@ -83,7 +83,7 @@ def losses(
 
 
 def difficulty(others: Sequence[Float[np.ndarray, " test"]]) -> pd.Series:
-    """The quarter of each test image by its mean loss in other models, in words; None where it has no loss."""
+    """The quarter of each test image by its mean loss in other models, in words; None without a loss."""
     mean = np.mean(np.stack(others), axis=0)
     ranks = pd.Series(mean).rank(pct=True, method="first")
     names = pd.cut(ranks, [0, 0.25, 0.5, 0.75, 1], labels=list(QUARTERS))

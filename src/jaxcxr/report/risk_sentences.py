@@ -140,7 +140,8 @@ def _most_exposed(rows: pd.DataFrame, epsilon: float) -> str:
 def _limited(limits: pd.DataFrame, budgets: Sequence[float]) -> list[str]:
     sentences = []
     for epsilon in budgets:
-        own = limits.loc[limits["epsilon"] == epsilon].to_dict("records")
+        own = limits.loc[limits["epsilon"] == epsilon].drop_duplicates("images", keep="last")
+        own = pd.concat([limits.loc[(limits["epsilon"] == epsilon)].head(1), own.loc[own["images"] > 1]])
         parts = [
             f"{upper_text(100 * row[f'limit_{RATE:g}'], 3)} of 100 "
             + ("images" if row["unit"] == "image" else "patients" if row["unit"] == "patient" else "")
@@ -149,7 +150,7 @@ def _limited(limits: pd.DataFrame, budgets: Sequence[float]) -> list[str]:
                 if row["unit"] not in ("image", "patient")
                 else ""
             )
-            for row in own
+            for row in own.to_dict("records")
         ]
         if parts:
             sentences.append(

@@ -346,12 +346,14 @@ def _limits(targets: Sequence[Target], pool: Pool, say: Say) -> pd.DataFrame:
         by_image = spent.terms.unit == "image"
         of = {"image" if by_image else "patient": 1} | (wanted if by_image else {})
         say(f"{target.name}: limits that the budget sets to any attack")
-        for name, images in of.items():
-            limits = trade_off(spent.spendings, spent.delta, np.array(RATES), images)
-            upper = patient_bounds(spent.spendings, spent.delta, images).upper
-            rows.append(
-                dict(zip(columns, [target.epsilon, name, images, *limits.tolist(), upper], strict=True))
+        bounds = {
+            images: (
+                *trade_off(spent.spendings, spent.delta, np.array(RATES), images).tolist(),
+                patient_bounds(spent.spendings, spent.delta, images).upper,
             )
+            for images in dict.fromkeys(of.values())
+        }
+        rows += [[target.epsilon, name, images, *bounds[images]] for name, images in of.items()]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -52,8 +52,8 @@ def risk_section(folder: Path) -> tuple[Section | None, tuple[str, ...]]:
 
 _CAPTION = (
     "Left: of 100 training patients of a group, how many more are recognised than wrongly accused at 1 % "
-    "false positives, by small models with and without privacy. Beside it what each budget costs the same group of "
-    "test patients. 95 % intervals; groups that are too small are left out."
+    "false positives, by small models with and without privacy. Beside it what each budget costs the same "
+    "group of test patients. 95 % intervals; groups that are too small are left out."
 )
 
 
@@ -132,19 +132,20 @@ def _by_group(risk: RiskFiles) -> Table:
     for group, label in drawn_groups(risk.exposure):
         patients = int(float(exposed[budgets[0], group]["patients"]))  # type: ignore[arg-type]
         line = [Cell(label), Cell(f"{patients:,}", key=float(patients))]
-        line += [_cell(exposed.get((e, group)), ("exposure", "ci_low", "ci_high"), 100, 1) for e in budgets]
+        line += [_cell(exposed.get((e, group)), ("exposure", "ci_low", "ci_high"), 100.0, 1) for e in budgets]
         if paid:
             for price in ("auroc_lost", "underdiagnosis_gained"):
                 line += [
-                    _cell(paid.get((e, price, group)), ("value", "ci_low", "ci_high"), 1, 3) for e in private
+                    _cell(paid.get((e, price, group)), ("value", "ci_low", "ci_high"), 1.0, 3)
+                    for e in private
                 ]
         rows.append(tuple(line))
     small = exposure.loc[exposure["note"].astype(str).str.startswith("suppressed"), "label"]
     return Table(
         "Exposure and price by group",
-        "Exposure: of 100 training patients, recognised minus wrongly accused at 1 % false positives by LiRA, "
-        "in small models; 0 is no exposure. Prices on test patients of the same group: non-private minus "
-        "private AUROC, private minus non-private underdiagnosis; positive is worse with privacy.",
+        "Exposure: of 100 training patients, recognised minus wrongly accused at 1 % false positives by "
+        "LiRA, in small models; 0 is no exposure. Prices on test patients of the same group: non-private "
+        "minus private AUROC, private minus non-private underdiagnosis; positive is worse with privacy.",
         tuple(columns),
         tuple(rows),
         too_small=tuple(label_of(label) for label in dict.fromkeys(small) if not is_complement(label)),
@@ -161,7 +162,7 @@ def _difficulty_table(price: pd.DataFrame) -> Table:
     rows = []
     for group, label in labels.items():
         line = [Cell(label.removeprefix("difficulty "))]
-        for price_name, scale, digits in (("loss_gained", 1, 4), ("share_worse", 100, 1)):
+        for price_name, scale, digits in (("loss_gained", 1.0, 4), ("share_worse", 100.0, 1)):
             for e in budgets:
                 line.append(
                     _cell(found.get((e, price_name, group)), ("value", "ci_low", "ci_high"), scale, digits)
