@@ -13,7 +13,7 @@ import pytest
 from jaxcxr.config import EvaluationConfig, Experiment
 from jaxcxr.data.store import Store, write_store
 from jaxcxr.errors import InputError
-from jaxcxr.report.page.risk_page import OTHER_MODELS, risk_section, write_risk_page
+from jaxcxr.report.page.risk_page import OTHER_MODELS, risk_sections, write_risk_page
 from jaxcxr.report.risk_files import RISK, STAYS, read_risk
 from jaxcxr.run_folder import CHECKPOINTS, EVALUATION, PREDICTIONS
 from jaxcxr.training.loop import train
@@ -131,12 +131,12 @@ def test_the_page_shows_what_was_measured_and_not_other_models(
     assert "stays where the data stay" in text
     assert all(sentence.endswith((".", "?")) for sentence in sentences)
     assert any("cannot be judged" in sentence for sentence in sentences)
-    section, told = risk_section(folder)
-    assert section is not None
+    sections, told = risk_sections(folder)
+    assert len(sections) == 2
     assert told == sentences
     table = pd.read_parquet(folder / "epsilon_8" / PREDICTIONS)
     table.assign(p_cardiomegaly=0.5).to_parquet(folder / "epsilon_8" / PREDICTIONS)
-    assert risk_section(folder) == (None, (OTHER_MODELS,))
+    assert risk_sections(folder) == ((), (OTHER_MODELS,))
 
 
 def test_groups_of_test_and_training_patients_are_the_same(assessed: tuple[Path, Risk]) -> None:

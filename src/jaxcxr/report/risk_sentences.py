@@ -43,11 +43,11 @@ def risk_sentences(risk: RiskFiles) -> tuple[str, ...]:
     sentences = [
         *_attacked(risk.attacks),
         *_exposed(rows, budgets, risk),
-        *(_most_exposed(rows, epsilon) for epsilon in (math.inf, *budgets[-1:])),
+        *(_most_exposed(rows, epsilon, risk) for epsilon in (math.inf, *budgets[-1:])),
         *_limited(risk.limits, budgets[-1:]),
     ]
     if risk.price is not None and budgets:
-        sentences.append(_payers(risk.price, budgets[-1]))
+        sentences.append(_payers(risk.price, budgets[-1], risk))
         sentences.append(_related(risk.joined, budgets[-1]))
     return tuple(sentence for sentence in sentences if sentence)
 
@@ -72,7 +72,8 @@ def _attacked(attacks: pd.DataFrame) -> list[str]:
                 f"{row['attack']} recognises {found} (95 % interval {low} to {high}; {verdict}, "
                 f"{p_text(row['p_holm'])})"
             )
-        start = f"The model {model}" if model != "before training" else "The weights before training"
+        start = f"The model {_named(float(own['epsilon'].iloc[0]))}"
+        start = start if model != "before training" else "The weights before training"
         sentences.append(
             f"{start}, attacked once at 1 % false positives: of its training patients {'; '.join(parts)}."
         )
@@ -120,21 +121,36 @@ def _judged(rows: pd.DataFrame) -> pd.DataFrame:
     return kept.assign(p_holm=holm(kept["vs_rest_p"].to_numpy(np.float64)))
 
 
-def _most_exposed(rows: pd.DataFrame, epsilon: float) -> str:
-    own = _judged(rows.loc[rows["epsilon"] == epsilon])
+def _largest(own: pd.DataFrame, risk: RiskFiles, text: str, none: str) -> str:
+    """A sentence on the group furthest above all others.
+
+    Args:
+        own: rows of `_judged`.
+        risk: all files, for the number of replicates.
+        text: with places for the `group` and the `value` with its interval.
+        none: what is said if no group is above the others.
+    """
+    worst = own.loc[own["vs_rest"].idxmax()]
+    value, low, high = (float(worst[key]) for key in ("vs_rest", "vs_rest_low", "vs_rest_high"))
+    if value <= 0:
+        return none
+    scale, digits = (100, 1) if "of 100" in text else (1, 3)
+    least = min(1.0, len(own) * 2 / (risk.facts["redraws"] + 1))
+    interval = (
+        f"(95 % interval {between(scale * low, scale * high, digits)}; "
+        f"{p_text(float(worst['p_holm']), least)} for the largest of {len(own)})"
+    )
+    clear = "." if leaves_out_zero(low, high) else ", not distinguishable from the others."
+    said = text.format(group=label_of(str(worst["label"])), value=signed(scale * value, digits), of=len(own))
+    return f"{said} {interval}{clear}"
+
+
+def _most_exposed(rows: pd.DataFrame, epsilon: float, risk: RiskFiles) -> str:
+    own, named = _judged(rows.loc[rows["epsilon"] == epsilon]), _named(epsilon)
     if own.empty:
         return ""
-    worst = own.loc[own["vs_rest"].idxmax()]
-    value, low, high = (100 * float(worst[k]) for k in ("vs_rest", "vs_rest_low", "vs_rest_high"))
-    if value <= 0:
-        return f"No group is more exposed than all others {_named(epsilon)}."
-    clear = worst["p_holm"] <= 0.05
-    return (
-        f"Of {len(own)} groups the most exposed {_named(epsilon)} is {label_of(str(worst['label']))}: "
-        f"{signed(value, 1)} of 100 against all others (95 % interval {between(low, high, 1)}; "
-        f"{p_text(float(worst['p_holm']))} for the largest of {len(own)})"
-        + ("." if clear else ", not distinguishable from the others.")
-    )
+    text = "Of {of} groups the most exposed " + named + " is {group}: {value} of 100 against all others"
+    return _largest(own, risk, text, f"No group is more exposed than all others {named}.")
 
 
 def _limited(limits: pd.DataFrame, budgets: Sequence[float]) -> list[str]:
@@ -160,22 +176,13 @@ def _limited(limits: pd.DataFrame, budgets: Sequence[float]) -> list[str]:
     return sentences
 
 
-def _payers(price: pd.DataFrame, epsilon: float) -> str:
+def _payers(price: pd.DataFrame, epsilon: float, risk: RiskFiles) -> str:
     rows = price.loc[(price["epsilon"] == epsilon) & (price["price"] == "auroc_lost")]
-    own = _judged(rows)
+    own, named = _judged(rows), _named(epsilon)
     if own.empty:
         return ""
-    worst = own.loc[own["vs_rest"].idxmax()]
-    value, low, high = (float(worst[k]) for k in ("vs_rest", "vs_rest_low", "vs_rest_high"))
-    if value <= 0:
-        return f"No group pays more AUROC than all others {_named(epsilon)}."
-    clear = worst["p_holm"] <= 0.05
-    return (
-        f"Of {len(own)} groups {label_of(str(worst['label']))} pays most AUROC {_named(epsilon)}: "
-        f"{signed(value)} against all others (95 % interval {between(low, high)}; "
-        f"{p_text(float(worst['p_holm']))} for the largest of {len(own)})"
-        + ("." if clear else ", not distinguishable from the others.")
-    )
+    text = "Of {of} groups {group} pays most AUROC " + named + ": {value} against all others"
+    return _largest(own, risk, text, f"No group pays more AUROC than all others {named}.")
 
 
 def _related(joined: pd.DataFrame | None, epsilon: float) -> str:

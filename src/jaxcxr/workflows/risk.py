@@ -178,6 +178,7 @@ def _facts(ground: _Ground, targets: Sequence[Target], patients: pd.DataFrame) -
         "models": {target.folder.resolve().name: target.evaluated for target in targets},
         "reference_models": ground.asked.models,
         "seed": ground.asked.seed,
+        "redraws": ground.config.evaluation.redraws,
         "members": int(member.sum()),
         "non_members": int((~member).sum()),
         "split_origin": ground.store.split_origin(),

@@ -13,7 +13,7 @@ from jaxcxr.audit.membership import halves
 from jaxcxr.eval.exposure import Accusations, exposure_by_group
 from jaxcxr.eval.patient_groups import groups_of_patients, patient_table
 from jaxcxr.report.figures.risk_figure import drawn_budgets, drawn_groups
-from jaxcxr.report.page.risk_page import risk_section, write_risk_page
+from jaxcxr.report.page.risk_page import risk_sections, write_risk_page
 from jaxcxr.report.risk_files import (
     ATTACKS,
     EXPOSURE,
@@ -35,7 +35,7 @@ def manifest(patients: int = 300) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         {
-            "patient_id": [f"p{i}" for i in range(patients)],
+            "patient_id": [f"patient#{i}" for i in range(patients)],
             "split": "train",
             "age": rng.uniform(20, 90, patients).round(),
             "sex": rng.choice(["F", "M"], patients),
@@ -105,6 +105,7 @@ def write_assessment(folder: Path, betrayed: float = 0.6) -> Path:
         "stays": "stays in the hospital",
         "models": models,
         "reference_models": 64,
+        "redraws": 200,
         "members": 300,
         "non_members": 100,
         "recognised_patients": {"non_private": 31, "epsilon_8": 2, "epsilon_1": 0},
@@ -127,7 +128,10 @@ def test_sentences_follow_from_the_rows(folder: Path) -> None:
     assert "31 without privacy, 2 at ε = 8, 0 at ε = 1" in text
     assert "the most exposed without privacy is Pleural Effusion Right present: +5" in text
     assert "sex F pays most AUROC at ε = 1: +0.040" in text
-    assert "not distinguishable from the others" in text
+    assert (
+        "(95 % interval −0.010 to 0.090; p = 1.000 for the largest of 15), not distinguishable from" in text
+    )
+    assert "p ≤ 0.109 for the largest of 11)." in text  # no smaller one can be shown by 200 replicates
     assert "AUROC +0.60 (95 % interval 0.10 to 0.80: those pay more)" in text
     assert "more than 5 of 100 images; 90 of 100 patients with 9 images (the maximum" in text
     assert "before training" not in text
@@ -153,9 +157,8 @@ def test_the_picture_and_the_table_show_each_group_once_and_no_small_one(folder:
     assert drawn_budgets(risk.exposure) == [8.0, 1.0]
     small = set(risk.exposure.loc[risk.exposure["note"] != "", "group"])
     assert not small & set(names)
-    section, _ = risk_section(folder)
-    assert section is not None
-    table = section.tables[0]
+    sections, _ = risk_sections(folder)
+    table = sections[1].tables[0]
     assert len(table.rows) == len(names)
     assert [cell.text for cell in table.rows[0]][:2] == ["everyone", "300"]
 
@@ -165,7 +168,7 @@ def test_the_page_is_one_file_that_names_the_picture(folder: Path) -> None:
     text = page.read_text()
     assert "data:image/svg+xml;base64," in text
     assert "exposure from" in text  # the picture in words
-    assert "p0" not in text  # no patient is named
+    assert "patient#" not in text  # no patient is named
 
 
 @pytest.mark.parametrize(

@@ -32,22 +32,26 @@ OTHER_MODELS = (
 _BLANK = Cell("–", key=np.nan)
 
 
-def risk_section(folder: Path) -> tuple[Section | None, tuple[str, ...]]:
-    """The section of a run's or sweep's report, and its sentences; nothing without an assessment.
+def risk_sections(folder: Path) -> tuple[tuple[Section, ...], tuple[str, ...]]:
+    """The sections of a run's or sweep's report, and their sentences; nothing without an assessment.
 
     Raises:
         InputError: a file of the assessment is damaged.
     """
     risk = read_risk(folder)
     if risk is None:
-        return None, ()
+        return (), ()
     if not is_about(folder, risk.facts):
-        return None, (OTHER_MODELS,)
+        return (), (OTHER_MODELS,)
     drawn = drawings({folder / RISK / "risk.svg": (TITLE, _CAPTION)}, {TITLE: _alt(risk)})
     tables = [_by_group(risk), _attack_table(risk), _limit_table(risk)]
     if risk.price is not None:
         tables.insert(1, _difficulty_table(risk.price))
-    return Section(TITLE, tuple(t for t in tables if t.rows), drawn), risk_sentences(risk)
+    sections = (
+        Section(TITLE, figures=drawn),
+        Section("Exposure, price and limits", tuple(table for table in tables if table.rows)),
+    )
+    return sections, risk_sentences(risk)
 
 
 _CAPTION = (
@@ -67,8 +71,7 @@ def write_risk_page(folder: Path) -> tuple[Path, tuple[str, ...]]:
     if risk is None or not is_about(folder, risk.facts):
         raise InputError(f"{folder / RISK}: no risk assessment of these models; run jaxcxr risk {folder}")
     risk_figure(risk, folder / RISK)
-    section, sentences = risk_section(folder)
-    assert section is not None
+    sections, sentences = risk_sections(folder)
     members, others = risk.facts["members"], risk.facts["non_members"]
     page = Page(
         title=f"Who is exposed, and who pays: {folder.resolve().name}",
@@ -88,14 +91,14 @@ def write_risk_page(folder: Path) -> tuple[Path, tuple[str, ...]]:
         conclusions=sentences,
         how="Thresholds of attacks: at 0.1 % and 1 % false positives; intervals: 95 %, patients and models "
         "resampled.",
-        sections=(section,),
+        sections=sections,
     )
     return write_page(page, folder / RISK), sentences
 
 
 def _synthetic(folder: Path) -> bool:
     runs = [folder] if is_run(folder) else [run for run in runs_in(folder) if is_run(run)]
-    return all(read_config(run).data.synthetic is not None for run in runs)
+    return bool(runs) and all(read_config(run).data.synthetic is not None for run in runs)
 
 
 def _name(epsilon: float) -> str:
