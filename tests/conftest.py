@@ -68,7 +68,7 @@ def tiny_config(tiny_store: Store) -> Experiment:
     """A private experiment of six steps on the tiny store."""
     return Experiment(
         data=DataConfig(store=str(tiny_store.path), size=32, findings=FINDINGS),
-        model=ModelConfig(activation="mish", width=32),
+        model=ModelConfig(network="tests.training.tiny:TinyNet"),
         training=TrainingConfig(
             expected_batch_size=6,
             microbatch_size=2,

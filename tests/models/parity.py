@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcxr.config import DataConfig, ModelConfig
 from jaxcxr.models.naming import naming_of
-from jaxcxr.models.network import make_network
+from jaxcxr.models.network import Network, make_network
 from jaxcxr.models.published import NAMINGS, published_params, torch_state
 from jaxcxr.models.vit_names import bicubic
 
@@ -170,21 +170,33 @@ def compared(original: Original, size: int) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, size, size)).astype(np.uint8)
     weights = rng.normal(size=(2, N)).astype(np.float32)
-
-    def total(own: Any) -> Any:
-        logits: Any = jax.vmap(lambda image: network.apply({**params, "params": own}, image))(images)
-        return (logits * weights).sum(), logits
-
-    (_, logits), gradient = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=FAST)(
-        params["params"]
-    )
-    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (network.input.mean, network.input.std))
-    theirs = of_images(torch.from_numpy((images[:, None] / np.float32(255) - mean) / std))
+    logits, gradient = logits_and_gradient(network, params, images, weights)
+    theirs = of_images(torch.from_numpy(normalised(network, images)))
     (theirs * torch.from_numpy(weights)).sum().backward()
     expected = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
     naming = naming_of(state, NAMINGS[original.network], original.name)
     found = torch_state(model, {"params": gradient}, naming.name)
     return distance({"": np.asarray(logits)}, {"": theirs.detach().numpy()}), distance(found, expected)
+
+
+def logits_and_gradient(
+    network: Network, params: Any, images: np.ndarray, weights: np.ndarray
+) -> tuple[Any, Any]:
+    """Logits of images, and the gradient of their weighted sum in the trained parameters."""
+
+    def total(own: Any) -> Any:
+        logits: Any = jax.vmap(lambda image: network.apply({**params, "params": own}, image))(images)
+        return (logits * weights).sum(), logits
+
+    differentiated = jax.value_and_grad(total, has_aux=True)
+    (_, logits), gradient = jax.jit(differentiated, compiler_options=FAST)(params["params"])
+    return logits, gradient
+
+
+def normalised(network: Network, images: np.ndarray) -> np.ndarray:
+    """Grey images as the original networks are given them, [n, channels, side, side]."""
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (network.input.mean, network.input.std))
+    return (images[:, None] / np.float32(255) - mean) / std
 
 
 def distance(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:

@@ -16,9 +16,9 @@ from jaxcxr.models.naming import leaves_of, to_published
 from jaxcxr.models.network import make_network, shapes_of
 from jaxcxr.models.published import NAMINGS, normalisation_beside, of_network, published_params, torch_state
 from jaxcxr.models.vit_names import resized_positions
+from tests.models.parity import logits_and_gradient, normalised
 
 FINDINGS = ("a", "b", "c")
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +95,9 @@ def test_logits_and_gradients_are_those_of_torch(small: Small) -> None:
     }
     images = np.random.default_rng(1).integers(0, 256, (2, small.size, small.size)).astype(np.uint8)
     weights = np.random.default_rng(2).normal(size=(2, 3)).astype(np.float32)
-
-    def total(own: Any) -> Any:
-        logits: Any = jax.vmap(lambda image: network.apply({**params, "params": own}, image))(images)
-        return (logits * weights).sum(), logits
-
-    (_, logits), gradient = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=FAST)(
-        params["params"]
-    )
-    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (network.input.mean, network.input.std))
+    logits, gradient = logits_and_gradient(network, params, images, weights)
     twin = getattr(torch_twins, small.twin)
-    theirs = twin(
-        state, torch.from_numpy((images[:, None] / np.float32(255) - mean) / std), **dict(small.twin_options)
-    )
+    theirs = twin(state, torch.from_numpy(normalised(network, images)), **dict(small.twin_options))
     np.testing.assert_allclose(
         logits, theirs.detach().numpy(), atol=1e-4 * float(theirs.detach().abs().max())
     )

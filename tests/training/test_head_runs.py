@@ -13,13 +13,12 @@ from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment, HeadConfig
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.privacy import noise
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.ledger import Entry, read_ledger
 from jaxcxr.training import build, head_data, loop
 from jaxcxr.training.plan import RunPlan, make_plan
 from tests.conftest import changed, declared
-from tests.training.parts import Tiny
+from tests.training.parts import Tiny, moved_and_kept, noised_draws
 from tests.training.test_directions import other_store
 from tests.training.tiny import MAKE_NETWORK
 
@@ -65,14 +64,7 @@ def test_every_step_is_in_the_ledger_and_noised_in_every_coordinate(
     config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(config, tiny_store)
-    noised: list[tuple[int, float]] = []
-    original = noise.gaussian_noise
-
-    def counting(key: Any, like: Any, stddev: Any) -> Any:
-        noised.append((sum(leaf.size for leaf in jax.tree.leaves(like)), float(stddev)))
-        return original(key, like, stddev)
-
-    monkeypatch.setattr(noise, "gaussian_noise", counting)
+    noised = noised_draws(monkeypatch)
     outcome = run(plan, tmp_path / "run")
     assert outcome.finished
     m = plan.mechanism
@@ -83,13 +75,8 @@ def test_every_step_is_in_the_ledger_and_noised_in_every_coordinate(
     assert 8.0 * 0.998 <= epsilon_pld([Spending(1.0, m.noise_multiplier, 4)], 1e-4) <= 8.0
     assert noised == [((K + 1) * FINDINGS, m.noise_multiplier * 1.0)]  # one compilation of the step
     secret = (tmp_path / "run" / "checkpoints" / "secret.key").read_bytes()
-    start = build.initial_params(plan, secret)["params"]
-    for name, node in outcome.params["params"].items():
-        same = [
-            np.array_equal(u, v)
-            for u, v in zip(jax.tree.leaves(node), jax.tree.leaves(start[name]), strict=True)
-        ]
-        assert not any(same) if name == "head" else all(same)
+    start = build.initial_params(plan, secret)
+    assert moved_and_kept(outcome.params, start) == ({"head"}, set(start["params"]) - {"head"})
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["head"]
     assert (facts["public"], facts["public_images"], facts["directions"]) == ("store", 20, K)
     assert facts["directions_sha256"] != facts["features_sha256"]

@@ -245,7 +245,7 @@ def test_discrete_noise_counts_the_trained_parameters(tiny_config: Experiment, t
     assert head.mechanism is not None
     shapes = jax.eval_shape(lambda: parameters.random_params(plan.config, bytes(32)))
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert head.mechanism.discrete_coordinates == 3 * 256 + 3  # 256 features of a network of width 32
+    assert head.mechanism.discrete_coordinates == 3 * 4 + 3  # four features
     assert plan.describe()["discrete_coordinates"] == plan.mechanism.discrete_coordinates
     with pytest.raises(
         InputError, match=r"privacy\.noise: discrete noise: a noise multiplier of 1e-06 does not fit"

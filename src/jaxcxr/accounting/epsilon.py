@@ -6,6 +6,7 @@ The bounds are those of `loss_distribution`; Rényi moments (RDP) stand beside t
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import warnings
@@ -123,7 +124,13 @@ def rdp_accountant(spendings: Sequence[Spending]) -> rdp.RdpAccountant:
 def epsilon_rdp(spendings: Sequence[Spending], delta: float) -> float:
     """Upper bound on epsilon by Rényi differential privacy (Mironov 2017), as Opacus 1.3 in the paper."""
     loss_distribution.require_delta(delta)
-    if any(s.noise_multiplier == 0 for s in composed(spendings)):
+    return _epsilon_rdp(tuple(composed(spendings)), delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _epsilon_rdp(spendings: tuple[Spending, ...], delta: float) -> float:
+    """`epsilon_rdp`, kept: making and checking a release ask for the same figure several times."""
+    if any(s.noise_multiplier == 0 for s in spendings):
         return math.inf
     with quiet():
         return float(rdp_accountant(spendings).get_epsilon(delta))

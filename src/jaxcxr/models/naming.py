@@ -2,7 +2,7 @@
 
 A network may be known by several namings (torchvision's, timm's, ...). Each says what the torch name of every
 parameter is; files that keep several parameters in one array, or one in several, are rearranged before.
-Neither torch nor jax is imported here.
+Torch is not imported here.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxcxr.errors import InputError
+from jaxcxr.models.backbone import HEAD
 from jaxcxr.models.torch_weights import State
 
 Path = tuple[str, ...]
@@ -21,7 +22,6 @@ LeafShapes = Mapping[Path, tuple[int, ...]]
 """Path from the collection on -> shape in our layout."""
 Shapes = Mapping[str, Any]
 """Collection -> nested shapes (anything with `.shape`)."""
-HEAD = "head"
 LEAVES: Mapping[str, str] = {
     "kernel": "weight",
     "scale": "weight",

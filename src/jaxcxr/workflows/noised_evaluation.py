@@ -279,7 +279,8 @@ def _require_enough(design: Design, allowance: Allowance) -> tuple[str, ...]:
         f"epsilon {allowance.epsilon:g} with {len(design.splits)} findings"
         + (f" and {len(design.groups)} kinds of groups" if design.groups else "")
         + f" puts noise of {deviation:.3g} patients (one standard deviation) on a count, and there are "
-        f"{allowance.patients} test patients: findings that fewer than {share:.0%} of them have"
+        f"{allowance.patients} test patients: "
+        + (f"findings that fewer than {share:.0%} of them have" if share < 1 else "every finding")
     )
     if share > COMMON:
         raise InputError(
