@@ -90,3 +90,15 @@ def test_unknown_labels_count_for_nothing() -> None:
     p, y = frame.loc[0, "p_nodule"], frame.loc[0, "y_nodule"]
     assert found[0] == pytest.approx(-np.log(p if y == 1 else 1 - p))
     assert np.isnan(found[1])
+
+
+def test_difficulty_makes_groups_of_the_loss_alone() -> None:
+    plain, private = predictions(2.0, 2.0), predictions(1.0, 1.0)
+    hard = difficulty([losses(predictions(1, 1, 5), FINDINGS, CONFIG)]).to_numpy()
+    table = price_by_group(*(f.assign(difficulty=hard) for f in (plain, private)), FINDINGS, CONFIG).table
+    own = table.loc[table["attribute"] == "difficulty"]
+    assert set(own["price"]) == {LOSS, WORSE}
+    assert (own["images"] == 50).all()
+    gained = losses(private, FINDINGS, CONFIG) - losses(plain, FINDINGS, CONFIG)
+    hardest = own.set_index(["price", "label"]).loc[(LOSS, "difficulty hardest quarter"), "value"]
+    assert hardest == pytest.approx(gained[hard == "hardest quarter"].mean())

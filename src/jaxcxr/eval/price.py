@@ -100,7 +100,8 @@ def price_by_group(
     """What is paid in every group, and by all others beside it.
 
     Args:
-        plain: predictions of the model without privacy; its columns make the groups of `config.groups`.
+        plain: predictions of the model without privacy; its columns make the groups of `config.groups`, and
+            its column `difficulty`, if there is one, more of them for the loss.
         private: of the private one, on the same test images in the same order (`eval.compare.read_pair`),
             with the same columns for groups.
         findings: names of the findings.
@@ -118,6 +119,8 @@ def price_by_group(
             if not np.isnan(own[0]):
                 draws[price, str(row["group"])] = own
                 rows[-1] |= _values(own, apart)
+    if DIFFICULTY in plain:
+        config = dataclasses.replace(config, groups=(*(config.groups or ()), DIFFICULTY))
     for row, price, own, apart in _loss_rows(plain, private, findings, config):
         rows.append(row)
         if own is not None:

@@ -54,18 +54,17 @@ def price(folder: Path, risk: Risk, config: EvaluationConfig, findings: Sequence
     private = [target for target in risk.targets if math.isfinite(target.epsilon)]
     if not plain or not private:
         return None
-    specs = (*specs_of_patients(risk.table, findings, config.groups), DIFFICULTY)
-    priced, patients = {}, {}
+    judged = dataclasses.replace(config, groups=specs_of_patients(risk.table, findings, config.groups))
+    priced, patients, measured = {}, {}, None
     for target in private:
         a, b, common = read_pair(plain[0].folder, target.folder)
         a = with_patients(a, risk.table)
         hard = _difficulty([t for t in risk.targets if t not in (plain[0], target)], a, common, config)
-        own = tuple(spec for spec in specs if spec != DIFFICULTY or hard is not None)
         if hard is not None:
             a = a.assign(**{DIFFICULTY: hard})
         b = _with_columns_of(a, b)
-        judged = dataclasses.replace(config, groups=own)
-        priced[target.epsilon] = price_by_group(a, b, common, judged, measure(a, common, judged))
+        measured = measured or measure(a, common, judged)  # the same for every budget
+        priced[target.epsilon] = price_by_group(a, b, common, judged, measured)
         patients[target.epsilon] = _of_patients(a, b, common, config)
     table = pd.concat([p.table.assign(epsilon=e) for e, p in priced.items()], ignore_index=True)
     write_private_csv(table.loc[:, list(PRICE_COLUMNS)], folder / RISK / PRICE)
