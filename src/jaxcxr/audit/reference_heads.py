@@ -89,7 +89,18 @@ def said_by_heads(
 def _logits(
     x: Float32[np.ndarray, "images coordinates"], heads: Float32[np.ndarray, "models coordinates findings"]
 ) -> Float32[np.ndarray, "models images findings"]:
-    return np.matmul(x[None], heads)
+    models, k, findings = heads.shape
+    side_by_side = heads.transpose(1, 0, 2).reshape(k, models * findings)  # one product, not one per model
+    return (x @ side_by_side).reshape(len(x), models, findings).transpose(1, 0, 2)
+
+
+def _gradients(
+    x: Float32[np.ndarray, "images coordinates"], residuals: Float32[np.ndarray, "models images findings"]
+) -> Float32[np.ndarray, "models coordinates findings"]:
+    """Sum over images of the outer products of coordinates and residuals."""
+    models, images, findings = residuals.shape
+    side_by_side = residuals.transpose(1, 0, 2).reshape(images, models * findings)
+    return (x.T @ side_by_side).reshape(x.shape[1], models, findings).transpose(1, 0, 2)
 
 
 def _residuals(
@@ -119,7 +130,7 @@ def _descended(
     heads = np.zeros((len(inside), x.shape[1], cohort.labels.shape[1]), np.float32)
     ahead = heads
     for step in range(STEPS):
-        gradient = np.matmul(x.T[None], weights * _residuals(cohort, ahead))
+        gradient = _gradients(x, weights * _residuals(cohort, ahead))
         moved = ahead - np.float32(rate / 2) * gradient  # half: a half may be steeper than the whole
         ahead = moved + np.float32(step / (step + 3)) * (moved - heads)
         heads = moved
@@ -149,7 +160,7 @@ def _noised(
         residuals = _residuals(cohort, heads)
         norms = lengths * np.linalg.norm(residuals, axis=-1)
         scale = there * np.minimum(1, clip / np.maximum(norms, 1e-12)).astype(np.float32)
-        summed = np.matmul(x.T[None], scale[..., None] * residuals)
+        summed = _gradients(x, scale[..., None] * residuals)
         summed += rng.normal(0, noise, summed.shape).astype(np.float32)
         heads = heads - np.float32(rate / units) * summed
     return heads
