@@ -101,6 +101,7 @@ def tiny_plan(tiny_config: Experiment, tiny_store: Store) -> RunPlan:
 
 def declared(plan: RunPlan) -> dict[str, object]:
     """Training fields that declare what `plan` computed from its labels: the same weights, hence the same compiled step."""
+    assert plan.weights is not None
     return {
         "class_weights": "public",
         "positive_rates": tuple(float(1 / (1 + weight)) for weight in plan.weights),

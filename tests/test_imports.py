@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 FLOORS = (
     ("errors",),
-    ("accounting", "atomic", "config", "per_example"),
+    ("yaml_files",),
+    ("accounting", "atomic", "config", "per_example", "signals"),
+    ("digests",),
     ("run_folder",),
     ("records",),
     ("data", "models", "privacy"),
@@ -30,7 +32,20 @@ FLOORS = (
     ("tests",),
 )
 """Rooms from the ground up. A module imports its own room and the floors below, never a room beside it or above."""
-NO_JAX = ("errors", "accounting", "atomic", "config", "run_folder", "records", "data", "eval", "report")
+NO_JAX = (
+    "errors",
+    "yaml_files",
+    "accounting",
+    "atomic",
+    "signals",
+    "config",
+    "digests",
+    "run_folder",
+    "records",
+    "data",
+    "eval",
+    "report",
+)
 """Rooms that reach no JAX, even indirectly, so that tables and pages are made where there is none."""
 RUNS_THE_NETWORK = "jaxcxr.eval.predict"
 """The one module of those rooms that needs it."""

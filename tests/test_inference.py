@@ -13,6 +13,7 @@ from PIL import Image
 import jaxcxr
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
 from jaxcxr.data.images import preprocess
+from jaxcxr.digests import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
 from jaxcxr.models.calibration import Calibration
@@ -59,7 +60,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[] True"
     with pytest.raises(AttributeError, match="no attribute 'load_modell'"):
-        jaxcxr.load_modell  # noqa: B018
+        jaxcxr.load_modell  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_predictions_are_the_networks(model: Model) -> None:
@@ -96,7 +97,7 @@ def test_predictions_have_names_thresholds_and_calibrated_probabilities(model: M
         "image",
         *(f"{kind}_cardiomegaly" for kind in ("p", "threshold", "called")),
     ]
-    assert table["called_atelectasis_right"].isna().all()
+    assert np.isnan(table["called_atelectasis_right"]).all()
     np.testing.assert_array_equal(table["p_cardiomegaly"], found.probabilities[:, 0])
 
 
@@ -265,7 +266,7 @@ def test_an_exported_model_averages_its_views(folder: Path, model: Model, tmp_pa
     averaging = Path(shutil.copytree(folder, tmp_path / "averaging"))
     record = json.loads((averaging / "provenance.json").read_text())
     record["config"]["model"]["prediction_views"] = "mirrored"
-    (averaging / "provenance.json").write_text(json.dumps(record))
+    write_json(averaging / "provenance.json", record)
     found = export_model(averaging, tmp_path / "m.stablehlo")
     assert np.abs(run_stablehlo(found.path, FILMS) - model.predict_prepared(FILMS)).max() > 1e-4
     assert found.difference < 1e-5

@@ -46,6 +46,9 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_facts(tmp_path, facts)
     assert read_facts(tmp_path) == facts
     (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(InputError, match="cut, changed or exchanged"):
+        read_facts(tmp_path)
+    (tmp_path / "digests.json").unlink()  # as of an earlier version
     with pytest.raises(InputError, match="expected an object of facts, found list"):
         read_facts(tmp_path)
 

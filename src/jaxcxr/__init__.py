@@ -3,7 +3,7 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["load_model"]
+__all__ = ["load_model"]  # pyright: ignore[reportUnsupportedDunderAll]
 _LATE = {"load_model": "jaxcxr.inference"}
 
 

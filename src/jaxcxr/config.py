@@ -17,6 +17,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jaxcxr.errors import InputError
+from jaxcxr.yaml_files import read_yaml, require_plain, shortened
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
@@ -109,6 +110,8 @@ class ModelConfig:
             `patch=14` of `vit_small`; `convert-weights` says which ones its weights need.
         lora_rank: rank of the factors beside the kernels that `training.scope` `head_and_lora` trains
             (`jaxcxr.models.lora`; Hu et al. 2021, arXiv 2106.09685); 0 for none.
+        thumbnail: side in pixels of a small copy of the image that the head sees beside the features of the
+            network (`jaxcxr.models.thumbnail`); 0 for none.
     """
 
     __pydantic_config__ = STRICT
@@ -124,6 +127,7 @@ class ModelConfig:
     network: str = "resnet9"
     options: tuple[str, ...] = ()
     lora_rank: Annotated[int, Field(ge=0)] = 0
+    thumbnail: Annotated[int, Field(ge=0, le=64)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +271,9 @@ class HeadConfig:
 
     Attributes:
         start: the head to begin from: that of the `weights` (a finding that the images say nothing about
-            keeps it), or `zero`, where the weights were trained for other findings.
+            keeps it); `zero`, where the weights were trained for other findings; or `public`, one that is
+            trained on the images of `public` and their labels of the same findings
+            (`jaxcxr.training.public_head`).
         public: store of public images whose features give centre, projection and scale of the directions in
             which the head moves; null draws public synthetic images (`jaxcxr.data.synthetic`). A store that
             shares an image or a patient with the private one is refused.
@@ -276,7 +282,7 @@ class HeadConfig:
     """
 
     __pydantic_config__ = STRICT
-    start: Literal["weights", "zero"] = "weights"
+    start: Literal["weights", "zero", "public"] = "weights"
     public: str | None = None
     directions: PositiveInt | None = None
 
@@ -405,6 +411,11 @@ class Experiment:
                 "training.optimizer: a head on kept features is trained by 'sgd' or 'least_squares', whose "
                 f"steps do not depend on the coordinates, found {training.optimizer!r}"
             )
+        if self.head.start == "public" and (self.head.public is None or self.model.weights is None):
+            raise InputError(
+                "head.start: 'public' needs a store with labels as head.public, and a network with public "
+                "model.weights; one of them is null"
+            )
 
     def _check_least_squares(self) -> None:
         training = self.training
@@ -428,29 +439,6 @@ class Experiment:
         return {
             f"{s}.{k}": v for s, fields in dataclasses.asdict(self).items() for k, v in (fields or {}).items()
         }
-
-
-class _RepeatedKey(yaml.YAMLError):
-    """A mapping names a key twice."""
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself takes the last of two equal keys and says nothing."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """One mapping as written, before `<<` merges others into it."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                line, name = key.start_mark.line + 1, (key.tag, key.value)
-                if name in first:
-                    raise _RepeatedKey(
-                        f"line {line}: key {key.value!r} stands on line {first[name]} already; expected it "
-                        "once"
-                    )
-                first[name] = line
-        return node
 
 
 def config_file(named: str | Path) -> Path:
@@ -478,12 +466,7 @@ def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
     if not file.is_file():
         hint = "; `jaxcxr configs` lists those of the package" if path.parts[:1] == ("configs",) else ""
         raise InputError(f"{path}: no such configuration file{hint}")
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_OnceLoader)
-    except _RepeatedKey as error:
-        raise InputError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(file, str(path))
     return validate(cls, values, source=str(path))
 
 
@@ -491,8 +474,9 @@ def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
     """Turn plain values into the dataclass `cls`; `source` is named in errors."""
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
+    require_plain(values, source)
     try:
-        config = TypeAdapter(cls).validate_json(json.dumps(values, default=str))
+        config = TypeAdapter(cls).validate_json(json.dumps(values))
     except ValidationError as error:
         raise InputError(f"{source}: {'; '.join(_sentence(e) for e in error.errors())}") from None
     if isinstance(config, Experiment):
@@ -514,7 +498,9 @@ def _sentence(error: Any) -> str:
     kind = error["type"]
     number = _number_of(found, whole=kind.startswith("int")) if kind.startswith(("int", "float")) else None
     hint = f" (YAML reads {found} as text here; write {number}, without quotes)" if number else ""
-    return f"{key}: expected {message}, found {found!r}{hint}"
+    if kind == "string_type" and isinstance(found, (bool, int, float)):
+        hint = " (put it in quotes, so that it is text)"
+    return f"{key}: expected {message}, found {shortened(repr(found))}{hint}"
 
 
 def _number_of(found: Any, whole: bool) -> str | None:

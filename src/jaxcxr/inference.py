@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pandas as pd
 from jaxtyping import Array, Float, PyTree, UInt8
 
@@ -23,10 +22,11 @@ from jaxcxr.models import network as networks
 from jaxcxr.models.calibration import NO_MAP, Calibration, read_calibration, read_thresholds
 from jaxcxr.models.network import Network
 from jaxcxr.models.test_time_augmentation import predictor
+from jaxcxr.records.spent import saved_in
 from jaxcxr.run_folder import CHECKPOINTS, CONFIG
 from jaxcxr.training.averaging import weights_to_use
-from jaxcxr.training.checkpoint import Checkpoints
-from jaxcxr.training.weights import described, load_weights, weights_folder
+from jaxcxr.training.checkpoint import newest_sound
+from jaxcxr.training.weights import described, load_weights, require_as_written, weights_folder
 
 BATCH = 32
 NOT_CALIBRATED = "the probabilities are not calibrated: the network's class-weighted scores"
@@ -221,6 +221,8 @@ def load_model(path: str | Path) -> Model:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected a run, weights or release folder")
     data, model = described(path)
+    if not (path / CHECKPOINTS).is_dir():
+        require_as_written(path)
     network = networks.make_network(data, model)
     params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
     read = read_calibration if (path / CHECKPOINTS).is_dir() else read_thresholds
@@ -248,15 +250,7 @@ def _read_params(path: Path, like: PyTree) -> PyTree:
 
 
 def _from_checkpoint(folder: Path, like: PyTree) -> PyTree:
-    checkpoints = Checkpoints(folder)
-    try:
-        newest = checkpoints.latest()
-    finally:
-        checkpoints.close()
-    if newest is None:
-        raise InputError(f"{folder}: no complete checkpoint there yet")
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore((folder / str(newest) / "default").resolve())
+    _, state = newest_sound(folder, saved_in(folder.parent))
     return _fitting(weights_to_use(state), like, folder)
 
 

@@ -8,12 +8,16 @@ sample rate, steps, fingerprints). Whether a run is private (`is_private`) and t
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
-from jaxcxr.atomic import write_json
-from jaxcxr.config import Experiment, load
+import yaml
+
+from jaxcxr.atomic import replacing
+from jaxcxr.config import Experiment, dump, load
+from jaxcxr.digests import DIGESTS, check, digest_of, record, recorded, write_json
 from jaxcxr.errors import InputError
 
 CONFIG: Final = "config.yaml"
@@ -32,6 +36,8 @@ CALIBRATION: Final = "calibration.json"
 AUDIT: Final = "audit.json"
 FIGURES: Final = "figures"
 LOCK: Final = ".lock"
+CARD: Final = "privacy_card.json"
+"""Of a release: what it promises, with the SHA-256 of its files."""
 
 SUMMARY: Final = "summary.csv"
 """Of a sweep: the metrics of all its models."""
@@ -41,6 +47,9 @@ UNTOUCHED: Final = "untouched"
 """In a sweep: the folder of the weights that its runs start from, evaluated before any training."""
 _NON_PRIVATE = "non_private"
 _EPSILON = "epsilon_"
+
+PATHS: Final = ("data.store", "model.weights", "model.pretraining", "head.public")
+"""Fields of `config.yaml` that may be edited in a run folder: where things lie, not what they are."""
 
 _POSITIVE = ("epsilon", "sample_rate")
 _NOT_NEGATIVE = ("noise_multiplier", "l2_clip_norm", "delta")
@@ -134,11 +143,38 @@ def read_config(run: Path) -> Experiment:
     """The configuration of a run.
 
     Raises:
-        InputError: there is no run, or `config.yaml` cannot be read.
+        InputError: there is no run, `config.yaml` cannot be read, or its values are not those that were
+            written.
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run}: no run there ({CONFIG} is missing)")
-    return load(Experiment, run / CONFIG)
+    config = load(Experiment, run / CONFIG)
+    known = recorded(run).get(CONFIG)
+    if known is not None and known != _values_digest(run / CONFIG):
+        raise InputError(
+            f"{run / CONFIG}: is not the file that was written ({DIGESTS}): it was cut, changed or "
+            "exchanged; put "
+            f"it back from a copy (only the paths {', '.join(PATHS)} may be changed)"
+        )
+    return config
+
+
+def write_config(run: Path, config: Experiment) -> None:
+    """Write `config.yaml`, completely or not at all, and the digest of its values."""
+    with replacing(run / CONFIG) as part:
+        dump(config, part)
+        record(run, {CONFIG: _values_digest(part)})
+
+
+def _values_digest(path: Path) -> str:
+    """SHA-256 of the values in a configuration, but for its paths (`PATHS`)."""
+    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = {
+        f"{section}.{name}": str(value)
+        for section, fields in sections.items()
+        for name, value in (fields or {"": None}).items()
+    }
+    return digest_of({name: value for name, value in values.items() if name not in PATHS})
 
 
 def read_facts(run: Path) -> Facts:
@@ -203,10 +239,13 @@ def promise_of(run: Path) -> Promise | None:
 
 def newest_checkpoint(run: Path) -> int | None:
     """Steps done at the newest checkpoint of a run folder; None if there is none."""
-    steps = [
-        int(path.name) for path in (run / CHECKPOINTS).glob("*") if path.is_dir() and path.name.isdigit()
-    ]
-    return max(steps, default=None)
+    return next(iter(checkpoint_steps(run / CHECKPOINTS)), None)
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Steps done at the checkpoints in a folder, the newest first."""
+    found = [path for path in checkpoints.glob("*") if path.is_dir() and re.fullmatch("[0-9]+", path.name)]
+    return sorted((int(path.name) for path in found), reverse=True)
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -232,6 +271,7 @@ def _read_object(run: Path) -> dict[str, Any]:
     path = run / FACTS
     if not path.is_file():
         raise InputError(f"{run}: no run there ({FACTS} is missing)")
+    check(path)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

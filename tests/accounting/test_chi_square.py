@@ -54,9 +54,11 @@ def distance(release: Release, others: np.ndarray) -> float:
     weights = binom.pmf(np.arange(release.images + 1), release.images, release.sample_rate)
 
     def density(means: np.ndarray) -> np.ndarray:
-        return sum(
-            w * np.exp(-(((x - m) / release.noise_multiplier) ** 2) / 2)
-            for w, m in zip(weights, means, strict=True)
+        return np.asarray(
+            sum(
+                w * np.exp(-(((x - m) / release.noise_multiplier) ** 2) / 2)
+                for w, m in zip(weights, means, strict=True)
+            )
         )
 
     means = np.arange(release.images + 1.0)

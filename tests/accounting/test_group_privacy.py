@@ -30,7 +30,8 @@ def test_patients_of_the_papers_cohort(image: float, images: int, patient: float
 
 def test_bounds_enclose_the_librarys_mixture_of_gaussians() -> None:
     sigma, rate, steps, images = 1.5, 0.05, 20, 3
-    event = MixtureOfGaussiansDpEvent(sigma, [0, 1, 2, 3], binom(images, rate).pmf(range(4)))
+    shares = np.asarray(binom.pmf(range(4), images, rate)).tolist()
+    event = MixtureOfGaussiansDpEvent(sigma, [0, 1, 2, 3], shares)
     accountant = PLDAccountant(value_discretization_interval=5e-3)
     accountant.compose(SelfComposedDpEvent(event, steps))
     bounds = patient_bounds([Spending(rate, sigma, steps)], 1e-5, images)

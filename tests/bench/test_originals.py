@@ -4,6 +4,7 @@ Batch norms are group norms here, as Opacus requires; they are exchanged in the 
 """
 
 import math
+from typing import Any
 
 import pytest
 
@@ -12,14 +13,14 @@ torch = pytest.importorskip("torch")
 from jaxcxr.bench.torch_networks import torch_network  # noqa: E402
 
 
-def imported(name: str) -> object:
+def imported(name: str) -> Any:
     try:
         return pytest.importorskip(name)
     except RuntimeError as error:  # torchvision's operators are compiled for one build of torch
         pytest.skip(f"{name} does not load: {error}")
 
 
-def with_group_norms(net: "torch.nn.Module") -> "torch.nn.Module":
+def with_group_norms(net: Any) -> Any:
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
@@ -27,9 +28,7 @@ def with_group_norms(net: "torch.nn.Module") -> "torch.nn.Module":
     return net
 
 
-def agrees(
-    ours: "torch.nn.Module", theirs: "torch.nn.Module", weights: list["torch.Tensor"], shape: tuple[int, ...]
-) -> None:
+def agrees(ours: Any, theirs: Any, weights: list[Any], shape: tuple[int, ...]) -> None:
     """`weights` are those of `theirs` in the order of `ours`."""
     mine = ours.state_dict()
     assert [array.numel() for array in mine.values()] == [array.numel() for array in weights]
@@ -43,7 +42,7 @@ def agrees(
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-def randomised(net: "torch.nn.Module") -> "torch.nn.Module":
+def randomised(net: Any) -> Any:
     """No parameter at its initial value: layer scales of 1e-6 would hide what they scale."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -59,7 +58,7 @@ def randomised(net: "torch.nn.Module") -> "torch.nn.Module":
 
 def test_densenet121() -> None:
     imported("torchvision")
-    from torchvision.models import densenet121
+    from torchvision.models import densenet121  # pyright: ignore[reportMissingImports]
 
     theirs = randomised(with_group_norms(densenet121()))
     agrees(torch_network("densenet121", 64), theirs, list(theirs.state_dict().values()), (1, 3, 64, 64))
@@ -67,7 +66,7 @@ def test_densenet121() -> None:
 
 def test_r3d_18() -> None:
     imported("torchvision")
-    from torchvision.models.video import r3d_18
+    from torchvision.models.video import r3d_18  # pyright: ignore[reportMissingImports]
 
     theirs = randomised(with_group_norms(r3d_18()))
     agrees(torch_network("resnet18_3d", 32), theirs, list(theirs.state_dict().values()), (1, 3, 16, 32, 32))
@@ -75,7 +74,7 @@ def test_r3d_18() -> None:
 
 def test_convnext_tiny() -> None:
     imported("torchvision")
-    from torchvision.models import convnext_tiny
+    from torchvision.models import convnext_tiny  # pyright: ignore[reportMissingImports]
 
     theirs, ours = randomised(convnext_tiny()), torch_network("convnext_t", 64)
     others = iter([array for name, array in theirs.state_dict().items() if not name.endswith("layer_scale")])

@@ -75,7 +75,7 @@ def test_a_table_with_a_column_per_finding(home: Path, capsys: pytest.CaptureFix
 
     cohort = source.read(home / "table.csv", found)
     raw = read_table(home / "table.csv")
-    kept = raw[raw["ViewPosition"] != "LL"].reset_index(drop=True)
+    kept = raw.loc[raw["ViewPosition"] != "LL"].reset_index(drop=True)
     assert len(cohort.manifest) == len(kept)
     expected = kept["Cardiomegaly"].map({"1.0": 1.0, "0.0": 0.0}).to_numpy(np.float64)
     np.testing.assert_array_equal(cohort.manifest["cardiomegaly"].to_numpy(np.float64), expected)

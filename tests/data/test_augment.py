@@ -7,7 +7,7 @@ from jaxcxr.data.augment import flip_rotate
 from jaxcxr.data.findings import UKA_FINDINGS
 
 SIDED = ("cardiomegaly", "effusion_right", "effusion_left")
-RIGHT_ONLY = np.float32([0, 1, 0])
+RIGHT_ONLY = np.array([0, 1, 0], np.float32)
 
 
 def half_bright(count: int) -> np.ndarray:
@@ -21,7 +21,9 @@ def test_a_flip_carries_the_labels_to_the_other_side():
     images, labels = half_bright(400), np.tile(RIGHT_ONLY, (400, 1))
     turned, swapped = flip_rotate(images, labels, SIDED, np.random.default_rng(0))
     flipped = turned[:, 8:24, 20:].mean((1, 2)) > turned[:, 8:24, :12].mean((1, 2))
-    np.testing.assert_array_equal(swapped[flipped], np.tile(np.float32([0, 0, 1]), (flipped.sum(), 1)))
+    np.testing.assert_array_equal(
+        swapped[flipped], np.tile(np.array([0, 0, 1], np.float32), (flipped.sum(), 1))
+    )
     np.testing.assert_array_equal(swapped[~flipped], np.tile(RIGHT_ONLY, ((~flipped).sum(), 1)))
     assert 160 < flipped.sum() < 240
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,8 @@ def test_a_store_is_made_from_files(hospital):
     listing = read_listing(store.path / "quarantine.csv")
     assert listing["path"].tolist() == ["3.png", "17.png"]
     assert (
-        listing["reason"][0] == "cannot be read as PNG, JPEG, TIFF or DICOM (the image cannot be identified)"
+        listing.loc[0, "reason"]
+        == "cannot be read as PNG, JPEG, TIFF or DICOM (the image cannot be identified)"
     )
     assert str(folder) not in "".join(listing["reason"])
     for name in ("train", "valid", "test"):
@@ -80,9 +82,8 @@ def test_a_store_is_made_from_files(hospital):
 def test_only_declared_columns_enter_the_store(hospital):
     folder, frame = hospital
     assert "name" not in made(folder, frame).manifest.columns
-    assert (
-        made(folder, frame.assign(scanner="A"), "other", groups=["scanner"]).manifest["scanner"].eq("A").all()
-    )
+    kept = made(folder, frame.assign(scanner="A"), "other", groups=["scanner"]).manifest
+    assert set(kept["scanner"]) == {"A"}
 
 
 def test_processes_shards_and_interruptions_do_not_change_the_fingerprint(hospital):
@@ -198,6 +199,7 @@ def test_an_unfinished_store_of_another_kind_is_not_continued(hospital, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         made(folder, frame, progress=die)
+    changes: dict[str, Any]
     for changes in (
         {"size": 32},
         {"how": Preprocessing(normalisation="none")},
@@ -499,11 +501,13 @@ def test_make_shard_may_be_called_again(hospital):
         assert task.file("raw").stat().st_size >= 16 * 16 * sum(counted)
         assert task.file("journal").read_bytes().count(b"\n") == sum(counted)
 
+    counted, shard = [], None
     for _ in range(2):
-        counted = []
+        counted.clear()
         shard = make_shard(task, on_the_disk)
         assert sum(counted) == 2
         assert not task.file("json").exists()
+    assert shard is not None
     commit_shard(task, shard)
     assert json.loads(task.file("json").read_text())["count"] == 2
     assert make_shard(dataclasses.replace(task, number=8), counted.append, lambda: True) is None

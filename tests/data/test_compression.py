@@ -1,6 +1,7 @@
 """DICOM in the compressed forms that archives hand out; those that need `jaxcxr[lossless]` are refused or read."""
 
 import io
+from typing import Any
 
 import jpeg_ls
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from openjpeg.utils import encode_array
 from PIL import Image
 from pydicom.data import get_testdata_file
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -100,7 +102,7 @@ def test_jpeg_of_8_bits_is_read(tmp_path, syntax):
 )
 def test_lossy_compression_gives_back_nearly_the_same_image(tmp_path, syntax, bits):
     dataset = pydicom.dcmread(dicom(tmp_path / "image.dcm", image(bits), BitsStored=bits, HighBit=bits - 1))
-    how = {"jls_error": 3} if syntax == JPEGLSNearLossless else {"j2k_psnr": [60]}
+    how: dict[str, Any] = {"jls_error": 3} if syntax == JPEGLSNearLossless else {"j2k_psnr": [60]}
     dataset.compress(syntax, generate_instance_uid=False, **how)
     dataset.save_as(tmp_path / "small.dcm")
     np.testing.assert_allclose(
@@ -237,7 +239,9 @@ def test_lossless_jpeg_is_read_with_the_extra(tmp_path, syntax, predictor, bits)
 def test_jpeg_of_12_bits_is_read_with_the_extra(tmp_path):
     """An image of pydicom's own; mean and extremes are what libjpeg-turbo 3 decodes."""
     pytest.importorskip("libjpeg", reason="jaxcxr[lossless] is not installed")
-    dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm", download=False))
+    file = get_testdata_file("JPGExtended.dcm", download=False)
+    assert isinstance(file, str)
+    dataset = pydicom.dcmread(file)
     dataset.Modality = "DX"
     dataset.save_as(tmp_path / "image.dcm")
     pixels = read_image(tmp_path / "image.dcm")
@@ -251,7 +255,7 @@ def test_jpeg_of_12_bits_is_read_with_the_extra(tmp_path):
 )
 def test_a_compression_that_needs_the_extra_says_so(tmp_path, syntax, bits, monkeypatch):
     """As where neither pylibjpeg-libjpeg nor python-gdcm is installed; Pillow takes JPEG of 8 bits alone."""
-    decoder = pydicom.pixels.decoders.base.get_decoder(syntax)
+    decoder = get_decoder(syntax)
     monkeypatch.setattr(
         decoder, "_available", {name: how for name, how in decoder._available.items() if name == "pillow"}
     )

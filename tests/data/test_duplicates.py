@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
+from jaxcxr.data import close_pairs as search
 from jaxcxr.data.build import build_store, read_listing
 from jaxcxr.data.duplicates import (
     DUPLICATES_FILE,
     across_splits,
-    close_pairs,
     listed_duplicates,
     near_duplicates,
     perceptual_hash,
@@ -44,27 +44,39 @@ def test_a_hash_outlives_noise_and_another_size_but_not_another_image():
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_a_hash_says_which_low_cosines_are_above_their_median(side):
-    low = dctn(
-        image(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float), norm="ortho"
-    )[:17, :17]
-    low = low.ravel()[1:257]
+    small = image(0, side).reshape(64, side // 64, 64, side // 64).sum(axis=(1, 3), dtype=float)
+    low = np.asarray(dctn(small, norm="ortho"))[:17, :17].ravel()[1:257]
     assert perceptual_hash(image(0, side)) == np.packbits(low > np.median(low)).tobytes().hex()
 
 
-def test_close_pairs_are_all_found():
+def hashes_with_near_ones(count: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 2**63, (2500, 4), dtype=np.uint64)
-    hashes[2400] = hashes[7]
-    hashes[2400, 2] ^= np.uint64(0b1011)
-    hashes[1100] = hashes[1099]
-    assert close_pairs(hashes, 10).tolist() == [[1099, 1100, 0], [7, 2400, 3]] or sorted(
-        close_pairs(hashes, 10).tolist()
-    ) == [
-        [7, 2400, 3],
-        [1099, 1100, 0],
-    ]
-    assert close_pairs(hashes, 2).tolist() == [[1099, 1100, 0]]
-    assert len(close_pairs(hashes, 3)) == 2
+    hashes = rng.integers(0, 2**64, (count, 4), dtype=np.uint64)
+    for distance in [*range(60)] * 3:
+        one, other = rng.choice(count, 2, replace=False)
+        hashes[other] = hashes[one]
+        for place in rng.choice(256, distance, replace=False):
+            hashes[other, place // 64] ^= np.uint64(1 << int(place % 64))
+    return hashes
+
+
+@pytest.mark.parametrize("most", [0, 13, 28, 40])
+def test_bands_find_the_pairs_of_the_exhaustive_search_and_each_once(most):
+    hashes, done = hashes_with_near_ones(3000), []
+    banded = np.concatenate(list(search._banded(hashes, most, done.append)))
+    assert sum(done) == pytest.approx(1)
+    done.clear()
+    all_of_them = np.concatenate(list(search._all(hashes, most, done.append)))
+    assert sum(done) == pytest.approx(1)
+    assert len(all_of_them) >= 2 * most
+    assert sorted(banded.tolist()) == sorted(all_of_them.tolist())
+
+
+def test_hashes_that_are_all_alike_are_compared_one_by_one(monkeypatch):
+    monkeypatch.setattr(search, "_FEW", 10)
+    alike = np.zeros((60, 4), dtype=np.uint64)
+    assert search._comparisons(alike, 40) > len(alike) ** 2
+    assert sum(map(len, search.close_pairs(alike, 40))) == 60 * 59 // 2
 
 
 @pytest.fixture

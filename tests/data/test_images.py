@@ -1,4 +1,5 @@
 import os
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -20,8 +21,8 @@ from pydicom.uid import (
 )
 
 from jaxcxr.data import dicom as dicom_module
-from jaxcxr.data import images
-from jaxcxr.data.dicom import age_years, plausible_age, years_between
+from jaxcxr.data import pictures
+from jaxcxr.data.ages import age_years, plausible_age, years_between
 from jaxcxr.data.images import Preprocessing, decode_image, preprocess, read_image
 from jaxcxr.data.sources.dicom import header
 from jaxcxr.errors import InputError
@@ -30,7 +31,7 @@ FUZZ = int(os.environ.get("JAXCXR_FUZZ", "150"))
 RAMP = np.add.outer(np.arange(40), np.arange(30) * 2).astype(np.uint8)
 
 
-def dicom(path, pixels=RAMP, **changes):
+def dicom(path, pixels: np.ndarray = RAMP, **changes):
     """Write a DX image; a change to None removes the attribute."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -243,6 +244,7 @@ def test_burnt_in_annotation_and_secondary_captures_are_flagged(tmp_path):
 
 def test_nothing_of_the_patient_is_in_an_error_or_a_warning(tmp_path, recwarn):
     secret = "DOE^JANE"
+    changes: dict[str, Any]
     for changes in (
         {"Modality": secret}, {"Rows": 1000}, {"PixelData": b"12"}, {"NumberOfFrames": 3}, {"PhotometricInterpretation": secret},
     ):  # fmt: skip
@@ -398,7 +400,7 @@ def test_a_folder_and_several_frames_are_refused(tmp_path):
 
 
 def test_dimensions_that_no_radiograph_has_are_refused(tmp_path, monkeypatch):
-    for module in (images, dicom_module):
+    for module in (pictures, dicom_module):
         monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     Image.fromarray(RAMP).save(tmp_path / "image.png")
     for path in (tmp_path / "image.png", dicom(tmp_path / "image.dcm")):

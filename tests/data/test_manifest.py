@@ -32,7 +32,7 @@ def test_a_manifest_is_typed_and_keeps_its_order(tmp_path, suffix):
     assert frame["sex"].tolist() == ["F", "F", "M", "unknown"]
     assert frame["view"].tolist() == ["PA", "AP", "unknown", "unknown"]
     np.testing.assert_array_equal(frame["age"].to_numpy(), [63, 64.5, np.nan, 0])
-    np.testing.assert_array_equal(frame["cardiomegaly"].to_numpy(), np.float32([1, 0, np.nan, 1]))
+    np.testing.assert_array_equal(frame["cardiomegaly"].to_numpy(), np.array([1, 0, np.nan, 1], np.float32))
     assert frame["cardiomegaly"].dtype == np.float32
 
 

@@ -1,9 +1,11 @@
 import concurrent.futures
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -113,7 +115,7 @@ def test_several_threads_may_read(written):
 
 def test_tfds_itself_reads_the_store(written):
     store, frame, images = written
-    source = tfds.builder_from_directory(store.path).as_data_source("valid")
+    source = tfds.builder_from_directory(store.path).as_data_source("valid")  # pyright: ignore[reportCallIssue]
     rows = np.flatnonzero(frame["split"] == "valid")
     for record, row in zip(source, rows, strict=True):
         np.testing.assert_array_equal(record["image"], images[row])
@@ -284,6 +286,7 @@ def test_a_damaged_or_foreign_store_is_refused(tmp_path):
         open_store(tmp_path / "absent")
     frame, images = cohort()
     store = write(tmp_path / "a", frame, images)
+    (store.path / "digests.json").unlink()  # as in stores of earlier versions
     text = (store.path / "store.json").read_text()
     (store.path / "store.json").write_text(text.replace('"format": 2', '"format": 99'))
     with pytest.raises(InputError, match="format 99"):
@@ -318,7 +321,70 @@ def test_shards_of_other_lengths_than_the_manifest_are_refused(tmp_path):
     store = write(tmp_path / "store", *cohort())
     file = store.path / "dataset_info.json"
     info = json.loads(file.read_text())
+    (store.path / "digests.json").unlink()
     info["splits"][0]["shardLengths"][0] = str(int(info["splits"][0]["shardLengths"][0]) + 1)
     file.write_text(json.dumps(info))
     with pytest.raises(InputError, match="the shards hold"):
         open_store(store.path)
+
+
+def relabelled(path: Path, value: object) -> None:
+    frame = pd.read_parquet(path / "manifest.parquet")
+    frame.loc[3, "congestion"] = value
+    frame.to_parquet(path / "manifest.parquet", index=False)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_an_edited_label_is_seen_when_the_store_is_opened(tmp_path, sealed):
+    store = write(tmp_path / "store", *cohort())
+    if not sealed:  # a store of an earlier version: the fingerprint is computed anew
+        (store.path / "digests.json").unlink()
+        assert open_store(store.path).fingerprint == store.fingerprint
+    relabelled(store.path, 1.0 - store.manifest["congestion"][3])
+    with pytest.raises(
+        InputError, match="cut, changed or exchanged" if sealed else "not those of the fingerprint"
+    ):
+        open_store(store.path)
+
+
+def test_a_label_is_1_0_or_empty(tmp_path):
+    store = write(tmp_path / "store", *cohort())
+    (store.path / "digests.json").unlink()
+    (store.path / "records.parquet").unlink()  # nothing to compare with
+    relabelled(store.path, 7.0)
+    with pytest.raises(InputError, match=r"row 4 .*column 'congestion': expected 1, 0 or empty, found .*7"):
+        open_store(store.path)
+
+
+def test_a_store_without_checksums_is_said_to_be_unchecked(tmp_path, capsys):
+    store = write(tmp_path / "store", *cohort())
+    for name in ("digests.json", "records.parquet"):
+        (store.path / name).unlink()
+    assert len(open_store(store.path).split("train").read_all()) == 20
+    assert "without checksums; its labels and images are used unchecked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_changed_bit_of_an_image_is_seen_when_it_is_read(tmp_path, place):
+    frame, images = cohort()
+    store = write(tmp_path / "store", frame, images)
+    shard = store.path / "films-train.array_record-00000"
+    content = bytearray(shard.read_bytes())
+    position = content.index(images[0].tobytes()) + int(place * images[0].size)
+    content[position] ^= 1
+    shard.write_bytes(bytes(content))
+    opened = open_store(store.path).split("train")
+    with pytest.raises(InputError, match=r"films-train.array_record-00000: record \d+ is damaged"):
+        opened.read_all()
+
+
+def test_the_images_of_another_store_are_not_taken_for_its_own(tmp_path):
+    """Their file is whole, and ArrayRecord's own checksums agree with it."""
+    ours, theirs = (write(tmp_path / str(seed), *cohort(seed=seed)).path for seed in (0, 1))
+    shutil.copy(theirs / "films-train.array_record-00000", ours)
+    opened = open_store(ours)
+    assert len(opened.split("valid").read_all()) == 10
+    with pytest.raises(
+        InputError, match=r"record 0 is damaged \(its pixels are not those that were written\)"
+    ):
+        opened.split("train").read_all()

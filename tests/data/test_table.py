@@ -78,7 +78,7 @@ def test_listed_findings_become_a_manifest(tmp_path):
     ]
     assert frame["split"].tolist() == alone
     assert set(frame["sex"]) == set(frame["view"]) == {"unknown"}
-    assert frame["age"].isna().all()
+    assert np.isnan(frame["age"]).all()
 
 
 @pytest.mark.parametrize(("unit", "years"), [("years", 24.0), ("months", 2.0), ("days", 24 / 365.25)])

@@ -49,7 +49,7 @@ def main(data_sets: int = 500, patients: int = 250, redraws: int = 500) -> None:
     everyone = cohort(100_000, np.random.default_rng(1))
     truths = [
         point_metrics(part["y_a"].to_numpy(), part["p_a"].to_numpy(), THRESHOLD)
-        for part in (everyone, everyone[everyone["group"]], everyone[~everyone["group"]])
+        for part in (everyone, everyone.loc[everyone["group"]], everyone.loc[~everyone["group"]])
     ]
     names = [f"{resample} {metric}" for resample in ("patient", "image") for metric in SHOWN]
     names += ["patient accuracy of a group minus the rest", "delong auroc by patient"]
@@ -59,7 +59,7 @@ def main(data_sets: int = 500, patients: int = 250, redraws: int = 500) -> None:
         group = table["group"].to_numpy()
         ill = {
             "patient": table.loc[table["y_a"] == 1, "patient_id"].nunique(),
-            "image": int(table["y_a"].sum()),
+            "image": int(table["y_a"].to_numpy().sum()),
         }
         for resample in ("patient", "image"):
             masks = [np.ones(len(table), bool), group, ~group]
@@ -78,7 +78,7 @@ def main(data_sets: int = 500, patients: int = 250, redraws: int = 500) -> None:
                 s = spread(draws[1, m, 1:] - draws[2, m, 1:])
                 truth = truths[1]["accuracy"] - truths[2]["accuracy"]
                 held["patient accuracy of a group minus the rest"] += s.ci_low <= truth <= s.ci_high
-        cluster = clusters(table["patient_id"], "patient")
+        cluster = clusters(table.loc[:, "patient_id"], "patient")
         low, high = delong(table["y_a"].to_numpy(), table["p_a"].to_numpy()[None], cluster).interval()
         held["delong auroc by patient"] += low <= truths[0]["auroc"] <= high
     for name, count in held.items():

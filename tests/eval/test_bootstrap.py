@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def predictions(n=60, patients=25, seed=0, decimals=1):
 FINDINGS = ["common", "rare", "unknown"]
 
 
-def redraw(table, findings=("common", "rare", "unknown"), groups=None, policy="youden_test", **how):
+def redraw(table, findings=("common", "rare", "unknown"), groups=None, policy: Any = "youden_test", **how):
     """Draws of the test rows of a table: groups x findings x metrics x draws."""
     test = table["split"].to_numpy() == "test"
     masks = [np.ones(test.sum(), bool)] if groups is None else [np.asarray(g)[test] for g in groups]
@@ -257,7 +258,7 @@ def test_what_cannot_be_drawn_is_refused(change, how, message):
     table = predictions().assign(**change)
     with pytest.raises(InputError, match=message):
         bootstrap(
-            table[table["split"] == "test"],
+            table.loc[table["split"] == "test"],
             FINDINGS,
             [],
             thresholds=None,

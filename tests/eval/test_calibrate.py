@@ -48,7 +48,7 @@ def found(table: pd.DataFrame) -> Calibration:
 def test_the_odds_that_class_weights_added_are_taken_away(found: Calibration, table: pd.DataFrame) -> None:
     assert found.slope[0] == pytest.approx(1.0, abs=0.06)
     assert found.intercept[0] == pytest.approx(-np.log(5), abs=0.1)
-    test = table[table["split"] == "test"]
+    test = table.loc[table["split"] == "test"]
     mapped = found.probabilities(test[[f"p_{f}" for f in FINDINGS]].to_numpy())
     assert (
         np.abs(mapped[:, 0] - test["truth"]).mean() < 0.01 < np.abs(test["p_weighted"] - test["truth"]).mean()
@@ -81,7 +81,7 @@ def test_without_validation_images_there_is_none_and_an_old_file_goes(
     (tmp_path / CALIBRATION).write_text("[]")
     with pytest.raises(InputError, match="not a calibration"):
         read_calibration(tmp_path, FINDINGS)
-    assert write_calibration(table[table["split"] == "test"], FINDINGS, CONFIG, tmp_path) is None
+    assert write_calibration(table.loc[table["split"] == "test"], FINDINGS, CONFIG, tmp_path) is None
     assert read_calibration(tmp_path, FINDINGS) is None
 
 

@@ -80,9 +80,9 @@ def test_delong_stands_beside_the_bootstrap():
     a, b = model(0), model(1)
     got = compare(a, b, FINDINGS, CONFIG)
     test = a["split"] == "test"
-    women = (a["sex"] == "F")[test].to_numpy()
+    women = (a.loc[test, "sex"] == "F").to_numpy()
     y = np.where(women, a["y_lung"][test], np.nan)
-    scores = np.stack([t["p_lung"][test].to_numpy() for t in (a, b)])
+    scores = np.stack([t.loc[test, "p_lung"].to_numpy() for t in (a, b)])
     expected = delong(y, scores, pd.factorize(a["patient_id"][test])[0]).p_value()
     assert row(got, "sex_F", "lung", "auroc")["delong_p"] == pytest.approx(expected)
     assert np.isnan(row(got, "sex_F", "lung", "accuracy")["delong_p"])
@@ -93,7 +93,7 @@ def test_a_model_against_itself_differs_nowhere():
     defined = got["difference"].notna()
     assert (got.loc[defined, ["difference", "ci_low", "ci_high", "std"]] == 0).all(axis=None)
     assert (got.loc[defined, "p_value"] == 1).all()
-    assert (got["delong_p"].dropna() == 1).all()
+    assert set(got["delong_p"].dropna()) == {1}
 
 
 def write(folder, a, b):

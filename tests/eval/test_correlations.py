@@ -11,11 +11,8 @@ def test_equals_scipy_and_fishers_interval():
     x = rng.normal(size=8)
     y = x + rng.normal(size=8)
     got = pearson(np.append(x, [np.nan, 1.0]), np.append(y, [1.0, np.inf]))
-    assert (got.r, got.p_value, got.n) == (
-        pytest.approx(pearsonr(x, y).statistic),
-        pytest.approx(pearsonr(x, y).pvalue),
-        8,
-    )
+    r, p_value = np.asarray(pearsonr(x, y))
+    assert (got.r, got.p_value, got.n) == (pytest.approx(r), pytest.approx(p_value), 8)
     z, half = np.arctanh(got.r), 1.959963984540054 / np.sqrt(5)
     assert (got.ci_low, got.ci_high) == pytest.approx((np.tanh(z - half), np.tanh(z + half)))
 
@@ -24,7 +21,7 @@ def test_too_few_or_constant_points_have_no_r():
     assert np.isnan(pearson(np.array([1.0, 2]), np.array([1.0, 2])).r)
     assert np.isnan(pearson(np.ones(5), np.arange(5.0)).r)
     three = pearson(np.array([1.0, 2, 4]), np.array([1.0, 3, 3]))
-    assert three.r == pytest.approx(pearsonr([1, 2, 4], [1, 3, 3]).statistic)
+    assert three.r == pytest.approx(np.asarray(pearsonr([1, 2, 4], [1, 3, 3]))[0])
     assert np.isnan(three.ci_low)
 
 

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def row(evaluation, finding, metric, group="all"):
     return chosen.iloc[0]
 
 
-PLAIN = {"groups": ()}
+PLAIN: dict[str, Any] = {"groups": ()}
 
 
 @pytest.mark.parametrize("policy", ["youden_test_per_draw", "youden_test", "youden_validation", "fixed"])
@@ -54,7 +55,7 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
     assert list(EVALUATION_COLUMNS)[: len(CONTRACT)] == CONTRACT
     assert len(evaluation) == 3 * len(METRICS) + 1
     assert not evaluation.duplicated(["group", "finding", "metric"]).any()
-    test = table[table["split"] == "test"]
+    test = table.loc[table["split"] == "test"]
     cuts = choose_thresholds(table, ["heart", "lung"], policy, (0.4, 0.6))
     drawn = bootstrap(
         test,
@@ -66,7 +67,7 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
         seed=3,
     ).metrics[0]
 
-    chosen_on = table[table["split"] == ("valid" if policy == "youden_validation" else "test")]
+    chosen_on = table.loc[table["split"] == ("valid" if policy == "youden_validation" else "test")]
     threshold = (
         0.6
         if policy == "fixed"
@@ -102,7 +103,7 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
 def test_auto_takes_validation_images_where_there_are_any():
     table, config = predictions(), EvaluationConfig(redraws=5, **PLAIN)
     assert set(evaluate(table, ["heart"], config)["threshold_policy"]) == {"youden_validation"}
-    without = table[table["split"] != "valid"]
+    without = table.loc[table["split"] != "valid"]
     assert set(evaluate(without, ["heart"], config)["threshold_policy"]) == {"youden_test"}
 
 
@@ -115,10 +116,10 @@ def test_a_group_is_a_row_mask():
     evaluation = evaluate(table, ["heart", "lung"], config, groups={"sex_F": women})
     assert list(dict.fromkeys(evaluation["group"])) == ["all", "sex_F", "group"]
     pd.testing.assert_frame_equal(
-        evaluation[evaluation["group"] == "all"].reset_index(drop=True),
+        evaluation.loc[evaluation["group"] == "all"].reset_index(drop=True),
         evaluate(table, ["heart", "lung"], config),
     )
-    test = table[women & (table["split"] == "test")]
+    test = table.loc[women & (table["split"] == "test")]
     got = row(evaluation, "heart", "accuracy", "sex_F")
     assert got["n"] == len(test)
     assert got["threshold"] == row(evaluation, "heart", "accuracy")["threshold"]
@@ -147,7 +148,7 @@ def test_a_sum_of_absolute_values_has_an_interval_around_it():
 def test_a_finding_of_one_class_is_not_defined_and_leaves_the_average():
     table = predictions().assign(y_lung=1.0)
     evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=10, **PLAIN))
-    lung = evaluation[evaluation["finding"] == "lung"]
+    lung = evaluation.loc[evaluation["finding"] == "lung"]
     assert lung[["value", "ci_low", "ci_high", "std", "bootstrap_mean"]].isna().all(axis=None)
     assert (lung["redraws"] == 0).all()
     assert (lung["note"] == "not defined: one class only").all()
@@ -169,7 +170,7 @@ def test_no_threshold_leaves_the_metrics_that_need_none():
 
 def test_redraws_without_the_finding_are_counted():
     table = predictions()
-    test = table.index[table["split"] == "test"]
+    test = table.index[(table["split"] == "test").to_numpy()]
     table["y_lung"] = np.where(table["split"] == "test", 0.0, table["y_lung"])
     table.loc[test[0], "y_lung"] = 1.0
     evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=100, **PLAIN))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +8,7 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.evaluate import evaluate
 from jaxcxr.eval.metrics import METRICS
 
-SMALL = {"min_group_images": 1, "min_group_positives": 1}
+SMALL: dict[str, Any] = {"min_group_images": 1, "min_group_positives": 1}
 
 
 def value(evaluation, group, finding, metric, column="value"):
@@ -90,10 +92,10 @@ def test_equals_fairlearn():
         test = table[(table["split"] == "test") & table[f"y_{finding}"].notna()]
         y, p = test[f"y_{finding}"].astype(int), test[f"p_{finding}"]
         called = (p >= value(got, "all", finding, "accuracy", "threshold")).astype(int)
-        age = pd.cut(
+        age: Any = pd.cut(
             test["age"], [20, 40, 60, 90], right=False, labels=["age_20_40", "age_40_60", "age_60_90"]
-        ).astype(str)
-        for attribute, of in (("sex", "sex_" + test["sex"]), ("age", age)):
+        )
+        for attribute, of in (("sex", "sex_" + test["sex"]), ("age", age.astype(str))):
             measured = {
                 "accuracy": accuracy_score,
                 "selection_rate": fairness.selection_rate,
@@ -165,7 +167,7 @@ def test_intervals_of_the_largest_difference_hold_it():
     got = evaluate(
         images(n=1500), ["heart", "lung"], EvaluationConfig(redraws=200, groups=("sex", "age:20,40,60,90"))
     )
-    gaps = got[
+    gaps = got.loc[
         got["metric"].isin(["auroc_gap", "equalized_odds_difference", "demographic_parity_difference"])
     ]
     assert ((gaps["ci_low"] <= gaps["value"]) & (gaps["value"] <= gaps["ci_high"])).all()
@@ -176,7 +178,7 @@ def test_small_groups_are_named_and_not_judged():
     table = images()
     config = EvaluationConfig(redraws=5, groups=("sex",), min_group_images=40, min_group_positives=8)
     got = evaluate(table, ["heart", "lung"], config)
-    small = got[(got["group"] == "sex_unknown") & (got["reference"].isin(["", "rest"]))]
+    small = got.loc[(got["group"] == "sex_unknown") & (got["reference"].isin(["", "rest"]))]
     assert len(small) > 40
     assert small[["value", "ci_low", "ci_high", "std", "delong_low", "p_value"]].isna().all(axis=None)
     assert (small["note"] == "suppressed: fewer than 40 images").all()
@@ -200,7 +202,7 @@ def test_a_group_of_one_class_and_an_empty_group_are_not_defined():
     table.loc[table["sex"] == "F", "y_heart"] = 1.0
     config = EvaluationConfig(redraws=5, groups=("sex", "age:20,90,120"), **SMALL)
     got = evaluate(table, ["heart", "lung"], config)
-    women = got[(got["group"] == "sex_F") & (got["finding"] == "heart") & (got["reference"] == "")]
+    women = got.loc[(got["group"] == "sex_F") & (got["finding"] == "heart") & (got["reference"] == "")]
     assert women["value"].isna().all()
     assert set(women["note"]) <= {"suppressed: fewer than 1 negatives", "not defined: one class only"}
     assert not np.isnan(value(got, "sex_F", "lung", "auroc"))

@@ -153,4 +153,4 @@ def test_fixed_thresholds_are_one_or_one_each():
 def test_validation_threshold_needs_validation_rows():
     table = predictions()
     with pytest.raises(InputError, match="'valid', found none"):
-        choose_thresholds(table[table["split"] == "test"], ["a"], "youden_validation")
+        choose_thresholds(table.loc[table["split"] == "test"], ["a"], "youden_validation")

@@ -50,7 +50,7 @@ class Original:
 
 def _torchvision(name: str) -> Callable[[int], Any]:
     def make(size: int) -> Any:
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
 
         net = getattr(torchvision.models, name)(num_classes=N)
         return net, net
@@ -60,7 +60,7 @@ def _torchvision(name: str) -> Callable[[int], Any]:
 
 def _timm(name: str, **options: Any) -> Callable[[int], Any]:
     def make(size: int) -> Any:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
 
         sized = {"img_size": size} if name.startswith("vit") and "dinov3" not in name else {}
         net = timm.create_model(name, num_classes=N, **sized, **options)
@@ -70,7 +70,7 @@ def _timm(name: str, **options: Any) -> Callable[[int], Any]:
 
 
 def _xrv(size: int) -> Any:
-    import torchxrayvision as xrv
+    import torchxrayvision as xrv  # pyright: ignore[reportMissingImports]
 
     net = xrv.models.DenseNet(num_classes=N, weights=None)
     return net, net
@@ -81,7 +81,7 @@ def _transformers(kind: str, trained_at: int | None = None, **options: Any) -> C
 
     def make(size: int) -> Any:
         import torch
-        import transformers
+        import transformers  # pyright: ignore[reportMissingImports]
 
         config = getattr(transformers, f"{kind}Config")(**{"image_size": trained_at or size, **options})
         net = getattr(transformers, f"{kind}Model")(config)

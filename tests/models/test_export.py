@@ -16,10 +16,10 @@ def test_an_exported_model_names_no_file_of_the_machine_that_exported_it(tmp_pat
     """Not even where its function was traced before, with locations."""
     params, images = jnp.ones(2) / 255, np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8)
     expected = brightness(params, images)
-    limit = jax.config.jax_traceback_in_locations_limit
+    limit = jax.config.jax_traceback_in_locations_limit  # pyright: ignore[reportAttributeAccessIssue]
     content = to_stablehlo(brightness, params, 8)
     for place in (str(Path(__file__).parent), "test_export", ".py", "<module>"):
         assert place.encode() not in content
-    assert jax.config.jax_traceback_in_locations_limit == limit
+    assert jax.config.jax_traceback_in_locations_limit == limit  # pyright: ignore[reportAttributeAccessIssue]
     (tmp_path / "model.stablehlo").write_bytes(content)
     np.testing.assert_allclose(run_stablehlo(tmp_path / "model.stablehlo", images), expected, rtol=1e-6)

@@ -39,6 +39,7 @@ OTHER = {
     "scale_norm": True,
     "remat": True,
     "lora_rank": 4,
+    "thumbnail": 4,
 }
 OWN = "tests.models.own:Own"
 """A value beside the default for each field of the network."""

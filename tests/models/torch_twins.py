@@ -55,7 +55,7 @@ def densenet(state: State, x: Any) -> Any:
     def norm_relu(x: Any, name: str) -> Any:
         return f.relu(batch_norm(state, f"features.{name}", x, 1e-5))
 
-    def conv(x: Any, name: str, **options: int) -> Any:
+    def conv(x: Any, name: str, **options: Any) -> Any:
         return f.conv2d(x, state[f"features.{name}.weight"], **options)
 
     x = f.max_pool2d(norm_relu(conv(x, "conv0", stride=2, padding=3), "norm0"), 3, 2, 1)

@@ -362,9 +362,8 @@ def test_lookups_beyond_the_table() -> None:
     for mode in ("clip", "fill"):
 
         def loss(params: Any, index: Any, mode: str = mode) -> Any:
-            rows = jnp.take(
-                params["table"], index, axis=0, mode=mode, **({} if mode == "clip" else {"fill_value": 0.0})
-            )
+            fill = None if mode == "clip" else 0.0
+            rows = jnp.take(params["table"], index, axis=0, mode=mode, fill_value=fill)
             return jnp.sum(jnp.sin(rows))
 
         assert check(loss, params, index) == {}

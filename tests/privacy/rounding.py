@@ -135,7 +135,7 @@ def search(width: int, side: int, units: int, trials: int) -> None:
     best, (images, labels) = max(found.values(), key=lambda pair: pair[0])
     for _ in range(trials):
         changed, given = images.copy(), labels.copy()
-        unit = rng.choice([0, units, rng.integers(units + 1)])
+        unit = rng.choice([0, units, int(rng.integers(units + 1))])
         if rng.random() < 0.3:
             given[unit] = rng.choice([0.0, 1.0, np.nan], FINDINGS)
         else:

@@ -34,7 +34,7 @@ def loss(params: Any, example: Any) -> Any:
 _compiled: dict[tuple[str, ClipRule], Any] = {}
 
 
-def summed(x: Any, is_real: Any, clip: float, method: str = "layerwise", rule: ClipRule = RULES[0]) -> Any:
+def summed(x: Any, is_real: Any, clip: float, method: Any = "layerwise", rule: ClipRule = RULES[0]) -> Any:
     """Sum, losses and norms."""
     if (method, rule) not in _compiled:
         _compiled[method, rule] = jax.jit(
@@ -138,8 +138,11 @@ def test_no_rule_lets_a_gradient_be_longer_than_the_clip_norm(
     layers = {(str(i),): jnp.asarray(own, jnp.float32) for i, own in enumerate(squared)}
     factors = rule.factors(layers, clip)
     assert set(factors) == set(layers)
-    total = sum(
-        np.square(np.asarray(factors[layer], float)) * np.asarray(own, float) for layer, own in layers.items()
+    total = np.asarray(
+        sum(
+            np.square(np.asarray(factors[layer], float)) * np.asarray(own, float)
+            for layer, own in layers.items()
+        )
     )
     assert (total <= clip**2 * (1 + 1e-5)).all()
 

@@ -49,7 +49,7 @@ def test_every_part_changes_the_digest_the_keys_and_is_named(part: str) -> None:
 
 
 def test_the_digest_does_not_depend_on_order_or_on_having_been_written() -> None:
-    turned = dataclasses.replace(BINDING, configuration=dict(reversed(BINDING.configuration.items())))
+    turned = dataclasses.replace(BINDING, configuration=dict(reversed([*BINDING.configuration.items()])))
     assert turned.digest == BINDING.digest
     written = json.loads(json.dumps(BINDING.as_json()))
     assert written.pop("digest") == BINDING.digest == Binding(**written).digest

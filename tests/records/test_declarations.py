@@ -86,7 +86,7 @@ def test_exact_rates_are_found_however_many_images(n: int, unknown: float) -> No
     labels = cohort(n, unknown=unknown)
     own = np.nanmean(labels, axis=0)
     assert rates_were_counted(fixed(own), labels)
-    assert rates_were_counted(fixed(np.float32(own)), labels)
+    assert rates_were_counted(fixed(own.astype(np.float32)), labels)
     assert rates_were_counted(fixed(np.round(own, 6)), labels)
 
 

@@ -16,8 +16,8 @@ from jaxcxr.records.ledger import (
     Statistic,
     Terms,
     has_entries,
+    read_contents,
     read_ledger,
-    read_with_heads,
     run_name,
 )
 
@@ -46,7 +46,7 @@ def test_every_step_is_on_the_disk_before_the_next_call(tmp_path: Path) -> None:
         assert entries == [entry(s) for s in range(step + 1)]
     assert ledger.spendings() == [Spending(0.1, 1.5, 3)]
     assert ledger.spendings(before_step=2) == [Spending(0.1, 1.5, 2)]
-    assert ledger.head == read_with_heads(tmp_path / "ledger.jsonl")[2][-1]
+    assert ledger.head == read_contents(tmp_path / "ledger.jsonl").heads[-1]
     ledger.close()
 
 
@@ -157,7 +157,7 @@ def test_what_was_done_to_a_ledger_is_named(
 ) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text("\n".join(change(written(path, 5))) + "\n")
-    for open_it in (lambda: Ledger(path, TERMS), lambda: read_ledger(path), lambda: read_with_heads(path)):
+    for open_it in (lambda: Ledger(path, TERMS), lambda: read_ledger(path), lambda: read_contents(path)):
         with pytest.raises(InputError, match=message):
             open_it()
 

@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from safetensors.numpy import load_file, save_file
 
 Planting = Callable[[Path, str], None]
@@ -110,7 +111,7 @@ def tarred(value: str) -> bytes:
 
 def npz(**arrays: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
 
 
@@ -136,7 +137,7 @@ def dicom(value: str) -> bytes:
     image = pydicom.Dataset()
     image.PatientID, image.SOPInstanceUID, image.SOPClassUID = value, "1.2.3", "1.2.840.10008.5.1.4.1.1.1"
     image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     stream = io.BytesIO()
     pydicom.dcmwrite(stream, image, enforce_file_format=True)
     return stream.getvalue()

@@ -138,7 +138,7 @@ def test_a_file_of_another_release_is_refused(release: Path, tmp_path: Path, tak
     """The other release is in order itself: same network and settings, other weights."""
     other = make_run(
         tmp_path / "other", unit="patient", secret=bytes(range(1, 33)),
-        params={"params": {**PARAMS["params"], "head": {"bias": np.float32([0.5, 2.0])}}},
+        params={"params": {**PARAMS["params"], "head": {"bias": np.array([0.5, 2.0], np.float32)}}},
     )  # fmt: skip
     config = yaml.safe_load((other / "config.yaml").read_text())
     config["training"]["learning_rate"] = 2e-3
@@ -229,7 +229,7 @@ def test_an_identifier_in_the_statement_is_found(tmp_path: Path) -> None:
 
 def test_thresholds_are_released_and_used(real: Path, tmp_path: Path) -> None:
     model = load_model(real)
-    found = model.judge(np.float32([[0.4, 0.4]]))
+    found = model.judge(np.array([[0.4, 0.4]], np.float32))
     np.testing.assert_allclose(found.thresholds, [0.3, 0.7])
     np.testing.assert_array_equal(found.called, [[1, 0]])
     assert found.note == f"thresholds chosen on validation images; {NOT_CALIBRATED}"

@@ -400,9 +400,8 @@ def test_a_risk_assessment_does_not_leave(release: Path, name: str) -> None:
 
 
 def test_the_manifest_is_the_runs_own(tmp_path: Path) -> None:
-    run = make_run(
-        tmp_path / "run", params={"params": {**PARAMS["params"], "head": {"bias": np.float32([0.5, 2.0])}}}
-    )
+    head = {"bias": np.array([0.5, 2.0], np.float32)}
+    run = make_run(tmp_path / "run", params={"params": {**PARAMS["params"], "head": head}})
     assert check_release(build_release(run).folder, cohort().manifest).wrong == ()
     shutil.rmtree(run / "release")
     (run / "config.yaml").write_text(

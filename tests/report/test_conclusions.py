@@ -145,6 +145,7 @@ def test_findings_are_named_after_correction_only():
 
 def test_worst_off_is_the_lowest_difference_corrected_for_the_number_of_groups():
     worst = worst_off(evaluation(PARITY), "accuracy")
+    assert worst is not None
     assert (worst["group"], worst["groups"], worst["n"]) == ("age_0_30", 4, 90)
     assert worst["difference"] == -0.05
     assert worst["p_holm"] == pytest.approx(4 * 0.004)

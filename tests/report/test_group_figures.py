@@ -1,5 +1,6 @@
 import itertools
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,11 @@ def evaluations(budgets=(np.inf, 7.89, 1.06), undefined="sex_unknown"):
     return frame.reindex(columns=["epsilon", *EVALUATION_COLUMNS])
 
 
+def files_of(written: tuple[Path, Path] | None) -> tuple[Path, Path]:
+    assert written is not None
+    return written
+
+
 def texts(svg):
     return [
         "".join(element.itertext()).strip()
@@ -46,7 +52,7 @@ def texts(svg):
 
 
 def test_figure_4_draws_each_group_that_is_defined(tmp_path):
-    png, svg = figure_4(evaluations(), tmp_path)
+    png, svg = files_of(figure_4(evaluations(), tmp_path))
     found = texts(svg)
     assert {"(A) AUROC", "(B) Accuracy", "(C) Specificity", "(D) Sensitivity", "sex F", "sex M"} <= set(found)
     assert "sex unknown" not in found
@@ -61,7 +67,7 @@ def test_figure_4_draws_each_group_that_is_defined(tmp_path):
 
 def test_figure_3_has_a_dot_a_finding_and_the_correlation(tmp_path):
     samples = pd.Series({f: 100.0 * (i + 1) for i, f in enumerate(UKA_FINDINGS)})
-    _, svg = figure_3(evaluations(), samples, 7.89, tmp_path)
+    _, svg = files_of(figure_3(evaluations(), samples, 7.89, tmp_path))
     found = " ".join(texts(svg))
     assert "n = 8 findings" in found
     assert "Pearson's r −1.00" in found
@@ -77,14 +83,14 @@ def test_figure_3_has_a_dot_a_finding_and_the_correlation(tmp_path):
             "ci_high": 0.1,
         }
     )
-    _, svg = figure_3(evaluations(), samples, 7.89, tmp_path, own, stem="paired")
+    _, svg = files_of(figure_3(evaluations(), samples, 7.89, tmp_path, own, stem="paired"))
     assert "2 Congestion: 0.05 [−0.01, 0.10]" in " ".join(texts(svg))
     assert figure_3(evaluations(budgets=(7.89,)), samples, 7.89, tmp_path) is None
     assert figure_3(evaluations(), samples.iloc[:0], 7.89, tmp_path) is None
 
 
 def test_heat_map_has_a_cell_a_group_and_budget(tmp_path):
-    _, svg = heat_map(evaluations(), tmp_path)
+    _, svg = files_of(heat_map(evaluations(), tmp_path))
     found = texts(svg)
     assert found.count("+0.004") == 2 * 3
     assert {"all", "sex F", "sex M", "non-private", "7.89", "1.06"} <= set(found)
@@ -105,6 +111,7 @@ def test_labels_of_the_heat_map_never_overlap(budgets, label):
     table.loc[low, ["value", "ci_low", "ci_high"]] = [-0.888, -0.989, -0.887]
     table = table.assign(note="over 3 of 8 findings")
     figure = draw_heat_map(table)
+    assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [

@@ -26,6 +26,7 @@ def sweep(
     seeded: bool = False,
     run: str = "",
 ) -> None:
+    assert CONFIG.privacy is not None
     privacy = dataclasses.replace(CONFIG.privacy, epsilon=2.0, delta=delta)
     training = dataclasses.replace(CONFIG.training, steps=50)
     terms = Terms("image", "add_remove", 100, fingerprint, seeded, run or name)

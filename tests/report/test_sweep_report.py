@@ -56,7 +56,7 @@ def test_a_sweep_leaves_tables_figures_and_comparisons(tmp_path, swept):
     assert all(path.stat().st_size > 100 for path in written)
     comparisons = pd.read_csv(tmp_path / "out" / "comparisons.csv")
     assert list(dict.fromkeys(comparisons["epsilon"])) == [7.89, 1.0]
-    auroc = comparisons[
+    auroc = comparisons.loc[
         (comparisons["group"] == "all")
         & (comparisons["finding"] == "average")
         & (comparisons["metric"] == "auroc")
@@ -78,6 +78,7 @@ def test_sentences_follow_from_the_numbers():
     table = model(2.5)
     evaluation = evaluate(table, FINDINGS, CONFIG)
     worst = worst_off(evaluation, "auroc")
+    assert worst is not None
     assert worst["group"] == "sex_M"
     assert worst["clear"]
     assert worst["difference"] < worst["ci_high"] < 0
@@ -91,7 +92,8 @@ def test_sentences_follow_from_the_numbers():
 def test_a_comparison_says_where_a_p_value_is_only_a_bound(swept):
     folders, _ = swept
     comparison = compare_with_non_private(folders, CONFIG)
-    text = comparison_text(comparison[comparison["epsilon"] == 1.0])
+    assert comparison is not None
+    text = comparison_text(comparison.loc[comparison["epsilon"] == 1.0])
     assert f"≤ {2 / 41:.3f}" in text
     assert "1 of 5 groups is too small to be judged (fewer than 20 images)" in text
     assert "age [0, 30)" not in text  # counted, not listed

@@ -64,9 +64,8 @@ def main(folder: Path) -> None:
         seen["occupied"] = str(error)
     if is_process_0():
         flat = jax.tree_util.tree_leaves_with_path(outcome.params)
-        np.savez(
-            folder / "params.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
-        )
+        named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+        np.savez(folder / "params.npz", allow_pickle=False, **named)
     (folder / f"seen.{jax.process_index()}.json").write_text(json.dumps(seen))
     print("done")
 

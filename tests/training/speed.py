@@ -23,7 +23,8 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from jaxcxr.models.resnet9 import ResNet9  # noqa: E402
-from jaxcxr.privacy import clipping, sampling  # noqa: E402
+from jaxcxr.privacy import sampling  # noqa: E402
+from jaxcxr.privacy.clipping import clipped_sum  # noqa: E402
 from jaxcxr.privacy.mechanism import Mechanism  # noqa: E402
 from jaxcxr.training import optimizer  # noqa: E402
 from jaxcxr.training.objective import Gradients, log_sums, unit_loss  # noqa: E402
@@ -49,9 +50,9 @@ class FloatGradients(Gradients):
 
     clip_to: float = 0.0
 
-    def summed(self, params: Any, batch: Any, *_: Any) -> Any:
+    def summed(self, params: Any, batch: Any, clipping: Any = None) -> Any:  # noqa: ARG002
         units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
-        total, losses, norms = clipping.clipped_sum(self.loss, params, units, is_real, self.clip_to)
+        total, losses, norms = clipped_sum(self.loss, params, units, is_real, self.clip_to)
         return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > self.clip_to)
 
 
@@ -67,9 +68,11 @@ class Way:
         self.mechanism = maker(8000, batch, 1.5, 1.0, 1.0, 1e-6, d if kind == "hardened" else None)
         release = Gradients(unit_loss(model, weights), self.mechanism)
         self.at_once = places if kind == "hardened" else units
-        self.step: Step = _float_step(release, self.mechanism, self.at_once) if kind == "float" else make_step(
-            release, optimizer.nadam(optax.constant_schedule(1e-3)), batch, self.at_once, jax.devices()[:1]
-        )  # fmt: skip
+        if isinstance(self.mechanism, FloatSums):
+            self.step: Step = _float_step(release, self.mechanism, self.at_once)
+        else:
+            chosen = optimizer.nadam(optax.constant_schedule(1e-3))
+            self.step = make_step(release, chosen, batch, self.at_once, jax.devices()[:1])
         self.params = self.step.replicate(params)
         self.state = self.step.replicate(optimizer.nadam(optax.constant_schedule(1e-3)).init(params))
         rng = np.random.default_rng(0)

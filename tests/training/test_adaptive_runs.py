@@ -64,6 +64,7 @@ def test_the_clip_norm_moves_and_costs_what_a_fixed_one_costs(
     whole: tuple[Path, Outcome], plan: RunPlan, config: Experiment, tiny_store: Store
 ) -> None:
     flat = make_plan(changed(config, "privacy", clipping="flat"), tiny_store)
+    assert flat.mechanism is not None
     assert plan.mechanism == dataclasses.replace(flat.mechanism, rule=Adaptive(learning_rate=1.0))
     assert list(read_ledger(whole[0] / "ledger.jsonl")[1]) == [
         flat.mechanism.entry(step) for step in range(6)
@@ -91,6 +92,7 @@ def test_the_checkpoint_holds_the_state(whole: tuple[Path, Outcome], plan: RunPl
     like = {"params": params, "optimizer": build.optimizer_of(plan).init(params), "clipping": jnp.ones(())}
     r = checkpoints.restore(6, like)["clipping"]
     checkpoints.close()
+    assert plan.mechanism is not None
     assert float(plan.mechanism.clip_norm(r)) == clip_norms(whole[0])[-1]
 
 
@@ -112,12 +114,14 @@ def test_discrete_noise_counts_the_coordinate_in(
 ) -> None:
     plan = make_plan(changed(config, "privacy", noise="discrete"), tiny_store)
     params = parameters.random_params(plan.config, bytes(32))
+    assert plan.mechanism is not None
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(params)) + 1
     train(plan, tmp_path / "run", progress=False)
     assert len(set(clip_norms(tmp_path / "run"))) == 6
 
 
 def test_two_devices_do_what_one_does(plan: RunPlan) -> None:
+    assert plan.mechanism is not None
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (7, 8, 8)).astype(np.uint8)
     labels = rng.integers(0, 2, (7, 3)).astype(np.float32)

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def path_of(optimizer: optax.GradientTransformation, steps: int) -> tuple[np.nda
     parameters, averages = [], []
     for g in gradients:
         updates, state = jax.jit(optimizer.update)({"a": jnp.asarray(g)}, state, params)
-        params = optax.apply_updates(params, updates)
+        params = cast(Any, optax.apply_updates(params, updates))
         parameters.append(np.asarray(params["a"]))
         averages.append(np.asarray(state.average["a"]))
     return np.stack(parameters), np.stack(averages)
@@ -58,7 +58,7 @@ def test_the_optimiser_itself_moves_as_without_an_average() -> None:
     alone, state = [], plain.init(params)
     for g in np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32):
         updates, state = jax.jit(plain.update)({"a": jnp.asarray(g)}, state, params)
-        params = optax.apply_updates(params, updates)
+        params = cast(Any, optax.apply_updates(params, updates))
         alone.append(np.asarray(params["a"]))
     np.testing.assert_array_equal(path_of(with_ema(plain, 0.9), 20)[0], np.stack(alone))
 
@@ -87,6 +87,7 @@ def test_a_resumed_average_is_the_uninterrupted_one_and_is_what_is_used(
     functions = build.step_of(plan)
     monkeypatch.setattr(build, "step_of", lambda _: functions)
     whole = loop.train(plan, tmp_path / "whole", progress=False)
+    assert plan.mechanism is not None
     original = type(plan.mechanism).noise_key
 
     def noise_key(self: Any, secret: bytes, step: int) -> Any:

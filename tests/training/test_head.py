@@ -82,7 +82,7 @@ def total_of(gradients: HeadGradients, start: Any, batch: dict[str, Any]) -> np.
 @pytest.mark.parametrize("films", [1, 2])
 @pytest.mark.parametrize("method", ["layerwise", "vmap"])
 def test_the_sum_is_that_of_units_clipped_with_their_intercept(
-    directions: Directions, start: Any, cohort: Any, films: int, method: Any
+    directions: Directions, start: Any, cohort: tuple[np.ndarray, np.ndarray], films: int, method: Any
 ) -> None:
     batch = batch_of(directions, *cohort, films)
     each = contributions(directions, start, batch)
@@ -98,7 +98,7 @@ def test_the_sum_is_that_of_units_clipped_with_their_intercept(
 @pytest.mark.parametrize("noise", ["gaussian", "discrete"])
 @pytest.mark.parametrize("films", [1, 2])
 def test_one_unit_moves_the_sum_by_the_clip_norm_at_most(
-    directions: Directions, start: Any, cohort: Any, noise: str, films: int
+    directions: Directions, start: Any, cohort: tuple[np.ndarray, np.ndarray], noise: str, films: int
 ) -> None:
     """Of units as bad as they come: one with features a thousand times as long, and one with none but the
     intercept.
@@ -121,7 +121,7 @@ def test_one_unit_moves_the_sum_by_the_clip_norm_at_most(
 
 
 def test_a_step_moves_logits_by_coordinates_and_by_nothing_else(
-    directions: Directions, start: Any, cohort: Any
+    directions: Directions, start: Any, cohort: tuple[np.ndarray, np.ndarray]
 ) -> None:
     moved = np.random.default_rng(3).normal(size=(K + 1, FINDINGS)).astype(np.float32)
     change = jax.tree.map(np.asarray, in_features(directions, jnp.asarray(moved)))["params"]["head"]
@@ -143,7 +143,7 @@ def test_a_learning_rate_of_one_is_newtons_along_the_steepest_direction(
 
 
 def test_descent_ends_at_the_best_head_of_these_directions(
-    directions: Directions, start: Any, cohort: Any
+    directions: Directions, start: Any, cohort: tuple[np.ndarray, np.ndarray]
 ) -> None:
     """Without noise, and with weights of 1: no gradient is left in any direction."""
     gradients = HeadGradients(directions, np.ones(FINDINGS, np.float32))
@@ -162,7 +162,9 @@ def test_descent_ends_at_the_best_head_of_these_directions(
     assert np.abs(total_of(gradients, params, batch)).max() < 0.01 * first
 
 
-def test_least_squares_takes_the_same_rows(directions: Directions, start: Any, cohort: Any) -> None:
+def test_least_squares_takes_the_same_rows(
+    directions: Directions, start: Any, cohort: tuple[np.ndarray, np.ndarray]
+) -> None:
     """Without noise its step is Newton's in the coordinates, and needs no network."""
     squares = LeastSquares(ResNet9(FINDINGS), WEIGHTS, (4, 4), directions=directions)
     batch = batch_of(directions, *cohort, 1)
@@ -177,7 +179,7 @@ def test_least_squares_takes_the_same_rows(directions: Directions, start: Any, c
 
 
 def test_directions_are_public_constants_of_the_release(
-    directions: Directions, start: Any, cohort: Any
+    directions: Directions, start: Any, cohort: tuple[np.ndarray, np.ndarray]
 ) -> None:
     """The sums of two halves of a cohort add up: nothing is estimated from the batch."""
     gradients = HeadGradients(directions, WEIGHTS, private())

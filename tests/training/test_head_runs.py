@@ -7,16 +7,19 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxcxr.accounting import Spending, epsilon_pld
 from jaxcxr.config import Experiment, HeadConfig
-from jaxcxr.data.store import Store
+from jaxcxr.data.store import Store, write_store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.ledger import Entry, read_ledger
-from jaxcxr.training import build, head_data, loop
+from jaxcxr.training import build, head_data, loop, parameters
 from jaxcxr.training.plan import RunPlan, make_plan
+from jaxcxr.training.weights import save_weights, weights_digest
+from tests.conftest import FINDINGS as FINDINGS_OF_STORES
 from tests.conftest import changed, declared
 from tests.training.parts import Tiny, moved_and_kept, noised_draws
 from tests.training.test_directions import other_store
@@ -27,7 +30,7 @@ K, FINDINGS = 5, 3
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MAKE_NETWORK, lambda data, _: Tiny(len(data.findings)))
+    monkeypatch.setattr(MAKE_NETWORK, lambda data, model: Tiny(len(data.findings), thumbnail=model.thumbnail))
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +164,71 @@ def test_public_images_may_be_drawn_and_may_not_be_private(
         make_plan(private, tiny_store)
     with pytest.raises(InputError, match="is the private store itself"):
         head_data.prepared(private, tiny_store, params, K, say=lambda _: None)
+
+
+def labelled_public(folder: Path, size: int = 32, **labels: Any) -> str:
+    """Forty images, the first finding of which is on those that are bright above."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (40, size, size)).astype(np.uint8)
+    images[:20, : size // 2] //= 4
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"open{i}" for i in range(40)],
+            "patient_id": [f"else{i}" for i in range(40)],
+            "path": [f"{i}.png" for i in range(40)],
+            "split": ["train", "test"] * 20, "age": 50.0, "sex": "F", "view": "PA",
+            FINDINGS_OF_STORES[0]: [0.0] * 20 + [1.0] * 20,
+        }
+    ).assign(**labels)  # fmt: skip
+    known = [name for name in FINDINGS_OF_STORES if name in frame]
+    return str(write_store(folder, frame, iter(images), size=size, findings=known, preprocessing={}).path)
+
+
+def test_a_run_may_start_from_a_head_of_labelled_public_images(
+    config: Experiment, tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights"
+    tiny = parameters.random_params(config, bytes(32))
+    save_weights(weights, tiny, {})
+    config = changed(changed(config, "model", weights=str(weights), thumbnail=4), "head", start="public")
+    config = changed(config, "head", public=labelled_public(tmp_path / "public"))
+    config.check()
+    plan = make_plan(config, tiny_store)
+    start = build.pretrained_params(plan)
+    assert start is not None
+    said = capsys.readouterr().out
+    assert f"on other public patients (0 to 1): {FINDINGS_OF_STORES[0]} " in said
+    kernel = np.asarray(start["params"]["head"]["kernel"])
+    assert kernel.shape == (32 + 16, FINDINGS)
+    assert np.abs(kernel[32:36, 0]).min() > 0  # the upper row of the thumbnail tells the finding
+    assert not kernel[:, 1:].any()  # without labels: zero
+    np.testing.assert_array_equal(  # the network below is that of the weights
+        start["params"]["conv1"]["kernel"], tiny["params"]["conv1"]["kernel"]
+    )
+    assert run(plan, tmp_path / "run").finished
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["initial_weights_sha256"] == weights_digest(start)
+    (tmp_path / "public").rename(tmp_path / "before")
+    turned: dict[str, Any] = {FINDINGS_OF_STORES[0]: [1.0] * 20 + [0.0] * 20}
+    labelled_public(tmp_path / "public", **turned)
+    with pytest.raises(InputError, match="begun as another one"):  # its noise is of another start
+        run(make_plan(config, tiny_store), tmp_path / "run", resume=True)
+
+
+def test_public_images_must_be_of_the_same_size_and_have_a_label(
+    config: Experiment, tiny_store: Store, tmp_path: Path
+) -> None:
+    large = labelled_public(tmp_path / "large", size=48)
+    with pytest.raises(InputError, match=r"images are 48 pixels wide .*, those of .* 32"):
+        make_plan(changed(config, "head", public=large), tiny_store)
+    with pytest.raises(InputError, match="'public' needs a store with labels"):
+        changed(config, "head", start="public").check()  # no weights
+    public = labelled_public(tmp_path / "public")
+    plan = make_plan(changed(config, "head", public=public), tiny_store)
+    other = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, findings=("mass",)))
+    params = build.initial_params(plan, bytes(32))
+    with pytest.raises(InputError, match=r"'public' needs labels of mass, and .* alone"):
+        head_data.with_public_head(other, tiny_store, params, say=lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.clipping import Method
 from jaxcxr.records.binding import bound_secret
-from jaxcxr.records.ledger import read_ledger
+from jaxcxr.records.ledger import Entry, read_ledger
 from jaxcxr.run_folder import SECRET
 from jaxcxr.training import build, loop, objective, parameters
 from jaxcxr.training.checkpoint import Checkpoints
@@ -41,12 +42,21 @@ def run(plan: RunPlan, out: Path, **kwargs: Any) -> loop.Outcome:
     return train(plan, out, progress=False, **kwargs)
 
 
+def steps_of(out: Path) -> list[Entry]:
+    """The ledger's entries, where all of them are of steps."""
+    entries = read_ledger(out / "ledger.jsonl")[1]
+    steps = [entry for entry in entries if isinstance(entry, Entry)]
+    assert len(steps) == len(entries)
+    return steps
+
+
 class CutError(Exception):
     """Ends a run as a crash would, in the middle of a step."""
 
 
 def at_step(plan: RunPlan, monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
     """Have `act(step)` called in each step, after its line in the ledger and before its update."""
+    assert plan.mechanism is not None
     original = type(plan.mechanism).noise_key
 
     def noise_key(self: Any, secret: bytes, step: int) -> Any:
@@ -83,6 +93,7 @@ def _traced_once() -> Iterator[None]:
     original = build.step_of
 
     def step_of(plan: RunPlan) -> Step:
+        assert plan.weights is not None
         key = (plan.config, plan.mechanism, plan.weights.tobytes())
         if key not in made:
             made[key] = original(plan)
@@ -108,11 +119,11 @@ def test_a_run_leaves_its_records(whole: tuple[Path, loop.Outcome], plan: RunPla
     out, outcome = whole
     assert outcome.finished
     assert outcome.stopped_by == "steps"
-    terms, entries = read_ledger(out / "ledger.jsonl")
+    terms, _ = read_ledger(out / "ledger.jsonl")
     assert terms.seeded
     assert terms.data_fingerprint == plan.fingerprint
     assert plan.mechanism is not None
-    assert [(e.step, e.noise_multiplier, e.sample_rate) for e in entries] == [
+    assert [(e.step, e.noise_multiplier, e.sample_rate) for e in steps_of(out)] == [
         (step, plan.mechanism.noise_multiplier, 6 / 50) for step in range(6)
     ]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -244,9 +255,9 @@ def test_unseeded_runs_differ_and_say_whether_they_may_be_released(
     sound = changed(
         changed(config, "training", class_weights="none", positive_rates=None), "privacy", dataset_size=50
     )
-    assert make_plan(sound, tiny_store).describe()["release"] is True
+    assert make_plan(sound, tiny_store).describe().get("release") is True
     uncovered = make_plan(changed(config, "training", class_weights="paper", positive_rates=None), tiny_store)
-    assert uncovered.describe()["release"] is False
+    assert uncovered.describe().get("release") is False
 
 
 def test_training_stops_before_the_step_that_would_exceed(
@@ -412,17 +423,49 @@ def settled(out: Path, ahead: int = 0) -> int:
     saved = checkpoints.latest()
     checkpoints.close()
     assert saved is not None
-    assert [entry.step for entry in read_ledger(out / "ledger.jsonl")[1]] == list(range(saved + ahead))
+    assert [entry.step for entry in steps_of(out)] == list(range(saved + ahead))
     return saved
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(
-    plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, loop.Outcome]
+@pytest.mark.parametrize("place", [1, 4, 7, 10])
+def test_a_disk_that_refuses_once_at_any_place_loses_nothing(
+    plan: RunPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: tuple[Path, loop.Outcome],
+    place: int,
+) -> None:
+    """Configuration, facts, ledger, digests, log: whatever was to be forced to the disk."""
+    calls, fsync = [0], os.fsync
+
+    def refusing(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == place:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refusing)
+        with pytest.raises(
+            InputError, match=r"cannot be written \(Disk quota exceeded\).*have the quota raised"
+        ):
+            run(plan, tmp_path / "run")
+    assert bits(run(plan, tmp_path / "run", resume=True).params) == bits(whole[1].params)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    plan: RunPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: tuple[Path, loop.Outcome],
+    signum: signal.Signals,
 ) -> None:
     with monkeypatch.context() as patch:
-        at_step(plan, patch, lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 1 else None)
+        at_step(plan, patch, lambda step: os.kill(os.getpid(), signum) if step == 1 else None)
         outcome = run(plan, tmp_path / "stopped")
     assert (outcome.steps_done, outcome.stopped_by, outcome.finished) == (2, "interrupt", False)
+    assert outcome.signum == signum
     assert settled(tmp_path / "stopped") == 2
     assert bits(run(plan, tmp_path / "stopped", resume=True).params) == bits(whole[1].params)
 
@@ -491,7 +534,7 @@ def test_the_ledger_is_on_the_disk_before_a_step_and_forced_there_before_a_check
     forced, saved, written_ahead = [0], [], []
 
     def steps_written() -> int:
-        return ledger.read_text().count("\n") - 1
+        return ledger.read_text().count('"step"')
 
     def forcing(descriptor: int) -> None:
         fsync(descriptor)

@@ -13,6 +13,7 @@ import pytest
 
 from jaxcxr.config import Experiment, load, validate
 from jaxcxr.data.store import Store
+from jaxcxr.digests import DIGESTS
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import noise, sampling
 from jaxcxr.privacy.mechanism import Mechanism
@@ -65,19 +66,27 @@ def edit_yaml(path: Path, **fields: object) -> Experiment:
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{name}:"))
         text = text.replace(line, f"  {name}: {value}")
     path.write_text(text)
+    unsealed(path.parent)
     return load(Experiment, path)
+
+
+def unsealed(folder: Path) -> None:
+    """Delete the digests, as whoever edits a folder on purpose would; an edit without that is refused at once."""
+    (folder / DIGESTS).unlink(missing_ok=True)
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     facts = json.loads(path.read_text())
     change(facts)
     path.write_text(json.dumps(facts))
+    unsealed(path.parent)
 
 
 def chained_anew(path: Path, digest: str) -> None:
     """The ledger written anew for another binding; its chain has no key, so that anybody can."""
     terms, entries = read_ledger(path)
     path.unlink()
+    unsealed(path.parent)
     ledger = Ledger(path, dataclasses.replace(terms, binding=digest))
     for entry in entries:
         ledger.record(entry)

@@ -129,8 +129,8 @@ def test_counts_are_written_down_before_they_are_drawn_and_once(
     described = json.loads(written)
     assert described["positive_weights"] == first.weights.tolist()  # type: ignore[union-attr]
     assert described["noise"].startswith("discrete")
-    noised_counts = (np.array(described[name]) for name in ("positives", "negatives"))
-    counts = NoisedCounts(*noised_counts, described["step"], line)
+    positives, negatives = np.array(described["positives"]), np.array(described["negatives"])
+    counts = NoisedCounts(positives, negatives, described["step"], line)
     np.testing.assert_array_equal(counts.positives % described["step"], 0)
     np.testing.assert_array_equal(first.weights, objective.positive_weights(counts.rates()))
     facts = json.loads((out / "run.json").read_text())
@@ -246,7 +246,7 @@ def test_discrete_noise_counts_the_trained_parameters(tiny_config: Experiment, t
     shapes = jax.eval_shape(lambda: parameters.random_params(plan.config, bytes(32)))
     assert plan.mechanism.discrete_coordinates == sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert head.mechanism.discrete_coordinates == 3 * 4 + 3  # four features
-    assert plan.describe()["discrete_coordinates"] == plan.mechanism.discrete_coordinates
+    assert plan.describe().get("discrete_coordinates") == plan.mechanism.discrete_coordinates
     with pytest.raises(
         InputError, match=r"privacy\.noise: discrete noise: a noise multiplier of 1e-06 does not fit"
     ):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from jaxcxr.config import Experiment, HeadConfig, load
+from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
-from jaxcxr.workflows.recipes import Band, HeadRule, Rule, by_recipe, choice, recommended
+from jaxcxr.workflows.recipes import Band, HeadRule, Rule, by_recipe, choice, recommended, start_of_head
 from tests.conftest import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,16 +132,19 @@ def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None
     without.check()
     assert "clip norm" not in told[0]
     assert without.training.learning_rate == pytest.approx(32 / 32)
+    assert without.model.thumbnail == 0  # its weights have a head that was trained without one
     with pytest.raises(InputError, match="the recipe of the head needs its numbers"):
         by_recipe("head", config, 500, RULE)
 
 
 def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     rule = HeadRule(up_to=1.0, up_to_random=1.0)
-    lengths = [
-        rule.learning_rate(signal) * rule.steps * rule.clip / 0.5 for signal in (25.0, 100.0, 400.0, 1e5)
-    ]
-    assert lengths == pytest.approx([4, 8, 16, 32])
+    for start, factor in (("weights", 1.0), ("zero", 0.5), ("public", 0.25)):
+        lengths = [
+            rule.learning_rate(signal, start) * rule.steps * rule.clip / 0.5
+            for signal in (25.0, 100.0, 400.0, 1e5)
+        ]
+        assert lengths == pytest.approx([4 * factor, 8 * factor, 16 * factor, 32 * factor])
 
 
 def test_the_head_section_says_where_to_start_and_which_images_are_public() -> None:
@@ -151,8 +155,33 @@ def test_the_head_section_says_where_to_start_and_which_images_are_public() -> N
     assert not by_recipe("recommended", config, 10**6, WITH_HEAD)[0].training.keeps_features
 
 
+def test_a_head_of_zeros_gives_way_to_one_of_labelled_public_images(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "provenance.json").write_text('{"head": "zero"}')
+    config = changed(private(), "model", weights=str(tmp_path))
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, findings=("cardiomegaly",)),
+        head=HeadConfig(public=str(tiny_store.path)),
+    )
+    assert "cardiomegaly" in tiny_store.findings
+    assert start_of_head(config) == "public"
+    chosen, told = by_recipe("head", config, 500, WITH_HEAD)
+    assert (chosen.head.start, chosen.model.thumbnail) == ("public", 16)
+    assert "starting from a head of the public images" in told[0]
+    assert start_of_head(changed(config, "head", start="zero")) == "zero"
+    assert start_of_head(changed(config, "head", public=None)) == "zero"
+    assert start_of_head(changed(config, "data", findings=("mass",))) == "zero"  # no labels of it
+    (tmp_path / "provenance.json").write_text('{"head": "map"}')
+    assert start_of_head(config) == "weights"
+
+
 def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:
     config = with_epsilon(changed(private(), "model", weights="some"), 0.1)
     assert any(said.startswith("WARNING") for said in by_recipe("recommended", config, 50, WITH_HEAD)[1])
-    enough = by_recipe("recommended", with_epsilon(config, 1.0), 2000, WITH_HEAD)[1]
-    assert not any(said.startswith("WARNING") for said in enough)
+    assert any(said.startswith("WARNING") for said in by_recipe("head", config, 50, WITH_HEAD)[1])
+    config = with_epsilon(config, 1.0)
+    for n_units, start, warns in ((2000, "zero", False), (2000, "weights", True), (10_000, "weights", False)):
+        told = by_recipe("head", changed(config, "head", start=start), n_units, WITH_HEAD)[1]
+        assert any(said.startswith("WARNING") for said in told) == warns

@@ -83,8 +83,8 @@ def _refuse_impossible(arguments: Arguments) -> None:
     ):
         raise InputError(
             "expected at least 20 --canaries, 2 --steps and 1 of the --films, and a --sample-rate between 0 "
-            "and 1; found "
-            f"{arguments.inserted}, {arguments.steps}, {arguments.films} and {arguments.sample_rate:g}"
+            f"and 1; found {arguments.inserted}, {arguments.steps}, {arguments.films} and "
+            f"{arguments.sample_rate:g}"
         )
     if not (arguments.epsilon > 0 and math.isfinite(arguments.epsilon)):
         raise InputError(f"--epsilon: expected a positive number, found {arguments.epsilon:g}")
@@ -194,7 +194,7 @@ def _write(out: Path, found: "Audit", described: Any, mechanism: "Mechanism", st
 
     from jaxcxr import accounting
     from jaxcxr.accounting.attack_bounds import trade_off
-    from jaxcxr.atomic import write_json
+    from jaxcxr.digests import write_json
     from jaxcxr.report.figures.attack_figures import trade_off_figure
 
     write_json(out / AUDIT, described)

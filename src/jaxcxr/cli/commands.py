@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "account": "what a private run costs: noise, epsilon, steps, patients, sweeps",
         "audit": "attack the private training and check every step",
         "risk": "who is exposed by a model, and who pays for privacy",
+        "check": "compare everything in a run, sweep, store, weights or release folder with its checksums",
         "release": "build and check the folder that may leave the hospital",
         "export": "write a trained model for use elsewhere (StableHLO, PyTorch)",
         "convert-weights": "weights from and to PyTorch, and heads for other findings",
@@ -37,6 +38,18 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 """Name and summary of each, in the order in which a project meets them."""
 _TRAIN = ("train", "sweep", "pretrain")
+_WITH_JAX = (
+    *_TRAIN,
+    "predict",
+    "explain",
+    "audit",
+    "release",
+    "export",
+    "convert-weights",
+    "ablate",
+    "check",
+)
+"""Commands that load JAX."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def start(name: str) -> None:
     """Run a subcommand on the arguments in `sys.argv[1:]`; `scripts/<name>.py` are this and no more."""
-    run(lambda: _module(name).main(), repeatable=name in _TRAIN)
+    run(lambda: _module(name).main(), repeatable=name in _TRAIN, with_jax=name in _WITH_JAX)
 
 
 def _module(name: str) -> ModuleType:

@@ -12,12 +12,20 @@ import hashlib
 import logging
 import os
 import platform
+import resource
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+ADDRESS_SPACE, ADDRESS_SPACE_PER_CPU = 8 << 30, 256 << 20
+"""Bytes of addresses that a command with JAX may take: sweeps have taken 5.7 GiB on two processors."""
+LEAST_MEMORY = 1 << 30
+"""Bytes of memory without which nothing is begun: sweeps of small networks have taken 1.4 GB."""
+LONGEST = 3000
+"""Characters of an error message that are shown: a value of the user's may be of any length."""
 
 
 def say(text: str) -> None:
@@ -105,27 +113,108 @@ def _processor() -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
-def run(main: Callable[[], None], repeatable: bool = False) -> None:
-    """Run a command's `main`; a user's mistake becomes one line and exit status 2, Ctrl-C exit status 130.
+def require_room() -> None:
+    """Refuse limits that JAX does not fit into: on addresses (`ulimit -v`), under which XLA's threads would
+    wait for ever, and of a job or container (cgroup), under which the kernel would end the process without a
+    word.
+
+    XLA and its allocators reserve far more addresses than they use, the more the more processors there are.
+
+    Raises:
+        InputError: a limit is below `ADDRESS_SPACE` and `ADDRESS_SPACE_PER_CPU`, or below `LEAST_MEMORY`.
+    """
+    from jaxcxr.errors import InputError
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed = ADDRESS_SPACE + ADDRESS_SPACE_PER_CPU * (os.cpu_count() or 1)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise InputError(
+            f"ulimit -v: at least {needed >> 20} MiB of addresses are needed on this machine, found "
+            f"{limit >> 20} MiB; give more (ulimit -v unlimited), and limit memory by the job's --mem or the "
+            "container instead"
+        )
+    given = memory_limit()
+    if given is not None and given < LEAST_MEMORY:
+        raise InputError(
+            f"the job or container has {given >> 20} MiB of memory, and at least {LEAST_MEMORY >> 20} MiB "
+            "are needed; ask for more (sbatch --mem, docker run --memory), or the kernel ends the process "
+            "unsaid"
+        )
+
+
+def memory_limit(root: Path = Path("/sys/fs/cgroup"), of: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes of memory that the control group of this process or one above it allows; None if nobody says."""
+    try:
+        places = [line.split(":", 2) for line in of.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    files = []
+    for _, controllers, place in (fields for fields in places if len(fields) == 3):
+        if controllers in ("", "memory"):
+            base, name = (
+                (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+            )
+            own = base / place.lstrip("/")
+            files += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(base)]
+    limits = []
+    for file in files:
+        try:
+            limits.append(int(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # not there, or `max`
+            continue
+    return min(limits, default=None)
+
+
+def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = False) -> None:
+    """Run a command's `main`. A user's mistake, and what the disk or the memory refuses, becomes one line and
+    exit status 2; Ctrl-C exit status 130, and the signals of schedulers 128 and their number.
 
     Args:
         main: of the command.
         repeatable: whether it trains, so that it must give the same bits again on a GPU (`repeat_on_gpus`).
+        with_jax: whether it loads JAX (`require_room`).
     """
-    from jaxcxr.errors import InputError
+    from jaxcxr.signals import StoppedError, raise_when_told
 
     quiet()
     keep_compilations()
     if repeatable:
         repeat_on_gpus()
+    raise_when_told()
     try:
+        if with_jax:
+            require_room()
         main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # `jaxcxr configs | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        stopped = stop if isinstance(stop, StoppedError) else StoppedError()
+        print(f"stopped by {stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        shown = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 4]} ..."
+        print(f"error: {shown}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user is told instead of a trace; None if the error is a defect of jaxcxr."""
+    from jaxcxr.atomic import refused
+    from jaxcxr.errors import InputError
+
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return str(refused(error.filename or "a file", error, "read or written"))
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+        return (
+            f"out of memory ({' '.join(str(error).split())[:120] or 'no more is given to this process'}); "
+            "give it more (ulimit -v, the job's --mem, the container's limit) or ask for less "
+            "(training.microbatch_size), and "
+            "give the command again (a run goes on by --resume)"
+        )
+    return None

@@ -1,5 +1,5 @@
 """Describe the cohort of a store: the paper's Table 1 and figures of comorbidities beside the paper's values,
-and a data card.
+what view, age and sex alone tell of each finding, and a data card.
 
 Examples:
   jaxcxr describe stores/example --out runs/cohort
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr.data.build import FLAGGED_FILE, QUARANTINE_FILE, read_listing
     from jaxcxr.data.duplicates import DUPLICATES_FILE
     from jaxcxr.data.store import open_store
+    from jaxcxr.eval.shortcuts import shortcut_texts, shortcuts
     from jaxcxr.report.paper.cohort_tables import comorbidity_table, data_card, figures_s, table_1
 
     store = open_store(arguments.store)
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     comorbidities = comorbidity_table(store.manifest, store.findings)
     comorbidities.to_csv(out / "comorbidities.csv", index=False)
     figures_s(store.manifest, store.findings, out)
+    found = shortcuts(store.manifest, store.findings)
+    found.to_csv(out / "shortcuts.csv", index=False)
     pairs = store.path / DUPLICATES_FILE
     card = data_card(
         store.manifest,
@@ -60,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     (out / "data_card.md").write_text(card, encoding="utf-8")
     print(table.to_string(index=False))
     print(comorbidities.loc[comorbidities["split"] == "all"].round(2).to_string(index=False))
+    if not found.empty:
+        print("AUROC on the test images, of what is known of a finding without its image:")
+        print(shortcut_texts(found).to_string())
     print(
-        f"written to {out}: table_1.csv, comorbidities.csv, figure_s1 to figure_s4 (PNG, SVG), data_card.md"
+        f"written to {out}: table_1.csv, comorbidities.csv, shortcuts.csv, figure_s1 to figure_s4 (PNG, "
+        "SVG), data_card.md"
     )

@@ -19,6 +19,7 @@ import tyro
 
 from jaxcxr.cli.console import progress_bar, say
 from jaxcxr.config import EvaluationConfig
+from jaxcxr.digests import sealed
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import EVALUATION, FIGURES, PREDICTIONS
 
@@ -107,7 +108,8 @@ def _exact(path: Path, out: Path, config: EvaluationConfig) -> None:
     with progress_bar(len(findings), "finding", f"{config.redraws} replicates") as bar:
         evaluation = evaluate(predictions, findings, config, progress=bar.update)
     out.mkdir(parents=True, exist_ok=True)
-    evaluation.to_csv(out / EVALUATION, index=False)
+    with sealed(out / EVALUATION) as part:
+        evaluation.to_csv(part, index=False)
     write_calibration(predictions, findings, config, out)
     say("drawing figures and the page")
     _write_page(path, out, config, evaluation, predictions, findings)

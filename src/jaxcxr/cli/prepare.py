@@ -13,7 +13,8 @@ given again. docs/data.md describes every source.
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,8 +43,8 @@ class Common:
         shards: number of files of records; by default as many as keep each below 128 MiB.
         strict: stop at the first file that cannot be used, instead of leaving it out and naming it in
             quarantine.csv.
-        refuse_flagged: leave out secondary captures and images with burnt-in annotation, instead of naming
-            them in flagged.csv.
+        refuse_flagged: leave out odd images (secondary captures, burnt-in annotation, constant ones and
+            others), instead of naming them in flagged.csv.
         verify: read every record again when done and compare it with its checksum.
         duplicates: look for nearly equal images of different patients.
     """
@@ -121,6 +122,10 @@ class Vindr(Published):
     """VinDr-CXR."""
 
 
+class Rsna(Published):
+    """RSNA Pneumonia Detection Challenge."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Verify:
     """Read every record of a store and compare it with its checksum."""
@@ -137,6 +142,7 @@ Command = (
     | Annotated[Nih, tyro.conf.subcommand("nih")]
     | Annotated[Padchest, tyro.conf.subcommand("padchest")]
     | Annotated[Vindr, tyro.conf.subcommand("vindr")]
+    | Annotated[Rsna, tyro.conf.subcommand("rsna")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
@@ -153,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{command.out}: reading the tables of its images")
     from jaxcxr.data.build import build_store
     from jaxcxr.data.images import Preprocessing
+    from jaxcxr.data.sources.published import require_images
 
     how = Preprocessing(command.fit, command.normalisation, command.dtype)
     processes = command.processes or len(os.sched_getaffinity(0))
@@ -161,19 +168,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     for reason, count in cohort.excluded.items():
         if count:
             print(f"left out by choice: {count:,} ({reason})")
+    for remark in cohort.remarks:
+        print(f"warning: {remark}")
+    require_images(images, cohort.manifest["path"].tolist())
 
     started = time.monotonic()
-    with progress_bar(len(cohort.manifest), "images") as bar:
+    with (
+        progress_bar(len(cohort.manifest), "images") as bar,
+        _late_bar("%", "near-duplicates") as compared,
+    ):
         store = build_store(
             command.out, cohort.manifest, images, size=command.size, findings=cohort.findings, how=how,
             groups=groups, refused=cohort.refused, sources=described, split=cohort.split, processes=processes,
             shards=command.shards, strict=command.strict, refuse_flagged=command.refuse_flagged,
-            duplicates=command.duplicates, progress=bar.update,
+            duplicates=command.duplicates, progress=bar.update, compared=compared,
         )  # fmt: skip
     _tell(store, cohort, time.monotonic() - started)
     _tell_duplicates(store)
     if command.verify:
         _verify(store)
+
+
+@contextmanager
+def _late_bar(unit: str, desc: str) -> Iterator[Callable[[float], None]]:
+    """A bar that is drawn when the first share of its work is done."""
+    bars: list[Any] = []
+
+    def update(share: float) -> None:
+        if not bars:
+            bars.append(progress_bar(100, unit, desc))
+        bars[0].update(round(100 * share, 6))
+
+    try:
+        yield update
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _refuse_impossible(command: Common) -> None:
@@ -214,7 +244,7 @@ def _cohort(command: Any, processes: int) -> "tuple[Cohort, Path, tuple[str, ...
 
 def _published(command: Published, images: Path, begun: str | None) -> "Cohort":
     """The cohort of a published data set."""
-    from jaxcxr.data.sources import chexpert, mimic, nih, padchest, uka, vindr
+    from jaxcxr.data.sources import chexpert, mimic, nih, padchest, rsna, uka, vindr
     from jaxcxr.data.sources.published import Options
 
     adapters: dict[type[Published], tuple[Any, type[Options]]] = {
@@ -224,6 +254,7 @@ def _published(command: Published, images: Path, begun: str | None) -> "Cohort":
         Nih: (nih.read, Options),
         Padchest: (padchest.read, Options),
         Vindr: (vindr.read, vindr.VindrOptions),
+        Rsna: (rsna.read, Options),
     }
     read, kind = adapters[type(command)]
     if not command.folder.is_dir():

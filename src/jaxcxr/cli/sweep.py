@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxcxr.workflows.sweep import sweep
 
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
-    if not sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told):
-        raise SystemExit(130)
+    sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told)
 
 
 def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Experiment]:

@@ -87,10 +87,8 @@ def _train(config: Experiment, out: Path, arguments: Arguments, chosen: Sequence
     keep_memory()
     connect()
     evaluation = run_experiment(config, out, arguments.resume, chosen=chosen)
-    if not is_process_0():
+    if evaluation is None or not is_process_0():
         return
-    if evaluation is None:
-        raise SystemExit(130)
     if arguments.delete_secret:
         from jaxcxr.training.secret import delete_secret
 

@@ -28,28 +28,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxcxr.atomic import exclusive_lock, replacing
+from jaxcxr.atomic import exclusive_lock
 from jaxcxr.data.duplicates import DUPLICATES_FILE, near_duplicates
+from jaxcxr.data.fingerprint import rows_of, versions_of
 from jaxcxr.data.images import Preprocessing
 from jaxcxr.data.journal import ShardTask, commit_shard, make_shard, prepare, write_whole
 from jaxcxr.data.manifest import SPLITS, check_manifest
 from jaxcxr.data.shards import shard_name
 from jaxcxr.data.store import (
     SHARD_BYTES,
-    STORE_FILE,
     Store,
     declared,
     finish,
     open_store,
     publish,
-    rows_of,
-    versions_of,
 )  # fmt: skip
+from jaxcxr.data.store_checks import CURE, STORE_FILE
+from jaxcxr.digests import check, sealed
 from jaxcxr.errors import InputError
 
 QUARANTINE_FILE = "quarantine.csv"
 FLAGGED_FILE = "flagged.csv"
 _PLAN_FILE = "plan.json"
+LEAST_SHARD_BYTES = 4 << 20
+"""A shard is at least this large unless it is its split's last: files for a few images help nobody."""
 _DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR
 )  # fmt: skip
@@ -73,6 +75,7 @@ def build_store(
     refuse_flagged: bool = False,
     duplicates: bool = False,
     progress: Callable[[int], object] = lambda _: None,
+    compared: Callable[[float], object] = lambda _: None,
 ) -> Store:
     """Build a store from files, or resume an interrupted build; return the opened store.
 
@@ -96,6 +99,7 @@ def build_store(
         duplicates: search for near-duplicate images of different patients and list them in duplicates.csv.
         progress: called with the number of images done since the last call; images done by an earlier run
             come first.
+        compared: called with the share of the search for near-duplicates done since the last call.
 
     Raises:
         InputError: the store exists, another process is building it, the unfinished build has another
@@ -127,8 +131,8 @@ def build_store(
                     sources or {}, split
                 )  # fmt: skip
             if duplicates and not (building / DUPLICATES_FILE).exists():
-                with replacing(building / DUPLICATES_FILE) as part:
-                    near_duplicates(open_store(building)).to_csv(part, index=False)
+                with sealed(building / DUPLICATES_FILE) as part:
+                    near_duplicates(open_store(building), progress=compared).to_csv(part, index=False)
             for leftover in building.glob("shard-*"):
                 leftover.unlink()
             publish(building, path)
@@ -174,6 +178,7 @@ def begun_split_key(path: str | Path) -> str | None:
 
 def read_listing(path: Path) -> pd.DataFrame:
     """A store's quarantine.csv, flagged.csv or duplicates.csv, as text; an empty table if there is none."""
+    check(path, CURE)
     return (
         pd.read_csv(path, dtype=str, keep_default_na=False)
         if path.is_file()
@@ -193,7 +198,8 @@ def _shard_tasks(
 ) -> list[ShardTask]:
     """The shards to make, per split; they follow from manifest and options, so a resumed build agrees."""
     most = max(1, SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
-    per_shard = -(-len(frame) // shards) if shards else min(most, max(16, -(-len(frame) // 32)))
+    least = max(16, LEAST_SHARD_BYTES // (size**2 * np.dtype(how.dtype).itemsize))
+    per_shard = -(-len(frame) // shards) if shards else min(most, max(least, -(-len(frame) // 32)))
     tasks: list[ShardTask] = []
     for split in SPLITS:
         rows = np.flatnonzero((frame["split"] == split).to_numpy())
@@ -383,7 +389,8 @@ def _assemble(
     odd = [(names[entry["row"]], flag) for entry in entries for flag in entry.get("flags", ())]
     for name, rows in ((QUARANTINE_FILE, refused + bad), (FLAGGED_FILE, odd)):
         if rows:
-            pd.DataFrame(rows, columns=["path", "reason"]).to_csv(building / name, index=False)
+            with sealed(building / name) as part:
+                pd.DataFrame(rows, columns=["path", "reason"]).to_csv(part, index=False)
     kept = [entry for entry in entries if "sha256" in entry]
     records = pd.DataFrame({key: [entry[key] for entry in kept] for key in ("row", "sha256", "phash")})
     finish(

@@ -1,13 +1,13 @@
 """Read DICOM files: grey values as a radiologist would see them, and the few tags that a manifest needs.
 
-Only the tags named in this module are read. Names, addresses and free text of a header never enter the
-program, so they cannot leave it in a log, an error message or a report.
+Only the tags named here and in `jaxcxr.data.dicom_elements` are read. Names, addresses and free text of a
+header never enter the program, so they cannot leave it in a log, an error message or a report.
 
-Source: DICOM PS3.3, C.7.6.3 (image pixel), C.8.11 (digital X-ray), C.11 (look-up tables and windows).
+Source: DICOM PS3.3, C.7.6.3 (image pixel), C.8.11 (digital X-ray), C.11 (look-up tables and windows); PS3.10
+(files).
 """
 
-import dataclasses
-import datetime
+import io
 import logging
 import re
 import struct
@@ -20,12 +20,10 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from jaxtyping import Num
-from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     HTJ2K,
@@ -38,27 +36,21 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from jaxcxr.data.decoded import COLOUR, MAX_PIXELS, DecodedImage, grey_of, message_of
+from jaxcxr.data.dicom_elements import ELEMENTS, is_padding, normalise
+from jaxcxr.data.dicom_tables import rescaled, seen
 from jaxcxr.errors import InputError
 
 RADIOGRAPHY_MODALITIES: tuple[str, ...] = ("CR", "DX", "RG", "OT")
 """DICOM modalities of chest radiographs (computed, digital, film, other); a file without a modality passes.
 """
 
-MAX_PIXELS = 200_000_000
-"""A radiograph has about 20 million pixels; a header that claims ten times as many is damaged or hostile."""
-
-MAX_AGE = 120.0
-"""Largest plausible age in years (NIH ChestX-ray14 had 414, the RSNA challenge has 155)."""
-
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_PIXEL_TAGS = (
-    "TransferSyntaxUID", "SOPClassUID", "Modality", "ImageType", "ConversionType", "BurnedInAnnotation",
-    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
-    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelData", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
-    "PresentationLUTShape", "PatientOrientation",
-)  # fmt: skip
+_MARK = b"DICM"
+# The first element of a data set without preamble: group 2 or 8 and an explicit representation or a length.
+_BARE = re.compile(rb"(?s)[\x02\x08]\0.[\0-\x20](?:(?:UL|CS|UI|DA|TM|LO|OB|SH)|.{0,2}\0\0)")
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = (
     "PALETTE COLOR",
     "RGB",
@@ -71,7 +63,6 @@ _COLOURS = (
 )
 _OF_THE_EXTRA = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 _LOSSY = (JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
-_QUOTED = re.compile(r"""(?<!\w)b?(?:'[^']*'|"[^"]*")""")
 _DAMAGE = (
     RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError,
     ArithmeticError, MemoryError, NotImplementedError, struct.error, zlib.error, BytesLengthException,
@@ -79,38 +70,33 @@ _DAMAGE = (
 """What pydicom and its decoders raise for damaged files."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodedImage:
-    """Grey values of one image file, with remarks about it.
-
-    Attributes:
-        pixels: bright where the radiograph is bright (bone), not yet scaled.
-        flags: remarks for the user, in fixed wordings that quote nothing from the file.
-    """
-
-    pixels: Num[np.ndarray, "height width"]
-    flags: tuple[str, ...] = ()
-
-
 def is_dicom(path: Path, head: bytes) -> bool:
-    """Whether a file claims to be DICOM, by its magic bytes or its name; `head` is its first 132 bytes."""
-    return head[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+    """Whether a file claims to be DICOM, by its magic bytes, its first element or its name.
+
+    Args:
+        path: of the file.
+        head: its first 132 bytes or more.
+    """
+    named = path.suffix.lower() in (".dcm", ".dicom")
+    return named or head[128:132] == _MARK or head[:4] == _MARK or _BARE.match(head) is not None
 
 
 def read_dicom(path: Path) -> DecodedImage:
     """Read one frontal radiograph; return its grey values and flags.
 
     In this order: bits beyond `BitsStored` are cut off; padding becomes the darkest value; the modality
-    look-up table or rescaling is applied, then the VOI look-up table or the first window; an image meant to
-    be shown inverted is inverted (the presentation look-up table's shape decides, else MONOCHROME1); an image
-    stored rotated or mirrored (`PatientOrientation`) is put upright, the patient's right side on the left.
+    look-up table or rescaling is applied, then the VOI look-up table or the first window; colours become
+    grey; an image meant to be shown inverted is inverted (the presentation look-up table's shape decides,
+    else MONOCHROME1); an image stored rotated or mirrored (`PatientOrientation`) is put upright, the
+    patient's right side on the left.
 
     Raises:
         InputError: the file holds no usable image; the message quotes technical tags only.
     """
     with silent():
-        dataset = _open(path, _PIXEL_TAGS)
+        dataset = _open(path, ELEMENTS)
         try:
+            normalise(dataset)
             _require_radiograph(dataset, path)
             return _decoded(dataset, path)
         except InputError:
@@ -149,34 +135,6 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def age_years(text: str) -> float:
-    """Years of a DICOM age such as `058Y`, `58`, `18M`, `003W` or `010D`; NaN for an empty text.
-
-    Raises:
-        ValueError: anything else.
-    """
-    text = text.strip().upper()
-    if not text:
-        return float("nan")
-    match = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)([YMWD]?)", text, flags=re.ASCII)
-    if match is None:
-        raise ValueError("expected an age such as 058Y, 58, 18M, 003W or 010D")
-    return float(match[1]) / {"Y": 1.0, "": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}[match[2]]
-
-
-def years_between(birth: str, examination: str) -> float:
-    """Years between two DICOM dates (`19400305`, `1940.03.05`, `1940-03-05`); NaN if one is not a date."""
-    first, last = _date(birth), _date(examination)
-    if first is None or last is None or last < first:
-        return float("nan")
-    return (last - first).days / 365.25
-
-
-def plausible_age(age: float) -> float:
-    """The age itself, or NaN if it is negative or above `MAX_AGE`."""
-    return age if 0 <= age <= MAX_AGE else float("nan")
-
-
 @contextmanager
 def silent() -> Iterator[None]:
     """Keep pydicom's warnings and log, which quote values of the file, off the screen."""
@@ -194,34 +152,58 @@ def silent() -> Iterator[None]:
 
 
 def _open(path: Path, keywords: tuple[str, ...], stop_before_pixels: bool = False) -> pydicom.Dataset:
+    """The header of a file, with or without preamble (PS3.10, 7.1: 128 bytes and `DICM`)."""
     try:
-        return pydicom.dcmread(path, specific_tags=list(keywords), stop_before_pixels=stop_before_pixels)
+        with path.open("rb") as file:
+            head = file.read(132)
+        bare = head[128:132] != _MARK and (head[:4] == _MARK or _BARE.match(head) is not None)
+        source = io.BytesIO(path.read_bytes()[4:]) if bare and head[:4] == _MARK else path
+        return pydicom.dcmread(
+            source, specific_tags=list(keywords), stop_before_pixels=stop_before_pixels, force=bare
+        )
     except InvalidDicomError as error:
-        raise InputError(f"{path}: not a DICOM file (no 'DICM' mark at byte 128)") from error
+        raise InputError(
+            f"{path}: not a DICOM file (no 'DICM' mark at byte 128, and no data set at its start)"
+        ) from error
     # The message of a parsing error may quote the header, so only its type is passed on.
     except _DAMAGE as error:
         raise InputError(f"{path}: DICOM whose header cannot be read ({type(error).__name__})") from None
 
 
 def _require_radiograph(dataset: pydicom.Dataset, path: Path) -> None:
-    modality = str(dataset.get("Modality") or "")
+    modality = dataset.get("Modality", "")
     if modality and modality not in RADIOGRAPHY_MODALITIES:
         shown = repr(modality) if re.fullmatch(r"[A-Z]{2,8}", modality) else "of another form"
         raise InputError(
             f"{path}: DICOM modality {shown}, expected one of {', '.join(RADIOGRAPHY_MODALITIES)}"
         )
-    if "PixelData" not in dataset:
+    if not any(keyword in dataset for keyword in _PIXELS):
         raise InputError(f"{path}: DICOM without pixel data, expected a radiograph")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise InputError(f"{path}: DICOM of {int(dataset.NumberOfFrames)} frames, expected one")
-    rows, columns = int(dataset.Rows or 0), int(dataset.Columns or 0)
+    if (frames := int(dataset.get("NumberOfFrames", 1) or 1)) != 1:
+        raise InputError(f"{path}: DICOM of {frames} frames, expected one")
+    rows, columns = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
     if not rows or not columns:
         raise InputError(f"{path}: the image is empty, {columns} x {rows} pixels")
     if rows * columns > MAX_PIXELS:
         raise InputError(
             f"{path}: an image of {columns} x {rows} pixels, expected at most {MAX_PIXELS} pixels"
         )
-    syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.BitsStored)
+    needed = ("BitsAllocated", "BitsStored") if "PixelData" in dataset else ("BitsAllocated",)
+    for keyword in (*needed, "PhotometricInterpretation"):
+        if keyword not in dataset:
+            raise InputError(
+                f"{path}: DICOM that cannot be decoded ({keyword} is missing, empty or no value)"
+            )
+    _require_decoder(dataset, path)
+
+
+def _require_decoder(dataset: pydicom.Dataset, path: Path) -> None:
+    syntax, bits = dataset.file_meta.TransferSyntaxUID, int(dataset.get("BitsStored", 0))
+    if not syntax.is_compressed and bytes(dataset.get("PixelData", b"")[:4]) == b"\xfe\xff\x00\xe0":
+        raise InputError(
+            f"{path}: DICOM whose pixels are compressed and whose TransferSyntaxUID does not say how, "
+            "expected one that does"
+        )
     if syntax.is_compressed and not _can_decode(syntax, bits):
         if syntax in _OF_THE_EXTRA:
             needed = "pip install 'jaxcxr[lossless]' adds it"
@@ -244,51 +226,55 @@ def _can_decode(syntax: UID, bits: int) -> bool:
 
 def _decoded(dataset: pydicom.Dataset, path: Path) -> DecodedImage:
     flags = _flags(dataset)
-    bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
     # pydicom would cut off the high bits, which hold values in some images and compression errors in lossy
     # ones.
-    stored = pixel_array(dataset, correct_unused_bits=False)
-    if stored.ndim == 3:
-        return DecodedImage(
-            np.asarray(Image.fromarray(stored).convert("L")), (*flags, "colour image made grey")
-        )
-    interpretation = str(dataset.PhotometricInterpretation)
-    if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
+    raw = pixel_array(dataset, correct_unused_bits=False)
+    interpretation = dataset.PhotometricInterpretation
+    if interpretation == "PALETTE COLOR" and raw.ndim == 2:
+        if "RedPaletteColorLookupTableDescriptor" not in dataset:
+            raise InputError(f"{path}: DICOM photometric interpretation 'PALETTE COLOR' without its palette")
+        raw = apply_color_lut(raw, dataset)
+    if raw.ndim == 3:
+        grey, turned = _upright(grey_of(raw), dataset.get("PatientOrientation"))
+        return DecodedImage(grey, (*flags, COLOUR, *turned))
+    if interpretation not in _GREY:
         shown = repr(interpretation) if interpretation in _COLOURS else "of another form"
         raise InputError(
             f"{path}: DICOM photometric interpretation {shown}, expected MONOCHROME1 or MONOCHROME2"
         )
-    stored = _significant(stored, bits, high, dataset)
-    padding = _padding(stored, dataset)
-    values, remarks = _seen_through_window(apply_modality_lut(stored, dataset), dataset, padding)
-    inverted, remark = _is_inverted(interpretation, str(dataset.get("PresentationLUTShape") or ""))
-    inside = values[~padding] if padding.any() and not padding.all() else values
-    if inverted:
-        values = (
-            inside.max() - values
-            if np.issubdtype(values.dtype, np.floating)
-            else int(inside.max()) - values.astype(np.int64)
+    bits = int(dataset.get("BitsStored", 0))
+    stored = raw if raw.dtype.kind == "f" else _significant(raw, bits, dataset)
+    padding = is_padding(raw, stored, dataset, bits)
+    if padding.all():
+        return DecodedImage(
+            np.zeros(raw.shape, np.uint8), (*flags, "all padding: no pixel differs from the padding value")
         )
-        darkest = 0
-    else:
-        darkest = inside.min()
-    if padding.any() and not padding.all():
-        values = np.where(padding, darkest, values)
+    stored = np.where(padding, stored[~padding].flat[0], stored)  # no padding value shall meet a table
+    values, scaled = rescaled(stored, dataset)
+    values, remarks = seen(values, dataset, padding)
+    is_inverted, remark = _is_inverted(interpretation, dataset.get("PresentationLUTShape", ""))
+    if is_inverted:
+        highest = values[~padding].max()
+        whole = not np.issubdtype(values.dtype, np.floating)
+        values = int(highest) - values.astype(np.int64) if whole else highest - values
+    if padding.any():
+        values = np.where(padding, values[~padding].min(), values)
     upright, turned = _upright(values, dataset.get("PatientOrientation"))
-    return DecodedImage(upright, (*flags, *remarks, *remark, *turned))
+    return DecodedImage(upright, (*flags, *scaled, *remarks, *remark, *turned))
 
 
 def _flags(dataset: pydicom.Dataset) -> list[str]:
     flags = []
-    if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
+    if dataset.get("BurnedInAnnotation") == "YES":
         flags.append("burnt-in annotation: the pixels may show who the patient is")
     if str(dataset.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE) or dataset.get("ConversionType"):
         flags.append("secondary capture")
     return flags
 
 
-def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Dataset) -> np.ndarray:
+def _significant(stored: np.ndarray, bits: int, dataset: pydicom.Dataset) -> np.ndarray:
     """Stored values without bits that do not belong to the pixel (old overlays, say), sign-extended."""
+    high = int(dataset.get("HighBit", bits - 1))
     width = stored.dtype.itemsize * 8
     if not 1 <= bits <= width or not bits - 1 <= high < width:
         raise ValueError(f"{bits} bits stored up to bit {high} in {width}")
@@ -306,44 +292,6 @@ def _significant(stored: np.ndarray, bits: int, high: int, dataset: pydicom.Data
     if signed:
         field = np.where(field >> (bits - 1), field - (1 << bits), field)
     return field.astype(stored.dtype)
-
-
-def _padding(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Mask of the pixels that the header declares as padding."""
-    first = dataset.get("PixelPaddingValue")
-    if first is None or isinstance(first, (bytes, str)):
-        return np.zeros(stored.shape, dtype=bool)
-    last = dataset.get("PixelPaddingRangeLimit")
-    last = first if last is None or isinstance(last, (bytes, str)) else last
-    low, high = sorted((int(first), int(last)))
-    return (stored >= low) & (stored <= high)
-
-
-def _seen_through_window(
-    values: np.ndarray, dataset: pydicom.Dataset, padding: np.ndarray
-) -> tuple[np.ndarray, list[str]]:
-    """Values through the VOI look-up table or window (skipped if it leaves one grey value), and remarks."""
-    inside = ~padding if not padding.all() else np.ones(padding.shape, dtype=bool)
-    if "VOILUTSequence" in dataset and len(dataset.VOILUTSequence):
-        seen = apply_voi_lut(_whole(values), dataset, prefer_lut=True)
-    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
-        width = dataset.WindowWidth
-        width = float(width[0] if isinstance(width, (list, tuple, MultiValue)) else width)
-        # A linear window is at least 1 wide, an exact or sigmoid one wider than 0 (PS3.3 C.11.2.1.2).
-        exact = str(dataset.get("VOILUTFunction") or "LINEAR") != "LINEAR"
-        if not (width > 0 if exact else width >= 1):
-            return values, ["invalid window ignored"]
-        seen = apply_windowing(values, dataset)
-    else:
-        return values, []
-    if np.ptp(seen[inside]) == 0 and np.ptp(values[inside]) != 0:
-        return values, ["window outside the image's values ignored"]
-    return seen, []
-
-
-def _whole(values: np.ndarray) -> np.ndarray:
-    """Grey values as integers, which index a look-up table."""
-    return values if np.issubdtype(values.dtype, np.integer) else np.rint(values).astype(np.int64)
 
 
 def _is_inverted(interpretation: str, shape: str) -> tuple[bool, list[str]]:
@@ -373,16 +321,3 @@ def _upright(values: np.ndarray, orientation: Any) -> tuple[np.ndarray, list[str
     if along_column == "H":
         values = values[::-1]
     return np.ascontiguousarray(values), ["turned or mirrored upright by its patient orientation"]
-
-
-def _date(text: str) -> datetime.date | None:
-    digits = re.sub(r"[.\-/]", "", text.strip())[:8]
-    try:
-        return datetime.datetime.strptime(digits, "%Y%m%d").date() if len(digits) == 8 else None
-    except ValueError:
-        return None
-
-
-def message_of(error: BaseException) -> str:
-    """A library's error message without quotations: damage can move a patient's name into any tag."""
-    return " ".join(_QUOTED.sub("...", str(error)).split()) or type(error).__name__

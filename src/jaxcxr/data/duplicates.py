@@ -8,22 +8,24 @@ Source of the hash: Zauner, Implementation and benchmarking of perceptual image 
 x 16 cosines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, UInt
+from jaxtyping import UInt
 from PIL import Image
 
+from jaxcxr.data.close_pairs import close_pairs
 from jaxcxr.data.manifest import SPLITS
-from jaxcxr.data.store import RECORDS_FILE, Store
+from jaxcxr.data.store import Store
+from jaxcxr.data.store_checks import CURE, RECORDS_FILE
+from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 
 DUPLICATES_FILE = "duplicates.csv"
 """The pairs found by `near_duplicates`; if a store lacks this file, near-duplicates were not searched for."""
 
 _SIDE = 64
-_BLOCK = 256
 _IMAGES_AT_ONCE = 256
 # The first rows of the cosine transform (type II), not yet scaled; the others are not needed.
 _COSINES = np.cos(np.pi / _SIDE * np.arange(17)[:, None] * (np.arange(_SIDE) + 0.5)).astype(np.float32)
@@ -47,31 +49,19 @@ def perceptual_hash(image: UInt[np.ndarray, "size size"]) -> str:
     return np.packbits(low > np.sort(low)[127]).tobytes().hex()
 
 
-def close_pairs(hashes: UInt[np.ndarray, "n 4"], most: int) -> Int[np.ndarray, "pairs 3"]:
-    """Pairs of hashes (four 64-bit words each) that differ in at most `most` bits: first, second, bits."""
-    return np.concatenate([np.zeros((0, 3), dtype=np.int64), *_close_pairs(hashes, most)])
-
-
-def _close_pairs(hashes: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK]
-        for other in range(start, len(hashes), 64 * _BLOCK):
-            against = hashes[other : other + 64 * _BLOCK]
-            bits = np.zeros((len(block), len(against)), dtype=np.uint16)
-            for word in range(hashes.shape[1]):
-                bits += np.bitwise_count(block[:, None, word] ^ against[None, :, word])
-            first, second = np.nonzero(bits <= most)
-            pairs = np.stack([first + start, second + other, bits[first, second].astype(np.int64)], axis=1)
-            yield pairs[pairs[:, 0] < pairs[:, 1]]
-
-
-def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.DataFrame:
+def near_duplicates(
+    store: Store,
+    most: int = 40,
+    at_least: float = 0.97,
+    progress: Callable[[float], object] = lambda _: None,
+) -> pd.DataFrame:
     """Pairs of near-duplicate images of different patients; an image of a single grey value is in no pair.
 
     Args:
         store: with hashes (`jaxcxr.data.build` writes them); without hashes no pairs are found.
         most: bits in which two hashes may differ, of 256.
         at_least: correlation of the two images at 64 x 64 pixels.
+        progress: called with the share of the comparisons done since the last call.
 
     Returns:
         `image_id_a`, `image_id_b`, `patient_id_a`, `patient_id_b`, `split_a`, `split_b`, `bits`,
@@ -91,7 +81,7 @@ def near_duplicates(store: Store, most: int = 40, at_least: float = 0.97) -> pd.
             np.zeros((0, 3), dtype=np.int64),
             *(
                 some[patients[some[:, 0]] != patients[some[:, 1]]]
-                for some in _close_pairs(hashes[candidates], most)
+                for some in close_pairs(hashes[candidates], most, progress)
             ),
         ]
     )
@@ -133,6 +123,7 @@ def listed_duplicates(store: Store) -> dict[str, bool] | None:
         InputError: the listing is damaged.
     """
     path = store.path / DUPLICATES_FILE
+    check(path, CURE)
     if not path.is_file():
         return None
     try:

@@ -2,12 +2,11 @@
 
 Source: the paper, Data Pre-processing, after Johnson et al., MIMIC-CXR-JPG: resize, shift and scale to [0,
 255], equalise the histogram; in the paper's order. Grey values are read as the file defines them (for DICOM
-see `jaxcxr.data.dicom`); scaling makes 10 or 12 significant bits of a 16-bit file fill the range.
+see `jaxcxr.data.dicom`, for others
+`jaxcxr.data.pictures`); scaling makes 10 or 12 significant bits of a 16-bit file fill the range.
 """
 
 import dataclasses
-import io
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,16 +14,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Num, UInt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from jaxcxr.data.dicom import (
-    MAX_PIXELS,
-    RADIOGRAPHY_MODALITIES,
-    DecodedImage,
-    is_dicom,
-    message_of,
-    read_dicom,
-)
+from jaxcxr.data.decoded import DecodedImage
+from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, is_dicom, read_dicom
+from jaxcxr.data.pictures import read_picture
 from jaxcxr.errors import InputError
 
 __all__ = [
@@ -36,7 +30,6 @@ __all__ = [
     "read_image",
 ]
 
-_FORMATS = ("PNG", "JPEG", "TIFF")
 _AT_ONCE = 16 << 20
 _FITS: Mapping[str, str] = MappingProxyType(
     {
@@ -91,7 +84,7 @@ PREPROCESSING: Mapping[str, str] = MappingProxyType(Preprocessing().described())
 
 
 def decode_image(path: str | Path) -> DecodedImage:
-    """Grey values and flags of a PNG, JPEG or TIFF (8 or 16 bits; grey, colour or palette) or DICOM file.
+    """Grey values and flags of a PNG, JPEG, TIFF (of any depth; grey, colour or palette) or DICOM file.
 
     Raises:
         InputError: the file is missing, not an image, truncated or empty, has several frames, is not a
@@ -105,9 +98,10 @@ def decode_image(path: str | Path) -> DecodedImage:
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{str(path)!r}: no name of a file ({error})") from error
-    # Small files are decoded from memory: one read is cheaper than many.
-    source = io.BytesIO(start) if len(start) < _AT_ONCE else path
-    decoded = read_dicom(path) if is_dicom(path, start[:132]) else DecodedImage(_read_picture(path, source))
+    if is_dicom(path, start[:132]):
+        decoded = read_dicom(path)
+    else:
+        decoded = read_picture(path, start, whole=len(start) < _AT_ONCE)
     pixels = decoded.pixels
     if pixels.size == 0:
         raise InputError(f"{path}: the image is empty, {pixels.shape[1]} x {pixels.shape[0]} pixels")
@@ -209,37 +203,3 @@ def _full_scale(image: np.ndarray, values: np.ndarray, top: int) -> np.ndarray:
     return np.clip((values - np.float32(low)) * np.float32(top / span), 0, top).astype(
         np.uint16 if top > 255 else np.uint8
     )
-
-
-def _read_picture(path: Path, source: Path | io.BytesIO) -> np.ndarray:
-    try:
-        with Image.open(source, formats=_FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: an image of {picture.width} x {picture.height} pixels, expected at most "
-                    f"{MAX_PIXELS}"
-                )
-            if getattr(picture, "n_frames", 1) != 1:
-                raise InputError(
-                    f"{path}: found an image of {getattr(picture, 'n_frames', '?')} frames, expected one"
-                )
-            picture.load()
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            upright = ImageOps.exif_transpose(picture) if turned else picture
-            if upright.mode.startswith(("I", "F")) or upright.mode == "L":
-                return np.asarray(upright)
-            return np.asarray(upright.convert("L"))
-    except InputError:
-        raise
-    # Pillow's decoders raise all of these for damaged files, the bomb error for absurd dimensions.
-    except (
-        OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError,
-        ArithmeticError, MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        # Pillow would name the memory that it read from.
-        why = (
-            "the image cannot be identified"
-            if isinstance(error, UnidentifiedImageError)
-            else message_of(error)
-        )
-        raise InputError(f"{path}: cannot be read as PNG, JPEG, TIFF or DICOM ({why})") from error

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxcxr.atomic import exclusive_lock, replacing
+from jaxcxr.atomic import exclusive_lock, renaming
+from jaxcxr.data.decoded import odd
 from jaxcxr.data.duplicates import perceptual_hash
 from jaxcxr.data.images import Preprocessing, decode_image, preprocess
 from jaxcxr.data.shards import ShardWriter, encode
@@ -112,16 +113,17 @@ def prepare(task: ShardTask, place: int) -> tuple[dict[str, Any], bytes]:
         return {"row": row, "reason": _CRASHED}, b""
     try:
         image = decode_image(path)
-        if image.flags and task.refuse_flagged:
-            raise InputError(f"{path}: {'; '.join(image.flags)}")
         prepared = preprocess(image.pixels, task.size, task.how)
+        flags = image.flags + odd(image.pixels, prepared)
+        if flags and task.refuse_flagged:
+            raise InputError(f"{path}: {'; '.join(flags)}")
     except InputError as error:
         if task.strict:
             raise
         return {"row": row, "reason": str(error).removeprefix(f"{path}: ")}, b""
     content = prepared.tobytes()
     entry = {"row": row, "sha256": hashlib.sha256(content).hexdigest(), "phash": perceptual_hash(prepared)}
-    return (entry | {"flags": list(image.flags)} if image.flags else entry), content
+    return (entry | {"flags": list(flags)} if flags else entry), content
 
 
 def _trusted_entries(task: ShardTask, raw: BinaryIO, journal: BinaryIO) -> list[dict[str, Any]]:
@@ -170,7 +172,7 @@ def _as_array_record(task: ShardTask, raw: BinaryIO, entries: Sequence[dict[str,
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears complete or not at all, forced to the disk."""
-    with replacing(path) as part, part.open("wb") as file:
+    with renaming(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -5,7 +5,9 @@ trusted afterwards.
 """
 
 import difflib
+import posixpath
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxcxr.data.csv_dialect import csv_text, with_point
 from jaxcxr.errors import InputError
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
@@ -46,7 +49,8 @@ def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:
 def read_table(path: str | Path) -> pd.DataFrame:
     """A parquet or CSV table; every cell of a CSV stays text, so that an id such as 007 keeps its zeros.
 
-    A comma at the end of each row does not make another column.
+    A comma at the end of each row does not make another column; encoding and separator are found
+    (`jaxcxr.data.csv_dialect`).
 
     Raises:
         InputError: the file is missing, neither parquet nor CSV, or unreadable.
@@ -59,7 +63,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         if path.suffix == ".csv":
             return text_cells(path)
-    except (ValueError, OSError) as error:
+    # Pyarrow and pandas raise these for damaged files.
+    except (
+        ValueError, OSError, EOFError, KeyError, TypeError, NotImplementedError, zlib.error
+    ) as error:  # fmt: skip
         raise InputError(
             f"{path}: cannot be read as a {path.suffix[1:]} table ({' '.join(str(error).split())})"
         ) from error
@@ -73,32 +80,39 @@ def text_cells(path: Path) -> pd.DataFrame:
         ValueError: it cannot be parsed, two columns have one name, or rows hold more cells than the header.
         OSError: it cannot be read.
     """
-    how: dict[str, Any] = {
-        "dtype": str,
-        "keep_default_na": False,
-        "encoding": "utf-8-sig",
-        "index_col": False,
-    }
-    header = list(pd.read_csv(path, nrows=0, **how).columns)
-    named = [name.strip() for name in pd.read_csv(path, nrows=1, header=None, **how).iloc[0]]
+    text, separator = csv_text(path)
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "index_col": False, "sep": separator}
+
+    def read(**more: Any) -> pd.DataFrame:
+        text.seek(0)
+        return pd.read_csv(text, **how, **more)
+
+    header = list(read(nrows=0).columns)
+    named = [name.strip() for name in read(nrows=1, header=None).iloc[0]]
     for place, name in enumerate(named):
         if name and name in named[:place]:  # pandas would rename it silently
             pair = f"{named.index(name) + 1} and {place + 1}"
             raise ValueError(f"columns {pair} of the header have the same name; is its first row the header?")
+    too_many = (
+        f"rows have more cells than the {len(header)} of the header; if a title stands above the header, "
+        "take its lines away"
+    )
     with warnings.catch_warnings():
         # Pandas would cut rows that are longer than the header, or shift all columns by one; only empty cells
         # may be cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            return pd.read_csv(path, **how)
+            return read()
         except pd.errors.ParserWarning:
             pass
+        except pd.errors.ParserError as error:
+            raise ValueError(too_many if "fields" in str(error) else str(error)) from error
         try:
-            table = pd.read_csv(path, names=[*header, _BEYOND], header=0, **how)
-        except pd.errors.ParserWarning as error:
-            raise ValueError(f"rows have more cells than the {len(header)} of the header") from error
+            table = read(names=[*header, _BEYOND], header=0)
+        except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+            raise ValueError(too_many) from error
     if (table[_BEYOND].to_numpy() != "").any():
-        raise ValueError(f"rows have more cells than the {len(header)} of the header")
+        raise ValueError(too_many)
     return table.drop(columns=_BEYOND)
 
 
@@ -135,6 +149,12 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
             `path` repeats, or a patient is on two sides of a split. A row is named by its index label plus 1:
             counted from 1, without the header.
     """
+    for place, finding in enumerate(findings):
+        if finding in (*REQUIRED, "view", "comorbidities") or finding in findings[:place]:
+            raise InputError(
+                f"{source}: finding {finding!r}: expected a name that no other finding and no column of "
+                "every manifest has"
+            )
     missing = [column for column in (*REQUIRED, *findings) if column not in frame.columns]
     if missing:
         raise InputError(f"{source}: {missing_column(missing[0], frame.columns)}")
@@ -168,7 +188,8 @@ def check_manifest(frame: pd.DataFrame, findings: Sequence[str], source: str) ->
     _refuse_repeated(checked, "image_id", "unique ids", source)
     # An image under two ids would count twice in a step, and the guarantee for one image would not hold for
     # it.
-    _refuse_repeated(checked, "path", "one row per image", source)
+    one_name = checked.assign(path=[posixpath.normpath(path) for path in checked["path"]])
+    _refuse_repeated(one_name, "path", "one row per image", source)
     _refuse_shared_patients(checked, source)
     return checked.reset_index(drop=True)
 
@@ -201,7 +222,8 @@ def text_of(frame: pd.DataFrame, column: str) -> np.ndarray:
 def _numbers(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Cells of a column as float64 (NaN if empty), and a mask of cells neither empty nor finite."""
     text = text_of(frame, column)
-    numbers = pd.Series(pd.to_numeric(pd.Series(text), errors="coerce")).to_numpy(dtype=np.float64)
+    points = [with_point(cell) for cell in text] if any("," in cell for cell in text) else text
+    numbers = pd.Series(pd.to_numeric(pd.Series(points), errors="coerce")).to_numpy(dtype=np.float64)
     return numbers, (text != "") & ~np.isfinite(numbers)
 
 

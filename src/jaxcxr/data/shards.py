@@ -7,6 +7,7 @@ decompression.
 
 import bisect
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 from jaxtyping import Int, UInt
+
+from jaxcxr.errors import InputError
 
 _WRITER = "group_size:1,uncompressed,max_parallelism:1"
 _READER = "readahead_buffer_size:0,max_parallelism:0"
@@ -98,26 +101,52 @@ class ImageReader:
         lengths: number of records in each.
         size: side of the images, in pixels.
         dtype: of their pixels.
+        digests: SHA-256 of each image's pixels; None if they are not known, and the images unchecked.
     """
 
-    def __init__(self, files: Sequence[Path], lengths: Sequence[int], size: int, dtype: str) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        lengths: Sequence[int],
+        size: int,
+        dtype: str,
+        digests: UInt[np.ndarray, "n 32"] | None = None,
+    ) -> None:
         self._files, self._starts = list(files), [0, *accumulate(lengths)]
-        self._size, self._dtype = size, np.dtype(dtype)
+        self._size, self._dtype, self._digests = size, np.dtype(dtype), digests
         self._readers: dict[int, object] = {}
         self._opening = threading.Lock()
 
     def read(self, positions: Int[np.ndarray, " k"]) -> UInt[np.ndarray, "k size size"]:
-        """Images at `positions`, in that order; each is copied once on its way out of the library."""
+        """Images at `positions`, in that order; each is compared with its SHA-256, and copied once on its way
+        out of the library.
+
+        Raises:
+            InputError: an image is not the one that was written, or cannot be read.
+        """
         images = np.empty((len(positions), self._size, self._size), dtype=self._dtype)
         flat = images.reshape(len(positions), self._size**2).view(np.uint8)
         for place, position in enumerate(positions.tolist()):
             shard = bisect.bisect_right(self._starts, position) - 1
-            # One at a time: the library's buffer then stays in the CPU cache, which more than halves the time
-            # of reading lists.
-            reader: Any = self._reader(shard)
-            (record,) = reader.read([position - self._starts[shard]])
-            flat[place] = np.frombuffer(image_of(record), dtype=np.uint8)
+            try:
+                # One at a time: the library's buffer then stays in the CPU cache, which more than halves the
+                # time of reading lists.
+                reader: Any = self._reader(shard)
+                (record,) = reader.read([position - self._starts[shard]])
+                flat[place] = np.frombuffer(image_of(record), dtype=np.uint8)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise self._damaged(shard, position, " ".join(str(error).split())[:200]) from error
+            if self._digests is not None:
+                found = hashlib.sha256(flat[place].data).digest()
+                if found != self._digests[position].tobytes():
+                    raise self._damaged(shard, position, "its pixels are not those that were written")
         return images
+
+    def _damaged(self, shard: int, position: int, what: str) -> InputError:
+        return InputError(
+            f"{self._files[shard]}: record {position - self._starts[shard]} is damaged ({what}); put the "
+            "file back from a copy, or prepare the store again"
+        )
 
     def _reader(self, shard: int) -> object:
         found = self._readers.get(shard)

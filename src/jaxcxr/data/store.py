@@ -3,6 +3,7 @@
 A store is a folder:
 
     manifest.parquet    the checked manifest, one row per image, in the order the images were given
+    digests.json        SHA-256 of the tables and of store.json
     records.parquet     SHA-256 of each image's pixels (and its perceptual hash), in manifest order
     store.json          size, findings, counts, preprocessing, versions, digests, how the splits were made
                         and the key of random splits (never released); written last
@@ -17,7 +18,6 @@ needed.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -30,21 +30,26 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int, UInt
 
-from jaxcxr.atomic import write_json
+from jaxcxr.data.fingerprint import EXTRA_DECODERS, PIXEL_LIBRARIES, fingerprint_of, versions_of
 from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
 from jaxcxr.data.shards import ImageReader, ShardWriter, encode, shard_name, write_dataset_info
+from jaxcxr.data.store_checks import (
+    INFO_FILE,
+    MANIFEST_FILE,
+    RECORDS_FILE,
+    STORE_FILE,
+    counts_of,
+    image_digests,
+    require_files,
+    require_tables,
+)
+from jaxcxr.digests import seal, write_json
 from jaxcxr.errors import InputError
-
-MANIFEST_FILE = "manifest.parquet"
-RECORDS_FILE = "records.parquet"
-STORE_FILE = "store.json"
 
 SHARD_BYTES = 128 << 20
 _FORMAT = 2
 _READABLE = (1, _FORMAT)
-_PIXEL_LIBRARIES = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg")
-_EXTRA_DECODERS = ("pylibjpeg-libjpeg", "python-gdcm")  # a user may add them for JPEG lossless
-_LIBRARIES = ("array_record", *_PIXEL_LIBRARIES, *_EXTRA_DECODERS, "tensorflow-datasets")
+_LIBRARIES = ("array_record", *PIXEL_LIBRARIES, *EXTRA_DECODERS, "tensorflow-datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Split:
 
         Raises:
             IndexError: an index is outside [0, n).
+            InputError: an image is not the one that was written, or cannot be read.
         """
         positions = np.asarray(indices, dtype=np.int64)
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
@@ -117,7 +123,7 @@ class Store:
             findings: label columns in the wanted order; all of the store's if omitted.
 
         Raises:
-            InputError: there is no such split, or a finding is not in this store.
+            InputError: there is no such split, a finding is not in this store, or the checksums are damaged.
         """
         if name not in SPLITS:
             raise InputError(f"{self.path}: expected a split among {list(SPLITS)}, found {name!r}")
@@ -127,11 +133,13 @@ class Store:
                 raise InputError(
                     f"{self.path}: finding {finding!r} is not in this store; it has {list(self.findings)}"
                 )
-        frame = self.manifest.loc[self.manifest["split"] == name].reset_index(drop=True)
+        rows = (self.manifest["split"] == name).to_numpy()
+        frame = self.manifest.loc[rows].reset_index(drop=True)
         labels = frame.loc[:, list(wanted)].to_numpy(dtype=np.float32)
         lengths = self.shards.get(name, ())
         files = [self.path / shard_name(name, shard) for shard in range(len(lengths))]
-        return Split(frame, wanted, labels, self.size, ImageReader(files, lengths, self.size, self.dtype))
+        reader = ImageReader(files, lengths, self.size, self.dtype, image_digests(self.path, rows))
+        return Split(frame, wanted, labels, self.size, reader)
 
     def description(self) -> dict[str, Any]:
         """The contents of `store.json`."""
@@ -261,7 +269,7 @@ def finish(
         "size": size,
         "dtype": dtype,
         "findings": list(findings),
-        "counts": _counts(kept),
+        "counts": counts_of(kept),
         "shards": {split: [count for count, _ in lengths] for split, lengths in shards.items() if lengths},
         "preprocessing": dict(preprocessing),
         "versions": versions,
@@ -270,6 +278,7 @@ def finish(
         "images_sha256": digest,
         "fingerprint": fingerprint_of(kept, size, findings, preprocessing, digest),
     }
+    seal(*(building / name for name in (MANIFEST_FILE, RECORDS_FILE, INFO_FILE, "features.json")))
     write_json(building / STORE_FILE, description)
 
 
@@ -287,10 +296,10 @@ def publish(building: Path, path: Path) -> None:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a store for reading.
+    """Open a store for reading; its tables are compared with their checksums.
 
     Raises:
-        InputError: there is no complete store at `path`.
+        InputError: there is no complete store at `path`, or a table is not what was written.
     """
     path = Path(path)
     if not path.is_dir():
@@ -303,6 +312,7 @@ def open_store(path: str | Path) -> Store:
             )
         manifest = pd.read_parquet(path / MANIFEST_FILE)
         counts, shards = description["counts"], _shards(path)
+        require_tables(path, manifest, description)
         store = Store(
             path,
             description["size"],
@@ -318,45 +328,13 @@ def open_store(path: str | Path) -> Store:
         raise InputError(
             f"{path}: not a complete store ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    _check_files(path, manifest, counts, shards)
+    require_files(path, manifest, counts, shards)
     return store
 
 
-def versions_of(libraries: Sequence[str] = (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS)) -> dict[str, str]:
-    """Installed versions of the libraries that decode and preprocess images (or of `libraries`)."""
-    found = {}
-    for name in libraries:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name not in _EXTRA_DECODERS:
-                found[name] = "absent"
-    return found
-
-
-def _counts(frame: pd.DataFrame) -> dict[str, int]:
-    splits = frame["split"].tolist()
-    return {name: splits.count(name) for name in SPLITS}
-
-
 def _shards(path: Path) -> dict[str, tuple[int, ...]]:
-    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    info = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
     return {split["name"]: tuple(int(length) for length in split["shardLengths"]) for split in info["splits"]}
-
-
-def _check_files(
-    path: Path, manifest: pd.DataFrame, counts: Mapping[str, int], shards: Mapping[str, Sequence[int]]
-) -> None:
-    for name, rows in _counts(manifest).items():
-        if rows != counts.get(name, 0) or rows != sum(shards.get(name, ())):
-            raise InputError(
-                f"{path}: {MANIFEST_FILE} has {rows} rows of split {name!r}, {STORE_FILE} names "
-                f"{counts.get(name, 0)}, the shards hold {sum(shards.get(name, ()))}"
-            )
-    for split, lengths in shards.items():
-        for shard in range(len(lengths)):
-            if not (path / shard_name(split, shard)).is_file():
-                raise InputError(f"{path}: not a complete store; {shard_name(split, shard)} is missing")
 
 
 def _write_in_order(
@@ -404,35 +382,3 @@ def _exactly(images: Iterable[Any], count: int) -> Iterator[Any]:
         yield image
     if given < count:
         raise InputError(f"store: expected {count} images, one per row of the manifest; found {given}")
-
-
-def rows_of(frame: pd.DataFrame, findings: Sequence[str]) -> dict[str, list[Any]]:
-    """The manifest as values for a digest; where the original files lay (`path`) is not part of it."""
-    columns = [column for column in frame.columns if column != "path" and column not in findings]
-    return {
-        column: [None if pd.isna(value) else value for value in frame[column].tolist()]
-        for column in [*sorted(columns), *findings]
-    }
-
-
-def fingerprint_of(
-    frame: pd.DataFrame,
-    size: int,
-    findings: Sequence[str],
-    preprocessing: Mapping[str, object],
-    digest: str,
-    versions: Mapping[str, str] | None = None,
-) -> str:
-    """SHA-256 over the data and the versions of the libraries that made the pixels."""
-    versions = versions or versions_of()
-    content = {
-        "rows": rows_of(frame, findings),
-        "size": size,
-        "findings": list(findings),
-        "preprocessing": dict(preprocessing),
-        "versions": {
-            name: versions[name] for name in (*_PIXEL_LIBRARIES, *_EXTRA_DECODERS) if name in versions
-        },
-        "images": digest,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from jaxcxr.config import EvaluationConfig
+from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 from jaxcxr.eval.bootstrap import p_value, spread_of
 from jaxcxr.eval.estimates import Estimates, measure
@@ -126,6 +127,7 @@ def read_evaluation(path: str | Path) -> pd.DataFrame:
         raise InputError(
             f"{path}: no such evaluation; scripts/evaluate.py writes one from a predictions file"
         )
+    check(path, "evaluate its predictions again (jaxcxr evaluate RUN)")
     try:
         frame = pd.read_csv(path, dtype={"positives": "Int64"}, keep_default_na=True)
     except (OSError, ValueError) as error:

@@ -164,7 +164,15 @@ def _column_groups(
         numbers = group_numbers(predictions, column).to_numpy()
         whole = bool((numbers[~np.isnan(numbers)] % 1 == 0).all())
         return [_bin(column, numbers, low, high, whole) for low, high in itertools.pairwise(edges)]
-    distinct = list(pd.unique(values.dropna()))
+    try:
+        distinct = list(pd.unique(values.dropna()))
+        distinct.sort(key=lambda value: (isinstance(value, str), value))
+    except (TypeError, ValueError) as error:
+        kinds = sorted({type(value).__name__ for value in values.dropna().head(1000)})
+        raise InputError(
+            f"{source}: column {column!r}: found cells that cannot be told apart or ordered "
+            f"({', '.join(kinds)}), expected one number or text per cell; --groups names other columns"
+        ) from error
     if len(distinct) > MAX_VALUES:
         raise InputError(
             f"{source}: column {column!r}: expected at most {MAX_VALUES} values to make groups of, found "
@@ -177,7 +185,7 @@ def _column_groups(
             column,
             (values == value).to_numpy(bool, na_value=False),
         )
-        for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))
+        for value in distinct
     ]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
-from jaxcxr.atomic import replacing
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Split, Store
+from jaxcxr.digests import sealed
 from jaxcxr.errors import InputError
 from jaxcxr.eval.predictions import SCHEMA_VERSION
 from jaxcxr.inference import Model
@@ -65,5 +65,5 @@ def _probabilities(model: Model, split: Split) -> Float[np.ndarray, "n findings"
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a parquet file that appears complete or not at all."""
-    with replacing(path) as part:
+    with sealed(path) as part:
         table.to_parquet(part, index=False)

@@ -5,12 +5,16 @@ The file needs `image_id`, `patient_id`, `split`, and for each finding `y_<findi
 (`jaxcxr.eval.groups`).
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from jaxcxr.data.csv_dialect import csv_text
+from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 
 ID_COLUMNS: tuple[str, ...] = ("image_id", "patient_id", "split")
@@ -92,12 +96,22 @@ def _check_columns(path: Path, table: pd.DataFrame) -> tuple[str, ...]:
             raise InputError(
                 f"{path}: column 'p_{name}': the name {name!r} is kept for the evaluation; rename the finding"
             )
+    for finding in findings:
+        if not finding or finding in (*ID_COLUMNS, "age", "sex", "view", "comorbidities"):
+            raise InputError(
+                f"{path}: column 'p_{finding}': found a finding named {finding!r}, expected a name that no "
+                "column of images or patients has"
+            )
     return findings
 
 
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such predictions file")
+    check(
+        path,
+        "put it back from a copy, or delete it and evaluation.csv, and resume the run, which predicts again",
+    )
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(
             f"{path}: expected a file ending in .parquet or .csv, found {path.suffix or 'no ending'!r}"
@@ -107,12 +121,41 @@ def _read(path: Path) -> pd.DataFrame:
     ids = ("image_id", "patient_id")
     try:
         csv = path.suffix == ".csv"
-        table = pd.read_csv(path, dtype=dict.fromkeys(ids, "string")) if csv else pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
+        table = _read_csv(path, ids) if csv else pd.read_parquet(path)
+    except InputError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        NotImplementedError,
+    ) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
         raise InputError(
             f"{path}: cannot be read as {path.suffix[1:]} ({' '.join(str(error).split())[:200]})"
         ) from error
     return table.assign(**{c: table[c].astype("string") for c in ids if c in table})
+
+
+def _read_csv(path: Path, ids: Sequence[str]) -> pd.DataFrame:
+    """A CSV table with ids as text; it may have semicolons with decimal commas, tabs, or be in UTF-16."""
+    text, separator = csv_text(path)
+    header = pd.read_csv(text, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = [name.strip() for name in header.iloc[0]]
+    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if twice is not None:  # pandas would rename the second
+        raise InputError(f"{path}: column {twice!r} is there twice; expected each column once")
+    text.seek(0)
+    decimal = "," if separator == ";" and not _has_points(text.read(1 << 16)) else "."
+    text.seek(0)
+    return pd.read_csv(
+        text, sep=separator, decimal=decimal, dtype=dict.fromkeys(ids, "string"), index_col=False
+    )
+
+
+def _has_points(text: str) -> bool:
+    return re.search(r"(?:^|;)\s*[-+]?\d*\.\d", text, flags=re.MULTILINE) is not None
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str, expected: str) -> pd.Series:
@@ -139,5 +182,8 @@ def group_numbers(table: pd.DataFrame, column: str) -> pd.Series:
         InputError: a value is not a number.
     """
     return _numbers(
-        Path(table.attrs.get("source", "predictions")), table, column, "a number, to be put into a bin"
+        Path(table.attrs.get("source", "predictions")),
+        table,
+        column,
+        "a number, to be put into a bin (--groups names other columns)",
     )

@@ -7,13 +7,14 @@ they are neither trained nor noised.
 
 import dataclasses
 import functools
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxcxr.models import lora
+from jaxcxr.models import lora, thumbnail
 
 HEAD = "head"
 """Name of the last layer."""
@@ -67,6 +68,8 @@ class Network(nn.Module):
             float32.
         remat: see `ModelConfig`; read by the code that differentiates the network.
         lora_rank: rank of the factors beside its kernels (`lora`); 0 for none.
+        thumbnail: side in pixels of the small image that the head sees beside the features (`thumbnail`); 0
+            for none.
         LAST_STAGE: what the names of the modules of the last stage begin with, for the scope `last_stage`.
     """
 
@@ -74,6 +77,7 @@ class Network(nn.Module):
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
     remat: bool = dataclasses.field(default=False, kw_only=True)
     lora_rank: int = dataclasses.field(default=0, kw_only=True)
+    thumbnail: int = dataclasses.field(default=0, kw_only=True)
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
 
@@ -88,18 +92,43 @@ class Network(nn.Module):
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """Random parameters, and constants; see Flax. With factors where `lora_rank` asks for them."""
         init = functools.partial(super().init, rngs, *args, **kwargs)
-        if not self.lora_rank:
-            return init()
-        key = rngs["params"] if isinstance(rngs, dict) else rngs
-        return lora.init_with_factors(init, self.lora_rank, key, HEAD)
+        with self._shown(args):
+            if not self.lora_rank:
+                return init()
+            key = rngs["params"] if isinstance(rngs, dict) else rngs
+            return lora.init_with_factors(init, self.lora_rank, key, HEAD)
 
     @nn.nowrap
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
         """The logits of an image by given parameters; see Flax."""
-        if not self.lora_rank:
-            return super().apply(variables, *args, **kwargs)
-        with nn.intercept_methods(lora.added):
-            return super().apply(variables, *args, **kwargs)
+        with self._shown(args):
+            if not self.lora_rank:
+                return super().apply(variables, *args, **kwargs)
+            with nn.intercept_methods(lora.added):
+                return super().apply(variables, *args, **kwargs)
+
+    @nn.nowrap
+    def _shown(self, args: tuple[Any, ...]) -> ExitStack:
+        """While this is open, the head sees the thumbnail of the image, too, if the network has one."""
+        shown = ExitStack()
+        if self.thumbnail:
+            look = thumbnail.shown_to(HEAD, self._grey(args[0]), self.thumbnail)
+            shown.enter_context(nn.intercept_methods(look))
+        return shown
+
+    @nn.nowrap
+    def _grey(self, image: Any) -> Any:
+        """[h, w] grey values from 0 to 255, also of an image that is normalised already."""
+        if jnp.ndim(image) == 2:
+            return image
+        return 255.0 * (image[..., 0] * self.input.std[0] + self.input.mean[0])
+
+    @nn.nowrap
+    def seen_by_head(self, features: Float[Array, "features"], image: Any) -> Float[Array, "more"]:
+        """What the head sees of an image with these features below it."""
+        if not self.thumbnail:
+            return features
+        return thumbnail.beside(features, self._grey(image), self.thumbnail)
 
     def pooled(self, last: Float[Array, "h w c"]) -> Float[Array, "c"]:
         """Features as the mean over the places of the last map, which is kept for whoever asks

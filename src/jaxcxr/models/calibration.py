@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from jaxcxr import digests
 from jaxcxr.atomic import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import CALIBRATION
@@ -59,7 +60,7 @@ class Calibration:
 
     def write(self, folder: Path) -> None:
         """Write `calibration.json` into a folder."""
-        write_json(folder / CALIBRATION, dataclasses.asdict(self))
+        digests.write_json(folder / CALIBRATION, dataclasses.asdict(self))
 
 
 def platt(scores: Float[np.ndarray, " n"], slope: float, intercept: float) -> Float[np.ndarray, " n"]:
@@ -80,6 +81,7 @@ def read_calibration(folder: Path, findings: tuple[str, ...]) -> Calibration | N
         InputError: the file is damaged, or of other findings.
     """
     path = folder / CALIBRATION
+    digests.check(path, "evaluate the run again (jaxcxr evaluate RUN)")
     if not path.is_file():
         return None
     try:

@@ -99,7 +99,7 @@ def _naming(
         scale: of a block's layer scale.
     """
     fixed = dict(zip(("stem", "stem_norm", "norm", HEAD), outside, strict=True))
-    of_part = dict(zip(_PARTS, parts, strict=True))
+    of_part: dict[str, str] = dict(zip(_PARTS, parts, strict=True))
 
     def torch_name(path: Path) -> str:
         module, *inner = path

@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from jaxcxr.models.backbone import HEAD
+from jaxcxr.models.backbone import HEAD, Network
 
 
 def with_features(
@@ -25,6 +25,8 @@ def with_features(
     with nn.intercept_methods(look):
         logits: Any = model.apply(params, image)
     (features,) = seen
+    if isinstance(model, Network):
+        features = model.seen_by_head(features, image)
     return logits, features
 
 

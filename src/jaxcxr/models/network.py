@@ -47,7 +47,12 @@ def make_network(data: DataConfig, model: ModelConfig) -> Network:
         InputError: there is no such network, a field is not one of it, or it does not take images of
             `data.size`.
     """
-    common = {"dtype": DTYPES[model.dtype], "remat": model.remat, "lora_rank": model.lora_rank}
+    common = {
+        "dtype": DTYPES[model.dtype],
+        "remat": model.remat,
+        "lora_rank": model.lora_rank,
+        "thumbnail": model.thumbnail,
+    }
     if model.network == "resnet9":
         own = {name: getattr(model, name) for name in _OF_RESNET9}
     else:

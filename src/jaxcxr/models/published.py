@@ -122,6 +122,11 @@ def torch_state(model: ModelConfig, params: PyTree, naming: str | None = None) -
     Raises:
         InputError: the network is of the user's own, or has parts without torch names.
     """
+    if model.thumbnail:
+        raise InputError(
+            "model.thumbnail: the torch network has no such part, and would compute something else; expected "
+            "a .stablehlo file, which computes all of it"
+        )
     if model.network == "resnet9":
         if model.scale_norm:
             raise InputError(

@@ -51,7 +51,8 @@ def _shares(model: Network, params: PyTree, image: Any, finding: Any, steps: int
 def activation_map(
     model: Network, params: PyTree, image: UInt8[np.ndarray, "h w"], finding: int
 ) -> Float[np.ndarray, "i j"]:
-    """Contribution of each cell of the last map to the logit; the sum is the logit without its bias.
+    """Contribution of each cell of the last map to the logit; the sum is the logit without its bias, and
+    without what the head takes from a thumbnail (`models.thumbnail`).
 
     Raises:
         InputError: the features of this network are not the mean over the places of a map.
@@ -64,5 +65,5 @@ def activation_map(
             "method integrated_gradients, which explains any network"
         )
     features = jnp.asarray(maps[0], jnp.float32)
-    kernel = params["params"][HEAD]["kernel"][:, finding]
+    kernel = params["params"][HEAD]["kernel"][: features.shape[-1], finding]
     return np.asarray(features @ kernel) / (features.shape[0] * features.shape[1])

@@ -13,6 +13,8 @@ from jaxcxr.atomic import replacing
 from jaxcxr.errors import InputError
 from jaxcxr.models.torch_weights import State
 
+_COUNTS = ("num_batches_tracked", "position_ids", "relative_position_index")
+"""Buffers of whole numbers that torch keeps beside weights."""
 PREFIXES = ("_module.", "module.", "_orig_mod.", "model.", "net.")
 """Prefixes that wrappers put before every name: Opacus, DataParallel, torch.compile, Lightning and others."""
 
@@ -175,7 +177,13 @@ def _plain_names(state: Mapping[str, Any], path: Path) -> State:
         names = [name.removeprefix(prefix) for name in names]
     if not names:
         raise InputError(f"{path}: holds no tensors")
-    arrays = (np.asarray(array) for array in state.values())
+    arrays = [np.asarray(array) for array in state.values()]
+    for name, array in zip(names, arrays, strict=True):
+        if array.dtype.kind in "iub" and array.ndim and not name.endswith(_COUNTS):
+            raise InputError(
+                f"{path}: {name!r} holds numbers of type {array.dtype}, expected weights in floating point "
+                "(quantised weights must be turned back into floats first)"
+            )
     return {
         n: a.astype(np.float32) if a.dtype.kind not in "iub" else a
         for n, a in zip(names, arrays, strict=True)

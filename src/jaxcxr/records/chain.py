@@ -2,15 +2,17 @@
 
 Every line carries its number and `chain`, the SHA-256 of the previous chain value and of its own content, so
 that a lost, moved or changed line is found and named. The chain has no key: it reveals accidents and edits,
-but neither a forger who rewrites the whole file nor lines cut off the end.
+but neither a forger who rewrites the whole file nor lines cut off the end, which `require_mark` misses.
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxcxr.digests import recorded
 from jaxcxr.errors import InputError
 
 CHARACTERS = 32
@@ -69,6 +71,28 @@ def read_chain(path: Path, kind: str) -> Chain:
         lines.append(values)
         heads.append(head)
     return Chain(tuple(lines), tuple(heads), complete)
+
+
+def mark_of(lines: int, head: str) -> dict[str, Any]:
+    """The length of a chained file and its last chain value, to be recorded in `digests.json` of its folder
+    once the lines are on the disk.
+    """
+    return {"lines": lines, "head": head}
+
+
+def require_mark(path: Path, heads: Sequence[str]) -> None:
+    """Refuse a chained file that lacks lines which it had when its length was last recorded (`mark_of`);
+    files of earlier versions have no such record.
+
+    Raises:
+        InputError: lines were lost, or it is another file.
+    """
+    mark = recorded(path.parent).get(path.name)
+    if mark is not None and (len(heads) < mark["lines"] or heads[mark["lines"] - 1] != mark["head"]):
+        raise InputError(
+            f"{path}: had {mark['lines']} lines when it was last recorded, and now has {len(heads)} or "
+            "others: lines were lost or exchanged; put back the file that was written last"
+        )
 
 
 def _link(kind: str, before: str, line: dict[str, Any]) -> str:

@@ -15,11 +15,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxcxr import accounting
+from jaxcxr import accounting, digests
 from jaxcxr.accounting import Spending
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import chained, read_chain
+from jaxcxr.records.chain import chained, mark_of, read_chain, require_mark
 
 EVALUATIONS, LOCK = "evaluations.jsonl", ".evaluations.lock"
 _KIND = "evaluations"
@@ -82,6 +82,7 @@ class EvaluationLedger:
     def __init__(self, path: Path, store: str, delta: float) -> None:
         self._path = path
         self._chain = read_chain(path, _KIND)
+        require_mark(path, self._chain.heads)
         self._terms = _Terms(store=store, unit="patient", adjacency="add_remove", delta=delta)
         self._releases: list[_Release] = []
         for number, values in enumerate(self._chain.lines, start=1):
@@ -146,6 +147,7 @@ class EvaluationLedger:
                 file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        digests.record(self._path.parent, {self._path.name: mark_of(number, head)})
         self._chain = read_chain(self._path, _KIND)
         self._releases.append(line)
         return after

@@ -1,4 +1,5 @@
-"""The privacy ledger, written as the budget is spent: a line with the terms, then one per release.
+"""The privacy ledger, written as the budget is spent: a line with the terms, then one per release, and one
+per checkpoint with the SHA-256 of what it holds.
 
 The ledger, not the plan, says what a run has cost. A line is written before its release takes effect, and is
 never removed: a step repeated after a crash is the same release (same batch, same noise, same result) and
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from jaxcxr.accounting import Spending
+from jaxcxr.atomic import writing
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import CHARACTERS, chained, read_chain
+from jaxcxr.records.chain import CHARACTERS, chained, mark_of, read_chain, require_mark
 
 KIND = "ledger"
 
@@ -85,8 +87,21 @@ class Statistic:
         return Spending(1.0, self.noise_multiplier, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is about to be written; it costs nothing.
+
+    Attributes:
+        checkpoint: number of steps done.
+        sha256: of all that it holds (`training.checkpoint.state_digest`).
+    """
+
+    checkpoint: int
+    sha256: str
+
+
 AnyEntry = Entry | Statistic
-_Line = TypeVar("_Line", Terms, Entry, Statistic)
+_Line = TypeVar("_Line", Terms, Entry, Statistic, Saved)
 
 
 def run_name(secret: bytes) -> str:
@@ -109,12 +124,14 @@ class Ledger:
         if read.terms is not None and read.terms != terms:
             _refuse_terms(path, read.terms, terms)
         self._entries = {_key(entry): entry for entry in read.entries}
+        self._saved = list(read.saved)
+        require_mark(path, read.heads)
         self._chain, self._lines = read.heads[-1] if read.heads else "", len(read.heads)
         if path.exists():
-            os.truncate(
-                path, read.complete
-            )  # drops an incomplete line, of a crash before its release took effect
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+            with writing(path):  # drops an incomplete line, of a crash before its release took effect
+                os.truncate(path, read.complete)
+        with writing(path):
+            self._file: IO[str] = path.open("a", encoding="utf-8")
         if read.terms is None:
             self._write(dataclasses.asdict(terms))
 
@@ -135,6 +152,22 @@ class Ledger:
                 f"{entry}"
             )
 
+    def saving(self, saved: Saved) -> None:
+        """Record what a checkpoint holds before it is written; one that is repeated has its line already."""
+        if saved not in self._saved:
+            self._write(dataclasses.asdict(saved))
+            self._saved.append(saved)
+
+    def saved(self, steps_done: int) -> frozenset[str]:
+        """Digests that a checkpoint of this step may have; none if the ledger has no line of it."""
+        return frozenset(line.sha256 for line in self._saved if line.checkpoint == steps_done)
+
+    def mark(self) -> dict[str, Any]:
+        """Number of lines and the last one's chain value, to be kept elsewhere: lines cut off the end are
+        then missed (`chain.require_mark`).
+        """
+        return mark_of(self._lines, self._chain)
+
     def spendings(self, before_step: int | None = None) -> list[Spending]:
         """Everything spent so far, or by statistics and steps below `before_step`, for the accountant."""
         return spendings_of(list(self._entries.values()), before_step)
@@ -145,8 +178,9 @@ class Ledger:
 
     def sync(self) -> None:
         """Force the lines to the disk: a checkpoint must not survive without the record of its cost."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Sync and close."""
@@ -155,8 +189,9 @@ class Ledger:
 
     def _write(self, values: dict[str, Any]) -> None:
         text, chain = chained(KIND, self._chain, self._lines + 1, values)
-        self._file.write(text)
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(text)
+            self._file.flush()
         self._lines, self._chain = self._lines + 1, chain
 
 
@@ -172,24 +207,43 @@ def spendings_of(entries: Sequence[AnyEntry], before_step: int | None = None) ->
     return [Spending(q, sigma, steps) for (q, sigma), steps in counts.items()]
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a ledger file holds.
+
+    Attributes:
+        terms: of the accounting.
+        entries: everything that was released, in order.
+        saved: the checkpoints, in order.
+        heads: chain value of every line, that of the terms first; the last one covers the whole file.
+    """
+
+    terms: Terms
+    entries: Sequence[AnyEntry]
+    saved: Sequence[Saved]
+    heads: Sequence[str]
+
+
 def read_ledger(path: Path) -> tuple[Terms, Sequence[AnyEntry]]:
-    """Terms and entries of a ledger file.
+    """Terms and entries of a ledger file; errors as of `read_contents`."""
+    found = read_contents(path)
+    return found.terms, found.entries
+
+
+def read_contents(path: Path) -> Contents:
+    """All that a ledger file holds.
 
     Raises:
-        InputError: there is no ledger, or a line is missing, moved, changed or damaged; the message names it.
+        InputError: there is no ledger, a line is missing, moved, changed or damaged (the message names it),
+            or lines were cut off its end.
     """
-    terms, entries, _ = read_with_heads(path)
-    return terms, entries
-
-
-def read_with_heads(path: Path) -> tuple[Terms, Sequence[AnyEntry], Sequence[str]]:
-    """Terms and entries as `read_ledger`, and the chain value of every line, that of the terms first."""
     if not path.is_file():
         raise InputError(f"{path}: no such ledger")
     read = _read(path)
     if read.terms is None:
         raise InputError(f"{path}: the ledger has no complete first line")
-    return read.terms, read.entries, read.heads
+    require_mark(path, read.heads)
+    return Contents(read.terms, read.entries, read.saved, read.heads)
 
 
 def has_entries(path: Path) -> bool:
@@ -201,6 +255,7 @@ def has_entries(path: Path) -> bool:
 class _Read:
     terms: Terms | None
     entries: list[AnyEntry]
+    saved: list[Saved]
     heads: tuple[str, ...]
     complete: int
 
@@ -237,17 +292,20 @@ def _read(path: Path) -> _Read:
     chain = read_chain(path, KIND)
     terms: Terms | None = None
     entries: list[AnyEntry] = []
+    saved: list[Saved] = []
     for number, values in enumerate(chain.lines, start=1):
         try:
             if number == 1:
                 terms = _typed(Terms(**values))
+            elif "checkpoint" in values:
+                saved.append(_typed(Saved(**values)))
             else:
                 entries.append(
                     _typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values))
                 )
         except TypeError as error:
             raise InputError(f"{path}: line {number} is not a ledger entry ({error})") from error
-    return _Read(terms, entries, chain.heads, chain.complete)
+    return _Read(terms, entries, saved, chain.heads, chain.complete)
 
 
 def _typed(line: _Line) -> _Line:

@@ -14,7 +14,9 @@ TRAINS = (
     "data/augment.py",
     "data/findings.py",
     "data/shards.py",
+    "data/fingerprint.py",
     "data/store.py",
+    "data/store_checks.py",
 )
 """Folders and files of the package that determine what a run releases: what training samples, reads and
 computes. The rest (evaluation, reports, preparation, configuration, errors) is not run by training, or acts

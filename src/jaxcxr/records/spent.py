@@ -6,13 +6,14 @@ training came (`run_folder` reads these), and the secret which run it is. If the
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.records.ledger import AnyEntry, Entry, Terms, read_with_heads, run_name, spendings_of
+from jaxcxr.records.ledger import AnyEntry, Entry, Saved, Terms, read_contents, run_name, spendings_of
 from jaxcxr.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -20,6 +21,7 @@ from jaxcxr.run_folder import (
     LEDGER,
     SECRET,
     Promise,
+    has_facts,
     newest_checkpoint,
     promise_of,
     read_config,
@@ -39,6 +41,7 @@ class Spent:
         expected_batch_size, steps_planned: declared.
         newest_checkpoint: steps done at the newest checkpoint; None if there is none (checkpoints may be
             deleted).
+        saved: what its checkpoints held.
     """
 
     terms: Terms
@@ -51,6 +54,7 @@ class Spent:
     expected_batch_size: int
     steps_planned: int
     newest_checkpoint: int | None
+    saved: tuple[Saved, ...] = ()
 
     @property
     def spendings(self) -> list[Spending]:
@@ -61,6 +65,11 @@ class Spent:
     def steps(self) -> int:
         """Number of steps recorded in the ledger."""
         return sum(isinstance(entry, Entry) for entry in self.entries)
+
+    @property
+    def checkpoints(self) -> dict[int, frozenset[str]]:
+        """Digests that the checkpoint of a step may have, by step."""
+        return checkpoint_digests(self.saved)
 
     @property
     def head(self) -> str:
@@ -82,7 +91,8 @@ def spent_of(run: Path) -> Spent | None:
     promise = promise_of(run)
     if promise is None:
         return None
-    terms, entries, heads = read_with_heads(run / LEDGER)
+    ledger = read_contents(run / LEDGER)
+    terms, entries = ledger.terms, ledger.entries
     _require_one_promise(run, promise, terms)
     done = newest_checkpoint(run)
     _require_steps(run, promise, [entry for entry in entries if isinstance(entry, Entry)], done)
@@ -92,7 +102,7 @@ def spent_of(run: Path) -> Spent | None:
     return Spent(
         terms,
         tuple(entries),
-        tuple(heads),
+        tuple(ledger.heads),
         promise.epsilon,
         promise.delta,
         promise.sample_rate,
@@ -100,7 +110,26 @@ def spent_of(run: Path) -> Spent | None:
         promise.expected_batch_size,
         promise.steps,
         done,
+        tuple(ledger.saved),
     )
+
+
+def checkpoint_digests(saved: Sequence[Saved]) -> dict[int, frozenset[str]]:
+    """Digests that the checkpoint of a step may have, by step."""
+    return {
+        line.checkpoint: frozenset(other.sha256 for other in saved if other.checkpoint == line.checkpoint)
+        for line in saved
+    }
+
+
+def saved_in(run: Path) -> dict[int, frozenset[str]]:
+    """Digests of a run's checkpoints, by step, as its ledger says; none of a run without privacy.
+
+    Raises:
+        InputError: the ledger of a private run is missing or damaged.
+    """
+    spent = spent_of(run) if has_facts(run) else None
+    return {} if spent is None else spent.checkpoints
 
 
 def _require_one_promise(run: Path, promise: Promise, terms: Terms) -> None:

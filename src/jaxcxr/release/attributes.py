@@ -1,4 +1,5 @@
-"""What a file system keeps beside the content of files: the same for every release, so that it tells nothing.
+"""What a file system keeps beside the content of files: written alike in every release, so that it tells
+nothing.
 
 Times of change are `TIME`, files have mode 0644 and folders 0755, there are no extended attributes, and all
 belongs to whoever owns the folder. Times of reading and creation cannot be set, and do not travel.
@@ -12,10 +13,6 @@ from pathlib import Path
 TIME = 315_532_800
 """1980-01-01 00:00 UTC, the first that a zip archive knows."""
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
-CURE = (
-    "copy a release with `cp -a`, or put it right with `find FOLDER -exec touch -d @315532800 {} +` and "
-    "`chmod -R u=rwX,go=rX FOLDER`"
-)
 
 
 def normalise(folder: Path) -> None:
@@ -32,24 +29,36 @@ def normalise(folder: Path) -> None:
             os.utime(path, (TIME, TIME))
 
 
-def unusual(folder: Path) -> Iterator[str]:
-    """A sentence for every attribute that is not a release's."""
+def unusual(folder: Path) -> tuple[str, ...]:
+    """A remark where times of change, modes or owners are not those that a release is written with.
+
+    A copy, a download or an archive changes them, so that they say nothing of whether the content is the
+    release's; but they could tell something, and whoever sends the folder on may want them gone.
+    """
     owner = (folder.stat().st_uid, folder.stat().st_gid)
+    odd = 0
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            found, mode = path.stat(), FOLDER_MODE if path.is_dir() else FILE_MODE
+            own = (found.st_uid, found.st_gid) == owner
+            odd += found.st_mtime_ns != TIME * 10**9 or stat.S_IMODE(found.st_mode) != mode or not own
+    if not odd:
+        return ()
+    return (
+        f"{odd} of its files and folders have a time of change, a mode or an owner that a release is not "
+        "written with, as after a copy or download; it forbids nothing, and `jaxcxr release` wrote them all "
+        "alike",
+    )
+
+
+def attributes_of(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every extended attribute that the system itself does not set, with its place."""
     for path in [folder, *sorted(folder.rglob("*"))]:
-        if path.is_symlink():
-            continue
-        name, found = path.relative_to(folder).as_posix(), path.stat()
-        name = "the folder itself" if name == "." else name
-        for attribute in os.listxattr(path, follow_symlinks=False):
-            if not _of_the_system(attribute):
-                yield f"{name}: has the extended attribute {attribute!r}; expected none"
-        if found.st_mtime_ns != TIME * 10**9:
-            yield f"{name}: its time of change is not that of a release's files; {CURE}"
-        mode, wanted = stat.S_IMODE(found.st_mode), FOLDER_MODE if path.is_dir() else FILE_MODE
-        if mode != wanted:
-            yield f"{name}: its mode is {mode:o}, expected {wanted:o}; {CURE}"
-        if (found.st_uid, found.st_gid) != owner:
-            yield f"{name}: has another owner than the folder"
+        if not path.is_symlink():
+            for name in os.listxattr(path, follow_symlinks=False):
+                if not _of_the_system(name):
+                    content = name.encode() + b" " + os.getxattr(path, name, follow_symlinks=False)
+                    yield path.relative_to(folder).as_posix(), content
 
 
 def _of_the_system(name: str) -> bool:

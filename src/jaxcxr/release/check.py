@@ -25,7 +25,7 @@ from jaxcxr.config import load as load_config
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.release.agreement import card_with_itself, config_and_card
-from jaxcxr.release.attributes import unusual
+from jaxcxr.release.attributes import attributes_of, unusual
 from jaxcxr.release.contents import (
     ALWAYS,
     CARD_JSON,
@@ -64,7 +64,7 @@ class Verdict:
 
     Attributes:
         wrong: one sentence per reason that forbids release; the folder passes if there is none.
-        unchecked: one sentence per search that was not possible.
+        unchecked: one sentence per search that was not possible, or per remark that forbids nothing.
     """
 
     wrong: tuple[str, ...]
@@ -96,7 +96,8 @@ def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = Tr
     }
     foreign = [name for name in paths if name not in known]
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
-    wrong += [*sources.wrong, *(unusual(folder) if leaves else ())]
+    wrong += sources.wrong
+    remarks = unusual(folder) if leaves else ()
     wrong += [] if sources.card is None else not_the_cards(folder, sources.card)
     wrong += [
         f"{name}: is not part of a release" for name in foreign if expected or not name.startswith(ORBAX)
@@ -107,7 +108,12 @@ def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = Tr
     ]
     wrong += [f"{name}: is not the file that {', '.join(SOURCES)} give" for name in spoilt]
     if identifiers is None:
-        return Verdict(tuple(wrong), ("no manifest was given, so no identifier was searched for",))
+        return Verdict(tuple(wrong), ("no manifest was given, so no identifier was searched for", *remarks))
+    wrong += [
+        f"{place}: its extended attributes hold {it}"
+        for place, content in (attributes_of(folder) if leaves else ())
+        for it in identifiers.in_bytes(content)
+    ]
     wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
     own = folder.resolve().name
     if leaves and own not in OWN_NAMES:
@@ -117,7 +123,7 @@ def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = Tr
             found = _in_file(path, identifiers, numbers=not expected and _is_numbers(name))
             wrong += [f"{name}: holds {it}" for it in found]
     wrong += [f"{name}: holds {it}" for name, it in _in_sources(sources, identifiers)]
-    return Verdict(tuple(dict.fromkeys(wrong)), tuple(_unchecked(sources, identifiers)))
+    return Verdict(tuple(dict.fromkeys(wrong)), (*_unchecked(sources, identifiers), *remarks))
 
 
 def check_registered(folder: Path, store: Path | None) -> Verdict:

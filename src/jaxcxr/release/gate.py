@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from jaxcxr.errors import InputError
 from jaxcxr.models.marks import REASONS, RECORD, WATERMARK, marks_of
-from jaxcxr.records.spent import Spent, spent_of
+from jaxcxr.records.spent import Spent, saved_in, spent_of
 from jaxcxr.release.check import check_registered, check_release, manifest_of
 from jaxcxr.release.register import Register, held
 from jaxcxr.report.card.card import card_of
@@ -28,6 +27,7 @@ from jaxcxr.report.card.card_facts import facts_of_run
 from jaxcxr.report.card.card_schema import NOT_FOR_RELEASE, PrivacyCard
 from jaxcxr.run_folder import CHECKPOINTS, CONFIG, has_facts, newest_checkpoint, read_config
 from jaxcxr.training.averaging import weights_to_use
+from jaxcxr.training.checkpoint import DamagedCheckpointError, read_checkpoint
 from jaxcxr.training.weights import weights_digest, weights_folder
 
 NO_PRIVACY = "trained without privacy: there is no promise to anybody whose images were used"
@@ -149,22 +149,22 @@ def _registration(register: Register, spent: Spent, weights: str, card: PrivacyC
 
 
 def final_params(run: Path) -> PyTree:
-    """Weights of a run's newest checkpoint.
+    """Weights of a run's newest checkpoint, whichever devices it was written on.
 
     Raises:
-        InputError: there is no checkpoint, or it cannot be read.
+        InputError: there is no checkpoint, or it is damaged: not what was saved, or not what the ledger
+            names.
     """
     folder, done = run / CHECKPOINTS, newest_checkpoint(run)
     if done is None:
         raise InputError(f"{folder}: no checkpoint there; expected a finished run")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored: Any = checkpointer.restore((folder / str(done) / "default").resolve())
-        return jax.tree.map(np.asarray, weights_to_use(restored))
-    except (OSError, ValueError, KeyError) as error:
+        state = read_checkpoint(folder, done, saved_in(run).get(done, ()))
+    except DamagedCheckpointError as error:
         raise InputError(
-            f"{folder / str(done)}: damaged checkpoint ({' '.join(str(error).split())[:200]})"
+            f"{error}; resume the run, which repeats its last steps from an earlier checkpoint"
         ) from error
+    return jax.tree.map(np.asarray, weights_to_use(state))
 
 
 def marked(record: Mapping[str, Any], found: Passage) -> dict[str, Any]:

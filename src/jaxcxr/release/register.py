@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.data.store import open_store
+from jaxcxr.digests import record
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import chained, read_chain
+from jaxcxr.records.chain import chained, mark_of, read_chain, require_mark
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent
 from jaxcxr.report.card.card_schema import Identity, MechanismRow, PrivacyCard, SiblingRow
@@ -69,6 +70,7 @@ class Register:
     def _read(self) -> None:
         path = self._path
         self._chain = read_chain(path, _KIND)
+        require_mark(path, self._chain.heads)
         self._lines: list[_Registered] = []
         for number, values in enumerate(self._chain.lines, start=1):
             if number == 1:
@@ -200,6 +202,7 @@ class Register:
                 file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        record(self._path.parent, {self._path.name: mark_of(number, head)})
         self._read()
 
 

@@ -118,14 +118,16 @@ def _guessing(evaluations: pd.DataFrame) -> str:
 
 
 def _starts(starts: Mapping[float, Mapping[str, Any]]) -> str:
-    """Which models are worse, or not shown to be better, than the weights they started from."""
-    worse, open_ = [], []
+    """What each model gained over the weights it started from, and which lost or show no gain."""
+    better, worse, open_ = [], [], []
     for epsilon, row in sorted(starts.items(), reverse=True):
-        if np.isnan(row["difference"]) or row["ci_high"] < 0:
+        if np.isnan(row["difference"]):
             continue
         change = f"{signed(-row['difference'])}, {between(-row['ci_high'], -row['ci_low'])}"
-        (worse if row["ci_low"] > 0 else open_).append(f"{_model(epsilon)} ({change})")
-    parts = [f"worse: {'; '.join(worse)}"] if worse else []
+        kind = better if row["ci_high"] < 0 else worse if row["ci_low"] > 0 else open_
+        kind.append(f"{_model(epsilon)} ({change})")
+    parts = [f"better: {'; '.join(better)}"] if better else []
+    parts += [f"worse: {'; '.join(worse)}"] if worse else []
     parts += [f"not shown to be better: {'; '.join(open_)}"] if open_ else []
     if not parts:
         return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxcxr.accounting import Bounds, Spending, epsilon_pld
 from jaxcxr.accounting.selection import Repetitions, choose_best, publish_all
-from jaxcxr.atomic import write_json
+from jaxcxr.digests import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Terms
 from jaxcxr.records.spent import spent_of

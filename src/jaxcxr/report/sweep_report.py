@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.config import EvaluationConfig
+from jaxcxr.digests import sealed
 from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.correlations import privacy_correlations
 from jaxcxr.eval.estimates import measure
@@ -92,7 +93,8 @@ def write_sweep(
         tables["comparisons"] = comparisons
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False)
+        with sealed(out / f"{name}.csv") as part:
+            table.to_csv(part, index=False)
     written = [out / f"{name}.csv" for name in tables]
     written += write_paper_tables(out / "tables", evaluations, comparisons, films, findings)
     figures = out / FIGURES

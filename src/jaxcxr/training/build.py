@@ -4,6 +4,7 @@ device holds and handles at once.
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,18 +12,21 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxcxr.config import TrainingConfig
+from jaxcxr.config import Experiment, TrainingConfig
 from jaxcxr.errors import InputError
+from jaxcxr.models.network import HEAD
+from jaxcxr.models.thumbnail import with_rows
 from jaxcxr.privacy import exact_sum, moments
 from jaxcxr.privacy.clipping import Flat
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.training import averaging, memory, objective, optimizer, parameters
+from jaxcxr.run_folder import CONFIG
+from jaxcxr.training import averaging, head_data, memory, objective, optimizer, parameters
 from jaxcxr.training.head import HeadGradients
 from jaxcxr.training.least_squares import LeastSquares
 from jaxcxr.training.objective import Gradients
 from jaxcxr.training.plan import RunPlan
 from jaxcxr.training.step import Release, Step, make_step
-from jaxcxr.training.weights import load_weights, weights_folder, without_head
+from jaxcxr.training.weights import described, load_weights, provenance, weights_folder, without_head
 
 UNITS_PER_PLACE = 64
 """Expected units of a batch for each place of a microbatch, at least, where units have places of their own.
@@ -36,16 +40,29 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
 
     Raises:
         InputError: they are missing, do not fit, or were trained on images or patients that the run must
-            protect.
+            protect; or the public images of a head to start from do not serve.
     """
     weights = plan.config.model.weights
     if weights is None:
         return None
     _ = plan.start  # refuses
-    params = load_weights(weights_folder(weights), parameters.random_params(plan.config, bytes(32)))
     config = plan.config
-    from_zero = config.training.keeps_features and config.head.start == "zero"
-    return without_head(params) if from_zero else params
+    params = _loaded(config, weights_folder(weights))
+    start = config.head.start if config.training.keeps_features else "weights"
+    if start == "public":
+        assert plan.store is not None  # make_plan
+        return head_data.with_public_head(config, plan.store, params)
+    return without_head(params) if start == "zero" else params
+
+
+def _loaded(config: Experiment, folder: Path) -> PyTree:
+    """The weights of a folder; those of a network without thumbnail get zeros for the run's."""
+    side = config.model.thumbnail
+    says = (folder / CONFIG).is_file() or "config" in provenance(folder)
+    if not side or (says and described(folder)[1].thumbnail):
+        return load_weights(folder, parameters.random_params(config, bytes(32)))
+    without = dataclasses.replace(config, model=dataclasses.replace(config.model, thumbnail=0))
+    return with_rows(load_weights(folder, parameters.random_params(without, bytes(32))), HEAD, side)
 
 
 def initial_params(plan: RunPlan, secret: bytes) -> PyTree:

@@ -28,7 +28,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.training.trained_on import images_of
 
 WHITENING = 0.5
-FACTOR, POWER, UNITS_PER_DIRECTION = 4.0, 0.4, 12
+FACTOR, POWER, UNITS_PER_DIRECTION = 2.8, 0.4, 12
 LEAST, MOST = 8, 512
 """Of `number_of_directions`; docs/recipes.md has the study that they come from."""
 _NEGLIGIBLE = 1e-6
@@ -83,8 +83,14 @@ def number_of_directions(
     return max(1, min(MOST, features, public_images - 1, max(LEAST, round(wanted))))
 
 
-def directions_of(public: Float[np.ndarray, "n features"], k: int) -> Directions:
+def directions_of(public: Float[np.ndarray, "n features"], k: int, thumbnail: int = 0) -> Directions:
     """k directions by the features of public images.
+
+    Args:
+        public: features.
+        k: how many.
+        thumbnail: how many of the last features are grey values of a thumbnail (`models.thumbnail`), which
+            have another scale: public images are made to differ as much in these as in the others.
 
     Raises:
         InputError: there are not more public images than directions.
@@ -97,7 +103,8 @@ def directions_of(public: Float[np.ndarray, "n features"], k: int) -> Directions
         )
     public = np.asarray(public, np.float64)
     centre = public.mean(axis=0)
-    _, singular, rows = np.linalg.svd(public - centre, full_matrices=False)
+    units = _units(public - centre, thumbnail)
+    _, singular, rows = np.linalg.svd((public - centre) / units, full_matrices=False)
     variance = np.square(singular[:k]) / n
     differs = variance > _NEGLIGIBLE * variance[0]
     scale = np.where(differs, np.where(differs, variance, 1.0) ** (-WHITENING / 2), 0.0)
@@ -107,10 +114,20 @@ def directions_of(public: Float[np.ndarray, "n features"], k: int) -> Directions
     length = math.sqrt(float(np.sum(np.square(spread))) + constant**2)
     return Directions(
         centre.astype(np.float32),
-        (rows[:k].T * scale / length).astype(np.float32),
+        (rows[:k].T * scale / length / units[:, None]).astype(np.float32),
         constant / length,
         (np.append(spread, constant) / length).astype(np.float32),
     )
+
+
+def _units(deviations: Float[np.ndarray, "n features"], thumbnail: int) -> Float[np.ndarray, "features"]:
+    """What each feature is divided by: 1 without a thumbnail, else the root of the variance of its part."""
+    d = deviations.shape[1]
+    if not thumbnail:
+        return np.ones(d)
+    variance = np.square(deviations).mean(axis=0)
+    parts = [math.sqrt(float(part.sum())) or 1.0 for part in np.split(variance, [d - thumbnail])]
+    return np.repeat(parts, [d - thumbnail, thumbnail])
 
 
 def require_apart(public: Store, private: Store, ids_unrelated: bool) -> None:

@@ -1,13 +1,15 @@
 """Several processes that train one model together (`jax.distributed`); trivial with one process.
 
-Every function except `connect` and `is_process_0` is a collective: all processes must call it, in the same
-order.
+Every function except `connect`, `all_alive` and `is_process_0` is a collective: all processes must call it,
+in the same order.
 """
 
 import importlib.util
 import os
+import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +19,11 @@ from jax.experimental import multihost_utils
 from jaxcxr.errors import InputError
 
 Value = TypeVar("Value")
+
+_NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
+"""Variables that number the processes, the first one that is set."""
+_ADDRESSES = ("JAX_COORDINATOR_BIND_ADDRESS", "JAX_COORDINATOR_ADDRESS")
+"""Variables that say where process 0 listens, the first one that is set."""
 
 SENTENCE_BYTES = 4096
 """Length to which an error message is cut on its way to the other processes."""
@@ -29,19 +36,25 @@ def connect(environment: Mapping[str, str] = os.environ) -> bool:
 
     JAX itself finds the others under SLURM (`srun`), Open MPI and, if the `kubernetes` package is installed,
     in an indexed Kubernetes job. Elsewhere three variables name them: `JAX_COORDINATOR_ADDRESS` (host:port of
-    process 0, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). From then on only
-    process 0 prints to the screen.
+    process 0, the same in all), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (0, 1, ...). Process 0 listens on
+    that address alone, or on `JAX_COORDINATOR_BIND_ADDRESS`. From then on only process 0 prints to the
+    screen.
 
     Returns:
         Whether there are other processes.
 
     Raises:
-        InputError: the variables are incomplete, or the others were not found.
+        InputError: the variables are incomplete, process 0 cannot listen where it is told to, or the others
+            were not found.
     """
     if not _has_company(environment):
         return False
     try:
-        jax.distributed.initialize(**_named(environment), shutdown_timeout_seconds=LAST_GOODBYE_SECONDS)
+        jax.distributed.initialize(
+            **_named(environment),
+            coordinator_bind_address=_bind_address(environment),
+            shutdown_timeout_seconds=LAST_GOODBYE_SECONDS,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"the other processes of this job could not be joined: {reason}") from error
@@ -74,6 +87,56 @@ def _named(environment: Mapping[str, str]) -> dict[str, Any]:
                 f"environment variable {names[argument]}: expected a whole number, found {value!r}"
             )
     return {argument: int(value) for argument, value in named.items()}
+
+
+def _bind_address(environment: Mapping[str, str]) -> str | None:
+    """Where process 0 listens for the others; None in the others, and where JAX finds the address itself.
+
+    By default JAX listens on all interfaces, whatever address is named, and ends without a word if it cannot
+    listen on one, which is therefore tried before.
+    """
+    name = next((name for name in _ADDRESSES if name in environment), None)
+    number = next((environment[number] for number in _NUMBERS if number in environment), None)
+    if name is None or number != "0":
+        return None
+    address = environment[name]
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"environment variable {name}: expected host:port, found {address!r}")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(place)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"environment variable {name}: process 0 cannot listen on {address} ({error}); name an "
+            f"address and a free port of its machine by JAX_COORDINATOR_BIND_ADDRESS (0.0.0.0:{port} is all "
+            "of its interfaces)"
+        ) from error
+    return address
+
+
+@contextmanager
+def all_alive() -> Iterator[None]:
+    """Say in one sentence that another process has ended, where the communication with it fails.
+
+    Raises:
+        InputError: as it says; nothing that was saved is lost.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+            raise
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(
+            f"another process of this job has ended, or cannot be reached ({reason}); the ledger and the "
+            "newest checkpoint are complete: start all processes again with --resume (their number may "
+            "change)"
+        ) from error
 
 
 def is_process_0() -> bool:
@@ -121,11 +184,11 @@ def broadcast_from_process_0(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+def largest_of_processes(value: int) -> int:
+    """The largest of all processes' values."""
     if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def _everyones_sentences(own: str) -> list[str]:

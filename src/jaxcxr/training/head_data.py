@@ -1,9 +1,10 @@
 """What a head on kept features reads: rows of private images' features, in directions by public images."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, PyTree
 
@@ -11,11 +12,13 @@ from jaxcxr.config import Experiment, SyntheticConfig
 from jaxcxr.data import synthetic
 from jaxcxr.data.findings import mirrored
 from jaxcxr.data.images import preprocess
+from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import Store, open_store
+from jaxcxr.errors import InputError
 from jaxcxr.models.network import HEAD
 from jaxcxr.training import parameters
 from jaxcxr.training.directions import Directions, directions_of, number_of_directions, require_apart
-from jaxcxr.training.head import rows_of
+from jaxcxr.training.head import in_features, rows_of
 from jaxcxr.training.kept_features import (
     Features,
     digest_of,
@@ -26,6 +29,7 @@ from jaxcxr.training.kept_features import (
     kept,
     origin_of,
 )
+from jaxcxr.training.public_head import fitted
 
 DRAWN = SyntheticConfig(domain="public", n_train=2000, n_valid=0, n_test=0, seed=0)
 """Public images where the configuration names none."""
@@ -89,7 +93,7 @@ def prepared(config: Experiment, store: Store, params: PyTree, k: int, say: Say 
         InputError: the public images are private ones, or too few; kept features are damaged.
     """
     public, described = _public_features(config, store, params, say)
-    directions = directions_of(_one_row(config, public), k)
+    directions = directions_of(_one_row(config, public), k, config.model.thumbnail**2)
     features = private_features(config, store, params, say)["train"]
     facts = described | {
         "directions": k,
@@ -97,6 +101,44 @@ def prepared(config: Experiment, store: Store, params: PyTree, k: int, say: Say 
         "features_sha256": digest_of({"train": features}),
     }
     return HeadData(directions, Rows(rows_of(directions, _one_row(config, features))), facts)
+
+
+def with_public_head(config: Experiment, store: Store, params: PyTree, say: Say = print) -> PyTree:
+    """The weights with a head that is trained on the public images (`public_head`); a finding that these have
+    no labels of starts at zero.
+
+    Args:
+        config: of the experiment; its head section names a store of public images.
+        store: of the private images, from which the public ones must be apart.
+        params: weights; their head does not matter.
+        say: told what is computed and what the head is worth.
+
+    Raises:
+        InputError: the public images are private ones, or have labels of none of the findings.
+    """
+    public, findings = public_store(config, store), config.data.findings
+    known = labelled_findings(public, findings)
+    if not known:
+        raise InputError(
+            f"head.start: 'public' needs labels of {', '.join(findings)}, and {public.path} has labels of "
+            f"{', '.join(public.findings)} alone; expected 'zero', or a store with the same findings"
+        )
+    features = _one_row(config, _public_features(config, store, params, say)[0])
+    splits = [public.split(name, known) for name in sorted(SPLITS) if len(public.split(name))]
+    labels = np.full((len(features), len(findings)), np.nan)
+    labels[:, [findings.index(name) for name in known]] = np.concatenate([s.labels for s in splits])
+    patients = [str(p) for s in splits for p in s.frame["patient_id"]]
+    k = number_of_directions(len(features), None, len(findings), features.shape[1], len(features))
+    directions = directions_of(features, k, config.model.thumbnail**2)
+    found = fitted(directions, features, labels, patients)
+    say(found.sentence(findings))
+    head = in_features(directions, jnp.asarray(found.moved, jnp.float32))["params"][HEAD]
+    return {**params, "params": {**params["params"], HEAD: head}}
+
+
+def labelled_findings(public: Store, findings: Sequence[str]) -> tuple[str, ...]:
+    """Those of the findings that the store of public images has labels of."""
+    return tuple(name for name in findings if name in public.findings)
 
 
 def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n features"]:
@@ -131,10 +173,15 @@ def public_store(config: Experiment, private: Store) -> Store:
     """The store of public images that a configuration names.
 
     Raises:
-        InputError: it shares images or patients with the private one.
+        InputError: its images are of another size, or it shares images or patients with the private one.
     """
     assert config.head.public is not None
     public = open_store(config.head.public)
+    if (public.size, public.dtype) != (private.size, private.dtype):
+        raise InputError(
+            f"head.public {public.path}: its images are {public.size} pixels wide ({public.dtype}), those of "
+            f"{private.path} {private.size} ({private.dtype}); expected the same, prepared alike"
+        )
     require_apart(public, private, config.model.weights_ids_unrelated)
     return public
 

@@ -6,11 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from jaxcxr import accounting
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import replacing, writing
+from jaxcxr.digests import check, record, seal
+from jaxcxr.errors import InputError
 from jaxcxr.run_folder import LOG
 from jaxcxr.training.plan import RunPlan
 
@@ -23,17 +27,14 @@ class Log:
 
     def __init__(self, out: Path, plan: RunPlan, done: int, total: int, progress: bool) -> None:
         self._plan, self._steps = plan, total
-        path = out / LOG
-        kept = (
-            [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            if path.exists()
-            else []
-        )
-        kept = [line for line in kept if json.loads(line)["step"] <= done]
+        path = self._path = out / LOG
+        kept = rows_until(path, done)
+        record(out, {}, without=frozenset({LOG}))  # it grows from here on; `close` seals it again
         with replacing(path) as part:
-            part.write_text("".join(kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(out), purge_step=done or None)
+            part.write_text("".join(kept), encoding="utf-8")
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
+            self._board = _Board(out, done)
         self._name, self._progress = out.name, progress
         self._bar: tqdm | None = None
         if progress and done < total:
@@ -79,12 +80,10 @@ class Log:
                 row["clip_norm"] = float(self._plan.mechanism.clip_norm(clipping))
         row["images_per_second"] = images / (now - self._clock)
         row["waiting_share"] = waited / (now - self._clock)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for key, value in row.items():
-            if value is not None and key != "step":
-                self._board.add_scalar(key, value, step)
-        self._board.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            self._board.write(step, {key: value for key, value in row.items() if key != "step"})
         shown = {
             "loss": f"{row['loss']:.4f}" if count else "-",
             "images/s": f"{row['images_per_second']:.0f}",
@@ -108,5 +107,54 @@ class Log:
         """Close the files."""
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
-        self._board.close()
+        with writing(self._path):
+            self._file.close()
+            self._board.close()
+        seal(self._path)
+
+
+def rows_until(path: Path, done: int) -> list[str]:
+    """The lines of a log up to a step; an incomplete last one, of a crash, is left out.
+
+    Raises:
+        InputError: a line is damaged.
+    """
+    cure = "put it back from a copy, or delete it: training needs no log to go on"
+    check(path, cure)
+    kept = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            step = json.loads(line)["step"]
+            if step <= done:
+                kept.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: line {number} is no row of a log; {cure}") from error
+    return kept
+
+
+class _Board:
+    """Events for TensorBoard, written at once: the library's own writer is a thread, which dies of a full
+    disk and leaves the others waiting.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        self._events = EventsWriter(str(folder / "events"))
+        if done:  # rows of steps that are repeated are hidden
+            self._events.write_event(
+                Event(wall_time=time.time(), step=done, session_log=SessionLog(status=SessionLog.START))
+            )
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """Add the numbers of a row."""
+        for name, value in row.items():
+            if value is not None:
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                self._events.write_event(event)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._events.close()

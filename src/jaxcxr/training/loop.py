@@ -4,9 +4,8 @@ resume exactly.
 
 import dataclasses
 import functools
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcxr.atomic import write_json
+from jaxcxr.digests import record, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.records.binding import bound_secret
-from jaxcxr.records.ledger import Entry, Ledger, has_entries
+from jaxcxr.records.ledger import Entry, Ledger, Saved, has_entries
 from jaxcxr.run_folder import CHECKPOINTS, CLASS_COUNTS, LEDGER
+from jaxcxr.signals import deferred
 from jaxcxr.training import build, objective, parameters
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.batches import Waiting, batches
-from jaxcxr.training.checkpoint import Checkpoints
+from jaxcxr.training.checkpoint import Checkpoints, no_sound_one, state_digest, tell
 from jaxcxr.training.class_weights import draw_counts
 from jaxcxr.training.distributed import (
-    any_process,
+    all_alive,
     broadcast_from_process_0,
     is_process_0,
+    largest_of_processes,
     process_0_first,
     run_on_all_processes,
     run_on_process_0,
@@ -55,12 +56,14 @@ class Outcome:
         steps_done: updates made since the beginning of the run.
         finished: whether that is all: the planned steps, or as many as the budget affords.
         stopped_by: `steps`, `budget` or `interrupt`.
+        signum: of an interrupt, the signal (`jaxcxr.signals`).
     """
 
     params: PyTree
     steps_done: int
     finished: bool
     stopped_by: str
+    signum: int = 0
 
 
 def train(plan: RunPlan, out: Path, resume: bool = False, progress: bool = True) -> Outcome:
@@ -76,7 +79,7 @@ def train(plan: RunPlan, out: Path, resume: bool = False, progress: bool = True)
         InputError: the folder, the ledger or the checkpoint does not fit, the disk is full, or training
             diverged.
     """
-    with ExitStack() as held:
+    with all_alive(), ExitStack() as held:
         run_on_process_0(lambda: held.enter_context(alone_in(out)))
         return _train_alone(plan, out, resume, progress)
 
@@ -144,7 +147,7 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
 
 def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: bool) -> Outcome:
     step_functions, mechanism, training = build.step_of(plan), plan.mechanism, plan.config.training
-    state, begun = _state(plan, params, step_functions, files.checkpoints)
+    state, begun = _state(plan, params, step_functions, files)
     params, optimizer_state, clipping = state
     done = begun
     total_steps = broadcast_from_process_0(
@@ -154,7 +157,8 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
     waiting = Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
-    with _interruptible() as interrupted:
+    signum = 0
+    with deferred() as told_to_stop:
         feed = batches(
             plan, secret, step_functions, done, total_steps, waiting, busy=lambda: not newest.is_ready()
         )
@@ -175,10 +179,9 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
             if log is not None and done == begun + 1:
                 jax.block_until_ready(newest)
                 log.compiled(done)
-            # Asked once: an interrupt after this line belongs to the next step, or nothing would be saved for
-            # it.
-            stop = any_process(interrupted())
-            last = done == total_steps or stop
+            # Asked once: a signal after this line belongs to the next step, or nothing would be saved for it.
+            signum = largest_of_processes(told_to_stop())
+            last = done == total_steps or signum != 0
             if last or done % training.log_every == 0:
                 _require_finite(newest, done)
                 if log is not None:
@@ -187,7 +190,7 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
             if last or done % training.checkpoint_every == 0:
                 _require_finite(newest, done)
                 _save(files, done, _saved(params, optimizer_state, clipping))
-            if stop:
+            if signum:
                 break
         feed.close()
     if log is not None:
@@ -196,7 +199,7 @@ def _run(plan: RunPlan, params: PyTree, secret: bytes, files: _Files, progress: 
     if jax.process_count() > 1:  # for use without the other processes
         params = jax.tree.map(np.asarray, params)
     if done < total_steps:
-        return Outcome(params, done, finished=False, stopped_by="interrupt")
+        return Outcome(params, done, finished=False, stopped_by="interrupt", signum=signum)
     return Outcome(params, done, finished=True, stopped_by="steps" if total_steps == plan.steps else "budget")
 
 
@@ -207,19 +210,50 @@ def _saved(params: PyTree, optimizer_state: PyTree, clipping: PyTree | None) -> 
 
 
 def _state(
-    plan: RunPlan, params: PyTree, step_functions: Step, checkpoints: Checkpoints
+    plan: RunPlan, params: PyTree, step_functions: Step, files: _Files
 ) -> tuple[tuple[PyTree, PyTree, PyTree | None], int]:
     """Parameters, optimiser state and state of the clip rule on every device, and the number of steps behind
     them: those of the newest checkpoint, or of the beginning.
     """
     optimizer_state = build.optimizer_of(plan).init(parameters.trained(plan.config, params))
     clipping = plan.clipping()
-    done = broadcast_from_process_0(checkpoints.latest() or 0)
+    done, restored = _newest_sound(files, _saved(params, optimizer_state, clipping))
     if done:
-        restored = checkpoints.restore(done, _saved(params, optimizer_state, clipping))
         params, optimizer_state = restored["params"], restored["optimizer"]
         clipping = restored.get("clipping")
     return step_functions.replicate((params, optimizer_state, clipping)), done
+
+
+def _newest_sound(files: _Files, like: PyTree) -> tuple[int, PyTree]:
+    """The newest checkpoint that is what was saved, and its step; 0 if there is none. Damaged ones are put
+    aside, with a sentence: their steps are repeated, as the same releases.
+
+    Raises:
+        InputError: there are checkpoints, and all are damaged.
+    """
+    checkpoints, ledger, damage = files.checkpoints, files.ledger, list[str]()
+    newest_first = checkpoints.steps()
+    for place in range(broadcast_from_process_0(len(newest_first))):
+        done = broadcast_from_process_0(newest_first[place] if is_process_0() else 0)
+        known = frozenset[str]() if ledger is None else ledger.saved(done)
+        try:
+            restored = run_on_all_processes(functools.partial(checkpoints.restore, done, like, known))
+        except InputError as error:
+            damage.append(str(error))
+            continue
+        if damage:
+            run_on_process_0(functools.partial(_put_aside, checkpoints, newest_first[:place]))
+            tell(f"{'; '.join(damage)}: it was put aside, and the run goes on from step {done}")
+            run_on_all_processes(checkpoints.reload)
+        return done, restored
+    if damage:
+        raise no_sound_one(files.folder / CHECKPOINTS, damage)
+    return 0, like
+
+
+def _put_aside(checkpoints: Checkpoints, damaged: Iterable[int]) -> None:
+    for steps_done in damaged:
+        checkpoints.put_aside(steps_done)
 
 
 def _summed(
@@ -233,10 +267,16 @@ def _summed(
 
 
 def _save(files: _Files, done: int, state: PyTree) -> None:
-    """Write a checkpoint, after the ledger's lines of its steps are on the disk."""
-    if files.ledger is not None:
-        files.ledger.sync()
+    """Write a checkpoint, after the ledger's lines of its steps and of itself are on the disk."""
+    run_on_all_processes(functools.partial(_write_checkpoint_line, files, done, state))
     run_on_all_processes(functools.partial(files.checkpoints.save, done, state))
+
+
+def _write_checkpoint_line(files: _Files, done: int, state: PyTree) -> None:
+    if files.ledger is not None:
+        files.ledger.saving(Saved(done, state_digest(state)))
+        files.ledger.sync()
+        record(files.folder, {LEDGER: files.ledger.mark()})
 
 
 def _write_down(ledger: Ledger | None, entry: Entry) -> None:
@@ -250,26 +290,3 @@ def _require_finite(finite: Any, step: int) -> None:
             f"training diverged at or before step {step}: weights are not finite; lower "
             "training.learning_rate"
         )
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that the step under way is finished and saved; the second one
-    interrupts at once.
-    """
-    state = {"interrupted": False}
-
-    def handler(signum: int, frame: Any) -> None:
-        del signum, frame
-        state["interrupted"] = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = signal.signal(signal.SIGINT, handler)
-    except ValueError:  # not the main thread: nobody can press Ctrl-C at us
-        yield lambda: False
-        return
-    try:
-        yield lambda: state["interrupted"]
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -9,15 +9,16 @@ import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
 from jaxtyping import PyTree
 
 from jaxcxr import __version__, accounting
-from jaxcxr.atomic import exclusive_lock, replacing
-from jaxcxr.config import Experiment, dump
+from jaxcxr.atomic import exclusive_lock, writing
+from jaxcxr.config import Experiment
+from jaxcxr.digests import DIGESTS
 from jaxcxr.errors import InputError
 from jaxcxr.models.network import NETWORKS, definition_digest
 from jaxcxr.privacy.class_counts import class_counts_entry
@@ -28,11 +29,13 @@ from jaxcxr.run_folder import (
     CONFIG,
     FACTS,
     LOCK,
+    PATHS,
     SECRET,
     Facts,
     has_facts,
     read_config,
     read_facts,
+    write_config,
     write_facts,
 )
 from jaxcxr.training import parameters
@@ -60,7 +63,6 @@ ARITHMETIC = (
 """Settings of JAX that change what a step computes or draws, be it by rounding alone: how gradients are
 traced, and what the compiler fuses and reorders. Not every version of JAX has all.
 """
-_PATHS = ("data.store", "model.weights", "model.pretraining", "head.public")
 _SAID_ELSEWHERE = ("jaxcxr", "store_fingerprint", "initial_weights_sha256", "microbatch_size")
 """Facts of `run.json` that stand in another part of the binding."""
 _NOT_ARITHMETIC = ("--xla_force_host_platform_device_count", "--xla_dump")
@@ -76,11 +78,13 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
     """
     path = out / CONFIG
     if not path.exists():
-        if out.exists() and any(file.name not in (f"{CONFIG}.part", LOCK) for file in out.iterdir()):
+        if out.exists() and any(
+            file.name not in (f"{CONFIG}.part", DIGESTS, f"{DIGESTS}.part", LOCK) for file in out.iterdir()
+        ):
             raise InputError(f"{out}: the folder holds files but no run; expected a new or empty folder")
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            dump(config, part)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        write_config(out, config)
         return
     old, new = read_config(out).digest_fields(), config.digest_fields()
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -94,8 +98,11 @@ def claim_run_folder(out: Path, config: Experiment, resume: bool) -> None:
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
     """Hold the run folder: two processes in one would spend one ledger twice."""
-    out.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out / LOCK, f"{out}: another process is training in this folder"):
+    with ExitStack() as held:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            busy = f"{out}: another process is training in this folder"
+            held.enter_context(exclusive_lock(out / LOCK, busy))
         yield
 
 
@@ -259,7 +266,7 @@ def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:
     fields = {
         name: value
         for name, value in plan.config.digest_fields().items()
-        if not name.startswith("evaluation.") and name not in _PATHS
+        if not name.startswith("evaluation.") and name not in PATHS
     }
     fields["training.microbatch_size"] = plan.microbatch_size
     settled = {f"{FACT}{name}": value for name, value in facts.items() if name not in _SAID_ELSEWHERE}

@@ -5,8 +5,10 @@ It lies beside the checkpoints and never leaves that folder. Whether a run may g
 """
 
 import os
+import sys
 from pathlib import Path
 
+from jaxcxr.atomic import writing
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.noise import SECRET_BYTES, new_secret
 from jaxcxr.run_folder import SECRET
@@ -24,6 +26,15 @@ def read_secret(folder: Path) -> bytes | None:
     if not path.exists():
         return None
     secret = path.read_bytes()
+    if path.stat().st_mode & 0o077:
+        with writing(path):
+            path.chmod(0o600)
+        print(
+            f"warning: {path}: others could read the secret behind the noise; its mode is 600 now. If "
+            "somebody may have copied it, do not release the run",
+            file=sys.stderr,
+            flush=True,
+        )
     if len(secret) != SECRET_BYTES:
         raise InputError(
             f"{path}: expected {SECRET_BYTES} bytes, found {len(secret)}; the run cannot go on with "
@@ -34,15 +45,16 @@ def read_secret(folder: Path) -> bytes | None:
 
 def make_secret(folder: Path, seed: int | None) -> bytes:
     """A new secret, created in `folder` with mode 0600: from the operating system, or from `seed`."""
-    folder.mkdir(parents=True, exist_ok=True)
     secret, path = new_secret(seed), folder / SECRET
     part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
     return secret
 
 

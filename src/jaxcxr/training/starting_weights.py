@@ -60,6 +60,8 @@ def _require_same_network(config: Experiment, made_for: ModelConfig, theirs: Dat
     ]
     if "lora_rank" in differing and found.lora_rank == 0:
         differing.remove("lora_rank")  # the factors start from nothing
+    if "thumbnail" in differing and found.thumbnail == 0:
+        differing.remove("thumbnail")  # the head starts with zeros there
     if differing:
         told = "; ".join(
             f"{name} is {_shown(found, name)} there, {_shown(wanted, name)} here" for name in differing

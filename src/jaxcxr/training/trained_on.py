@@ -32,7 +32,8 @@ import pandas as pd
 from jaxtyping import UInt64
 
 from jaxcxr.atomic import replacing
-from jaxcxr.data.store import RECORDS_FILE, Store
+from jaxcxr.data.store import Store
+from jaxcxr.data.store_checks import RECORDS_FILE
 from jaxcxr.errors import InputError
 
 TRAINED_ON_FILE = "trained_on.npz"

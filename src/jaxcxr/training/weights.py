@@ -11,17 +11,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from jaxcxr.atomic import writing
 from jaxcxr.config import DataConfig, ModelConfig, validate
+from jaxcxr.digests import check, file_digest, record, recorded, seal, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.models import lora
 from jaxcxr.models.marks import RECORD
 from jaxcxr.models.network import HEAD
 from jaxcxr.models.torch_files import read_state, write_state
 from jaxcxr.models.torch_weights import from_torch
-from jaxcxr.run_folder import CONFIG, read_config
+from jaxcxr.run_folder import CARD, CONFIG, read_config
 from jaxcxr.training import trained_on
+from jaxcxr.training.checkpoint import leaf_digests, read_arrays, require_leaves, tell
 from jaxcxr.training.trained_on import TrainedOn
 
+PARAMS, FILE = "params", "weights.safetensors"
+"""What the arrays lie in: an orbax folder, or one file."""
 PACKAGED = ("jaxcxr", "weights")
 """First parts of the names of weights that come with the package."""
 
@@ -68,18 +73,23 @@ def save_weights(
     """
     part = folder.with_name(folder.name + ".part")
     if bfloat16:
-        file = part / "weights.safetensors"
+        file = part / FILE
         write_state(
             file, {name: leaf.astype(jax.numpy.bfloat16) for name, leaf in flat_weights(params).items()}
         )
         provenance = provenance | {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     else:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(part.resolve() / "params", jax.tree.map(np.asarray, params), force=True)
+        with writing(folder), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(part.resolve() / PARAMS, jax.tree.map(np.asarray, params), force=True)
     if units is not None:
         provenance = provenance | {"trained_on": trained_on.write(part, units)}
-    (part / RECORD).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    part.rename(folder)
+    write_json(part / RECORD, provenance)
+    if bfloat16:
+        seal(part / FILE)
+    else:
+        record(part, {PARAMS: leaf_digests(params)})
+    with writing(folder):
+        part.rename(folder)
 
 
 def weights_folder(named: str | Path) -> Path:
@@ -95,9 +105,61 @@ def weights_folder(named: str | Path) -> Path:
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """The provenance record of weights; empty if they have none."""
+    """The provenance record of weights; empty if they have none.
+
+    Raises:
+        InputError: it is damaged.
+    """
     path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    check(path)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); put it back from a copy") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected an object, found {type(found).__name__}; put it back from a copy")
+    return found
+
+
+def require_as_written(folder: Path) -> None:
+    """Refuse a weights or release folder of which a file is not the one that was written: by `digests.json`,
+    by the privacy card, which names the SHA-256 of a release's files, or by the record. Where none of them
+    says anything, that is said, on standard error.
+
+    Raises:
+        InputError: a file was cut, changed, exchanged or deleted.
+    """
+    known = {name: value for name, value in recorded(folder).items() if isinstance(value, list)}
+    known = _on_card(folder) | _on_record(folder) | known
+    for name, digests in known.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) not in digests:
+            found = "was cut, changed or exchanged" if path.is_file() else "is missing"
+            raise InputError(
+                f"{path}: {found}: its SHA-256 is known; take the folder anew from where it came from"
+            )
+    if not known:
+        tell(f"{folder}: no digests of its files were recorded, so it is used unchecked")
+
+
+def _on_card(folder: Path) -> dict[str, list[str]]:
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    try:
+        files = json.loads(path.read_text(encoding="utf-8")).get("files") or []
+        return {str(file["name"]): [str(file["sha256"])] for file in files}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged ({error!r}); take the release anew from where it came from"
+        ) from error
+
+
+def _on_record(folder: Path) -> dict[str, list[str]]:
+    found = provenance(folder)
+    return {str(found["file"]): [str(found["sha256"])]} if {"file", "sha256"} <= found.keys() else {}
 
 
 def units_of_weights(named: str | Path) -> TrainedOn | None:
@@ -134,13 +196,14 @@ def load_weights(folder: Path, like: PyTree) -> PyTree:
     Factors beside kernels (`models.lora`) that the folder lacks are those of `like`.
 
     Raises:
-        InputError: there are no weights, or some are missing, surplus or of another shape; the message names
-            all.
+        InputError: there are no weights, they are not those that were written, or some are missing, surplus
+            or of another shape; the message names all.
     """
     files = sorted(folder.glob("*.safetensors"))
-    if (folder / "params").is_dir():
-        with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore((folder / "params").resolve())
+    require_as_written(folder)
+    if (folder / PARAMS).is_dir():
+        found = read_arrays(folder / PARAMS)
+        require_leaves(folder / PARAMS, found, recorded(folder).get(PARAMS))
     elif len(files) == 1:
         found = _from_safetensors(files[0], like)
     else:

@@ -5,6 +5,7 @@ would do it by hand.
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from jaxcxr import __version__
-from jaxcxr.atomic import replacing, write_json
+from jaxcxr.atomic import writing
 from jaxcxr.config import Experiment, load
 from jaxcxr.data import synthetic
 from jaxcxr.data.findings import UKA_FINDINGS, mirror_permutation
@@ -22,12 +23,15 @@ from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import require_positives
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store
+from jaxcxr.digests import sealed, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.eval.calibrate import write_calibration
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
+from jaxcxr.records.spent import saved_in
 from jaxcxr.report.page.run_page import PAGE
 from jaxcxr.report.run_report import report_run
 from jaxcxr.run_folder import (
+    CHECKPOINTS,
     CONFIG,
     EVALUATION,
     PATIENTS,
@@ -35,9 +39,11 @@ from jaxcxr.run_folder import (
     Facts,
     has_facts,
     is_evaluated,
+    newest_checkpoint,
     read_facts,
     write_facts,
 )
+from jaxcxr.signals import StoppedError
 
 Say = Callable[[str], None]
 
@@ -150,7 +156,7 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
     run = weights.with_name(weights.name + "-run")
     outcome = train(plan, run, resume=(run / CONFIG).exists())
     if not outcome.finished:
-        raise KeyboardInterrupt
+        raise StoppedError(outcome.signum)
     provenance: dict[str, object] = {
         "made_by": f"jaxcxr {__version__}",
         "made_with": made_with(),
@@ -159,10 +165,16 @@ def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool
     }
     before = None if start is None else units_of_weights(start)
     units = with_training(images_of(store, "train"), before, from_random=start is None)
-    save_weights(weights, outcome.params, provenance, bfloat16, units)
+    unscored = weights.with_name(
+        f".{weights.name}.partial"
+    )  # a kill must not leave weights without their score
+    shutil.rmtree(unscored, ignore_errors=True)
+    save_weights(unscored, outcome.params, provenance, bfloat16, units)
     if len(store.split("test")):
-        evaluation = predict_and_evaluate(config, load_weights(weights, outcome.params), store, run)
-        _record_auroc(weights / "provenance.json", evaluation)
+        evaluation = predict_and_evaluate(config, load_weights(unscored, outcome.params), store, run)
+        _record_auroc(unscored / "provenance.json", evaluation)
+    with writing(weights):
+        unscored.rename(weights)
 
 
 def _record_auroc(path: Path, evaluation: pd.DataFrame) -> None:
@@ -190,16 +202,16 @@ def run_experiment(
     reports again). `chosen` is what a recipe chose and why, for `run.json`.
 
     Returns:
-        The evaluation, or None if training was interrupted (a checkpoint was saved), and in all processes but
-        the first.
+        The evaluation; None in all processes but the first.
+
+    Raises:
+        StoppedError: a signal ended the training, and a checkpoint was saved.
     """
     from jaxcxr.training.distributed import is_process_0, process_0_first
     from jaxcxr.training.loop import train
     from jaxcxr.training.plan import make_plan
-    from jaxcxr.training.resume import claim_run_folder
 
-    if is_evaluated(out):
-        claim_run_folder(out, config, resume)
+    if is_evaluated(out) and _is_sound(out, config, resume, say):
         evaluation = read_evaluation(out / EVALUATION)
         if (out / PREDICTIONS).exists() and not (out / PAGE).exists():
             there = (Path(config.data.store) / "store.json").exists()
@@ -215,20 +227,42 @@ def run_experiment(
         say(remark)
     patients = of_patients(plan, say)
     outcome = train(plan, out, resume)
-    if not is_process_0():
-        return None
-    _write_patients(patients, out / PATIENTS)
     if not outcome.finished:
         say(
             f"stopped after step {outcome.steps_done} of {plan.steps}; a checkpoint is saved, "
             "train.py --resume or the same sweep goes on"
         )
+        raise StoppedError(outcome.signum)
+    if not is_process_0():
         return None
+    _write_patients(patients, out / PATIENTS)
     if outcome.stopped_by == "budget":
         say(f"the budget is spent: stopped before step {outcome.steps_done + 1} of {plan.steps}")
     evaluation = predict_and_evaluate(config, outcome.params, store, out)
     report_run(out, config.evaluation, store.manifest, beside=beside)
     return evaluation
+
+
+def _is_sound(out: Path, config: Experiment, resume: bool, say: Say) -> bool:
+    """Whether a finished run holds the model that was evaluated; if not, its last steps are repeated.
+
+    Raises:
+        InputError: the folder holds another run, or its ledger lacks what was spent.
+    """
+    from jaxcxr.training.checkpoint import DamagedCheckpointError, newest_sound, read_checkpoint
+    from jaxcxr.training.resume import claim_run_folder
+
+    claim_run_folder(out, config, resume)
+    saved, newest = saved_in(out), newest_checkpoint(out)
+    if newest is None:  # a finished run needs none
+        return True
+    try:
+        read_checkpoint(out / CHECKPOINTS, newest, saved.get(newest, ()))
+    except DamagedCheckpointError as error:
+        newest_sound(out / CHECKPOINTS, saved)
+        say(f"{error}; its steps are repeated")
+        return False
+    return True
 
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
@@ -270,7 +304,7 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
     write_calibration(table, findings, config.evaluation, out)
     with tqdm(total=len(findings), unit="finding", desc="evaluating", dynamic_ncols=True) as bar:
         evaluation = evaluate(table, findings, config.evaluation, progress=bar.update)
-    with replacing(out / EVALUATION) as part:
+    with sealed(out / EVALUATION) as part:
         evaluation.to_csv(part, index=False)
     return evaluation
 
@@ -305,9 +339,8 @@ def headline(plan: Any) -> str:
     )
     return (
         f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or "
-        "remove one): "
-        f"noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, {plan.steps} "
-        f"steps{counted} "
+        f"remove one): noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, "
+        f"{plan.steps} steps{counted} "
         f"(at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP {cost.epsilon_rdp:.4g})"
     )
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr import accounting
-from jaxcxr.atomic import replacing
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.data.store import Store, open_store
+from jaxcxr.digests import sealed
 from jaxcxr.errors import InputError
 from jaxcxr.eval.groups import Group, public_groups
 from jaxcxr.eval.metrics import choose_thresholds
@@ -186,9 +186,9 @@ def _released(valid: HeldOut, test: HeldOut, wanted: _Wanted, images_per_patient
 def _written(record: NoisedEvaluation, out: Path) -> pd.DataFrame:
     """Write the record and its table; the record last, as it is what counts."""
     table = record.table()
-    with replacing(out / NOISED_TABLE) as part:
+    with sealed(out / NOISED_TABLE) as part:
         table.to_csv(part, index=False)
-    with replacing(out / NOISED_EVALUATION) as part:
+    with sealed(out / NOISED_EVALUATION) as part:
         part.write_text(record_json(record), encoding="utf-8")
     return table
 

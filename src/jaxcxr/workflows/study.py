@@ -196,8 +196,8 @@ def run(study: Study, out: Path, minutes: float | None = None, say: Callable[[st
         )
         if not cell.trains:
             evaluate_untouched(cell.config, folder, say=lambda _: None)
-        elif run_experiment(cell.config, folder, (folder / CONFIG).exists(), say=lambda _: None) is None:
-            raise KeyboardInterrupt
+        else:
+            run_experiment(cell.config, folder, (folder / CONFIG).exists(), say=lambda _: None)
         draws_of(folder)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return True

@@ -1,13 +1,16 @@
 """A sweep: one run per privacy budget in one folder, and what they show together."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
 
+from jaxcxr.atomic import BusyError, exclusive_lock, writing
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import open_store
+from jaxcxr.digests import sealed
 from jaxcxr.report.evaluated_runs import finished_runs
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
@@ -23,15 +26,17 @@ WRITES = (
     "figure_2.png, figure_2.svg, tables/, figures/, and a run folder for each budget"
 )
 
+_A_DAY = 86_400.0
+
 
 def sweep(
     experiments: Mapping[float, Experiment],
     out: Path,
     beside: Path | None = None,
     chosen: Mapping[float, Sequence[str]] | None = None,
-) -> bool:
+) -> None:
     """Run the experiments, one folder per budget, and write the summary, tables and figures over all that the
-    sweep folder holds.
+    sweep folder holds. Several launchers may share the folder: each budget is trained by one of them.
 
     Args:
         experiments: by budget.
@@ -39,32 +44,59 @@ def sweep(
         beside: another sweep, drawn in the same figure.
         chosen: what a recipe chose for each budget and why, for `run.json`.
 
-    Returns:
-        Whether it was finished; False if a run was interrupted, which the same call goes on with.
+    Raises:
+        StoppedError: a signal ended a run, which the same call goes on with.
     """
     keep_memory()
     first = next(iter(experiments.values()))
-    untouched = evaluate_untouched(first, out / UNTOUCHED) if _predicts_untouched(first) else None
-    for epsilon, config in experiments.items():
-        folder = out / budget_name(epsilon)
-        told = (chosen or {}).get(epsilon, ())
-        resume = (folder / CONFIG).exists()
-        if run_experiment(config, folder, resume=resume, beside=False, chosen=told) is None:
-            return False
-    _write(first, out, beside, untouched)
-    return True
+    untouched = None
+    if _predicts_untouched(first):
+        with _claimed(out, UNTOUCHED, patience=_A_DAY):
+            untouched = evaluate_untouched(first, out / UNTOUCHED)
+    left: list[float] = list(experiments)
+    for last_try in (False, True):  # what another launcher was at work on may be finished by now
+        busy = []
+        for epsilon in left:
+            folder = out / budget_name(epsilon)
+            told, resume = (chosen or {}).get(epsilon, ()), (folder / CONFIG).exists()
+            try:
+                with _claimed(out, folder.name):
+                    run_experiment(experiments[epsilon], folder, resume=resume, beside=False, chosen=told)
+            except BusyError as error:
+                busy.append(epsilon)
+                if last_try:
+                    print(f"{error}; summary and figures are written by whoever finishes last")
+        left = busy
+    if not left:
+        _write(first, out, beside, untouched)
+
+
+@contextmanager
+def _claimed(sweep: Path, name: str, patience: float = 0.0) -> Iterator[None]:
+    """Have one of a sweep's folders for this process, however many launchers share the sweep.
+
+    Raises:
+        BusyError: another one has it.
+    """
+    with ExitStack() as held:
+        with writing(sweep):
+            sweep.mkdir(parents=True, exist_ok=True)
+            busy = f"{sweep / name}: another process is at work on it"
+            held.enter_context(exclusive_lock(sweep / f".{name}.lock", busy, patience))
+        yield
 
 
 def _predicts_untouched(config: Experiment) -> bool:
     """Whether there is a model before training: weights whose head is kept."""
-    has_head = not config.training.keeps_features or config.head.start == "weights"
+    has_head = not config.training.keeps_features or config.head.start != "zero"
     return config.model.weights is not None and has_head
 
 
 def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.DataFrame | None) -> None:
     runs = finished_runs(out)
     summary = summarise(runs)
-    summary.to_csv(out / SUMMARY, index=False)
+    with sealed(out / SUMMARY) as part:
+        summary.to_csv(part, index=False)
     write_tables(summary, out / "tables")
     other = None if beside is None else (beside.resolve().name, summarise(finished_runs(beside)))
     figure_2(summary, out, beside=other)

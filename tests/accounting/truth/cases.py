@@ -8,13 +8,13 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy.optimize import brentq
 
 from tests.accounting.truth.composition import SETTINGS, Loss, Truth, truth
-from tests.accounting.truth.mechanism import Case, Releases
+from tests.accounting.truth.mechanism import Adjacency, Case, Releases
 
 FILE = Path(__file__).with_name("true_epsilon.csv")
 PAPER_RATE, PAPER_DELTA = 128 / 153502, 6e-6
@@ -34,7 +34,12 @@ def read() -> list[Known]:
         return [
             Known(
                 row["kind"],
-                Case(_releases(row["releases"]), float(row["delta"]), int(row["films"]), row["adjacency"]),
+                Case(
+                    _releases(row["releases"]),
+                    float(row["delta"]),
+                    int(row["films"]),
+                    cast(Adjacency, row["adjacency"]),
+                ),
                 Truth(float(row["epsilon"]), float(row["error"])),
             )
             for row in csv.DictReader(file)
@@ -70,7 +75,7 @@ def _releases(text: str) -> tuple[Releases, ...]:
 
 
 def one(
-    q: float, sigma: float, steps: int, delta: float, images: int = 1, adjacency: str = "add_remove"
+    q: float, sigma: float, steps: int, delta: float, images: int = 1, adjacency: Adjacency = "add_remove"
 ) -> Case:
     return Case((Releases(float(q), float(sigma), steps),), delta, images, adjacency)
 
@@ -183,7 +188,7 @@ def drawn(count: int = 200) -> Iterator[Case]:
         q = float(f"{10 ** rng.choice([rng.uniform(-9, -4), rng.uniform(-4, -0.01)], p=[0.15, 0.85]):.3g}")
         delta = float(f"{10 ** rng.uniform(-15, -1):.2g}")
         images = int(rng.choice([1, 2, 4, 10], p=[0.7, 0.1, 0.1, 0.1]))
-        adjacency = "replace_one" if images == 1 and rng.random() < 0.2 else "add_remove"
+        adjacency: Adjacency = "replace_one" if images == 1 and rng.random() < 0.2 else "add_remove"
         wanted = 10 ** rng.uniform(-3, 2)
 
         def excess(log_sigma: float) -> float:
@@ -200,9 +205,8 @@ def drawn(count: int = 200) -> Iterator[Case]:
             low -= 0.3
         while excess(high) > 0 and high < math.log(1e4):
             high += 0.3
-        sigma = float(
-            f"{math.exp(brentq(excess, low, high, xtol=1e-3)) if excess(low) > 0 > excess(high) else 0:.3g}"
-        )
+        root: Any = brentq(excess, low, high, xtol=1e-3) if excess(low) > 0 > excess(high) else -math.inf
+        sigma = float(f"{math.exp(root):.3g}")
         if 0.3 <= sigma <= 1e4:
             yield one(q, sigma, steps, delta, images, adjacency)
             count -= 1

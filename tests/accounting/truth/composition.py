@@ -219,7 +219,7 @@ class Loss:
 
     def on_line(self, contour: float, heights: np.ndarray) -> np.ndarray:
         """g(contour + i heights), its imaginary part up to multiples of 2 pi."""
-        return sum(p.steps * p.log_moment(contour, heights) for p in self.parts)
+        return np.asarray(sum(p.steps * p.log_moment(contour, heights) for p in self.parts))
 
     def effort(self, contour: float, height: float) -> int:
         return sum(len(p._nodes(contour, height)[0]) for p in self.parts)
@@ -251,7 +251,8 @@ class Loss:
             high += 0.5
         while of_log(low) < 0:
             low -= 0.5
-        return self.at(math.exp(brentq(of_log, low, high, xtol=1e-6) if low < high else low))
+        root: Any = brentq(of_log, low, high, xtol=1e-6) if low < high else low
+        return self.at(math.exp(root))
 
 
 class _Part:
@@ -349,7 +350,7 @@ class _Part:
                 exponent = each[:, None] * loss
                 if top < FEW:
                     found.append(
-                        _log1p(_tilted_less_plain(log_weight, exponent, contour * loss.real > 1).sum(1))
+                        _log1p(_tilted_less_plain(log_weight, exponent, contour * np.real(loss) > 1).sum(1))
                     )
                 else:
                     found.append(top + np.log(np.exp(exponent + (log_weight - top)).sum(1)))
@@ -369,8 +370,11 @@ def _log1p(m: np.ndarray) -> np.ndarray:
     if np.isrealobj(m):
         return np.log1p(m)
     size = np.abs(1 + m)
-    small = np.log1p(np.maximum(m.real * (2 + m.real) + m.imag**2, -0.9)) / 2
-    return np.where(size > 0.5, small, np.log(np.maximum(size, 1e-300))) + 1j * np.arctan2(m.imag, 1 + m.real)
+    real, imaginary = np.real(m), np.imag(m)
+    small = np.log1p(np.maximum(real * (2 + real) + imaginary**2, -0.9)) / 2
+    return np.where(size > 0.5, small, np.log(np.maximum(size, 1e-300))) + 1j * np.arctan2(
+        imaginary, 1 + real
+    )
 
 
 class Line:

@@ -5,6 +5,7 @@ import datetime
 import re
 from collections.abc import Callable
 from html import unescape
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -22,7 +23,7 @@ from jaxcxr.report.card.card_schema import (
 )
 from jaxcxr.report.card.page import card_html
 from jaxcxr.report.card.sentences import SECTIONS
-from jaxcxr.report.card.statement import Statement
+from jaxcxr.report.card.statement import Figures, Statement, Thresholds
 
 CODE, TRAINING_CODE = "c0de" * 16, "7a17" * 16
 COUNTS = MechanismRow(name="noised class counts", noise_multiplier=20.0, sample_rate=1.0, steps=1, l2_clip_norm=1.5)  # fmt: skip
@@ -70,11 +71,11 @@ AUDITS = st.sampled_from(
 STATEMENTS = st.sampled_from(
     [
         Statement(),
-        Statement(utility={"text": "AUROC 0.8", "protection": "none"}),
-        Statement(utility_by_group={"text": "0.8, 0.7", "protection": "noised", "epsilon": 1.0, "delta": 1e-5}),
-        Statement(thresholds={"values": {"a": 0.2}, "protection": "none"}),
-        Statement(thresholds={"values": {"a": 0.5}, "protection": "public"}),
-        Statement(thresholds={"values": {"a": 0.5}, "protection": "noised"}),
+        Statement(utility=Figures(text="AUROC 0.8", protection="none")),
+        Statement(utility_by_group=Figures(text="0.8, 0.7", protection="noised", epsilon=1.0, delta=1e-5)),
+        Statement(thresholds=Thresholds(values={"a": 0.2}, protection="none")),
+        Statement(thresholds=Thresholds(values={"a": 0.5}, protection="public")),
+        Statement(thresholds=Thresholds(values={"a": 0.5}, protection="noised")),
     ]
 )  # fmt: skip
 
@@ -218,6 +219,7 @@ def key(sentence: Callable) -> str:
 
 
 SENTENCES = [sentence for section in SECTIONS.values() for sentence in section]
+EVERY_CHECK: list[Any] = list(HealthCheck)
 
 
 def test_every_sentence_has_a_condition_here() -> None:
@@ -225,7 +227,7 @@ def test_every_sentence_has_a_condition_here() -> None:
     assert len(SENTENCES) == len(CONDITIONS)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=150, deadline=None, suppress_health_check=EVERY_CHECK, derandomize=True)
 @given(facts())
 def test_a_sentence_is_said_if_and_only_if_it_is_true(f: CardFacts) -> None:
     card = card_of(f)
@@ -243,7 +245,7 @@ def test_a_sentence_is_said_if_and_only_if_it_is_true(f: CardFacts) -> None:
 def test_a_sentence_reads_as_one(unit: str) -> None:
     """No double space, no empty bracket, one end; on a card where most of them are said."""
     f = dataclasses.replace(
-        FULL, unit=unit, images_per_step=None if unit == "image" else 4, statement=Statement(utility={"text": "x", "protection": "none"})
+        FULL, unit=unit, images_per_step=None if unit == "image" else 4, statement=Statement(utility=Figures(text="x", protection="none"))
     )  # fmt: skip
     card = card_of(f)
     for section in SECTIONS:

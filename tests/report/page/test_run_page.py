@@ -165,14 +165,14 @@ def test_the_first_screen_of_a_private_run(sweep: Path, pages: dict[str, Reader]
         in first
     )
     manifest = films(1.0)
-    test = manifest[manifest["split"] == "test"]
+    test = manifest.loc[manifest["split"] == "test"]
     assert (
         f"{len(test):,} test images of {test['patient_id'].nunique():,} patients ({(test['sex'] == 'F').sum():,} female"
         in first
     )
     assert f"Trained on {(manifest['split'] == 'train').sum():,} training images of " in first
     evaluation = read_evaluation(sweep / "epsilon_7.89" / "evaluation.csv")
-    own = evaluation[
+    own = evaluation.loc[
         (evaluation["group"] == "all")
         & (evaluation["finding"] == "average")
         & (evaluation["metric"] == "auroc")

@@ -27,7 +27,7 @@ def manifest():
         }
     )
     for place, finding in enumerate(UKA_FINDINGS):
-        frame[finding] = np.float32([1, 1, 0, 0, np.nan, 1 if place == 0 else 0, 0, np.nan])
+        frame[finding] = np.array([1, 1, 0, 0, np.nan, 1 if place == 0 else 0, 0, np.nan], np.float32)
     return frame
 
 

@@ -178,8 +178,8 @@ def test_stacked_evaluations_survive_their_file(tmp_path):
     evaluations().to_csv(tmp_path / "e.csv", index=False)
     read = stack(
         [
-            Run(part.drop(columns=["epsilon", "delta"]), e)
-            for e, part in pd.read_csv(tmp_path / "e.csv").groupby("epsilon")
+            Run(part.drop(columns=["epsilon", "delta"]), part["epsilon"].iloc[0])
+            for _, part in pd.read_csv(tmp_path / "e.csv").groupby("epsilon")
         ]
     )
     pd.testing.assert_frame_equal(table_3(read), table_3(evaluations()))

@@ -81,6 +81,10 @@ def read(folder: Path, images: Path, options: Options) -> Cohort:  # noqa: ARG00
 def from_labeller(table: pd.DataFrame, name: str, options: Options) -> dict[str, np.ndarray]:
     """The findings of a table with one column per label, as CheXpert's labeller (and NegBio) writes it."""
     native = {label: graded(table, label, uncertain_meanings(label, options), name) for label in LABELS}
+    if options.no_finding == "others_negative":
+        nothing = native["No Finding"] == 1
+        for label in set(LABELS) - {"No Finding", "Support Devices"}:
+            native[label][nothing & (text_of(table, label) == "")] = 0.0
     if options.labels == "native":
         return {snake(label): values for label, values in native.items()}
     return paper_findings(
@@ -106,7 +110,11 @@ def _rows(table: pd.DataFrame, split: str, name: str, options: Options) -> pd.Da
             )
         patients.append(patient)
         paths.append("/".join(parts[1:] if parts[0].startswith("CheXpert") else parts))
-    ages = [float(text) if text.replace(".", "", 1).isdigit() else np.nan for text in text_of(table, "Age")]
+    # The tables write 0 where the age is not known: nobody in them is a newborn.
+    ages = [
+        float(text) if text.replace(".", "", 1).isdigit() and float(text) > 0 else np.nan
+        for text in text_of(table, "Age")
+    ]
     return table[[]].assign(
         image_id=paths,
         patient_id=patients,

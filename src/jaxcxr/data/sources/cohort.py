@@ -1,13 +1,12 @@
-"""What every data source returns, and one id per patient."""
+"""What every data source returns."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
 
 from jaxcxr.config import STRICT
 from jaxcxr.data.splits import GIVEN
-from jaxcxr.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Cohort:
         refused: files that cannot be used, and why, for quarantine.csv.
         split: how the splits were made, for `store.json` (`jaxcxr.data.splits`); holds the key of random
             splits.
+        remarks: what the user should know before training, such as ids that look like one person's.
     """
 
     manifest: pd.DataFrame
@@ -41,27 +41,8 @@ class Cohort:
     excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
     split: Mapping[str, object] = dataclasses.field(default_factory=lambda: dict(GIVEN), repr=False)
+    remarks: tuple[str, ...] = ()
 
-
-def with_one_id(patients: Iterable[str], same_patient: Mapping[str, str]) -> list[str]:
-    """Each image's patient id with aliases resolved: with `A: B` and `B: C`, images of A, B and C are C's.
-
-    Args:
-        patients: the patient id of each image.
-        same_patient: alias -> id.
-
-    Raises:
-        InputError: an alias leads back to itself.
-    """
-    final: dict[str, str] = {}
-    for alias in same_patient:
-        chain = [alias]
-        while chain[-1] in same_patient:
-            following = same_patient[chain[-1]]
-            if following in chain:
-                raise InputError(
-                    f"same_patient: {' -> '.join([*chain, following])} leads back; expected one id at the end"
-                )
-            chain.append(following)
-        final[alias] = chain[-1]
-    return [final.get(patient, patient) for patient in patients]
+    def with_remark(self, remark: str) -> "Cohort":
+        """This cohort with one more remark."""
+        return dataclasses.replace(self, remarks=(*self.remarks, remark))

@@ -18,15 +18,18 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, age_years, plausible_age, read_tags, years_between
+from jaxcxr.data.ages import age_years, plausible_age, years_between
+from jaxcxr.data.dicom import RADIOGRAPHY_MODALITIES, read_tags
 from jaxcxr.data.manifest import missing_column, read_table, text_of
 from jaxcxr.data.sources.cohort import Cohort
+from jaxcxr.data.sources.identities import remarks
 from jaxcxr.data.sources.published import is_utf8
 from jaxcxr.data.sources.table import TableSource, keyed, split_of, to_manifest
 from jaxcxr.errors import InputError
@@ -48,6 +51,22 @@ JOINS = {
     "PatientID": "patient_id",
 }
 """Tags on which a table can be joined -> column of `scan`."""
+
+
+_SPELT = {
+    r"(?:postero|posterior|posterioro) ?anterior": "pa", r"posterioranterior": "pa", "p a": "pa",
+    r"(?:antero|anterior|anterioro) ?posterior": "ap", r"anteriorposterior": "ap", "a p": "ap",
+}  # fmt: skip
+_LATERAL = frozenset(("ll", "rl", "lat", "lateral", "lateralis", "laterolateral", "sagittal"))
+_NEUTRAL = frozenset(
+    (
+        "chest", "thorax", "view", "projection", "position", "radiograph", "xray", "x", "ray", "cxr",
+        "frontal",
+        "erect", "upright", "standing", "supine", "sitting", "seated", "semi", "semierect", "recumbent",
+        "portable", "mobile", "bedside", "bed", "inspiration", "the", "in", "of", "1", "2",
+    )
+)  # fmt: skip
+"""Words beside AP or PA that leave the image a frontal one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +155,10 @@ def read(
         "rows left out by the column map": len(kept) - len(manifest),
         "rows of the table without a file": absent,
     }
-    return Cohort(manifest, source.findings, source.provenance, excluded, tuple(refused), split_of(source))
+    return Cohort(
+        manifest, source.findings, source.provenance, excluded, tuple(refused), split_of(source),
+        remarks(text_of(kept, source.columns.patient_id), source.same_patient),
+    )  # fmt: skip
 
 
 def scan(
@@ -243,15 +265,22 @@ def header(images: Path, path: str) -> dict[str, str] | str:
 
 
 def view_of(text: str) -> str:
-    """The view (AP, PA, lateral, other or empty) from a view position or the meaning of a view code."""
-    letters = "".join(c for c in text.lower() if c.isalpha())
-    if not letters:
+    """The view (AP, PA, lateral, other or empty) from a view position or the meaning of a view code.
+
+    Only whole words count, and words that this list does not have make the view `other`: a decubitus or
+    apical image is no frontal one because it was taken from the front.
+    """
+    words = re.findall(r"[^\W_]+", text.casefold())
+    if not words:
         return ""
-    if letters.startswith(("pa", "posteroanterior", "posterioranterior")):
-        return "PA"
-    if letters.startswith(("ap", "anteroposterior", "anteriorposterior")):
-        return "AP"
-    return "lateral" if letters in ("ll", "rl", "lld", "rld") or "lateral" in letters else "other"
+    joined = " ".join(words)
+    for spelt, short in _SPELT.items():
+        joined = re.sub(rf"\b{spelt}\b", short, joined)
+    found = set(joined.split())
+    if found & _LATERAL:
+        return "lateral"
+    views = found & {"pa", "ap"}
+    return views.pop().upper() if len(views) == 1 and found <= {"pa", "ap", *_NEUTRAL} else "other"
 
 
 def _age(tags: dict[str, str]) -> str:

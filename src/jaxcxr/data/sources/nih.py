@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcxr.data.dicom import age_years
+from jaxcxr.data.ages import age_years
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import text_of
 from jaxcxr.data.sources.published import (

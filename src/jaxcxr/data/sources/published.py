@@ -15,10 +15,11 @@ import pandas as pd
 from pydantic import Field
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import plausible_age
+from jaxcxr.data.ages import plausible_age
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import check_manifest, missing_column, text_cells, text_of
-from jaxcxr.data.sources.cohort import Cohort, Provenance, with_one_id
+from jaxcxr.data.sources.cohort import Cohort, Provenance
+from jaxcxr.data.sources.identities import remarks, with_one_id
 from jaxcxr.data.splits import GIVEN, SplitDraw, described, split_by_patient, valid_from_train
 from jaxcxr.errors import InputError
 
@@ -37,6 +38,9 @@ class Options:
         uncertain: meaning of an uncertain label, by the data set's own name of the finding; `default` for all
             others.
         unmentioned: meaning of an empty label in data sets labelled from reports.
+        no_finding: what a positive 'No Finding' says of the labels that CheXpert's labeller left empty:
+            `others_negative` (as torchxrayvision reads it; support devices are no finding and stay), or
+            `alone`: nothing.
         split: the data set's own (`official`), or random by patient (`drawn`; `jaxcxr.data.splits`).
         valid_fraction: fraction of the training patients to move to `valid` if no validation split is
             published.
@@ -51,6 +55,7 @@ class Options:
     labels: Literal["native", "paper"] = "native"
     uncertain: dict[str, Policy] = dataclasses.field(default_factory=lambda: {"default": "unknown"})
     unmentioned: Policy = "unknown"
+    no_finding: Literal["others_negative", "alone"] = "others_negative"
     split: Literal["official", "drawn"] = "official"
     valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     draw: SplitDraw = dataclasses.field(default_factory=lambda: SplitDraw(0.7, 0.1, 0.2))
@@ -195,6 +200,35 @@ def located(images: Path, expected: Sequence[str]) -> list[str]:
     ]
 
 
+def require_images(images: Path, names: Sequence[str]) -> None:
+    """Refuse a folder in which none of a hundred images, evenly spread over the table, is found.
+
+    Raises:
+        InputError: names the first, and where below or above the folder it lies, if that is soon found.
+    """
+    some = list(names)[:: max(1, len(names) // 100)]
+    if any(_is_there(images / name) for name in some):
+        return
+    first = some[0]
+    parts = Path(first).parts
+    nearby = [images.parent, *images.parents[1:3], *sorted(p for p in images.iterdir() if p.is_dir())[:100]]
+    found = next((folder for folder in nearby if _is_there(folder / first)), None)
+    if found is None and len(parts) > 1 and _is_there(images / Path(*parts[1:])):
+        hint = f"; without {parts[0]!r} it is there: give the folder above"
+    else:
+        hint = f"; it lies in {found}" if found else "; give the folder that the table's paths start from"
+    raise InputError(
+        f"{images}: none of {len(some)} images of the table is in this folder, the first is {first!r}{hint}"
+    )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for any file
+        return False
+
+
 def is_utf8(path: str) -> bool:
     """Whether a file name is valid UTF-8, so that a table can hold it."""
     try:
@@ -223,6 +257,7 @@ def cohort(
     """
     if frame.empty:
         raise InputError(f"{name}: none of its rows is a usable image ({dict(excluded)})")
+    seen = remarks(frame["patient_id"], options.same_patient)
     frame = frame.assign(patient_id=with_one_id(frame["patient_id"], options.same_patient))
     draw, split = options.draw.keyed(), dict(GIVEN)
     if options.split == "drawn" or "split" not in frame.columns:
@@ -232,8 +267,9 @@ def cohort(
         fractions = {"train": 1 - options.valid_fraction, "valid": options.valid_fraction}
         split = described(draw, fractions) | {"of": "the published training patients"}
     return Cohort(
-        check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), split=split
-    )
+        check_manifest(frame, findings, name), tuple(findings), provenance, dict(excluded), split=split,
+        remarks=seen,
+    )  # fmt: skip
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,8 @@ import pandas as pd
 from pydantic import Field
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import MAX_AGE, age_years
+from jaxcxr.data.ages import MAX_AGE, age_years
+from jaxcxr.data.csv_dialect import with_point
 from jaxcxr.data.manifest import (
     REQUIRED,
     SEXES,
@@ -26,7 +27,8 @@ from jaxcxr.data.manifest import (
     read_table,
     text_of,
 )
-from jaxcxr.data.sources.cohort import Cohort, Provenance, with_one_id
+from jaxcxr.data.sources.cohort import Cohort, Provenance
+from jaxcxr.data.sources.identities import remarks, with_one_id
 from jaxcxr.data.splits import GIVEN, SplitDraw, described, split_by_patient
 from jaxcxr.errors import InputError
 
@@ -147,7 +149,10 @@ def read(table: Path, source: TableSource) -> Cohort:
     rows = read_table(table)
     manifest = to_manifest(rows, source, str(table))
     excluded = {"rows left out by the column map": len(rows) - len(manifest)}
-    return Cohort(manifest, source.findings, source.provenance, excluded, split=split_of(source))
+    return Cohort(
+        manifest, source.findings, source.provenance, excluded, split=split_of(source),
+        remarks=remarks(text_of(_kept(rows, source), source.columns.patient_id), source.same_patient),
+    )  # fmt: skip
 
 
 def keyed(source: TableSource, begun: str | None = None) -> TableSource:
@@ -218,6 +223,12 @@ def _require_columns(table: pd.DataFrame, source: TableSource, name: str) -> Non
     named += [graded.column for graded in (source.graded or {}).values()]
     named += [source.listed.column] if source.listed else []
     taken = {*REQUIRED, "view", "comorbidities", *source.findings}
+    for finding in source.findings:
+        if finding in (*REQUIRED, "view", "comorbidities"):
+            raise InputError(
+                f"{name}: finding {finding!r}: a column that every manifest has bears this name, expected "
+                "another name"
+            )
     for group in source.groups:
         if group in taken:
             raise InputError(
@@ -261,7 +272,7 @@ def _ages(rows: pd.DataFrame, source: TableSource, name: str) -> list[float]:
 def _age(text: str, unit: str) -> float:
     """Age in years; NaN for an empty text, below 0 for a text that is not an age."""
     try:
-        return float(text or "nan") / _PER_YEAR[unit]
+        return float(with_point(text) or "nan") / _PER_YEAR[unit]
     except ValueError:
         pass
     try:
@@ -324,8 +335,8 @@ def _look_up(
 
 
 def _canonical(text: str) -> str:
-    """A number in one spelling, so that `1`, `1.0` and `01` match the same key; other text unchanged."""
+    """A number in one spelling: `1`, `1.0`, `1,0` and `01` match the same key; other text unchanged."""
     try:
-        return repr(float(text))
+        return repr(float(with_point(text)))
     except ValueError:
         return text

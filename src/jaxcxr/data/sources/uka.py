@@ -21,7 +21,7 @@ import pandas as pd
 from pydantic import Field
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import age_years, years_between
+from jaxcxr.data.ages import age_years, years_between
 from jaxcxr.data.findings import PAPER_GRADES, UKA_FINDINGS
 from jaxcxr.data.manifest import text_of
 from jaxcxr.data.sources.published import (

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.config import STRICT
-from jaxcxr.data.dicom import age_years, read_tags
+from jaxcxr.data.ages import age_years
+from jaxcxr.data.dicom import read_tags
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import text_of
 from jaxcxr.data.sources.published import (

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from jaxcxr import __version__
 from jaxcxr.accounting import Spending
 from jaxcxr.config import Experiment, PrivacyConfig
+from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 from jaxcxr.records.binding import altered
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_SIZE
@@ -356,6 +357,7 @@ def _reasons(
 
 def _audit(run: Path, data: str) -> AuditFinding | None:
     path = run / AUDIT
+    check(path, "audit the run's cohort again")
     if not path.is_file():
         return None
     try:

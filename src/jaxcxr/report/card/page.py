@@ -14,8 +14,9 @@ from jaxcxr.report.card.profile_figure import profile_figure
 from jaxcxr.report.card.statement import NOT_STATED, Figures, Statement, Thresholds
 from jaxcxr.report.card.terms import has_promise, of_images, per_thousand, plain
 from jaxcxr.report.rendering import render
+from jaxcxr.run_folder import CARD
 
-CARD_JSON, CARD_HTML = "privacy_card.json", "privacy_card.html"
+CARD_JSON, CARD_HTML = CARD, "privacy_card.html"
 QUESTIONS = (
     ("promised", "What is promised?"),
     ("to_whom", "To whom?"),

@@ -20,7 +20,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from jaxcxr import __version__
-from jaxcxr.atomic import replacing
+from jaxcxr.atomic import writing
+from jaxcxr.digests import sealed
+from jaxcxr.eval.shortcuts import shortcut_texts, shortcuts
 from jaxcxr.report import run_facts as said
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.conclusions import run_conclusions
@@ -134,8 +136,9 @@ def page_html(page: Page) -> str:
 
 def write_page(page: Page, folder: Path) -> Path:
     """Write `report.html`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / PAGE) as part:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with sealed(folder / PAGE) as part:
         part.write_text(page_html(page), encoding="utf-8")
     return folder / PAGE
 
@@ -241,6 +244,11 @@ def run_page(
     )
 
 
+SHORTCUTS = (
+    "AUROC on the test images, with its 95 % interval, of a logistic regression that sees no image, but what "
+    "heads a column. A model that is hardly better may have learnt how patients were imaged, and not their "
+    "disease: judge it within groups of these columns (evaluation.groups)."
+)
 SETTINGS = "The configuration, every default spelt out, and what the run wrote down (run.json)."
 
 
@@ -273,16 +281,18 @@ def _curves(folder: Path) -> dict[Path, tuple[str, str]]:
 
 
 def film_tables(films: pd.DataFrame | None, findings: Sequence[str]) -> tuple[Table, ...]:
-    """The paper's Table 1, if there is a manifest."""
+    """The paper's Table 1, and what is known of a finding without its image, if there is a manifest."""
     if films is None:
         return ()
-    return (
-        text_table(
-            "Table 1",
-            CAPTIONS["table_1"],
-            table_1(films, findings).set_index("statistic").rename_axis("Images"),
-        ),
+    who = text_table(
+        "Table 1",
+        CAPTIONS["table_1"],
+        table_1(films, findings).set_index("statistic").rename_axis("Images"),
     )
+    found = shortcuts(films, findings)
+    if found.empty:
+        return (who,)
+    return (who, text_table("Without the image", SHORTCUTS, shortcut_texts(found).rename_axis("Finding")))
 
 
 def _auroc_fact(evaluation: pd.DataFrame, comparison: pd.DataFrame | None, *, private: bool) -> Fact:

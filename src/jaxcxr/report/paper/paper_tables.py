@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
+from jaxcxr.digests import sealed
 from jaxcxr.report.paper.cohort_tables import table_1
 from jaxcxr.report.paper.supplementary_tables import (
     latex,
@@ -211,5 +212,6 @@ def write_paper_tables(
                 (".csv", table.to_csv()),
             ):
                 written.append(out_dir / f"{stem}{ending}")
-                written[-1].write_text(content, encoding="utf-8")
+                with sealed(written[-1]) as part:
+                    part.write_text(content, encoding="utf-8")
     return written

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.data.findings import UKA_FINDINGS
+from jaxcxr.digests import sealed
 from jaxcxr.errors import InputError
 from jaxcxr.report.evaluated_runs import Run
 
@@ -216,7 +217,8 @@ def write_tables(summary: pd.DataFrame, out_dir: str | Path) -> list[Path]:
             (".csv", table.to_csv()),
         ):
             written.append(out_dir / f"{stem}{ending}")
-            written[-1].write_text(content, encoding="utf-8")
+            with sealed(written[-1]) as part:
+                part.write_text(content, encoding="utf-8")
     return written
 
 
