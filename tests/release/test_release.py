@@ -25,6 +25,7 @@ from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import facts_of_card
 from jaxcxr.report.card.card_schema import read_card
 from jaxcxr.report.card.page import write_card
+from jaxcxr.report.risk_files import write_private_csv
 from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
@@ -382,6 +383,20 @@ def test_the_house_card_does_not_pass(release: Path) -> None:
     card["patients"][0].update(patient="maximum")
     path.write_text(json.dumps(card))
     assert any("images per patient" in sentence for sentence in check_release(release, None).wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["risk/patients.csv", "risk/risk.json", "patients.csv", "risk/kept/heads-0.npz"]
+)
+def test_a_risk_assessment_does_not_leave(release: Path, name: str) -> None:
+    """Nor its folder, nor a file of it among those of the release, whether or not the identifiers are known."""
+    path = release / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_private_csv(MANIFEST[["patient_id"]].assign(lira_found_non_private=0.9), path)
+    for manifest in (None, MANIFEST):
+        wrong = check_release(release, manifest).wrong
+        assert f"{name}: is not part of a release" in wrong
+    assert any(sentence.startswith(f"{name}: holds the patient_id") for sentence in wrong)
 
 
 def test_the_manifest_is_the_runs_own(tmp_path: Path) -> None:

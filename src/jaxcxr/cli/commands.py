@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "explain": "show over an image what moved the predictions",
         "account": "what a private run costs: noise, epsilon, steps, patients, sweeps",
         "audit": "attack the private training and check every step",
+        "risk": "who is exposed by a model, and who pays for privacy",
         "check": "compare everything in a run, sweep, store, weights or release folder with its checksums",
         "release": "build and check the folder that may leave the hospital",
         "export": "write a trained model for use elsewhere (StableHLO, PyTorch)",

@@ -68,7 +68,7 @@ def platt(scores: Float[np.ndarray, " n"], slope: float, intercept: float) -> Fl
     return 1 / (1 + np.exp(-(slope * logits(scores) + intercept)))
 
 
-def logits(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def logits(scores: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     """Log odds of scores, those of exactly 0 and 1 being taken as 1e-7 away from them."""
     clipped = np.clip(scores, _LEAST, _MOST)
     return np.log(clipped) - np.log1p(-clipped)

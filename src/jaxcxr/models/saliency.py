@@ -6,6 +6,7 @@ al. 2016; equal to Grad-CAM, Selvaraju et al. 2017, in a network that ends in a 
 attributes the logit to the cells of the last map (2 x 2 at 64 pixels, 16 x 16 at 512).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -29,20 +30,22 @@ def integrated_gradients(
         finding: index of the output.
         steps: number of images between black and `image`; the error of the sum decreases with its square.
     """
+    return np.asarray(_shares(model, params, jnp.asarray(image, jnp.float32), jnp.asarray(finding), steps))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _shares(model: Network, params: PyTree, image: Any, finding: Any, steps: int) -> Any:
+    """Compiled once for all images and findings, and for all models of one network."""
 
     def logit(image: Any) -> Any:
         return model.apply(params, image)[finding]  # type: ignore[index]
 
-    @jax.jit
-    def shares(image: Any) -> Any:
-        def add(total: Any, fraction: Any) -> tuple[Any, None]:
-            return total + jax.grad(logit)(fraction * image), None
+    def add(total: Any, fraction: Any) -> tuple[Any, None]:
+        return total + jax.grad(logit)(fraction * image), None
 
-        fractions = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
-        total, _ = jax.lax.scan(add, jnp.zeros_like(image), fractions)
-        return image * total / steps
-
-    return np.asarray(shares(jnp.asarray(image, jnp.float32)))
+    fractions = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
+    total, _ = jax.lax.scan(add, jnp.zeros_like(image), fractions)
+    return image * total / steps
 
 
 def activation_map(

@@ -17,6 +17,7 @@ from jaxcxr.report.evaluation_facts import estimate, how, suppressed, suppressed
 from jaxcxr.report.page import alt_texts
 from jaxcxr.report.page.comparison_tables import budget_tables
 from jaxcxr.report.page.page_tables import Cell, Table, correlation_table, estimated, text_table
+from jaxcxr.report.page.risk_page import risk_sections
 from jaxcxr.report.page.run_page import (
     STAYS,
     SYNTHETIC,
@@ -91,6 +92,7 @@ def sweep_page(sweep: Sweep) -> Page:
     text = "One model per privacy budget" + (", and one without privacy" if math.inf in sweep.budgets else "")
     first = sweep.evaluations.loc[sweep.evaluations["epsilon"] == sweep.budgets[0]]
     trained = "Not known here." if described is None else said.trained(described, sweep.findings)
+    risk, told = ((), ()) if sweep.folder is None else risk_sections(sweep.folder)
     return Page(
         title=f"Sweep {sweep.name}: report",
         lead=f"{text}: what privacy costs, and who pays.",
@@ -101,9 +103,12 @@ def sweep_page(sweep: Sweep) -> Page:
             _privacy_fact(sweep.budgets, private),
         ),
         overview=_overview(sweep),
-        conclusions=sweep_conclusions(sweep.evaluations, sweep.comparisons, sweep.correlations, sweep.starts),
+        conclusions=(
+            *sweep_conclusions(sweep.evaluations, sweep.comparisons, sweep.correlations, sweep.starts),
+            *told,
+        ),
         how=as_sentence(how(sweep.evaluations)),
-        sections=_sections(sweep),
+        sections=(*risk, *_sections(sweep)),
         suppressed=suppressed_sentence(first),
         too_small=suppressed(first),
     )

@@ -1,0 +1,53 @@
+"""Who is exposed by a model, and who pays for privacy: patient by patient and group by group.
+
+Examples:
+  jaxcxr risk runs/sweep-demo             every model of a sweep, with the price beside the exposure
+  jaxcxr risk runs/demo                   the model of one run
+  jaxcxr risk runs/sweep-demo --models 64 fewer reference models, wider intervals
+
+Attacks the models of a finished run or sweep (LiRA, RMIA), and many cheap models that show each training
+patient's risk without privacy and with each budget. Writes risk/ into the folder, and for a sweep the section
+'Privacy and fairness in one picture' of report.html. A call that was interrupted goes on. All of it is
+computed from patients without noise and stays in the hospital.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from jaxcxr.cli.console import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which models, and how thoroughly.
+
+    Attributes:
+        run: folder of a finished run or sweep.
+        models: number of reference models, each trained on a random half of the patients.
+        store: folder of the store, if it is not where the run's configuration says.
+        seed: of halves, simulated noise and bootstrap.
+    """
+
+    run: tyro.conf.Positional[Path]
+    models: int = 128
+    store: Path | None = None
+    seed: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = tyro.cli(Arguments, description=__doc__, args=argv)
+    say(f"{arguments.run}: loading JAX")
+    from jaxcxr.report.risk_files import STAYS
+    from jaxcxr.training.cpu_allocator import keep_memory
+    from jaxcxr.workflows.risk_report import assess_and_report
+
+    keep_memory()
+    sentences, written = assess_and_report(
+        arguments.run, models=arguments.models, seed=arguments.seed, store=arguments.store, say=say
+    )
+    print("\n".join(f"- {sentence}" for sentence in sentences))
+    print(f"{', '.join(map(str, written))}: {STAYS}")
