@@ -8,7 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-PIXEL_LIBRARIES = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg")
+PIXEL_LIBRARIES = (
+    "imagecodecs",
+    "numpy",
+    "pillow",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "tifffile",
+)
 EXTRA_DECODERS = ("pylibjpeg-libjpeg", "python-gdcm")  # a user may add them for JPEG lossless
 
 
