@@ -45,10 +45,10 @@ def recorded(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         digests, own = content["digests"], content["sha256"]
-        right = isinstance(digests, dict) and digest_of(digests) == own
+        found = digest_of(digests)
     except (ValueError, KeyError, TypeError, RecursionError):
-        right = False
-    if not right:
+        digests, own, found = None, None, ""
+    if not isinstance(digests, dict) or found != own:
         raise InputError(
             f"{path}: is damaged (its content does not give its own SHA-256), so that nothing in the "
             "folder can be checked; put it back from a copy, or delete it to use the folder unchecked"

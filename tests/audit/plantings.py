@@ -147,8 +147,8 @@ def _without_the_head(patch: pytest.MonkeyPatch) -> None:
     """The head's gradient is forgotten in the norm."""
 
     def factors(self: Flat, squared: Any, l2_clip_norm: Any) -> Any:
-        rest = {layer: own for layer, own in squared.items() if "head" not in layer}
-        return dict.fromkeys(squared, clipping.clip_factors(sum(rest.values()), l2_clip_norm, self.stability))
+        length: Any = sum(own for layer, own in squared.items() if "head" not in layer)
+        return dict.fromkeys(squared, clipping.clip_factors(length, l2_clip_norm, self.stability))
 
     patch.setattr(Flat, "factors", factors)
 

@@ -81,7 +81,7 @@ def test_what_is_said_of_a_patient_is_the_mean_over_images_and_labels_that_are_t
     said = membership.said_of_patients(logits, labels, np.array([0, 0, 1]))
     assert np.allclose(said.confidence[0], [[(1 - 3) / 2, 2.0], [0.0, 0.0]])
     likely = [np.log(1 / (1 + np.exp(-1))) + np.log(1 / (1 + np.exp(-2))), np.log(1 / (1 + np.exp(3)))]
-    assert np.allclose(said.likelihood[0], [np.mean(likely), 0.0], atol=1e-6)
+    assert np.allclose(said.likelihood[0], [float(np.mean(likely)), 0.0], atol=1e-6)
 
 
 def test_lira_is_the_log_ratio_of_two_gaussians_by_the_other_models() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxcxr.audit.subject import Size, subject_of
 from tests.audit import small
 
+assert small.CONFIG.privacy is not None
 CONFIG = dataclasses.replace(
     small.CONFIG, privacy=dataclasses.replace(small.CONFIG.privacy, delta=1e-5, l2_clip_norm=1.5)
 )

@@ -71,8 +71,8 @@ def sound_files(folder: Path) -> dict[str, tuple[Callable[[Path], None], list[Pa
     tiff = [write(folder / name) for name, write in tiff_files().items()]
     grey = Image.fromarray(picture(8).astype(np.uint8))
     pictures = []
-    for name, how in (("a.png", {}), ("a.jpg", {}), ("b.png", {"exif": Image.Exif()})):
-        grey.save(folder / name, **how)
+    for name, exif in (("a.png", b""), ("a.jpg", b""), ("b.png", Image.Exif().tobytes())):
+        grey.save(folder / name, exif=exif)
         pictures.append(folder / name)
     Image.fromarray(TWELVE).save(folder / "c.png")
     (folder / "whole.csv").write_text(TABLE)

@@ -9,13 +9,19 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import tifffile
 from PIL import Image
+from pydicom import config
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import (
+    UID,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -42,7 +48,7 @@ def picture(bits: int = 12) -> np.ndarray:
     return np.round(values * (2**bits - 1)).astype(np.int64)
 
 
-def dicom(path: Path, values: np.ndarray, changes: dict[str, object] | None = None, **how: object) -> Path:
+def dicom(path: Path, values: np.ndarray, changes: dict[str, object] | None = None, **how: Any) -> Path:
     """A DX image. `changes`: element -> value, (representation, value) or None to remove it."""
     dataset = Dataset()
     dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
@@ -60,13 +66,14 @@ def dicom(path: Path, values: np.ndarray, changes: dict[str, object] | None = No
         if value is None:
             delattr(dataset, keyword)
         elif isinstance(value, tuple):
-            tag = pydicom.datadict.tag_for_keyword(keyword)
-            dataset[tag] = pydicom.DataElement(tag, *value, validation_mode=pydicom.config.IGNORE)
+            tag = tag_for_keyword(keyword)
+            assert tag is not None
+            dataset[tag] = pydicom.DataElement(tag, *value, validation_mode=config.IGNORE)
         else:
             setattr(dataset, keyword, value)
     syntax = how.get("syntax", ExplicitVRLittleEndian)
-    before = pydicom.config.settings.writing_validation_mode
-    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    before = config.settings.writing_validation_mode
+    config.settings.writing_validation_mode = config.IGNORE
     try:
         if how.get("bare"):
             dataset.save_as(
@@ -77,10 +84,10 @@ def dicom(path: Path, values: np.ndarray, changes: dict[str, object] | None = No
             )
         else:
             dataset.file_meta = FileMetaDataset()
-            dataset.file_meta.TransferSyntaxUID = syntax
+            dataset.file_meta.TransferSyntaxUID = UID(syntax)
             dataset.save_as(path, enforce_file_format=True)
     finally:
-        pydicom.config.settings.writing_validation_mode = before
+        config.settings.writing_validation_mode = before
     if how.get("no_syntax"):
         _without_transfer_syntax(path)
     return path
@@ -92,9 +99,9 @@ def _without_transfer_syntax(path: Path) -> None:
     del meta.TransferSyntaxUID
     content = path.read_bytes()
     start = content.index(struct.pack("<HH", 8, 0x16), 132)
-    head = pydicom.filebase.DicomBytesIO()
+    head = DicomBytesIO()
     head.is_little_endian, head.is_implicit_VR = True, False
-    pydicom.filewriter.write_file_meta_info(head, meta, enforce_standard=False)
+    write_file_meta_info(head, meta, enforce_standard=False)
     path.write_bytes(b"\0" * 128 + b"DICM" + head.getvalue() + content[start:])
 
 
@@ -144,7 +151,7 @@ def _padded(values: np.ndarray, pad: int) -> np.ndarray:
 
 
 def _dicom(
-    values: np.ndarray, changes: dict[str, object] | None = None, **how: object
+    values: np.ndarray, changes: dict[str, object] | None = None, **how: Any
 ) -> Callable[[Path], Path]:
     return lambda path: dicom(path.with_suffix(str(how.get("suffix", ".dcm"))), values, changes, **how)
 
@@ -229,7 +236,7 @@ PADDED: dict[str, Callable[[Path], Path]] = {
 def tiff_files() -> dict[str, Callable[[Path], Path]]:
     """Name -> writer of a TIFF that shows the picture, of every photometric interpretation, depth and compression."""
 
-    def writer(values: np.ndarray, **how: object) -> Callable[[Path], Path]:
+    def writer(values: np.ndarray, **how: Any) -> Callable[[Path], Path]:
         def write(path: Path) -> Path:
             tifffile.imwrite(path.with_suffix(".tif"), values, metadata=None, **how)
             return path.with_suffix(".tif")

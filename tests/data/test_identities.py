@@ -136,7 +136,7 @@ def test_rsna_images_are_of_the_patients_that_the_mapping_names(tmp_path):
     cohort = rsna.read(tmp_path, tmp_path, Options())
     assert cohort.remarks == ()
     frame = cohort.manifest.set_index("image_id")
-    assert frame["patient_id"].nunique() == 6
+    assert len(set(frame["patient_id"])) == 6
     assert frame.loc["i0", ["lung_opacity", "abnormal"]].tolist() == [1, 1]
     assert frame.loc["i2", ["lung_opacity", "abnormal"]].tolist() == [0, 1]
     assert frame.loc["i0", ["age", "sex", "view"]].tolist() == [58, "F", "PA"]

@@ -25,7 +25,8 @@ def widths(run: Path, work: Path) -> pd.DataFrame:
     config = read_config(run)
     store = work / "store"
     shutil.copytree(config.data.store, store, ignore=shutil.ignore_patterns("evaluations.jsonl"))
-    patients = pd.read_parquet(run / "predictions.parquet").query("split == 'test'")["patient_id"].nunique()
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    patients = len(set(predictions.loc[predictions["split"] == "test", "patient_id"]))
     columns = {"exact": _summary(pd.read_csv(run / EVALUATION))}
     for epsilon in EPSILONS:
         allowance = Allowance(epsilon, 1e-6, patients, budget=100.0)
@@ -38,8 +39,8 @@ def widths(run: Path, work: Path) -> pd.DataFrame:
 def _summary(table: pd.DataFrame) -> pd.Series:
     table = table.loc[table["metric"].isin(METRICS) & table["finding"].ne("average")]
     table = table.assign(width=table["ci_high"] - table["ci_low"])
-    grouped = table.groupby(["group", "metric"], sort=False)["width"]
-    return grouped.median().map("{:.3f}".format) + " (" + grouped.count().astype(str) + ")"
+    found = table.groupby(["group", "metric"], sort=False)["width"].agg(["median", "count"])
+    return pd.Series([f"{median:.3f} ({count})" for median, count in found.to_numpy()], found.index)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def test_unknown_labels_count_for_nothing() -> None:
 def test_difficulty_makes_groups_of_the_loss_alone() -> None:
     plain, private = predictions(2.0, 2.0), predictions(1.0, 1.0)
     hard = difficulty([losses(predictions(1, 1, 5), FINDINGS, CONFIG)]).to_numpy()
-    table = price_by_group(*(f.assign(difficulty=hard) for f in (plain, private)), FINDINGS, CONFIG).table
+    plain, private = plain.assign(difficulty=hard), private.assign(difficulty=hard)
+    table = price_by_group(plain, private, FINDINGS, CONFIG).table
     own = table.loc[table["attribute"] == "difficulty"]
     assert set(own["price"]) == {LOSS, WORSE}
     assert (own["images"] == 50).all()

@@ -226,9 +226,8 @@ def _shape(noise: np.ndarray, alone: np.ndarray, *, continuous: bool) -> Check:
     counts = [int((np.abs(values) > tail).sum()) for tail in _TAILS]
     for tail, count in zip(_TAILS, counts, strict=True):
         rate = 2 * float(norm.sf(tail))
-        p_values.append(
-            min(1.0, 2 * min(binom.cdf(count, values.size, rate), binom.sf(count - 1, values.size, rate)))
-        )
+        below, above = binom.cdf(count, values.size, rate), binom.sf(count - 1, values.size, rate)
+        p_values.append(min(1.0, 2 * float(min(below, above))))
     found = (
         f"{counts[1]} of {values.size} beyond 3 deviations, {2 * norm.sf(3.0) * values.size:.4g} expected; "
         f"the largest is {np.abs(values).max():.3g}"

@@ -172,14 +172,15 @@ class Recorder:
             self._own = Own(plan)
         watch = _Watch(plan, folder, self._own, (self._canaries, included) if attacked else None, progress)
         outcome = train(plan, folder, progress=False, observe=lambda step: watch.over(self.step(step)))
-        facts, secret = read_facts(folder), read_secret(folder / CHECKPOINTS)
+        binding, secret = read_facts(folder).get("binding"), read_secret(folder / CHECKPOINTS)
+        assert binding is not None
         assert secret is not None
         return Recording(
             plan,
             watch.records,
             watch.leaves,
             list(read_ledger(folder / LEDGER)[1]),
-            bound_secret(secret, facts["binding"]["digest"]),
+            bound_secret(secret, binding["digest"]),
             watch.initial,
             _host(outcome.params),
             outcome.steps_done,

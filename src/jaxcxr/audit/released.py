@@ -109,7 +109,7 @@ def _one_each(split: Split, rng: np.random.Generator, *, alone: bool) -> np.ndar
     labelled = np.flatnonzero(~np.isnan(split.labels).all(axis=1))
     everybody = split.frame["patient_id"].astype(str)
     if alone:
-        labelled = labelled[everybody.map(everybody.value_counts()).to_numpy()[labelled] == 1]
+        labelled = labelled[~everybody.duplicated(keep=False).to_numpy()[labelled]]
     order = rng.permutation(labelled)
     _, first = np.unique(everybody.to_numpy()[order], return_index=True)
     return order[rng.permutation(first)]

@@ -275,7 +275,7 @@ def _with_canaries(cohort: Split, canaries: Units, included: Sequence[int] | np.
     chosen = canaries.at(np.asarray(included, int))
     images = np.concatenate([cohort.read_all(), chosen.images.reshape(-1, cohort.size, cohort.size)])
     labels = np.concatenate([cohort.labels, chosen.labels.reshape(-1, len(cohort.findings))])
-    frame = pd.concat([cohort.frame[["image_id", "patient_id"]], own], ignore_index=True)
+    frame = pd.concat([cohort.frame.loc[:, ["image_id", "patient_id"]], own], ignore_index=True)
     return Split(frame, cohort.findings, labels.astype(np.float32), cohort.size, _InMemory(images))
 
 

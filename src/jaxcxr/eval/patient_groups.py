@@ -36,11 +36,12 @@ def patient_table(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFra
     for column in _GIVEN:
         if column in manifest:
             table[column] = grouped[column].agg(_commonest if column == "view" else "first")
-    present = grouped[list(findings)].max() == 1
+    present = {finding: np.asarray(grouped[finding].max() == 1) for finding in findings}
     for finding in findings:
         table[finding] = np.where(present[finding], PRESENT, ABSENT)
-    combined = present.apply(lambda row: ",".join(f for f in findings if row[f]), axis=1)
-    table[COMBINATION] = np.where(combined.map(combined.value_counts()) < RARE, RARE_ONE, COMMON)
+    combinations = np.stack([present[finding] for finding in findings], axis=1)
+    _, place, counts = np.unique(combinations, axis=0, return_inverse=True, return_counts=True)
+    table[COMBINATION] = np.where(counts[place.ravel()] < RARE, RARE_ONE, COMMON)
     return table
 
 
@@ -80,7 +81,7 @@ def with_patients(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFram
     """Predictions with what `table` says of each image's patient in the place of columns of their own."""
     columns = [column for column in table.columns if column != "split"]
     kept = predictions.drop(columns=[column for column in columns if column in predictions])
-    joined = kept.join(table[columns], on=kept["patient_id"].astype(str).rename("patient_id_text"))
-    joined = joined.drop(columns=[column for column in joined if column == "patient_id_text"])
+    own = table.loc[:, columns].reindex(kept["patient_id"].astype(str)).set_axis(kept.index)
+    joined = pd.concat([kept, own], axis=1)
     joined.attrs = dict(predictions.attrs)
     return joined

@@ -86,8 +86,8 @@ def difficulty(others: Sequence[Float[np.ndarray, " test"]]) -> pd.Series:
     """The quarter of each test image by its mean loss in other models, in words; None without a loss."""
     mean = np.mean(np.stack(others), axis=0)
     ranks = pd.Series(mean).rank(pct=True, method="first")
-    names = pd.cut(ranks, [0, 0.25, 0.5, 0.75, 1], labels=list(QUARTERS))
-    return names.astype(object).where(ranks.notna(), None)
+    quarter = np.searchsorted([0.25, 0.5, 0.75], ranks.to_numpy())
+    return pd.Series(np.array(QUARTERS, object)[quarter], ranks.index).where(ranks.notna(), None)
 
 
 def price_by_group(
@@ -147,9 +147,9 @@ def _differences(
     found = []
     rows = first.rows.loc[(first.rows["finding"] == finding)]
     keyed = {
-        (str(row.group), str(row.metric)): place
-        for row, place in zip(second.rows.itertuples(), range(len(second.rows)), strict=True)
-        if row.finding == finding and row.reference in ("", "rest")
+        (str(row["group"]), str(row["metric"])): place
+        for place, row in enumerate(second.rows.to_dict("records"))
+        if row["finding"] == finding and row["reference"] in ("", "rest")
     }
     own_rows = rows.loc[(rows["metric"] == metric) & (rows["reference"] == "")]
     for place, row in zip(own_rows.index, own_rows.to_dict("records"), strict=True):

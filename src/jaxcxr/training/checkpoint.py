@@ -128,7 +128,8 @@ def read_arrays(path: Path) -> PyTree:
     Raises:
         DamagedCheckpointError: they cannot be read.
     """
-    handler, place = ocp.PyTreeCheckpointHandler(), path.resolve()
+    handler = ocp.PyTreeCheckpointHandler()
+    place: Any = path.resolve()
     try:
         found: Any = handler.metadata(place)
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
