@@ -8,11 +8,13 @@ but neither a forger who rewrites the whole file nor lines cut off the end, whic
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxcxr.digests import recorded
+from jaxcxr.digests import record, recorded
 from jaxcxr.errors import InputError
 
 CHARACTERS = 32
@@ -71,6 +73,42 @@ def read_chain(path: Path, kind: str) -> Chain:
         lines.append(values)
         heads.append(head)
     return Chain(tuple(lines), tuple(heads), complete)
+
+
+def append(path: Path, kind: str, chain: Chain, lines: Sequence[dict[str, Any]]) -> None:
+    """Add lines to the file that `chain` was read from. When this returns they are on the disk, and the file's
+    length is recorded. An incomplete line after the others is dropped: what it was about never took place.
+
+    Raises:
+        OSError: the file cannot be written to.
+    """
+    head, number = chain.head, len(chain.heads)
+    with path.open("a", encoding="utf-8") as file:
+        os.truncate(path, chain.complete)
+        for values in lines:
+            number += 1
+            text, head = chained(kind, head, number, values)
+            file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    record(path.parent, {path.name: mark_of(number, head)})
+
+
+@contextmanager
+def needed(store: Path, what: str) -> Iterator[None]:
+    """Turn an error of writing a file without which nothing is released into a sentence.
+
+    Args:
+        store: folder of the file.
+        what: the file, as `the register of released models`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{store}: {what} cannot be written ({error.strerror}), and nothing is released without; make "
+            "the folder writable, or name the store's place with --store"
+        ) from error
 
 
 def mark_of(lines: int, head: str) -> dict[str, Any]:

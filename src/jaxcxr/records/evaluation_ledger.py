@@ -7,7 +7,6 @@ another store and another ledger.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jaxcxr import accounting, digests
+from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import chained, mark_of, read_chain, require_mark
+from jaxcxr.records.chain import append, needed, read_chain, require_mark
 
 EVALUATIONS, LOCK = "evaluations.jsonl", ".evaluations.lock"
-_KIND = "evaluations"
+_KIND, _WHAT = "evaluations", "the ledger of its held-out patients"
 _PATIENCE = 30.0
 """Seconds to wait while another evaluation of the same patients is released."""
 
@@ -138,16 +137,9 @@ class EvaluationLedger:
         line = _Release(
             noise_multiplier=noise_multiplier, l2_sensitivity=l2_sensitivity, budget=float(budget)
         )
-        head, number = self._chain.head, len(self._chain.heads)
-        with writable(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            os.truncate(self._path, self._chain.complete)  # an incomplete line: its release never took place
-            for values in ([] if number else [self._terms]) + [line]:
-                number += 1
-                text, head = chained(_KIND, head, number, values.model_dump(mode="json"))
-                file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        digests.record(self._path.parent, {self._path.name: mark_of(number, head)})
+        lines = [line] if self._chain.heads else [self._terms, line]
+        with needed(self._path.parent, _WHAT):
+            append(self._path, _KIND, self._chain, [each.model_dump(mode="json") for each in lines])
         self._chain = read_chain(self._path, _KIND)
         self._releases.append(line)
         return after
@@ -161,20 +153,8 @@ def held(store: Path, fingerprint: str, delta: float) -> Iterator[EvaluationLedg
         InputError: the store cannot be written to, another process holds the lock, or the ledger is damaged,
             another store's or at another delta.
     """
-    with writable(store):
+    with needed(store, _WHAT):
         (store / LOCK).touch()
     busy = f"{store}: another evaluation of the same patients is being released; try again"
     with exclusive_lock(store / LOCK, busy, _PATIENCE):
         yield EvaluationLedger(store / EVALUATIONS, fingerprint, delta)
-
-
-@contextmanager
-def writable(store: Path) -> Iterator[None]:
-    """Turn an error of writing into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{store}: the ledger of its held-out patients cannot be written ({error.strerror}), and nothing "
-            "is released without; make the folder writable, or name the store's place with --store"
-        ) from error

@@ -8,7 +8,6 @@ another store and another register.
 """
 
 import datetime
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,15 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.data.store import open_store
-from jaxcxr.digests import record
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import chained, mark_of, read_chain, require_mark
+from jaxcxr.records.chain import append, needed, read_chain, require_mark
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent
 from jaxcxr.report.card.card_schema import Identity, MechanismRow, PrivacyCard, SiblingRow
 
 REGISTER, LOCK = "releases.jsonl", ".releases.lock"
-_KIND = "register"
+_KIND, _WHAT = "register", "the register of released models"
 _PATIENCE = 30.0
 """Seconds to wait while another model of the cohort is being released."""
 
@@ -191,18 +189,9 @@ class Register:
         )
         if line in self._lines:
             return
-        head, number = self._chain.head, len(self._chain.heads)
-        with _writable(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            os.truncate(
-                self._path, self._chain.complete
-            )  # drops an incomplete line: its release never took place
-            for values in ([] if number else [{"store": self._fingerprint}]) + [line.model_dump(mode="json")]:
-                number += 1
-                text, head = chained(_KIND, head, number, values)
-                file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        record(self._path.parent, {self._path.name: mark_of(number, head)})
+        first = [] if self._chain.heads else [{"store": self._fingerprint}]
+        with needed(self._path.parent, _WHAT):
+            append(self._path, _KIND, self._chain, [*first, line.model_dump(mode="json")])
         self._read()
 
 
@@ -233,17 +222,6 @@ def held(store: Path, spent: Spent, run: Path) -> Iterator[Register]:
         raise InputError(f"{store}: holds another cohort than the one that {run} was trained on; {where}")
     busy = f"{store}: another model of this cohort is being released; try again"
     with ExitStack() as held:
-        with _writable(store):
+        with needed(store, _WHAT):
             held.enter_context(exclusive_lock(store / LOCK, busy, _PATIENCE))
         yield Register(store / REGISTER, spent.terms.data_fingerprint)
-
-
-@contextmanager
-def _writable(store: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{store}: the register of released models cannot be written ({error.strerror}), and nothing is "
-            "released without; make the folder writable, or name the store's place with --store"
-        ) from error
