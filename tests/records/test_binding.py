@@ -109,15 +109,23 @@ DECIDE_NOTHING = {
         "jaxcxr.errors",
         "jaxcxr.atomic",
         "jaxcxr.run_folder",
+        "jaxcxr.yaml_files",
     ),  # a configuration acts through its values, which are bound
+    *("jaxcxr.digests", "jaxcxr.signals"),  # refuse what is damaged, and end a run between two steps
     *(
         "jaxcxr.data.__init__",
         "jaxcxr.data.manifest",
         "jaxcxr.data.duplicates",
+        "jaxcxr.data.close_pairs",
+        "jaxcxr.data.csv_dialect",
     ),  # the data themselves are bound
     *(
+        "jaxcxr.data.decoded",
         "jaxcxr.data.dicom",
+        "jaxcxr.data.dicom_elements",
+        "jaxcxr.data.dicom_tables",
         "jaxcxr.data.images",
+        "jaxcxr.data.pictures",
         "jaxcxr.data.synthetic.__init__",
         "jaxcxr.data.synthetic.anatomy",
         "jaxcxr.data.synthetic.cohort",

@@ -10,6 +10,7 @@ import pytest
 
 from jaxcxr.cli import evaluate
 from jaxcxr.data.store import write_store
+from jaxcxr.digests import DIGESTS
 from jaxcxr.errors import InputError
 from jaxcxr.eval.noised_record import NOISED_EVALUATION, NOISED_TABLE, read_record
 from jaxcxr.privacy.score_counts import Design, HeldOut, noised_counts
@@ -77,7 +78,7 @@ def test_what_is_written_may_be_published_and_is_near_the_truth(
     hospital: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run(hospital)
-    assert {path.name for path in out.iterdir()} == {NOISED_EVALUATION, NOISED_TABLE}
+    assert {path.name for path in out.iterdir()} == {NOISED_EVALUATION, NOISED_TABLE, DIGESTS}
     record, table = read_record(out / NOISED_EVALUATION), pd.read_csv(out / NOISED_TABLE)
     assert record.epsilon <= 3
     assert record.evaluations == 1
