@@ -77,7 +77,8 @@ def read_chain(path: Path, kind: str) -> Chain:
 
 def append(path: Path, kind: str, chain: Chain, lines: Sequence[dict[str, Any]]) -> None:
     """Add lines to the file that `chain` was read from. When this returns they are on the disk, and the
-    file's length is recorded. An incomplete line after the others is dropped: what it was about never took place.
+    file's length is recorded. An incomplete line after the others is dropped: what it was about never took
+    place.
 
     Raises:
         OSError: the file cannot be written to.
