@@ -13,7 +13,7 @@ from PIL import Image
 import jaxcxr
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
 from jaxcxr.data.images import preprocess
-from jaxcxr.digests import write_json
+from jaxcxr.digests import seal, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
 from jaxcxr.models.calibration import Calibration
@@ -182,9 +182,13 @@ def test_a_run_folder_and_a_release_folder(
     assert load_model(tmp_path / "run").calibration == CALIBRATION
     assert load_model(tmp_path / "release").calibration is None
     (tmp_path / "run" / CALIBRATION_FILE).write_text("{}")
+    seal(tmp_path / "run" / CALIBRATION_FILE)
     with pytest.raises(InputError, match=r"calibration\.json: not a calibration"):
         load_model(tmp_path / "run")
-    (tmp_path / "run" / CALIBRATION_FILE).unlink()
+    with pytest.raises(InputError, match=r"calibration\.json: is missing"):
+        (tmp_path / "run" / CALIBRATION_FILE).unlink()
+        load_model(tmp_path / "run")
+    unlink(tmp_path / "run" / CALIBRATION_FILE)
     for name in ("run", "release"):
         np.testing.assert_array_equal(
             load_model(tmp_path / name).predict_prepared(FILMS), model.predict_prepared(FILMS)

@@ -15,7 +15,7 @@ from jaxcxr.signals import BY_SCHEDULERS, StoppedError, deferred
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, *BY_SCHEDULERS])
 def test_a_signal_waits_until_it_is_asked_for(signum: int) -> None:
-    before = signal.getsignal(signum)
+    before = signal.signal(signum, signal.default_int_handler)  # under nohup, SIGHUP would be ignored
     with deferred() as came:
         assert came() == 0
         os.kill(os.getpid(), signum)
@@ -26,7 +26,7 @@ def test_a_signal_waits_until_it_is_asked_for(signum: int) -> None:
         else:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signum)
-    assert signal.getsignal(signum) == before
+    assert signal.signal(signum, before) == signal.default_int_handler
 
 
 def test_what_the_caller_ignores_stays_ignored() -> None:

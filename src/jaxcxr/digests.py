@@ -82,6 +82,13 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def unlink(path: Path) -> None:
+    """Delete a file that is no longer true, if there is one, and what is recorded of it."""
+    if path.name in recorded(path.parent):
+        record(path.parent, {}, frozenset({path.name}))
+    path.unlink(missing_ok=True)
+
+
 def seal(*paths: Path) -> None:
     """Record the SHA-256 of files of one folder that are complete."""
     record(paths[0].parent, {path.name: [file_digest(path)] for path in paths})

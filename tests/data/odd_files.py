@@ -172,7 +172,6 @@ RIGHT: dict[str, Callable[[Path], Path]] = {
     "slope_whole": _dicom(TWELVE, {"RescaleSlope": ("US", 1), "RescaleIntercept": ("SS", -5)}),
     "slope_comma": _dicom(TWELVE, {"RescaleSlope": ("LO", "0,5"), "RescaleIntercept": ("LO", "0")}),
     "slope_float": _dicom(TWELVE, {"RescaleSlope": ("FD", 0.5), "RescaleIntercept": ("FL", 2.0)}),
-    "slope_of_no_number": _dicom(TWELVE, {"RescaleSlope": ("LO", "NaN"), "RescaleIntercept": ("LO", "none")}),
     "slope_0": _dicom(TWELVE, {"RescaleSlope": ("DS", "0"), "RescaleIntercept": ("DS", "100")}),
     "window_text": _dicom(TWELVE, {"WindowCenter": ("LO", "2048"), "WindowWidth": ("ST", "4096 ")}),
     "window_float": _dicom(TWELVE, {"WindowCenter": ("FD", 2048.0), "WindowWidth": ("FL", 4096.0)}),

@@ -95,6 +95,9 @@ def test_images_of_few_grey_values_are_named(tmp_path):
         ({"Rows": ("LO", "many")}, {}, "the image is empty"),
         ({"ModalityLUTSequence": ("SQ", [table(60000, np.arange(4))])}, {}, "a table that none"),
         ({"PixelData": None}, {}, "without pixel data"),
+        ({"RescaleSlope": ("LO", "NaN")}, {}, "RescaleSlope is not a number"),
+        ({"RescaleIntercept": ("LO", "none")}, {}, "RescaleIntercept is not a number"),
+        ({"WindowCenter": ("LO", "100\\wide")}, {}, "WindowCenter is not a number"),
     ],
 )  # fmt: skip
 def test_what_stands_for_no_image_is_refused_with_the_element(tmp_path, changes, how, words):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from jaxcxr.config import EvaluationConfig
+from jaxcxr.digests import seal
 from jaxcxr.errors import InputError
 from jaxcxr.eval.calibrate import calibrate, write_calibration
 from jaxcxr.eval.metrics import choose_thresholds
@@ -79,6 +80,7 @@ def test_without_validation_images_there_is_none_and_an_old_file_goes(
     with pytest.raises(InputError, match=r"calibration\.json: is of the findings weighted, backwards, rare"):
         read_calibration(tmp_path, ("weighted",))
     (tmp_path / CALIBRATION).write_text("[]")
+    seal(tmp_path / CALIBRATION)
     with pytest.raises(InputError, match="not a calibration"):
         read_calibration(tmp_path, FINDINGS)
     assert write_calibration(table.loc[table["split"] == "test"], FINDINGS, CONFIG, tmp_path) is None

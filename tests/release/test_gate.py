@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcxr.config import DataConfig, ModelConfig
+from jaxcxr.digests import DIGESTS, recorded
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model, load_model, weights_record
 from jaxcxr.models.marks import marks_of
@@ -306,7 +307,8 @@ def test_weights_of_a_private_run_leave_without_hashes_of_its_images(params: dic
     """A salted hash of each image's pixels and of each patient's id tells for certain who was in the data."""
     run = private(tmp_path / "run", params)
     folder, _ = convert(run, tmp_path / "weights", GIVEN)
-    assert sorted(path.name for path in folder.iterdir()) == ["params", "provenance.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [DIGESTS, "params", "provenance.json"]
+    assert set(recorded(folder)) <= {"params", "provenance.json", "weights"}
     assert "trained_on" not in json.loads((folder / "provenance.json").read_text())
     stays, _ = convert(plain(tmp_path / "plain", params), tmp_path / "stays", GIVEN, watermark=True)
     assert "watermark" in json.loads((stays / "provenance.json").read_text())

@@ -165,7 +165,7 @@ def test_audit_writes_its_finding(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "nothing found against the claim" in said
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["card"]["accused"] is False
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", "membership.csv", "membership.png", "membership.svg"}  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", "digests.json", "membership.csv", "membership.png", "membership.svg"}  # fmt: skip
     curves = pd.read_csv(tmp_path / "out" / "membership.csv")
     assert len(set(curves["attack"])) == 3
     assert curves["true_positive_rate"].between(0, 1).all()

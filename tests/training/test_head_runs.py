@@ -112,8 +112,8 @@ def test_noise_of_a_run_is_never_used_in_other_directions(
     run(make_plan(config, tiny_store), tmp_path / "run")
     original = head_data.directions_of
 
-    def otherwise(public: Any, k: int) -> Any:
-        return original(public[1:], k)
+    def otherwise(public: Any, *how: Any) -> Any:
+        return original(public[1:], *how)
 
     monkeypatch.setattr(head_data, "directions_of", otherwise)
     with pytest.raises(InputError, match="begun as another one; it differs in the configuration"):

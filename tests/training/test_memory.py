@@ -9,6 +9,7 @@ import pytest
 
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import Store
+from jaxcxr.digests import seal
 from jaxcxr.errors import InputError
 from jaxcxr.training import batches, build, loop, memory, parameters
 from jaxcxr.training.batches import images_on_devices, microbatch, sampled_images
@@ -91,6 +92,7 @@ def test_the_choice_is_written_down_and_kept(
     assert begin_or_continue(free, None, tmp_path) == begun
     assert begin_or_continue(free, None, elsewhere).microbatch_size == 2
     path.write_text(json.dumps(json.loads(path.read_text()) | {"microbatch_size": 2}))
+    seal(path)
     with pytest.raises(InputError, match=r"training\.microbatch_size: 4 there, 2 now"):
         begin_or_continue(free, None, tmp_path)
 

@@ -110,12 +110,12 @@ def test_it_is_asked_before_the_noise_is_calibrated(
     tiny_config: Experiment, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = written(tmp_path / "w", ModelConfig(width=64))
-    model = dataclasses.replace(tiny_config.model, weights=folder)
+    model = ModelConfig(width=32, weights=folder)
 
     def never(*_: Any) -> Any:
         raise AssertionError("the noise was searched")
 
-    monkeypatch.setattr("jaxcxr.training.plan._mechanism", never)
+    monkeypatch.setattr("jaxcxr.training.plan.mechanism_of", never)
     with pytest.raises(InputError, match="width is 64 there, 32 here"):
         make_plan(dataclasses.replace(tiny_config, model=model), tiny_store)
     with pytest.raises(AssertionError, match="searched"):

@@ -12,6 +12,7 @@ import pytest
 
 from jaxcxr.config import EvaluationConfig, Experiment
 from jaxcxr.data.store import Store, write_store
+from jaxcxr.digests import seal
 from jaxcxr.errors import InputError
 from jaxcxr.report.page.risk_page import OTHER_MODELS, risk_sections, write_risk_page
 from jaxcxr.report.risk_files import RISK, STAYS, read_risk
@@ -215,6 +216,7 @@ def as_if_trained_on(sweep: Path, store: Store) -> None:
     """Say in every run that it was trained on a store."""
     for run in sweep.glob("*/run.json"):
         run.write_text(json.dumps(json.loads(run.read_text()) | {"store_fingerprint": store.fingerprint}))
+        seal(run)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,7 @@ def test_the_images_on_which_two_models_disagree_most_are_drawn(sweep: Path, tmp
     moved = table.index[np.flatnonzero(table["split"] == "test")[3]]
     table.loc[moved, "p_atelectasis_right"] = 0.999
     table.to_parquet(private / PREDICTIONS)
+    seal(private / PREDICTIONS)
     shown = most_changed(plain, private, 2)
     assert shown[0][:2] == (table.loc[moved, "image_id"], "atelectasis_right")
     explain, out = load_script("explain.py"), tmp_path / "sheet.svg"

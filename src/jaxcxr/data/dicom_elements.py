@@ -56,13 +56,19 @@ def normalise(dataset: pydicom.Dataset) -> None:
     Afterwards whole numbers are `int`, the elements of `_NUMBERS` lists of finite `float`, codes upper-case
     text, and the transfer syntax, the number of samples and the sign have the values that an absent one
     means.
+
+    Raises:
+        ValueError: an element of `_NUMBERS` holds something else; the message has its keyword alone.
     """
     for keyword, vr in _WHOLE.items():
-        found = _numbers(_value(dataset, keyword))
+        found = _numbers(_value(dataset, keyword)) or []
         whole = [int(number) for number in found[:1] if number == int(number) and number >= 0]
         _set(dataset, keyword, vr, whole[0] if whole else None)
     for keyword in _NUMBERS:
-        _set(dataset, keyword, "FD", _numbers(_value(dataset, keyword)) or None)
+        found = _numbers(_value(dataset, keyword))
+        if found is None:
+            raise ValueError(f"{keyword} is not a number")
+        _set(dataset, keyword, "FD", found or None)
     for keyword in _CODES:
         texts = _texts(_value(dataset, keyword))
         code = texts[0] if keyword == "SOPClassUID" else " ".join(texts[0].upper().split()) if texts else ""
@@ -194,8 +200,8 @@ def _texts(value: Any) -> list[str]:
     return parts
 
 
-def _numbers(value: Any) -> list[float]:
-    """The finite numbers that a value holds; empty if one of them is no number."""
+def _numbers(value: Any) -> list[float] | None:
+    """The numbers that a value holds; None if one of them is no finite number."""
     if isinstance(value, bytes) and len(value) in (2, 4) and not value.strip(b" \0").isdigit():
         return [float(int.from_bytes(value, "little"))]
     found = []
@@ -205,8 +211,8 @@ def _numbers(value: Any) -> list[float]:
         try:
             number = float(text.replace(",", ".") if text.count(",") == 1 else text)
         except ValueError:
-            return []
+            return None
         if not math.isfinite(number):
-            return []
+            return None
         found.append(number)
     return found

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 
+from jaxcxr import digests
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.metrics import choose_thresholds
 from jaxcxr.models.calibration import Calibration, logits
@@ -23,7 +24,7 @@ def write_calibration(
     """
     found = calibrate(predictions, findings, config)
     if found is None:
-        (out / CALIBRATION).unlink(missing_ok=True)
+        digests.unlink(out / CALIBRATION)
     else:
         found.write(out)
     return found
