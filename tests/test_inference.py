@@ -13,7 +13,7 @@ from PIL import Image
 import jaxcxr
 from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
 from jaxcxr.data.images import preprocess
-from jaxcxr.digests import seal, write_json
+from jaxcxr.digests import seal, unlink, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.inference import BATCH, Model, load_model, weights_record
 from jaxcxr.models.calibration import Calibration
