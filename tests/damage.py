@@ -8,6 +8,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import shutil
@@ -45,7 +46,7 @@ def make(base: Path, seed: int) -> dict[str, Path]:
         data=DataConfig(store=str(store), size=32, findings=FINDINGS),
         model=ModelConfig(width=32),
         training=TrainingConfig(expected_batch_size=6, microbatch_size=2, steps=4, learning_rate=1e-3, class_weights="none", log_every=2, checkpoint_every=2),
-        privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0, dataset_size=50),
+        privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0, dataset_size=50, unit="patient"),  # no figures of several images
         evaluation=EvaluationConfig(redraws=20 + seed, groups=()),
     )  # fmt: skip
     sweep = base / "sweep"
@@ -226,16 +227,21 @@ def tried(
     folders: Mapping[str, Path], others: Mapping[str, Path], kind: str, scratch: Path, chosen: Callable[[str, str, str], bool]
 ) -> Iterator[tuple[str, str, str, str]]:  # fmt: skip
     """(file, damage, reader, outcome) for the files of a folder; `chosen` says of a file, damage and reader whether it is tried."""
-    whole = {name: read(_copy(folders[kind], scratch)) for name, read in READERS[kind].items()}
+
+    @functools.cache
+    def whole(reader: str) -> object:
+        return READERS[kind][reader](_copy(folders[kind], scratch))
+
     for name in files_of(folders[kind]):
         for damage in DAMAGES:
             if damage is exchanged and _same(folders[kind] / name, others[kind] / name):
                 continue
             readers = [reader for reader in READERS[kind] if chosen(name, damage.__name__, reader)]
             for reader in readers:
+                right = whole(reader)  # before the copy, which lies where the whole folder's lay
                 folder = _copy(folders[kind], scratch)
                 damage(folder / name, others[kind] / name)
-                yield name, damage.__name__, reader, outcome(READERS[kind][reader], folder, whole[reader])
+                yield name, damage.__name__, reader, outcome(READERS[kind][reader], folder, right)
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -6,6 +6,7 @@ configuration is data.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -476,7 +477,7 @@ def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
         raise InputError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
     require_plain(values, source)
     try:
-        config = TypeAdapter(cls).validate_json(json.dumps(values))
+        config = _adapter(cls).validate_json(json.dumps(values))
     except ValidationError as error:
         raise InputError(f"{source}: {'; '.join(_sentence(e) for e in error.errors())}") from None
     if isinstance(config, Experiment):
@@ -485,6 +486,12 @@ def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
     return config
+
+
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    """What validates a class, kept: making it takes longer than all else."""
+    return TypeAdapter(cls)
 
 
 def _sentence(error: Any) -> str:

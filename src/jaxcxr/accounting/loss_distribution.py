@@ -129,6 +129,11 @@ def renyi_epsilon(releases: Sequence[Release], delta: float) -> float:
 
 def gdp_mu(releases: Sequence[Release], delta: float) -> float:
     """The least mu, rounded up, whose Gaussian profile dominates at every delta from `delta` on."""
+    return _gdp_mu(tuple(releases), delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _gdp_mu(releases: tuple[Release, ...], delta: float) -> float:
     epsilons, deltas = upper_curve(releases, delta)
     if deltas[0] <= delta:
         return 0.0

@@ -7,6 +7,7 @@ settings were sampled independently from the candidates, and only the best run's
 images. If the best of a fixed list of runs is picked, only `publish_all` holds.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -46,10 +47,10 @@ def choose_best(
     if any(s.noise_multiplier == 0 for run in different for s in run):
         return math.inf
     with quiet():
-        accountants = [rdp_accountant(run) for run in different]
+        costs = [_renyi(run) for run in different]
         # A run with sampled settings costs, at each Rényi order, at most the most expensive candidate.
-        orders = np.asarray(accountants[0]._orders)
-        single = np.max([np.asarray(a._rdp) for a in accountants], axis=0)
+        orders = np.asarray(costs[0][0])
+        single = np.max([np.asarray(cost) for _, cost in costs], axis=0)
         used = orders > 1
         orders, single = orders[used], single[used]
         if repetitions == "poisson":
@@ -65,3 +66,10 @@ def choose_best(
             constant = 2 * np.min((1 - 1 / orders) * single + math.log(mean) / orders)
             repeated = single + math.log(mean) / (orders - 1) + constant
         return float(compute_epsilon(orders.tolist(), repeated.tolist(), delta)[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _renyi(run: tuple[Spending, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Rényi orders and a run's cost at each, kept: both distributions of the number of runs ask for them."""
+    accountant = rdp_accountant(run)
+    return tuple(map(float, accountant._orders)), tuple(map(float, accountant._rdp))

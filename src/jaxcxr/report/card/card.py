@@ -8,7 +8,6 @@ follows from the facts on a card: an edited card differs from it.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,19 +150,13 @@ def _claim(facts: CardFacts) -> Claim:
         unit=facts.unit,  # type: ignore[arg-type]
         images_per_step=facts.images_per_step,
         adjacency=facts.adjacency,  # type: ignore[arg-type]
-        mu=None if math.isinf(bounds.upper) else round_up(_mu(tuple(spent), delta)),
+        mu=None if math.isinf(bounds.upper) else round_up(accounting.gdp_mu(spent, delta)),
         epsilon_upper=round_up(bounds.upper),
         epsilon_lower=round_down(bounds.lower),
         epsilon_rdp=round_up(accounting.epsilon_rdp(spent, delta)),
         delta=delta,
         budget=facts.budget,
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _mu(spent: tuple[accounting.Spending, ...], delta: float) -> float:
-    """A release computes its card several times."""
-    return accounting.gdp_mu(spent, delta)
 
 
 def _profile(facts: CardFacts) -> list[ProfileRow]:
