@@ -5,6 +5,7 @@ import importlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 import hypothesis
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,6 +38,21 @@ hypothesis.settings.load_profile("unhurried")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What a module compiles, and the processes that it starts, is hardly optimised: the same programs, that round otherwise.
+
+    Compiling takes most of the time of tiny networks. For modules in which both sides of a comparison are compiled so.
+    """
+    setting, variable = "jax_disable_most_optimizations", "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    before = jax.config.values[setting]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, "1")
+        jax.config.update(setting, True)
+        yield
+        jax.config.update(setting, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The network's own parts, in the precisions and formulations of processors and accelerators; what is refused and what is said."""
 
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ from jaxcxr.models.resnet9 import Block, ResNet9
 from jaxcxr.per_example import convolutions, gradients, jaxprs
 from jaxcxr.per_example.sites import find
 from tests.models.arrays import normal, plain_convolution
-from tests.per_example.problem import QUICK, check, error, filled, weigh
+from tests.per_example.problem import QUICK, check, error, expected, filled, weigh
+
+ON_ANY_PLATFORM = jax.lax.platform_dependent
 
 
 class Residual(nn.Module):
@@ -46,8 +49,22 @@ def params_of(model: nn.Module, side: int = 16) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, x: x + 1.0 * (path[-1].key == "scale"), numbers)
 
 
+@cache
+def problem() -> Any:
+    """With maps of 6 x 6 and of 3 x 3, on either side of what counts as small."""
+    return loss_of(Residual()), params_of(Residual()), examples(3, 24)
+
+
+@cache
+def sums_by_vmap() -> Any:
+    """As this processor computes them: of the formulations for accelerators, too, these are the sums."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "platform_dependent", ON_ANY_PLATFORM)
+        return expected(*problem())
+
+
 def test_sums_of_the_networks_parts_are_those_of_vmap() -> None:
-    assert check(loss_of(Residual()), params_of(Residual()), examples(), 2e-5) == {}
+    assert check(*problem(), 2e-5, sums_by_vmap()) == {}
 
 
 @pytest.fixture(params=["by patches", "one by one"])
@@ -62,7 +79,7 @@ def accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("accelerator")
 def test_what_accelerators_compute_is_the_same() -> None:
-    check(loss_of(Residual()), params_of(Residual()), examples(), 2e-5)
+    check(*problem(), 2e-5, sums_by_vmap())
 
 
 def rules(model: nn.Module, *arguments: Any) -> list[Any]:
@@ -77,15 +94,19 @@ def test_each_patients_gradient_is_that_of_all_its_images(dtype: Any) -> None:
     convolved = [rule for rule in found if isinstance(rule, convolutions.Convolution)]
     assert len(convolved) == 6
     for rule in convolved:
+
+        @partial(jax.jit, compiler_options=QUICK)
+        def both(x: Any, dy: Any, rule: Any = rule) -> Any:
+            return rule.each(x, dy), jnp.stack([rule.total(x[i : i + 1], dy[i : i + 1]) for i in range(2)])
+
         x, y = rule.equation.invars[0].aval, rule.equation.outvars[0].aval
         rng = np.random.default_rng(0)
         x, dy = (jnp.asarray(rng.normal(size=(2, 1, 2, *v.shape)), dtype) for v in (x, y))  # type: ignore[attr-defined]
-        each = jax.jit(rule.each, compiler_options=QUICK)(x, dy)
-        assert each.dtype == dtype
-        expected = jnp.stack([rule.total(x[i : i + 1], dy[i : i + 1]) for i in range(2)])
-        distance = jnp.linalg.norm((each - expected).astype(jnp.float32))
-        assert distance <= (1e-6 if dtype == jnp.float32 else 1e-2) * jnp.linalg.norm(
-            each.astype(jnp.float32)
+        each, totals = both(x, dy)
+        assert each.dtype == totals.dtype == dtype
+        distance = np.linalg.norm(np.asarray(each - totals, np.float32))
+        assert distance <= (1e-6 if dtype == jnp.float32 else 1e-2) * np.linalg.norm(
+            np.asarray(each, np.float32)
         )
 
 
@@ -224,11 +245,11 @@ def test_the_function_that_is_differentiated_has_the_same_gradients() -> None:
         return jnp.sum(jnp.square(y))
 
     x = normal(2, 4, 2, 2, 2)
-    found, expected = (
-        jax.vmap(jax.grad(f), in_axes=(None, 0))(kernels, x)
+    found, wanted = (
+        jax.jit(jax.vmap(jax.grad(f), in_axes=(None, 0)), compiler_options=QUICK)(kernels, x)
         for f in (gradients.quick(loss, is_differentiated=True), loss)
     )
-    assert error(found, expected) < 1e-5
+    assert error(found, wanted) < 1e-5
     text = str(jax.make_jaxpr(gradients.quick(loss, is_differentiated=True))(kernels, x[0]))
     assert "conv_general_dilated" not in text
 
@@ -236,5 +257,7 @@ def test_the_function_that_is_differentiated_has_the_same_gradients() -> None:
 def test_the_quick_function_is_the_same() -> None:
     model, image = Residual(), examples()[0][0]
     params = params_of(model)
-    found = jax.jit(gradients.quick(model.apply))(params, image)
-    np.testing.assert_allclose(found, model.apply(params, jnp.asarray(image)), rtol=1e-5)  # type: ignore[arg-type]
+    found, wanted = (
+        jax.jit(f, compiler_options=QUICK)(params, image) for f in (gradients.quick(model.apply), model.apply)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -15,12 +15,22 @@ import pytest
 from jaxcxr.cli import account
 from jaxcxr.errors import InputError
 from tests.release.run_folder import MANIFEST, make_run, network_params
+from tests.scripts.test_scripts import call
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 PLAN = ["--n", "5000", "--batch", "100", "--delta", "6e-6"]
 
 
 def script(name: str, *arguments: str, cwd: Path, expect: int = 0) -> str:
+    """What a script says, called in this process, which has imported what it needs."""
+    said = call(name, *arguments, cwd=cwd, expect=expect)
+    return said.stdout + said.stderr
+
+
+def process(name: str, *arguments: str, cwd: Path, expect: int = 0) -> str:
+    """The same of a process of its own."""
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
@@ -116,7 +126,7 @@ def test_a_run_and_a_sweep_are_read_from_their_ledgers(tmp_path: Path) -> None:
     assert run["epsilon_pld"] < run["epsilon_replace_one_lower"] < run["epsilon_replace_one"]
     assert (run["steps_done"], run["steps_left"], run["budget"]) == (3, 2, 3.0)
     assert run["epsilon_pld"] < run["epsilon_of_2_films"]
-    table = script("account", "--sweep", "sweep", cwd=tmp_path)
+    table = process("account", "--sweep", "sweep", cwd=tmp_path)
     for text in ("model one", "model two", "all of these models", "the best of them"):
         assert text in table
     rows = json.loads(script("account", "--sweep", "sweep", "--json", cwd=tmp_path))
@@ -133,7 +143,7 @@ def test_an_edited_ledger_is_named(tmp_path: Path) -> None:
 def test_release_is_built_checked_and_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", params=network_params())
     MANIFEST.to_csv(tmp_path / "manifest.csv", index=False)
-    built = script("release", "run", "--manifest", "manifest.csv", cwd=tmp_path)
+    built = process("release", "run", "--manifest", "manifest.csv", cwd=tmp_path)
     assert "built and checked" in built
     assert "not checked: 4 of 45 identifiers have fewer than 6 characters" in built
     assert "nothing found" in script(
@@ -160,7 +170,7 @@ def test_audit_writes_its_finding(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     text = (ROOT / "configs" / "demo.yaml").read_text().replace("size: 64", "size: 32")
     (tmp_path / "demo.yaml").write_text(text.replace("n_train: 8000", "n_train: 300").replace("n_valid: 1000", "n_valid: 150").replace("n_test: 2000", "n_test: 150"))  # fmt: skip
-    said = script(
+    said = process(
         "audit", "--config", "demo.yaml", "--out", "out", "--canaries", "20", "--steps", "8", "--films", "60", cwd=tmp_path
     )  # fmt: skip
     assert "nothing found against the claim" in said

@@ -22,6 +22,8 @@ from tests.conftest import changed, declared
 from tests.training.parts import Tiny, moved_and_kept, noised_draws
 from tests.training.tiny import MAKE_NETWORK
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MOMENTS = 33 * 34 // 2 + 33 * 3
 
 
