@@ -34,6 +34,7 @@ OTHER_KINDS: dict[str, type] = {
     "prepare_mimic": MimicOptions,
     "prepare_nih": Options,
     "prepare_padchest": Options,
+    "prepare_rsna": Options,
     "prepare_real_private": TableSource,
     "prepare_real_public": TableSource,
     "prepare_uka": UkaOptions,
