@@ -40,6 +40,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands, links, spans
 REASONS = {
     "tests/test_dp.py runs it": ROOT / "tests" / "test_dp.py",
     "needs a trained run and an image of yours": None,
+    "needs files from elsewhere": None,
 }
 """Why a block may be left out; where another test runs it, that test."""
 SECTIONS = {

@@ -327,7 +327,7 @@ def test_what_a_copy_or_a_download_changes_is_remarked_and_refuses_nothing(
         lambda path: os.utime(path, ns=(0, TIME * 10**9 + 1)),
         lambda path: path.chmod(0o755 if path.is_dir() else 0o664),
     ):
-        copy = Path(shutil.copytree(release, tmp_path / "release"))
+        copy = Path(shutil.copytree(release, tmp_path / "copied"))
         normalise(copy)
         for path in (copy, copy / "orbax", copy / "config.yaml"):
             change(path)
