@@ -19,14 +19,13 @@ from jaxcxr.models.thumbnail import with_rows
 from jaxcxr.privacy import exact_sum, moments
 from jaxcxr.privacy.clipping import Flat
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.run_folder import CONFIG
 from jaxcxr.training import averaging, head_data, memory, objective, optimizer, parameters
 from jaxcxr.training.head import HeadGradients
 from jaxcxr.training.least_squares import LeastSquares
 from jaxcxr.training.objective import Gradients
 from jaxcxr.training.plan import RunPlan
 from jaxcxr.training.step import Release, Step, make_step
-from jaxcxr.training.weights import described, load_weights, provenance, weights_folder, without_head
+from jaxcxr.training.weights import described, describes_itself, load_weights, weights_folder, without_head
 
 UNITS_PER_PLACE = 64
 """Expected units of a batch for each place of a microbatch, at least, where units have places of their own.
@@ -58,8 +57,7 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
 def _loaded(config: Experiment, folder: Path) -> PyTree:
     """The weights of a folder; those of a network without thumbnail get zeros for the run's."""
     side = config.model.thumbnail
-    says = (folder / CONFIG).is_file() or "config" in provenance(folder)
-    if not side or (says and described(folder)[1].thumbnail):
+    if not side or (describes_itself(folder) and described(folder)[1].thumbnail):
         return load_weights(folder, parameters.random_params(config, bytes(32)))
     without = dataclasses.replace(config, model=dataclasses.replace(config.model, thumbnail=0))
     return with_rows(load_weights(folder, parameters.random_params(without, bytes(32))), HEAD, side)

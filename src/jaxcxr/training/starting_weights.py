@@ -14,8 +14,7 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig
 from jaxcxr.errors import InputError
 from jaxcxr.models import network as networks
 from jaxcxr.models.network import Network
-from jaxcxr.run_folder import CONFIG
-from jaxcxr.training.weights import described, provenance, weights_folder
+from jaxcxr.training.weights import described, describes_itself, weights_folder
 
 _FREE = ("n_findings", "parent", "name", "dtype", "remat", "activation")
 """Fields of a network that may differ from those that weights were trained with."""
@@ -31,8 +30,8 @@ def require_fitting_start(config: Experiment) -> None:
     if model.weights is None:
         return
     folder = weights_folder(model.weights)
-    if not (folder / CONFIG).is_file() and "config" not in provenance(folder):
-        return  # weights that say nothing of themselves
+    if not describes_itself(folder):
+        return
     theirs, made_for = described(folder)
     if made_for.network != model.network:
         raise InputError(

@@ -168,6 +168,11 @@ def units_of_weights(named: str | Path) -> TrainedOn | None:
     return trained_on.read(folder, provenance(folder))
 
 
+def describes_itself(folder: Path) -> bool:
+    """Whether a folder of weights says what they are weights of (`described`)."""
+    return (folder / CONFIG).is_file() or "config" in provenance(folder)
+
+
 def described(folder: Path) -> tuple[DataConfig, ModelConfig]:
     """The images and the network that a run, weights or release folder is for.
 
