@@ -124,6 +124,24 @@ def test_the_rule_takes_the_head_at_a_small_signal(
         assert found.head.start == ("zero" if weights is None else "weights")
 
 
+@pytest.mark.parametrize(
+    ("steps", "weights", "by_head"),
+    [(1999, "some", True), (2000, "some", False), (1999, None, False)],
+)
+def test_the_rule_takes_the_head_where_few_passes_are_allowed(
+    steps: int, weights: str | None, by_head: bool
+) -> None:
+    """100 images in each of 2,000 steps are two passes over 100,000 units."""
+    head = HeadRule(up_to=1000.0, up_to_random=500.0, up_to_epochs=2.0)
+    config = private(epochs=None, steps=steps, expected_batch_size=100)
+    config = with_epsilon(changed(config, "model", weights=weights), 1.0)
+    found, told = by_recipe("recommended", config, 100_000, dataclasses.replace(RULE, head=head))
+    assert found.training.keeps_features == by_head
+    assert ("allows 2 passes over 100,000 units, fewer than 2" in told[1]) == by_head
+    without = dataclasses.replace(RULE, head=dataclasses.replace(head, up_to_epochs=None))
+    assert not by_recipe("recommended", config, 100_000, without)[0].training.keeps_features
+
+
 def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None:
     config = private()
     large, _ = by_recipe("head", config, 10**6, WITH_HEAD)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
@@ -16,6 +17,7 @@ from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
 from jaxcxr.report.page.run_page import run_page, write_page
 from jaxcxr.report.run_facts import Facts, read_facts
 from jaxcxr.run_folder import (
+    CONFIG,
     EVALUATION,
     FIGURES,
     PREDICTIONS,
@@ -102,7 +104,8 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
     """Average AUROC of the weights that a run started from minus that of the run, paired.
 
     Returns:
-        The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run.
+        The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run, with
+        predictions that are made as the run's.
     """
     beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
     if not is_run(beside) or not (beside / PREDICTIONS).is_file():
@@ -112,6 +115,9 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
     if start is None or theirs.get("weights_sha256") != start:
         return None
     if theirs.get("store_fingerprint") != own.get("store_fingerprint"):
+        return None
+    model = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")).get("model", {})
+    if theirs.get("prediction_views") != model.get("prediction_views", "one"):
         return None
     a, b, findings = read_pair(beside, folder)
     return estimate(compare(a, b, findings, dataclasses.replace(config, groups=())), "auroc")

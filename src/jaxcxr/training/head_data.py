@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, PyTree
 
-from jaxcxr.config import Experiment, SyntheticConfig
+from jaxcxr.config import Experiment, SyntheticConfig, Views
 from jaxcxr.data import synthetic
 from jaxcxr.data.findings import mirrored
 from jaxcxr.data.images import preprocess
@@ -142,13 +142,17 @@ def labelled_findings(public: Store, findings: Sequence[str]) -> tuple[str, ...]
 
 
 def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n features"]:
-    """Features of an image to train on: the mean over both sides, as in a prediction, where no finding has a
-    side; else those of the upright image.
-    """
-    findings = config.data.findings
-    if all(mirrored(finding) == finding for finding in findings):
-        return features.mean(axis=1)
-    return features[:, 0]
+    """Features of an image to train on (`_views_to_train_on`)."""
+    return features[:, 0] if _has_sides(config) else features.mean(axis=1)
+
+
+def _has_sides(config: Experiment) -> bool:
+    return any(mirrored(finding) != finding for finding in config.data.findings)
+
+
+def _views_to_train_on(config: Experiment) -> Views:
+    """The mean over both sides, as in a prediction, where no finding has a side; else the image as it is."""
+    return "one" if _has_sides(config) else config.model.prediction_views
 
 
 def blank(config: Experiment, k: int) -> HeadData:
@@ -162,11 +166,10 @@ def blank(config: Experiment, k: int) -> HeadData:
 def private_features(
     config: Experiment, store: Store, params: PyTree, say: Say = print
 ) -> Mapping[str, Features]:
-    """Features of all images of the run's store, by split."""
+    """Features of all images of the run's store, by split: those to train on, and those to predict."""
     keep = config.model.weights is not None  # random weights are another network in every run
-    return features_of_store(
-        parameters.network_of(config), params, store, config.model.prediction_views, keep, say
-    )
+    views = dict.fromkeys(SPLITS, config.model.prediction_views) | {"train": _views_to_train_on(config)}
+    return features_of_store(parameters.network_of(config), params, store, views, keep, say)
 
 
 def public_store(config: Experiment, private: Store) -> Store:
@@ -190,7 +193,7 @@ def _public_features(
     config: Experiment, private: Store, params: PyTree, say: Say
 ) -> tuple[Features, dict[str, Any]]:
     """Features of the public images, and what is said of them in `run.json`."""
-    network, views = parameters.network_of(config), config.model.prediction_views
+    network, views = parameters.network_of(config), _views_to_train_on(config)
     keep = config.model.weights is not None
     if config.head.public is not None:
         public = public_store(config, private)

@@ -62,6 +62,8 @@ class HeadRule:
         up_to: the head is recommended where N epsilon, over the root of the number of findings, is at most
             this.
         up_to_random: the same where the network below starts from random weights.
+        up_to_epochs: the head is also recommended where the network starts from given weights, and fewer
+            passes over N than this may be computed.
         steps: of everybody.
         clip: the clip norm is this over the root of the number of findings, in units in which public images
             have coordinates of length 1, and residuals at a head of zero are 1 / 2: 1 / 2 clips few images,
@@ -79,6 +81,7 @@ class HeadRule:
     __pydantic_config__ = STRICT
     up_to: Positive
     up_to_random: Positive
+    up_to_epochs: Positive | None = None
     steps: PositiveInt = 32
     clip: Positive = 0.125
     length: Positive = 8.0
@@ -255,17 +258,28 @@ def _is_for_the_head(config: Experiment, n_units: int, rule: Rule) -> bool:
     if rule.head is None:
         return False
     most = rule.head.up_to_random if config.model.weights is None else rule.head.up_to
-    return _signal(config, n_units) <= most
+    return _signal(config, n_units) <= most or _passes_are_few(config, n_units, rule)
 
 
-def _passes(config: Experiment, n_units: int, band: Band) -> float:
-    """Image passes of a run by the rule: those of the configuration, but at most the band's."""
+def _passes_are_few(config: Experiment, n_units: int, rule: Rule) -> bool:
+    if rule.head is None or rule.head.up_to_epochs is None or config.model.weights is None:
+        return False
+    return _epochs(config, n_units) < rule.head.up_to_epochs
+
+
+def _epochs(config: Experiment, n_units: int) -> float:
+    """Passes over N that the configuration allows."""
     training = config.training
     epochs = (
         training.epochs if training.steps is None else training.steps * training.expected_batch_size / n_units
     )
     assert epochs is not None  # Experiment.check
-    return min(epochs, band.epochs) * n_units
+    return epochs
+
+
+def _passes(config: Experiment, n_units: int, band: Band) -> float:
+    """Image passes of a run by the rule: those of the configuration, but at most the band's."""
+    return min(_epochs(config, n_units), band.epochs) * n_units
 
 
 def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tuple[Experiment, list[str]]:
@@ -321,12 +335,18 @@ def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> 
 
 
 def _why(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
-    """The number by which the rule decides between head and whole network; nothing if it does not."""
+    """What the rule decides by between head and whole network; nothing if it does not."""
     if rule.head is None:
         return []
     start, most = "given", rule.head.up_to
     if config.model.weights is None:
         start, most = "random", rule.head.up_to_random
+    if _signal(config, n_units) > most and _passes_are_few(config, n_units, rule):
+        return [
+            f"why the head alone: the configuration allows {_epochs(config, n_units):.2g} passes over "
+            f"{n_units:,} units, fewer than {rule.head.up_to_epochs:g}, from which on the whole network is "
+            "recommended"
+        ]
     part = "the head alone" if chosen.training.keeps_features else "the whole network"
     relation = "at most" if chosen.training.keeps_features else "above"
     return [
