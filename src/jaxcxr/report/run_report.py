@@ -22,6 +22,7 @@ from jaxcxr.run_folder import (
     FIGURES,
     PREDICTIONS,
     UNTOUCHED,
+    has_facts,
     is_evaluated,
     is_private,
     is_run,
@@ -108,7 +109,7 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
         predictions that are made as the run's.
     """
     beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
-    if not is_run(beside) or not (beside / PREDICTIONS).is_file():
+    if not has_facts(beside) or not (beside / PREDICTIONS).is_file():
         return None
     theirs = run_facts(beside)
     start = own.get("initial_weights_sha256")

@@ -15,11 +15,10 @@ from pydantic import Field
 
 from jaxcxr import accounting
 from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
-from jaxcxr.data.findings import can_be_mirrored
-from jaxcxr.data.store import open_store
+from jaxcxr.data.findings import can_be_mirrored, has_sides
 from jaxcxr.errors import InputError
 from jaxcxr.training.directions import MOST, number_of_directions
-from jaxcxr.training.head_data import labelled_findings
+from jaxcxr.training.head_data import can_be_calibrated
 from jaxcxr.training.weights import provenance, weights_folder
 
 AGREEMENT = 0.15
@@ -75,7 +74,8 @@ class HeadRule:
         from_zero, from_public: what both are multiplied by where the steps start at zero, or at a head of
             public images.
         thumbnail: as in the model configuration, where the steps do not start from the head of the weights.
-        prediction_views: as in the model configuration; features are computed for every view.
+        prediction_views: as in the model configuration, where no finding has a side; features are computed
+            for every view. Where one has, the head is trained on images as they are, and predicts those.
     """
 
     __pydantic_config__ = STRICT
@@ -99,7 +99,7 @@ class HeadRule:
             start: as in the head's configuration.
         """
         length = self.longest if signal is None else min(self.longest, self.length * math.sqrt(signal / 100))
-        length *= {"weights": 1.0, "zero": self.from_zero, "public": self.from_public}[start]
+        length *= {"weights": 1.0, "calibrated": 1.0, "zero": self.from_zero, "public": self.from_public}[start]
         return length / self.steps * (0.5 / self.clip if signal is not None else 1.0)
 
 
@@ -228,23 +228,28 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
             class_counts_noise_multiplier=None,
         )
     model = config.model
-    if section.start != "weights":  # which were trained without one
+    if section.start not in ("weights", "calibrated"):  # which were trained without one
         model = dataclasses.replace(model, thumbnail=head.thumbnail)
-    if can_be_mirrored(config.data.findings):
+    if not has_sides(config.data.findings):
         model = dataclasses.replace(model, prediction_views=head.prediction_views)
     return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)
 
 
-def start_of_head(config: Experiment) -> Literal["weights", "zero", "public"]:
+def start_of_head(config: Experiment) -> Literal["weights", "calibrated", "zero", "public"]:
     """Where a head begins, by public facts alone: as the configuration says, except that from random weights
-    it is zero, and where the weights have a head of zeros it is one of public images, if these have labels.
+    it is zero, where the weights have a head of zeros it is one of public images, if these have labels, and
+    where they have another one it is calibrated on public images, if these have labels.
     """
     head, weights = config.head, config.model.weights
     if weights is None:
         return "zero"
-    if head.start != "weights" or provenance(weights_folder(weights)).get("head") != "zero":
+    if head.start != "weights":
         return head.start
-    if head.public is None or not labelled_findings(open_store(head.public), config.data.findings):
+    told = provenance(weights_folder(weights))
+    if told.get("head") != "zero":
+        drawn = bool(((told.get("config") or {}).get("data") or {}).get("synthetic"))
+        return "calibrated" if can_be_calibrated(config, drawn) else "weights"
+    if head.public is None or not can_be_calibrated(config, trained_on_drawn=False):
         return "zero"
     return "public"
 
@@ -296,7 +301,7 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
 
 def _of_the_head_in_words(chosen: Experiment) -> str:
     t = chosen.training
-    starts = {"weights": "that of its weights", "zero": "zero", "public": "a head of the public images"}
+    starts = {"weights": "that of its weights", "calibrated": "that of its weights, calibrated on public images", "zero": "zero", "public": "a head of the public images"}
     start = starts[chosen.head.start]
     clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
     return (
@@ -365,7 +370,7 @@ def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
         * math.sqrt(findings * k)
         / n_units
     )
-    most = AGREEMENT_OF_WEIGHTS if chosen.head.start == "weights" else AGREEMENT
+    most = AGREEMENT_OF_WEIGHTS if chosen.head.start in ("weights", "calibrated") else AGREEMENT
     if noise <= most:
         return []
     kept = chosen.head.start != "zero"
