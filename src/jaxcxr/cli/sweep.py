@@ -25,7 +25,6 @@ from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import SUMMARY
 
-
 DEMO = Path("configs/demo.yaml")
 PROGRAM = "jaxcxr sweep --config FILE"
 
@@ -145,9 +144,7 @@ def _by_the_rule(
         like, _ = by_recipe(recipe, own, number_of_units(own), rule)
         chosen[math.inf] = dataclasses.replace(
             chosen[math.inf],
-            model=dataclasses.replace(
-                chosen[math.inf].model, prediction_views=like.model.prediction_views
-            ),
+            model=dataclasses.replace(chosen[math.inf].model, prediction_views=like.model.prediction_views),
         )
     return chosen, told
 

@@ -162,9 +162,7 @@ def _with_head(params: PyTree, kernel: Any, bias: Any) -> PyTree:
     return {**params, "params": {**params["params"], HEAD: head}}
 
 
-def _public_labels(
-    config: Experiment, private: Store
-) -> tuple[Float[np.ndarray, "n findings"], list[str]]:
+def _public_labels(config: Experiment, private: Store) -> tuple[Float[np.ndarray, "n findings"], list[str]]:
     """Labels of the public images, NaN where they are unknown, and whose images they are; in the order of
     `_public_features`.
     """

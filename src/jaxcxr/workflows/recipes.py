@@ -99,7 +99,9 @@ class HeadRule:
             start: as in the head's configuration.
         """
         length = self.longest if signal is None else min(self.longest, self.length * math.sqrt(signal / 100))
-        length *= {"weights": 1.0, "calibrated": 1.0, "zero": self.from_zero, "public": self.from_public}[start]
+        length *= {"weights": 1.0, "calibrated": 1.0, "zero": self.from_zero, "public": self.from_public}[
+            start
+        ]
         return length / self.steps * (0.5 / self.clip if signal is not None else 1.0)
 
 
@@ -301,7 +303,12 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
 
 def _of_the_head_in_words(chosen: Experiment) -> str:
     t = chosen.training
-    starts = {"weights": "that of its weights", "calibrated": "that of its weights, calibrated on public images", "zero": "zero", "public": "a head of the public images"}
+    starts = {
+        "weights": "that of its weights",
+        "calibrated": "that of its weights, calibrated on public images",
+        "zero": "zero",
+        "public": "a head of the public images",
+    }
     start = starts[chosen.head.start]
     clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
     return (

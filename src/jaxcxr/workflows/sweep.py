@@ -113,6 +113,8 @@ def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.Data
 
 def _print_gains(out: Path, written: Sequence[Path]) -> None:
     """What private training bought and what privacy cost, as far as it was measured."""
-    tables = {path.stem: pd.read_csv(path) for path in written if path.parent == out and path.suffix == ".csv"}
+    tables = {
+        path.stem: pd.read_csv(path) for path in written if path.parent == out and path.suffix == ".csv"
+    }
     if "gains" in tables:
         print("\n".join([*bought_and_paid(tables["gains"], tables.get("comparisons")), ""]))
