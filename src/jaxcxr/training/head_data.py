@@ -219,7 +219,12 @@ def private_features(
 ) -> Mapping[str, Features]:
     """Features of all images of the run's store, by split: those to train on, and those to predict."""
     keep = config.model.weights is not None  # random weights are another network in every run
-    views = dict.fromkeys(SPLITS, config.model.prediction_views) | {"train": _views_to_train_on(config)}
+    to_predict = config.model.prediction_views
+    views: dict[str, Views] = {
+        "train": _views_to_train_on(config),
+        "valid": to_predict,
+        "test": to_predict,
+    }
     return features_of_store(parameters.network_of(config), params, store, views, keep, say)
 
 

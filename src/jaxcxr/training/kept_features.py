@@ -121,7 +121,9 @@ def features_of_store(
         InputError: the file that is there is damaged.
     """
     origin = origin_of(network, params, store.fingerprint, store.size, views)
-    of_split = dict.fromkeys(SPLITS, views) if isinstance(views, str) else views
+    of_split: Mapping[str, Views] = (
+        {name: views for name in SPLITS} if isinstance(views, str) else views  # noqa: C420 - keeps the type
+    )
 
     def made() -> dict[str, Features]:
         compute = {v: features_by(network, params, v) for v in set(of_split.values())}

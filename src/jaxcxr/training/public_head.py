@@ -16,6 +16,7 @@ starts from, and enter it by their digest, which its noise is bound to.
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -129,7 +130,8 @@ def calibrated(
 
 def _intercept(logits: Float[np.ndarray, "n"], labels: Float[np.ndarray, "n"]) -> float:
     """What the logits lack for their mean probability to be the share of positive labels."""
-    return float(brentq(lambda offset: expit(logits + offset).mean() - labels.mean(), -50, 50))
+    found: Any = brentq(lambda offset: expit(logits + offset).mean() - labels.mean(), -50, 50)
+    return float(found)
 
 
 def _slope(logits: Float[np.ndarray, "n"], labels: Float[np.ndarray, "n"]) -> float:
