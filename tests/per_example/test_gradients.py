@@ -50,7 +50,7 @@ def params_of(model: nn.Module, side: int = 16) -> Any:
 
 
 @cache
-def problem() -> Any:
+def problem() -> tuple[Any, Any, Any]:
     """With maps of 6 x 6 and of 3 x 3, on either side of what counts as small."""
     return loss_of(Residual()), params_of(Residual()), examples(3, 24)
 
