@@ -65,7 +65,8 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 def test_predictions_are_the_networks(model: Model) -> None:
     assert (model.findings, model.size, model.network.activation) == (FINDINGS, SIZE, "relu")
-    expected = [jax.nn.sigmoid(model.network.apply(model.params, jax.numpy.asarray(film))) for film in FILMS]  # type: ignore[arg-type]
+    apply = jax.jit(model.network.apply)
+    expected = [jax.nn.sigmoid(apply(model.params, jax.numpy.asarray(film))) for film in FILMS]  # type: ignore[arg-type]
     np.testing.assert_allclose(model.predict_prepared(FILMS), np.stack(expected), rtol=1e-5)
 
 

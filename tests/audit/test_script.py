@@ -88,6 +88,7 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     }
 
 
+@pytest.mark.thorough
 def test_the_network_is_audited_by_the_runs_own_unit_clipping_and_optimiser(
     script: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
