@@ -25,6 +25,8 @@ from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.weights import save_weights
 from jaxcxr.workflows.conversion import Weights, convert, export_model, with_head
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE, WIDTH, FINDINGS = 32, 32, ("cardiomegaly", "atelectasis_right", "atelectasis_left")
 RNG = np.random.default_rng(0)
 FILMS = RNG.integers(0, 256, (3, SIZE, SIZE)).astype(np.uint8)

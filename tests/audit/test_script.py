@@ -20,6 +20,8 @@ from jaxcxr.report.card.card import make_card
 from tests.conftest import load_script
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 QUICK = ["--canaries", "20", "--steps", "8", "--films", "30", "--side", "16"]
 
 
