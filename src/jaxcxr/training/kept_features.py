@@ -202,7 +202,7 @@ def digest_of(features: Mapping[str, Features]) -> str:
 
 def _read(path: Path, origin: Origin) -> Mapping[str, Features]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
         described = json.loads(str(arrays.pop("description")))
         wanted = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(arrays)}
