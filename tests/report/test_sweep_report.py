@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from jaxcxr.eval.evaluate import evaluate
 from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.evaluation_facts import suppressed, worst_off
 from jaxcxr.report.paper.supplementary_tables import summarise
+from jaxcxr.report.run_report import against_untouched
 from jaxcxr.report.screen import comparison_text, groups_text, sweep_text
 from jaxcxr.report.sweep_report import compare_with_non_private, write_sweep
 from tests.report.films import predicted_films
@@ -74,6 +77,29 @@ def test_one_model_alone_has_nothing_to_be_compared_with(tmp_path, swept):
     films = model(1.0).rename(columns={f"y_{f}": f for f in FINDINGS})
     written = write_sweep(tmp_path / "out", runs[:1], {np.inf: folders[np.inf]}, CONFIG, films, FINDINGS)
     assert "comparisons.csv" not in {path.name for path in written}
+
+
+@pytest.mark.parametrize(
+    ("changed", "compared"),
+    [({}, True), ({"prediction_views": "mirrored"}, False), ({"weights_sha256": "cd"}, False), ({"store_fingerprint": "other"}, False)],
+)  # fmt: skip
+def test_a_run_is_set_against_the_very_weights_it_started_from(tmp_path, swept, changed, compared):
+    """They have a run.json and no config.yaml: nothing was trained."""
+    folders, _ = swept
+    before = {"prediction_views": "one", "weights_sha256": "ab", "store_fingerprint": "this", **changed}
+    for name, source, facts in (
+        ("untouched", 1.0, before),
+        ("run", 7.89, {"initial_weights_sha256": "ab", "store_fingerprint": "this"}),
+    ):
+        (tmp_path / name).mkdir()
+        table = (folders[source] / "predictions.parquet").read_bytes()
+        (tmp_path / name / "predictions.parquet").write_bytes(table)
+        (tmp_path / name / "run.json").write_text(json.dumps(facts))
+    (tmp_path / "run" / "config.yaml").write_text("model: {prediction_views: one}")
+    row = against_untouched(tmp_path / "run", CONFIG)
+    assert (row is not None) == compared
+    if row is not None:
+        assert row["difference"] < 0  # the weights that it started from are the weaker model here
 
 
 def test_sentences_follow_from_the_numbers():
