@@ -17,7 +17,7 @@ from PIL import Image as Pictures
 from jaxcxr.cli.console import keep_compilations, quiet
 from jaxcxr.config import PAPER_BUDGETS
 
-COLOURS = 64
+COLOURS = 24
 """Of a shown picture: as many as keep its look."""
 
 

@@ -27,6 +27,7 @@ OTHER_KINDS: dict[str, type] = {
     "ablations": Study,
     "choices": Study,
     "heads": Study,
+    "demo_heads": Study,
     "mimic_to_uka": HeadMapping,
     "prepare_chexpert": Options,
     "prepare_dicom": DicomSource,
