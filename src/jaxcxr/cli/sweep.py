@@ -7,9 +7,11 @@ Examples:
   jaxcxr sweep --recipe recommended       each budget by the rule of configs/recommended.yaml
   jaxcxr sweep --recipe head              the head alone, on features that are computed once: seconds a budget
   jaxcxr sweep --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
+  jaxcxr sweep --launcher local -j 2      two budgets side by side
+  jaxcxr sweep --launcher slurm --slurm partition=gpu gpus_per_node=1    an array of SLURM jobs
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
-stopped. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
+stopped. Several launchers may share a sweep folder: each budget is trained once. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
 every budget. --help-config lists the fields.
 """
 
@@ -20,13 +22,14 @@ from pathlib import Path
 
 from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import Recipe, parse
+from jaxcxr.cli.launching import Launch, as_part, command_line, launch
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
-from jaxcxr.run_folder import SUMMARY
+from jaxcxr.run_folder import JOBS, SUMMARY
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(Launch):
     """Which budgets, of what, and where.
 
     Attributes:
@@ -60,6 +63,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, flags = parse(Arguments, __doc__, argv)
+    arguments.check()
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
             f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
@@ -70,10 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.dry_run:
         _rehearse(chosen)
         return
-    from jaxcxr.workflows.sweep import sweep
+    from jaxcxr.workflows import sweep as sweeps
 
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
-    sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told)
+    out = arguments.out or Path("runs") / name
+    if arguments.part is not None:
+        with as_part():
+            sweeps.run_part(chosen, out, arguments.part, told)
+    elif arguments.launcher == "none":
+        sweeps.sweep(chosen, out, arguments.beside, told)
+    else:
+        launch(arguments, command_line("sweep", argv), sweeps.parts(chosen), out / JOBS)
+        sweeps.report(chosen, out, arguments.beside)
 
 
 def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Experiment]:
