@@ -16,6 +16,8 @@ import tyro
 from jaxcxr.cli.console import say
 from jaxcxr.errors import InputError
 
+PART = "--part"
+
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
@@ -26,13 +28,11 @@ class Launch:
             this machine (`local`), or as an array of SLURM jobs (`slurm`, needs the extra `launch`).
         jobs: at most so many at the same time; with `local`, one for each GPU unless given.
         slurm: options of sbatch, each as NAME=VALUE, such as partition=gpu gpus_per_node=1 time=8:00:00.
-        part: run this part alone; given by the launcher.
     """
 
     launcher: Literal["none", "local", "slurm"] = "none"
     jobs: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
     slurm: tuple[str, ...] = ()
-    part: Annotated[str | None, tyro.conf.Suppress] = None
 
     def check(self) -> None:
         """Refuse flags that do not go together.
@@ -40,12 +40,22 @@ class Launch:
         Raises:
             InputError: as it says.
         """
-        if self.part is None and self.launcher == "none" and self.jobs is not None:
+        if self.launcher == "none" and self.jobs is not None:
             raise InputError(f"-j {self.jobs}: expected --launcher local or slurm with it")
-        if self.part is None and self.launcher != "slurm" and self.slurm:
+        if self.launcher != "slurm" and self.slurm:
             raise InputError("--slurm: expected --launcher slurm with it")
         if self.jobs is not None and self.jobs < 1:
             raise InputError(f"-j {self.jobs}: expected at least 1")
+
+
+def part_of(argv: Sequence[str] | None) -> tuple[list[str], str | None]:
+    """The arguments of a command (those of this process unless given) without the two that a launcher adds,
+    and the part that these name.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[-2:-1] == [PART]:
+        return given[:-2], given[-1]
+    return given, None
 
 
 def launch(
@@ -68,7 +78,7 @@ def launch(
 
     # -P: the working folder may hold a folder named jaxcxr, such as a clone.
     begins = (sys.executable, "-P", "-m", "jaxcxr", *command)
-    jobs = [Job(part, (*begins, "--part", part)) for part in parts]
+    jobs = [Job(part, (*begins, PART, part)) for part in parts]
     if flags.launcher == "slurm":
         from jaxcxr.launch.cluster import slurm_pool
 
@@ -80,11 +90,6 @@ def launch(
 
         pool = LocalPool(flags.jobs, logs, None if minutes is None else 60 * minutes)
     return run_all(jobs, pool, say)
-
-
-def command_line(name: str, argv: Sequence[str] | None) -> list[str]:
-    """A command's name and arguments; those of this process unless given."""
-    return [name, *(sys.argv[1:] if argv is None else argv)]
 
 
 @contextmanager

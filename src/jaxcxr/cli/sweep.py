@@ -11,8 +11,9 @@ Examples:
   jaxcxr sweep --launcher slurm --slurm partition=gpu gpus_per_node=1    an array of SLURM jobs
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
-stopped. Several launchers may share a sweep folder: each budget is trained once. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
-every budget. --help-config lists the fields.
+stopped. Several launchers may share a sweep folder: each budget is trained once. Every field of the
+configuration is a flag as well, such as --training.steps 60; it then holds for every budget. --help-config
+lists the fields.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import Recipe, parse
-from jaxcxr.cli.launching import Launch, as_part, command_line, launch
+from jaxcxr.cli.launching import Launch, as_part, launch, part_of
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import JOBS, SUMMARY
@@ -62,6 +63,7 @@ class Arguments(Launch):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
+    argv, part = part_of(argv)
     arguments, flags = parse(Arguments, __doc__, argv)
     arguments.check()
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
@@ -78,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
     out = arguments.out or Path("runs") / name
-    if arguments.part is not None:
+    if part is not None:
         with as_part():
-            sweeps.run_part(chosen, out, arguments.part, told)
+            sweeps.run_part(chosen, out, part, told)
     elif arguments.launcher == "none":
         sweeps.sweep(chosen, out, arguments.beside, told)
     else:
-        launch(arguments, command_line("sweep", argv), sweeps.parts(chosen), out / JOBS)
+        launch(arguments, ["sweep", *argv], sweeps.parts(chosen), out / JOBS)
         sweeps.report(chosen, out, arguments.beside)
 
 

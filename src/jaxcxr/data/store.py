@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int, UInt
 
-from jaxcxr.data.fingerprint import EXTRA_DECODERS, PIXEL_LIBRARIES, fingerprint_of, versions_of
 from jaxcxr.data.findings import require_findings
+from jaxcxr.data.fingerprint import EXTRA_DECODERS, PIXEL_LIBRARIES, fingerprint_of, versions_of
 from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
 from jaxcxr.data.shards import ImageReader, ShardWriter, encode, shard_name, write_dataset_info
 from jaxcxr.data.store_checks import (

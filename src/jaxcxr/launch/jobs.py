@@ -139,7 +139,7 @@ def last_words(log: Path, since: int = 0) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if any(map(str.isalnum, line))]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     told = [line for line in lines if not line.startswith("stopped by ")]
     return (errors or told or [""])[-1]

@@ -123,8 +123,8 @@ def number_of_units(config: Experiment, say: Say = print) -> int:
 
 
 def ensure_weights(config: Experiment, say: Say = print) -> None:
-    """Pretrain the weights that a configuration starts from, if they are not there and it says how; of several
-    processes that need them, one does and the others wait.
+    """Pretrain the weights that a configuration starts from, if they are not there and it says how; of
+    several processes that need them, one does and the others wait.
     """
     from jax import process_count
 

@@ -63,7 +63,7 @@ def sweep(
 
 
 def parts(experiments: Mapping[float, Experiment]) -> list[str]:
-    """The folders of a sweep whose work is independent: of each budget, and of the weights before training."""
+    """The folders of a sweep, which need nothing of each other: of each budget, and of untouched weights."""
     first = next(iter(experiments.values()))
     return [*([UNTOUCHED] if _predicts_untouched(first) else []), *map(budget_name, experiments)]
 
