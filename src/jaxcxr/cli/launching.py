@@ -19,7 +19,7 @@ from jaxcxr.errors import InputError
 PART = "--part"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Launch:
     """How the parts of a command are run.
 
