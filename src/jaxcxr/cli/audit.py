@@ -193,7 +193,8 @@ def _audit_sweep(arguments: Arguments, argv: Sequence[str], part: str | None) ->
         with as_part():
             return _audit(each[part])
     if arguments.launcher == "none":
-        return any([_audit(one) for one in each.values()])
+        refuted = [_audit(one) for one in each.values()]  # every one, whatever is found in the first
+        return any(refuted)
     launch(arguments, ["audit", *argv], list(each), arguments.sweep / JOBS / "audit")
     return False
 

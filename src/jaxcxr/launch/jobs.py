@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from jaxcxr.atomic import exclusive_lock, writing
 from jaxcxr.errors import InputError
@@ -57,6 +57,7 @@ class Ended:
         return self.status - 128 in _SIGNALS
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Where jobs run."""
 
