@@ -88,7 +88,9 @@ def own_slurm() -> Iterator[None]:
             yield
         finally:
             for daemon in ("slurmd", "slurmctld"):
-                os.kill(int((folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
+                pid = folder / f"{daemon}.pid"
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+                until(lambda pid=pid: not pid.exists(), f"the end of {daemon}")
 
 
 def run(*command: str) -> str:
