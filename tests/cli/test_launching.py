@@ -119,6 +119,7 @@ def test_a_part_of_a_sweep_that_is_taken(
     assert capsys.readouterr().out.startswith(f"{tmp_path}/sweep: epsilon_8 is not finished; summary and ")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_real_process_trains_its_part(
     sweep_of_two: list[str],
