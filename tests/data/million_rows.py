@@ -12,6 +12,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,7 +162,7 @@ def measured(part: str, table: pd.DataFrame) -> tuple[float, float]:
             os.write(writing, f"{seconds} {peak}".encode())
             os._exit(0)
         except BaseException:  # noqa: BLE001 - said, and the child ends
-            sys.excepthook(*sys.exc_info())
+            traceback.print_exc()
             os._exit(1)
     _, status = os.waitpid(child, 0)
     if status:

@@ -129,7 +129,11 @@ def as_launcher() -> None:
 
     folder, names, steps, *options = sys.argv[1:]
     pool = slurm_pool(options, None, Path(folder) / "jobs")
-    console.run(lambda: run_all(jobs_of(Path(folder), names, int(steps)), pool, console.say))
+
+    def launch() -> None:
+        run_all(jobs_of(Path(folder), names, int(steps)), pool, console.say)
+
+    console.run(launch)
 
 
 def an_array(folder: Path) -> str:
