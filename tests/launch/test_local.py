@@ -136,7 +136,10 @@ console.run(lambda: run_all(jobs, LocalPool(1, Path(sys.argv[1])), console.say))
 def launched(folder: Path) -> subprocess.Popen[str]:
     """A launcher whose first job is at work."""
     process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, str(folder)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", LAUNCHER, str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C in a terminal is for the whole group
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("a: running, process ")
@@ -149,7 +152,7 @@ def launched(folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_jobs_in_order(tmp_path: Path, signum: int, status: int) -> None:
     process = launched(tmp_path)
-    process.send_signal(signum)
+    os.killpg(process.pid, signum)
     _, told = process.communicate(timeout=60)
     assert process.returncode == status
     lines = told.splitlines()
@@ -164,8 +167,11 @@ def test_the_jobs_of_a_launcher_that_is_killed_end_in_order(tmp_path: Path) -> N
     process = launched(tmp_path)
     process.kill()
     process.communicate()
-    while "a checkpoint is saved" not in (tmp_path / "a.log").read_text():
+    for _ in range(3000):  # a minute
+        if "a checkpoint is saved" in (tmp_path / "a.log").read_text():
+            return
         time.sleep(0.02)
+    pytest.fail("the job went on")
 
 
 def test_the_last_words_are_the_error_or_the_last_line_of_this_time(tmp_path: Path) -> None:
