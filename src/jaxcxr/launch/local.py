@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class LocalPool:
         Raises:
             InputError: there are not so many GPUs or processors.
         """
-        self._shares = shares(at_once, sorted(os.sched_getaffinity(0)), visible_gpus(os.environ))
+        self._shares = shares(at_once, processors(), visible_gpus(os.environ))
         self._logs, self._for_seconds = logs, for_seconds
 
     def run(self, jobs: Sequence[Job], board: Board) -> dict[str, Ended]:
@@ -109,6 +110,27 @@ def shares(at_once: int | None, processors: Sequence[int], gpus: Sequence[str]) 
     ]
 
 
+def processors() -> list[int]:
+    """Numbers of the processors that this process may use."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@contextmanager
+def _bound_to(numbers: Sequence[int]) -> Iterator[None]:
+    """Bind what is started within the block to some processors, before it counts them; on Linux alone."""
+    if sys.platform != "linux":
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, numbers)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """The GPUs that JAX would see, as CUDA_VISIBLE_DEVICES names them; asks the driver, not JAX, which would
     take their memory.
@@ -140,20 +162,15 @@ class _Process:
         environment = {**os.environ, _STARTED_BY: str(os.getpid())}
         if share.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
-        own = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, share.processors)  # which the child inherits, before it counts them
-        try:
-            with self._log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    job.command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for this process, which passes it on
-                )
-        finally:
-            os.sched_setaffinity(0, own)
+        with _bound_to(share.processors), self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                job.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this process, which passes it on
+            )
         self._running = f"running, process {self._process.pid}, {self._log}"
         board.show(job.name, self._running)
 
