@@ -1,11 +1,12 @@
 """Jobs on a real SLURM: `python -m tests.launch.slurm`, on a machine that has one, or as root with Debian's
 packages slurmctld, slurmd, slurm-client and munge, of which it starts one of its own (two partitions, preemption).
 
-The jobs save and end at a signal as a run does. Five things are tried: an array; a preemption; the time limit; a
+The jobs save and end at a signal as a run does. Six things are tried: an array; a sweep; a preemption; the time limit; a
 job that somebody cancels; Ctrl-C in the launcher. Prints a line for each, and ends with 1 if one failed;
 `python -m tests.launch.slurm ctrl_c` tries one. All take about nine minutes: SLURM waits two before it runs a job again.
 """
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -18,6 +19,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from jaxcxr.config import (
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    PrivacyConfig,
+    TrainingConfig,
+    dump,
+)
+from jaxcxr.data.store import write_store
 from jaxcxr.errors import InputError
 from jaxcxr.launch.cluster import slurm_pool
 from jaxcxr.launch.jobs import Job, run_all
@@ -192,7 +206,42 @@ def ctrl_c(folder: Path) -> str:
     return said.splitlines()[-1]
 
 
-TRIED = (an_array, a_preemption, the_time_limit, somebody_cancels, ctrl_c)
+def a_sweep(folder: Path) -> str:
+    """The command itself, with a budget and without privacy, on a tiny network."""
+    config = tiny_experiment(folder)
+    dump(config, folder / "private.yaml")
+    dump(dataclasses.replace(config, privacy=None), folder / "plain.yaml")
+    configs = ("--config", str(folder / "private.yaml"), "--nonprivate-config", str(folder / "plain.yaml"))
+    where = ("--eps", "8", "inf", "--out", str(folder / "sweep"), "--launcher", "slurm", "-j", "1")
+    command = (sys.executable, "-m", "jaxcxr", "sweep", *configs, *where, "--slurm", "partition=low")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "sweep" / "report.html").exists()
+    return done.stdout.splitlines()[-1].replace(str(folder), "")
+
+
+def tiny_experiment(folder: Path) -> Experiment:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 90).astype(float)
+    table = {"image_id": [f"i{i}" for i in range(90)], "patient_id": [f"p{i // 2}" for i in range(90)]}
+    table |= {
+        "path": [f"{i}.png" for i in range(90)],
+        "split": np.repeat(["train", "valid", "test"], [50, 20, 20]),
+    }
+    frame = pd.DataFrame(table | {"age": 50.0, "sex": "F", "cardiomegaly": labels})
+    images = np.clip(rng.normal(100 + 40 * labels[:, None, None], 30, (90, 32, 32)), 0, 255).astype(np.uint8)
+    findings, store = ("cardiomegaly",), folder / "store"
+    write_store(store, frame, iter(images), size=32, findings=findings, preprocessing={"made": "by hand"})
+    return Experiment(
+        data=DataConfig(store=str(store), size=32, findings=findings),
+        model=ModelConfig(network="tests.training.tiny:TinyNet"),
+        training=TrainingConfig(expected_batch_size=6, microbatch_size=2, steps=6, learning_rate=1e-3),
+        privacy=PrivacyConfig(epsilon=8.0, delta=1e-4, l2_clip_norm=1.0),
+        evaluation=EvaluationConfig(redraws=20),
+    )
+
+
+TRIED = (an_array, a_sweep, a_preemption, the_time_limit, somebody_cancels, ctrl_c)
 
 
 def main() -> None:
