@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from jaxcxr.atomic import BusyError
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model
+from jaxcxr.launch.jobs import claimed
 from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.training import kept_features
 from jaxcxr.training.head_data import logits_by_features
 from jaxcxr.training.kept_features import (
     BATCH,
@@ -47,7 +50,7 @@ def quiet(_: str) -> None:
 
 
 def files(store: Store) -> list[Path]:
-    return sorted(folder_of(store.path).glob("*"))
+    return sorted(path for path in folder_of(store.path).glob("*") if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("views", ["one", "mirrored", "mirrored_moved"])
@@ -59,6 +62,17 @@ def test_a_head_predicts_by_features_what_the_network_predicts(store: Store, par
     found = expit(logits_by_features(params, kept["test"], mirror_permutation(FINDINGS)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.ptp(expected, axis=0).min() > 1e-3
+
+
+def test_views_may_differ_by_split(store: Store, params: Any) -> None:
+    """Then they are kept in a file of their own; the same views in all splits are those of the store."""
+    both: Any = {"train": "one", "valid": "mirrored", "test": "mirrored"}
+    kept = features_of_store(NETWORK, params, store, both, say=quiet)
+    assert {name: rows.shape[1] for name, rows in kept.items()} == {"train": 1, "valid": 2, "test": 2}
+    one = features_of_store(NETWORK, params, store, "one", say=quiet)
+    np.testing.assert_allclose(kept["train"], one["train"], atol=1e-5)
+    features_of_store(NETWORK, params, store, dict.fromkeys(both, "one"), say=quiet)
+    assert len(files(store)) == 2
 
 
 def test_they_are_read_again_and_are_their_owners_alone(
@@ -143,3 +157,13 @@ def test_what_they_follow_from_is_written_with_them(store: Store, params: Any) -
     origin = origin_of(NETWORK, params, store.fingerprint, 32, "one")
     for value in dataclasses.asdict(origin).values():
         assert str(value).replace('"', '\\"') in described
+
+
+def test_one_process_computes_what_several_need(
+    store: Store, params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_features, "A_DAY", 0.0)  # else they wait for each other
+    digest = origin_of(NETWORK, params, store.fingerprint, store.size, "one").digest[:32]
+    monkeypatch.setattr(kept_features, "features_of_images", lambda *_: pytest.fail("computed twice"))
+    with claimed(folder_of(store.path), digest), pytest.raises(BusyError, match="another process is at work"):
+        features_of_store(NETWORK, params, store, "one", say=quiet)

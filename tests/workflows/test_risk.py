@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxcxr.atomic import BusyError
 from jaxcxr.config import EvaluationConfig, Experiment
 from jaxcxr.data.store import Store, write_store
 from jaxcxr.digests import seal
 from jaxcxr.errors import InputError
-from jaxcxr.launch.jobs import claimed
 from jaxcxr.report.page.risk_page import OTHER_MODELS, risk_sections, write_risk_page
 from jaxcxr.report.risk_files import RISK, STAYS, read_risk
 from jaxcxr.run_folder import CHECKPOINTS, EVALUATION, PREDICTIONS
@@ -292,10 +290,3 @@ def test_parts_that_are_run_elsewhere_leave_nothing_to_be_asked(
         InputError, match="--part model-x: expected one of model-non_private, model-epsilon_8, "
     ):
         risk_workflow.run_part(sweep, "model-x", ASKED)
-
-
-def test_one_process_makes_what_is_kept(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(risk_workflow, "A_DAY", 0.0)  # else they wait for each other
-    kept = sweep / RISK / "kept"
-    with claimed(kept, "features"), pytest.raises(BusyError, match="another process is at work on it"):
-        risk_workflow.run_part(sweep, "references-epsilon_8", ASKED, say=lambda _: None)

@@ -1,12 +1,13 @@
 """Train a model for each privacy budget, and one without privacy, and set the results beside the paper's.
 
 Examples:
-  jaxcxr sweep                            the paper's six budgets and the non-private model
+  jaxcxr sweep                            the demo: the paper's six budgets and the non-private model
   jaxcxr sweep --eps 0.29                 one budget (or several; inf is the non-private model)
   jaxcxr sweep --eps 0.29 --dry-run       what that would train, and what it would cost
-  jaxcxr sweep --recipe recommended       each budget by the rule of configs/recommended.yaml
+  jaxcxr sweep --recipe paper             the demo by the paper's recipe: the whole network at every budget
+  jaxcxr sweep --config my.yaml --recipe recommended    each budget by the rule of configs/recommended.yaml
   jaxcxr sweep --recipe head              the head alone, on features that are computed once: seconds a budget
-  jaxcxr sweep --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
+  jaxcxr sweep --recipe paper --beside runs/sweep-demo    another sweep in the same figure
   jaxcxr sweep --launcher local -j 2      two budgets side by side
   jaxcxr sweep --launcher slurm --slurm partition=gpu gpus_per_node=1    an array of SLURM jobs
 
@@ -22,11 +23,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxcxr.cli.console import say
-from jaxcxr.cli.experiment_flags import Recipe, parse
+from jaxcxr.cli.experiment_flags import Recipe, experiment_of, parse
 from jaxcxr.cli.launching import Launch, as_part, launch, part_of
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import JOBS, SUMMARY
+
+DEMO = Path("configs/demo.yaml")
+PROGRAM = "jaxcxr sweep --config FILE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +42,33 @@ class Arguments(Launch):
         config: the private experiment; its privacy.epsilon is replaced by each budget.
         nonprivate_config: the non-private experiment.
         recipe: `paper` trains as the configuration says; `recommended` chooses for each budget by the rule
-            between the head alone and the whole network, and batch, steps, rate, clip norm and averaging, for
-            no more image passes, and averages all predictions over views of an image; `head` trains the head
-            alone, also without privacy.
+            between the head alone and the whole network, and batch, steps, rate, clip norm and averaging,
+            and averages all predictions over views of an image; `head` trains the head alone, also without
+            privacy. Unless given, `recommended` for the demo (configs/demo.yaml), and `paper` for any other
+            configuration.
         rule: of the recommended recipe and the head's (YAML).
         beside: a finished sweep folder, drawn in the same figure.
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
-            is not the paper's.
+            is not the one that is taken unless given.
         dry_run: train nothing; say of each budget what would be trained on whom, what it costs in privacy,
             memory and time, and what is odd about it.
         help_config: list every field of the configuration and stop.
     """
 
     eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
-    config: Path = Path("configs/demo.yaml")
+    config: Path = DEMO
     nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
-    recipe: Recipe = "paper"
+    recipe: Recipe | None = None
     rule: Path = Path("configs/recommended.yaml")
     beside: Path | None = None
     out: Path | None = None
     dry_run: bool = False
     help_config: bool = False
+
+    @property
+    def usual(self) -> Recipe:
+        """The recipe unless one is given."""
+        return "recommended" if self.config == DEMO else "paper"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,19 +76,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv, part = part_of(argv)
     arguments, flags = parse(Arguments, __doc__, argv)
     arguments.check()
+    recipe = arguments.recipe or arguments.usual
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
             f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
         )
-    experiments = _experiments(arguments, flags)
+    experiments = _experiments(arguments, flags, recipe)
     say(f"{arguments.config}: loading JAX")
-    chosen, told = _by_the_rule(experiments, arguments)
+    chosen, told = _by_the_rule(experiments, recipe, arguments, flags)
     if arguments.dry_run:
         _rehearse(chosen)
         return
     from jaxcxr.workflows import sweep as sweeps
 
-    name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
+    name = f"sweep-{arguments.config.stem}" + (f"-{recipe}" if recipe != arguments.usual else "")
     out = arguments.out or Path("runs") / name
     if part is not None:
         with as_part():
@@ -90,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sweeps.report(chosen, out, arguments.beside)
 
 
-def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Experiment]:
+def _experiments(arguments: Arguments, flags: Sequence[str], recipe: Recipe) -> dict[float, Experiment]:
     """The experiment of each budget, as the configurations and flags say.
 
     Raises:
@@ -106,11 +117,11 @@ def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Expe
         if epsilon < math.inf:
             privacy = dataclasses.replace(private.privacy, epsilon=epsilon)
             config = dataclasses.replace(private, privacy=privacy)
-        elif arguments.recipe == "head":  # the same features without privacy
+        elif recipe == "head":  # the same features without privacy
             config = dataclasses.replace(private, privacy=None)
         else:
             config = _non_private(arguments, private)
-        experiments[epsilon] = override(config, flags, prog="jaxcxr sweep --config FILE")
+        experiments[epsilon] = override(config, flags, PROGRAM)
     return experiments
 
 
@@ -126,19 +137,29 @@ def _non_private(arguments: Arguments, private: Experiment) -> Experiment:
 
 
 def _by_the_rule(
-    experiments: Mapping[float, Experiment], arguments: Arguments
+    experiments: Mapping[float, Experiment], recipe: Recipe, arguments: Arguments, flags: Sequence[str]
 ) -> tuple[dict[float, Experiment], dict[float, list[str]]]:
-    """The experiment of each budget by the recipe, and what it chose and why."""
-    if arguments.recipe == "paper":
+    """The experiment of each budget by the recipe, and what it chose and why.
+
+    The model without privacy predicts by the same views as the private one of the configuration's own budget.
+    """
+    if recipe == "paper":
         return dict(experiments), {}
     from jaxcxr.workflows.experiment import number_of_units
     from jaxcxr.workflows.recipes import Rule, by_recipe
 
     rule, chosen, told = load(Rule, arguments.rule), {}, {}
     for epsilon, config in experiments.items():
-        chosen[epsilon], told[epsilon] = by_recipe(arguments.recipe, config, number_of_units(config), rule)
+        chosen[epsilon], told[epsilon] = by_recipe(recipe, config, number_of_units(config), rule)
         for sentence in told[epsilon]:
             say(f"epsilon {epsilon:g}: {sentence}")
+    if math.inf in chosen:
+        own = experiment_of(arguments.config, flags, PROGRAM)
+        like, _ = by_recipe(recipe, own, number_of_units(own), rule)
+        chosen[math.inf] = dataclasses.replace(
+            chosen[math.inf],
+            model=dataclasses.replace(chosen[math.inf].model, prediction_views=like.model.prediction_views),
+        )
     return chosen, told
 
 

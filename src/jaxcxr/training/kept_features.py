@@ -8,7 +8,8 @@ version of the network have another file; one whose content is not what was writ
 
 Where predictions average over mirrored views (`model.prediction_views`), an image has two rows of features:
 the mean over its upright views, and over its mirrored ones. A head is linear, so that the mean logits over
-views are the logits of the mean features.
+views are the logits of the mean features. Images that a head is trained on as they are need the one row
+alone: the views may differ by split.
 """
 
 import dataclasses
@@ -25,10 +26,12 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, PyTree, UInt8
 from tqdm import tqdm
 
+from jaxcxr.atomic import writing
 from jaxcxr.config import Views
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
+from jaxcxr.launch.jobs import A_DAY, claimed
 from jaxcxr.models import features as feature_maps
 from jaxcxr.models.backbone import HEAD, Network
 from jaxcxr.models.network import definition_digest
@@ -53,7 +56,7 @@ class Origin:
         weights: SHA-256 of the parameters below the head.
         network: its fields.
         size: side of the images in pixels.
-        views: see `ModelConfig.prediction_views`.
+        views: see `ModelConfig.prediction_views`; by split where they differ.
         code: fingerprint of the training code, which computes them, and of a network of the user's own.
         platform: version of JAX and kind of device, on which their last bits depend.
     """
@@ -62,7 +65,7 @@ class Origin:
     weights: str
     network: str
     size: int
-    views: Views
+    views: str
     code: str
     platform: str
 
@@ -72,7 +75,9 @@ class Origin:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def origin_of(network: Network, params: PyTree, images: str, size: int, views: Views) -> Origin:
+def origin_of(
+    network: Network, params: PyTree, images: str, size: int, views: Views | Mapping[str, Views]
+) -> Origin:
     """What the features of these images by this network follow from; the head does not matter."""
     below = {**params, "params": {name: part for name, part in params["params"].items() if name != HEAD}}
     fields = {
@@ -85,7 +90,10 @@ def origin_of(network: Network, params: PyTree, images: str, size: int, views: V
     code = training_code_fingerprint()
     if not type(network).__module__.startswith("jaxcxr."):  # whose sources are not the package's
         code += f" {definition_digest(network, size)}"
-    return Origin(images, weights_digest(below), described, size, views, code, platform)
+    if not isinstance(views, str) and len(set(views.values())) == 1:  # of all splits
+        (views,) = set(views.values())
+    told = views if isinstance(views, str) else json.dumps(views, sort_keys=True)
+    return Origin(images, weights_digest(below), described, size, told, code, platform)
 
 
 def folder_of(store: Path) -> Path:
@@ -94,7 +102,12 @@ def folder_of(store: Path) -> Path:
 
 
 def features_of_store(
-    network: Network, params: PyTree, store: Store, views: Views, keep: bool = True, say: Say = print
+    network: Network,
+    params: PyTree,
+    store: Store,
+    views: Views | Mapping[str, Views],
+    keep: bool = True,
+    say: Say = print,
 ) -> Mapping[str, Features]:
     """Features of all images of a store, by split, in the order of its manifest; read if they are kept.
 
@@ -102,7 +115,7 @@ def features_of_store(
         network: whose head is trained.
         params: fixed below the head.
         store: of the images.
-        views: that a prediction averages.
+        views: that a prediction averages, or those of each split.
         keep: write them, for the next run that starts from the same weights.
         say: told what is computed.
 
@@ -110,12 +123,17 @@ def features_of_store(
         InputError: the file that is there is damaged.
     """
     origin = origin_of(network, params, store.fingerprint, store.size, views)
-    compute = features_by(network, params, views)
+    of_split: Mapping[str, Views] = (
+        {name: views for name in SPLITS} if isinstance(views, str) else views  # noqa: C420 - keeps the type
+    )
 
     def made() -> dict[str, Features]:
+        compute = {v: features_by(network, params, v) for v in set(of_split.values())}
         splits = {name: store.split(name) for name in SPLITS}
         return {
-            name: features_of_images(compute, split.read, split.frame["image_id"].astype(str).tolist(), name)
+            name: features_of_images(
+                compute[of_split[name]], split.read, split.frame["image_id"].astype(str).tolist(), name
+            )
             for name, split in splits.items()
             if len(split)
         }
@@ -155,23 +173,33 @@ def features_of_images(
 def kept(
     folder: Path, origin: Origin, make: Callable[[], Mapping[str, Features]], keep: bool, say: Say
 ) -> Mapping[str, Features]:
-    """The arrays of `origin` in `folder`, made and written there if they are not.
+    """The arrays of `origin` in `folder`, made and written there if they are not; of several processes that
+    need them, one makes them and the others wait.
 
     Raises:
         InputError: the file is damaged.
     """
     path = folder / f"{origin.digest[:32]}.npz"
-    if keep and path.exists():
-        return _read(path, origin)
-    say(f"computing features of images by the fixed network{f', to be kept in {path}' if keep else ''}")
+    if not keep:
+        say("computing features of images by the fixed network")
+        return make()
+    if not path.exists():
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with claimed(folder, path.stem, patience=A_DAY):
+            if not path.exists():  # no other process has made them meanwhile
+                say(f"computing features of images by the fixed network, to be kept in {path}")
+                return _made(path, origin, make)
+    return _read(path, origin)
+
+
+def _made(path: Path, origin: Origin, make: Callable[[], Mapping[str, Features]]) -> Mapping[str, Features]:
     made = make()
-    if keep:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        described = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(made)}
-        part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez(file, description=np.array(json.dumps(described)), **made)  # type: ignore[arg-type]
-        part.replace(path)
+    described = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(made)}
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        np.savez(file, description=np.array(json.dumps(described)), **made)  # type: ignore[arg-type]
+    part.replace(path)
     return made
 
 
@@ -186,7 +214,7 @@ def digest_of(features: Mapping[str, Features]) -> str:
 
 def _read(path: Path, origin: Origin) -> Mapping[str, Features]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
         described = json.loads(str(arrays.pop("description")))
         wanted = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(arrays)}

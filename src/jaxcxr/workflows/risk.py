@@ -195,10 +195,9 @@ def run_part(folder: Path, name: str, asked: Asked, store: Path | None = None, s
 
 
 def _features(ground: _Ground) -> np.ndarray:
-    """Features of the pool's images by the weights before training; one process computes them."""
+    """Features of the pool's images by the weights before training."""
     network, views = parameters.network_of(ground.config), ground.config.model.prediction_views
-    with claimed(ground.kept, "features", patience=A_DAY):
-        found = features_of_store(network, ground.start, ground.store, views, say=ground.say)
+    found = features_of_store(network, ground.start, ground.store, views, say=ground.say)
     return np.concatenate([found[name][:, 0] for name in SPLITS if name in found])
 
 

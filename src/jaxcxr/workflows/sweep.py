@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from jaxcxr.atomic import BusyError
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import open_store
@@ -13,6 +15,7 @@ from jaxcxr.eval.evaluate import read_evaluation
 from jaxcxr.launch.jobs import claimed
 from jaxcxr.report.evaluated_runs import finished_runs
 from jaxcxr.report.figures.sweep_figures import figure_2
+from jaxcxr.report.gains import bought_and_paid
 from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
 from jaxcxr.report.screen import sweep_text
 from jaxcxr.report.sweep_privacy import write_cost
@@ -22,7 +25,7 @@ from jaxcxr.training.cpu_allocator import keep_memory
 from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
 
 WRITES = (
-    "report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, correlations.csv, "
+    "report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, gains.csv, correlations.csv, "
     "figure_2.png, figure_2.svg, tables/, figures/, and a run folder for each budget"
 )
 _WHO_REPORTS = "summary and figures are written by whoever finishes last"
@@ -128,8 +131,18 @@ def _write(experiments: Mapping[float, Experiment], out: Path, beside: Path | No
     figure_2(summary, out, beside=other)
     folders = {run.epsilon: out / budget_name(run.epsilon) for run in runs}
     images = open_store(Path(first.data.store)).manifest
-    write_sweep(out, runs, folders, first.evaluation, images, first.data.findings)
+    written = write_sweep(out, runs, folders, first.evaluation, images, first.data.findings)
     print(f"\n{sweep_text(summary, untouched)}\n")
+    _print_gains(out, written)
     if any(math.isfinite(run.epsilon) for run in runs):
         print(f"{write_cost(out)}\n")
     print(f"{out}: {WRITES}")
+
+
+def _print_gains(out: Path, written: Sequence[Path]) -> None:
+    """What private training bought and what privacy cost, as far as it was measured."""
+    tables = {
+        path.stem: pd.read_csv(path) for path in written if path.parent == out and path.suffix == ".csv"
+    }
+    if "gains" in tables:
+        print("\n".join([*bought_and_paid(tables["gains"], tables.get("comparisons")), ""]))
