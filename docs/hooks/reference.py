@@ -44,10 +44,17 @@ def command_line() -> str:
         module = _parsed(PACKAGE / "cli" / f"{name.replace('-', '_')}.py")
         said = ast.get_docstring(module) or ""
         parts.append(f"## `jaxcxr {name}`\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{said}\n```")
-        parts += [
-            _options(node) for node in module.body if isinstance(node, ast.ClassDef) and _meanings(node)
-        ]
+        for node in module.body:
+            if isinstance(node, ast.ClassDef) and _meanings(node):
+                parts += [_options(node), *map(_options, _launching(node))]
     return "\n\n".join(parts)
+
+
+def _launching(arguments: ast.ClassDef) -> list[ast.ClassDef]:
+    """The class of flags that commands in parts inherit, if this is one."""
+    bases = {base.id for base in arguments.bases if isinstance(base, ast.Name)}
+    body = _parsed(PACKAGE / "cli" / "launching.py").body
+    return [node for node in body if isinstance(node, ast.ClassDef) and node.name in bases]
 
 
 def _commands() -> dict[str, str]:

@@ -14,7 +14,7 @@ import jaxcxr.cli
 from jaxcxr.cli import commands
 
 ROOT = Path(__file__).resolve().parents[2]
-HELPERS = {"commands", "console", "configuration_reference", "experiment_flags"}
+HELPERS = {"commands", "console", "configuration_reference", "experiment_flags", "launching"}
 """Modules of the room that are no command."""
 HEAVY = ("jax", "pandas", "scipy", "sklearn", "matplotlib", "optax", "orbax", "pyarrow")
 

@@ -361,3 +361,39 @@ def test_evaluation_needs_no_jax():
     code = "import sys, jaxcxr.eval.evaluate, jaxcxr.eval.compare, jaxcxr.report.paper.supplementary_tables, jaxcxr.report.figures.sweep_figures, jaxcxr.report.figures.model_curves; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_no_interval_follows_from_one_patient():
+    """Every replicate would be the sample itself: an interval without width, which looks like certainty."""
+    table, config = predictions(), EvaluationConfig(redraws=20, threshold="fixed", **PLAIN)
+    one = table.assign(patient_id="p0")
+    for metric in ("auroc", "sensitivity", "accuracy", "average_precision", "ece"):
+        found = row(evaluate(one, ["heart", "lung"], config), "heart", metric)
+        assert np.isfinite(found["value"])
+        assert np.isnan([found["ci_low"], found["ci_high"], found["std"]]).all()
+        assert found["note"] == "no interval: all images are of one patient"
+    average = row(evaluate(one, ["heart", "lung"], config), "average", "auroc")
+    assert average["note"] == "no interval: all images are of one patient"
+    assert np.isnan(average["ci_low"])
+    by_image = row(
+        evaluate(one, ["heart", "lung"], EvaluationConfig(redraws=20, resample="image", **PLAIN)),
+        "heart",
+        "auroc",
+    )
+    assert by_image["ci_low"] < by_image["ci_high"]
+    assert by_image["note"] == ""
+
+
+def test_no_interval_follows_from_the_positives_of_one_patient():
+    table = predictions()
+    test = (table["split"] == "test").to_numpy()
+    table.loc[test, "y_heart"] = (table.loc[test, "patient_id"] == "p30").astype(float)
+    evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=20, threshold="fixed", **PLAIN))
+    found, other = row(evaluation, "heart", "sensitivity"), row(evaluation, "lung", "sensitivity")
+    assert np.isfinite(found["value"])
+    assert np.isnan([found["ci_low"], found["ci_high"]]).all()
+    assert found["note"] == "no interval: all positives or all negatives are of one patient"
+    assert np.isnan(row(evaluation, "heart", "auroc")["delong_low"])
+    assert other["ci_low"] < other["ci_high"]
+    assert other["note"] == ""
+    assert np.isfinite(row(evaluation, "average", "auroc")["ci_low"])

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from jaxcxr.atomic import BusyError
 from jaxcxr.data.findings import mirror_permutation
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.errors import InputError
 from jaxcxr.inference import Model
+from jaxcxr.launch.jobs import claimed
 from jaxcxr.models.resnet9 import ResNet9
+from jaxcxr.training import kept_features
 from jaxcxr.training.head_data import logits_by_features
 from jaxcxr.training.kept_features import (
     BATCH,
@@ -47,7 +50,7 @@ def quiet(_: str) -> None:
 
 
 def files(store: Store) -> list[Path]:
-    return sorted(folder_of(store.path).glob("*"))
+    return sorted(path for path in folder_of(store.path).glob("*") if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("views", ["one", "mirrored", "mirrored_moved"])
@@ -154,3 +157,13 @@ def test_what_they_follow_from_is_written_with_them(store: Store, params: Any) -
     origin = origin_of(NETWORK, params, store.fingerprint, 32, "one")
     for value in dataclasses.asdict(origin).values():
         assert str(value).replace('"', '\\"') in described
+
+
+def test_one_process_computes_what_several_need(
+    store: Store, params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_features, "A_DAY", 0.0)  # else they wait for each other
+    digest = origin_of(NETWORK, params, store.fingerprint, store.size, "one").digest[:32]
+    monkeypatch.setattr(kept_features, "features_of_images", lambda *_: pytest.fail("computed twice"))
+    with claimed(folder_of(store.path), digest), pytest.raises(BusyError, match="another process is at work"):
+        features_of_store(NETWORK, params, store, "one", say=quiet)

@@ -270,3 +270,23 @@ def test_the_images_on_which_two_models_disagree_most_are_drawn(sweep: Path, tmp
         explain.main([str(private), "--out", str(out)])
     with pytest.raises(InputError, match="--most"):
         write_changed(plain, private, out, 0)
+
+
+def test_parts_that_are_run_elsewhere_leave_nothing_to_be_asked(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In four processes, say; the assessment reads what they kept."""
+    named = risk_workflow.parts(sweep)
+    assert named == [
+        "model-non_private", "model-epsilon_8", "references-non_private", "references-epsilon_8",
+    ]  # fmt: skip
+    for name in named:
+        risk_workflow.run_part(sweep, name, ASKED, say=lambda _: None)
+    told: list[str] = []
+    monkeypatch.setattr(risk_workflow, "said_by_heads", lambda *_: pytest.fail("trained again"))
+    assess(sweep, ASKED, say=told.append)
+    assert told == ["epsilon 8: limits that the budget sets to any attack"]
+    with pytest.raises(
+        InputError, match="--part model-x: expected one of model-non_private, model-epsilon_8, "
+    ):
+        risk_workflow.run_part(sweep, "model-x", ASKED)

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from jaxcxr.atomic import BusyError
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
+from jaxcxr.launch.jobs import claimed
 from jaxcxr.report.figures.study_figures import with_other_questions, write_study
 from jaxcxr.workflows import experiment, study
 from jaxcxr.workflows.study import Arm, Question, Study, cells, comparisons, interval_of, results
@@ -187,3 +189,20 @@ def test_the_study_that_we_ship_can_be_run() -> None:
     found = list(cells(shipped))
     assert {c.epsilon for c in found if c.question == "recipe"} == {0.29, 1.06, 7.89}
     assert all(len(q.seeds) >= 3 for q in shipped.questions.values())
+
+
+def test_a_run_that_another_launcher_makes_is_left_to_it(trained: list[str], tmp_path: Path) -> None:
+    arms = {"a": Arm(), "b": Arm({"privacy.l2_clip_norm": 0.5})}
+    asked = study_of(q=Question("?", "a", arms, (1.0,), (1,)))
+    first, second = study.unfinished(asked, tmp_path)
+    with claimed(tmp_path, first):
+        assert not study.run(asked, tmp_path, say=lambda _: None)
+        with pytest.raises(BusyError, match=f"{first}: another process is at work on it"):
+            study.run_cell(study.cell_of(asked, first), tmp_path)
+    assert trained == [second]
+    study.run_cell(study.cell_of(asked, first), tmp_path)
+    study.run_cell(study.cell_of(asked, first), tmp_path)  # what is complete is not made again
+    assert trained == [second, first]
+    assert study.unfinished(asked, tmp_path) == {}
+    with pytest.raises(InputError, match="--part x: the study has no such run"):
+        study.cell_of(asked, "x")

@@ -6,6 +6,7 @@ Examples:
   jaxcxr audit --config configs/demo.yaml --out runs/audit
   jaxcxr audit --model network --out runs/demo             the network itself, narrower; takes minutes
   jaxcxr audit --release runs/demo/release                 the released file, with the hospital's own images
+  jaxcxr audit --sweep runs/sweep-demo --launcher local -j 2    every private run of a sweep, two at a time
 
 A logistic regression, or the network, is trained on the cohort's images by the training's own loop, feed,
 step, clipping, noise, optimiser and ledger, three times with secrets of their own; about half of the canaries
@@ -27,13 +28,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from jaxcxr.cli.console import progress_bar, say
+from jaxcxr.cli.launching import Launch, as_part, launch, part_of
 from jaxcxr.config import Experiment, load
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import (
     AUDIT,
     CONFIG,
+    JOBS,
+    evaluated_budgets,
     has_facts,
     is_evaluated,
+    is_private,
     newest_checkpoint,
     read_facts,
 )
@@ -46,13 +51,14 @@ WRITES = "audit.json, membership.csv, membership.png, membership.svg"
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(Launch):
     """What to audit, and how hard.
 
     Attributes:
         config: experiment to audit; that of the run in `out` unless given, and the demo's with neither.
         out: folder for what is written; runs/audit unless given.
         release: release folder to attack instead of a training.
+        sweep: sweep folder; audits each of its private runs by the run's own configuration.
         store: of the released model's cohort, if the release does not lie in its run folder.
         model: what is trained: `logistic` regression on the pixels, or the `network`.
         width: of the network, a multiple of 32.
@@ -70,6 +76,7 @@ class Arguments:
     config: Path | None = None
     out: Path | None = None
     release: Path | None = None
+    sweep: Path | None = None
     store: Path | None = None
     model: Literal["logistic", "network"] = "logistic"
     width: int = 32
@@ -161,11 +168,39 @@ def _require_cohort_of(out: Path, fingerprint: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
+    argv, part = part_of(argv)
     arguments = tyro.cli(Arguments, description=__doc__, args=argv)
+    arguments.check()
     _refuse_impossible(arguments)
     if arguments.release is not None:
         _attack_release(arguments.release, arguments)
         return
+    refuted = _audit(arguments) if arguments.sweep is None else _audit_sweep(arguments, argv, part)
+    if refuted:
+        sys.exit(1)
+
+
+def _audit_sweep(arguments: Arguments, argv: Sequence[str], part: str | None) -> bool:
+    """Audit the private runs of a sweep, or the one that a launcher names; whether a claim is refuted."""
+    assert arguments.sweep is not None
+    if arguments.config is not None or arguments.out is not None:
+        raise InputError("--sweep: audits every run by its own configuration; leave --config and --out away")
+    runs = {run.name: run for run in evaluated_budgets(arguments.sweep) if is_private(run)}
+    if not runs:
+        raise InputError(f"{arguments.sweep}: holds no finished private run; expected the folder of a sweep")
+    each = {name: dataclasses.replace(arguments, sweep=None, out=run) for name, run in runs.items()}
+    if part is not None:
+        with as_part():
+            return _audit(each[part])
+    if arguments.launcher == "none":
+        refuted = [_audit(one) for one in each.values()]  # every one, whatever is found in the first
+        return any(refuted)
+    launch(arguments, ["audit", *argv], list(each), arguments.sweep / JOBS / "audit")
+    return False
+
+
+def _audit(arguments: Arguments) -> bool:
+    """Audit one run or configuration; whether the claim is refuted."""
     path, config = _config_of(arguments)
     out = arguments.out or Path("runs/audit")
     say(f"auditing {path}: loading JAX")
@@ -193,15 +228,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     described = found.describe(store.fingerprint, code_fingerprint())
     _write(out, found, described)
+    print(f"{out}: {WRITES}")
     print(
         f"{path}: {subject.model}, {len(subject.cohort)} images, {found.runs} runs with secrets of their own "
         f"of {found.claim.steps} steps each, {len(subject.canaries)} canaries, sample rate "
         f"{found.claim.sample_rate:.4g}, noise multiplier {found.claim.noise_multiplier:.4g}"
     )
     _tell(found)
-    print(f"{out}: {WRITES}")
-    if found.refuted:
-        sys.exit(1)
+    return found.refuted
 
 
 def _write(out: Path, found: "Audit", described: Any) -> None:

@@ -8,10 +8,13 @@ Examples:
   jaxcxr sweep --config my.yaml --recipe recommended    each budget by the rule of configs/recommended.yaml
   jaxcxr sweep --recipe head              the head alone, on features that are computed once: seconds a budget
   jaxcxr sweep --recipe paper --beside runs/sweep-demo    another sweep in the same figure
+  jaxcxr sweep --launcher local -j 2      two budgets side by side
+  jaxcxr sweep --launcher slurm --slurm partition=gpu gpus_per_node=1    an array of SLURM jobs
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
-stopped. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
-every budget. --help-config lists the fields.
+stopped. Several launchers may share a sweep folder: each budget is trained once. Every field of the
+configuration is a flag as well, such as --training.steps 60; it then holds for every budget. --help-config
+lists the fields.
 """
 
 import dataclasses
@@ -21,16 +24,17 @@ from pathlib import Path
 
 from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import Recipe, experiment_of, parse
+from jaxcxr.cli.launching import Launch, as_part, launch, part_of
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
-from jaxcxr.run_folder import SUMMARY
+from jaxcxr.run_folder import JOBS, SUMMARY
 
 DEMO = Path("configs/demo.yaml")
 PROGRAM = "jaxcxr sweep --config FILE"
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(Launch):
     """Which budgets, of what, and where.
 
     Attributes:
@@ -69,7 +73,9 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
+    argv, part = part_of(argv)
     arguments, flags = parse(Arguments, __doc__, argv)
+    arguments.check()
     recipe = arguments.recipe or arguments.usual
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
@@ -81,10 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.dry_run:
         _rehearse(chosen)
         return
-    from jaxcxr.workflows.sweep import sweep
+    from jaxcxr.workflows import sweep as sweeps
 
     name = f"sweep-{arguments.config.stem}" + (f"-{recipe}" if recipe != arguments.usual else "")
-    sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told)
+    out = arguments.out or Path("runs") / name
+    if part is not None:
+        with as_part():
+            sweeps.run_part(chosen, out, part, told)
+    elif arguments.launcher == "none":
+        sweeps.sweep(chosen, out, arguments.beside, told)
+    else:
+        launch(arguments, ["sweep", *argv], sweeps.parts(chosen), out / JOBS)
+        sweeps.report(chosen, out, arguments.beside)
 
 
 def _experiments(arguments: Arguments, flags: Sequence[str], recipe: Recipe) -> dict[float, Experiment]:

@@ -6,6 +6,8 @@ Source: Tayebi Arasteh, Ziller et al., 'Private, fair and accurate', Patient Coh
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from jaxcxr.errors import InputError
+
 UKA_FINDINGS: tuple[str, ...] = (
     "cardiomegaly",
     "congestion",
@@ -65,3 +67,23 @@ def mirror_permutation(findings: Sequence[str]) -> tuple[int, ...]:
             f"cannot flip images: {missing[0]!r} is in the findings, {mirrored(missing[0])!r} is not"
         )
     return tuple(position[mirrored(finding)] for finding in findings)
+
+
+def require_findings(wanted: Sequence[str], known: Sequence[str], source: str) -> None:
+    """Refuse findings that have no labels.
+
+    Args:
+        wanted: by a configuration, say.
+        known: those that have labels.
+        source: what has them.
+
+    Raises:
+        InputError: names the findings that are not known, and those that are.
+    """
+    unknown = [finding for finding in wanted if finding not in known]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise InputError(
+            f"{source}: has no {'finding' if len(unknown) == 1 else 'findings'} {names}; expected (in "
+            f"data.findings) some of those that it has, {', '.join(known)}"
+        )

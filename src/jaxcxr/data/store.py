@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int, UInt
 
+from jaxcxr.data.findings import require_findings
 from jaxcxr.data.fingerprint import EXTRA_DECODERS, PIXEL_LIBRARIES, fingerprint_of, versions_of
 from jaxcxr.data.manifest import REQUIRED, SPLITS, check_manifest
 from jaxcxr.data.shards import ImageReader, ShardWriter, encode, shard_name, write_dataset_info
@@ -123,16 +124,12 @@ class Store:
             findings: label columns in the wanted order; all of the store's if omitted.
 
         Raises:
-            InputError: there is no such split, a finding is not in this store, or the checksums are damaged.
+            InputError: there is no such split, a finding is not in the store, or the checksums are damaged.
         """
         if name not in SPLITS:
             raise InputError(f"{self.path}: expected a split among {list(SPLITS)}, found {name!r}")
         wanted = self.findings if findings is None else tuple(findings)
-        for finding in wanted:
-            if finding not in self.findings:
-                raise InputError(
-                    f"{self.path}: finding {finding!r} is not in this store; it has {list(self.findings)}"
-                )
+        require_findings(wanted, self.findings, str(self.path))
         rows = (self.manifest["split"] == name).to_numpy()
         frame = self.manifest.loc[rows].reset_index(drop=True)
         labels = frame.loc[:, list(wanted)].to_numpy(dtype=np.float32)

@@ -23,6 +23,7 @@ NO_FINDING = "no_finding_among_ill"
 """Underdiagnosis: share of images with any finding on which none is called; its finding is `any`."""
 
 EVERY = "over every finding"
+NO_INTERVAL = "no interval: "
 NO_THRESHOLD = "not defined: no threshold, one class only where it is chosen"
 
 KEYS: tuple[str, ...] = ("group", "finding", "metric", "reference")
@@ -35,8 +36,9 @@ class Estimates:
 
     Attributes:
         rows: `KEYS` and the description of each estimate: `label`, `attribute`, `n`, `positives`,
-            `threshold`, `std_paper`, `delong_low`, `delong_high`, `note`, and `clusters`, the number of
-            resampled units (patients or images) with a positive.
+            `threshold`, `std_paper`, `delong_low`, `delong_high`, `note`, `clusters`, the number of resampled
+            units (patients or images) with a positive, and `lone`, whether all positives or all negatives are
+            of one unit, so that no interval follows from them.
         draws: the estimate itself, then its bootstrap replicates.
         policy: the threshold policy used.
     """
@@ -97,7 +99,7 @@ def measure(
         own = by_group[group.name]
         for key, row in _metric_rows(group, findings, own, shown):
             check = (np.nan, np.nan)
-            if key["metric"] == "auroc" and not np.isnan(row[0]):
+            if key["metric"] == "auroc" and not np.isnan(row[0]) and not key["lone"]:
                 check = checks.get((group.name, key["finding"]), check)
             keys.append(key | dict(zip(("delong_low", "delong_high"), check, strict=True)))
             draws.append(row)
@@ -164,12 +166,18 @@ def _judge(
         values = np.where(suppressed[:-1, None, None], np.nan, replicates.metrics[index])
         missed = np.where(suppressed[-1], np.nan, replicates.no_finding_among_ill[index])
         defined = np.array([not note for note in notes[:-1]])
-        having = [
-            np.unique(cluster[mask & column]).size
-            for column in (*positive.T, positive[:, defined].any(axis=1))
-        ]
+        having, lacking = (
+            [np.unique(cluster[mask & column]).size for column in (*kind.T, kind[:, defined].any(axis=1))]
+            for kind in (positive, labels == 0)
+        )
+        if np.unique(cluster[mask]).size == 1:  # every replicate is the sample itself
+            values[:, :, 1:], missed = np.nan, np.where(np.arange(len(missed)) > 0, np.nan, missed)
+            notes = [note or f"{NO_INTERVAL}all images are of one {config.resample}" for note in notes]
+        lone = np.minimum(having, lacking) == 1
         judged.append(
-            Judged(with_average(values), missed, n, positives, images, ill, np.array(having), tuple(notes))
+            Judged(
+                with_average(values), missed, n, positives, images, ill, np.array(having), lone, tuple(notes)
+            )
         )
     return [judged[places[mask.tobytes()]] for mask in masks]
 
@@ -204,7 +212,12 @@ Row = tuple[dict[str, Any], np.ndarray]
 
 def _counts(own: Judged, f: int) -> dict[str, Any]:
     if f == len(own.n):
-        note = _over(own.values) or next((note for note in own.notes if note), "not defined")
+        over, own_note = _over(own.values), next((note for note in own.notes if note), "")
+        note = (
+            own_note
+            if over == EVERY and own_note.startswith(NO_INTERVAL)
+            else over or own_note or "not defined"
+        )
         return {"n": own.images, "positives": None, "note": "" if note == EVERY else note}
     return {"n": int(own.n[f]), "positives": int(own.positives[f]), "note": own.notes[f]}
 
@@ -230,6 +243,7 @@ def _metric_rows(
                 "metric": metric,
                 "std_paper": std_paper(pooled),
                 "clusters": int(own.clusters[f]),
+                "lone": bool(own.lone[f]),
             }
             if metric in NEED_A_THRESHOLD and finding != "average":
                 described["threshold"] = cuts[f]
@@ -303,5 +317,6 @@ def _frame(keys: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for column in ("threshold", "std_paper", "delong_low", "delong_high"):
         if column not in frame:
             frame[column] = np.nan
+    frame["lone"] = frame["lone"].eq(True)
     frame["clusters"] = frame["clusters"].fillna(0).astype(np.int64)  # differences do not use it
     return frame.astype({"positives": "Int64", "threshold": np.float64})

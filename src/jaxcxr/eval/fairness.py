@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxcxr.eval.bootstrap import average
 from jaxcxr.eval.metrics import BETTER, COMPARED, METRICS
@@ -51,8 +51,10 @@ class Judged:
         images, ill: number of images, and of images with any positive label.
         clusters: number of patients (images, if images are resampled) with a positive per finding, and (last)
             with a positive of any defined finding.
+        lone: per finding, and (last) for any defined one, whether all positives or all negatives are of one
+            patient (image).
         notes: per finding, and (last) for `no_finding_among_ill`, why there is no value; empty if there is
-            one.
+            one, and an interval.
     """
 
     values: Float[np.ndarray, "rows metrics draws"]
@@ -62,6 +64,7 @@ class Judged:
     images: int
     ill: int
     clusters: Int[np.ndarray, " rows"]
+    lone: Bool[np.ndarray, " rows"]
     notes: tuple[str, ...]
 
 

@@ -19,7 +19,7 @@ from jaxcxr.eval.delong import delong
 ATTRIBUTES = ("view", "age", "sex")
 COLUMNS = ("finding", "known", "auroc", "ci_low", "ci_high", "n", "positives")
 ALL = "all of them"
-_RIDGE, _NEWTON_STEPS = 1e-3, 30
+_RIDGE, _NEWTON_STEPS, _SMALL_STEP = 1e-3, 30, 1e-10
 
 
 def shortcuts(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
@@ -98,5 +98,8 @@ def _fitted(
         p = expit(design @ found)
         gradient = design.T @ (labels[known] - p) / max(1, known.sum()) - ridge @ found
         curvature = design.T * (p * (1 - p)) @ design / max(1, known.sum()) + ridge
-        found += np.linalg.solve(curvature, gradient)
+        step = np.linalg.solve(curvature, gradient)
+        found += step
+        if np.abs(step).max() < _SMALL_STEP:
+            break
     return found[:-1]

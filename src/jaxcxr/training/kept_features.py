@@ -26,10 +26,12 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, PyTree, UInt8
 from tqdm import tqdm
 
+from jaxcxr.atomic import writing
 from jaxcxr.config import Views
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
+from jaxcxr.launch.jobs import A_DAY, claimed
 from jaxcxr.models import features as feature_maps
 from jaxcxr.models.backbone import HEAD, Network
 from jaxcxr.models.network import definition_digest
@@ -171,23 +173,33 @@ def features_of_images(
 def kept(
     folder: Path, origin: Origin, make: Callable[[], Mapping[str, Features]], keep: bool, say: Say
 ) -> Mapping[str, Features]:
-    """The arrays of `origin` in `folder`, made and written there if they are not.
+    """The arrays of `origin` in `folder`, made and written there if they are not; of several processes that
+    need them, one makes them and the others wait.
 
     Raises:
         InputError: the file is damaged.
     """
     path = folder / f"{origin.digest[:32]}.npz"
-    if keep and path.exists():
-        return _read(path, origin)
-    say(f"computing features of images by the fixed network{f', to be kept in {path}' if keep else ''}")
+    if not keep:
+        say("computing features of images by the fixed network")
+        return make()
+    if not path.exists():
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with claimed(folder, path.stem, patience=A_DAY):
+            if not path.exists():  # no other process has made them meanwhile
+                say(f"computing features of images by the fixed network, to be kept in {path}")
+                return _made(path, origin, make)
+    return _read(path, origin)
+
+
+def _made(path: Path, origin: Origin, make: Callable[[], Mapping[str, Features]]) -> Mapping[str, Features]:
     made = make()
-    if keep:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        described = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(made)}
-        part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez(file, description=np.array(json.dumps(described)), **made)  # type: ignore[arg-type]
-        part.replace(path)
+    described = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(made)}
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        np.savez(file, description=np.array(json.dumps(described)), **made)  # type: ignore[arg-type]
+    part.replace(path)
     return made
 
 

@@ -18,7 +18,7 @@ from jaxcxr import __version__
 from jaxcxr.atomic import writing
 from jaxcxr.config import Experiment, load
 from jaxcxr.data import synthetic
-from jaxcxr.data.findings import UKA_FINDINGS, mirror_permutation
+from jaxcxr.data.findings import UKA_FINDINGS, mirror_permutation, require_findings
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import require_positives
 from jaxcxr.data.splits import GIVEN
@@ -27,6 +27,7 @@ from jaxcxr.digests import sealed, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.eval.calibrate import write_calibration
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
+from jaxcxr.launch.jobs import A_DAY, claimed
 from jaxcxr.records.spent import saved_in
 from jaxcxr.report.page.run_page import PAGE
 from jaxcxr.report.run_report import report_run
@@ -51,39 +52,49 @@ Say = Callable[[str], None]
 def store_of(config: Experiment, say: Say = print) -> Store:
     """The store that a configuration names; an embedded cohort is drawn if it is asked for and not there yet.
 
+    Of several processes that need a cohort, one draws it and the others wait.
+
     Raises:
-        InputError: the store is missing and no cohort is asked for, or it holds another cohort than the
-            configuration's.
+        InputError: the store is missing and no cohort is asked for, it lacks a finding, or it holds another
+            cohort than the configuration's.
     """
     path, recipe = Path(config.data.store), config.data.synthetic
     if recipe is None or path.exists():
         store = open_store(path)
+        require_findings(config.data.findings, store.findings, str(path))
         if recipe is not None:
             _require_recipe(store, config)
-    else:
-        say(
-            f"drawing the {recipe.domain} synthetic cohort: "
-            f"{recipe.n_train + recipe.n_valid + recipe.n_test} films into {path}"
-        )
-        films = synthetic.cohort(recipe).assign(path=lambda frame: "synthetic/" + frame["image_id"])
-        raw = synthetic.render_all(films, config.data.size)
-        images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
-        described = {
-            "synthetic": dataclasses.asdict(recipe),
-            "jaxcxr": __version__,
-            "chain": "min-max, equalise (paper)",
-        }
-        store = write_store(
-            path,
-            films,
-            images,
-            size=config.data.size,
-            findings=UKA_FINDINGS,
-            preprocessing=described,
-            split=GIVEN,
-        )
-    require_positives(store.manifest, config.data.findings, source=str(path))
-    return store
+        require_positives(store.manifest, config.data.findings, source=str(path))
+        return store
+    require_findings(config.data.findings, UKA_FINDINGS, "an embedded cohort (data.synthetic)")
+    with claimed(path.parent, path.name, patience=A_DAY):
+        if not path.exists():  # no other process has drawn it meanwhile
+            _draw(config, say)
+    return store_of(config, say)
+
+
+def _draw(config: Experiment, say: Say) -> None:
+    path, recipe = Path(config.data.store), config.data.synthetic
+    assert recipe is not None
+    total = recipe.n_train + recipe.n_valid + recipe.n_test
+    say(f"drawing the {recipe.domain} synthetic cohort: {total} films into {path}")
+    films = synthetic.cohort(recipe).assign(path=lambda frame: "synthetic/" + frame["image_id"])
+    raw = synthetic.render_all(films, config.data.size)
+    images = (preprocess(film, config.data.size) for film in _counted(raw, len(films)))
+    described = {
+        "synthetic": dataclasses.asdict(recipe),
+        "jaxcxr": __version__,
+        "chain": "min-max, equalise (paper)",
+    }
+    write_store(
+        path,
+        films,
+        images,
+        size=config.data.size,
+        findings=UKA_FINDINGS,
+        preprocessing=described,
+        split=GIVEN,
+    )
 
 
 def _require_recipe(store: Store, config: Experiment) -> None:
@@ -112,7 +123,9 @@ def number_of_units(config: Experiment, say: Say = print) -> int:
 
 
 def ensure_weights(config: Experiment, say: Say = print) -> None:
-    """Pretrain the weights that a configuration starts from, if they are not there and it says how."""
+    """Pretrain the weights that a configuration starts from, if they are not there and it says how; of
+    several processes that need them, one does and the others wait.
+    """
     from jax import process_count
 
     from jaxcxr.training.weights import weights_folder
@@ -126,7 +139,10 @@ def ensure_weights(config: Experiment, say: Say = print) -> None:
         )
     if process_count() > 1:
         raise InputError(f"{weights}: no such weights; make them first (scripts/pretrain.py), in one process")
-    pretrain(load(Experiment, recipe), Path(weights), say)
+    folder = Path(weights)
+    with claimed(folder.parent, folder.name, patience=A_DAY):
+        if not folder.exists():  # no other process has made them meanwhile
+            pretrain(load(Experiment, recipe), folder, say)
 
 
 def pretrain(config: Experiment, weights: Path, say: Say = print, bfloat16: bool = False) -> None:

@@ -44,6 +44,7 @@ from jaxcxr.eval.exposure import Accusations, Exposed, exposure_by_group, rates_
 from jaxcxr.eval.groups import Group
 from jaxcxr.eval.patient_groups import groups_of_patients, patient_table
 from jaxcxr.inference import Model, load_model
+from jaxcxr.launch.jobs import A_DAY, claimed
 from jaxcxr.models.calibration import logits
 from jaxcxr.records.spent import spent_of
 from jaxcxr.report.risk_files import (
@@ -57,7 +58,7 @@ from jaxcxr.report.risk_files import (
     STAYS,
     write_private_csv,
 )
-from jaxcxr.run_folder import is_private
+from jaxcxr.run_folder import budget_name, is_private
 from jaxcxr.training import parameters
 from jaxcxr.training.directions import MOST, directions_of, number_of_directions
 from jaxcxr.training.kept_features import features_of_store
@@ -135,14 +136,7 @@ def assess(folder: Path, asked: Asked, store: Path | None = None, say: Say = pri
         InputError: the folder, its runs or the store do not allow it (`workflows.risk_inputs`), or there are
             fewer than `LEAST_MODELS` reference models.
     """
-    if asked.models < LEAST_MODELS:
-        raise InputError(f"--models: expected at least {LEAST_MODELS}, found {asked.models}")
-    targets = targets_of(folder)
-    config, data = store_of_targets(targets, store)
-    pool = pool_of(config, data)
-    inside = membership.halves(asked.models, len(pool.ids), np.random.default_rng(asked.seed))
-    kept = _private_folder(folder / RISK / KEPT)
-    ground = _Ground(config, data, pool, _start(config), inside, asked, kept, say)
+    targets, ground = _ground(folder, asked, store, say)
     features = _features(ground)
     said = {epsilon: _heads(ground, features, budget) for epsilon, budget in _budgets(targets).items()}
     attacks = _attacks(ground, targets, said[math.inf])
@@ -151,11 +145,53 @@ def assess(folder: Path, asked: Asked, store: Path | None = None, say: Say = pri
         (attacks, ATTACKS),
         (exposed.table, EXPOSURE),
         (patients, PATIENT_RISK),
-        (_limits(targets, pool, say), LIMITS),
+        (_limits(targets, ground.pool, say), LIMITS),
     ):
         write_private_csv(content, folder / RISK / name)
     write_json(folder / RISK / RISK_FACTS, _facts(ground, targets, patients))
     return Risk(targets, attacks, exposed, table)
+
+
+def _ground(folder: Path, asked: Asked, store: Path | None, say: Say) -> tuple[tuple[Target, ...], _Ground]:
+    if asked.models < LEAST_MODELS:
+        raise InputError(f"--models: expected at least {LEAST_MODELS}, found {asked.models}")
+    targets = targets_of(folder)
+    config, data = store_of_targets(targets, store)
+    pool = pool_of(config, data)
+    inside = membership.halves(asked.models, len(pool.ids), np.random.default_rng(asked.seed))
+    kept = _private_folder(folder / RISK / KEPT)
+    return targets, _Ground(config, data, pool, _start(config), inside, asked, kept, say)
+
+
+def parts(folder: Path) -> list[str]:
+    """What of an assessment needs nothing of the rest: asking each model, and training the reference models
+    of each budget.
+
+    Raises:
+        InputError: there is no finished run or sweep in the folder.
+    """
+    targets = targets_of(folder)
+    return [
+        *(f"model-{target.folder.resolve().name}" for target in targets),
+        *(f"references-{budget_name(epsilon)}" for epsilon in _budgets(targets)),
+    ]
+
+
+def run_part(folder: Path, name: str, asked: Asked, store: Path | None = None, say: Say = print) -> None:
+    """Do one of `parts`, and keep what was found for `assess`, which reads it.
+
+    Raises:
+        InputError: as `assess`, or there is no such part.
+    """
+    targets, ground = _ground(folder, asked, store, say)
+    models = {f"model-{target.folder.resolve().name}": target for target in targets}
+    budgets = {f"references-{budget_name(epsilon)}": each for epsilon, each in _budgets(targets).items()}
+    if name in models:
+        _said_by(ground, models[name])
+    elif name in budgets:
+        _heads(ground, _features(ground), budgets[name])
+    else:
+        raise InputError(f"--part {name}: expected one of {', '.join([*models, *budgets])}")
 
 
 def _features(ground: _Ground) -> np.ndarray:
@@ -365,13 +401,19 @@ def _private_folder(folder: Path) -> Path:
 
 
 def _kept(folder: Path, described: Sequence[Any], make: Callable[[], Said]) -> Said:
-    """What models said, read if a file of what it follows from is there, else made and written.
+    """What models said, read if a file of what it follows from is there, else made and written; of several
+    processes that need it, one makes it and the others wait.
 
     Raises:
         InputError: the file is damaged.
     """
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     path = folder / f"{described[1]}-{digest[:32]}.npz"
+    with claimed(folder, path.stem, patience=A_DAY):
+        return _read_or_made(path, make)
+
+
+def _read_or_made(path: Path, make: Callable[[], Said]) -> Said:
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as file:

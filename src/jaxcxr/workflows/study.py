@@ -19,10 +19,12 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
+from jaxcxr.atomic import BusyError
 from jaxcxr.config import STRICT, EvaluationConfig, Experiment, load, validate
 from jaxcxr.errors import InputError
 from jaxcxr.eval.estimates import measure
 from jaxcxr.eval.predictions import read_predictions
+from jaxcxr.launch.jobs import claimed
 from jaxcxr.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, read_facts
 from jaxcxr.workflows.recipes import Rule, by_recipe
 
@@ -109,6 +111,11 @@ class Cell:
     trains: bool
 
     @property
+    def title(self) -> str:
+        """What is varied in it."""
+        return f"{self.question}, {self.arm}, epsilon {self.epsilon:g}, seed {self.seed}"
+
+    @property
     def digest(self) -> str:
         """Name of the run's folder; a field at its default does not count, so that a new field leaves old
         runs their names.
@@ -173,7 +180,8 @@ def _varied(base: Experiment, rule: Rule, arm: Arm, epsilon: float, seed: int, s
 
 
 def run(study: Study, out: Path, minutes: float | None = None, say: Callable[[str], None] = print) -> bool:
-    """Run what is not there yet, one after the other; whether nothing is left.
+    """Run what is not there yet, one after the other; whether nothing is left. Several launchers may share
+    the folder: each run is made by one of them.
 
     Args:
         study: what to run.
@@ -181,26 +189,57 @@ def run(study: Study, out: Path, minutes: float | None = None, say: Callable[[st
         minutes: begin no run after so many.
         say: where progress goes.
     """
-    from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
-
-    todo = {cell.digest: cell for cell in cells(study) if not is_finished(out / cell.digest)}
+    todo, busy = unfinished(study, out), 0
     began = time.monotonic()
     for number, (digest, cell) in enumerate(todo.items()):
         if minutes is not None and time.monotonic() - began > 60 * minutes:
             say(f"{len(todo) - number} runs are left")
             return False
-        folder = out / digest
-        say(
-            f"{number + 1} of {len(todo)}: {cell.question}, {cell.arm}, epsilon {cell.epsilon:g}, seed "
-            f"{cell.seed} ({digest})"
-        )
+        say(f"{number + 1} of {len(todo)}: {cell.title} ({digest})")
+        try:
+            run_cell(cell, out)
+        except BusyError as error:
+            say(str(error))
+            busy += 1
+    return not busy or not unfinished(study, out)
+
+
+def unfinished(study: Study, out: Path) -> dict[str, Cell]:
+    """The runs of a study that are not complete, by the names of their folders."""
+    return {cell.digest: cell for cell in cells(study) if not is_finished(out / cell.digest)}
+
+
+def cell_of(study: Study, digest: str) -> Cell:
+    """The run of a study whose folder has a name.
+
+    Raises:
+        InputError: the study has none.
+    """
+    for cell in cells(study):
+        if cell.digest == digest:
+            return cell
+    raise InputError(f"--part {digest}: the study has no such run")
+
+
+def run_cell(cell: Cell, out: Path) -> None:
+    """Make one run of a study, if it is not complete.
+
+    Raises:
+        BusyError: another process is at work on it.
+        StoppedError: a signal ended the run.
+    """
+    from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
+
+    folder = out / cell.digest
+    with claimed(out, cell.digest):
+        if is_finished(folder):
+            return
         if not cell.trains:
             evaluate_untouched(cell.config, folder, say=lambda _: None)
         else:
             run_experiment(cell.config, folder, (folder / CONFIG).exists(), say=lambda _: None)
         draws_of(folder)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return True
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,16 +1,18 @@
 """A sweep: one run per privacy budget in one folder, and what they show together."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from jaxcxr.atomic import BusyError, exclusive_lock, writing
+from jaxcxr.atomic import BusyError
 from jaxcxr.config import Experiment
 from jaxcxr.data.store import open_store
 from jaxcxr.digests import sealed
+from jaxcxr.errors import InputError
+from jaxcxr.eval.evaluate import read_evaluation
+from jaxcxr.launch.jobs import claimed
 from jaxcxr.report.evaluated_runs import finished_runs
 from jaxcxr.report.figures.sweep_figures import figure_2
 from jaxcxr.report.gains import bought_and_paid
@@ -18,7 +20,7 @@ from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
 from jaxcxr.report.screen import sweep_text
 from jaxcxr.report.sweep_privacy import write_cost
 from jaxcxr.report.sweep_report import write_sweep
-from jaxcxr.run_folder import CONFIG, SUMMARY, UNTOUCHED, budget_name
+from jaxcxr.run_folder import CONFIG, EVALUATION, SUMMARY, UNTOUCHED, budget_name, is_evaluated
 from jaxcxr.training.cpu_allocator import keep_memory
 from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
 
@@ -26,8 +28,7 @@ WRITES = (
     "report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, gains.csv, correlations.csv, "
     "figure_2.png, figure_2.svg, tables/, figures/, and a run folder for each budget"
 )
-
-_A_DAY = 86_400.0
+_WHO_REPORTS = "summary and figures are written by whoever finishes last"
 
 
 def sweep(
@@ -49,42 +50,67 @@ def sweep(
         StoppedError: a signal ended a run, which the same call goes on with.
     """
     keep_memory()
-    first = next(iter(experiments.values()))
-    untouched = None
-    if _predicts_untouched(first):
-        with _claimed(out, UNTOUCHED, patience=_A_DAY):
-            untouched = evaluate_untouched(first, out / UNTOUCHED)
-    left: list[float] = list(experiments)
+    left = parts(experiments)
     for last_try in (False, True):  # what another launcher was at work on may be finished by now
         busy = []
-        for epsilon in left:
-            folder = out / budget_name(epsilon)
-            told, resume = (chosen or {}).get(epsilon, ()), (folder / CONFIG).exists()
+        for name in left:
             try:
-                with _claimed(out, folder.name):
-                    run_experiment(experiments[epsilon], folder, resume=resume, beside=False, chosen=told)
+                run_part(experiments, out, name, chosen)
             except BusyError as error:
-                busy.append(epsilon)
+                busy.append(name)
                 if last_try:
-                    print(f"{error}; summary and figures are written by whoever finishes last")
+                    print(f"{error}; {_WHO_REPORTS}")
         left = busy
     if not left:
-        _write(first, out, beside, untouched)
+        _write(experiments, out, beside)
 
 
-@contextmanager
-def _claimed(sweep: Path, name: str, patience: float = 0.0) -> Iterator[None]:
-    """Have one of a sweep's folders for this process, however many launchers share the sweep.
+def parts(experiments: Mapping[float, Experiment]) -> list[str]:
+    """The folders of a sweep, which need nothing of each other: of each budget, and of untouched weights."""
+    first = next(iter(experiments.values()))
+    return [*([UNTOUCHED] if _predicts_untouched(first) else []), *map(budget_name, experiments)]
+
+
+def run_part(
+    experiments: Mapping[float, Experiment],
+    out: Path,
+    name: str,
+    chosen: Mapping[float, Sequence[str]] | None = None,
+) -> None:
+    """Do the work of one folder of a sweep (`parts`), and report nothing beyond it.
 
     Raises:
-        BusyError: another one has it.
+        BusyError: another process is at work on it.
+        InputError: the sweep has no such part.
+        StoppedError: a signal ended the run.
     """
-    with ExitStack() as held:
-        with writing(sweep):
-            sweep.mkdir(parents=True, exist_ok=True)
-            busy = f"{sweep / name}: another process is at work on it"
-            held.enter_context(exclusive_lock(sweep / f".{name}.lock", busy, patience))
-        yield
+    keep_memory()
+    budgets = {budget_name(epsilon): epsilon for epsilon in experiments}
+    if name not in parts(experiments):
+        raise InputError(f"--part {name}: expected one of {', '.join(parts(experiments))}")
+    folder = out / name
+    with claimed(out, name):
+        if name == UNTOUCHED:
+            evaluate_untouched(next(iter(experiments.values())), folder)
+            return
+        epsilon, resume = budgets[name], (folder / CONFIG).exists()
+        told = (chosen or {}).get(epsilon, ())
+        run_experiment(experiments[epsilon], folder, resume=resume, beside=False, chosen=told)
+
+
+def report(experiments: Mapping[float, Experiment], out: Path, beside: Path | None = None) -> None:
+    """Write the summary, tables and figures of a sweep whose parts were run elsewhere, if all are finished.
+
+    Args:
+        experiments: by budget.
+        out: the sweep folder.
+        beside: another sweep, drawn in the same figure.
+    """
+    left = [name for name in parts(experiments) if not is_evaluated(out / name)]
+    if left:
+        print(f"{out}: {', '.join(left)} {'is' if len(left) == 1 else 'are'} not finished; {_WHO_REPORTS}")
+    else:
+        _write(experiments, out, beside)
 
 
 def _predicts_untouched(config: Experiment) -> bool:
@@ -93,7 +119,9 @@ def _predicts_untouched(config: Experiment) -> bool:
     return config.model.weights is not None and has_head
 
 
-def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.DataFrame | None) -> None:
+def _write(experiments: Mapping[float, Experiment], out: Path, beside: Path | None) -> None:
+    first = next(iter(experiments.values()))
+    untouched = read_evaluation(out / UNTOUCHED / EVALUATION) if _predicts_untouched(first) else None
     runs = finished_runs(out)
     summary = summarise(runs)
     with sealed(out / SUMMARY) as part:
