@@ -7,6 +7,8 @@ Examples:
   jaxcxr sweep --recipe recommended       each budget by the rule of configs/recommended.yaml
   jaxcxr sweep --recipe head              the head alone, on features that are computed once: seconds a budget
   jaxcxr sweep --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
+  jaxcxr sweep --tune configs/tuning.yaml --budget 2.04     one model whose epsilon includes the choice of its
+                                          settings: a random number of runs, of which the best is kept
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
 stopped. Every field of the configuration is a flag as well, such as --training.steps 60; it then holds for
@@ -40,7 +42,9 @@ class Arguments:
         rule: of the recommended recipe and the head's (YAML).
         beside: a finished sweep folder, drawn in the same figure.
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
-            is not the paper's.
+            is not the paper's; of a tuning runs/tune-<name of the grid>-epsilon_<budget>.
+        tune: grid of settings to draw from (YAML); trains one model for --budget in place of a sweep.
+        budget: with tune: epsilon of that model, choice included.
         dry_run: train nothing; say of each budget what would be trained on whom, what it costs in privacy,
             memory and time, and what is odd about it.
         help_config: list every field of the configuration and stop.
@@ -53,6 +57,8 @@ class Arguments:
     rule: Path = Path("configs/recommended.yaml")
     beside: Path | None = None
     out: Path | None = None
+    tune: Path | None = None
+    budget: float | None = None
     dry_run: bool = False
     help_config: bool = False
 
@@ -60,6 +66,9 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, flags = parse(Arguments, __doc__, argv)
+    if arguments.tune is not None or arguments.budget is not None:
+        _tune(arguments, flags)
+        return
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
             f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
@@ -74,6 +83,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
     sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told)
+
+
+def _tune(arguments: Arguments, flags: Sequence[str]) -> None:
+    """One model within a budget that pays for the choice of its settings, too."""
+    if arguments.tune is None or arguments.budget is None:
+        raise InputError("--tune GRID.yaml and --budget EPSILON go together: expected both")
+    if arguments.recipe != "paper" or arguments.beside is not None or arguments.eps != Arguments.eps:
+        raise InputError(
+            "--tune draws the settings from its grid for one --budget: expected none of --eps, --recipe and "
+            "--beside"
+        )
+    base = override(load(Experiment, arguments.config), flags, prog="jaxcxr sweep --config FILE")
+    say(f"{arguments.config}: loading JAX")
+    from jaxcxr.workflows.tuning import Grid, rehearse_tuning, tune
+
+    grid = load(Grid, arguments.tune)
+    try:
+        if arguments.dry_run:
+            for line in rehearse_tuning(base, grid, arguments.budget, say):
+                print(line, flush=True)
+            return
+        out = arguments.out or Path("runs") / f"tune-{arguments.tune.stem}-epsilon_{arguments.budget:g}"
+        tune(base, grid, arguments.budget, out)
+    except InputError as error:
+        said = str(error)
+        raise InputError(f"{arguments.tune}: {said}" if said.startswith("vary:") else said) from error
 
 
 def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Experiment]:

@@ -51,7 +51,7 @@ def sweep(
     first = next(iter(experiments.values()))
     untouched = None
     if _predicts_untouched(first):
-        with _claimed(out, UNTOUCHED, patience=_A_DAY):
+        with claimed(out, UNTOUCHED, patience=_A_DAY):
             untouched = evaluate_untouched(first, out / UNTOUCHED)
     left: list[float] = list(experiments)
     for last_try in (False, True):  # what another launcher was at work on may be finished by now
@@ -60,7 +60,7 @@ def sweep(
             folder = out / budget_name(epsilon)
             told, resume = (chosen or {}).get(epsilon, ()), (folder / CONFIG).exists()
             try:
-                with _claimed(out, folder.name):
+                with claimed(out, folder.name):
                     run_experiment(experiments[epsilon], folder, resume=resume, beside=False, chosen=told)
             except BusyError as error:
                 busy.append(epsilon)
@@ -72,7 +72,7 @@ def sweep(
 
 
 @contextmanager
-def _claimed(sweep: Path, name: str, patience: float = 0.0) -> Iterator[None]:
+def claimed(sweep: Path, name: str, patience: float = 0.0) -> Iterator[None]:
     """Have one of a sweep's folders for this process, however many launchers share the sweep.
 
     Raises:
