@@ -15,12 +15,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcxr-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+from pathlib import Path
+
 from jaxtyping import install_import_hook
 
-install_import_hook("jaxcxr", "beartype.beartype")
+# Shapes and types are checked at each call where arrays are; elsewhere the type checker's word is enough, and a call of a
+# small function that works on text would take ten times as long.
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+WITH_ARRAYS = sorted(path for path in SOURCE.rglob("*.py") if "from jaxtyping import" in path.read_text())
+install_import_hook(
+    [".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in WITH_ARRAYS], "beartype.beartype"
+)
 
 import dataclasses
-from pathlib import Path
 from types import ModuleType
 
 import hypothesis
@@ -36,7 +43,7 @@ from jaxcxr.training.plan import RunPlan, make_plan
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unhurried")
 
-SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
+SHARED = SOURCE.parents[0] / ".." / "shared"
 FINDINGS = ("cardiomegaly", "atelectasis_right", "atelectasis_left")
 
 

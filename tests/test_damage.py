@@ -8,6 +8,8 @@ import pytest
 from tests import damage
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WITH_ARRAYS = ("predict", "release", "check", "resume")
 """Readers that restore a checkpoint, which takes time."""
 

@@ -25,6 +25,8 @@ from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.weights import save_weights
 from jaxcxr.workflows.conversion import Weights, convert, export_model, with_head
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE, WIDTH, FINDINGS = 32, 32, ("cardiomegaly", "atelectasis_right", "atelectasis_left")
 RNG = np.random.default_rng(0)
 FILMS = RNG.integers(0, 256, (3, SIZE, SIZE)).astype(np.uint8)
@@ -65,7 +67,8 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 def test_predictions_are_the_networks(model: Model) -> None:
     assert (model.findings, model.size, model.network.activation) == (FINDINGS, SIZE, "relu")
-    expected = [jax.nn.sigmoid(model.network.apply(model.params, jax.numpy.asarray(film))) for film in FILMS]  # type: ignore[arg-type]
+    apply = jax.jit(model.network.apply)
+    expected = [jax.nn.sigmoid(apply(model.params, jax.numpy.asarray(film))) for film in FILMS]  # type: ignore[arg-type]
     np.testing.assert_allclose(model.predict_prepared(FILMS), np.stack(expected), rtol=1e-5)
 
 

@@ -480,7 +480,7 @@ def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
         config = _adapter(cls).validate_json(json.dumps(values))
     except ValidationError as error:
         raise InputError(f"{source}: {'; '.join(_sentence(e) for e in error.errors())}") from None
-    if isinstance(config, Experiment):
+    if cls is Experiment:
         try:
             config.check()
         except InputError as error:

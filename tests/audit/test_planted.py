@@ -20,6 +20,8 @@ from tests.audit import planted, small
 from tests.audit.plantings import ALL
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 8
 SECRETS = bytes(range(32)), bytes(range(1, 33))
 NOISE = (

@@ -20,6 +20,8 @@ from jaxcxr.report.card.card import make_card
 from tests.conftest import load_script
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 QUICK = ["--canaries", "20", "--steps", "8", "--films", "30", "--side", "16"]
 
 
@@ -88,6 +90,7 @@ def test_a_run_is_audited_by_its_own_configuration_and_its_card_says_so(
     }
 
 
+@pytest.mark.thorough
 def test_the_network_is_audited_by_the_runs_own_unit_clipping_and_optimiser(
     script: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from jaxcxr.bench.case import Case, GradientSums
 from jaxcxr.bench.measure import OURS, PEERS, distance
 from jaxcxr.bench.worker import build
 
+pytestmark = pytest.mark.thorough
 CASE = Case(32, 2, width=32, n_findings=3)
 
 

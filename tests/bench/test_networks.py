@@ -54,7 +54,10 @@ def tiny(name: str) -> NetworkCase:
     return NetworkCase(name, size, 3, l2_clip_norm=CLIP_NORMS[name], options=options)
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name == "transformer" else pytest.mark.thorough) for name in TINY],
+)
 def known(request: pytest.FixtureRequest) -> Known:
     case = tiny(request.param)
     loss = jax_networks.loss_of(case)

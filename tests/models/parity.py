@@ -80,7 +80,7 @@ def _transformers(kind: str, trained_at: int | None = None, **options: Any) -> C
     """A backbone with the class token's features, and a dense layer on them, as its users put one there."""
 
     def make(size: int) -> Any:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
         import transformers  # pyright: ignore[reportMissingImports]
 
         config = getattr(transformers, f"{kind}Config")(**{"image_size": trained_at or size, **options})
@@ -156,7 +156,7 @@ def compared(original: Original, size: int) -> tuple[float, float]:
     """Largest difference of the logits of two grey images, as a share of the largest logit; and of the
     gradients of a weighted sum of them, each parameter's as a share of its length.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     net, of_images = original.make(size)
     randomise(net)
@@ -235,7 +235,7 @@ def _renamed(found: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 def randomise(net: Any) -> None:
     """No parameter or statistic at its initial value; outputs of layers are of the order of their inputs."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     generator = torch.Generator().manual_seed(1)
     for name, tensor in net.state_dict().items():

@@ -84,7 +84,7 @@ def compared(size: int, width: int, activation: str, trained: bool) -> tuple[flo
     @jax.jit
     def batch(params: Any, images: Any, labels: Any) -> Any:
         each, logits = jax.vmap(jax.grad(one, has_aux=True), in_axes=(None, 0, 0))(params, images, labels)
-        return jax.tree.map(lambda g: g.sum(axis=0), each), jax.vmap(optax.global_norm)(each), logits
+        return jax.tree.map(lambda g: g.sum(axis=0), each), jax.vmap(optax.tree.norm)(each), logits
 
     total, norms, logits = batch(params, images(size), LABELS)
     with torch.no_grad():

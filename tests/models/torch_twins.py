@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch.nn import functional as f
+import torch  # pyright: ignore[reportMissingImports]
+from torch.nn import functional as f  # pyright: ignore[reportMissingImports]
 
 State = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """The notebooks as they are kept: whole, small, without traces of a machine; and, with JAXCXR_QUICK=1, run from top to bottom.
 
-JAXCXR_QUICK=1 python -m pytest tests/notebooks     needs the `notebooks` extra
+JAXCXR_QUICK=1 python -m pytest -m '' tests/notebooks     needs the `notebooks` extra
 """
 
 import json
@@ -65,8 +65,18 @@ def test_a_notebook_is_kept_as_it_ran(path: Path) -> None:
     assert pictures(cells) > 0
 
 
+LONG = ("01_first_private_model", "04_fairness")
+"""Notebooks of commands that other tests run as well."""
+
+
 @pytest.mark.skipif(os.environ.get("JAXCXR_QUICK") != "1", reason="JAXCXR_QUICK=1 runs the notebooks")
-@by_name
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] if path.stem in LONG else [])
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, house: Path) -> None:
     from notebooks.execute import executed
 

@@ -212,7 +212,13 @@ OTHERS: dict[str, tuple[nn.Module, Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SLOW = ("gated recurrent", "convolutional recurrent")
+"""Of the recurrent layers one is tried every time."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] if name in SLOW else []) for name in OTHERS]
+)
 def test_layers_of_flax_linen(name: str) -> None:
     model, x, more = OTHERS[name]
     assert check_module(model, x, **more) == {}

@@ -50,7 +50,7 @@ def params_of(model: nn.Module, side: int = 16) -> Any:
 
 
 @cache
-def problem() -> Any:
+def problem() -> tuple[Any, Any, Any]:
     """With maps of 6 x 6 and of 3 x 3, on either side of what counts as small."""
     return loss_of(Residual()), params_of(Residual()), examples(3, 24)
 
@@ -67,7 +67,7 @@ def test_sums_of_the_networks_parts_are_those_of_vmap() -> None:
     assert check(*problem(), 2e-5, sums_by_vmap()) == {}
 
 
-@pytest.fixture(params=["by patches", "one by one"])
+@pytest.fixture(params=["by patches", pytest.param("one by one", marks=pytest.mark.thorough)])
 def accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is written for accelerators, on this processor: gradients of single examples from patches wherever that can be, or
     nowhere.
@@ -87,7 +87,7 @@ def rules(model: nn.Module, *arguments: Any) -> list[Any]:
     return [site.rule for site in find(program, len(jax.tree.leaves(arguments[0]))).sites]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.thorough), jnp.bfloat16])
 @pytest.mark.usefixtures("accelerator")
 def test_each_patients_gradient_is_that_of_all_its_images(dtype: Any) -> None:
     found = rules(Residual(dtype), params_of(Residual()), examples()[0][0])

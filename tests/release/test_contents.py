@@ -26,6 +26,8 @@ from jaxcxr.report.card.statement import Statement, read_statement
 from jaxcxr.training.weights import flat_weights
 from tests.release.run_folder import MANIFEST, PARAMS, make_run, network_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DAY, LATER = datetime.date(2026, 3, 1), datetime.date(2026, 4, 24)
 STATED = Statement(
     name="Chest model of Example Hospital", version="1.0", curator="Example Hospital", curator_type="Nonprofit",

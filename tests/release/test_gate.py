@@ -26,6 +26,8 @@ from tests.conftest import load_script
 from tests.release.run_folder import CONFIG, DATA, make_run, network_params
 from tests.run_files import write_plain_run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GIVEN = Weights(None, CONFIG.data.findings, ModelConfig("mish", CONFIG.model.width), CONFIG.data.size)
 FINDING = {
     "method": "one run; white-box gradient alignment and black-box loss; every step checked", "model": "logistic regression",

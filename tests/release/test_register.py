@@ -31,6 +31,8 @@ from jaxcxr.report.card.page import card_html, write_card
 from jaxcxr.training.weights import flat_weights, weights_digest
 from tests.release.run_folder import MANIFEST, PARAMS, cohort, make_run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SECRETS = [bytes([i]) * 32 for i in range(1, 5)]
 SPENT = [Spending(0.05, 1.0, 5), Spending(1.0, 20.0, 1)]
 

@@ -30,6 +30,8 @@ from jaxcxr.training.weights import flat_weights, load_weights
 from tests.release.plantings import PLANTINGS
 from tests.release.run_folder import CONFIG, DATA, MANIFEST, PARAMS, SECRET, cohort, make_run, network_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 OF_THE_NETWORK = released_weights.network_shapes
 IDS = (
     "IMG-0003",

@@ -11,6 +11,8 @@ from jaxcxr.report.screen import comparison_text, groups_text, sweep_text
 from jaxcxr.report.sweep_report import compare_with_non_private, write_sweep
 from tests.report.films import predicted_films
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FINDINGS = ["congestion", "hernia"]
 CONFIG = EvaluationConfig(
     redraws=40, groups=("sex", "age:0,30,60,80"), min_group_images=20, min_group_positives=3

@@ -166,6 +166,7 @@ def test_audit_refuses(tmp_path: Path) -> None:
     )  # the rest: tests/audit/test_script.py
 
 
+@pytest.mark.thorough
 def test_audit_writes_its_finding(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     text = (ROOT / "configs" / "demo.yaml").read_text().replace("size: 64", "size: 32")

@@ -27,6 +27,8 @@ from tests.conftest import changed
 from tests.training.test_loop import bits, cut_at, linear_loss, microbatches
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_network() -> Iterator[None]:

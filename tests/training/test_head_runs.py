@@ -25,6 +25,8 @@ from tests.training.parts import Tiny, moved_and_kept, noised_draws
 from tests.training.test_directions import other_store
 from tests.training.tiny import MAKE_NETWORK
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 K, FINDINGS = 5, 3
 
 

@@ -22,6 +22,8 @@ from tests.conftest import changed, declared
 from tests.training.parts import clipped_sum
 from tests.training.tiny import MAKE_NETWORK, TinyNet, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SECRET = bytes(32)
 
 

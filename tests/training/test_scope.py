@@ -19,6 +19,8 @@ from tests.conftest import changed, declared
 from tests.training.parts import Tiny, clipped_sum
 from tests.training.tiny import MAKE_NETWORK
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CLIP = 0.05
 
 

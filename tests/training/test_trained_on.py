@@ -41,6 +41,8 @@ from jaxcxr.workflows.experiment import pretrain, run_experiment
 from tests.conftest import FINDINGS, changed
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[2]
 CHEAP = (2, 1, 1)
 

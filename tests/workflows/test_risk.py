@@ -28,6 +28,8 @@ from jaxcxr.workflows.risk_price import price
 from tests.conftest import changed, load_script
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EVALUATION_OF_FEW = EvaluationConfig(redraws=20, min_group_images=5, min_group_positives=2, groups=("sex",))
 ASKED = Asked(models=8)
 

@@ -33,6 +33,8 @@ from tests.report.films import predicted_films
 from tests.run_files import CONFIG as RUN
 from tests.run_files import write_plain_run, write_run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NASTY = "<script>alert(1)</script>"
 FINDINGS = ["congestion", NASTY]
 CONFIG = EvaluationConfig(

@@ -1,0 +1,61 @@
+"""How much of a claimed epsilon each bound proves, given the scores of an attacker who sees every release.
+
+    python -m tests.audit.ideal_attacker [DRAWS]
+
+Scores are drawn as the claimed mechanism makes them along orthonormal directions: rate 0.1, 64 steps, delta
+1e-5. Prints a table of mean shares, each with the smallest and the largest of the draws. NumPy alone.
+"""
+
+import sys
+
+import numpy as np
+
+from jaxcxr import accounting
+from jaxcxr.accounting import Spending
+from jaxcxr.audit.attacks import CONFIDENCE, SHARES, SHIFT
+from jaxcxr.audit.lower_bounds import epsilon_from_scores
+from jaxcxr.audit.rank_bound import rank_epsilon
+from jaxcxr.audit.shift_bound import epsilon_from_shift, shift_lower
+
+RATE, STEPS, DELTA = 0.1, 64, 1e-5
+CLAIMS = 1.0, 4.0, 8.0
+
+
+def proved(claim: float, canaries: int, rng: np.random.Generator) -> dict[str, float]:
+    """Share of `claim` that each bound proves: in an audit, two runs of `canaries`; alone at 95 %, one run."""
+    sigma = accounting.calibrated_noise(claim, DELTA, RATE, STEPS)
+    mu, spent = 1 / sigma, Spending(RATE, sigma, STEPS)
+    included = np.arange(2 * canaries) % 2 == 0
+    rng.shuffle(included)
+    drawn = included & (rng.random((STEPS, 2 * canaries)) < RATE)
+    seen = rng.normal(size=drawn.shape) + mu * drawn
+    likelihoods = np.log1p(RATE * np.expm1(mu * seen - mu**2 / 2)).sum(axis=0)
+    one = slice(canaries)
+    shift = shift_lower(seen, drawn, 1 - (1 - CONFIDENCE) * SHARES[SHIFT])
+    bounds = {
+        "every step, two runs, at its share of 95 %": epsilon_from_shift(shift, RATE, STEPS, DELTA),
+        "order of scores, one run, at 95 %": rank_epsilon(
+            likelihoods[one], included[one], spent, DELTA, CONFIDENCE
+        ),
+        "guesses, one run, at 95 %": epsilon_from_scores(likelihoods[one], included[one], DELTA, CONFIDENCE),
+    }
+    return {name: bound / claim for name, bound in bounds.items()}
+
+
+def main(draws: int) -> None:
+    """Print the table."""
+    print("| bound | canaries |", *(f" epsilon {claim:g} |" for claim in CLAIMS), sep="")
+    print("|---|---|" + "---|" * len(CLAIMS))
+    for canaries in (400, 1_000, 10_000):
+        found = [
+            [proved(claim, canaries, np.random.default_rng((seed, canaries))) for seed in range(draws)]
+            for claim in CLAIMS
+        ]
+        for name in found[0][0]:
+            shares = [[draw[name] for draw in of_claim] for of_claim in found]
+            cells = (f" {np.mean(s):.2f} ({min(s):.2f} to {max(s):.2f}) |" for s in shares)
+            print(f"| {name} | {canaries:,} |", *cells, sep="", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4)
