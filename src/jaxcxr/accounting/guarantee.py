@@ -27,7 +27,7 @@ from jaxcxr.accounting.attack_bounds import (
     trade_off,
 )
 from jaxcxr.accounting.epsilon import Spending, epsilon_bounds, epsilon_rdp, gdp_mu
-from jaxcxr.accounting.loss_distribution import NO_GUARANTEE, Bounds
+from jaxcxr.accounting.loss_distribution import LEAST_DELTA, NO_GUARANTEE, Bounds
 from jaxcxr.accounting.selection import Choice, epsilon_together
 
 _POINTS = np.concatenate([[0.0], np.geomspace(1e-3, NO_GUARANTEE, 400)])
@@ -45,6 +45,11 @@ class Guarantee:
 
     spent: tuple[Spending, ...]
     choice: Choice | None = None
+
+    def __post_init__(self) -> None:
+        if self.choice is not None:  # whatever was released is a candidate: never less than what it cost
+            own = (*self.choice.candidates, self.spent)
+            object.__setattr__(self, "choice", dataclasses.replace(self.choice, candidates=own))
 
     def bounds(self, delta: float, images: int = 1) -> Bounds:
         """Bounds on epsilon for a unit of `images` images."""
@@ -97,11 +102,16 @@ def together(guarantees: Sequence[Guarantee], delta: float, replaced: bool = Fal
     if not replaced:
         return _finite(epsilon_together(choices, spent, delta))
     # One image less and another more: (epsilon, delta) twice, and the second delta grows by exp(epsilon).
-    low, high = 1e-3, NO_GUARANTEE / 2
-    for _ in range(60):
+    low, high = 1e-3, min(NO_GUARANTEE / 2, math.log(delta / (4 * LEAST_DELTA)))
+
+    def holds(epsilon: float) -> bool:
+        return epsilon_together(choices, spent, delta / (1 + math.exp(epsilon))) <= epsilon
+
+    if not holds(high):
+        return math.inf
+    for _ in range(40):
         middle = math.sqrt(low * high)
-        reached = epsilon_together(choices, spent, delta / (1 + math.exp(middle)))
-        low, high = (low, middle) if reached <= middle else (middle, high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return _finite(2 * high)
 
 

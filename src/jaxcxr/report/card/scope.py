@@ -61,7 +61,8 @@ def choice(card: PrivacyCard) -> str | None:
     tuning = card.tuning
     if not has_promise(card) or tuning is None:
         return None
-    settings = f"{tuning.candidates} settings of {joined(tuning.varied)}" if tuning.varied else "one setting"
+    varied = [name.partition(".")[2].replace("_", " ") for name in tuning.varied]
+    settings = f"{tuning.candidates} settings of {joined(varied)}" if varied else "one setting"
     return (
         f"the choice of this model among several trainings, each with one of {settings} drawn at random: how "
         f"many there were was drawn beforehand ({tuning.repetitions} distribution, mean "
