@@ -44,6 +44,7 @@ def test_choosing_the_best_is_papernot_and_steinkes_bound(repetitions: Repetitio
     accountant = RdpAccountant(choice_orders().tolist())
     accountant.compose(RepeatAndSelectDpEvent(run, mean, SHAPES[repetitions]))
     found = Choice((EXPENSIVE,), mean, repetitions).renyi()
+    assert found is not None
     monotone = np.minimum.accumulate(np.asarray(accountant._rdp)[::-1])[::-1]
     np.testing.assert_allclose(found, monotone, rtol=1e-9)
     assert choose_best([EXPENSIVE], DELTA, mean, repetitions) == pytest.approx(accountant.get_epsilon(DELTA))

@@ -115,7 +115,7 @@ def test_the_card_the_account_and_run_json_give_the_total(tuned: Tuned) -> None:
     assert built.for_release
     card = read_card(built.folder / "privacy_card.json")
     assert card.claim.epsilon_upper == pytest.approx(total, rel=1e-5)
-    assert card.claim.epsilon_upper >= total
+    assert (card.claim.epsilon_upper or 0.0) >= total
     assert card.tuning is not None
     assert (card.tuning.candidates, card.tuning.varied) == (2, ["training.learning_rate"])
     assert all(row.epsilon_upper is not None and row.epsilon_upper > own for row in card.profile[-2:])
