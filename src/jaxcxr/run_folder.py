@@ -66,7 +66,8 @@ class Facts(TypedDict, total=False):
     directions come from: `training.head_data`), and one by a recipe `chosen` (what it chose and why, in
     sentences). A private run has the fields of its mechanism,
     `n_units` to `discrete_coordinates`, what is known of its starting weights (`initial_weights_record`) and
-    the noise of its class counts, if there are any. Weights that were evaluated without training have
+    the noise of its class counts, if there are any; one of a tuning's runs names its terms in `tuning`
+    (`records.tuning`). Weights that were evaluated without training have
     `findings`, `prediction_views`, `evaluation`, `weights_sha256` and `store_fingerprint`. Keys that earlier
     versions did not write are absent from their runs; `code_fingerprint` is theirs alone.
     """
@@ -102,6 +103,7 @@ class Facts(TypedDict, total=False):
     evaluation: dict[str, Any]
     weights_sha256: str
     code_fingerprint: str
+    tuning: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 
 from jaxcxr.accounting import Spending
 from jaxcxr.accounting.attack_bounds import attack_bounds
+from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.evaluate import evaluate
 from jaxcxr.report.bounds import lower_text, round_down, round_up, upper_text
@@ -117,7 +118,10 @@ def test_a_sweep_says_which_models_are_worse_than_their_start():
 )  # fmt: skip
 def test_the_strength_of_a_promise_follows_from_the_bound_on_attacks(sigma, verdict, said):
     spent = [Spending(0.05, sigma, 200)]
-    found, exact = found_by_attack(spent, 1e-5), attack_bounds(spent, 1e-5).true_positive_rate[0.01]
+    found, exact = (
+        found_by_attack(Guarantee(tuple(spent)), 1e-5),
+        attack_bounds(spent, 1e-5).true_positive_rate[0.01],
+    )
     assert exact <= found <= min(1.0, exact * 1.0001)
     assert strength(found) == verdict
     sentence = strength_sentence(found, "patients")
@@ -128,7 +132,7 @@ def test_the_strength_of_a_promise_follows_from_the_bound_on_attacks(sigma, verd
 
 
 def test_a_promise_without_noise_is_weak():
-    assert strength(found_by_attack([Spending(0.05, 0.0, 1)], 1e-5)) == "weak"
+    assert strength(found_by_attack(Guarantee((Spending(0.05, 0.0, 1),)), 1e-5)) == "weak"
 
 
 def test_bounds_in_few_digits_stay_bounds():

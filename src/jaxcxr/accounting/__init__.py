@@ -5,7 +5,9 @@ read the modules in this order: `epsilon`, `loss_distribution` (both bounds), `d
 `discretisation` (its loss on a grid), `composition` (the sum of all losses), `summed_loss` (the choice of
 grid and tilt), `gaussian` and `chi_square` (closed forms without sampling, and for units that are rarely
 sampled). `calibration` finds the noise for a budget. `group_privacy`, `attack_bounds` and `selection` say
-what the guarantee means for a patient with several images, against attackers, and for several models.
+what the guarantee means for a patient with several images, against attackers, and for several models;
+`guarantee` says all of it of one model, also of one that was chosen among several; `tuning` finds the noise
+for such a choice.
 """
 
 from jaxcxr.accounting.calibration import (

@@ -72,7 +72,16 @@ def _bounds(releases: tuple[Release, ...], delta: float) -> AttackBounds:
 def _highest(
     releases: tuple[Release, ...], delta: float, rates: Float[np.ndarray, " points"]
 ) -> Float[np.ndarray, " points"]:
-    epsilons, deltas = upper_curve(releases, delta)
+    return rates_of_curve(*upper_curve(releases, delta), rates)
+
+
+def rates_of_curve(
+    epsilons: Float[np.ndarray, " curve"],
+    deltas: Float[np.ndarray, " curve"],
+    rates: Float[np.ndarray, " points"],
+) -> Float[np.ndarray, " points"]:
+    """Upper bound on the true-positive rate at each false-positive rate, by points of a privacy profile."""
     rates = rates[:, None]
-    likely, unlikely = np.exp(epsilons) * rates + deltas, 1 - np.exp(-epsilons) * (1 - deltas - rates)
+    likely = np.exp(np.minimum(epsilons, 700.0)) * rates + deltas
+    unlikely = 1 - np.exp(-epsilons) * (1 - deltas - rates)
     return np.minimum(1.0, np.minimum(likely.min(axis=1), unlikely.min(axis=1)))

@@ -72,7 +72,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _event(spending: Spending) -> dp_accounting.DpEvent:
+def event_of(spending: Spending) -> dp_accounting.DpEvent:
+    """A spending in dp-accounting's terms."""
     gaussian = dp_accounting.GaussianDpEvent(spending.noise_multiplier)
     if spending.sample_rate < 1:
         gaussian = dp_accounting.PoissonSampledDpEvent(spending.sample_rate, gaussian)
@@ -117,7 +118,7 @@ def rdp_accountant(spendings: Sequence[Spending]) -> rdp.RdpAccountant:
     """dp-accounting's Rényi accountant after these releases, all of which have noise."""
     accountant = rdp.RdpAccountant()
     for spent in composed(spendings):
-        accountant.compose(_event(spent))
+        accountant.compose(event_of(spent))
     return accountant
 
 

@@ -202,6 +202,8 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
         raise InputError(
             f"--films: the unit of {folder} is the {spent.terms.unit} already; its epsilon is the patient's"
         )
+    if spent.tuning is not None:
+        return _of_tuned(folder, spent, a)
     bounds, spendings, done = spent.bounds(), spent.spendings, spent.steps
     more = accounting.affordable_steps(
         spendings,
@@ -223,6 +225,38 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
         "steps_left": more,
         "adjacency": spent.terms.adjacency,
     } | _besides(spendings, spent.delta, a)
+
+
+def _of_tuned(folder: Path, spent: Any, a: Arguments) -> dict[str, Any]:
+    """What a run costs that was chosen among several; of one that was not, nothing is promised.
+
+    Raises:
+        InputError: it was not chosen, or not yet.
+    """
+    terms, standing = spent.tuning.terms, spent.tuning.standing
+    if standing != "chosen":
+        said = "it was not chosen" if standing == "not chosen" else "none is chosen yet"
+        raise InputError(
+            f"{folder}: is one run of a tuning, and {said}: the cost of the choice pays for the chosen run "
+            "alone, so that there is no epsilon to give"
+        )
+    promised = spent.guarantee
+    row = {
+        "unit": spent.terms.unit,
+        "delta": spent.delta,
+        "budget": spent.budget,
+        "epsilon": promised.bounds(spent.delta).upper,
+        "mean_runs": terms.mean_runs,
+        "repetitions": terms.repetitions,
+        "candidates": len(terms.settings),
+        "steps_done": spent.steps,
+        "adjacency": spent.terms.adjacency,
+    }
+    if a.replace_one:
+        from jaxcxr.accounting.guarantee import together
+
+        row["epsilon_replace_one"] = together([promised], spent.delta, replaced=True)
+    return row | {f"epsilon_of_{k}_films": promised.bounds(spent.delta, k).upper for k in a.films}
 
 
 def _of_sweep(folder: Path) -> list[dict[str, Any]]:

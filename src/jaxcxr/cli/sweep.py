@@ -10,6 +10,8 @@ Examples:
   jaxcxr sweep --recipe paper --beside runs/sweep-demo    another sweep in the same figure
   jaxcxr sweep --launcher local -j 2      two budgets side by side
   jaxcxr sweep --launcher slurm --slurm partition=gpu gpus_per_node=1    an array of SLURM jobs
+  jaxcxr sweep --tune configs/tuning.yaml --budget 2.04     one model whose epsilon includes the choice of its
+                                          settings: a random number of runs, of which the best is kept
 
 Budgets that are finished in the sweep folder are not run again; one that was interrupted goes on where it
 stopped. Several launchers may share a sweep folder: each budget is trained once. Every field of the
@@ -49,7 +51,10 @@ class Arguments(Launch):
         rule: of the recommended recipe and the head's (YAML).
         beside: a finished sweep folder, drawn in the same figure.
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
-            is not the one that is taken unless given.
+            is not the one that is taken unless given; of a tuning
+            runs/tune-<name of the grid>-epsilon_<budget>.
+        tune: grid of settings to draw from (YAML); trains one model for --budget in place of a sweep.
+        budget: with tune: epsilon of that model, choice included.
         dry_run: train nothing; say of each budget what would be trained on whom, what it costs in privacy,
             memory and time, and what is odd about it.
         help_config: list every field of the configuration and stop.
@@ -62,6 +67,8 @@ class Arguments(Launch):
     rule: Path = Path("configs/recommended.yaml")
     beside: Path | None = None
     out: Path | None = None
+    tune: Path | None = None
+    budget: float | None = None
     dry_run: bool = False
     help_config: bool = False
 
@@ -76,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv, part = part_of(argv)
     arguments, flags = parse(Arguments, __doc__, argv)
     arguments.check()
+    if arguments.tune is not None or arguments.budget is not None:
+        _tune(arguments, flags)
+        return
     recipe = arguments.recipe or arguments.usual
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
@@ -99,6 +109,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         launch(arguments, ["sweep", *argv], sweeps.parts(chosen), out / JOBS)
         sweeps.report(chosen, out, arguments.beside)
+
+
+def _tune(arguments: Arguments, flags: Sequence[str]) -> None:
+    """One model within a budget that pays for the choice of its settings, too."""
+    if arguments.tune is None or arguments.budget is None:
+        raise InputError("--tune GRID.yaml and --budget EPSILON go together: expected both")
+    others = arguments.recipe, arguments.beside, arguments.launcher, arguments.eps
+    if others != (None, None, "none", Arguments.eps):
+        raise InputError(
+            "--tune draws the settings from its grid for one --budget: expected none of --eps, --recipe, "
+            "--beside and --launcher"
+        )
+    base = override(load(Experiment, arguments.config), flags, prog="jaxcxr sweep --config FILE")
+    say(f"{arguments.config}: loading JAX")
+    from jaxcxr.workflows.tuning import Grid, rehearse_tuning, tune
+
+    grid = load(Grid, arguments.tune)
+    try:
+        if arguments.dry_run:
+            for line in rehearse_tuning(base, grid, arguments.budget, say):
+                print(line, flush=True)
+            return
+        out = arguments.out or Path("runs") / f"tune-{arguments.tune.stem}-epsilon_{arguments.budget:g}"
+        tune(base, grid, arguments.budget, out)
+    except InputError as error:
+        said = str(error)
+        raise InputError(f"{arguments.tune}: {said}" if said.startswith("vary:") else said) from error
 
 
 def _experiments(arguments: Arguments, flags: Sequence[str], recipe: Recipe) -> dict[float, Experiment]:

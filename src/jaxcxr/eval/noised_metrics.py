@@ -185,6 +185,19 @@ def _estimate(
     }
 
 
+def pooled_auroc(counts: Int[np.ndarray, "1 findings classes rows"], design: Design) -> float:
+    """One figure for a model, from noised counts of everybody: how probably a positive image is scored above
+    a negative one of the same finding, over all such pairs of all findings.
+
+    A finding counts by its number of pairs, so that those with few images, which the noise hides, weigh
+    little: the noise of this figure is much smaller than that of an average over findings.
+    """
+    positives, negatives = np.moveaxis(cells(counts * design.grid.step, design)[0], 1, 0)
+    below = np.cumsum(negatives, axis=-1) - negatives / 2
+    pairs = float((positives.sum(axis=-1) * negatives.sum(axis=-1)).sum())
+    return float(np.clip((positives * below).sum() / pairs, 0.0, 1.0)) if pairs > 0 else 0.5
+
+
 def chosen_split(counts: Int[np.ndarray, "findings classes rows"], design: Design) -> list[int | None]:
     """For each finding the edge with the largest Youden index on the noised counts of validation images.
 

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcxr import accounting
 from jaxcxr.accounting import Spending
+from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import AnyEntry, Entry, Saved, Terms, read_contents, run_name, spendings_of
+from jaxcxr.records.tuning import OfTuning, tuning_of
 from jaxcxr.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -25,6 +26,7 @@ from jaxcxr.run_folder import (
     newest_checkpoint,
     promise_of,
     read_config,
+    read_facts,
 )
 
 
@@ -42,6 +44,7 @@ class Spent:
         newest_checkpoint: steps done at the newest checkpoint; None if there is none (checkpoints may be
             deleted).
         saved: what its checkpoints held.
+        tuning: of a run that is one of several, among which one is chosen.
     """
 
     terms: Terms
@@ -55,10 +58,11 @@ class Spent:
     steps_planned: int
     newest_checkpoint: int | None
     saved: tuple[Saved, ...] = ()
+    tuning: OfTuning | None = None
 
     @property
     def spendings(self) -> list[Spending]:
-        """The spendings for the accountant."""
+        """The spendings of its own training for the accountant; what is promised is `guarantee`."""
         return spendings_of(self.entries)
 
     @property
@@ -76,9 +80,15 @@ class Spent:
         """Chain value of the ledger's last line."""
         return self.heads[-1]
 
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is promised of its model: of one that was chosen, with the cost of the choice."""
+        choice = None if self.tuning is None else self.tuning.terms.choice
+        return Guarantee(tuple(self.spendings), choice)
+
     def bounds(self) -> Bounds:
-        """Bounds on the epsilon that was spent, at the run's delta."""
-        return accounting.epsilon_bounds(self.spendings, self.delta)
+        """Bounds on epsilon at the run's delta, the cost of a choice among several runs included."""
+        return self.guarantee.bounds(self.delta)
 
 
 def spent_of(run: Path) -> Spent | None:
@@ -111,7 +121,13 @@ def spent_of(run: Path) -> Spent | None:
         promise.steps,
         done,
         tuple(ledger.saved),
+        _tuning(run, terms, ledger.heads[-1], entries),
     )
+
+
+def _tuning(run: Path, terms: Terms, head: str, entries: Sequence[AnyEntry]) -> OfTuning | None:
+    fact = read_facts(run).get("tuning")
+    return None if fact is None else tuning_of(run, fact, terms.run, head, spendings_of(entries))
 
 
 def checkpoint_digests(saved: Sequence[Saved]) -> dict[int, frozenset[str]]:

@@ -110,9 +110,20 @@ def card_with_itself(card: PrivacyCard, today: datetime.date) -> Iterator[str]:
         yield f"{CARD_JSON}: siblings: lists a model twice"
     if any(sibling.ledger == card.fingerprints.ledger for sibling in card.siblings or ()):
         yield f"{CARD_JSON}: siblings: lists the model itself"
+    if card.tuning is not None and not _is_candidate(card):
+        yield f"{CARD_JSON}: tuning: its mechanisms are those of no candidate"
     if card.audit is not None:
         yield from _audit(card.audit)
     yield from _digests(card)
+
+
+def _is_candidate(card: PrivacyCard) -> bool:
+    """Whether one of the candidates of a card's tuning releases at least what the model's training did."""
+    for cost in card.tuning.costs if card.tuning else ():
+        most = {(part.sample_rate, part.noise_multiplier): part.steps for part in cost}
+        if all(row.steps <= most.get((row.sample_rate, row.noise_multiplier), 0) for row in card.mechanisms):
+            return True
+    return False
 
 
 def _audit(audit: AuditFinding) -> Iterator[str]:

@@ -145,7 +145,7 @@ def _private_run(run: Path, spent: Spent, store: Path | None) -> Iterator[Passag
 
 
 def _registration(register: Register, spent: Spent, weights: str, card: PrivacyCard) -> Callable[[], None]:
-    return lambda: register.add(spent, weights, card.mechanisms) if card.for_release else None
+    return lambda: register.add(spent, weights, card.mechanisms, card.tuning) if card.for_release else None
 
 
 def final_params(run: Path) -> PyTree:

@@ -21,7 +21,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.records.chain import append, needed, read_chain, require_mark
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent
-from jaxcxr.report.card.card_schema import Identity, MechanismRow, PrivacyCard, SiblingRow
+from jaxcxr.report.card.card_schema import Identity, MechanismRow, PrivacyCard, SiblingRow, TuningRow
 
 REGISTER, LOCK = "releases.jsonl", ".releases.lock"
 _KIND, _WHAT = "register", "the register of released models"
@@ -159,8 +159,14 @@ class Register:
             wrong.append(
                 f"{self._path}: its card gives {card.released} as the day, registered was {own.date}"
             )
-        there = (own.sibling.unit, own.sibling.mechanisms, own.adjacency, own.delta)
-        if there != (card.claim.unit, card.mechanisms, card.claim.adjacency, card.claim.delta):
+        there = (own.sibling.unit, own.sibling.mechanisms, own.sibling.tuning, own.adjacency, own.delta)
+        if there != (
+            card.claim.unit,
+            card.mechanisms,
+            card.tuning,
+            card.claim.adjacency,
+            card.claim.delta,
+        ):
             wrong.append(f"{self._path}: its card claims something else than was registered")
         listed = card.siblings or []
         for run in dict.fromkeys(line.run for line in self._lines[:place] if line.run != own.run):
@@ -172,13 +178,24 @@ class Register:
                 )
         return wrong
 
-    def add(self, spent: Spent, weights: str, mechanisms: Sequence[MechanismRow]) -> None:
+    def add(
+        self,
+        spent: Spent,
+        weights: str,
+        mechanisms: Sequence[MechanismRow],
+        tuning: TuningRow | None = None,
+    ) -> None:
         """Record that a run's model leaves, unless it is recorded already.
 
         Raises:
             InputError: the store's folder cannot be written to.
         """
-        sibling = SiblingRow(ledger=spent.head, unit=spent.terms.unit, mechanisms=list(mechanisms))  # type: ignore[arg-type]
+        sibling = SiblingRow(
+            ledger=spent.head,
+            unit=spent.terms.unit,  # type: ignore[arg-type]
+            mechanisms=list(mechanisms),
+            tuning=tuning,
+        )
         line = _Registered(
             run=spent.terms.run,
             weights=weights,

@@ -91,7 +91,7 @@ def read_facts(folder: Path) -> Facts | None:
     name, facts = folder.resolve().name, read_run_facts(folder)
     if spent is None:
         return Facts(name, config, facts, None)
-    return Facts(name, config, facts, spent.bounds(), found_by_attack(spent.spendings, spent.delta))
+    return Facts(name, config, facts, spent.bounds(), found_by_attack(spent.guarantee, spent.delta))
 
 
 def trained(facts: Facts, findings: Sequence[str]) -> str:

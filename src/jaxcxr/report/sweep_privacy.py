@@ -14,6 +14,7 @@ from jaxcxr.digests import write_json
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import Terms
 from jaxcxr.records.spent import spent_of
+from jaxcxr.records.tuning import TUNING
 from jaxcxr.report.bounds import lower_text, upper_text
 from jaxcxr.run_folder import SWEEP_COST, is_trained, runs_in
 
@@ -59,6 +60,11 @@ def sweep_cost(folder: Path) -> SweepCost:
         InputError: there is no private run, a ledger is damaged, the runs differ in cohort, unit, adjacency
             or size, or their randomness is not independent, so that their costs do not compose.
     """
+    if (folder / TUNING).is_file():
+        raise InputError(
+            f"{folder}: holds a tuning, of which one run may leave; `jaxcxr account --run` says what the "
+            "chosen one costs with the choice"
+        )
     runs: list[SweepRun] = []
     unprotected: list[str] = []
     terms: dict[str, Terms] = {}

@@ -4,14 +4,13 @@ from, and on the strength of its privacy.
 Each follows from a number that stands beside it, and says no more than the interval of that number shows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from jaxcxr.accounting import Spending
-from jaxcxr.accounting.attack_bounds import attack_bounds
+from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.report.bounds import round_up, upper_text
 from jaxcxr.report.wording import between, listed, number
 
@@ -97,11 +96,11 @@ def against_start(row: Mapping[str, Any] | None) -> str:
     )
 
 
-def found_by_attack(spendings: Sequence[Spending], delta: float) -> float:
+def found_by_attack(promised: Guarantee, delta: float) -> float:
     """Bound on the share of used units that any attacker finds who accuses `FALSE_POSITIVE_RATE` of the
     others wrongly: what `strength` judges by.
     """
-    return min(1.0, round_up(attack_bounds(spendings, delta).true_positive_rate[FALSE_POSITIVE_RATE]) or 0.0)
+    return min(1.0, round_up(promised.attacks(delta).true_positive_rate[FALSE_POSITIVE_RATE]) or 0.0)
 
 
 def strength(found: float) -> Strength:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +61,7 @@ class RunPlan:
             `begin_or_continue` says.
         n_directions: in how many a head on kept features moves; None for other runs.
         chosen: what a recipe chose and why, in sentences, for `run.json`.
+        tuning: the terms of the tuning that the run is one of, for `run.json` (`records.tuning`).
         head: what it reads; None until `with_head_data` has it.
     """
 
@@ -80,6 +81,7 @@ class RunPlan:
     binding: str = ""
     n_directions: int | None = None
     chosen: tuple[str, ...] = ()
+    tuning: Mapping[str, str] | None = None
     head: HeadData | None = None
 
     @property
@@ -163,6 +165,8 @@ class RunPlan:
             described["sums"] = "exact"
         if self.chosen:
             described["chosen"] = list(self.chosen)
+        if self.tuning is not None:
+            described["tuning"] = dict(self.tuning)
         if self.head is not None:
             described["head"] = dict(self.head.facts)
         if self.class_counts is not None:

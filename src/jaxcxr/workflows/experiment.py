@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +209,15 @@ def run_experiment(
     *,
     beside: bool = True,
     chosen: Sequence[str] = (),
+    tuning: Mapping[str, str] | None = None,
 ) -> pd.DataFrame | None:
     """Train, predict, evaluate and report in the run folder `out`; a finished one is read, and given the
     report if it has none.
 
     Of several processes, the first one predicts, evaluates and reports. The report compares a private run
     with the non-private one beside it, unless `beside` is False (a sweep compares at its end, and writes the
-    reports again). `chosen` is what a recipe chose and why, for `run.json`.
+    reports again). `chosen` is what a recipe chose and why, and `tuning` names
+    the tuning that the run is one of, both for `run.json`.
 
     Returns:
         The evaluation; None in all processes but the first.
@@ -236,7 +238,7 @@ def run_experiment(
         return evaluation
     store = process_0_first(lambda: store_of(config, say))
     ensure_weights(config, say)
-    plan = dataclasses.replace(make_plan(config, store), chosen=tuple(chosen))
+    plan = dataclasses.replace(make_plan(config, store), chosen=tuple(chosen), tuning=tuning)
     say(headline(plan))
     held_out = None if plan.start is None else plan.start.held_out
     for remark in [*plan.remarks(), *([] if held_out is None else [held_out])]:
@@ -359,11 +361,15 @@ def headline(plan: Any) -> str:
         if plan.class_counts is not None
         else ""
     )
-    return (
+    one_of, alone = "", ""
+    if plan.tuning is not None:
+        one_of, alone = "one run of a tuning, whose choice is within the budget: ", "by itself "
+    return one_of + (
         f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or "
         f"remove one): noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, "
         f"{plan.steps} steps{counted} "
-        f"(at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP {cost.epsilon_rdp:.4g})"
+        f"({alone}at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP "
+        f"{cost.epsilon_rdp:.4g})"
     )
 
 

@@ -111,8 +111,8 @@ def evaluate_with_noise(
         _noise_multiplier(allowance),
     )
     remarks = _require_enough(wanted.design(allowance.images_per_patient, wanted.declared), allowance)
-    test = _held_out(predictions, findings, groups, "test")
-    valid = _held_out(predictions, findings, (), "valid")
+    test = held_out_of(predictions, findings, groups, "test")
+    valid = held_out_of(predictions, findings, (), "valid")
     out.mkdir(parents=True, exist_ok=True)
 
     with held(store_path, opened.fingerprint, allowance.delta) as ledger:
@@ -290,9 +290,10 @@ def _require_enough(design: Design, allowance: Allowance) -> tuple[str, ...]:
     return (f"{told} will be hidden by the noise",) if share > RARE else ()
 
 
-def _held_out(
+def held_out_of(
     predictions: pd.DataFrame, findings: tuple[str, ...], groups: tuple[Group, ...], split: str
 ) -> HeldOut:
+    """The images of one split, to be counted with noise."""
     rows = (predictions["split"] == split).to_numpy()
     table = predictions.loc[rows]
     attributes = list(dict.fromkeys(group.attribute for group in groups))

@@ -29,8 +29,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import PyTree
 
-from jaxcxr.accounting.attack_bounds import trade_off
-from jaxcxr.accounting.group_privacy import images_per_patient, patient_bounds
+from jaxcxr.accounting.group_privacy import images_per_patient
 from jaxcxr.atomic import replacing, write_json
 from jaxcxr.audit import membership
 from jaxcxr.audit.membership import Said
@@ -385,8 +384,8 @@ def _limits(targets: Sequence[Target], pool: Pool, say: Say) -> pd.DataFrame:
         say(f"{target.name}: limits that the budget sets to any attack")
         bounds = {
             images: (
-                *trade_off(spent.spendings, spent.delta, np.array(RATES), images).tolist(),
-                patient_bounds(spent.spendings, spent.delta, images).upper,
+                *spent.guarantee.trade_off(spent.delta, np.array(RATES), images).tolist(),
+                spent.guarantee.bounds(spent.delta, images).upper,
             )
             for images in dict.fromkeys(of.values())
         }

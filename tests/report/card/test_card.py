@@ -361,7 +361,7 @@ def test_nearly_equal_films_change_the_card(copy: Path, found: object, shown: st
     if "within" in shown:
         pair = re.search(r"that of a group of two (images|patients): epsilon = ([\d.]+)\.", said)
         assert pair is not None
-        exact = group_privacy.patient_bounds(facts.spent, facts.delta, 2).upper
+        exact = group_privacy.patient_bounds(facts.guarantee.spent, facts.delta, 2).upper
         assert exact <= float(pair[2]) <= exact * 1.001
         assert card.claim.epsilon_upper is not None
         assert exact > card.claim.epsilon_upper

@@ -16,10 +16,12 @@ from jaxcxr.report.card.card import card_of, differing, recomputed
 from jaxcxr.report.card.card_facts import SEEDED, UNCOVERED_WEIGHTS, CardFacts
 from jaxcxr.report.card.card_schema import (
     AuditFinding,
+    CostRow,
     Fingerprints,
     MechanismRow,
     ReleasedFile,
     SiblingRow,
+    TuningRow,
 )
 from jaxcxr.report.card.page import card_html
 from jaxcxr.report.card.sentences import SECTIONS
@@ -89,6 +91,12 @@ STATEMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+TUNED = TuningRow(
+    repetitions="geometric", mean_runs=2.0, candidates=6, varied=["training.learning_rate"], score_noise_multiplier=3.0,
+    costs=[[CostRow(noise_multiplier=5.0, sample_rate=1.0, steps=5), CostRow(noise_multiplier=20.0, sample_rate=1.0, steps=1)]],
+)  # fmt: skip
+
+
 @st.composite
 def facts(draw: Callable) -> CardFacts:
     unit = draw(st.sampled_from(["image", "patient", "patient_one_image"]))
@@ -122,6 +130,7 @@ def facts(draw: Callable) -> CardFacts:
         siblings=draw(st.sampled_from([None, (), siblings])),
         statement=draw(STATEMENTS),
         released=draw(st.sampled_from([None, datetime.date(2026, 11, 30)])),
+        tuning=draw(st.sampled_from([None, TUNED])),
         files=draw(st.sampled_from([(), (ReleasedFile(name="model.safetensors", sha256="5a" * 32),)])),
     )
 
@@ -165,7 +174,7 @@ CONDITIONS: dict[str, Callable[[CardFacts], bool]] = {
     "other_files": ALWAYS,
     "law": ALWAYS,
     # explained
-    "meaning_of_mu": promises,
+    "meaning_of_mu": lambda f: promises(f) and f.tuning is None,
     "meaning_of_epsilon": promises,
     "exact_epsilon": promises,
     "worst_case": promises,
@@ -176,6 +185,8 @@ CONDITIONS: dict[str, Callable[[CardFacts], bool]] = {
     "weights": promises,
     "class_counts": lambda f: promises(f) and "noised class counts" in names(f),
     "clip_norm": lambda f: promises(f) and "noised gradient and clip count" in names(f),
+    "choice": lambda f: promises(f) and f.tuning is not None,
+    "choosing_images": lambda f: f.tuning is not None,
     # not covered
     "uncovered_weights": lambda f: UNCOVERED_WEIGHTS in f.reasons,
     "large_delta": lambda f: f.delta == 1 / 200,
@@ -259,13 +270,12 @@ def test_a_sentence_reads_as_one(unit: str) -> None:
     f = dataclasses.replace(
         FULL, unit=unit, images_per_step=None if unit == "image" else 4, statement=Statement(utility=Figures(text="x", protection="none"))
     )  # fmt: skip
-    card = card_of(f)
-    for section in SECTIONS:
-        for line in getattr(card, section):
-            assert not re.search(r"  |\(\)|\{|\}|None$|_|\.\.", line), line
-            if section not in ("covered", "not_covered"):
-                assert line[0].isupper() or line.startswith(("mu:", "epsilon and")), line
-                assert line.endswith("."), line
+    lines = [(s, line) for card in (card_of(f), card_of(dataclasses.replace(f, tuning=TUNED))) for s in SECTIONS for line in getattr(card, s)]  # fmt: skip
+    for section, line in lines:
+        assert not re.search(r"  |\(\)|\{|\}|None$|_|\.\.", line), line
+        if section not in ("covered", "not_covered"):
+            assert line[0].isupper() or line.startswith(("mu:", "epsilon and")), line
+            assert line.endswith("."), line
 
 
 FULL = CardFacts(

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from jaxcxr.accounting import Spending, epsilon_bounds
+from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
@@ -294,7 +295,7 @@ def test_one_quantity_has_one_number(sweep: Path, pages: dict[str, Reader]) -> N
 
 
 def test_the_privacy_of_a_run_has_a_verdict(pages: dict[str, Reader]) -> None:
-    found = found_by_attack(SPENT, 1e-4)
+    found = found_by_attack(Guarantee(tuple(SPENT)), 1e-4)
     assert strength_sentence(found, "images") in pages["private"].text
     assert f"{strength(found)} at most {upper_text(100 * found, 3)} of 100 found" in pages["sweep"].text
 

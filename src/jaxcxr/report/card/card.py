@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcxr import accounting
-from jaxcxr.accounting import group_privacy
-from jaxcxr.accounting.attack_bounds import attack_bounds
+from jaxcxr.accounting import group_privacy, guarantee
+from jaxcxr.accounting.selection import CHOICE_ACCOUNTANT
 from jaxcxr.report.bounds import DIGITS, round_down, round_up
 from jaxcxr.report.card.card_facts import (
     HOSPITAL_ONLY,
@@ -27,7 +27,7 @@ from jaxcxr.report.card.card_facts import (
     CardFacts,
     facts_of_card,
     facts_of_run,
-    spendings_of_rows,
+    guarantee_of,
 )
 from jaxcxr.report.card.card_schema import (
     NOT_FOR_RELEASE,
@@ -94,7 +94,7 @@ def card_of(facts: CardFacts) -> PrivacyCard:
         for_release=not reasons,
         watermark=NOT_FOR_RELEASE if reasons else None,
         reasons_against_release=reasons,
-        accountant=accounting.ACCOUNTANT,
+        accountant=accounting.ACCOUNTANT if facts.tuning is None else CHOICE_ACCOUNTANT,
         **_recorded(facts),
         **_figures(facts),
         tried=[],
@@ -106,7 +106,7 @@ def card_of(facts: CardFacts) -> PrivacyCard:
 
 def _reasons(facts: CardFacts) -> list[str]:
     reasons = list(facts.reasons)
-    upper = accounting.epsilon_bounds(facts.spent, facts.delta).upper
+    upper = facts.guarantee.bounds(facts.delta).upper
     allowed = facts.budget * (1 + 10.0 ** (1 - DIGITS))
     if (round_up(upper) or math.inf) > allowed and not {NO_NOISE, OVERSPENT} & set(reasons):
         reasons.append(OVERSPENT)
@@ -121,6 +121,7 @@ def _recorded(facts: CardFacts) -> dict[str, Any]:
         "findings", "statement", "released", "files", "siblings", "dataset_size", "expected_batch_size",
         "steps_planned", "class_weights", "class_counts_noise_multiplier", "clipping", "noise", "sums",
         "initial_weights_record", "near_duplicates", "split_origin", "mechanisms", "audit", "fingerprints",
+        "tuning",
     )  # fmt: skip
     values = {name: getattr(facts, name) for name in repeated}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -128,7 +129,7 @@ def _recorded(facts: CardFacts) -> dict[str, Any]:
 
 def _figures(facts: CardFacts) -> dict[str, Any]:
     """What is computed."""
-    attacks = attack_bounds(facts.spent, facts.delta)
+    attacks = facts.guarantee.attacks(facts.delta)
     return {
         "claim": _claim(facts),
         "profile": _profile(facts),
@@ -144,16 +145,17 @@ def _figures(facts: CardFacts) -> dict[str, Any]:
 
 
 def _claim(facts: CardFacts) -> Claim:
-    spent, delta = facts.spent, facts.delta
-    bounds = accounting.epsilon_bounds(spent, delta)
+    promised, delta = facts.guarantee, facts.delta
+    bounds = promised.bounds(delta)
+    mu = promised.mu(delta)
     return Claim(
         unit=facts.unit,  # type: ignore[arg-type]
         images_per_step=facts.images_per_step,
         adjacency=facts.adjacency,  # type: ignore[arg-type]
-        mu=None if math.isinf(bounds.upper) else round_up(accounting.gdp_mu(spent, delta)),
+        mu=None if mu is None or math.isinf(bounds.upper) else round_up(mu),
         epsilon_upper=round_up(bounds.upper),
         epsilon_lower=round_down(bounds.lower),
-        epsilon_rdp=round_up(accounting.epsilon_rdp(spent, delta)),
+        epsilon_rdp=round_up(promised.epsilon_rdp(delta)),
         delta=delta,
         budget=facts.budget,
     )
@@ -161,7 +163,7 @@ def _claim(facts: CardFacts) -> Claim:
 
 def _profile(facts: CardFacts) -> list[ProfileRow]:
     deltas = sorted({*PROFILE_DELTAS, facts.delta}, reverse=True)
-    found = accounting.profile(facts.spent, deltas)
+    found = [facts.guarantee.bounds(delta) for delta in deltas]
     return [
         ProfileRow(delta=delta, epsilon_upper=round_up(bounds.upper), epsilon_lower=round_down(bounds.lower))
         for delta, bounds in zip(deltas, found, strict=True)
@@ -187,17 +189,17 @@ def _patients(facts: CardFacts) -> list[PatientRow]:
     if facts.cohort_images is not None:
         rows += [
             (row.patient, row.images)
-            for row in group_privacy.patient_epsilons(facts.spent, facts.delta, facts.cohort_images)
+            for row in group_privacy.patient_epsilons(facts.guarantee.spent, facts.delta, facts.cohort_images)
         ]
     found = {images: _patient(facts, images) for images in dict.fromkeys(images for _, images in rows)}
     return [found[images].model_copy(update={"patient": patient}) for patient, images in rows]
 
 
 def _patient(facts: CardFacts, images: int) -> PatientRow:
-    bounds = group_privacy.patient_bounds(facts.spent, facts.delta, images)
+    bounds = facts.guarantee.bounds(facts.delta, images)
     rate = 1.0
     if not math.isinf(bounds.upper):
-        rate = attack_bounds(facts.spent, facts.delta, images).true_positive_rate[FALSE_POSITIVE_RATE]
+        rate = facts.guarantee.attacks(facts.delta, images).true_positive_rate[FALSE_POSITIVE_RATE]
     return PatientRow(
         patient=None,
         images=images,
@@ -221,10 +223,10 @@ def _together(facts: CardFacts) -> Together | None:
         "image" if unit == "image" else "patient"
         for unit in (facts.unit, *(row.unit for row in facts.siblings))
     }
-    spent = [*facts.spent, *(part for row in facts.siblings for part in spendings_of_rows(row.mechanisms))]
-    bounds = accounting.epsilon_bounds(spent, facts.delta, "add_remove" if len(units) == 1 else "replace_one")
+    promised = [facts.guarantee, *(guarantee_of(row) for row in facts.siblings)]
+    epsilon = guarantee.together(promised, facts.delta, replaced=len(units) > 1)
     whom = "image" if "image" in units else "patient"
-    return Together(models=len(facts.siblings) + 1, unit=whom, epsilon_upper=round_up(bounds.upper))
+    return Together(models=len(facts.siblings) + 1, unit=whom, epsilon_upper=round_up(epsilon))
 
 
 def differing(card: PrivacyCard, other: PrivacyCard) -> list[str]:

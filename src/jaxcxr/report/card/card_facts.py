@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from jaxcxr import __version__
 from jaxcxr.accounting import Spending
+from jaxcxr.accounting.guarantee import Guarantee
+from jaxcxr.accounting.selection import Choice
 from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.digests import check
 from jaxcxr.errors import InputError
@@ -27,10 +29,12 @@ from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_SIZE
 from jaxcxr.records.ledger import AnyEntry, Entry, Terms
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent, spent_of
+from jaxcxr.records.tuning import TuningTerms
 from jaxcxr.report.card.card_schema import (
     VERSION,
     AuditFinding,
     Clipping,
+    CostRow,
     Fingerprints,
     InitialWeightsRecord,
     Library,
@@ -41,6 +45,7 @@ from jaxcxr.report.card.card_schema import (
     SiblingRow,
     SplitOrigin,
     Sums,
+    TuningRow,
 )
 from jaxcxr.report.card.statement import NOTHING_STATED, Statement
 from jaxcxr.run_folder import AUDIT, FACTS, LEDGER, Facts, is_evaluated, read_config, read_facts
@@ -52,6 +57,10 @@ SEEDED = "the run was seeded (training.seed): anyone with the seed can recompute
 UNCOVERED_WEIGHTS = "class weights not covered: they were computed from the private labels without noise"
 REFUTED = "the audit refutes the claim"
 NO_NOISE = "something was released without noise: there is no promise"
+NOT_CHOSEN = (
+    "it is one run of a tuning and was not chosen: the cost of the choice pays for the chosen run alone"
+)
+UNDECIDED = "it is one run of a tuning that has not ended: which run may be released is not chosen yet"
 HOSPITAL_ONLY = "this card shows how many images the cohort's patients have, which is private"
 
 
@@ -77,6 +86,7 @@ class CardFacts:
         released: day on which the model was first registered as released; None if it was not.
         files: of the release, beside those that follow from the card; none for a card without a release.
         cohort_images: number of images of each patient, for the hospital's own card.
+        tuning: the choice of the model among several runs.
     """
 
     unit: str
@@ -104,6 +114,7 @@ class CardFacts:
     released: datetime.date | None = None
     files: tuple[ReleasedFile, ...] = ()
     cohort_images: Int[np.ndarray, " patients"] | None = None
+    tuning: TuningRow | None = None
 
     @property
     def class_counts_noise_multiplier(self) -> float | None:
@@ -111,14 +122,36 @@ class CardFacts:
         return next((row.noise_multiplier for row in self.mechanisms if row.name == COUNTS), None)
 
     @property
-    def spent(self) -> list[Spending]:
-        """Everything that was released, for the accountant."""
-        return spendings_of_rows(self.mechanisms)
+    def guarantee(self) -> Guarantee:
+        """What every figure follows from."""
+        return guarantee_of(self)
 
 
-def spendings_of_rows(rows: Sequence[MechanismRow]) -> list[Spending]:
-    """Rows of a card for the accountant."""
-    return [Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in rows]
+def guarantee_of(row: CardFacts | PrivacyCard | SiblingRow) -> Guarantee:
+    """What is promised by the model that a card or a row of it is about, for the accountant."""
+    spent = tuple(Spending(m.sample_rate, m.noise_multiplier, m.steps) for m in row.mechanisms)
+    return Guarantee(spent, None if row.tuning is None else choice_of(row.tuning))
+
+
+def choice_of(row: TuningRow) -> Choice:
+    """A card's choice, for the accountant."""
+    costs = tuple(
+        tuple(Spending(part.sample_rate, part.noise_multiplier, part.steps) for part in run)
+        for run in row.costs
+    )
+    return Choice(costs, row.mean_runs, row.repetitions)
+
+
+def tuning_row(terms: TuningTerms) -> TuningRow:
+    """The terms of a tuning in the words of a card."""
+    return TuningRow(
+        repetitions=terms.repetitions,
+        mean_runs=terms.mean_runs,
+        candidates=len(terms.settings),
+        varied=sorted({name for settings in terms.settings for name in settings}),
+        costs=[[CostRow(**part.model_dump()) for part in run] for run in terms.costs],
+        score_noise_multiplier=terms.score_noise_multiplier,
+    )
 
 
 def facts_of_card(card: PrivacyCard) -> CardFacts:
@@ -149,6 +182,7 @@ def facts_of_card(card: PrivacyCard) -> CardFacts:
         statement=card.statement,
         released=card.released,
         files=tuple(card.files),
+        tuning=card.tuning,
     )
 
 
@@ -193,7 +227,11 @@ def facts_of_run(
         findings=config.data.findings,
         fingerprints=fingerprints,
         audit=audit,
-        reasons=(*_reasons(facts, config, terms, audit, mechanisms), *_unfinished(run, spent)),
+        reasons=(
+            *_reasons(facts, config, terms, audit, mechanisms),
+            *_unfinished(run, spent),
+            *_unchosen(spent),
+        ),
         initial_weights_record=_one_of(InitialWeightsRecord, facts, "initial_weights_record", "none", run)
         if fingerprints.initial_weights
         else None,
@@ -201,7 +239,15 @@ def facts_of_run(
         split_origin=_one_of(SplitOrigin, facts, "split_origin", "unknown", run),
         sums=_one_of(Sums, facts, "sums", "float32", run),
         siblings=None if siblings is None else tuple(siblings),
+        tuning=None if spent.tuning is None else tuning_row(spent.tuning.terms),
     )
+
+
+def _unchosen(spent: Spent) -> list[str]:
+    """Why a run of a tuning is not the one that its budget pays for; none if it is."""
+    if spent.tuning is None or spent.tuning.standing == "chosen":
+        return []
+    return [NOT_CHOSEN if spent.tuning.standing == "not chosen" else UNDECIDED]
 
 
 def _settled(

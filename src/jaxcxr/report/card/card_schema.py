@@ -53,10 +53,12 @@ class Claim(_Strict):
     adjacency: Literal["add_remove", "replace_one"]
     mu: NonNegative | None = Field(
         description="least mu, rounded up, of Gaussian differential privacy that covers the whole profile "
-        "from delta on (Gomez et al. 2025, arXiv 2503.10945)"
+        "from delta on (Gomez et al. 2025, arXiv 2503.10945); null where epsilon is, and for a model that "
+        "was chosen among several runs"
     )
     epsilon_upper: NonNegative | None = Field(
-        description="upper bound of what the ledger says was spent: this is the claim"
+        description="upper bound of what the ledger says was spent, with the choice among several runs if "
+        "there was one: this is the claim"
     )
     epsilon_lower: NonNegative | None = Field(
         description="no epsilon below this one is true of the mechanism"
@@ -108,12 +110,42 @@ class MechanismRow(_Strict):
     l2_clip_norm: NonNegative = Field(description="L2 bound on what one unit adds")
 
 
+class CostRow(_Strict):
+    """One kind of release of a candidate, as often as a run with its settings makes it."""
+
+    noise_multiplier: NonNegative
+    sample_rate: Probability
+    steps: Count
+
+
+class TuningRow(_Strict):
+    """The choice of a model among a random number of runs (Papernot & Steinke 2022, arXiv 2110.03620), from
+    which its figures follow. How many runs were made is not told.
+    """
+
+    repetitions: Literal["geometric", "poisson", "logarithmic"] = Field(
+        description="distribution of the number of runs"
+    )
+    mean_runs: Annotated[float, Field(ge=1, le=1000)] = Field(description="of that number")
+    candidates: Annotated[int, Field(ge=1)] = Field(description="settings among which each run's were drawn")
+    varied: list[Annotated[str, Field(pattern=r"^[a-z_]{1,40}\.[a-z0-9_]{1,40}$")]] = Field(
+        description="fields of the configuration in which they differ"
+    )
+    costs: Annotated[list[Annotated[list[CostRow], Field(min_length=1)]], Field(min_length=1)] = Field(
+        description="each distinct cost of a candidate: all that a run with its settings releases"
+    )
+    score_noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        description="of the counts of scored validation images that decided"
+    )
+
+
 class SiblingRow(_Strict):
     """Another released model of the same cohort, as the register in the cohort's store has it."""
 
     ledger: Digest = Field(description="last link of its ledger's chain, as on its own card")
     unit: Literal["image", "patient", "patient_one_image"]
     mechanisms: list[MechanismRow]
+    tuning: TuningRow | None = Field(default=None, description="if it was chosen among several runs")
 
 
 class Together(_Strict):
@@ -301,6 +333,11 @@ class PrivacyCard(_Strict):
     split_origin: SplitOrigin = Field(description="what decided who is in the training cohort")
     patients: list[PatientRow]
     mechanisms: list[MechanismRow]
+    tuning: TuningRow | None = Field(
+        default=None,
+        description="the choice of this model among several runs, whose cost is in every figure; null if it "
+        "was the only one",
+    )
     accountant: str
     promised: list[str] = Field(description="sentences of the first page: what is promised")
     to_whom: list[str] = Field(description="to whom")
@@ -377,6 +414,7 @@ class Identity(BaseModel):
 
     claim: Claimed
     mechanisms: list[MechanismRow]
+    tuning: TuningRow | None = None
     siblings: list[SiblingRow] | None
     fingerprints: Sealed
     released: datetime.date | None = None

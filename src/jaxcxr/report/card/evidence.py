@@ -31,7 +31,7 @@ def factor_text(epsilon: float) -> str:
 
 def meaning_of_mu(card: PrivacyCard) -> str | None:
     """Gaussian differential privacy."""
-    if not has_promise(card):
+    if not has_promise(card) or card.claim.mu is None:
         return None
     return (
         f"mu: telling from this model whether one {unit(card)} was used is no easier than telling from a "
@@ -58,6 +58,12 @@ def exact_epsilon(card: PrivacyCard) -> str | None:
     claim = card.claim
     if not has_promise(card):
         return None
+    if card.tuning is not None:
+        return (
+            "The figures are upper bounds by Rényi divergences, with the choice of this model among several "
+            f"trainings; the budget for all of it was {plain(claim.budget)}. No lower bound and no mu are "
+            "computed for a choice."
+        )
     return (
         f"As the training is accounted for, the exact epsilon lies between {lower_text(claim.epsilon_lower)} "
         f"and {upper_text(claim.epsilon_upper)}; a coarser accountant gives {upper_text(claim.epsilon_rdp)}. "

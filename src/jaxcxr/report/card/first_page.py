@@ -139,6 +139,11 @@ def in_figures(card: PrivacyCard) -> str | None:
     claim = card.claim
     if not has_promise(card):
         return None
+    if claim.mu is None:
+        return (
+            f"In the field's figures: epsilon = {upper_text(claim.epsilon_upper)} at delta = "
+            f"{plain(claim.delta)}, with the choice of this model among several trainings."
+        )
     return (
         f"In the field's figures: mu = {upper_text(claim.mu)} (Gaussian differential privacy); epsilon = "
         f"{upper_text(claim.epsilon_upper)} at delta = {plain(claim.delta)}."

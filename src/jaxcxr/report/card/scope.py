@@ -2,11 +2,20 @@
 function, or None where it would not be true.
 """
 
-from jaxcxr.accounting import group_privacy
+import dataclasses
+
+from jaxcxr.accounting import Spending
 from jaxcxr.privacy import rounding
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
 from jaxcxr.report.bounds import round_down, upper_text
-from jaxcxr.report.card.card_facts import ADAPTIVE, COUNTS, MOMENTS, UNCOVERED_WEIGHTS, spendings_of_rows
+from jaxcxr.report.card.card_facts import (
+    ADAPTIVE,
+    COUNTS,
+    MOMENTS,
+    UNCOVERED_WEIGHTS,
+    choice_of,
+    guarantee_of,
+)
 from jaxcxr.report.card.card_schema import PrivacyCard
 from jaxcxr.report.card.terms import has_promise, joined, of_images, plain, unit
 
@@ -47,6 +56,20 @@ def clip_norm(card: PrivacyCard) -> str | None:
     )
 
 
+def choice(card: PrivacyCard) -> str | None:
+    """The choice among several runs."""
+    tuning = card.tuning
+    if not has_promise(card) or tuning is None:
+        return None
+    varied = [name.partition(".")[2].replace("_", " ") for name in tuning.varied]
+    settings = f"{tuning.candidates} settings of {joined(varied)}" if varied else "one setting"
+    return (
+        f"the choice of this model among several trainings, each with one of {settings} drawn at random: how "
+        f"many there were was drawn beforehand ({tuning.repetitions} distribution, mean "
+        f"{plain(tuning.mean_runs)}) and is not told, and the cost of the choice is in the figures"
+    )
+
+
 def uncovered_weights(card: PrivacyCard) -> str | None:
     """Class weights from exact counts."""
     return UNCOVERED_WEIGHTS if UNCOVERED_WEIGHTS in card.reasons_against_release else None
@@ -79,6 +102,20 @@ def tested_images(card: PrivacyCard) -> str | None:  # noqa: ARG001  # true of e
     return (
         "the images on which the finished model was tested: whatever is published of the tests needs a "
         "promise of its own, or has none"
+    )
+
+
+def choosing_images(card: PrivacyCard) -> str | None:
+    """The patients by whose images a run was chosen."""
+    tuning = card.tuning
+    if tuning is None:
+        return None
+    score = Spending(1.0, tuning.score_noise_multiplier, 1)
+    epsilon = dataclasses.replace(choice_of(tuning), candidates=((score,),)).epsilon(card.claim.delta)
+    return (
+        "the validation patients, by whose images the best of several trainings was chosen: they are not "
+        "training data, and the choice, made by noised counts, costs each of them another epsilon of at most "
+        f"{upper_text(epsilon)} at the same delta; what else is published of their images adds to it"
     )
 
 
@@ -197,8 +234,7 @@ def somebody_twice(card: PrivacyCard) -> str | None:
     """The promise to whoever is in the data under two names."""
     if card.near_duplicates not in ("within", "within_and_across"):
         return None
-    spent = spendings_of_rows(card.mechanisms)
-    pair = upper_text(group_privacy.patient_bounds(spent, card.claim.delta, 2).upper)
+    pair = upper_text(guarantee_of(card).bounds(card.claim.delta, 2).upper)
     return (
         "Nearly equal images stand in the training data under different patients: they may be one image, or "
         "one person's images, under two names. The promise to whoever is in the data twice is that of a "
@@ -263,9 +299,15 @@ def others_published(card: PrivacyCard) -> str | None:
     )
 
 
-def tuned(card: PrivacyCard) -> str | None:  # noqa: ARG001  # asked of every run
+def tuned(card: PrivacyCard) -> str | None:
     """Choices."""
-    return "Settings were not tuned by looking at private results, or that cost is stated elsewhere."
+    if card.tuning is None:
+        return "Settings were not tuned by looking at private results, or that cost is stated elsewhere."
+    return (
+        "Nobody looked at private results when the settings to draw from were listed, nothing of the "
+        "trainings that were not chosen is published, nor how many there were, and the trainings were not "
+        "made anew until a better one came."
+    )
 
 
 def given_split(card: PrivacyCard) -> str | None:
@@ -303,10 +345,11 @@ def starting_weights(card: PrivacyCard) -> str | None:
     return None if record is None else _STARTING_WEIGHTS[record]
 
 
-COVERED = (weights, class_counts, clip_norm)
+COVERED = (weights, class_counts, clip_norm, choice)
 NOT_COVERED = (
-    uncovered_weights, large_delta, several_images, files_that_stay, tested_images, quality, unnoised_figures,
-    noised_figures, thresholds, origin_of_split, duplicates_across, looked_up, finding_of_audit,
+    uncovered_weights, large_delta, several_images, files_that_stay, tested_images, choosing_images, quality,
+    unnoised_figures, noised_figures, thresholds, origin_of_split, duplicates_across, looked_up,
+    finding_of_audit,
 )  # fmt: skip
 ASSUMPTIONS = (
     public_settings, one_person_one_unit, somebody_twice, sampling, secret, rounded, others_published, tuned,
