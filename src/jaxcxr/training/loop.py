@@ -5,7 +5,7 @@ resume exactly.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def _run(
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
     signum = 0
-    with deferred() as told_to_stop:
+    with nullcontext() if log is None else closing(log), deferred() as told_to_stop:
         feed = batches(
             plan, secret, step_functions, done, total_steps, waiting, busy=lambda: not newest.is_ready()
         )
@@ -213,8 +213,6 @@ def _run(
             if signum:
                 break
         feed.close()
-    if log is not None:
-        log.close()
     params = weights_to_use({"params": params, "optimizer": optimizer_state})
     if jax.process_count() > 1:  # for use without the other processes
         params = jax.tree.map(np.asarray, params)
