@@ -272,8 +272,9 @@ class HeadConfig:
 
     Attributes:
         start: the head to begin from: that of the `weights` (a finding that the images say nothing about
-            keeps it); `zero`, where the weights were trained for other findings; or `public`, one that is
-            trained on the images of `public` and their labels of the same findings
+            keeps it); `calibrated`, the same with slope and intercept of each finding's logit fitted to the
+            labels of public images; `zero`, where the weights were trained for other findings; or `public`,
+            one that is trained on the images of `public` and their labels of the same findings
             (`jaxcxr.training.public_head`).
         public: store of public images whose features give centre, projection and scale of the directions in
             which the head moves; null draws public synthetic images (`jaxcxr.data.synthetic`). A store that
@@ -283,7 +284,7 @@ class HeadConfig:
     """
 
     __pydantic_config__ = STRICT
-    start: Literal["weights", "zero", "public"] = "weights"
+    start: Literal["weights", "calibrated", "zero", "public"] = "weights"
     public: str | None = None
     directions: PositiveInt | None = None
 
@@ -412,6 +413,8 @@ class Experiment:
                 "training.optimizer: a head on kept features is trained by 'sgd' or 'least_squares', whose "
                 f"steps do not depend on the coordinates, found {training.optimizer!r}"
             )
+        if self.head.start == "calibrated" and self.model.weights is None:
+            raise InputError("head.start: 'calibrated' needs model.weights, whose head it is; found null")
         if self.head.start == "public" and (self.head.public is None or self.model.weights is None):
             raise InputError(
                 "head.start: 'public' needs a store with labels as head.public, and a network with public "

@@ -10,8 +10,9 @@ import pytest
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.errors import InputError
 from jaxcxr.eval.bootstrap import average, bootstrap, std_paper
-from jaxcxr.eval.evaluate import EVALUATION_COLUMNS, evaluate, read_evaluation, read_predictions
+from jaxcxr.eval.evaluate import EVALUATION_COLUMNS, VALIDATION, evaluate, read_evaluation, read_predictions
 from jaxcxr.eval.metrics import METRICS, NEED_A_THRESHOLD, choose_thresholds, point_metrics, youden_threshold
+from jaxcxr.report.screen import validation_text
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ["group", "finding", "metric", "value", "ci_low", "ci_high", "std", "n", "positives"]
@@ -53,7 +54,7 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
     evaluation = evaluate(table, ["heart", "lung"], config)
     assert list(evaluation.columns) == list(EVALUATION_COLUMNS)
     assert list(EVALUATION_COLUMNS)[: len(CONTRACT)] == CONTRACT
-    assert len(evaluation) == 3 * len(METRICS) + 1
+    assert len(evaluation) == 3 * len(METRICS) + 1 + 3  # and the AUROC on validation images
     assert not evaluation.duplicated(["group", "finding", "metric"]).any()
     test = table.loc[table["split"] == "test"]
     cuts = choose_thresholds(table, ["heart", "lung"], policy, (0.4, 0.6))
@@ -100,6 +101,24 @@ def test_evaluation_is_in_the_form_of_the_contract(policy):
     assert pd.isna(both["positives"])
 
 
+def test_validation_images_have_an_auroc_of_their_own():
+    table, config = predictions(), EvaluationConfig(redraws=20, **PLAIN)
+    found = evaluate(table, ["heart", "lung"], config)
+    swapped = table.assign(
+        split=table["split"].map({"valid": "test", "test": "valid"}).fillna(table["split"])
+    )
+    other = evaluate(swapped, ["heart", "lung"], config)
+    for finding in ("heart", "lung", "average"):
+        names = ["value", "ci_low", "ci_high", "n"]
+        on_validation = row(found, finding, VALIDATION)[names]
+        assert on_validation.tolist() == row(other, finding, "auroc")[names].tolist()
+        assert on_validation["value"] != row(found, finding, "auroc")["value"]
+    assert VALIDATION not in set(evaluate(table.loc[table["split"] != "valid"], ["heart"], config)["metric"])
+    n = int((table["split"] == "valid").sum())
+    assert f"average AUROC on the {n:,} validation images: " in validation_text(found)
+    assert validation_text(found.loc[found["metric"] != VALIDATION]) == ""
+
+
 def test_auto_takes_validation_images_where_there_are_any():
     table, config = predictions(), EvaluationConfig(redraws=5, **PLAIN)
     assert set(evaluate(table, ["heart"], config)["threshold_policy"]) == {"youden_validation"}
@@ -132,7 +151,8 @@ def test_delong_stands_beside_the_bootstrap():
     auroc = row(evaluation, "heart", "auroc")
     assert auroc["delong_low"] == pytest.approx(auroc["ci_low"], abs=0.02)
     assert auroc["delong_high"] == pytest.approx(auroc["ci_high"], abs=0.02)
-    assert evaluation.loc[evaluation["metric"] != "auroc", "delong_low"].isna().all()
+    rest = ~evaluation["metric"].isin(["auroc", VALIDATION])
+    assert evaluation.loc[rest, "delong_low"].isna().all()
 
 
 def test_a_sum_of_absolute_values_has_an_interval_around_it():

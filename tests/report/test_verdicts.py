@@ -105,7 +105,7 @@ def test_a_sweep_says_which_models_are_worse_than_their_start():
     }
     evaluation = judged(predicted_films(2.5, FINDINGS))
     evaluations = pd.concat([evaluation.assign(epsilon=e) for e in rows])
-    said = next(s for s in sweep_conclusions(evaluations, None, None, rows) if "started from" in s)
+    said = next(s for s in sweep_conclusions(evaluations, None, None, rows) if "training started from" in s)
     assert said.endswith(
         "better: ε = 8 (+0.100, 0.050 to 0.200), and "
         "worse: ε = 0.5 (−0.100, −0.200 to −0.050), and not shown to be better: ε = 2 (−0.010, −0.040 to 0.020)."

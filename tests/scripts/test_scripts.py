@@ -129,11 +129,16 @@ def home(
     return home
 
 
+PAPER = ["--recipe", "paper"]
+"""The demo's configuration as it is, which here has a tiny network."""
+
+
 @pytest.fixture(scope="module")
 def swept(home: Path) -> Path:
-    done = process("sweep", "--eps", "7.89", "inf", "--out", "sweep", cwd=home)
+    done = process("sweep", *PAPER, "--eps", "7.89", "inf", "--out", "sweep", cwd=home)
     assert "average AUROC" in done.stdout
     assert "before training" in done.stdout
+    assert "At ε = 7.89, in average AUROC, private training bought" in done.stdout
     return home / "sweep"
 
 
@@ -145,6 +150,11 @@ def test_sweep_writes_what_it_promises(swept: Path) -> None:
     ]  # fmt: skip
     assert set(summary["epsilon"]) == {7.89, float("inf")}
     assert set(summary["metric"]) >= {"auroc", "accuracy", "specificity", "sensitivity"}
+    gained, auroc = pd.read_csv(swept / "gains.csv"), summary.loc[summary["finding"] == "average"]
+    auroc = auroc.loc[auroc["metric"] == "auroc"].set_index("epsilon")["value"]
+    assert list(gained["epsilon"]) == [float("inf"), 7.89]  # both began from the same weights
+    assert gained["after"].tolist() == pytest.approx(auroc.loc[gained["epsilon"]].tolist())
+    assert (gained["after"] - gained["before"]).tolist() == pytest.approx(gained["gain"].tolist())
     for name in (
         "figure_2.png",
         "figure_2.svg",
@@ -199,13 +209,17 @@ def test_finished_budgets_are_not_run_again(swept: Path, home: Path, monkeypatch
     )  # figures are drawn by the test above
     before = {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")}
     alone = (swept / "figure_2.svg").read_bytes()
-    call("sweep", "--eps", "7.89", "--out", "sweep", "--beside", "sweep", cwd=home)
+    call("sweep", *PAPER, "--eps", "7.89", "--out", "sweep", "--beside", "sweep", cwd=home)
     assert b"sweep, private" in (swept / "figure_2.svg").read_bytes()
     assert b"sweep, private" not in alone
     assert {path: path.stat().st_mtime_ns for path in swept.glob("*/metrics.jsonl")} == before
     assert set(pd.read_csv(swept / "summary.csv")["epsilon"]) == {7.89, float("inf")}
     refused = call(
-        "sweep", "--eps", "7.89", "--out", "sweep", "--training.learning-rate", "0.1", cwd=home, expect=2
+        "sweep",
+        *PAPER,
+        *("--eps", "7.89", "--out", "sweep", "--training.learning-rate", "0.1"),
+        cwd=home,
+        expect=2,
     )
     assert "training.learning_rate: 0.001 there, 0.1 now" in refused.stderr
     refused = call("sweep", "--eps", "7.89", "--beside", "nowhere", cwd=home, expect=2)

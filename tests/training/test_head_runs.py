@@ -217,6 +217,50 @@ def test_a_run_may_start_from_a_head_of_labelled_public_images(
         run(make_plan(config, tiny_store), tmp_path / "run", resume=True)
 
 
+def test_the_head_of_the_weights_is_calibrated_on_public_labels(
+    config: Experiment, tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = labelled_public(tmp_path / "public")
+    start = build.initial_params(make_plan(config, tiny_store), bytes(32))
+    head = {"kernel": start["params"]["head"]["kernel"] + 0.1, "bias": np.full(FINDINGS, 3.0, np.float32)}
+    given: Any = {"params": {**start["params"], "head": head}}
+    save_weights(tmp_path / "weights", given, {"config": dataclasses.asdict(config)})
+    calibrated = changed(config, "head", start="calibrated", public=public)
+    with pytest.raises(InputError, match=r"'calibrated' needs model\.weights"):
+        calibrated.check()
+    calibrated = changed(calibrated, "model", weights=str(tmp_path / "weights"))
+    found = build.initial_params(make_plan(calibrated, tiny_store), bytes(32))
+    assert "its logits calibrated on public images by" in capsys.readouterr().out
+    kernel, bias = (np.asarray(found["params"]["head"][name]) for name in ("kernel", "bias"))
+    assert bias[0] < 2.5  # half of the public images have the finding, and it was predicted of nearly all
+    np.testing.assert_array_equal(kernel[:, 1:], head["kernel"][:, 1:])  # without labels: as they were
+    assert bias[1:].tolist() == [3.0, 3.0]
+    ratio = kernel[:, 0] / np.asarray(head["kernel"])[:, 0]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+    assert 0 < ratio[0] <= 1
+    np.testing.assert_array_equal(found["params"]["conv1"]["kernel"], given["params"]["conv1"]["kernel"])
+
+
+@pytest.mark.parametrize(("findings", "sides"), [(("a_left", "a_right"), 1), (("a", "b"), 2)])
+def test_images_to_train_on_have_the_features_that_training_reads(
+    findings: tuple[str, ...],
+    sides: int,
+    config: Experiment,
+    tiny_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def record(network: Any, params: Any, store: Any, views: Any, *_: Any) -> Any:
+        asked.update(views)
+        return {}
+
+    monkeypatch.setattr(head_data, "features_of_store", record)
+    sided = changed(changed(config, "data", findings=findings), "model", prediction_views="mirrored")
+    head_data.private_features(sided, tiny_store, {})
+    assert asked == {"train": {1: "one", 2: "mirrored"}[sides], "valid": "mirrored", "test": "mirrored"}
+
+
 def test_public_images_must_be_of_the_same_size_and_have_a_label(
     config: Experiment, tiny_store: Store, tmp_path: Path
 ) -> None:

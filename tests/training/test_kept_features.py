@@ -61,6 +61,17 @@ def test_a_head_predicts_by_features_what_the_network_predicts(store: Store, par
     assert np.ptp(expected, axis=0).min() > 1e-3
 
 
+def test_views_may_differ_by_split(store: Store, params: Any) -> None:
+    """Then they are kept in a file of their own; the same views in all splits are those of the store."""
+    both: Any = {"train": "one", "valid": "mirrored", "test": "mirrored"}
+    kept = features_of_store(NETWORK, params, store, both, say=quiet)
+    assert {name: rows.shape[1] for name, rows in kept.items()} == {"train": 1, "valid": 2, "test": 2}
+    one = features_of_store(NETWORK, params, store, "one", say=quiet)
+    np.testing.assert_allclose(kept["train"], one["train"], atol=1e-5)
+    features_of_store(NETWORK, params, store, dict.fromkeys(both, "one"), say=quiet)
+    assert len(files(store)) == 2
+
+
 def test_they_are_read_again_and_are_their_owners_alone(
     store: Store, params: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

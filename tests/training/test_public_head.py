@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from jaxcxr.training.directions import Directions, directions_of
-from jaxcxr.training.public_head import FEWEST, fitted
+from jaxcxr.training.public_head import FEWEST, calibrated, fitted
 
 N, FEATURES, K = 400, 12, 8
 PATIENTS = [f"p{i // 2}" for i in range(N)]
@@ -75,3 +75,24 @@ def test_images_of_a_patient_do_not_judge_the_head_that_they_trained(features: n
     mixed = fitted(directions, twice, labels, [f"p{i}" for i in range(240)])
     assert mixed.slopes[0] > 0.7
     assert apart.slopes[0] < 0.3
+
+
+def test_logits_are_calibrated_by_slope_and_intercept() -> None:
+    """Of five findings: too certain and too frequent; too shy; the contrary; few positives; labels unknown in part."""
+    rng = np.random.default_rng(3)
+    true = rng.normal(-1, 1.5, (4000, 5))
+    labels = (rng.uniform(size=true.shape) < expit(true)) * 1.0
+    logits = np.stack(
+        [2 * true[:, 0] + 2, 0.5 * true[:, 1] - 1, -true[:, 2], true[:, 3] + 2, true[:, 4] + 2], 1
+    )
+    labels[:, 3] = np.arange(4000) < FEWEST - 1
+    labels[::2, 4] = np.nan
+    slopes, offsets = calibrated(logits, labels)
+    assert slopes[[0, 4]] == pytest.approx([0.5, 1.0], abs=0.08)
+    assert slopes[[1, 2, 3]].tolist() == [1, 1, 1]  # never steeper than it was
+    assert offsets[[2, 3]].tolist() == [0, 0]
+    means = expit(logits * slopes + offsets).mean(axis=0)
+    np.testing.assert_allclose(means[:2], labels[:, :2].mean(axis=0), atol=1e-3)
+    known = ~np.isnan(labels[:, 4])
+    found = expit(logits[known, 4] * slopes[4] + offsets[4]).mean()
+    assert found == pytest.approx(labels[known, 4].mean(), abs=1e-3)

@@ -124,6 +124,24 @@ def test_the_rule_takes_the_head_at_a_small_signal(
         assert found.head.start == ("zero" if weights is None else "weights")
 
 
+@pytest.mark.parametrize(
+    ("steps", "weights", "by_head"),
+    [(1999, "some", True), (2000, "some", False), (1999, None, False)],
+)
+def test_the_rule_takes_the_head_where_few_passes_are_allowed(
+    steps: int, weights: str | None, by_head: bool
+) -> None:
+    """100 images in each of 2,000 steps are two passes over 100,000 units."""
+    head = HeadRule(up_to=1000.0, up_to_random=500.0, up_to_epochs=2.0)
+    config = private(epochs=None, steps=steps, expected_batch_size=100)
+    config = with_epsilon(changed(config, "model", weights=weights), 1.0)
+    found, told = by_recipe("recommended", config, 100_000, dataclasses.replace(RULE, head=head))
+    assert found.training.keeps_features == by_head
+    assert ("allows 2 passes over 100,000 units, fewer than 2" in told[1]) == by_head
+    without = dataclasses.replace(RULE, head=dataclasses.replace(head, up_to_epochs=None))
+    assert not by_recipe("recommended", config, 100_000, without)[0].training.keeps_features
+
+
 def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None:
     config = private()
     large, _ = by_recipe("head", config, 10**6, WITH_HEAD)
@@ -139,7 +157,7 @@ def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None
 
 def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     rule = HeadRule(up_to=1.0, up_to_random=1.0)
-    for start, factor in (("weights", 1.0), ("zero", 0.5), ("public", 0.25)):
+    for start, factor in (("weights", 1.0), ("calibrated", 1.0), ("zero", 0.5), ("public", 0.25)):
         lengths = [
             rule.learning_rate(signal, start) * rule.steps * rule.clip / 0.5
             for signal in (25.0, 100.0, 400.0, 1e5)
@@ -173,8 +191,39 @@ def test_a_head_of_zeros_gives_way_to_one_of_labelled_public_images(
     assert start_of_head(changed(config, "head", start="zero")) == "zero"
     assert start_of_head(changed(config, "head", public=None)) == "zero"
     assert start_of_head(changed(config, "data", findings=("mass",))) == "zero"  # no labels of it
-    (tmp_path / "provenance.json").write_text('{"head": "map"}')
-    assert start_of_head(config) == "weights"
+
+
+def test_the_head_of_the_weights_is_calibrated_where_public_labels_serve(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    """Labels of a store serve any weights, those of drawn images only weights that were trained on such."""
+    config = changed(private(), "model", weights=str(tmp_path))
+    labelled = changed(config, "head", public=str(tiny_store.path))
+    for told, by_drawn in (
+        ('{"head": "map"}', "weights"),
+        ('{"config": {"data": {"synthetic": null}}}', "weights"),
+        ('{"config": {"data": {"synthetic": {"domain": "public"}}}}', "calibrated"),
+    ):
+        (tmp_path / "provenance.json").write_text(told)
+        assert (start_of_head(config), start_of_head(labelled)) == (by_drawn, "calibrated")
+    assert start_of_head(changed(config, "data", findings=("mass",))) == "weights"
+    assert start_of_head(changed(labelled, "data", findings=("mass",))) == "weights"
+    assert start_of_head(changed(labelled, "head", start="zero")) == "zero"
+    chosen, said = by_recipe("head", labelled, 500, WITH_HEAD)
+    assert (chosen.head.start, chosen.model.thumbnail) == ("calibrated", 0)
+    assert "that of its weights, calibrated on public images" in said[0]
+    plain = by_recipe("head", changed(labelled, "head", public=None), 500, WITH_HEAD)[0]
+    assert chosen.training.learning_rate == plain.training.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("findings", "views"), [(("atelectasis_left", "atelectasis_right"), "one"), (("mass",), "mirrored")]
+)
+def test_a_head_predicts_mirrored_views_where_it_is_trained_on_them(
+    findings: tuple[str, ...], views: str
+) -> None:
+    config = changed(private(), "data", findings=findings)
+    assert by_recipe("head", config, 500, WITH_HEAD)[0].model.prediction_views == views
 
 
 def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:

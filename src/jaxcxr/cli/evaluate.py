@@ -102,7 +102,7 @@ def _exact(path: Path, out: Path, config: EvaluationConfig) -> None:
     say(f"reading {path}")
     from jaxcxr.eval.calibrate import write_calibration
     from jaxcxr.eval.evaluate import evaluate, read_predictions
-    from jaxcxr.report.screen import groups_text, screen_table
+    from jaxcxr.report.screen import groups_text, screen_table, validation_text
 
     predictions, findings = read_predictions(path)
     with progress_bar(len(findings), "finding", f"{config.redraws} replicates") as bar:
@@ -115,6 +115,8 @@ def _exact(path: Path, out: Path, config: EvaluationConfig) -> None:
     _write_page(path, out, config, evaluation, predictions, findings)
     print(screen_table(evaluation))
     print(f"\n{groups_text(evaluation)}\n")
+    if said := validation_text(evaluation):
+        print(f"{said}\n")
     print(
         f"{out}: evaluation.csv ({len(evaluation)} rows), calibration.json, report.html, "
         "figures/roc.png, figures/calibration.png (and .svg)"

@@ -1,12 +1,13 @@
 """Train a model for each privacy budget, and one without privacy, and set the results beside the paper's.
 
 Examples:
-  jaxcxr sweep                            the paper's six budgets and the non-private model
+  jaxcxr sweep                            the demo: the paper's six budgets and the non-private model
   jaxcxr sweep --eps 0.29                 one budget (or several; inf is the non-private model)
   jaxcxr sweep --eps 0.29 --dry-run       what that would train, and what it would cost
-  jaxcxr sweep --recipe recommended       each budget by the rule of configs/recommended.yaml
+  jaxcxr sweep --recipe paper             the demo by the paper's recipe: the whole network at every budget
+  jaxcxr sweep --config my.yaml --recipe recommended    each budget by the rule of configs/recommended.yaml
   jaxcxr sweep --recipe head              the head alone, on features that are computed once: seconds a budget
-  jaxcxr sweep --recipe recommended --beside runs/sweep-demo    another sweep in the same figure
+  jaxcxr sweep --recipe paper --beside runs/sweep-demo    another sweep in the same figure
   jaxcxr sweep --tune configs/tuning.yaml --budget 2.04     one model whose epsilon includes the choice of its
                                           settings: a random number of runs, of which the best is kept
 
@@ -21,10 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxcxr.cli.console import say
-from jaxcxr.cli.experiment_flags import Recipe, parse
+from jaxcxr.cli.experiment_flags import Recipe, experiment_of, parse
 from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import SUMMARY
+
+DEMO = Path("configs/demo.yaml")
+PROGRAM = "jaxcxr sweep --config FILE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +40,15 @@ class Arguments:
         config: the private experiment; its privacy.epsilon is replaced by each budget.
         nonprivate_config: the non-private experiment.
         recipe: `paper` trains as the configuration says; `recommended` chooses for each budget by the rule
-            between the head alone and the whole network, and batch, steps, rate, clip norm and averaging, for
-            no more image passes, and averages all predictions over views of an image; `head` trains the head
-            alone, also without privacy.
+            between the head alone and the whole network, and batch, steps, rate, clip norm and averaging,
+            and averages all predictions over views of an image; `head` trains the head alone, also without
+            privacy. Unless given, `recommended` for the demo (configs/demo.yaml), and `paper` for any other
+            configuration.
         rule: of the recommended recipe and the head's (YAML).
         beside: a finished sweep folder, drawn in the same figure.
         out: sweep folder; runs/sweep-<name of the configuration> unless given, with the recipe's name if it
-            is not the paper's; of a tuning runs/tune-<name of the grid>-epsilon_<budget>.
+            is not the one that is taken unless given; of a tuning
+            runs/tune-<name of the grid>-epsilon_<budget>.
         tune: grid of settings to draw from (YAML); trains one model for --budget in place of a sweep.
         budget: with tune: epsilon of that model, choice included.
         dry_run: train nothing; say of each budget what would be trained on whom, what it costs in privacy,
@@ -51,9 +57,9 @@ class Arguments:
     """
 
     eps: tuple[float, ...] = (*PAPER_BUDGETS, math.inf)
-    config: Path = Path("configs/demo.yaml")
+    config: Path = DEMO
     nonprivate_config: Path = Path("configs/demo_nonprivate.yaml")
-    recipe: Recipe = "paper"
+    recipe: Recipe | None = None
     rule: Path = Path("configs/recommended.yaml")
     beside: Path | None = None
     out: Path | None = None
@@ -62,6 +68,11 @@ class Arguments:
     dry_run: bool = False
     help_config: bool = False
 
+    @property
+    def usual(self) -> Recipe:
+        """The recipe unless one is given."""
+        return "recommended" if self.config == DEMO else "paper"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
@@ -69,19 +80,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.tune is not None or arguments.budget is not None:
         _tune(arguments, flags)
         return
+    recipe = arguments.recipe or arguments.usual
     if arguments.beside is not None and not (arguments.beside / SUMMARY).is_file():
         raise InputError(
             f"--beside {arguments.beside}: expected a finished sweep folder, found no summary.csv there"
         )
-    experiments = _experiments(arguments, flags)
+    experiments = _experiments(arguments, flags, recipe)
     say(f"{arguments.config}: loading JAX")
-    chosen, told = _by_the_rule(experiments, arguments)
+    chosen, told = _by_the_rule(experiments, recipe, arguments, flags)
     if arguments.dry_run:
         _rehearse(chosen)
         return
     from jaxcxr.workflows.sweep import sweep
 
-    name = f"sweep-{arguments.config.stem}" + (f"-{arguments.recipe}" if arguments.recipe != "paper" else "")
+    name = f"sweep-{arguments.config.stem}" + (f"-{recipe}" if recipe != arguments.usual else "")
     sweep(chosen, arguments.out or Path("runs") / name, arguments.beside, told)
 
 
@@ -89,12 +101,16 @@ def _tune(arguments: Arguments, flags: Sequence[str]) -> None:
     """One model within a budget that pays for the choice of its settings, too."""
     if arguments.tune is None or arguments.budget is None:
         raise InputError("--tune GRID.yaml and --budget EPSILON go together: expected both")
-    if arguments.recipe != "paper" or arguments.beside is not None or arguments.eps != Arguments.eps:
+    if (
+        arguments.recipe not in (None, "paper")
+        or arguments.beside is not None
+        or arguments.eps != Arguments.eps
+    ):
         raise InputError(
             "--tune draws the settings from its grid for one --budget: expected none of --eps, --recipe and "
             "--beside"
         )
-    base = override(load(Experiment, arguments.config), flags, prog="jaxcxr sweep --config FILE")
+    base = experiment_of(arguments.config, flags, PROGRAM)
     say(f"{arguments.config}: loading JAX")
     from jaxcxr.workflows.tuning import Grid, rehearse_tuning, tune
 
@@ -111,7 +127,7 @@ def _tune(arguments: Arguments, flags: Sequence[str]) -> None:
         raise InputError(f"{arguments.tune}: {said}" if said.startswith("vary:") else said) from error
 
 
-def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Experiment]:
+def _experiments(arguments: Arguments, flags: Sequence[str], recipe: Recipe) -> dict[float, Experiment]:
     """The experiment of each budget, as the configurations and flags say.
 
     Raises:
@@ -127,11 +143,11 @@ def _experiments(arguments: Arguments, flags: Sequence[str]) -> dict[float, Expe
         if epsilon < math.inf:
             privacy = dataclasses.replace(private.privacy, epsilon=epsilon)
             config = dataclasses.replace(private, privacy=privacy)
-        elif arguments.recipe == "head":  # the same features without privacy
+        elif recipe == "head":  # the same features without privacy
             config = dataclasses.replace(private, privacy=None)
         else:
             config = _non_private(arguments, private)
-        experiments[epsilon] = override(config, flags, prog="jaxcxr sweep --config FILE")
+        experiments[epsilon] = override(config, flags, PROGRAM)
     return experiments
 
 
@@ -147,19 +163,29 @@ def _non_private(arguments: Arguments, private: Experiment) -> Experiment:
 
 
 def _by_the_rule(
-    experiments: Mapping[float, Experiment], arguments: Arguments
+    experiments: Mapping[float, Experiment], recipe: Recipe, arguments: Arguments, flags: Sequence[str]
 ) -> tuple[dict[float, Experiment], dict[float, list[str]]]:
-    """The experiment of each budget by the recipe, and what it chose and why."""
-    if arguments.recipe == "paper":
+    """The experiment of each budget by the recipe, and what it chose and why.
+
+    The model without privacy predicts by the same views as the private one of the configuration's own budget.
+    """
+    if recipe == "paper":
         return dict(experiments), {}
     from jaxcxr.workflows.experiment import number_of_units
     from jaxcxr.workflows.recipes import Rule, by_recipe
 
     rule, chosen, told = load(Rule, arguments.rule), {}, {}
     for epsilon, config in experiments.items():
-        chosen[epsilon], told[epsilon] = by_recipe(arguments.recipe, config, number_of_units(config), rule)
+        chosen[epsilon], told[epsilon] = by_recipe(recipe, config, number_of_units(config), rule)
         for sentence in told[epsilon]:
             say(f"epsilon {epsilon:g}: {sentence}")
+    if math.inf in chosen:
+        own = experiment_of(arguments.config, flags, PROGRAM)
+        like, _ = by_recipe(recipe, own, number_of_units(own), rule)
+        chosen[math.inf] = dataclasses.replace(
+            chosen[math.inf],
+            model=dataclasses.replace(chosen[math.inf].model, prediction_views=like.model.prediction_views),
+        )
     return chosen, told
 
 

@@ -79,7 +79,7 @@ def _by_the_rule(config: Experiment, arguments: Arguments) -> tuple[Experiment, 
 
 
 def _train(config: Experiment, out: Path, arguments: Arguments, chosen: Sequence[str]) -> None:
-    from jaxcxr.report.paper.supplementary_tables import screen_table
+    from jaxcxr.report.screen import screen_table, validation_text
     from jaxcxr.training.cpu_allocator import keep_memory
     from jaxcxr.training.distributed import connect, is_process_0
     from jaxcxr.workflows.experiment import run_experiment
@@ -95,6 +95,8 @@ def _train(config: Experiment, out: Path, arguments: Arguments, chosen: Sequence
         delete_secret(out / CHECKPOINTS)
         print(f"{out}: the secret is deleted; backups and snapshots of the folder may still have it\n")
     print(screen_table(evaluation))
+    if said := validation_text(evaluation):
+        print(f"\n{said}")
     print(
         f"\n{out}: config.yaml, run.json, ledger.jsonl, metrics.jsonl, TensorBoard events, checkpoints, "
         "predictions.parquet, evaluation.csv, calibration.json, figures/, report.html"

@@ -42,6 +42,11 @@ def mirrored(finding: str) -> str:
     return f"{stem}_{_SIDES[side]}" if side in _SIDES and stem else finding
 
 
+def has_sides(findings: Sequence[str]) -> bool:
+    """Whether a flipped image may have other findings than the image."""
+    return any(mirrored(finding) != finding for finding in findings)
+
+
 def can_be_mirrored(findings: Sequence[str]) -> bool:
     """Whether every sided finding has its counterpart, so that a flipped image has the same findings."""
     return all(mirrored(finding) in findings for finding in findings)

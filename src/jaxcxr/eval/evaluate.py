@@ -1,5 +1,6 @@
 """Evaluate a predictions file: every estimate with its interval, in the long form of `evaluation.csv`."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from jaxcxr.eval.estimates import Estimates, measure
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.predictions import read_predictions as read_predictions
 
+VALIDATION = "auroc_validation"
+"""Metric of the validation images: what a setting may be chosen by, unlike any of the test images."""
 EVALUATION_COLUMNS: tuple[str, ...] = (
     "group",
     "finding",
@@ -48,7 +51,8 @@ def evaluate(
     groups: Mapping[str, Bool[np.ndarray, " rows"]] | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> pd.DataFrame:
-    """The evaluation of the rows of split `test`, in the long form of `evaluation.csv`.
+    """The evaluation of the rows of split `test`, in the long form of `evaluation.csv`, and at its end the
+    AUROC of those of split `valid`, by which settings may be chosen.
 
     Args:
         predictions: table from `read_predictions`.
@@ -59,7 +63,7 @@ def evaluate(
         progress: told 1 after each finding.
 
     Returns:
-        One row per estimate; `group`, `finding` and `metric` together are unique. Three kinds:
+        One row per estimate; `group`, `finding` and `metric` together are unique. Four kinds:
         - Every metric (`metrics.METRICS`) of a group, finding and `average` (the mean over the findings that
           are defined), and `no_finding_among_ill` of the finding `any`; `reference` is empty.
         - Differences of a group to all others (`reference` rest; `fairness.rest_name`) and to the best group
@@ -67,6 +71,7 @@ def evaluate(
         - The largest difference between any two groups of an attribute (`fairness.GAPS`): `group` is the
           attribute and `reference` the two groups, 'highest - lowest' ('between' for the average, in which
           findings may have different ones).
+        - `auroc_validation` of everyone, of each finding and the average, where there are validation images.
 
         `value` is the point estimate on the test rows; `ci_low` and `ci_high` are the 95 % percentile
         interval (for average precision: Student's on the logit scale; for the expected calibration error:
@@ -83,7 +88,25 @@ def evaluate(
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
             cannot be made.
     """
-    return tabulate(measure(predictions, findings, config, groups, progress), config)
+    evaluation = tabulate(measure(predictions, findings, config, groups, progress), config)
+    validation = _on_validation(predictions, findings, config)
+    if validation.empty:
+        return evaluation
+    validation["threshold_policy"] = evaluation["threshold_policy"].iloc[0]  # they need no threshold
+    return pd.concat([evaluation, validation], ignore_index=True)
+
+
+def _on_validation(
+    predictions: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig
+) -> pd.DataFrame:
+    """Rows of the AUROC on the validation images; none without them."""
+    validation = predictions.loc[predictions["split"] == "valid"].assign(split="test")
+    if validation.empty:
+        return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
+    alone = dataclasses.replace(config, threshold="fixed", fixed_thresholds=None, groups=())
+    rows = tabulate(measure(validation, findings, alone), alone)
+    rows = rows.loc[(rows["metric"] == "auroc") & (rows["group"] == "all")]
+    return rows.assign(metric=VALIDATION)
 
 
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:

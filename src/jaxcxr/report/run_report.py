@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
@@ -16,10 +17,12 @@ from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
 from jaxcxr.report.page.run_page import run_page, write_page
 from jaxcxr.report.run_facts import Facts, read_facts
 from jaxcxr.run_folder import (
+    CONFIG,
     EVALUATION,
     FIGURES,
     PREDICTIONS,
     UNTOUCHED,
+    has_facts,
     is_evaluated,
     is_private,
     is_run,
@@ -102,16 +105,20 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
     """Average AUROC of the weights that a run started from minus that of the run, paired.
 
     Returns:
-        The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run.
+        The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run, with
+        predictions that are made as the run's.
     """
     beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
-    if not is_run(beside) or not (beside / PREDICTIONS).is_file():
+    if not has_facts(beside) or not (beside / PREDICTIONS).is_file():
         return None
     theirs = run_facts(beside)
     start = own.get("initial_weights_sha256")
     if start is None or theirs.get("weights_sha256") != start:
         return None
     if theirs.get("store_fingerprint") != own.get("store_fingerprint"):
+        return None
+    model = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")).get("model", {})
+    if theirs.get("prediction_views") != model.get("prediction_views", "one"):
         return None
     a, b, findings = read_pair(beside, folder)
     return estimate(compare(a, b, findings, dataclasses.replace(config, groups=())), "auroc")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from jaxcxr.eval.evaluate import VALIDATION
 from jaxcxr.report.evaluation_facts import SUPPRESSED, estimate, how, suppressed_sentence, worst_off
 from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, paper_results, same_findings_as_paper
 from jaxcxr.report.paper.supplementary_tables import screen_table as screen_table
@@ -29,6 +30,17 @@ def groups_text(evaluation: pd.DataFrame) -> str:
                 )
     lines.append(suppressed_sentence(evaluation))
     return "\n".join(line for line in lines if line)
+
+
+def validation_text(evaluation: pd.DataFrame) -> str:
+    """The average AUROC of the validation images in a sentence; empty without them."""
+    row = estimate(evaluation, VALIDATION)
+    if row is None or np.isnan(row["value"]):
+        return ""
+    return (
+        f"average AUROC on the {row['n']:,} validation images: {row['value']:.3f} [{row['ci_low']:.3f}, "
+        f"{row['ci_high']:.3f}]; choose settings by this one, not by that of the test images"
+    )
 
 
 def noised_text(table: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxcxr.eval.bootstrap import holm
 from jaxcxr.report.conclusions import LEVEL, NAMES, OTHERS, TOO_FEW, price_sentence, too_few_replicates
 from jaxcxr.report.evaluation_facts import crossed, estimate, worst_off
+from jaxcxr.report.gains import bought_and_paid, gains
 from jaxcxr.report.paper.supplementary_tables import title
 from jaxcxr.report.verdicts import NO_BETTER, WORSE, against_guessing
 from jaxcxr.report.wording import between, counted, leaves_out_zero, number, signed
@@ -36,6 +37,7 @@ def sweep_conclusions(
     """
     budgets = sorted((float(e) for e in set(evaluations["epsilon"]) if math.isfinite(e)), reverse=True)
     sentences = [
+        *bought_and_paid(gains(starts), comparisons),
         _guessing(evaluations),
         _starts(starts),
         _prices(comparisons, budgets),

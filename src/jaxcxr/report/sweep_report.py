@@ -4,6 +4,7 @@ figures, correlations, pages.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.report.evaluated_runs import Run
 from jaxcxr.report.figures.heat_map import heat_map
 from jaxcxr.report.figures.sweep_figures import figure_3, figure_4
+from jaxcxr.report.gains import gains
 from jaxcxr.report.page.run_page import write_page
 from jaxcxr.report.page.sweep_page import Sweep, sweep_page
 from jaxcxr.report.paper.cohort_tables import figures_s
@@ -25,7 +27,7 @@ from jaxcxr.report.paper.paper_tables import sample_sizes, write_paper_tables
 from jaxcxr.report.paper.supplementary_tables import stack, summarise
 from jaxcxr.report.run_facts import read_facts
 from jaxcxr.report.run_report import against_untouched, report_run
-from jaxcxr.run_folder import EVALUATION, FIGURES, PREDICTIONS, UNTOUCHED
+from jaxcxr.run_folder import EVALUATION, FIGURES, PREDICTIONS, UNTOUCHED, is_run
 
 FEATURED = 7.89
 """The paper's budget in Table 2 and Figure 3; without it the largest one is taken."""
@@ -66,7 +68,8 @@ def write_sweep(
 ) -> list[Path]:
     """Write everything that follows from the runs of a sweep, as far as they allow it.
 
-    `evaluations.csv` (all evaluations), `comparisons.csv`, `correlations.csv`, `tables/table_1`, `table_2`
+    `evaluations.csv` (all evaluations), `comparisons.csv`, `gains.csv` (the models beside the weights that
+    they started from), `correlations.csv`, `tables/table_1`, `table_2`
     and `table_3`, and `figures/` with the paper's Figures 3, 4 and S1 to S4 and a heat map; `report.html`
     here and in the runs' folders.
 
@@ -91,6 +94,9 @@ def write_sweep(
     }
     if comparisons is not None:
         tables["comparisons"] = comparisons
+    starts = _against_their_starts(folders, config)
+    if starts:
+        tables["gains"] = gains(starts)
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         with sealed(out / f"{name}.csv") as part:
@@ -109,8 +115,17 @@ def write_sweep(
     written += figures_s(films, findings, figures)
     return [
         *written,
-        *_pages(out, runs, folders, config, films, evaluations, comparisons, tables["correlations"]),
+        *_pages(out, runs, folders, config, films, tables, starts),
     ]
+
+
+def _against_their_starts(
+    folders: Mapping[float, Path], config: EvaluationConfig
+) -> dict[float, dict[str, Any]]:
+    """By budget, `against_untouched`; without the budgets whose start was not evaluated in the same way."""
+    runs = {epsilon: folder for epsilon, folder in folders.items() if is_run(folder)}
+    found = {epsilon: against_untouched(folder, config) for epsilon, folder in runs.items()}
+    return {epsilon: row for epsilon, row in found.items() if row is not None}
 
 
 def _featured(folders: Mapping[float, Path]) -> float:
@@ -124,9 +139,8 @@ def _pages(
     folders: Mapping[float, Path],
     config: EvaluationConfig,
     films: pd.DataFrame,
-    evaluations: pd.DataFrame,
-    comparisons: pd.DataFrame | None,
-    correlations: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    starts: Mapping[float, dict[str, Any]],
 ) -> list[Path]:
     """Write the page of the sweep, and again those of its runs, beside which the other models were not there
     yet.
@@ -136,11 +150,10 @@ def _pages(
     }
     predictions, findings = read_predictions(folders[max(folders)] / PREDICTIONS)
     before = out / UNTOUCHED / EVALUATION
-    found = {epsilon: against_untouched(folders[epsilon], config) for epsilon in facts}
-    starts = {epsilon: row for epsilon, row in found.items() if row is not None}
+    comparisons = tables.get("comparisons")
     sweep = Sweep(
         out.resolve().name,
-        evaluations,
+        tables["evaluations"],
         summarise(runs),
         facts,
         tuple(findings),
@@ -148,7 +161,7 @@ def _pages(
         _featured(folders),
         films=films,
         comparisons=comparisons,
-        correlations=correlations,
+        correlations=tables["correlations"],
         untouched=read_evaluation(before) if before.is_file() else None,
         starts=starts,
         folder=out,

@@ -48,9 +48,10 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
     config = plan.config
     params = _loaded(config, weights_folder(weights))
     start = config.head.start if config.training.keeps_features else "weights"
-    if start == "public":
+    if start in ("public", "calibrated"):
         assert plan.store is not None  # make_plan
-        return head_data.with_public_head(config, plan.store, params)
+        made = head_data.with_public_head if start == "public" else head_data.with_calibrated_head
+        return made(config, plan.store, params)
     return without_head(params) if start == "zero" else params
 
 

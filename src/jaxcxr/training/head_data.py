@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, PyTree
 
-from jaxcxr.config import Experiment, SyntheticConfig
+from jaxcxr.config import Experiment, SyntheticConfig, Views
 from jaxcxr.data import synthetic
-from jaxcxr.data.findings import mirrored
+from jaxcxr.data.findings import UKA_FINDINGS, has_sides
 from jaxcxr.data.images import preprocess
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import Store, open_store
@@ -29,7 +29,7 @@ from jaxcxr.training.kept_features import (
     kept,
     origin_of,
 )
-from jaxcxr.training.public_head import fitted
+from jaxcxr.training.public_head import calibrated, fitted
 
 DRAWN = SyntheticConfig(domain="public", n_train=2000, n_valid=0, n_test=0, seed=0)
 """Public images where the configuration names none."""
@@ -117,38 +117,93 @@ def with_public_head(config: Experiment, store: Store, params: PyTree, say: Say 
         InputError: the public images are private ones, or have labels of none of the findings.
     """
     public, findings = public_store(config, store), config.data.findings
-    known = labelled_findings(public, findings)
-    if not known:
+    if not labelled_findings(public.findings, findings):
         raise InputError(
             f"head.start: 'public' needs labels of {', '.join(findings)}, and {public.path} has labels of "
             f"{', '.join(public.findings)} alone; expected 'zero', or a store with the same findings"
         )
     features = _one_row(config, _public_features(config, store, params, say)[0])
-    splits = [public.split(name, known) for name in sorted(SPLITS) if len(public.split(name))]
-    labels = np.full((len(features), len(findings)), np.nan)
-    labels[:, [findings.index(name) for name in known]] = np.concatenate([s.labels for s in splits])
-    patients = [str(p) for s in splits for p in s.frame["patient_id"]]
+    labels, patients = _public_labels(config, store)
     k = number_of_directions(len(features), None, len(findings), features.shape[1], len(features))
     directions = directions_of(features, k, config.model.thumbnail**2)
     found = fitted(directions, features, labels, patients)
     say(found.sentence(findings))
     head = in_features(directions, jnp.asarray(found.moved, jnp.float32))["params"][HEAD]
+    return _with_head(params, head["kernel"], head["bias"])
+
+
+def with_calibrated_head(config: Experiment, store: Store, params: PyTree, say: Say = print) -> PyTree:
+    """The weights with their head's logits calibrated on public images (`public_head.calibrated`); a finding
+    that these have no labels of keeps its own.
+
+    Args:
+        config: of the experiment.
+        store: of the private images, from which the public ones must be apart.
+        params: weights.
+        say: told what is computed and the slopes.
+
+    Raises:
+        InputError: the public images are private ones.
+    """
+    features = _one_row(config, _public_features(config, store, params, say)[0])
+    head = {name: np.asarray(params["params"][HEAD][name], np.float64) for name in ("kernel", "bias")}
+    labels, _ = _public_labels(config, store)
+    slopes, offsets = calibrated(features @ head["kernel"] + head["bias"], labels)
+    told = ", ".join(
+        f"{name} {slope:.2g} and {offset:+.2g}"
+        for name, slope, offset in zip(config.data.findings, slopes, offsets, strict=True)
+    )
+    say(f"starting from the head of the weights, its logits calibrated on public images by {told}")
+    return _with_head(params, head["kernel"] * slopes, head["bias"] * slopes + offsets)
+
+
+def _with_head(params: PyTree, kernel: Any, bias: Any) -> PyTree:
+    head = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
     return {**params, "params": {**params["params"], HEAD: head}}
 
 
-def labelled_findings(public: Store, findings: Sequence[str]) -> tuple[str, ...]:
-    """Those of the findings that the store of public images has labels of."""
-    return tuple(name for name in findings if name in public.findings)
+def _public_labels(config: Experiment, private: Store) -> tuple[Float[np.ndarray, "n findings"], list[str]]:
+    """Labels of the public images, NaN where they are unknown, and whose images they are; in the order of
+    `_public_features`.
+    """
+    findings = config.data.findings
+    if config.head.public is None:
+        frame = synthetic.cohort(DRAWN)
+        found = {name: frame[name].to_numpy(np.float64) for name in findings if name in UKA_FINDINGS}
+        patients = frame["patient_id"].astype(str).tolist()
+    else:
+        public = public_store(config, private)
+        known = labelled_findings(public.findings, findings)
+        splits = [public.split(name, known) for name in sorted(SPLITS) if len(public.split(name))]
+        rows = np.concatenate([split.labels for split in splits])
+        found = dict(zip(known, rows.T, strict=True))
+        patients = [str(patient) for split in splits for patient in split.frame["patient_id"]]
+    unknown = np.full(len(patients), np.nan)
+    return np.stack([found.get(name, unknown) for name in findings], axis=1), patients
+
+
+def labelled_findings(labelled: Sequence[str], findings: Sequence[str]) -> tuple[str, ...]:
+    """Those of the findings that public images have labels of."""
+    return tuple(name for name in findings if name in labelled)
+
+
+def can_be_calibrated(config: Experiment, trained_on_drawn: bool) -> bool:
+    """Whether there are public images by which to calibrate the head of the weights: those of a store that
+    has labels of a finding, or drawn ones, if the weights were trained on such.
+    """
+    if config.head.public is None:
+        return trained_on_drawn and bool(labelled_findings(UKA_FINDINGS, config.data.findings))
+    return bool(labelled_findings(open_store(config.head.public).findings, config.data.findings))
 
 
 def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n features"]:
-    """Features of an image to train on: the mean over both sides, as in a prediction, where no finding has a
-    side; else those of the upright image.
-    """
-    findings = config.data.findings
-    if all(mirrored(finding) == finding for finding in findings):
-        return features.mean(axis=1)
-    return features[:, 0]
+    """Features of an image to train on (`_views_to_train_on`)."""
+    return features[:, 0] if has_sides(config.data.findings) else features.mean(axis=1)
+
+
+def _views_to_train_on(config: Experiment) -> Views:
+    """The mean over both sides, as in a prediction, where no finding has a side; else the image as it is."""
+    return "one" if has_sides(config.data.findings) else config.model.prediction_views
 
 
 def blank(config: Experiment, k: int) -> HeadData:
@@ -162,11 +217,15 @@ def blank(config: Experiment, k: int) -> HeadData:
 def private_features(
     config: Experiment, store: Store, params: PyTree, say: Say = print
 ) -> Mapping[str, Features]:
-    """Features of all images of the run's store, by split."""
+    """Features of all images of the run's store, by split: those to train on, and those to predict."""
     keep = config.model.weights is not None  # random weights are another network in every run
-    return features_of_store(
-        parameters.network_of(config), params, store, config.model.prediction_views, keep, say
-    )
+    to_predict = config.model.prediction_views
+    views: dict[str, Views] = {
+        "train": _views_to_train_on(config),
+        "valid": to_predict,
+        "test": to_predict,
+    }
+    return features_of_store(parameters.network_of(config), params, store, views, keep, say)
 
 
 def public_store(config: Experiment, private: Store) -> Store:
@@ -190,7 +249,7 @@ def _public_features(
     config: Experiment, private: Store, params: PyTree, say: Say
 ) -> tuple[Features, dict[str, Any]]:
     """Features of the public images, and what is said of them in `run.json`."""
-    network, views = parameters.network_of(config), config.model.prediction_views
+    network, views = parameters.network_of(config), _views_to_train_on(config)
     keep = config.model.weights is not None
     if config.head.public is not None:
         public = public_store(config, private)

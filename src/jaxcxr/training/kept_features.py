@@ -8,7 +8,8 @@ version of the network have another file; one whose content is not what was writ
 
 Where predictions average over mirrored views (`model.prediction_views`), an image has two rows of features:
 the mean over its upright views, and over its mirrored ones. A head is linear, so that the mean logits over
-views are the logits of the mean features.
+views are the logits of the mean features. Images that a head is trained on as they are need the one row
+alone: the views may differ by split.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class Origin:
         weights: SHA-256 of the parameters below the head.
         network: its fields.
         size: side of the images in pixels.
-        views: see `ModelConfig.prediction_views`.
+        views: see `ModelConfig.prediction_views`; by split where they differ.
         code: fingerprint of the training code, which computes them, and of a network of the user's own.
         platform: version of JAX and kind of device, on which their last bits depend.
     """
@@ -62,7 +63,7 @@ class Origin:
     weights: str
     network: str
     size: int
-    views: Views
+    views: str
     code: str
     platform: str
 
@@ -72,7 +73,9 @@ class Origin:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def origin_of(network: Network, params: PyTree, images: str, size: int, views: Views) -> Origin:
+def origin_of(
+    network: Network, params: PyTree, images: str, size: int, views: Views | Mapping[str, Views]
+) -> Origin:
     """What the features of these images by this network follow from; the head does not matter."""
     below = {**params, "params": {name: part for name, part in params["params"].items() if name != HEAD}}
     fields = {
@@ -85,7 +88,10 @@ def origin_of(network: Network, params: PyTree, images: str, size: int, views: V
     code = training_code_fingerprint()
     if not type(network).__module__.startswith("jaxcxr."):  # whose sources are not the package's
         code += f" {definition_digest(network, size)}"
-    return Origin(images, weights_digest(below), described, size, views, code, platform)
+    if not isinstance(views, str) and len(set(views.values())) == 1:  # of all splits
+        (views,) = set(views.values())
+    told = views if isinstance(views, str) else json.dumps(views, sort_keys=True)
+    return Origin(images, weights_digest(below), described, size, told, code, platform)
 
 
 def folder_of(store: Path) -> Path:
@@ -94,7 +100,12 @@ def folder_of(store: Path) -> Path:
 
 
 def features_of_store(
-    network: Network, params: PyTree, store: Store, views: Views, keep: bool = True, say: Say = print
+    network: Network,
+    params: PyTree,
+    store: Store,
+    views: Views | Mapping[str, Views],
+    keep: bool = True,
+    say: Say = print,
 ) -> Mapping[str, Features]:
     """Features of all images of a store, by split, in the order of its manifest; read if they are kept.
 
@@ -102,7 +113,7 @@ def features_of_store(
         network: whose head is trained.
         params: fixed below the head.
         store: of the images.
-        views: that a prediction averages.
+        views: that a prediction averages, or those of each split.
         keep: write them, for the next run that starts from the same weights.
         say: told what is computed.
 
@@ -110,12 +121,17 @@ def features_of_store(
         InputError: the file that is there is damaged.
     """
     origin = origin_of(network, params, store.fingerprint, store.size, views)
-    compute = features_by(network, params, views)
+    of_split: Mapping[str, Views] = (
+        {name: views for name in SPLITS} if isinstance(views, str) else views  # noqa: C420 - keeps the type
+    )
 
     def made() -> dict[str, Features]:
+        compute = {v: features_by(network, params, v) for v in set(of_split.values())}
         splits = {name: store.split(name) for name in SPLITS}
         return {
-            name: features_of_images(compute, split.read, split.frame["image_id"].astype(str).tolist(), name)
+            name: features_of_images(
+                compute[of_split[name]], split.read, split.frame["image_id"].astype(str).tolist(), name
+            )
             for name, split in splits.items()
             if len(split)
         }
@@ -186,7 +202,7 @@ def digest_of(features: Mapping[str, Features]) -> str:
 
 def _read(path: Path, origin: Origin) -> Mapping[str, Features]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
         described = json.loads(str(arrays.pop("description")))
         wanted = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(arrays)}

@@ -1,4 +1,5 @@
-"""A head to start from, by public images that have labels of the same findings.
+"""A head to start from, by public images that have labels of the same findings: trained on them, or that of
+the weights, calibrated on them.
 
 The released steps of a small budget go a short way; it helps to begin them where other hospitals' images
 point. The head is trained on kept features as any other (`training.head`), without privacy, on public images
@@ -15,9 +16,11 @@ starts from, and enter it by their digest, which its noise is bound to.
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from jaxcxr.training.directions import Directions
@@ -99,15 +102,52 @@ def _descended(
     return moved
 
 
+def calibrated(
+    logits: Float[np.ndarray, "n findings"], labels: Float[np.ndarray, "n findings"]
+) -> tuple[Float[np.ndarray, "findings"], Float[np.ndarray, "findings"]]:
+    """Slope, from 0 to 1, and intercept that calibrate each finding's logits by public images' labels.
+
+    A head that was trained with class weights predicts too much of every finding; released steps would be
+    spent on its intercepts. A finding with fewer than `FEWEST` positive or negative images, or whose logits
+    say nothing or the contrary, keeps slope 1 and intercept 0.
+
+    Args:
+        logits: of public images.
+        labels: 1, 0 or NaN (unknown).
+    """
+    slopes, offsets = np.ones(logits.shape[1]), np.zeros(logits.shape[1])
+    for f in range(logits.shape[1]):
+        known = ~np.isnan(labels[:, f])
+        x, y = logits[known, f], labels[known, f]
+        if min((y == 1).sum(), (y == 0).sum()) < FEWEST:
+            continue
+        slope, _ = _regression(x, y)
+        if slope > 0:
+            slopes[f] = min(slope, 1.0)
+            offsets[f] = _intercept(slopes[f] * x, y)
+    return slopes, offsets
+
+
+def _intercept(logits: Float[np.ndarray, "n"], labels: Float[np.ndarray, "n"]) -> float:
+    """What the logits lack for their mean probability to be the share of positive labels."""
+    found: Any = brentq(lambda offset: expit(logits + offset).mean() - labels.mean(), -50, 50)
+    return float(found)
+
+
 def _slope(logits: Float[np.ndarray, "n"], labels: Float[np.ndarray, "n"]) -> float:
     """Of the logistic regression of labels on logits, with an intercept; from 0 to 1."""
     known = ~np.isnan(labels)
     if not known.any() or not np.ptp(logits[known]) > 0:
         return 0.0
-    design = np.stack([logits[known], np.ones(known.sum())], axis=1)
+    return float(np.clip(np.nan_to_num(_regression(logits[known], labels[known])[0]), 0, 1))
+
+
+def _regression(logits: Float[np.ndarray, "n"], labels: Float[np.ndarray, "n"]) -> Float[np.ndarray, "2"]:
+    """Slope and intercept of the logistic regression of known labels on logits, by Newton's steps."""
+    design = np.stack([logits, np.ones(len(logits))], axis=1)
     found = np.zeros(2)
     for _ in range(_NEWTON_STEPS):
         p = expit(design @ found)
         curvature = design.T * (p * (1 - p)) @ design + 1e-6 * np.eye(2)
-        found += np.linalg.solve(curvature, design.T @ (labels[known] - p))
-    return float(np.clip(np.nan_to_num(found[0]), 0, 1))
+        found += np.linalg.solve(curvature, design.T @ (labels - p))
+    return found

@@ -312,7 +312,9 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
 
 
 def _by_features(config: Experiment, params: Any, store: Store) -> dict[str, np.ndarray] | None:
-    """Probabilities by the features that a run of the head has kept, for every split; None for other runs."""
+    """Probabilities by the features that a run of the head has kept, for the held-out splits; None for other
+    runs.
+    """
     if not config.training.keeps_features:
         return None
     from scipy.special import expit
@@ -322,7 +324,11 @@ def _by_features(config: Experiment, params: Any, store: Store) -> dict[str, np.
     sided = config.model.prediction_views != "one"
     other_side = mirror_permutation(config.data.findings) if sided else None
     kept = private_features(config, store, params)
-    return {name: expit(logits_by_features(params, rows, other_side)) for name, rows in kept.items()}
+    return {
+        name: expit(logits_by_features(params, rows, other_side))
+        for name, rows in kept.items()
+        if name != "train"
+    }
 
 
 def headline(plan: Any) -> str:

@@ -15,11 +15,10 @@ from pydantic import Field
 
 from jaxcxr import accounting
 from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
-from jaxcxr.data.findings import can_be_mirrored
-from jaxcxr.data.store import open_store
+from jaxcxr.data.findings import can_be_mirrored, has_sides
 from jaxcxr.errors import InputError
 from jaxcxr.training.directions import MOST, number_of_directions
-from jaxcxr.training.head_data import labelled_findings
+from jaxcxr.training.head_data import can_be_calibrated
 from jaxcxr.training.weights import provenance, weights_folder
 
 AGREEMENT = 0.15
@@ -62,6 +61,8 @@ class HeadRule:
         up_to: the head is recommended where N epsilon, over the root of the number of findings, is at most
             this.
         up_to_random: the same where the network below starts from random weights.
+        up_to_epochs: the head is also recommended where the network starts from given weights, and fewer
+            passes over N than this may be computed.
         steps: of everybody.
         clip: the clip norm is this over the root of the number of findings, in units in which public images
             have coordinates of length 1, and residuals at a head of zero are 1 / 2: 1 / 2 clips few images,
@@ -73,12 +74,14 @@ class HeadRule:
         from_zero, from_public: what both are multiplied by where the steps start at zero, or at a head of
             public images.
         thumbnail: as in the model configuration, where the steps do not start from the head of the weights.
-        prediction_views: as in the model configuration; features are computed for every view.
+        prediction_views: as in the model configuration, where no finding has a side; features are computed
+            for every view. Where one has, the head is trained on images as they are, and predicts those.
     """
 
     __pydantic_config__ = STRICT
     up_to: Positive
     up_to_random: Positive
+    up_to_epochs: Positive | None = None
     steps: PositiveInt = 32
     clip: Positive = 0.125
     length: Positive = 8.0
@@ -96,7 +99,9 @@ class HeadRule:
             start: as in the head's configuration.
         """
         length = self.longest if signal is None else min(self.longest, self.length * math.sqrt(signal / 100))
-        length *= {"weights": 1.0, "zero": self.from_zero, "public": self.from_public}[start]
+        length *= {"weights": 1.0, "calibrated": 1.0, "zero": self.from_zero, "public": self.from_public}[
+            start
+        ]
         return length / self.steps * (0.5 / self.clip if signal is not None else 1.0)
 
 
@@ -225,23 +230,28 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
             class_counts_noise_multiplier=None,
         )
     model = config.model
-    if section.start != "weights":  # which were trained without one
+    if section.start not in ("weights", "calibrated"):  # which were trained without one
         model = dataclasses.replace(model, thumbnail=head.thumbnail)
-    if can_be_mirrored(config.data.findings):
+    if not has_sides(config.data.findings):
         model = dataclasses.replace(model, prediction_views=head.prediction_views)
     return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)
 
 
-def start_of_head(config: Experiment) -> Literal["weights", "zero", "public"]:
+def start_of_head(config: Experiment) -> Literal["weights", "calibrated", "zero", "public"]:
     """Where a head begins, by public facts alone: as the configuration says, except that from random weights
-    it is zero, and where the weights have a head of zeros it is one of public images, if these have labels.
+    it is zero, where the weights have a head of zeros it is one of public images, if these have labels, and
+    where they have another one it is calibrated on public images, if these have labels.
     """
     head, weights = config.head, config.model.weights
     if weights is None:
         return "zero"
-    if head.start != "weights" or provenance(weights_folder(weights)).get("head") != "zero":
+    if head.start != "weights":
         return head.start
-    if head.public is None or not labelled_findings(open_store(head.public), config.data.findings):
+    told = provenance(weights_folder(weights))
+    if told.get("head") != "zero":
+        drawn = bool(((told.get("config") or {}).get("data") or {}).get("synthetic"))
+        return "calibrated" if can_be_calibrated(config, drawn) else "weights"
+    if head.public is None or not can_be_calibrated(config, trained_on_drawn=False):
         return "zero"
     return "public"
 
@@ -255,17 +265,28 @@ def _is_for_the_head(config: Experiment, n_units: int, rule: Rule) -> bool:
     if rule.head is None:
         return False
     most = rule.head.up_to_random if config.model.weights is None else rule.head.up_to
-    return _signal(config, n_units) <= most
+    return _signal(config, n_units) <= most or _passes_are_few(config, n_units, rule)
 
 
-def _passes(config: Experiment, n_units: int, band: Band) -> float:
-    """Image passes of a run by the rule: those of the configuration, but at most the band's."""
+def _passes_are_few(config: Experiment, n_units: int, rule: Rule) -> bool:
+    if rule.head is None or rule.head.up_to_epochs is None or config.model.weights is None:
+        return False
+    return _epochs(config, n_units) < rule.head.up_to_epochs
+
+
+def _epochs(config: Experiment, n_units: int) -> float:
+    """Passes over N that the configuration allows."""
     training = config.training
     epochs = (
         training.epochs if training.steps is None else training.steps * training.expected_batch_size / n_units
     )
     assert epochs is not None  # Experiment.check
-    return min(epochs, band.epochs) * n_units
+    return epochs
+
+
+def _passes(config: Experiment, n_units: int, band: Band) -> float:
+    """Image passes of a run by the rule: those of the configuration, but at most the band's."""
+    return min(_epochs(config, n_units), band.epochs) * n_units
 
 
 def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tuple[Experiment, list[str]]:
@@ -282,7 +303,12 @@ def by_recipe(recipe: str, config: Experiment, n_units: int, rule: Rule) -> tupl
 
 def _of_the_head_in_words(chosen: Experiment) -> str:
     t = chosen.training
-    starts = {"weights": "that of its weights", "zero": "zero", "public": "a head of the public images"}
+    starts = {
+        "weights": "that of its weights",
+        "calibrated": "that of its weights, calibrated on public images",
+        "zero": "zero",
+        "public": "a head of the public images",
+    }
     start = starts[chosen.head.start]
     clipped = "" if chosen.privacy is None else f", clip norm {chosen.privacy.l2_clip_norm:.3g}"
     return (
@@ -321,12 +347,18 @@ def choice(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> 
 
 
 def _why(config: Experiment, chosen: Experiment, n_units: int, rule: Rule) -> list[str]:
-    """The number by which the rule decides between head and whole network; nothing if it does not."""
+    """What the rule decides by between head and whole network; nothing if it does not."""
     if rule.head is None:
         return []
     start, most = "given", rule.head.up_to
     if config.model.weights is None:
         start, most = "random", rule.head.up_to_random
+    if _signal(config, n_units) > most and _passes_are_few(config, n_units, rule):
+        return [
+            f"why the head alone: the configuration allows {_epochs(config, n_units):.2g} passes over "
+            f"{n_units:,} units, fewer than {rule.head.up_to_epochs:g}, from which on the whole network is "
+            "recommended"
+        ]
     part = "the head alone" if chosen.training.keeps_features else "the whole network"
     relation = "at most" if chosen.training.keeps_features else "above"
     return [
@@ -345,7 +377,7 @@ def _hopeless(chosen: Experiment, n_units: int) -> list[str]:
         * math.sqrt(findings * k)
         / n_units
     )
-    most = AGREEMENT_OF_WEIGHTS if chosen.head.start == "weights" else AGREEMENT
+    most = AGREEMENT_OF_WEIGHTS if chosen.head.start in ("weights", "calibrated") else AGREEMENT
     if noise <= most:
         return []
     kept = chosen.head.start != "zero"

@@ -13,6 +13,7 @@ from jaxcxr.data.store import open_store
 from jaxcxr.digests import sealed
 from jaxcxr.report.evaluated_runs import finished_runs
 from jaxcxr.report.figures.sweep_figures import figure_2
+from jaxcxr.report.gains import bought_and_paid
 from jaxcxr.report.paper.supplementary_tables import summarise, write_tables
 from jaxcxr.report.screen import sweep_text
 from jaxcxr.report.sweep_privacy import write_cost
@@ -22,7 +23,7 @@ from jaxcxr.training.cpu_allocator import keep_memory
 from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
 
 WRITES = (
-    "report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, correlations.csv, "
+    "report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, gains.csv, correlations.csv, "
     "figure_2.png, figure_2.svg, tables/, figures/, and a run folder for each budget"
 )
 
@@ -102,8 +103,18 @@ def _write(first: Experiment, out: Path, beside: Path | None, untouched: pd.Data
     figure_2(summary, out, beside=other)
     folders = {run.epsilon: out / budget_name(run.epsilon) for run in runs}
     images = open_store(Path(first.data.store)).manifest
-    write_sweep(out, runs, folders, first.evaluation, images, first.data.findings)
+    written = write_sweep(out, runs, folders, first.evaluation, images, first.data.findings)
     print(f"\n{sweep_text(summary, untouched)}\n")
+    _print_gains(out, written)
     if any(math.isfinite(run.epsilon) for run in runs):
         print(f"{write_cost(out)}\n")
     print(f"{out}: {WRITES}")
+
+
+def _print_gains(out: Path, written: Sequence[Path]) -> None:
+    """What private training bought and what privacy cost, as far as it was measured."""
+    tables = {
+        path.stem: pd.read_csv(path) for path in written if path.parent == out and path.suffix == ".csv"
+    }
+    if "gains" in tables:
+        print("\n".join([*bought_and_paid(tables["gains"], tables.get("comparisons")), ""]))

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxcxr.report import run_facts as said
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.evaluation_facts import estimate, how, suppressed, suppressed_sentence, worst_off
+from jaxcxr.report.how_trained import differences
 from jaxcxr.report.page import alt_texts
 from jaxcxr.report.page.comparison_tables import budget_tables
 from jaxcxr.report.page.page_tables import Cell, Table, correlation_table, estimated, text_table
@@ -92,6 +93,7 @@ def sweep_page(sweep: Sweep) -> Page:
     text = "One model per privacy budget" + (", and one without privacy" if math.inf in sweep.budgets else "")
     first = sweep.evaluations.loc[sweep.evaluations["epsilon"] == sweep.budgets[0]]
     trained = "Not known here." if described is None else said.trained(described, sweep.findings)
+    differing = differences(sweep.facts)
     risk, told = ((), ()) if sweep.folder is None else risk_sections(sweep.folder)
     return Page(
         title=f"Sweep {sweep.name}: report",
@@ -105,6 +107,7 @@ def sweep_page(sweep: Sweep) -> Page:
         overview=_overview(sweep),
         conclusions=(
             *sweep_conclusions(sweep.evaluations, sweep.comparisons, sweep.correlations, sweep.starts),
+            *([differing] if differing else []),
             *told,
         ),
         how=as_sentence(how(sweep.evaluations)),
