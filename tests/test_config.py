@@ -20,10 +20,12 @@ from jaxcxr.models.heads import HeadMapping
 from jaxcxr.report.card.statement import Statement
 from jaxcxr.workflows.recipes import Rule
 from jaxcxr.workflows.study import Study
+from jaxcxr.workflows.tuning import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 OTHER_KINDS: dict[str, type] = {
+    "tuning": Grid,
     "ablations": Study,
     "choices": Study,
     "heads": Study,

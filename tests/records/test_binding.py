@@ -113,6 +113,11 @@ DECIDE_NOTHING = {
     ),  # a configuration acts through its values, which are bound
     *("jaxcxr.digests", "jaxcxr.signals"),  # refuse what is damaged, and end a run between two steps
     *(
+        "jaxcxr.launch.__init__",
+        "jaxcxr.launch.jobs",
+        "jaxcxr.launch.board",
+    ),  # say which process makes the features
+    *(
         "jaxcxr.data.__init__",
         "jaxcxr.data.manifest",
         "jaxcxr.data.duplicates",

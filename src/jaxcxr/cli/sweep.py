@@ -121,7 +121,7 @@ def _tune(arguments: Arguments, flags: Sequence[str]) -> None:
             "--tune draws the settings from its grid for one --budget: expected none of --eps, --recipe, "
             "--beside and --launcher"
         )
-    base = override(load(Experiment, arguments.config), flags, prog="jaxcxr sweep --config FILE")
+    base = experiment_of(arguments.config, flags, PROGRAM)
     say(f"{arguments.config}: loading JAX")
     from jaxcxr.workflows.tuning import Grid, rehearse_tuning, tune
 

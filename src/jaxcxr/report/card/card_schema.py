@@ -334,7 +334,6 @@ class PrivacyCard(_Strict):
     patients: list[PatientRow]
     mechanisms: list[MechanismRow]
     tuning: TuningRow | None = Field(
-        default=None,
         description="the choice of this model among several runs, whose cost is in every figure; null if it "
         "was the only one",
     )
