@@ -89,11 +89,24 @@ def tuned(base: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         with pytest.raises(InputError, match="not chosen yet"):
             build_release(out / "run_000")
         trained = json.loads((out / "run_001" / "run.json").read_text())
+        best, choices = tuning._best, []
+
+        def killed_at_first(ledger: Any) -> Any:
+            choices.append(best(ledger))
+            if len(choices) == 1:
+                raise Killed
+            return choices[-1]
+
+        patch.setattr(tuning, "_best", killed_at_first)
+        with pytest.raises(Killed):
+            tune(base, GRID, BUDGET, out, silent)
+        with pytest.raises(InputError, match="not chosen yet"):
+            build_release(out / str(choices[0]))
         chosen = tune(base, GRID, BUDGET, out, silent)
         assert runs == ["run_000", "run_001", "run_001", "run_002"]
         assert json.loads((out / "run_001" / "run.json").read_text()) == trained  # not begun anew
         assert tune(base, GRID, BUDGET, out, silent) == chosen
-        assert len(runs) == 4
+        assert (len(runs), len(choices), choices[0]) == (4, 2, choices[1])
     assert chosen is not None
     return Tuned(base, out, chosen, runs)
 
