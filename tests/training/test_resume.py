@@ -28,8 +28,6 @@ from jaxcxr.training.weights import save_weights
 from tests.conftest import changed
 from tests.training.tiny import MAKE_NETWORK, tiny_network
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class StopError(Exception):
     """Ends a run before its first step."""
