@@ -58,8 +58,10 @@ def quick_compilation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(variable, "1")
         jax.config.update(setting, True)
+        jax.clear_caches()  # what is compiled is kept by program alone, not by setting
         yield
         jax.config.update(setting, before)
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
