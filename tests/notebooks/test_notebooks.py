@@ -65,8 +65,8 @@ def test_a_notebook_is_kept_as_it_ran(path: Path) -> None:
     assert pictures(cells) > 0
 
 
-LONG = ("01_first_private_model", "04_fairness")
-"""Notebooks of commands that other tests run as well."""
+LONG = ("01_first_private_model", "04_fairness", "06_per_example_gradients")
+"""Notebooks of commands and examples that other tests run as well."""
 
 
 @pytest.mark.skipif(os.environ.get("JAXCXR_QUICK") != "1", reason="JAXCXR_QUICK=1 runs the notebooks")
