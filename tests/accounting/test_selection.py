@@ -121,3 +121,11 @@ def test_choices_and_releases_add_up() -> None:
     curve = choice.curve(epsilons)
     assert curve[1] == pytest.approx(DELTA, rel=1e-3)
     assert curve[0] > curve[1] > curve[2]
+
+
+def test_a_choice_covers_what_a_candidate_releases_and_nothing_else() -> None:
+    counts, few, many = Spending(1.0, 9.0, 1), Spending(0.1, 1.0, 50), Spending(0.1, 2.0, 80)
+    choice = Choice(((counts, few), (many,)), 2.0, "geometric")
+    assert all(choice.covers(spent) for spent in ([], [few], [counts, few], [many], [Spending(0.1, 2.0, 7)]))
+    for spent in ([Spending(0.1, 1.0, 51)], [few, many], [Spending(0.1, 1.5, 1)], [counts, many]):
+        assert not choice.covers(spent)

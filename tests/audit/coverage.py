@@ -53,6 +53,17 @@ def fits(rng: np.random.Generator) -> dict[str, float]:
     }
 
 
+def white_box(
+    included: np.ndarray, mu: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each canary's likelihood ratio (log), and per step its score and whether it was drawn, as whoever sees
+    every release along orthonormal directions has them; a draw moves a score by `mu`.
+    """
+    drawn = included & (rng.random((STEPS, len(included))) < RATE)
+    seen = rng.normal(size=drawn.shape) + mu * drawn
+    return np.log1p(RATE * np.expm1(mu * seen - mu**2 / 2)).sum(axis=0), seen, drawn
+
+
 def bounds(seed: int = 0) -> Callable[[np.random.Generator], dict[str, bool]]:
     """Whether each bound at 95 % exceeds the truth: white-box scores of the claimed mechanism."""
     sigma = accounting.calibrated_noise(1.0, DELTA, RATE, STEPS)
@@ -61,16 +72,11 @@ def bounds(seed: int = 0) -> Callable[[np.random.Generator], dict[str, bool]]:
     curve = roc(RATE, sigma, STEPS, DELTA)
     null = simulated_statistics(curve, m, m // 2, np.random.default_rng(seed), 999)
 
-    def scored(included: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        drawn = included & (rng.random((STEPS, m)) < RATE)
-        seen = rng.normal(size=drawn.shape) + mu * drawn
-        return np.log1p(RATE * np.expm1(mu * seen - mu**2 / 2)).sum(axis=0), seen, drawn
-
     def of(rng: np.random.Generator) -> dict[str, bool]:
         included = rng.random(m) < 0.5
         half = np.arange(m) < m // 2
-        scores, seen, drawn = scored(included, rng)
-        p = (1 + (null >= rank_statistic(scored(half, rng)[0], half)).sum()) / 1000
+        scores, seen, drawn = white_box(included, mu, rng)
+        p = (1 + (null >= rank_statistic(white_box(half, mu, rng)[0], half)).sum()) / 1000
         # the hardest case for guesses: each right with the probability that epsilon allows, and no more
         right = rng.random(m) < 1 / (1 + math.exp(-1.0))
         guessed = np.where(right, 1.0, -1.0) * (1 + rng.random(m))

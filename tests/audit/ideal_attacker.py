@@ -16,20 +16,18 @@ from jaxcxr.audit.attacks import CONFIDENCE, SHARES, SHIFT
 from jaxcxr.audit.lower_bounds import epsilon_from_scores
 from jaxcxr.audit.rank_bound import rank_epsilon
 from jaxcxr.audit.shift_bound import epsilon_from_shift, shift_lower
+from tests.audit.coverage import DELTA, RATE, STEPS, white_box
 
-RATE, STEPS, DELTA = 0.1, 64, 1e-5
 CLAIMS = 1.0, 4.0, 8.0
 
 
 def proved(claim: float, canaries: int, rng: np.random.Generator) -> dict[str, float]:
     """Share of `claim` that each bound proves: in an audit, two runs of `canaries`; alone at 95 %, one run."""
     sigma = accounting.calibrated_noise(claim, DELTA, RATE, STEPS)
-    mu, spent = 1 / sigma, Spending(RATE, sigma, STEPS)
+    spent = Spending(RATE, sigma, STEPS)
     included = np.arange(2 * canaries) % 2 == 0
     rng.shuffle(included)
-    drawn = included & (rng.random((STEPS, 2 * canaries)) < RATE)
-    seen = rng.normal(size=drawn.shape) + mu * drawn
-    likelihoods = np.log1p(RATE * np.expm1(mu * seen - mu**2 / 2)).sum(axis=0)
+    likelihoods, seen, drawn = white_box(included, 1 / sigma, rng)
     one = slice(canaries)
     shift = shift_lower(seen, drawn, 1 - (1 - CONFIDENCE) * SHARES[SHIFT])
     bounds = {

@@ -1,6 +1,7 @@
 """Features that are computed once: right, private, of each image alone, and made anew where they must be."""
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,19 @@ def test_another_head_needs_no_other_features_and_anything_else_does(store: Stor
         digest(size=64),
     ]
     assert len({digest(), *others}) == 6
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    store: Store, params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Any, **_: Any) -> None:
+        file.write(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(InputError, match="free some space"):
+        features_of_store(NETWORK, params, store, "one", say=quiet)
+    assert files(store) == []
 
 
 def test_random_weights_leave_no_file(store: Store, params: Any) -> None:

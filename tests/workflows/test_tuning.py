@@ -197,6 +197,22 @@ def test_another_grid_budget_or_configuration_is_refused(tuned: Tuned) -> None:
     assert (tuned.out / TUNING).read_bytes() == ledger
 
 
+def test_of_two_that_begin_at_once_one_makes_secret_and_terms(
+    base: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real, began = tmp_path / "tune", tuning._require_validation, []
+
+    def another_begins(*_: Any) -> None:
+        monkeypatch.setattr(tuning, "_require_validation", real)
+        began.append(tuning._begun(base, GRID, BUDGET, out, silent))
+
+    monkeypatch.setattr(tuning, "_require_validation", another_begins)
+    _, ledger, secret = tuning._begun(base, GRID, BUDGET, out, silent)
+    ((_, other, others_secret),) = began
+    assert (ledger.terms, ledger.head_of_terms, secret) == (other.terms, other.head_of_terms, others_secret)
+    assert len((out / TUNING).read_text().splitlines()) == 1
+
+
 def test_another_secret_would_draw_the_runs_anew(tuned: Tuned, tmp_path: Path) -> None:
     shutil.copytree(tuned.out, tmp_path / "copy", ignore=shutil.ignore_patterns("run_*"))
     (tmp_path / "copy" / SECRET).write_bytes(bytes(32))

@@ -83,6 +83,14 @@ class Choice:
             return None
         return _repeated(different, self.mean_runs, self.repetitions)
 
+    def covers(self, spent: Sequence[Spending]) -> bool:
+        """Whether one of the candidates releases at least what was spent."""
+        for run in self.candidates:
+            most = {(s.sample_rate, s.noise_multiplier): s.steps for s in run}
+            if all(s.steps <= most.get((s.sample_rate, s.noise_multiplier), 0) for s in spent):
+                return True
+        return False
+
     def curve(
         self, epsilons: Float[np.ndarray, " points"], also: Sequence[Spending] = ()
     ) -> Float[np.ndarray, " points"]:

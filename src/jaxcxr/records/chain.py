@@ -12,11 +12,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from jaxcxr.digests import record, recorded
 from jaxcxr.errors import InputError
 
+EntryT = TypeVar("EntryT", bound=BaseModel)
 CHARACTERS = 32
 """Hexadecimal digits of a chain value: 128 bits."""
 
@@ -93,6 +96,27 @@ def append(path: Path, kind: str, chain: Chain, lines: Sequence[dict[str, Any]])
         file.flush()
         os.fsync(file.fileno())
     record(path.parent, {path.name: mark_of(number, head)})
+
+
+def entry_of(model: type[EntryT], values: dict[str, Any], path: Path, number: int, otherwise: str) -> EntryT:
+    """A line of a chained file as `model`.
+
+    Args:
+        model: of such lines.
+        values: of the line.
+        path: the file.
+        number: of the line.
+        otherwise: what the sentence says of a line that is none, as `no entry of a tuning's ledger`.
+
+    Raises:
+        InputError: the line does not fit the model.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: line {number} is {otherwise} ({where}: {first['msg']})") from None
 
 
 @contextmanager

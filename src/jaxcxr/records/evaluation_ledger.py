@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import append, needed, read_chain, require_mark
+from jaxcxr.records.chain import append, entry_of, needed, read_chain, require_mark
 
 EVALUATIONS, LOCK = "evaluations.jsonl", ".evaluations.lock"
 _KIND, _WHAT = "evaluations", "the ledger of its held-out patients"
@@ -85,17 +85,11 @@ class EvaluationLedger:
         self._terms = _Terms(store=store, unit="patient", adjacency="add_remove", delta=delta)
         self._releases: list[_Release] = []
         for number, values in enumerate(self._chain.lines, start=1):
-            try:
-                if number == 1:
-                    self._require(_Terms.model_validate(values))
-                else:
-                    self._releases.append(_Release.model_validate(values))
-            except ValidationError as error:
-                where = ".".join(str(part) for part in error.errors()[0]["loc"])
-                raise InputError(
-                    f"{path}: line {number} is no entry of an evaluation ledger ({where}: "
-                    f"{error.errors()[0]['msg']})"
-                ) from None
+            line = path, number, "no entry of an evaluation ledger"
+            if number == 1:
+                self._require(entry_of(_Terms, values, *line))
+            else:
+                self._releases.append(entry_of(_Release, values, *line))
 
     def _require(self, found: _Terms) -> None:
         if found.store != self._terms.store:

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jaxcxr.accounting import Spending
 from jaxcxr.accounting.selection import Choice, Repetitions
 from jaxcxr.atomic import writing
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import append, read_chain, require_mark
+from jaxcxr.records.chain import append, entry_of, read_chain, require_mark
 
 TUNING: Final = "tuning.jsonl"
 _KIND = "tuning"
@@ -33,8 +33,6 @@ _NAMED = {
     "epsilon": "the budget",
     "store": "the cohort",
 }
-_CALIBRATED = ("noise_multipliers", "costs", "score_noise_multiplier")
-"""Terms that follow from the others, by the accountant of the version that began."""
 
 
 class _Line(BaseModel):
@@ -137,20 +135,14 @@ class TuningLedger:
         self.scored: dict[str, Scored] = {}
         self.end: Chosen | None = None
         for number, values in enumerate(self._chain.lines, start=1):
-            try:
-                if number == 1:
-                    self.terms = TuningTerms.model_validate(values)
-                elif "chosen" in values:
-                    self.end = Chosen.model_validate(values)
-                else:
-                    line = Scored.model_validate(values)
-                    self.scored[line.run] = line
-            except ValidationError as error:
-                where = ".".join(str(part) for part in error.errors()[0]["loc"])
-                raise InputError(
-                    f"{self._path}: line {number} is no entry of a tuning's ledger ({where}: "
-                    f"{error.errors()[0]['msg']})"
-                ) from None
+            line = self._path, number, "no entry of a tuning's ledger"
+            if number == 1:
+                self.terms = entry_of(TuningTerms, values, *line)
+            elif "chosen" in values:
+                self.end = entry_of(Chosen, values, *line)
+            else:
+                scored = entry_of(Scored, values, *line)
+                self.scored[scored.run] = scored
 
     @property
     def head_of_terms(self) -> str:
@@ -174,15 +166,9 @@ class TuningLedger:
             )
 
     def begin(self, terms: TuningTerms) -> None:
-        """Write the terms, or find them there already.
-
-        Raises:
-            InputError: the folder holds a tuning with other terms, which are named.
-        """
-        if self.terms is None:
-            self._append(terms)
-            return
-        self.require(terms.model_dump(exclude={"tuning", *_CALIBRATED}))
+        """Write the terms; nobody has begun the tuning."""
+        assert self.terms is None
+        self._append(terms)
 
     def record(self, line: Scored | Chosen) -> None:
         """Append what a run scored, or the end.
@@ -226,7 +212,8 @@ def tuning_of(
     ledger = TuningLedger(path.parent)
     if ledger.terms is None or fact.get("terms") != ledger.head_of_terms:
         raise InputError(f"{run}: belongs to another tuning than {path}")
-    _require_candidate(run, ledger.terms, spendings)
+    if not ledger.terms.choice.covers(spendings):
+        raise InputError(f"{run}: released something else than any candidate of its tuning")
     return OfTuning(ledger.terms, _standing(ledger, name, head))
 
 
@@ -236,12 +223,3 @@ def _standing(ledger: TuningLedger, name: str, head: str) -> Standing:
     chosen = None if ledger.end.chosen is None else ledger.scored.get(ledger.end.chosen)
     is_it = chosen is not None and (chosen.name, chosen.ledger) == (name, head)
     return "chosen" if is_it else "not chosen"
-
-
-def _require_candidate(run: Path, terms: TuningTerms, spendings: Sequence[Spending]) -> None:
-    """Refuse a run that released more than any candidate does, or something else."""
-    for cost in terms.costs:
-        most = {(part.sample_rate, part.noise_multiplier): part.steps for part in cost}
-        if all(s.steps <= most.get((s.sample_rate, s.noise_multiplier), 0) for s in spendings):
-            return
-    raise InputError(f"{run}: released something else than any candidate of its tuning")

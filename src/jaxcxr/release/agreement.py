@@ -13,7 +13,7 @@ from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.audit.lower_bounds import one_run_epsilon
 from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.release.contents import CARD_JSON
-from jaxcxr.report.card.card_facts import COUNTS, images_per_step, released_by
+from jaxcxr.report.card.card_facts import COUNTS, choice_of, guarantee_of, images_per_step, released_by
 from jaxcxr.report.card.card_schema import AuditFinding, PrivacyCard
 from jaxcxr.run_folder import CONFIG
 
@@ -110,20 +110,11 @@ def card_with_itself(card: PrivacyCard, today: datetime.date) -> Iterator[str]:
         yield f"{CARD_JSON}: siblings: lists a model twice"
     if any(sibling.ledger == card.fingerprints.ledger for sibling in card.siblings or ()):
         yield f"{CARD_JSON}: siblings: lists the model itself"
-    if card.tuning is not None and not _is_candidate(card):
+    if card.tuning is not None and not choice_of(card.tuning).covers(guarantee_of(card).spent):
         yield f"{CARD_JSON}: tuning: its mechanisms are those of no candidate"
     if card.audit is not None:
         yield from _audit(card.audit)
     yield from _digests(card)
-
-
-def _is_candidate(card: PrivacyCard) -> bool:
-    """Whether one of the candidates of a card's tuning releases at least what the model's training did."""
-    for cost in card.tuning.costs if card.tuning else ():
-        most = {(part.sample_rate, part.noise_multiplier): part.steps for part in cost}
-        if all(row.steps <= most.get((row.sample_rate, row.noise_multiplier), 0) for row in card.mechanisms):
-            return True
-    return False
 
 
 def _audit(audit: AuditFinding) -> Iterator[str]:

@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jaxcxr.atomic import exclusive_lock
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
-from jaxcxr.records.chain import append, needed, read_chain, require_mark
+from jaxcxr.records.chain import append, entry_of, needed, read_chain, require_mark
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent
 from jaxcxr.report.card.card_schema import Identity, MechanismRow, PrivacyCard, SiblingRow, TuningRow
@@ -75,13 +75,7 @@ class Register:
                 if values != {"store": self._fingerprint}:
                     raise InputError(f"{path}: is the register of another store")
                 continue
-            try:
-                self._lines.append(_Registered.model_validate(values))
-            except ValidationError as error:
-                where = ".".join(str(part) for part in error.errors()[0]["loc"])
-                raise InputError(
-                    f"{path}: line {number} is not a register entry ({where}: {error.errors()[0]['msg']})"
-                ) from None
+            self._lines.append(entry_of(_Registered, values, path, number, "not a register entry"))
 
     def siblings_of(self, run: Path, spent: Spent, weights: str) -> list[SiblingRow]:
         """The other released models of the cohort, in order of release, without earlier states of this run.

@@ -83,15 +83,23 @@ def read_facts(folder: Path) -> Facts | None:
     """
     if not is_run(folder):
         return None
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / CONFIG}: cannot be read ({' '.join(str(error).split())})") from error
-    spent = spent_of(folder)
+    config, spent = read_sections(folder), spent_of(folder)
     name, facts = folder.resolve().name, read_run_facts(folder)
     if spent is None:
         return Facts(name, config, facts, None)
     return Facts(name, config, facts, spent.bounds(), found_by_attack(spent.guarantee, spent.delta))
+
+
+def read_sections(folder: Path) -> dict[str, Any]:
+    """The sections of a run's configuration as they stand there, also of an earlier version.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{folder / CONFIG}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def trained(facts: Facts, findings: Sequence[str]) -> str:

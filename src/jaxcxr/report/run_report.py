@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.compare import compare, read_pair
@@ -15,9 +14,8 @@ from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.report.evaluation_facts import estimate
 from jaxcxr.report.figures.model_curves import calibration_figure, roc_figure
 from jaxcxr.report.page.run_page import run_page, write_page
-from jaxcxr.report.run_facts import Facts, read_facts
+from jaxcxr.report.run_facts import Facts, read_facts, read_sections
 from jaxcxr.run_folder import (
-    CONFIG,
     EVALUATION,
     FIGURES,
     PREDICTIONS,
@@ -117,7 +115,7 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
         return None
     if theirs.get("store_fingerprint") != own.get("store_fingerprint"):
         return None
-    model = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")).get("model", {})
+    model = read_sections(folder).get("model", {})
     if theirs.get("prediction_views") != model.get("prediction_views", "one"):
         return None
     a, b, findings = read_pair(beside, folder)

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, PyTree, UInt8
 from tqdm import tqdm
 
-from jaxcxr.atomic import writing
+from jaxcxr.atomic import replacing, writing
 from jaxcxr.config import Views
 from jaxcxr.data.manifest import SPLITS
 from jaxcxr.data.store import Store
@@ -196,10 +196,9 @@ def kept(
 def _made(path: Path, origin: Origin, make: Callable[[], Mapping[str, Features]]) -> Mapping[str, Features]:
     made = make()
     described = {**dataclasses.asdict(origin), "format": _FORMAT, "sha256": digest_of(made)}
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with replacing(path) as part, os.fdopen(os.open(part, flags, 0o600), "wb") as file:
         np.savez(file, description=np.array(json.dumps(described)), **made)  # type: ignore[arg-type]
-    part.replace(path)
     return made
 
 

@@ -141,8 +141,7 @@ def _write(experiments: Mapping[float, Experiment], out: Path, beside: Path | No
 
 def _print_gains(out: Path, written: Sequence[Path]) -> None:
     """What private training bought and what privacy cost, as far as it was measured."""
-    tables = {
-        path.stem: pd.read_csv(path) for path in written if path.parent == out and path.suffix == ".csv"
-    }
-    if "gains" in tables:
-        print("\n".join([*bought_and_paid(tables["gains"], tables.get("comparisons")), ""]))
+    gained, compared = out / "gains.csv", out / "comparisons.csv"
+    if gained in written:
+        price = pd.read_csv(compared) if compared in written else None
+        print("\n".join([*bought_and_paid(pd.read_csv(gained), price), ""]))

@@ -22,7 +22,7 @@ from pydantic import Field
 from jaxcxr import accounting
 from jaxcxr.accounting.selection import Repetitions, number_of_runs
 from jaxcxr.accounting.tuning import PlannedRun, calibrated_choice, calibrated_score
-from jaxcxr.atomic import BusyError, exclusive_lock
+from jaxcxr.atomic import BusyError, exclusive_lock, writing
 from jaxcxr.config import STRICT, Experiment, validate
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.digests import digest_of
@@ -199,13 +199,21 @@ def _begun(
     settings, configs = candidate_configs(base, grid, budget)
     store = store_of(base, say)
     asked = _asked(base, grid, budget, settings, store)
-    ledger, secret = TuningLedger(out), read_secret(out)
-    if ledger.terms is None:
-        if out.exists() and any(file.name not in (SECRET, f"{SECRET}.part", _LOCK) for file in out.iterdir()):
-            raise InputError(f"{out}: the folder holds files but no tuning; expected a new or empty folder")
+    if TuningLedger(out).terms is None:
         _require_validation(store)
-        terms = _terms(asked, grid, configs, store, secret := secret or make_secret(out, None))
-        ledger.begin(terms)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+    # Of several processes that begin at once, one makes the secret and the terms.
+    with exclusive_lock(out / _LOCK, f"{out}: another process is beginning", _PATIENCE):
+        ledger, secret = TuningLedger(out), read_secret(out)
+        if ledger.terms is None:
+            known = (SECRET, f"{SECRET}.part", _LOCK, f"{_LOCK}.held")
+            if any(file.name not in known for file in out.iterdir()):
+                raise InputError(
+                    f"{out}: the folder holds files but no tuning; expected a new or empty folder"
+                )
+            secret = secret or make_secret(out, None)
+            ledger.begin(_terms(asked, grid, configs, store, secret))
     ledger.require(asked)
     assert ledger.terms is not None
     if secret is None or run_name(secret) != ledger.terms.tuning:
