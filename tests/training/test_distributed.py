@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcxr.config import Experiment, dump
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import read_ledger
