@@ -81,7 +81,7 @@ def test_pairs_of_one_stratum_alone_count(predictions: pd.DataFrame) -> None:
     page = strata_table(found)
     assert page is not None
     assert [line[0].text for line in page.foot] == ["within view, detector", "over all pairs"]
-    assert len(page.rows) == 4 and len(page.too_small) == 2
+    assert (len(page.rows), len(page.too_small)) == (4, 2)
     assert "within view, detector: 0." in strata_text(found)
 
 

@@ -1,9 +1,10 @@
 """What view, age, sex and the groups that a column map declares (a detector, the size of the original image)
 alone tell of a finding: shortcuts that a model may take in place of the disease.
 
-Ill patients are imaged lying down, at another device, and are older. A model that sees nothing but this has an AUROC, too, and
-that of a trained model is to be read beside it. A logistic regression on those columns of the manifest is
-fitted on the training images and judged on the test images, without any image being looked at.
+Ill patients are imaged lying down, at another device, and are older. A model that sees nothing but this has
+an AUROC, too, and that of a trained model is to be read beside it. A logistic regression on those columns of
+the manifest is fitted on the training images and judged on the test images, without any image being looked
+at.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.bootstrap import BLOCK, all_multiplicities, average, clusters
@@ -66,7 +66,6 @@ def within_strata(
         return None
     cluster = clusters(pd.Series(test["patient_id"]), config.resample)
     sampled = all_multiplicities(int(cluster.max()) + 1, config.seed, config.redraws)
-    rows = []
     won, pairs = (np.zeros((len(strata), len(findings), 1 + config.redraws)) for _ in range(2))
     notes = np.full((len(strata), len(findings)), "", object)
     lone = np.zeros((len(strata), len(findings)), bool)
@@ -83,23 +82,24 @@ def within_strata(
         own, pooled = won / pairs, won.sum(axis=0) / pairs.sum(axis=0)
     judged = notes == ""
     everyone = Group("all", f"within {spec.replace('*', ', ')}", "", np.ones(len(test), bool))
-    of_all = [
-        "" if judged[:, f].any() else "not defined: every stratum is too small" for f in range(len(findings))
-    ]
     alone = [
-        bool((lone[:, f] & judged[:, f]).any() and judged[:, f].sum() == 1) for f in range(len(findings))
+        bool(judged[:, f].sum() == 1 and (lone[:, f] & judged[:, f]).any()) for f in range(len(findings))
     ]
-    left_out = [
-        f"{int((~judged[:, f]).sum())} of {len(strata)} strata are too small and left out"
-        if judged[:, f].any() and not judged[:, f].all()
-        else of_all[f]
-        for f in range(len(findings))
-    ]
-    rows += _rows(everyone, test, findings, pooled, left_out, alone)
+    left_out = [_left_out(judged[:, f]) for f in range(len(findings))]
+    rows = _rows(everyone, test, findings, pooled, left_out, alone)
     for s, stratum in enumerate(strata):
         rows += _rows(stratum, test, findings, own[s], notes[s].tolist(), lone[s].tolist())
     keys, draws = zip(*rows, strict=True)
     return Estimates(framed(keys), np.stack(draws), policy_of(predictions, config))
+
+
+def _left_out(judged: Bool[np.ndarray, " strata"]) -> str:
+    """Note on the strata that a pooled figure is without."""
+    if not judged.any():
+        return "not defined: every stratum is too small"
+    if judged.all():
+        return ""
+    return f"{int((~judged).sum())} of {len(judged)} strata are too small and left out"
 
 
 def _won_and_pairs(y: Any, scores: Any, cluster: Any, sampled: Any) -> tuple[Any, Any]:

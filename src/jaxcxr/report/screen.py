@@ -70,8 +70,8 @@ def strata_text(evaluation: pd.DataFrame) -> str:
     if row is None or plain is None or np.isnan(row["value"]):
         return ""
     return (
-        f"average AUROC {row['label']}: {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], over all "
-        f"pairs {plain['value']:.3f}: what lies between comes from how the images were taken"
+        f"average AUROC {row['label']}: {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], over "
+        f"all pairs {plain['value']:.3f}: what lies between comes from how the images were taken"
     )
 
 

@@ -221,8 +221,8 @@ def run_experiment(
     Of several processes, the first one predicts, evaluates and reports. The report compares a private run
     with the non-private one beside it, unless `beside` is False (a sweep compares at its end, and writes the
     reports again). `judge_start` evaluates the weights that training starts from, too, where they predict the
-    findings, into `untouched/` of the run folder (a sweep has them beside its runs). `chosen` is what a recipe chose and why, and `tuning` names
-    the tuning that the run is one of, both for `run.json`.
+    findings, into `untouched/` of the run folder (a sweep has them beside its runs). `chosen` is what a
+    recipe chose and why, and `tuning` names the tuning that the run is one of, both for `run.json`.
 
     Returns:
         The evaluation; None in all processes but the first.

@@ -194,8 +194,8 @@ def without_small(groups: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def strata_table(evaluation: pd.DataFrame) -> Table | None:
-    """AUROC of each finding in each stratum, at the foot that within all of them and that over all pairs; None
-    without strata.
+    """AUROC of each finding in each stratum, at the foot that within all of them and that over all pairs;
+    None without strata.
     """
     rows = evaluation.loc[evaluation["metric"] == WITHIN]
     if rows.empty:
@@ -219,7 +219,7 @@ def strata_table(evaluation: pd.DataFrame) -> Table | None:
     return Table(
         "Within strata",
         "AUROC among images that were taken alike, with its 95 % interval. The pooled figure is the share of "
-        "pairs of a positive and a negative image of the same stratum that are ranked rightly; what is lacking "
+        "pairs of a positive and a negative image of the same stratum that are ranked rightly; what it lacks "
         "to the figure over all pairs is what the model has from the strata themselves. Strata that are too "
         "small are left out of it.",
         ("Stratum", "Images", *("Average" if f == "average" else title(f) for f in findings)),
