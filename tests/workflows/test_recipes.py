@@ -158,7 +158,7 @@ def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None
 
 def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     rule = HeadRule(up_to=1.0, up_to_random=1.0)
-    for start, factor in (("weights", 1.0), ("calibrated", 1.0), ("zero", 0.5), ("public", 0.125)):
+    for start, factor in (("weights", 1.0), ("calibrated", 1.0), ("zero", 0.5), ("public", 0.1875)):
         lengths = [
             rule.learning_rate(signal, start) * rule.steps * rule.clip / 0.5
             for signal in (25.0, 100.0, 400.0, 1e5)

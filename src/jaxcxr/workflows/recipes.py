@@ -89,7 +89,7 @@ class HeadRule:
     length: Positive = 8.0
     longest: Positive = 32.0
     from_zero: Positive = 0.5
-    from_public: Positive = 0.125
+    from_public: Positive = 0.1875
     thumbnail: Annotated[int, Field(ge=0, le=64)] = 16
     stage_statistics: tuple[str, ...] = ("efficientnet_lite0",)
     test_time_augmentation: Annotated[Views, Formerly("prediction_views")] = "mirrored"
