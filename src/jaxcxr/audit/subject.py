@@ -144,6 +144,8 @@ def subject_of(config: Experiment, split: Split, size: Size, rng: np.random.Gene
     Raises:
         InputError: the network cannot be narrowed, there is no image, or the budget cannot be met.
     """
+    if config.privacy is not None and config.privacy.noise_bands != 1:
+        raise InputError("privacy.noise_bands: an audit knows independent noise alone; expected 1")
     _require_network(config, size)
     cohort = _cohort(config, split, size)
     k = min(2, units_of(config, cohort)[1])

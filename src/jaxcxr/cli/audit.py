@@ -323,7 +323,7 @@ def _attack_release(folder: Path, arguments: Arguments) -> None:
         of_images=card.claim.unit == "image",
         most=arguments.pairs,
     )
-    spent = [accounting.Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in card.mechanisms]
+    spent = [row.spending for row in card.mechanisms]
     claimed = accounting.epsilon_pld(spent, delta, "replace_one")
     written = dataclasses.asdict(found) | {
         "epsilon_claimed": claimed,

@@ -56,6 +56,23 @@ def clip_norm(card: PrivacyCard) -> str | None:
     )
 
 
+def bands_of(card: PrivacyCard) -> int:
+    """Over how many steps noise is correlated; 1 if it is not."""
+    return max((row.bands for row in card.mechanisms), default=1)
+
+
+def turns(card: PrivacyCard) -> str | None:
+    """Noise that is correlated over several steps."""
+    bands = bands_of(card)
+    if not has_promise(card) or bands == 1:
+        return None
+    return (
+        f"noise that partly cancels from step to step (it is correlated over {bands} steps): training drew "
+        f"from {bands} groups in turn, to which patients were assigned at random, so that nobody was in two "
+        f"steps less than {bands} apart, and the figures count the steps of one group at its own sample rate"
+    )
+
+
 def choice(card: PrivacyCard) -> str | None:
     """The choice among several runs."""
     tuning = card.tuning
@@ -345,7 +362,7 @@ def starting_weights(card: PrivacyCard) -> str | None:
     return None if record is None else _STARTING_WEIGHTS[record]
 
 
-COVERED = (weights, class_counts, clip_norm, choice)
+COVERED = (weights, class_counts, clip_norm, turns, choice)
 NOT_COVERED = (
     uncovered_weights, large_delta, several_images, files_that_stay, tested_images, choosing_images, quality,
     unnoised_figures, noised_figures, thresholds, origin_of_split, duplicates_across, looked_up,
