@@ -64,10 +64,10 @@ class Facts(TypedDict, total=False):
     Every run has `jaxcxr` (the version) to `against_release` (codes of `records.declarations`); one that
     starts from given weights also `initial_weights_sha256`, one of a head on kept features `head` (where its
     directions come from: `training.head_data`), and one by a recipe `chosen` (what it chose and why, in
-    sentences). A private run has the fields of its mechanism,
-    `n_units` to `discrete_coordinates` (and `noise_column`, if its noise is correlated), what is known of its
-    starting weights (`initial_weights_record`) and the noise of its class counts, if there are any; one of a tuning's runs names its terms in `tuning`
-    (`records.tuning`). Weights that were evaluated without training have
+    sentences). A private run has the fields of its mechanism, `n_units` to `discrete_coordinates` (and
+    `noise_column`, if its noise is correlated), what is known of its starting weights
+    (`initial_weights_record`) and the noise of its class counts, if there are any; one of a tuning's runs
+    names its terms in `tuning` (`records.tuning`). Weights that were evaluated without training have
     `findings`, `prediction_views`, `evaluation`, `weights_sha256` and `store_fingerprint`. Keys that earlier
     versions did not write are absent from their runs; `code_fingerprint` is theirs alone.
     """

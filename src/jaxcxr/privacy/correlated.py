@@ -69,13 +69,6 @@ class Correlation:
         own = self.norm * z - jnp.sum(weights[:, None] * past, axis=0)
         return own, past.at[step % rows].set(own)
 
-    def whitened(self, rows: Float[np.ndarray, "steps d"]) -> Float[np.ndarray, "steps d"]:
-        """C w of the noise of steps 0, 1, ...: independent from step to step, of the deviation of z."""
-        found = np.zeros_like(rows)
-        for age, c in enumerate(self.column):
-            found[age:] += c / self.norm * rows[: len(rows) - age]
-        return found
-
 
 class Stream:
     """The correlated noise of a run, step after step; wherever it begins, the steps before are drawn again.

@@ -214,6 +214,7 @@ class AuditFinding(_Strict):
     noise: Literal["gaussian", "discrete"] | None = Field(
         default=None, description="how it was sampled; null if not recorded"
     )
+    bands: Annotated[int, Field(ge=1)] = Field(default=1, description="over how many steps it was correlated")
     steps: Count | None = Field(default=None, description="of each audited training; null if not recorded")
     runs: Count = Field(default=1, description="trainings that were attacked, with secrets of their own")
     canaries: Count = Field(description="units that were marked, over all trainings")
