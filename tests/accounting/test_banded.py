@@ -128,6 +128,9 @@ def test_the_number_of_bands_is_the_best_of_those_that_go() -> None:
     chosen = banded.chosen_bands(budget, (batch, n_units), steps)
     assert chosen == min(errors, key=lambda bands: errors[bands]) == 16
     assert errors[16] < 0.6 * errors[1]
+    assert errors[8] > 1.02 * errors[16]
+    # at a smaller budget eight bands are as good as sixteen, and take half the memory
+    assert banded.chosen_bands((4.71, 6e-6), (batch, n_units), steps) == 8
     # a group has to hold a batch, and there are no more bands than steps
     assert banded.chosen_bands(budget, (2000, n_units), steps) <= 4
     assert banded.chosen_bands(budget, (128, n_units), 3) <= 3

@@ -46,6 +46,7 @@ _DIGITS = 4
 _POWERS = (1.0, 0.4, 0.1)
 """Of the square root's coefficients, from which the search begins: between them and equal ones."""
 _FAR = 1e100
+_ENOUGH = 1.02
 
 
 def require_bands(bands: int, expected_batch_size: int, n_units: int, steps: int) -> None:
@@ -149,7 +150,8 @@ def coefficients(bands: int, steps: int) -> tuple[float, ...]:
 def chosen_bands(
     budget: tuple[float, float], batch: tuple[int, int], steps: int, already: Sequence[Spending] = ()
 ) -> int:
-    """The number of bands, a power of two up to `MOST_CHOSEN`, with the least noise on prefix sums.
+    """The number of bands, a power of two up to `MOST_CHOSEN`, with the least noise on prefix sums, or the
+    smallest with nearly as little (`_ENOUGH`), which takes less memory.
 
     Nothing but declared numbers decides: the noise multiplier that the budget asks for, times `prefix_error`.
 
@@ -167,4 +169,5 @@ def chosen_bands(
         return sigma * prefix_error(coefficients(bands, steps), steps)
 
     most = min(MOST_CHOSEN, steps, n_units // expected)
-    return min(itertools.takewhile(lambda b: b <= most, (1 << k for k in range(10))), key=error)
+    errors = {b: error(b) for b in itertools.takewhile(lambda b: b <= most, (1 << k for k in range(10)))}
+    return next(b for b, found in errors.items() if found <= _ENOUGH * min(errors.values()))

@@ -28,7 +28,7 @@ from jaxcxr.audit.recording import Recorder, Recording, deviation_of
 from jaxcxr.audit.reference import flat
 from jaxcxr.audit.sampling_checks import sampling_checks
 from jaxcxr.audit.subject import Subject, folder_of
-from jaxcxr.audit.turns import Turns, turns_check
+from jaxcxr.audit.turns import Turns, turns_check, whitened
 from jaxcxr.records.provenance import training_code_fingerprint
 from jaxcxr.training import batches
 from jaxcxr.training.plan import RunPlan
@@ -235,7 +235,7 @@ def _far_noise(recorder: Recorder, run: Recording) -> np.ndarray:
     if run.mechanism.bands > 1:  # which follows from all steps before: the next ones
         whole = range(run.plan.steps + _FAR_RELEASES)
         rows = noise_of_nothing(recorder, run.plan, run.bound, run.initial, whole)
-        return run.mechanism.correlation.whitened(rows)[run.plan.steps :]
+        return whitened(run.mechanism.correlation.column, rows)[run.plan.steps :]
     return noise_of_nothing(recorder, run.plan, run.bound, run.initial, steps)
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from jaxcxr.audit.reference import Leaf, Reference, flat, leaves_of
 from jaxcxr.audit.subject import Units, canary_ids, canary_of
-from jaxcxr.audit.turns import Turns
+from jaxcxr.audit.turns import Turns, unit_column, whitened
 from jaxcxr.privacy import exact_sum, sampling
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.binding import bound_secret
@@ -96,7 +96,7 @@ class Recording:
     @property
     def noise(self) -> Float[np.ndarray, "steps d"]:
         """Of every step, its correlation undone (`privacy.correlated`): independent by definition."""
-        return self.mechanism.correlation.whitened(np.stack([step.noise for step in self.steps]))
+        return whitened(self.mechanism.correlation.column, np.stack([step.noise for step in self.steps]))
 
     @property
     def turns(self) -> Turns:
@@ -347,13 +347,11 @@ class _Watch:
         products[np.diag_indices(len(own))] += 1e-6 * products.trace() / len(own)
         factor = np.linalg.cholesky(products)
         self._scored.appendleft((factor, own.astype(np.float64)))
-        column, norm = self._m.correlation.column, self._m.correlation.norm
-        past = [noise, *(record.noise for record in reversed(self.records[-len(column) + 1 :]))][
-            : len(column)
-        ]
-        own_noise = sum(c / norm * row for c, row in zip(column, past, strict=False))  # of this step alone
+        column = unit_column(self._m.correlation.column)
+        past = [noise, *(record.noise for record in self.records[: -len(column) : -1])]
+        own_noise = sum(c * row for c, row in zip(column, past, strict=False))  # of this step alone
         parts = [
-            c / norm * np.linalg.solve(of_step, rows @ own_noise)
+            c * np.linalg.solve(of_step, rows @ own_noise)
             for c, (of_step, rows) in zip(column, self._scored, strict=False)
         ]
         for record, part in zip(reversed(self.records), parts[1:], strict=False):

@@ -1,11 +1,27 @@
-"""Which steps a unit may be in, where groups take turns: its own, and everything that is looked at in these."""
+"""What an audit undoes where noise is correlated and groups take turns (`accounting.banded`): by definition,
+apart from the code under audit.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxcxr.audit.checks import Check, exact
+
+
+def unit_column(column: Sequence[float]) -> Float[np.ndarray, " bands"]:
+    """A column of C, of norm 1."""
+    return np.asarray(column, float) / np.linalg.norm(column)
+
+
+def whitened(column: Sequence[float], rows: Float[np.ndarray, "steps d"]) -> Float[np.ndarray, "steps d"]:
+    """C w of the noise w of steps 0, 1, ...: independent from step to step, of the claimed deviation."""
+    found = np.zeros_like(rows)
+    for age, c in enumerate(unit_column(column)):
+        found[age:] += c * rows[: max(0, len(rows) - age)]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +63,5 @@ def turns_check(masks: list[tuple[Turns, np.ndarray, np.ndarray]]) -> Check:
         masks: groups, draws [steps, units] and numbers of steps, of several runs.
     """
     wrong = sum(int((drawn & ~turns.own(steps)).sum()) for turns, drawn, steps in masks)
-    return exact(
-        "units are drawn in the steps of their group alone", wrong == 0, f"{wrong} in those of others"
-    )
+    name = "units are drawn in the steps of their group alone"
+    return exact(name, wrong == 0, f"{wrong} in those of others")

@@ -231,7 +231,7 @@ def _audit(arguments: Arguments) -> bool:
     print(f"{out}: {WRITES}")
     print(
         f"{path}: {subject.model}, {len(subject.cohort)} images, {found.runs} runs with secrets of their own "
-        f"of {found.claim.steps} steps each, {len(subject.canaries)} canaries, sample rate "
+        f"of {found.steps} steps each, {len(subject.canaries)} canaries, sample rate "
         f"{found.claim.sample_rate:.4g}, noise multiplier {found.claim.noise_multiplier:.4g}"
     )
     _tell(found)

@@ -197,9 +197,10 @@ def _implementation(card: PrivacyCard) -> Implementation:
         )
         for row in card.mechanisms
     ]
-    stated, code = card.statement, card.fingerprints
+    stated, code, correlated = card.statement, card.fingerprints, scope.bands_of(card) > 1
     mechanisms = [
         "Poisson-subsampled Gaussian mechanism on clipped sums (DP-SGD).",
+        *(["Banded matrix factorisation, cyclic Poisson sampling (DP-BandMF)."] if correlated else []),
         *steps,
         f"Clipping {card.clipping.replace('_', ' ')}; noise {card.noise}.",
         scope.rounded(card) or "",

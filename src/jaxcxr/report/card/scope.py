@@ -251,7 +251,9 @@ def somebody_twice(card: PrivacyCard) -> str | None:
     """The promise to whoever is in the data under two names."""
     if card.near_duplicates not in ("within", "within_and_across"):
         return None
-    pair = upper_text(guarantee_of(card).bounds(card.claim.delta, 2).upper)
+    promised, delta = guarantee_of(card), card.claim.delta
+    # with groups that take turns, the two may be in two groups
+    pair = upper_text(promised.bounds(delta, 2).upper if bands_of(card) == 1 else promised.apart(delta))
     return (
         "Nearly equal images stand in the training data under different patients: they may be one image, or "
         "one person's images, under two names. The promise to whoever is in the data twice is that of a "
@@ -261,8 +263,9 @@ def somebody_twice(card: PrivacyCard) -> str | None:
 
 def sampling(card: PrivacyCard) -> str | None:
     """Poisson sampling."""
+    steps = "step" if bands_of(card) == 1 else "step of its group"
     return (
-        f"In each step every {unit(card)} is included at random, independently of all others, as the "
+        f"In each {steps} every {unit(card)} is included at random, independently of all others, as the "
         "sampler's code does."
     )
 
