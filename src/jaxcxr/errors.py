@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class OthersEndedError(InputError):
-    """Another process of this job has ended: whatever waits for it, waits in vain, the end of JAX included."""
+    """Another process of this job has ended: whatever waits for it waits in vain, JAX's own end included."""

@@ -39,7 +39,16 @@ def started(folder: Path, run: Path, processes: int, *options: str) -> list[subp
     env = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
     if processes > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-    command = [sys.executable, "-m", "jaxcxr", "train", "--config", str(folder / "run.yaml"), "--out", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxcxr",
+        "train",
+        "--config",
+        str(folder / "run.yaml"),
+        "--out",
+        str(run),
+    ]
     return [
         subprocess.Popen(
             [*command, *options],
@@ -102,7 +111,9 @@ def farthest(run: Path, other: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -115,7 +126,11 @@ def main() -> None:
         finished(folder, folder / "alone", 1)
         expected = batches_of(folder / "alone")
         for time_of in range(arguments.times):
-            run, processes, after = folder / f"run{time_of}", draw.choice((2, 4)), draw.randrange(1, STEPS - 5)
+            run, processes, after = (
+                folder / f"run{time_of}",
+                draw.choice((2, 4)),
+                draw.randrange(1, STEPS - 5),
+            )
             everybody, which, then = draw.random() < 0.25, draw.randrange(processes), draw.choice((1, 2, 4))
             told = f"{processes} processes, {'all' if everybody else f'number {which}'} killed after step {after}"
             try:

@@ -194,7 +194,9 @@ def test_a_process_that_ends_is_said_in_one_sentence(monkeypatch: pytest.MonkeyP
             OthersEndedError,
             match=r"another process of this job has ended.*start all processes again with --resume",
         ) as said:
-            lost("UNKNOWN: Gloo allreduce failed: Connection closed by peer [127.0.0.1]:1\nstack\nstack", kind)
+            lost(
+                "UNKNOWN: Gloo allreduce failed: Connection closed by peer [127.0.0.1]:1\nstack\nstack", kind
+            )
         assert "\n" not in str(said.value)
     with pytest.raises(ValueError, match="another defect"):
         lost("another defect", ValueError)

@@ -30,7 +30,7 @@ SENTENCE_BYTES = 4096
 LAST_GOODBYE_SECONDS = 7 * 24 * 3600
 """How long a finished process waits for the others: process 0 evaluates the model after training."""
 SILENCE_SECONDS = 45
-"""How long a process may be silent (its threads answer while it computes or compiles) before the others end."""
+"""How long a process may be silent before the others end; while it computes or compiles, a thread answers."""
 
 
 def connect(environment: Mapping[str, str] = os.environ) -> bool:
