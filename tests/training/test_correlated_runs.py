@@ -147,7 +147,7 @@ def test_the_films_of_a_patient_share_a_group(plan: RunPlan, config: Experiment,
     for patient in set(patients):
         assert len(set(groups[patients == patient])) == 1
     by_patient = make_plan(
-        changed(config, "privacy", unit="patient", films_per_patient=2, noise_bands=2), tiny_store
+        changed(config, "privacy", unit="patient", images_per_patient=2, noise_bands=2), tiny_store
     )
     assert len(by_patient.unit_ids) == len(by_patient.units) == 25
     first = [patients[int(of_unit[0])] for of_unit in by_patient.units]
