@@ -403,8 +403,8 @@ def rehearse_tuning(base: Experiment, grid: Grid, budget: float, say: Say) -> It
     for run, sigma in sigmas.items():
         own = accounting.epsilon_pld(run.spent(sigma), delta)
         yield (
-            f"one run:   {run.steps:,} steps at sample rate {run.sample_rate:.4g}: noise multiplier "
-            f"{sigma:g}; epsilon {upper_text(own)} is left for it"
+            f"one run:   costs what {run.steps:,} steps at sample rate {run.sample_rate:.4g} cost: noise "
+            f"multiplier {sigma:g}; epsilon {upper_text(own)} is left for it"
         )
     deviation = count_noise(score[-1].noise_multiplier, len(base.data.findings), grid.images_per_patient)
     patients = store.split("valid").frame["patient_id"].nunique()
