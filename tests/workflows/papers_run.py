@@ -178,7 +178,7 @@ def main() -> None:
             f"ledger: {size / arguments.steps:.0f} bytes per step, {size / arguments.steps * whole / 1e6:.0f} MB at the end of the plan"
         )
         timed("release", lambda: checked(folder, "release", str(folder / "run")))
-        timed("account", lambda: checked(folder, "account", str(folder / "run")))
+        timed("account", lambda: checked(folder, "account", "--run", str(folder / "run")))
         timed("check", lambda: checked(folder, "check", str(folder / "run")))
 
 
