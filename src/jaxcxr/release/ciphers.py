@@ -48,7 +48,7 @@ def written_out(text: str) -> Iterator[str]:
     for signs in re.findall(rf"(?:[.\-·−–]{{1,6}}[\s/|]+){{{_LEAST - 1},}}[.\-·−–]{{1,6}}", text):
         plain = re.split(r"[\s/|]+", re.sub("[−–]", "-", signs.replace("·", ".")))
         yield "".join(_MORSE.get(sign, " ") for sign in plain)
-    words = re.findall(r"[^\W\d_]+(?:-(?=ray))?(?:(?<=x-)ray)?|\S", text.lower())
+    words: list[str] = re.findall(r"[^\W\d_]+(?:-(?=ray))?(?:(?<=x-)ray)?|\S", text.lower())
     if sum(word in _WORDS for word in words) >= _LEAST:
         yield "".join(_WORDS.get(word, word) for word in words)
 
