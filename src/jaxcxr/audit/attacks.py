@@ -59,13 +59,13 @@ def attacks(runs: Sequence[Recording], canaries: Units) -> tuple[list[Attack], B
     def confidence(name: str) -> float:
         return 1 - (1 - CONFIDENCE) * SHARES[name]
 
-    scores, shifts, drawn = (np.concatenate([seen[i] for seen in observed]) for i in range(3))
+    scores, shifts, drawn = (np.concatenate([seen[i] for seen in observed], axis=1) for i in range(3))
     own = shifts >= _ORTHOGONAL * shifts.max()
     shift = shift_lower(scores[own], drawn[own], confidence(SHIFT))
     delta = m.delta
     bounds = {
         SHIFT: (epsilon_from_shift(shift, m.sample_rate, steps, delta), white),
-        ORDER: (rank_epsilon(white, included, claim, delta, confidence(ORDER)), white),
+        ORDER: (rank_epsilon(scores[:, included], claim, delta, confidence(ORDER)), white),
         ONE_RUN: (epsilon_from_scores(white, included, delta, confidence(ONE_RUN)), white),
         WEIGHTS: (epsilon_from_scores(black, included, delta, confidence(WEIGHTS)), black),
     }
