@@ -16,7 +16,8 @@ from typing import Any, Final, TypedDict
 import yaml
 
 from jaxcxr.atomic import replacing
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump, load
 from jaxcxr.digests import DIGESTS, check, digest_of, record, recorded, write_json
 from jaxcxr.errors import InputError
 
@@ -152,7 +153,7 @@ def read_config(run: Path) -> Experiment:
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run}: no run there ({CONFIG} is missing)")
-    config = load(Experiment, run / CONFIG)
+    config = load(Experiment, run / CONFIG, say=None)  # a run's file is nobody's to edit
     known = recorded(run).get(CONFIG)
     if known is not None and known != _values_digest(run / CONFIG):
         raise InputError(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxcxr.config import Experiment, SyntheticConfig, dump, load
+from jaxcxr.config import Experiment, SyntheticConfig
+from jaxcxr.config_files import dump, load
 from jaxcxr.release import released_weights, write
 from jaxcxr.release.attributes import TIME, attributes_of, normalise, unusual
 from jaxcxr.release.build import build_release
@@ -199,11 +200,11 @@ INSIDERS: dict[str, tuple[dict[str, Any], str]] = {
     "configuration: unused tail_share": ({"config": replaced(training={"tail_share": 0.483920})}, "training.tail_share"),
     "configuration: unused stability": ({"config": replaced(privacy={"stability": 0.483920})}, "privacy.stability"),
     "configuration: unused clip_quantile": ({"config": replaced(privacy={"clip_quantile": 0.483920})}, "privacy.clip_quantile"),
-    "configuration: unused films_per_patient": ({"config": replaced(privacy={"films_per_patient": NUMBER})}, "privacy.films_per_patient"),
+    "configuration: unused images_per_patient": ({"config": replaced(privacy={"images_per_patient": NUMBER})}, "privacy.images_per_patient"),
     "configuration: learning_rate": ({"config": replaced(training={"learning_rate": 0.00483920})}, "training.learning_rate"),
     "configuration: learning_rate, huge": ({"config": replaced(training={"learning_rate": 48392e6})}, "training.learning_rate"),
     "configuration: warmup_steps": ({"config": replaced(training={"warmup_steps": NUMBER})}, "training.warmup_steps"),
-    "configuration: views": ({"config": replaced(training={"views": 4839, "augmentation": "flip_rotate"})}, "training.views"),
+    "configuration: views": ({"config": replaced(training={"augmentation_multiplicity": 4839, "augmentation": "flip_rotate"})}, "training.augmentation_multiplicity"),
     "configuration: size": ({"config": replaced(data={"size": NUMBER})}, "data.size"),
     "configuration: width": ({"config": replaced(model={"width": 15 * 32256})}, "model.width"),
     "configuration: network": ({"config": replaced(model={"network": f"ward.{NUMBER}:Net"})}, "model.network"),

@@ -99,6 +99,6 @@ def _margins(run: Recording, canaries: Units) -> Float[np.ndarray, " canaries"]:
     network = parameters.network_of(run.plan.config)
     params: Any = jax.tree.map(jnp.asarray, run.final)
     logits = jax.jit(lambda images: jax.lax.map(lambda image: network.apply(params, image), images))
-    n, k = canaries.is_film.shape
+    n, k = canaries.is_image.shape
     found = np.asarray(logits(canaries.images.reshape(n * k, *canaries.images.shape[2:])), np.float64)
     return ((2 * canaries.labels - 1) * found.reshape(n, k, -1)).mean(axis=1).sum(axis=-1)

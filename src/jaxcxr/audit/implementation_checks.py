@@ -58,8 +58,8 @@ def single_lengths(plan: RunPlan, recorder: Recorder, params: PyTree, units: Seq
     step = recorder.compiled
     placed, state, found = step.replicate(params), step.replicate(plan.clipping()), []
     for unit in units:
-        images = np.full((1, plan.films_per_unit), -1, np.int64)
-        own = plan.units[unit][: plan.films_per_unit]
+        images = np.full((1, plan.images_per_unit), -1, np.int64)
+        own = plan.units[unit][: plan.images_per_unit]
         images[0, : len(own)] = own
         rows = batches.microbatch(plan, bytes(32), 0, images, slice(0, step.microbatch_size), plan.split.read)
         total = step.accumulate(placed, step.start(placed), step.place(rows), state)

@@ -293,12 +293,12 @@ class _Watch:
         units, times, strangers = [], np.zeros(len(self.plan.units), int), 0
         for piece in self._pieces:
             for row in np.flatnonzero(piece["is_real"]):
-                is_film, labels = piece["is_film"][row], piece["label"][row]
+                is_image, labels = piece["is_image"][row], piece["label"][row]
                 images = piece[FILMS][piece["index"][row]] if FILMS in piece else piece["image"][row]
-                units.append((images, labels, is_film))
+                units.append((images, labels, is_image))
                 found = {
                     self._unit_of.get(self._at.get(_digest(image, label), -1), -1)
-                    for image, label in zip(images[is_film], labels[is_film], strict=True)
+                    for image, label in zip(images[is_image], labels[is_image], strict=True)
                 }
                 (unit,) = found if len(found) == 1 else (-1,)
                 if unit < 0:
@@ -310,7 +310,7 @@ class _Watch:
         return Units(*(np.stack(part) for part in zip(*units, strict=True))), times, strangers
 
     def _no_units(self) -> Units:
-        k, split = self.plan.films_per_unit, self.plan.split
+        k, split = self.plan.images_per_unit, self.plan.split
         shape = (0, k, split.size, split.size)
         labels = np.zeros((0, k, split.labels.shape[1]), np.float32)
         return Units(np.zeros(shape, np.uint8), labels, np.zeros((0, k), bool))
@@ -334,11 +334,11 @@ class _Watch:
 
 def _padded(canaries: Units, plan: RunPlan) -> Units:
     """With as many places for images as the plan's units have, so that one compilation serves all."""
-    short = plan.films_per_unit - canaries.is_film.shape[1]
+    short = plan.images_per_unit - canaries.is_image.shape[1]
     if short <= 0:
         return canaries
     parts = []
-    for part, fill in ((canaries.images, 0), (canaries.labels, np.nan), (canaries.is_film, False)):
+    for part, fill in ((canaries.images, 0), (canaries.labels, np.nan), (canaries.is_image, False)):
         width = [(0, 0), (0, short), *[(0, 0)] * (part.ndim - 2)]
         parts.append(np.pad(part, width, constant_values=fill))
     return Units(*parts)

@@ -59,11 +59,11 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Units with their images: `images` [n, k, h, w], `labels` [n, k, findings], `is_film` [n, k]."""
+    """Units with their images: `images` [n, k, h, w], `labels` [n, k, findings], `is_image` [n, k]."""
 
     images: UInt8[np.ndarray, "n k h w"]
     labels: Float[np.ndarray, "n k findings"]
-    is_film: Bool[np.ndarray, "n k"]
+    is_image: Bool[np.ndarray, "n k"]
 
     def __len__(self) -> int:
         """Count the units."""
@@ -71,7 +71,7 @@ class Units:
 
     def at(self, indices: Any) -> "Units":
         """The units at `indices`, or of a mask."""
-        return Units(self.images[indices], self.labels[indices], self.is_film[indices])
+        return Units(self.images[indices], self.labels[indices], self.is_image[indices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Subject:
             units = units_of(self.config, cohort)[0][:cohort_units]
             cohort = _part(cohort, np.concatenate(units))
         split = _with_canaries(cohort, self.canaries, np.flatnonzero(included))
-        units, films_per_unit = units_of(self.config, split)
+        units, images_per_unit = units_of(self.config, split)
         privacy, training = self.config.privacy, self.config.training
         assert privacy is not None
         assert training.steps is not None
@@ -115,7 +115,7 @@ class Subject:
             split,
             fingerprint=hashlib.sha256(split.read_all().tobytes()).hexdigest(),
             units=units,
-            films_per_unit=films_per_unit,
+            images_per_unit=images_per_unit,
             mechanism=mechanism,
             sample_rate=mechanism.sample_rate,
             steps=training.steps,
@@ -207,7 +207,7 @@ def _audited(config: Experiment, size: Size, side: int, n_units: int) -> Experim
             scope="all",
             class_weights="public" if declared else "none",
             augmentation="none",
-            views=1,
+            augmentation_multiplicity=1,
             log_every=size.steps,
             checkpoint_every=size.steps,
             seed=None,
@@ -270,7 +270,7 @@ def _part(split: Split, indices: Int[np.ndarray, " k"], side: int | None = None)
 
 
 def _with_canaries(cohort: Split, canaries: Units, included: Sequence[int] | np.ndarray) -> Split:
-    names = [f"{_CANARY} {unit}" for unit in included for _ in range(canaries.is_film.shape[1])]
+    names = [f"{_CANARY} {unit}" for unit in included for _ in range(canaries.is_image.shape[1])]
     own = pd.DataFrame({"image_id": [f"{name} {i}" for i, name in enumerate(names)], "patient_id": names})
     chosen = canaries.at(np.asarray(included, int))
     images = np.concatenate([cohort.read_all(), chosen.images.reshape(-1, cohort.size, cohort.size)])

@@ -29,7 +29,8 @@ import tyro
 
 from jaxcxr.cli.console import progress_bar, say
 from jaxcxr.cli.launching import Launch, as_part, launch, part_of
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import (
     AUDIT,

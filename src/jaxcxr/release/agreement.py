@@ -79,7 +79,7 @@ def _said_twice(config: Experiment, privacy: PrivacyConfig, card: PrivacyCard) -
         "privacy.epsilon": (privacy.epsilon, claim.budget),
         "privacy.noise": (privacy.noise, card.noise),
         "privacy.clipping": (privacy.clipping, card.clipping),
-        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
+        "privacy.images_per_patient": (images_per_step(privacy), claim.images_per_step),
         "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
         "training.class_weights": (training.class_weights, card.class_weights),
         "data.findings": (list(config.data.findings), card.findings),

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from jaxcxr.config import Experiment
-from jaxcxr.config import load as load_config
+from jaxcxr.config_files import load as load_config
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.release.agreement import card_with_itself, config_and_card

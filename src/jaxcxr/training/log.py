@@ -66,7 +66,7 @@ class Log:
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
-        count, images = sums["count"], sums["films"] / self._plan.config.training.views
+        count, images = sums["count"], sums["films"] / self._plan.config.training.augmentation_multiplicity
         row: dict[str, Any] = {
             "step": step,
             "loss": sums["loss"] / count if count else None,

@@ -47,7 +47,7 @@ class RunPlan:
         split: the training films.
         fingerprint: of their store.
         units: the films of each unit of the claim (of each film alone without privacy).
-        films_per_unit: bound on the films of a unit in one step.
+        images_per_unit: bound on the films of a unit in one step.
         mechanism: of a private run, else None.
         sample_rate: probability of each film in each step.
         steps: length of the run.
@@ -69,7 +69,7 @@ class RunPlan:
     split: Split
     fingerprint: str
     units: Sequence[Int[np.ndarray, " of_unit"]]
-    films_per_unit: int
+    images_per_unit: int
     mechanism: Mechanism | None
     sample_rate: float
     steps: int
@@ -188,7 +188,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
     parameters.mask_of(config)  # refuses
     require_fitting_start(config)
     split = store.split("train", config.data.findings)
-    units, films_per_unit = units_of(config, split)
+    units, images_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
     if training.expected_batch_size > n_units:
         raise InputError(
@@ -206,7 +206,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
         split,
         fingerprint=store.fingerprint,
         units=units,
-        films_per_unit=films_per_unit,
+        images_per_unit=images_per_unit,
         mechanism=mechanism_of(config, (n_units, len(units), n_directions), steps, class_counts),
         n_directions=n_directions,
         sample_rate=accounting.sample_rate_of(training.expected_batch_size, n_units),
@@ -242,7 +242,7 @@ def _require_fitting(config: Experiment, store: Store) -> None:
     """The store's images are those that the configuration expects, and its findings have sides where images
     are to be flipped.
     """
-    data, views = config.data, config.model.prediction_views
+    data, views = config.data, config.model.test_time_augmentation
     if store.size != data.size:
         raise InputError(
             f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}"
@@ -257,7 +257,9 @@ def _require_fitting(config: Experiment, store: Store) -> None:
         try:
             mirror_permutation(data.findings)
         except ValueError as error:
-            field = "training.augmentation 'flip_rotate'" if flips else f"model.prediction_views {views!r}"
+            field = (
+                "training.augmentation 'flip_rotate'" if flips else f"model.test_time_augmentation {views!r}"
+            )
             raise InputError(f"{field}: {error}") from error
 
 
@@ -394,7 +396,7 @@ def units_of(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray,
             f"films, the first is image_id {film!r}"
         )
     films = list(pd.Series(np.arange(len(split))).groupby(patients.to_numpy(), sort=True).apply(np.asarray))
-    return films, privacy.films_per_patient if privacy.unit == "patient" else 1
+    return films, privacy.images_per_patient if privacy.unit == "patient" else 1
 
 
 def made_with() -> dict[str, str]:

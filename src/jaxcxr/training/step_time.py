@@ -92,10 +92,10 @@ def measure_step(plan: RunPlan) -> StepTime:
 def _blank(plan: RunPlan, units: int) -> dict[str, np.ndarray]:
     """A microbatch of black images, as this process would feed it."""
     units = units // jax.process_count()
-    images = (units, plan.films_per_unit * plan.config.training.views)
+    images = (units, plan.images_per_unit * plan.config.training.augmentation_multiplicity)
     return {
         "image": np.zeros((*images, *plan.record.shape), plan.record.dtype),
         "label": np.zeros((*images, plan.split.labels.shape[1]), np.float32),
-        "is_film": np.ones(images, np.bool_),
+        "is_image": np.ones(images, np.bool_),
         "is_real": np.ones(units, np.bool_),
     }

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from jaxcxr import __version__
 from jaxcxr.atomic import writing
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.data import synthetic
 from jaxcxr.data.findings import UKA_FINDINGS, mirror_permutation, require_findings
 from jaxcxr.data.images import preprocess
@@ -300,7 +301,7 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     facts = Facts(
         store_fingerprint=store.fingerprint,
         findings=list(config.data.findings),
-        prediction_views=config.model.prediction_views,
+        prediction_views=config.model.test_time_augmentation,
         evaluation=json.loads(json.dumps(dataclasses.asdict(config.evaluation))),  # JSON has no tuples
         weights_sha256=weights_digest(params),
     )
@@ -337,7 +338,7 @@ def _by_features(config: Experiment, params: Any, store: Store) -> dict[str, np.
 
     from jaxcxr.training.head_data import logits_by_features, private_features
 
-    sided = config.model.prediction_views != "one"
+    sided = config.model.test_time_augmentation != "one"
     other_side = mirror_permutation(config.data.findings) if sided else None
     kept = private_features(config, store, params)
     return {

@@ -23,7 +23,8 @@ from jaxcxr import accounting
 from jaxcxr.accounting.selection import Repetitions, number_of_runs
 from jaxcxr.accounting.tuning import PlannedRun, calibrated_choice, calibrated_score
 from jaxcxr.atomic import BusyError, exclusive_lock, writing
-from jaxcxr.config import STRICT, Experiment, validate
+from jaxcxr.config import STRICT, Experiment
+from jaxcxr.config_files import validate
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.digests import digest_of
 from jaxcxr.errors import InputError

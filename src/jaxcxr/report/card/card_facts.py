@@ -366,7 +366,7 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
 
 def images_per_step(privacy: PrivacyConfig) -> int | None:
     """How many images of a patient are used in a step at most; None where the image is the unit."""
-    return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
+    return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.images_per_patient)
 
 
 def _reasons(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from jaxcxr.config import load
+from jaxcxr.config_files import load
 from jaxcxr.report.card.plain_text import pretences, spaced_plainly
 
 NOT_STATED = "not stated"
