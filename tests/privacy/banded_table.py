@@ -49,7 +49,9 @@ def theirs(rate: float, sigma: float, rounds: int) -> str:
 def step_noise(column: tuple[float, ...], steps: int) -> float:
     """Root mean square over steps of the deviation of w."""
     length = min(steps, 20_000)
-    response: np.ndarray = np.asarray(lfilter([1.0], column, np.eye(1, length)[0])) * float(np.linalg.norm(column))
+    response: np.ndarray = np.asarray(lfilter([1.0], column, np.eye(1, length)[0])) * float(
+        np.linalg.norm(column)
+    )
     return float(np.sqrt(np.mean(np.cumsum(np.square(response)))))
 
 
