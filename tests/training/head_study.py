@@ -53,17 +53,18 @@ class Variant:
 
 VARIANTS = (
     Variant("rule"),
-    Variant("without stage statistics", sees="thumbnail"),
-    Variant("without thumbnail", sees="stages"),
-    Variant("features alone", sees="features"),
+    Variant("earlier rule", "thumbnail", length=4 / 3, directions=-1.0),
+    Variant("start alone, no private image", length=0.0),
+    Variant("without stage statistics", "thumbnail"),
     Variant("start at zero", start="zero"),
-    Variant("twice as long (the earlier rule)", length=2.0),
     Variant("half as long", length=0.5),
+    Variant("twice as long", length=2.0),
+    Variant("at most N / 12 directions", directions=-1.0),
+    Variant("without thumbnail", "stages"),
+    Variant("features alone", "features"),
     Variant("half the directions", directions=0.5),
     Variant("twice the directions", directions=2.0),
-    Variant("earlier rule: features and thumbnail, twice as long, fewer directions", "thumbnail", length=2.0, directions=-1.0),
-    Variant("start alone, no private image", length=0.0),
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
