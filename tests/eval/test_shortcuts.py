@@ -72,3 +72,24 @@ def test_texts_keep_the_order_of_findings(manifest: pd.DataFrame) -> None:
     assert texts.index.tolist() == ["opacity", "mass"]
     assert texts.columns.tolist() == ["view", "age", ALL]
     assert texts.loc["opacity", "view"].startswith("0.")
+
+
+def test_declared_groups_count_too() -> None:
+    """A detector by its values, the size of the original image as a number, and labels of other findings not at all."""
+    rng = np.random.default_rng(1)
+    width, detector = rng.integers(1500, 3000, N), rng.choice(["a", "b"], N)
+    table = pd.DataFrame(
+        {
+            "patient_id": [f"p{i}" for i in range(N)],
+            "split": np.where(np.arange(N) < 400, "train", "test"),
+            "view": "PA", "age": 50.0, "sex": "F",
+            "detector": detector, "width": width.astype(str), "serial": [f"s{i}" for i in range(N)],
+            "opacity": (rng.uniform(size=N) < np.where(detector == "a", 0.8, 0.2)) * 1.0,
+            "mass": (np.abs(width - 2250) > 375) * 1.0,
+        }
+    )  # fmt: skip
+    found = shortcuts(table, ["opacity"]).set_index(["finding", "known"])
+    assert set(found.index.get_level_values("known")) == {"detector", "width", ALL}
+    assert value(found, "opacity", "detector") == pytest.approx(0.8, abs=0.06)
+    assert holds_a_half(found, "opacity", "width")
+    assert value(shortcuts(table, ["mass"]).set_index(["finding", "known"]), "mass", "width") > 0.9

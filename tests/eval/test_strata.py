@@ -93,5 +93,7 @@ def test_which_strata(predictions: pd.DataFrame) -> None:
     assert WITHIN not in set(evaluate(predictions, ["opacity"], none)["metric"])
     alike = predictions.assign(view="PA", detector="a")
     assert WITHIN not in set(evaluate(alike, ["opacity"], CONFIG)["metric"])
+    serial = predictions.assign(detector=[f"serial {i}" for i in range(N)])  # says nothing: an identifier
+    assert strata_spec(serial, CONFIG) == "view"
     with pytest.raises(InputError, match="'tube' is missing"):
         evaluate(predictions, ["opacity"], dataclasses.replace(CONFIG, strata="tube"))

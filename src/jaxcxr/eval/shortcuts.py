@@ -83,11 +83,14 @@ def _columns(manifest: pd.DataFrame, train: pd.DataFrame, attribute: str) -> Flo
     if attribute not in manifest or len(set(train[attribute].dropna().tolist())) < 2:
         return np.zeros((len(manifest), 0))
     if attribute == "age" or train[attribute].nunique() > MOST_VALUES:
-        numbers, used = (pd.to_numeric(frame[attribute], errors="coerce") for frame in (manifest, train))
-        known = used.dropna().to_numpy(np.float64)
+        numbers, used = (
+            np.asarray(pd.to_numeric(pd.Series(frame[attribute]), errors="coerce"), np.float64)
+            for frame in (manifest, train)
+        )
+        known = used[~np.isnan(used)]
         if len(np.unique(known)) < 2:
             return np.zeros((len(manifest), 0))
-        number = (numbers.to_numpy(np.float64) - known.mean()) / known.std()
+        number = (numbers - known.mean()) / known.std()
         missing = np.isnan(number)
         number = np.where(missing, 0.0, number)
         return np.stack([number, np.square(number) - 1, missing.astype(np.float64)], axis=1)

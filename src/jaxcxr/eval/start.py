@@ -46,7 +46,7 @@ def with_start(
         return evaluation
     parts = [evaluation]
     for split, metric in (("test", "auroc"), ("valid", VALIDATION)):
-        if not (predictions["split"] == split).any():
+        if split not in set(predictions["split"]):
             continue
         (rows, own), (_, before) = (_aurocs(table, findings, config, split) for table in (predictions, start))
         nowhere = {"delong_low": np.nan, "delong_high": np.nan}

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxcxr.config import EvaluationConfig
 from jaxcxr.eval.bootstrap import BLOCK, all_multiplicities, average, clusters
 from jaxcxr.eval.counts import counted, sums_of
-from jaxcxr.eval.estimates import Estimates, framed, policy_of, too_small
-from jaxcxr.eval.groups import Group, make_groups
+from jaxcxr.eval.estimates import FEWEST, Estimates, framed, policy_of, too_small
+from jaxcxr.eval.groups import MAX_VALUES, Group, make_groups
 
 WITHIN = "auroc_within_strata"
 """Metric of everyone (pooled) and of each stratum."""
@@ -41,7 +41,7 @@ def strata_spec(predictions: pd.DataFrame, config: EvaluationConfig) -> str:
     named = [
         column for column in taken if not column.startswith(("y_", "p_")) and _ACQUISITION.search(column)
     ]
-    return "*".join(column for column in named if predictions[column].nunique() > 1)
+    return "*".join(c for c in named if 1 < len(pd.unique(predictions[c].dropna())) <= MAX_VALUES)
 
 
 def within_strata(
@@ -68,29 +68,34 @@ def within_strata(
     sampled = all_multiplicities(int(cluster.max()) + 1, config.seed, config.redraws)
     won, pairs = (np.zeros((len(strata), len(findings), 1 + config.redraws)) for _ in range(2))
     notes = np.full((len(strata), len(findings)), "", object)
-    lone = np.zeros((len(strata), len(findings)), bool)
+    few = np.zeros((len(strata) + 1, len(findings)), bool)
     for f, finding in enumerate(findings):
         labels, scores = (test[f"{kind}_{finding}"].to_numpy(np.float64) for kind in "yp")
+        used = np.zeros(len(test), bool)
         for s, stratum in enumerate(strata):
             y = np.where(stratum.rows, labels, np.nan)
             positives, negatives = int((y == 1).sum()), int((y == 0).sum())
             notes[s, f] = too_small(int(stratum.rows.sum()), positives, negatives, config)
             if not notes[s, f]:
                 won[s, f], pairs[s, f] = _won_and_pairs(y, scores, cluster, sampled)
-                lone[s, f] = min(np.unique(cluster[y == label]).size for label in (0, 1)) == 1
+                few[s, f] = _few(y, cluster)
+                used |= stratum.rows
+        few[-1, f] = _few(np.where(used, labels, np.nan), cluster)
     with np.errstate(invalid="ignore", divide="ignore"):
         own, pooled = won / pairs, won.sum(axis=0) / pairs.sum(axis=0)
     judged = notes == ""
     everyone = Group("all", f"within {spec.replace('*', ', ')}", "", np.ones(len(test), bool))
-    alone = [
-        bool(judged[:, f].sum() == 1 and (lone[:, f] & judged[:, f]).any()) for f in range(len(findings))
-    ]
     left_out = [_left_out(judged[:, f]) for f in range(len(findings))]
-    rows = _rows(everyone, test, findings, pooled, left_out, alone)
+    rows = _rows(everyone, test, findings, pooled, left_out, few[-1].tolist())
     for s, stratum in enumerate(strata):
-        rows += _rows(stratum, test, findings, own[s], notes[s].tolist(), lone[s].tolist())
+        rows += _rows(stratum, test, findings, own[s], notes[s].tolist(), few[s].tolist())
     keys, draws = zip(*rows, strict=True)
     return Estimates(framed(keys), np.stack(draws), policy_of(predictions, config))
+
+
+def _few(y: Float[np.ndarray, " n"], cluster: Int[np.ndarray, " n"]) -> bool:
+    """Whether positives or negatives are of too few patients for an interval."""
+    return min(np.unique(cluster[y == label]).size for label in (0, 1)) < FEWEST
 
 
 def _left_out(judged: Bool[np.ndarray, " strata"]) -> str:
@@ -123,7 +128,7 @@ def _rows(
     findings: Sequence[str],
     draws: Float[np.ndarray, "findings draws"],
     notes: Sequence[str],
-    lone: Sequence[bool],
+    few: Sequence[bool],
 ) -> list[tuple[dict[str, Any], Float[np.ndarray, " draws"]]]:
     base: Mapping[str, Any] = {
         "group": group.name,
@@ -136,11 +141,11 @@ def _rows(
     for f, finding in enumerate(findings):
         y = test.loc[group.rows, f"y_{finding}"]
         counts = {"n": int(y.notna().sum()), "positives": int((y == 1).sum()), "note": notes[f]}
-        rows.append((dict(base) | counts | {"finding": finding, "metric": WITHIN, "lone": lone[f]}, draws[f]))
+        rows.append((dict(base) | counts | {"finding": finding, "metric": WITHIN, "few": few[f]}, draws[f]))
     defined = int((~np.isnan(draws[:, 0])).sum())
     over = {len(findings): "", 0: notes[0]}.get(defined, f"over {defined} of {len(findings)} findings")
     counts = {"n": int(group.rows.sum()), "positives": None, "note": over}
     rows.append(
-        (dict(base) | counts | {"finding": "average", "metric": WITHIN, "lone": all(lone)}, average(draws))
+        (dict(base) | counts | {"finding": "average", "metric": WITHIN, "few": any(few)}, average(draws))
     )
     return rows
