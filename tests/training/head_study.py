@@ -27,7 +27,7 @@ from jaxcxr.eval.delong import delong
 from jaxcxr.models.network import HEAD
 from jaxcxr.models.thumbnail import with_rows
 from jaxcxr.training import parameters
-from jaxcxr.training.directions import directions_of, number_of_directions
+from jaxcxr.training.directions import Directions, directions_of, number_of_directions
 from jaxcxr.training.head_data import UNITS_PER_DIRECTION
 from jaxcxr.training.kept_features import features_of_store
 from jaxcxr.training.public_head import fitted
@@ -149,9 +149,9 @@ def trained(
 
 
 def aurocs(
-    images: Pool, variant: Variant, split: int, asked: Any, rule: HeadRule
+    images: Pool, variant: Variant, split: int, asked: Any, rule: HeadRule, made: dict[Any, Directions]
 ) -> Iterator[dict[str, Any]]:
-    """AUROC on the test patients of one split, by task and budget."""
+    """AUROC on the test patients of one split, by task and budget; `made` keeps directions for other variants."""
     rng = np.random.default_rng([split, 0])
     names = np.unique(images.patients)
     places = rng.permutation(len(names))[np.searchsorted(names, images.patients)] / len(names)
@@ -163,7 +163,13 @@ def aurocs(
     x, sizes = seen(images, variant.sees)
     n_public = int(public.sum())
     known = [number_of_directions(n_public, None, 1, x.shape[1], n_public, UNITS_PER_DIRECTION)]
-    at_public = directions_of(x[public], known[0], sizes)
+
+    def along(k: int) -> Directions:
+        if (variant.sees, k) not in made:
+            made[variant.sees, k] = directions_of(x[public], k, sizes)
+        return made[variant.sees, k]
+
+    at_public = along(known[0])
     for task, labels in images.labels.items():
         start = np.zeros(len(x))
         if variant.start == "public":
@@ -175,7 +181,7 @@ def aurocs(
             if variant.directions < 0:
                 k = min(k, asked.n // 12)
             k = max(1, min(n_public - 1, round(k * abs(variant.directions))))
-            moves = directions_of(x[public], k, sizes)
+            moves = along(k)
             coordinates = np.asarray(moves.coordinates(x), np.float64)
             found = []
             for draw in range(1 if epsilon is None else asked.draws):
@@ -240,12 +246,11 @@ def main() -> None:
     rule = load(Rule, Path("configs/recommended.yaml")).head
     assert rule is not None
     images = pool(asked.stores, asked.weights, asked.size, rule)
-    rows = [
-        row
-        for split in range(asked.first, asked.first + asked.splits)
-        for variant in VARIANTS[: asked.variants]
-        for row in aurocs(images, variant, split, asked, rule)
-    ]
+    rows: list[dict[str, Any]] = []
+    for split in range(asked.first, asked.first + asked.splits):
+        made: dict[Any, Directions] = {}
+        for variant in VARIANTS[: asked.variants]:
+            rows += aurocs(images, variant, split, asked, rule, made)
     table = pd.DataFrame(rows)
     print(
         f"{asked.splits} splits of {len(images.patients)} images of {len(set(images.patients))} patients, N = {asked.n}"
