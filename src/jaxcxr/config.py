@@ -26,6 +26,7 @@ nothing beside it.
 """
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+NoiseBands = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +161,10 @@ class PrivacyConfig:
             (`jaxcxr.privacy.hardened_sum`), sums in whole numbers, and noise drawn exactly
             (`jaxcxr.privacy.rounded_noise`), so that the last digits of the weights tell nothing either; it
             takes longer.
+        noise_bands: over how many steps noise is correlated, so that it partly cancels in the weights
+            (`jaxcxr.accounting.banded`; Choquette-Choo et al. 2023, arXiv 2306.08153); units then take turns
+            in as many groups. 1 draws every step's noise by itself, as in the paper; `auto` takes the number
+            with the least noise on the weights at this budget, by the accountant alone.
         class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts'
             sensitivity; null takes what would cost a tenth of the budget alone. Counts are noised discretely
             whatever `noise` says.
@@ -182,6 +187,7 @@ class PrivacyConfig:
     dataset_size: PositiveInt | None = None
     noise_multiplier: Positive | None = None
     noise: Literal["gaussian", "discrete"] = "gaussian"
+    noise_bands: NoiseBands = 1
     class_counts_noise_multiplier: Positive | None = None
     allow_large_delta: bool = False
 
@@ -392,10 +398,25 @@ class Experiment:
                 "training.optimizer: adam_bc corrects for noise of one deviation, and the noise of clipping "
                 "'adaptive' follows the clip norm; expected another optimizer or privacy.clipping"
             )
+        if self.privacy is not None and self.privacy.noise_bands != 1:
+            self._check_correlated(self.privacy)
         if training.releases_moments:
             self._check_least_squares()
         if training.keeps_features:
             self._check_head()
+
+    def _check_correlated(self, privacy: PrivacyConfig) -> None:
+        found = f"found privacy.noise_bands {privacy.noise_bands!r}"
+        if privacy.noise == "discrete":
+            raise InputError(
+                "privacy.noise: 'discrete' noise is whole numbers, which correlated noise is not; expected "
+                f"'gaussian', or noise_bands 1, {found}"
+            )
+        if self.training.optimizer in ("adam_bc", "least_squares"):
+            raise InputError(
+                f"training.optimizer: {self.training.optimizer!r} supposes that the noise of every step is "
+                f"independent of the others; expected another optimizer, or noise_bands 1, {found}"
+            )
 
     def _check_head(self) -> None:
         training = self.training

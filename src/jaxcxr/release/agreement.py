@@ -43,11 +43,18 @@ def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         )
     declared = (card.dataset_size, card.expected_batch_size)
     rates = {row.sample_rate for row in card.mechanisms if row.name != COUNTS}
-    if 0 < declared[1] <= declared[0] and rates != {sample_rate_of(declared[1], declared[0])}:
+    (bands, *others) = {row.bands for row in card.mechanisms if row.name != COUNTS} or {1}
+    drawn = declared[1] * bands
+    if others or privacy.noise_bands not in (bands, "auto"):
+        yield f"{CONFIG}: privacy.noise_bands is {privacy.noise_bands}, {CARD_JSON} says {[bands, *others]}"
+    if 0 < drawn <= declared[0] and rates != {sample_rate_of(drawn, declared[0])}:
+        groups = "" if bands == 1 else f", {bands} groups taking turns"
         yield (
             f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of "
-            f"{declared[0]} units"
+            f"{declared[0]} units{groups}"
         )
+    if drawn > declared[0] >= declared[1]:
+        yield f"{CARD_JSON}: each of {bands} groups of {declared[0]} units is smaller than a batch"
     planned = training.steps
     if planned is None and training.epochs is not None:
         planned = steps_of_epochs(training.epochs, *declared)

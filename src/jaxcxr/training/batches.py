@@ -1,6 +1,7 @@
 """Feed the devices: sample, read, augment and place each step's images while the previous step runs."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,8 @@ def sampled_images(
     if plan.mechanism is None:
         return sampling.poisson_batch(secret, step, len(plan.split), plan.sample_rate)[:, None]
     present = len(plan.units)
-    units = plan.mechanism.draw(secret, step, present)
+    groups = groups_of(plan, secret)
+    units = plan.mechanism.draw(secret, step, present, *([] if groups is None else [groups]))
     if len(units) > plan.mechanism.most_units:
         raise InputError(
             f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew "
@@ -115,6 +117,17 @@ def sampled_images(
         return images[sampling.in_random_order(secret, step, present, units)]
     images = np.concatenate([images, np.full((1, images.shape[1]), -1, np.int64)])  # the row at index -1
     return images[sampling.in_places(secret, step, present, units, places).ravel()]
+
+
+def groups_of(plan: RunPlan, secret: bytes) -> Int[np.ndarray, " units"] | None:
+    """The group of each unit, where groups take turns; else None."""
+    assert plan.mechanism is not None
+    return None if plan.mechanism.bands == 1 else _groups(secret, plan.unit_ids, plan.mechanism.bands)
+
+
+@functools.lru_cache(maxsize=4)
+def _groups(secret: bytes, ids: tuple[str, ...], n_groups: int) -> Int[np.ndarray, " units"]:
+    return sampling.groups(secret, ids, n_groups)
 
 
 def microbatch(

@@ -136,7 +136,8 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
         return plan
     device, t = jax.local_devices()[0], plan.config.training
     shapes = parameters.shapes_of(plan.config)
-    resident = 5 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    copies = 5 if plan.mechanism is None else 4 + plan.mechanism.bands  # past noise is kept
+    resident = copies * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     if films_on_device(plan):
         resident += len(plan.split) * plan.split.size**2
     available = memory.device_bytes(device)

@@ -100,7 +100,7 @@ class Log:
         assert m is not None
         stride = max(1, self._steps // EPSILON_MILESTONES)
         milestone = min(self._steps, -(-step // stride) * stride)
-        spent = [*self._plan.already(), accounting.Spending(m.sample_rate, m.noise_multiplier, milestone)]
+        spent = [*self._plan.already(), m.spending(milestone)]
         return accounting.epsilon_pld(spent, m.delta)
 
     def close(self) -> None:

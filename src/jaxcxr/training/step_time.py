@@ -76,7 +76,12 @@ def measure_step(plan: RunPlan) -> StepTime:
     microbatch, began = (time.perf_counter() - began) / ROUNDS, time.perf_counter()
     summed, _ = functions.collect(total)
     if plan.mechanism is not None:
-        randomness = plan.mechanism.randomness(np.zeros(4, np.uint32), summed.high)
+        stream = plan.mechanism.stream(bytes(32))
+        randomness = (
+            plan.mechanism.randomness(np.zeros(4, np.uint32), summed.high)
+            if stream is None
+            else stream.at(0, summed.high)
+        )
     resident = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state, summed))
     )

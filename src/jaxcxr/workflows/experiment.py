@@ -356,11 +356,14 @@ def headline(plan: Any) -> str:
         return f"training without privacy: {plan.steps} steps of {expected} expected images"
     from jaxcxr.accounting import plan as planned
 
-    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
+    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, m.spending(plan.steps).steps, plan.already())
     counted = (
         f", class counts noised by {plan.class_counts.noise_multiplier:.4g}"
         if plan.class_counts is not None
         else ""
+    )
+    in_turns = (
+        f" of {m.bands} groups in turn, with noise correlated over {m.bands} steps" if m.bands > 1 else ""
     )
     one_of, alone = "", ""
     if plan.tuning is not None:
@@ -368,7 +371,7 @@ def headline(plan: Any) -> str:
     return one_of + (
         f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or "
         f"remove one): noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, "
-        f"{plan.steps} steps{counted} "
+        f"{plan.steps} steps{in_turns}{counted} "
         f"({alone}at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP "
         f"{cost.epsilon_rdp:.4g})"
     )
@@ -380,7 +383,6 @@ def of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     """
     if plan.mechanism is None or plan.config.privacy.unit != "image":
         return []
-    from jaxcxr.accounting import Spending
     from jaxcxr.accounting.group_privacy import images_per_patient, patient_epsilons
 
     m = plan.mechanism
@@ -389,9 +391,7 @@ def of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     except InputError as error:
         say(f"no epsilon for patients: {error}")
         return []
-    rows = patient_epsilons(
-        [*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts
-    )
+    rows = patient_epsilons([*plan.already(), m.spending(plan.steps)], m.delta, counts)
     told = "; ".join(
         f"{row.patient} ({row.images} film{'s' if row.images > 1 else ''}) "
         + (f"at most {row.epsilon.upper:.4g}" if row.epsilon.upper < math.inf else "not protected")
