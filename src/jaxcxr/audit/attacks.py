@@ -58,13 +58,14 @@ def attacks(runs: Sequence[Recording], canaries: Units) -> tuple[list[Attack], B
     def confidence(name: str) -> float:
         return 1 - (1 - CONFIDENCE) * SHARES[name]
 
-    scores, shifts, drawn = (np.concatenate([seen[i] for seen in observed]) for i in range(3))
+    scores, shifts, drawn = (np.concatenate([seen[i] for seen in observed], axis=1) for i in range(3))
     own = shifts >= _ORTHOGONAL * shifts.max()
     shift = shift_lower(scores[own], drawn[own], confidence(SHIFT))
+    in_turn = _in_turn(scores, np.concatenate([run.canaries_own for run in runs], axis=1), claim.steps)
     delta = m.delta
     bounds = {
         SHIFT: (epsilon_from_shift(shift, m.sample_rate, claim.steps, delta), white),
-        ORDER: (rank_epsilon(white, included, claim, delta, confidence(ORDER)), white),
+        ORDER: (rank_epsilon(in_turn[:, included], claim, delta, confidence(ORDER)), white),
         ONE_RUN: (epsilon_from_scores(white, included, delta, confidence(ONE_RUN)), white),
         WEIGHTS: (epsilon_from_scores(black, included, delta, confidence(WEIGHTS)), black),
     }
@@ -79,6 +80,16 @@ def _observed(run: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     drawn = run.canaries_drawn
     shifts = np.stack([step.shifts for step in run.steps]) * run.canaries_own
     return np.stack([step.alignments for step in run.steps]) + shifts * drawn, shifts, drawn
+
+
+def _in_turn(
+    scores: Float[np.ndarray, "steps n"], own: Bool[np.ndarray, "steps n"], rounds: int
+) -> Float[np.ndarray, "rounds n"]:
+    """Scores in the steps of each canary's own group; one that had a step less than others has its score in
+    another group's step beside them, which is noise alone.
+    """
+    first = np.argsort(~own, axis=0, kind="stable")[:rounds]
+    return np.take_along_axis(scores, first, axis=0)
 
 
 def _likelihoods(

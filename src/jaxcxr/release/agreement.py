@@ -19,6 +19,8 @@ from jaxcxr.run_folder import CONFIG
 
 FIRST_DAY = datetime.date(2026, 1, 1)
 """Before which no version could release anything."""
+LONGEST_EMBARGO = datetime.timedelta(days=2 * 366)
+"""How long after today a publication may be announced."""
 
 
 def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
@@ -58,6 +60,9 @@ def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         planned = steps_of_epochs(training.epochs, *declared)
     if planned != card.steps_planned:
         yield f"{CONFIG}: its training has {planned} steps, {CARD_JSON} says {card.steps_planned}"
+    for name in card.tuning.varied if card.tuning is not None else ():
+        if name not in config.digest_fields():
+            yield f"{CARD_JSON}: tuning: {name} is no field of a configuration"
     if_given = {
         "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
         "privacy.noise_multiplier": (privacy.noise_multiplier, _noise_of(card)),
@@ -103,6 +108,9 @@ def card_with_itself(card: PrivacyCard, today: datetime.date) -> Iterator[str]:
     """
     if card.released is not None and not FIRST_DAY <= card.released <= today:
         yield f"{CARD_JSON}: released: {card.released} is no day of a release"
+    published = card.statement.publication_date
+    if published is not None and not FIRST_DAY <= published <= today + LONGEST_EMBARGO:
+        yield f"{CARD_JSON}: statement.publication_date: {published} is no day of a publication"
     rows = [row for row in card.mechanisms if row.name != COUNTS]
     done = sum(row.steps for row in rows)
     if not 0 < done <= card.steps_planned:

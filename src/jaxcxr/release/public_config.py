@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxcxr.accounting import steps_of_epochs
 from jaxcxr.config import EvaluationConfig, Experiment, HeadConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.report.card.plain_text import pretences, spaced_plainly
 from jaxcxr.run_folder import CONFIG
 from jaxcxr.training.weights import PACKAGED, weights_folder
 
@@ -168,4 +169,6 @@ def _is_plain(finding: str) -> bool:
         and finding.strip() == finding
         and finding.isprintable()
         and unicodedata.is_normalized("NFKC", finding)
+        and spaced_plainly(finding) == finding
+        and not any(pretences(finding))
     )

@@ -33,9 +33,8 @@ COUNTS = MechanismRow(name="noised class counts", noise_multiplier=20.0, sample_
 
 def mechanism(name: str = "noised gradient", noise: float = 5.0, bands: int = 1) -> MechanismRow:
     """Without sampling, so that its cost has a closed form."""
-    return MechanismRow(
-        name=name, noise_multiplier=noise, sample_rate=1.0, steps=5, l2_clip_norm=1.5, bands=bands
-    )  # type: ignore[arg-type]
+    numbers = {"noise_multiplier": noise, "sample_rate": 1.0, "steps": 5, "l2_clip_norm": 1.5, "bands": bands}
+    return MechanismRow.model_validate({"name": name, **numbers})
 
 
 def fingerprints(bound: bool, named: bool) -> Fingerprints:
