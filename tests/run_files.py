@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig, dump
+from jaxcxr.config import DataConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.config_files import dump
 from jaxcxr.records.ledger import AnyEntry, Entry, Ledger, Terms
 
 CONFIG = Experiment(

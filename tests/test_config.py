@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcxr.config import Experiment, SyntheticConfig, dump, load, override, validate
+from jaxcxr.config import Experiment, SyntheticConfig
+from jaxcxr.config_files import dump, load, override, validate
 from jaxcxr.data.sources.dicom import DicomSource
 from jaxcxr.data.sources.mimic import MimicOptions
 from jaxcxr.data.sources.published import Options
@@ -278,7 +280,10 @@ def test_every_wrong_field_is_named(tmp_path: Path) -> None:
         ({"training.class_weights": "paper"}, ("training:", "positive_rates", "'public'")),
         ({"training.class_weights": "none"}, ("training:", "positive_rates", "'public'")),
         ({"training.augmentation": "flip_rotate"}, ("training.augmentation:", "private", "'none'")),
-        ({"training.views": 2}, ("training.views:", "2 equal views", "augmentation")),
+        (
+            {"training.augmentation_multiplicity": 2},
+            ("training.augmentation_multiplicity:", "2 equal copies", "augmentation"),
+        ),
         (
             {"privacy": None, "training.optimizer": "adam_bc"},
             ("training.optimizer:", "adam_bc", "privacy is null"),
@@ -309,7 +314,7 @@ def test_fields_at_odds_are_named(tmp_path: Path, changes: dict[str, Any], words
         {"training.class_weights": "paper", "training.positive_rates": REMOVED},
         {"privacy": None, "training.augmentation": "flip_rotate"},
         {"privacy": REMOVED},
-        {"training.augmentation": "flip_rotate", "training.views": 4},
+        {"training.augmentation": "flip_rotate", "training.augmentation_multiplicity": 4},
         {"privacy.epsilon": 8},
         {"data.synthetic": None},
         SQUARES,
@@ -504,3 +509,41 @@ def test_digest_fields_name_every_field_with_its_section() -> None:
         for key in load(Experiment, ROOT / "configs" / "demo_nonprivate.yaml").digest_fields()
         if key.startswith("privacy.")
     ]
+
+
+FORMER = {
+    "training.views": ("training.augmentation_multiplicity", 2),
+    "model.prediction_views": ("model.test_time_augmentation", "mirrored"),
+    "privacy.films_per_patient": ("privacy.images_per_patient", 3),
+}
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_former_names_of_fields_are_read_and_said(
+    former: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, value = FORMER[former]
+    (section, field), config = name.split("."), load(Experiment, "configs/paper_private.yaml")
+    config = dataclasses.replace(
+        config,
+        training=dataclasses.replace(
+            config.training, augmentation="flip_rotate", augmentation_multiplicity=4
+        ),
+    )
+    values = dataclasses.asdict(config)
+    values[section] = {former.split(".")[1] if key == field else key: v for key, v in values[section].items()}
+    values[section][former.split(".")[1]] = value
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    capsys.readouterr()
+    read = load(Experiment, tmp_path / "old.yaml")
+    assert getattr(getattr(read, section), field) == value
+    assert capsys.readouterr().err == f"{tmp_path / 'old.yaml'}: {former} is called {name} now\n"
+    changed = override(config, [f"--{former.replace('_', '-')}", str(value)], "train")
+    assert changed == override(config, [f"--{former}={value}"], "train") == read
+    assert f"--{former} is called --{name} now" in capsys.readouterr().err
+    load(Experiment, tmp_path / "old.yaml", say=None)
+    assert capsys.readouterr().err == ""
+    values[section][field] = value
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    with pytest.raises(InputError, match=rf"{former} is the former name of {name}; found both"):
+        load(Experiment, tmp_path / "both.yaml")

@@ -17,7 +17,7 @@ FLOORS = (
     ("errors",),
     ("yaml_files",),
     ("accounting", "atomic", "config", "per_example", "signals"),
-    ("digests", "launch"),
+    ("config_files", "digests", "launch"),
     ("run_folder",),
     ("records",),
     ("data", "models", "privacy"),
@@ -39,6 +39,7 @@ NO_JAX = (
     "atomic",
     "signals",
     "config",
+    "config_files",
     "digests",
     "launch",
     "run_folder",
@@ -54,9 +55,9 @@ NO_FLAX = ("per_example", "privacy", "dp", "training", "audit", "release", "work
 """Rooms that use JAX and know no layer."""
 APART = {
     "data": ("accounting", "run_folder", "records"),
-    "dp": ("config", "run_folder", "data", "models"),
+    "dp": ("config", "config_files", "run_folder", "data", "models"),
     "per_example": ("errors",),
-    "privacy": ("config", "run_folder"),
+    "privacy": ("config", "config_files", "run_folder"),
 }
 """Rooms that can be read and used without others below them."""
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import jaxcxr
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
+from jaxcxr.config import DataConfig, Experiment, ModelConfig
+from jaxcxr.config_files import dump
 from jaxcxr.data.images import preprocess
 from jaxcxr.digests import seal, unlink, write_json
 from jaxcxr.errors import InputError
@@ -272,7 +273,7 @@ def test_an_exported_model_runs_elsewhere(folder: Path, tmp_path: Path, name: st
 def test_an_exported_model_averages_its_views(folder: Path, model: Model, tmp_path: Path) -> None:
     averaging = Path(shutil.copytree(folder, tmp_path / "averaging"))
     record = json.loads((averaging / "provenance.json").read_text())
-    record["config"]["model"]["prediction_views"] = "mirrored"
+    record["config"]["model"]["test_time_augmentation"] = "mirrored"
     write_json(averaging / "provenance.json", record)
     found = export_model(averaging, tmp_path / "m.stablehlo")
     assert np.abs(run_stablehlo(found.path, FILMS) - model.predict_prepared(FILMS)).max() > 1e-4

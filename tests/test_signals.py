@@ -52,6 +52,11 @@ ENDS = {
     "full disk": ("raise OSError(28, 'No space left on device', '/data/x.csv')", 2, "error: /data/x.csv: cannot be read or written (No space left on device); "),
     "memory": ("raise MemoryError", 2, "error: out of memory"),
     "XLA's memory": ("raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes')", 2, "error: out of memory (RESOURCE_EXHAUSTED"),
+    "others ended": (  # what is done at the end of a process, as JAX waits for the others then, is not done
+        "import atexit; from jaxcxr.errors import OthersEndedError; atexit.register(print, 'waited', file=sys.stderr); raise OthersEndedError('gone')",
+        2,
+        "error: gone",
+    ),
 }  # fmt: skip
 
 

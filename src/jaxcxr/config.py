@@ -1,24 +1,14 @@
-"""What an experiment is: frozen dataclasses read from one strict YAML file.
+"""What an experiment is: frozen dataclasses, read from one strict YAML file (`jaxcxr.config_files`).
 
-Every field has one place, one type and one unit. Unknown keys, texts where numbers belong and impossible
-values are refused with the file, the key, what was found and what is expected. Nothing here has an effect: a
-configuration is data.
+Every field has one place, one type and one unit. Nothing here has an effect: a configuration is data.
 """
 
 import dataclasses
-import functools
-import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import tyro
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from jaxcxr.errors import InputError
-from jaxcxr.yaml_files import read_yaml, require_plain, shortened
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 PAPER_BUDGETS: tuple[float, ...] = (7.89, 4.71, 2.04, 1.06, 0.54, 0.29)
@@ -36,9 +26,14 @@ nothing beside it.
 """
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-ConfigT = TypeVar("ConfigT")
-PACKAGED = Path(__file__).parent / "configs"
-"""The configurations that come with the package: those of the clone's `configs/`."""
+NoiseBands = Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Formerly:
+    """The name that a field had: files that have it are read (`jaxcxr.config_files`)."""
+
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +64,8 @@ class DataConfig:
         store: folder of the store (`scripts/prepare.py` makes one).
         size: side of the square images, in pixels; it must be the store's.
         findings: names of the findings to predict, in output order.
-        synthetic: recipe of an embedded cohort, used if `store` does not exist; null for real films.
-        on_device: keep all training films on every device and send it indices only: `auto` where an
+        synthetic: recipe of an embedded cohort, used if `store` does not exist; null for real images.
+        on_device: keep all training images on every device and send it indices only: `auto` where an
             accelerator has the memory for it, `always` or `never`. It goes with training.augmentation 'none';
             the result differs by rounding at most.
     """
@@ -92,9 +87,9 @@ class ModelConfig:
         width: of `resnet9`: channels of the first layer; the paper's network has 64.
         dtype: precision of activations; parameters, norms and sums are always float32.
         weights: folder with the weights to start from; null starts at random. A private run refuses weights
-            that were trained on its own films or patients, as far as they are recorded
+            that were trained on its own images or patients, as far as they are recorded
             (`jaxcxr.training.trained_on`).
-        weights_ids_unrelated: declares that image and patient ids which the weights' training films, or the
+        weights_ids_unrelated: declares that image and patient ids which the weights' training images, or the
             public images of `head.public`, share with the store are of different images and people, such as
             '1' in two hospitals. Equal pixels are refused all the same.
         pretraining: configuration that makes `weights` if they do not exist yet; null if they must.
@@ -102,9 +97,9 @@ class ModelConfig:
             arXiv 2203.00324).
         remat: compute maps again in the backward pass instead of keeping them: less memory for more
             arithmetic, the same result (`layerwise` and non-private steps).
-        prediction_views: what a prediction averages: `one` (the film as it is, as in the paper), `mirrored`
-            (also flipped) or `mirrored_moved` (both also moved a little in four directions). Costs no
-            privacy.
+        test_time_augmentation: what a prediction averages: `one` (the image as it is, as in the paper),
+            `mirrored` (also flipped) or `mirrored_moved` (both also moved a little in four directions). Costs
+            no privacy.
         network: `resnet9` (the paper's), another one of `jaxcxr.models.network`, or `package.module:Class` of
             your own.
         options: fields of the network's class that differ from their defaults, each as NAME=VALUE, such as
@@ -123,7 +118,7 @@ class ModelConfig:
     pretraining: str | None = None
     scale_norm: bool = False
     remat: bool = False
-    prediction_views: Views = "one"
+    test_time_augmentation: Annotated[Views, Formerly("prediction_views")] = "one"
     weights_ids_unrelated: bool = False
     network: str = "resnet9"
     options: tuple[str, ...] = ()
@@ -153,10 +148,10 @@ class PrivacyConfig:
         clip_share: of adaptive clipping: what counting takes of the norm of a contribution
             (`jaxcxr.privacy.adaptive`).
         unit: what the claim protects, and what the sampler draws: `image`, as in the paper, which promises a
-            patient with many films less; `patient`, all films of one at once: at most `films_per_patient` of
-            a drawn patient's films are used, their mean gradient is clipped; `patient_one_image`, the same
-            with one film, drawn afresh each time.
-        films_per_patient: bound on a patient's films in a step, for `patient`.
+            patient with many images less; `patient`, all images of one at once: at most `images_per_patient`
+            of a drawn patient's images are used, their mean gradient is clipped; `patient_one_image`, the
+            same with one image, drawn afresh each time.
+        images_per_patient: bound on a patient's images in a step, for `patient`.
         method: how the clipped sum is computed, `vmap` (reference) or `layerwise` (faster, same result).
         dataset_size: the declared, public number N of units, on which sample rate, steps and noise depend; it
             need not be exact, and had better not be. Null counts the training split, and the run is not for
@@ -166,6 +161,10 @@ class PrivacyConfig:
             (`jaxcxr.privacy.hardened_sum`), sums in whole numbers, and noise drawn exactly
             (`jaxcxr.privacy.rounded_noise`), so that the last digits of the weights tell nothing either; it
             takes longer.
+        noise_bands: over how many steps noise is correlated, so that it partly cancels in the weights
+            (`jaxcxr.accounting.banded`; Choquette-Choo et al. 2023, arXiv 2306.08153); units then take turns
+            in as many groups. 1 draws every step's noise by itself, as in the paper; `auto` takes the number
+            with the least noise on the weights at this budget, by the accountant alone.
         class_counts_noise_multiplier: of noised class weights, noise standard deviation over the counts'
             sensitivity; null takes what would cost a tenth of the budget alone. Counts are noised discretely
             whatever `noise` says.
@@ -183,11 +182,12 @@ class PrivacyConfig:
     clip_learning_rate: Positive = 0.2
     clip_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     unit: Literal["image", "patient_one_image", "patient"] = "image"
-    films_per_patient: PositiveInt = 4
+    images_per_patient: Annotated[PositiveInt, Formerly("films_per_patient")] = 4
     method: Literal["layerwise", "vmap"] = "layerwise"
     dataset_size: PositiveInt | None = None
     noise_multiplier: Positive | None = None
     noise: Literal["gaussian", "discrete"] = "gaussian"
+    noise_bands: NoiseBands = 1
     class_counts_noise_multiplier: Positive | None = None
     allow_large_delta: bool = False
 
@@ -218,8 +218,9 @@ class TrainingConfig:
         positive_rates: declared, public p of each finding, for `public`; known from elsewhere. A run whose
             rates plainly are its own cohort's is not for release (`jaxcxr.records.declarations`).
         augmentation: `flip_rotate` (the paper's non-private runs) or `none`.
-        views: augmented views of a film in a step; their mean gradient is the film's, and is clipped in a
-            private run (De et al. 2022, arXiv 2204.13650). More than one goes with an augmentation.
+        augmentation_multiplicity: augmented copies of an image in a step; their mean gradient is the image's,
+            and is clipped in a private run (De et al. 2022, arXiv 2204.13650). More than one goes with an
+            augmentation.
         scope: which parameters are trained, as in `jaxcxr.models.trainable`; the others are neither clipped,
             noised nor moved.
         averaging: `ema` or `tail` predicts and releases an average of the weights over the steps, `none` the
@@ -245,7 +246,7 @@ class TrainingConfig:
     class_weights: Literal["paper", "noised", "public", "none"] = "none"
     positive_rates: tuple[Rate, ...] | None = None
     augmentation: Literal["none", "flip_rotate"] = "none"
-    views: PositiveInt = 1
+    augmentation_multiplicity: Annotated[PositiveInt, Formerly("views")] = 1
     scope: Scope = "all"
     averaging: Literal["none", "ema", "tail"] = "none"
     ema_decay: Rate = 0.99
@@ -376,14 +377,16 @@ class Experiment:
                 "data.on_device: 'always' goes with training.augmentation 'none', found "
                 f"{training.augmentation!r}"
             )
-        if training.views > 1 and training.augmentation == "none":
+        if training.augmentation_multiplicity > 1 and training.augmentation == "none":
             raise InputError(
-                f"training.views: {training.views} equal views are one; expected an augmentation beside them"
+                f"training.augmentation_multiplicity: {training.augmentation_multiplicity} equal copies are "
+                "one; expected an augmentation beside them"
             )
-        if self.privacy is not None and training.augmentation != "none" and training.views == 1:
+        augments_once = training.augmentation != "none" and training.augmentation_multiplicity == 1
+        if self.privacy is not None and augments_once:
             raise InputError(
-                "training.augmentation: private runs take a film as it is, or average several views; "
-                "expected 'none', or training.views of 2 or more"
+                "training.augmentation: private runs take a image as it is, or average several views; "
+                "expected 'none', or training.augmentation_multiplicity of 2 or more"
             )
         if self.privacy is None and training.optimizer == "adam_bc":
             raise InputError(
@@ -395,10 +398,25 @@ class Experiment:
                 "training.optimizer: adam_bc corrects for noise of one deviation, and the noise of clipping "
                 "'adaptive' follows the clip norm; expected another optimizer or privacy.clipping"
             )
+        if self.privacy is not None and self.privacy.noise_bands != 1:
+            self._check_correlated(self.privacy)
         if training.releases_moments:
             self._check_least_squares()
         if training.keeps_features:
             self._check_head()
+
+    def _check_correlated(self, privacy: PrivacyConfig) -> None:
+        found = f"found privacy.noise_bands {privacy.noise_bands!r}"
+        if privacy.noise == "discrete":
+            raise InputError(
+                "privacy.noise: 'discrete' noise is whole numbers, which correlated noise is not; expected "
+                f"'gaussian', or noise_bands 1, {found}"
+            )
+        if self.training.optimizer in ("adam_bc", "least_squares"):
+            raise InputError(
+                f"training.optimizer: {self.training.optimizer!r} supposes that the noise of every step is "
+                f"independent of the others; expected another optimizer, or noise_bands 1, {found}"
+            )
 
     def _check_head(self) -> None:
         training = self.training
@@ -443,106 +461,3 @@ class Experiment:
         return {
             f"{s}.{k}": v for s, fields in dataclasses.asdict(self).items() for k, v in (fields or {}).items()
         }
-
-
-def config_file(named: str | Path) -> Path:
-    """The file that a configuration's name means.
-
-    `configs/NAME` is the package's own, wherever it is installed, if there is no such file below the working
-    folder.
-    """
-    path = Path(named)
-    if path.parts[:1] == ("configs",) and not path.exists():
-        own = PACKAGED.joinpath(*path.parts[1:])
-        if own.is_file():
-            return own
-    return path
-
-
-def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
-    """Read a YAML file (`config_file`) into the frozen dataclass `cls`, strictly.
-
-    Raises:
-        InputError: the file is missing or no YAML, or a key is repeated, unknown, absent, of a wrong type or
-            out of range.
-    """
-    path, file = Path(path), config_file(path)
-    if not file.is_file():
-        hint = "; `jaxcxr configs` lists those of the package" if path.parts[:1] == ("configs",) else ""
-        raise InputError(f"{path}: no such configuration file{hint}")
-    values = read_yaml(file, str(path))
-    return validate(cls, values, source=str(path))
-
-
-def validate(cls: type[ConfigT], values: Any, source: str) -> ConfigT:
-    """Turn plain values into the dataclass `cls`; `source` is named in errors."""
-    if not isinstance(values, dict):
-        raise InputError(f"{source}: expected a mapping of keys to values, found {type(values).__name__}")
-    require_plain(values, source)
-    try:
-        config = _adapter(cls).validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise InputError(f"{source}: {'; '.join(_sentence(e) for e in error.errors())}") from None
-    if cls is Experiment:
-        try:
-            config.check()
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from None
-    return config
-
-
-@functools.cache
-def _adapter(cls: Any) -> Any:
-    """What validates a class, kept: making it takes longer than all else."""
-    return TypeAdapter(cls)
-
-
-def _sentence(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    found = error.get("input")
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key}: unknown key"
-    if error["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing"
-    message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    kind = error["type"]
-    number = _number_of(found, whole=kind.startswith("int")) if kind.startswith(("int", "float")) else None
-    hint = f" (YAML reads {found} as text here; write {number}, without quotes)" if number else ""
-    if kind == "string_type" and isinstance(found, (bool, int, float)):
-        hint = " (put it in quotes, so that it is text)"
-    return f"{key}: expected {message}, found {shortened(repr(found))}{hint}"
-
-
-def _number_of(found: Any, whole: bool) -> str | None:
-    """How YAML wants the number that a text stands for to be written; None if it stands for none (of the
-    kind).
-    """
-    if not isinstance(found, str):
-        return None
-    try:
-        value = float(found)
-    except ValueError:
-        return None
-    if not math.isfinite(value) or (whole and not value.is_integer()):
-        return None
-    if whole:
-        return str(int(value))
-    digits, _, exponent = repr(value).partition("e")
-    if not exponent:
-        return digits
-    return f"{digits if '.' in digits else digits + '.0'}e{int(exponent):+d}"
-
-
-def override(config: ConfigT, arguments: Sequence[str], prog: str) -> ConfigT:
-    """Replace fields by command-line flags such as `--privacy.epsilon 1.06`; the result is validated as a
-    file would be.
-    """
-    cls = type(config)
-    changed = tyro.cli(tyro.conf.AvoidSubcommands[cls], default=config, args=list(arguments), prog=prog)  # type: ignore[valid-type]
-    return validate(cls, dataclasses.asdict(changed), source="command line")  # type: ignore[arg-type]
-
-
-def dump(config: Any, path: Path) -> None:
-    """Write a configuration as YAML, every default spelt out."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one sentence that names the file, the row or key, what was found and what is expected. The
     scripts print it without a stack trace; any other exception is a defect of jaxcxr and keeps its trace.
     """
+
+
+class OthersEndedError(InputError):
+    """Another process of this job has ended: whatever waits for it waits in vain, JAX's own end included."""

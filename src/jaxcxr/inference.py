@@ -227,7 +227,7 @@ def load_model(path: str | Path) -> Model:
     params = jax.tree.map(jnp.asarray, _read_params(path, networks.shapes_of(network, data.size)))
     read = read_calibration if (path / CHECKPOINTS).is_dir() else read_thresholds
     calibration = read(path, data.findings)
-    return Model(data.findings, data.size, network, params, model.prediction_views, calibration)
+    return Model(data.findings, data.size, network, params, model.test_time_augmentation, calibration)
 
 
 def weights_record(made_by: str, data: DataConfig, model: ModelConfig, **facts: object) -> dict[str, object]:

@@ -16,7 +16,8 @@ from typing import Any, Final, TypedDict
 import yaml
 
 from jaxcxr.atomic import replacing
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump, load
 from jaxcxr.digests import DIGESTS, check, digest_of, record, recorded, write_json
 from jaxcxr.errors import InputError
 
@@ -64,10 +65,10 @@ class Facts(TypedDict, total=False):
     Every run has `jaxcxr` (the version) to `against_release` (codes of `records.declarations`); one that
     starts from given weights also `initial_weights_sha256`, one of a head on kept features `head` (where its
     directions come from: `training.head_data`), and one by a recipe `chosen` (what it chose and why, in
-    sentences). A private run has the fields of its mechanism,
-    `n_units` to `discrete_coordinates`, what is known of its starting weights (`initial_weights_record`) and
-    the noise of its class counts, if there are any; one of a tuning's runs names its terms in `tuning`
-    (`records.tuning`). Weights that were evaluated without training have
+    sentences). A private run has the fields of its mechanism, `n_units` to `discrete_coordinates` (and
+    `noise_column`, if its noise is correlated), what is known of its starting weights
+    (`initial_weights_record`) and the noise of its class counts, if there are any; one of a tuning's runs
+    names its terms in `tuning` (`records.tuning`). Weights that were evaluated without training have
     `findings`, `prediction_views`, `evaluation`, `weights_sha256` and `store_fingerprint`. Keys that earlier
     versions did not write are absent from their runs; `code_fingerprint` is theirs alone.
     """
@@ -97,6 +98,7 @@ class Facts(TypedDict, total=False):
     epsilon: float
     delta: float
     discrete_coordinates: int | None
+    noise_column: list[float]
     class_counts_noise_multiplier: float
     findings: list[str]
     prediction_views: str
@@ -113,6 +115,7 @@ class Promise:
     Attributes:
         epsilon, delta: the budget.
         sample_rate, noise_multiplier, l2_clip_norm: of each step.
+        bands: over how many steps noise is correlated; 1 if it is not.
         n_units, expected_batch_size, steps: declared.
         store_fingerprint: of the data.
     """
@@ -126,6 +129,7 @@ class Promise:
     expected_batch_size: int
     steps: int
     store_fingerprint: str
+    bands: int = 1
 
 
 def is_run(folder: Path) -> bool:
@@ -152,7 +156,7 @@ def read_config(run: Path) -> Experiment:
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run}: no run there ({CONFIG} is missing)")
-    config = load(Experiment, run / CONFIG)
+    config = load(Experiment, run / CONFIG, say=None)  # a run's file is nobody's to edit
     known = recorded(run).get(CONFIG)
     if known is not None and known != _values_digest(run / CONFIG):
         raise InputError(
@@ -238,7 +242,18 @@ def promise_of(run: Path) -> Promise | None:
             )
     numbers = {name: float(facts[name]) for name in (*_POSITIVE, *_NOT_NEGATIVE)}
     counts = {name: int(facts[name]) for name in _COUNTS}
-    return Promise(**numbers, **counts, store_fingerprint=str(facts["store_fingerprint"]))  # type: ignore[arg-type]
+    bands = _bands(run, facts, None if promised is None else promised.noise_bands)
+    return Promise(**numbers, **counts, store_fingerprint=str(facts["store_fingerprint"]), bands=bands)  # type: ignore[arg-type]
+
+
+def _bands(run: Path, facts: Mapping[str, Any], asked: int | str | None) -> int:
+    """Over how many steps the noise of a run is correlated."""
+    column = facts.get("noise_column", [1.0])
+    if not isinstance(column, list) or not column:
+        raise InputError(f"{run}: noise_column: expected a list of numbers in {FACTS}, found {column!r}")
+    if asked not in (len(column), "auto"):
+        raise InputError(f"{run}: privacy.noise_bands is {asked} in {CONFIG}, {len(column)} in {FACTS}")
+    return len(column)
 
 
 def newest_checkpoint(run: Path) -> int | None:

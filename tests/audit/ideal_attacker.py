@@ -21,8 +21,11 @@ from tests.audit.coverage import DELTA, RATE, STEPS, white_box
 CLAIMS = 1.0, 4.0, 8.0
 
 
-def proved(claim: float, canaries: int, rng: np.random.Generator) -> dict[str, float]:
-    """Share of `claim` that each bound proves: in an audit, two runs of `canaries`; alone at 95 %, one run."""
+def proved(claim: float, canaries: int, seed: int) -> dict[str, float]:
+    """Share of `claim` that each bound proves: in an audit, two runs of `canaries`; alone at 95 %, one run, in
+    which half of the canaries are included, or all of them.
+    """
+    rng = np.random.default_rng((seed, canaries))
     sigma = accounting.calibrated_noise(claim, DELTA, RATE, STEPS)
     spent = Spending(RATE, sigma, STEPS)
     included = np.arange(2 * canaries) % 2 == 0
@@ -33,7 +36,10 @@ def proved(claim: float, canaries: int, rng: np.random.Generator) -> dict[str, f
     bounds = {
         "every step, two runs, at its share of 95 %": epsilon_from_shift(shift, RATE, STEPS, DELTA),
         "order of scores, one run, at 95 %": rank_epsilon(
-            likelihoods[one], included[one], spent, DELTA, CONFIDENCE
+            seen[:, one][:, included[one]], spent, DELTA, CONFIDENCE, seed=seed
+        ),
+        "order of scores, one run of all canaries, at 95 %": rank_epsilon(
+            white_box(np.ones(canaries, bool), 1 / sigma, rng)[1], spent, DELTA, CONFIDENCE, seed=seed
         ),
         "guesses, one run, at 95 %": epsilon_from_scores(likelihoods[one], included[one], DELTA, CONFIDENCE),
     }
@@ -45,10 +51,7 @@ def main(draws: int) -> None:
     print("| bound | canaries |", *(f" epsilon {claim:g} |" for claim in CLAIMS), sep="")
     print("|---|---|" + "---|" * len(CLAIMS))
     for canaries in (400, 1_000, 10_000):
-        found = [
-            [proved(claim, canaries, np.random.default_rng((seed, canaries))) for seed in range(draws)]
-            for claim in CLAIMS
-        ]
+        found = [[proved(claim, canaries, seed) for seed in range(draws)] for claim in CLAIMS]
         for name in found[0][0]:
             shares = [[draw[name] for draw in of_claim] for of_claim in found]
             cells = (f" {np.mean(s):.2f} ({min(s):.2f} to {max(s):.2f}) |" for s in shares)

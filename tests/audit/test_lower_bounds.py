@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kstest
 
 from jaxcxr.accounting import Spending, epsilon_bounds
 from jaxcxr.audit.checks import sharing
 from jaxcxr.audit.lower_bounds import epsilon_from_scores, membership_curve, one_run_epsilon, one_run_p_value
 from jaxcxr.audit.noise_checks import noise_checks
-from jaxcxr.audit.rank_bound import rank_epsilon, rank_statistic
+from jaxcxr.audit.rank_bound import LEAST_SIMULATED, MOST_SIMULATED, places, rank_epsilon, simulations
 from jaxcxr.audit.released import ReleaseAttack, told_apart
 from jaxcxr.audit.sampling_checks import sampling_checks
 from jaxcxr.audit.shift_bound import epsilon_from_shift, shift_lower
@@ -142,18 +142,34 @@ def test_bounds_hold_at_their_confidence() -> None:
         assert sum(found[name] for found in wrong) <= 7, name  # 5 % asked: more than 7 of 40 once in 1,000
 
 
-def test_the_order_of_scores_is_read_against_the_attack_where_they_tie() -> None:
-    included = np.arange(200) >= 100
-    claim = Spending(0.1, 3.0, 64)
-    flat, best = np.zeros(200), included + np.random.default_rng(0).random(200) / 2
-    assert rank_statistic(flat, included) == min(
-        rank_statistic(s, included) for s in (flat, best, -1.0 * included)
-    )
-    assert rank_statistic(best, included) == pytest.approx(-rank_statistic(-1.0 * included, included))
-    assert rank_epsilon(flat, included, claim, 1e-5, 0.95) == 0.0
-    assert rank_epsilon(best, included, claim, 1e-5, 0.95) > 2.0
+def test_a_place_is_that_among_simulated_scores_and_the_score_itself() -> None:
+    claim, rng = Spending(0.1, 3.0, 4), np.random.default_rng(0)
+    assert (simulations(4, 2), simulations(64, 10**5)) == (MOST_SIMULATED, LEAST_SIMULATED)
+    first, last = places(np.array([[9.0, -9.0]] * 4), claim, 999, rng)
+    assert first == 1 / 1000  # not 0: the normal score would be infinite
+    assert last == 1.0
+    left_out = places(rng.normal(size=(4, 300)), claim, 999, rng)
+    assert kstest(left_out, "uniform").pvalue > 1e-3
+
+
+def test_the_order_of_scores_proves_what_canaries_tell_of_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of the claimed mechanism, of noise alone, of half the noise, and of canaries left out of one step in two."""
+    monkeypatch.setattr("jaxcxr.audit.rank_bound.simulations", lambda *_: 499)
+    rate, steps, delta, sigma, rng = 0.1, 64, 1e-5, 1.3, np.random.default_rng(0)
+    claim = Spending(rate, sigma, steps)
+    claimed = epsilon_bounds([claim], delta).upper
+
+    def proved(shift: float, share: float = 1.0) -> float:
+        drawn = rng.random((steps, 300)) < rate * share
+        return rank_epsilon(rng.normal(size=drawn.shape) + shift * drawn, claim, delta, 0.95) / claimed
+
+    assert 0.6 < proved(1 / sigma) < 1.05
+    assert proved(0.0) == 0.0
+    assert proved(2 / sigma) > 1.5
+    assert proved(1 / sigma, 0.5) < 0.75
+    assert rank_epsilon(np.zeros((steps, 0)), claim, delta, 0.95) == 0.0
     with pytest.raises(ValueError, match="NaN"):
-        rank_epsilon(flat * math.nan, included, claim, 1e-5, 0.95)
+        rank_epsilon(np.full((steps, 3), math.nan), claim, delta, 0.95)
 
 
 def test_pairs_of_a_release_prove_what_they_tell_apart() -> None:

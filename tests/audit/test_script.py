@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxcxr.audit.released import attack_release
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump, load
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.mechanism import Mechanism
@@ -98,7 +99,7 @@ def test_the_network_is_audited_by_the_runs_own_unit_clipping_and_optimiser(
     monkeypatch.setattr(MAKE_NETWORK, tiny_network)
     config = load(Experiment, run / "config.yaml")
     assert config.privacy is not None
-    privacy = dataclasses.replace(config.privacy, unit="patient", films_per_patient=2, clipping="per_layer")
+    privacy = dataclasses.replace(config.privacy, unit="patient", images_per_patient=2, clipping="per_layer")
     model = dataclasses.replace(config.model, network="resnet9")  # in whose place the tiny one is made
     dump(dataclasses.replace(config, privacy=privacy, model=model), run / "config.yaml")
     script.main(["--model", "network", "--out", str(run), *QUICK])

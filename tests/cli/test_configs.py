@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jaxcxr.cli import configs, configuration_reference
-from jaxcxr.config import PACKAGED, Experiment, config_file, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import PACKAGED, config_file, load
 from jaxcxr.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from jaxcxr.cli import init
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.data.manifest import read_table
 from jaxcxr.data.sources import table as source
 from jaxcxr.errors import InputError

@@ -11,7 +11,8 @@ from jaxcxr.atomic import BusyError
 from jaxcxr.cli import ablate, audit, risk
 from jaxcxr.cli import sweep as sweep_command
 from jaxcxr.cli.launching import Launch, as_part, launch, part_of
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump, load
 from jaxcxr.errors import InputError
 from jaxcxr.launch import jobs, local
 from jaxcxr.launch.jobs import BUSY, Job, claimed

@@ -36,7 +36,7 @@ def test_the_demo_is_trained_by_the_rule_and_the_paper_s_recipe_is_a_flag_away(s
     heads = dict.fromkeys((7.89, 4.71, 2.04, 1.06, 0.54, 0.29), "head_on_features")
     assert scopes(swept) == {**heads, math.inf: "all"}
     assert all("the head alone" in swept["chosen"][epsilon][0] for epsilon in heads)
-    assert {config.model.prediction_views for config in swept["experiments"].values()} == {"one"}
+    assert {config.model.test_time_augmentation for config in swept["experiments"].values()} == {"one"}
     assert {config.head.start for config in swept["experiments"].values() if config.privacy} == {"calibrated"}
     sweep.main(["--recipe", "recommended", "--eps", "0.29"])
     assert swept["out"] == "sweep-demo"
@@ -53,5 +53,5 @@ def test_another_configuration_is_trained_as_it_says(swept: dict[str, Any]) -> N
     assert swept["chosen"] == {}
     sweep.main([*named, "--eps", "inf", "--recipe", "recommended"])
     assert swept["out"] == "sweep-quick-recommended"
-    views = swept["experiments"][math.inf].model.prediction_views
+    views = swept["experiments"][math.inf].model.test_time_augmentation
     assert views == "mirrored_moved"  # as those of the whole network with privacy

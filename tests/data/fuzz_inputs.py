@@ -20,7 +20,8 @@ import tyro
 from PIL import Image
 from safetensors.numpy import save_file
 
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.data.images import decode_image, preprocess
 from jaxcxr.data.manifest import read_table
 from jaxcxr.data.sources import table

@@ -92,7 +92,7 @@ def split(table: pd.DataFrame, folder: Path) -> None:
 def units(table: pd.DataFrame, folder: Path) -> None:
     from jaxcxr.training.plan import units_of
 
-    privacy = SimpleNamespace(unit="patient", films_per_patient=1)
+    privacy = SimpleNamespace(unit="patient", images_per_patient=1)
     units_of(SimpleNamespace(privacy=privacy), _Split(table.loc[table["split"] == "train"]))  # type: ignore[arg-type]
 
 

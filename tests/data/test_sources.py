@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from jaxcxr.config import load
+from jaxcxr.config_files import load
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.data.manifest import check_manifest, read_table
 from jaxcxr.data.sources import chexpert, mimic, nih, padchest, uka, vindr

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxcxr.config import load
+from jaxcxr.config_files import load
 from jaxcxr.data.manifest import read_table
 from jaxcxr.data.sources.table import TableSource, to_manifest
 from jaxcxr.errors import InputError

@@ -22,17 +22,8 @@ from pydantic import TypeAdapter
 
 import jaxcxr
 from jaxcxr.cli.commands import COMMANDS
-from jaxcxr.config import (
-    DataConfig,
-    EvaluationConfig,
-    Experiment,
-    ModelConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    load,
-    override,
-    validate,
-)
+from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.config_files import load, override, validate
 from jaxcxr.data.sources.table import TableSource
 from jaxcxr.errors import InputError
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands, links, spans

@@ -363,17 +363,18 @@ def test_evaluation_needs_no_jax():
     assert done.stdout.strip() == "False"
 
 
-def test_no_interval_follows_from_one_patient():
-    """Every replicate would be the sample itself: an interval without width, which looks like certainty."""
+@pytest.mark.parametrize(("patients", "of"), [(1, "1 patient"), (2, "2 patients"), (4, "4 patients")])
+def test_no_interval_follows_from_few_patients(patients, of):
+    """Every replicate of one would be the sample itself: an interval without width, which looks like certainty."""
     table, config = predictions(), EvaluationConfig(redraws=20, threshold="fixed", **PLAIN)
-    one = table.assign(patient_id="p0")
+    one = table.assign(patient_id=[f"p{i % patients}" for i in range(len(table))])
     for metric in ("auroc", "sensitivity", "accuracy", "average_precision", "ece"):
         found = row(evaluate(one, ["heart", "lung"], config), "heart", metric)
         assert np.isfinite(found["value"])
         assert np.isnan([found["ci_low"], found["ci_high"], found["std"]]).all()
-        assert found["note"] == "no interval: all images are of one patient"
+        assert found["note"] == f"no interval: all images are of {of}"
     average = row(evaluate(one, ["heart", "lung"], config), "average", "auroc")
-    assert average["note"] == "no interval: all images are of one patient"
+    assert average["note"] == f"no interval: all images are of {of}"
     assert np.isnan(average["ci_low"])
     by_image = row(
         evaluate(one, ["heart", "lung"], EvaluationConfig(redraws=20, resample="image", **PLAIN)),
@@ -384,15 +385,17 @@ def test_no_interval_follows_from_one_patient():
     assert by_image["note"] == ""
 
 
-def test_no_interval_follows_from_the_positives_of_one_patient():
+@pytest.mark.parametrize("patients", [1, 4])
+def test_no_interval_follows_from_the_positives_of_few_patients(patients):
     table = predictions()
     test = (table["split"] == "test").to_numpy()
-    table.loc[test, "y_heart"] = (table.loc[test, "patient_id"] == "p30").astype(float)
+    having = table.loc[test, "patient_id"].drop_duplicates()[:patients]
+    table.loc[test, "y_heart"] = table.loc[test, "patient_id"].isin(having).astype(float)
     evaluation = evaluate(table, ["heart", "lung"], EvaluationConfig(redraws=20, threshold="fixed", **PLAIN))
     found, other = row(evaluation, "heart", "sensitivity"), row(evaluation, "lung", "sensitivity")
     assert np.isfinite(found["value"])
     assert np.isnan([found["ci_low"], found["ci_high"]]).all()
-    assert found["note"] == "no interval: all positives or all negatives are of one patient"
+    assert found["note"] == "no interval: all positives or all negatives are of fewer than 5 patients"
     assert np.isnan(row(evaluation, "heart", "auroc")["delong_low"])
     assert other["ci_low"] < other["ci_high"]
     assert other["note"] == ""

@@ -5,7 +5,7 @@ import pytest
 
 from jaxcxr.eval.exposure import Accusations, exposure_by_group, rates_of_one_model
 from jaxcxr.eval.groups import Group
-from tests.eval.exposure_coverage import swapped_coverage
+from tests.eval.exposure_coverage import of_one_model, swapped_coverage
 
 
 def group(name: str, attribute: str, rows: np.ndarray) -> Group:
@@ -48,8 +48,14 @@ def test_a_group_of_one_is_named_and_not_judged() -> None:
 
 def test_where_members_and_others_are_swapped_at_random_intervals_hold_zero() -> None:
     """A quick form of `python -m tests.eval.exposure_coverage`, which draws 2,000 cohorts."""
-    whole, group_of_all, apart = swapped_coverage(60, seed=0, patients=100)
-    assert min(whole, group_of_all, apart) >= 0.9
+    assert min(swapped_coverage(60, seed=0, patients=100).values()) >= 0.9
+
+
+def test_the_interval_of_one_model_holds_the_truth_and_chance_has_no_small_p_values() -> None:
+    for shift, most in ((0.0, 0.2), (1.0, 1.0)):
+        held, small = of_one_model(40, 0, shift, members=500, others=400)
+        assert held >= 0.8
+        assert small <= most
 
 
 def test_groups_whose_scores_differ_are_not_thereby_exposed() -> None:

@@ -23,7 +23,7 @@ def test_a_row_a_held_out_image_with_its_own_labels_and_views(
 ) -> None:
     monkeypatch.setattr("jaxcxr.eval.predict.PIECE", 3)  # the images are read in pieces, the last one smaller
     monkeypatch.setattr(MAKE_NETWORK, tiny_network)
-    config = changed(tiny_config, "model", prediction_views=views)
+    config = changed(tiny_config, "model", test_time_augmentation=views)
     network = tiny_network(config.data, config.model)
     params = network.init(jax.random.key(0), jnp.zeros((32, 32), jnp.uint8))
     table = predict_table(config, params, tiny_store)
@@ -44,9 +44,9 @@ def test_a_row_a_held_out_image_with_its_own_labels_and_views(
 def test_a_side_without_the_other_is_refused_before_training(
     tiny_config: Experiment, tiny_store: Store
 ) -> None:
-    config = changed(tiny_config, "model", prediction_views="mirrored")
+    config = changed(tiny_config, "model", test_time_augmentation="mirrored")
     config = changed(config, "data", findings=("atelectasis_left",))
     with pytest.raises(
-        InputError, match=r"model\.prediction_views 'mirrored': cannot flip images: 'atelectasis_left'"
+        InputError, match=r"model\.test_time_augmentation 'mirrored': cannot flip images: 'atelectasis_left'"
     ):
         make_plan(config, tiny_store)

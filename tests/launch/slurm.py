@@ -22,15 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jaxcxr.config import (
-    DataConfig,
-    EvaluationConfig,
-    Experiment,
-    ModelConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    dump,
-)
+from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.config_files import dump
 from jaxcxr.data.store import write_store
 from jaxcxr.errors import InputError
 from jaxcxr.launch.cluster import slurm_pool

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump
+from jaxcxr.config import DataConfig, Experiment, ModelConfig
+from jaxcxr.config_files import dump
 from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
 from jaxcxr.models.features import features

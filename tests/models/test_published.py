@@ -306,7 +306,7 @@ def test_what_describes_a_network() -> None:
         "relu",
         32,
         weights="w",
-        prediction_views="mirrored",
+        test_time_augmentation="mirrored",
         dtype="bfloat16",
         options=("patch=8",),
         network="vit_base",

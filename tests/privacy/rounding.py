@@ -55,7 +55,7 @@ def rows(images: np.ndarray, labels: np.ndarray, size: int) -> dict[str, np.ndar
     return {
         "image": np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])[:, None],
         "label": np.concatenate([labels, np.zeros((missing, labels.shape[1]), np.float32)])[:, None],
-        "is_film": real[:, None],
+        "is_image": real[:, None],
         "is_real": real,
     }
 
@@ -111,7 +111,7 @@ def search(width: int, side: int, units: int, trials: int) -> None:
 
     @jax.jit
     def sums(batch: Any) -> Any:
-        units = (batch["image"], batch["label"], batch["is_film"])
+        units = (batch["image"], batch["label"], batch["is_image"])
         return clipping.clipped_sum(loss, params, units, batch["is_real"], clip)[0]
 
     rng = np.random.default_rng(0)

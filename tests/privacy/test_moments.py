@@ -17,10 +17,10 @@ REAL = np.ones(UNITS, bool)
 steps_of = jax.jit(clipped_steps, static_argnums=(4, 5), static_argnames=("stability",))
 
 
-def clipped(x: Any, r: Any, is_film: Any, is_real: Any, clip: float, **how: Any) -> tuple[Moments, Any]:
+def clipped(x: Any, r: Any, is_image: Any, is_real: Any, clip: float, **how: Any) -> tuple[Moments, Any]:
     """In whole steps, made float."""
     step = moments.step_for(clip, None)
-    total, norms = steps_of(x, r, is_film, is_real, clip, step, **how)
+    total, norms = steps_of(x, r, is_image, is_real, clip, step, **how)
     return Moments(*(np.asarray(part, np.int64) * step for part in total)), norms
 
 
@@ -34,11 +34,11 @@ def drawn(seed: int, sizes: Any = 1.0) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), rng.normal(size=(UNITS, FILMS, FINDINGS)).astype(np.float32)
 
 
-def of_units(x: np.ndarray, r: np.ndarray, is_film: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def of_units(x: np.ndarray, r: np.ndarray, is_image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Both matrices of each unit, as they are defined."""
     found = []
     for unit in range(UNITS):
-        films = [i for i in range(FILMS) if is_film[unit, i]]
+        films = [i for i in range(FILMS) if is_image[unit, i]]
         a = np.mean(
             [np.outer(x[unit, i], x[unit, i]).astype(float) for i in films] or [np.zeros((D, D))], axis=0
         )
@@ -80,10 +80,10 @@ powers = st.lists(st.integers(-4, 8), min_size=UNITS, max_size=UNITS)
 def test_the_sum_is_that_of_the_units_matrices_clipped_together(
     seed: int, mask: list[bool], real: list[bool], clip: float
 ) -> None:
-    (x, r), is_film = drawn(seed, [0.5, 1, 2]), np.reshape(mask, (UNITS, FILMS))
-    total, norms = clipped(x, r, is_film, np.asarray(real), clip)
+    (x, r), is_image = drawn(seed, [0.5, 1, 2]), np.reshape(mask, (UNITS, FILMS))
+    total, norms = clipped(x, r, is_image, np.asarray(real), clip)
     a, b = np.zeros((D, D)), np.zeros((D, FINDINGS))
-    for unit, (own_a, own_b) in enumerate(of_units(x, r, is_film)):
+    for unit, (own_a, own_b) in enumerate(of_units(x, r, is_image)):
         norm = np.sqrt(np.sum(own_a**2) + np.sum(own_b**2))
         if real[unit]:
             assert norms[unit] == pytest.approx(norm, rel=1e-4, abs=1e-6)
@@ -171,14 +171,14 @@ def test_films_of_one_patient_count_as_one_unit() -> None:
 
 def test_padding_counts_for_exactly_nothing_whatever_stands_there() -> None:
     x, r = drawn(2)
-    is_film, is_real = ALL.copy(), np.array([True, True, False])
-    is_film[1, 1] = False
-    before, _ = clipped(x, r, is_film, is_real, 5.0)
+    is_image, is_real = ALL.copy(), np.array([True, True, False])
+    is_image[1, 1] = False
+    before, _ = clipped(x, r, is_image, is_real, 5.0)
     for filler in (7.0, np.nan, np.inf):
         x[2], r[2], x[1, 1], r[1, 1] = filler, filler, filler, filler
-        after, _ = clipped(x, r, is_film, is_real, 5.0)
+        after, _ = clipped(x, r, is_image, is_real, 5.0)
         assert all(np.array_equal(u, v) for u, v in zip(before, after, strict=True))
-    nobody, _ = clipped(x, r, is_film, np.zeros(UNITS, bool), 5.0)
+    nobody, _ = clipped(x, r, is_image, np.zeros(UNITS, bool), 5.0)
     assert length(nobody) == 0.0
 
 

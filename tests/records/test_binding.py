@@ -106,6 +106,7 @@ def test_changes_of_a_run_folder_are_found() -> None:
 DECIDE_NOTHING = {
     *(
         "jaxcxr.config",
+        "jaxcxr.config_files",
         "jaxcxr.errors",
         "jaxcxr.atomic",
         "jaxcxr.run_folder",

@@ -148,7 +148,8 @@ def test_findings_without_labels_say_nothing() -> None:
 def test_the_shipped_rates_are_not_the_drawn_cohorts() -> None:
     from pathlib import Path
 
-    from jaxcxr.config import Experiment, load
+    from jaxcxr.config import Experiment
+    from jaxcxr.config_files import load
     from jaxcxr.data import synthetic
 
     for name in ("demo", "quick", "study/private", "study/proxy"):

@@ -1,9 +1,15 @@
 """Ways to write an identifier so that it does not look like one."""
 
 import base64
+import binascii
+import bz2
+import gzip
 import hashlib
 import quopri
+import string
+import unicodedata
 import urllib.parse
+import zlib
 from collections.abc import Callable
 
 
@@ -19,6 +25,45 @@ def shifted(start: int, digits: int) -> Callable[[str], str]:
 
 def b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+SIGNS = (
+    ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
+    "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. -....-"
+)
+NAMES = (
+    "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo "
+    "sierra tango uniform victor whiskey x-ray yankee zulu zero one two three four five six seven eight nine dash"
+)
+GERMAN = ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun")
+LETTERS = f"{string.ascii_lowercase}{string.digits}-"
+MORSE, SPOKEN = dict(zip(LETTERS, SIGNS.split(), strict=True)), dict(zip(LETTERS, NAMES.split(), strict=True))
+
+
+def ascii_of(text: str) -> str:
+    """Letters, digits and hyphens, without marks."""
+    plain = unicodedata.normalize("NFKD", text.lower().replace("^", "-"))
+    return "".join(c for c in plain if c in LETTERS)
+
+
+def moved(text: str, to: Callable[[int], int]) -> str:
+    """Each letter in another place of the alphabet."""
+    alphabet = "".join(string.ascii_lowercase[to(place)] for place in range(26))
+    return text.translate(str.maketrans(string.ascii_letters, alphabet + alphabet.upper()))
+
+
+def drawn(text: str, start: int, digits: str = string.digits) -> str:
+    """Letters as symbols from `start` on."""
+    letters = (chr(start + ord(c.upper()) - 65) if c.isascii() and c.isalpha() else c for c in text)
+    return "".join(letters).translate(str.maketrans(string.digits, digits))
+
+
+def base_58(content: bytes) -> str:
+    number, letters = int.from_bytes(content, "big"), ""
+    while number:
+        number, last = divmod(number, 58)
+        letters = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"[last] + letters
+    return letters
 
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
@@ -91,4 +136,38 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "SHA-1": lambda v: hashlib.sha1(v.encode(), usedforsecurity=False).hexdigest(),
     "SHA-256": lambda v: hashlib.sha256(v.encode()).hexdigest(),
     "SHA-256, upper case of the lower": lambda v: hashlib.sha256(v.lower().encode()).hexdigest().upper(),
+    "dots of braille": lambda v: "".join(chr(0x2800 + b) for b in v.encode()),
+    "Morse": lambda v: " ".join(MORSE[c] for c in ascii_of(v)),
+    "spelling alphabet": lambda v: " ".join(SPOKEN[c] for c in ascii_of(v)),
+    "names of digits": lambda v: " ".join(SPOKEN[c] if c.isdigit() else c for c in v),
+    "names of digits in German": lambda v: " ".join(GERMAN[int(c)] if c.isdigit() else c for c in v),
+    "shifted by three": lambda v: moved(v, lambda place: (place + 3) % 26),
+    "mirrored alphabet": lambda v: moved(v, lambda place: 25 - place),
+    "shifted by 47": lambda v: "".join(chr(33 + (ord(c) + 14) % 94) if "!" <= c <= "~" else c for c in v),
+    "gzip in base 64": lambda v: base64.b64encode(gzip.compress(v.encode(), mtime=0)).decode(),
+    "zlib in hexadecimal": lambda v: zlib.compress(v.encode()).hex(),
+    "bzip2 in base 85": lambda v: base64.b85encode(bz2.compress(v.encode())).decode(),
+    "base 58": lambda v: base_58(v.encode()),
+    "uuencoded": lambda v: binascii.b2a_uu(v.encode()).decode().strip(),
+    "O for 0, l for 1": lambda v: v.replace("0", "O").replace("1", "l"),
+    "first letters of lines": lambda v: "\n".join(f"{c}x and so on" for c in v),
+    "first letters of words": lambda v: " ".join(f"{c}xyz" for c in v),
+    "every second letter": lambda v: "".join(f"{c}x" for c in v),
+    "every third letter": lambda v: "".join(f"xy{c}" for c in v),
+    "regional indicators": lambda v: drawn(v, 0x1F1E6),
+    "squared letters": lambda v: drawn(v, 0x1F130),
+    "negative circled letters": lambda v: drawn(v, 0x1F150, "⓿❶❷❸❹❺❻❼❽❾"),
+    "small capitals": lambda v: v.lower().translate(str.maketrans("abcdefgimnoprtu", "ᴀʙᴄᴅᴇꜰɢɪᴍɴᴏᴘʀᴛᴜ")),
+    "keycaps": lambda v: "".join(f"{c}\ufe0f\u20e3" if c.isdigit() else c for c in v),
+    "Cherokee letters": lambda v: v.translate(str.maketrans("IMGABDE", "ᎥᎷᏀᎪᏴᎠᎬ")),
+    "after 600 other words": lambda v: " ".join(
+        [*(b64(f"Z{i} in a word") for i in range(600)), b64(f"z {v}")]
+    ),
+    "SHA-512": lambda v: hashlib.sha512(v.encode()).hexdigest(),
+    "SHA3-256": lambda v: hashlib.sha3_256(v.encode()).hexdigest(),
+    "BLAKE2": lambda v: hashlib.blake2b(v.encode()).hexdigest(),
+    "SHA-256 in base 64": lambda v: base64.b64encode(hashlib.sha256(v.encode()).digest()).decode(),
+    "SHA-256 of a line": lambda v: hashlib.sha256(f"{v}\n".encode()).hexdigest(),
+    "half of an MD5": lambda v: hashlib.md5(v.encode(), usedforsecurity=False).hexdigest()[:16],
+    "CRC-32": lambda v: f"{zlib.crc32(v.encode()):08x}",
 }

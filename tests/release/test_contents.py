@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from jaxcxr.config import PACKAGED
+from jaxcxr.config_files import PACKAGED
 from jaxcxr.errors import InputError
 from jaxcxr.inference import NOT_CALIBRATED, load_model
 from jaxcxr.models.calibration import read_thresholds

@@ -3,7 +3,8 @@ import random
 import pandas as pd
 import pytest
 
-from jaxcxr.config import PACKAGED, Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import PACKAGED, load
 from jaxcxr.release.identifiers import Identifiers
 from jaxcxr.release.readings import folded, readings, squeezed
 from tests.release.run_folder import MANIFEST

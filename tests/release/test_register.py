@@ -242,7 +242,7 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
         path = Path(shutil.copytree(away, tmp_path / "forged"))
         forged(path, **facts)
         assert check_release(path, MANIFEST).wrong == ()  # by itself there is nothing wrong with it
-        (said,) = check_registered(path, store).wrong
+        said = "; ".join(check_registered(path, store).wrong)
         with pytest.raises(InputError, match=r"not for release.*releases\.jsonl"), passage(path, store=store):
             pass
         shutil.rmtree(path)
@@ -253,6 +253,9 @@ def test_a_release_is_checked_against_the_register(store: Path, tmp_path: Path) 
     assert f"does not list the model with the ledger {sibling.fingerprints.ledger}" in refused(siblings=())
     cheaper = SiblingRow(ledger=sibling.fingerprints.ledger, unit="patient", mechanisms=[])
     assert "does not list the model" in refused(siblings=(cheaper,))
+    row = SiblingRow.model_validate(lines(store)[1]["sibling"])
+    invented = row.model_copy(update={"ledger": hashlib.md5(b"no model", usedforsecurity=False).hexdigest()})
+    assert f"knows no model with the ledger {invented.ledger}" in refused(siblings=(row, invented))
     ledger = card.fingerprints.model_copy(
         update={"ledger": hashlib.md5(b"another", usedforsecurity=False).hexdigest()}
     )

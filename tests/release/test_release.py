@@ -13,7 +13,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.errors import InputError
 from jaxcxr.inference import load_model
 from jaxcxr.records.ledger import run_name
@@ -247,7 +248,7 @@ def test_configuration_and_card_must_tell_the_same(release: Path) -> None:
     [
         ({"steps_planned": 4}, "config.yaml: its training has 5 steps, privacy_card.json says 4"),
         ({"rate": 0.01}, "a sample rate of [0.01] is not that of 10 expected of 200 units"),
-        ({"images_per_step": 2}, "config.yaml: privacy.films_per_patient is None, privacy_card.json says 2"),
+        ({"images_per_step": 2}, "config.yaml: privacy.images_per_patient is None, privacy_card.json says 2"),
     ],
     ids=str,
 )

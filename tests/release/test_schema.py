@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxcxr.config import Experiment, SyntheticConfig, dump, load
+from jaxcxr.config import Experiment, SyntheticConfig
+from jaxcxr.config_files import dump, load
 from jaxcxr.release import released_weights, write
 from jaxcxr.release.attributes import TIME, attributes_of, normalise, unusual
 from jaxcxr.release.build import build_release
@@ -27,7 +28,7 @@ from jaxcxr.release.released_weights import untrained
 from jaxcxr.report.card import card as cards
 from jaxcxr.report.card.card import card_of
 from jaxcxr.report.card.card_facts import CardFacts, facts_of_card
-from jaxcxr.report.card.card_schema import AuditFinding, MechanismRow, SiblingRow, read_card
+from jaxcxr.report.card.card_schema import AuditFinding, MechanismRow, SiblingRow, TuningRow, read_card
 from jaxcxr.report.card.page import write_card
 from jaxcxr.report.card.statement import Statement
 from jaxcxr.training.weights import flat_weights, nested_weights
@@ -40,6 +41,7 @@ WEIGHTS = {
     "params/head/bias": np.ones(2, np.float32),
 }
 ID, NUMBER = "IMG-0003", 483920
+THRESHOLDS = {"values": {"cardiomegaly": 0.483920, "congestion": 0.5}, "protection": "none"}
 FILM = (np.add.outer(np.arange(48), np.arange(48)) * 255 // 94).astype(np.uint8).reshape(3, 3, 16, 16)
 DIGEST = hashlib.sha256(b"something").hexdigest()
 
@@ -143,11 +145,26 @@ def audited(**values: Any) -> Callable[[CardFacts], CardFacts]:
     return lambda facts: dataclasses.replace(facts, audit=finding.model_copy(update=values))
 
 
-def sibling(ledger: str) -> SiblingRow:
+def sibling(ledger: str, **changes: Any) -> SiblingRow:
     row = MechanismRow(
         name="noised gradient", noise_multiplier=1.0, sample_rate=0.05, steps=5, l2_clip_norm=1.5
     )
-    return SiblingRow(ledger=ledger, unit="image", mechanisms=[row])
+    return SiblingRow(ledger=ledger, unit="image", mechanisms=[row.model_copy(update=changes)])
+
+
+def stated(**values: Any) -> Callable[[CardFacts], CardFacts]:
+    return of_facts(statement=Statement(**values))
+
+
+def tuning(noise: float | None = None, **values: Any) -> TuningRow:
+    """The choice of a model whose own cost is that of the release."""
+    costs = [[(1.0, 0.05, 5), (20.0, 1.0, 1)], *([[(noise, 0.05, 5)]] if noise else [])]
+    keys = ("noise_multiplier", "sample_rate", "steps")
+    row = {
+        "repetitions": "geometric", "mean_runs": 4.0, "candidates": 2, "varied": ["training.learning_rate"],
+        "costs": [[dict(zip(keys, cost, strict=True)) for cost in one] for one in costs], "score_noise_multiplier": 50.0,
+    }  # fmt: skip
+    return TuningRow.model_validate(row | values)
 
 
 def kernel(values: Any) -> dict[str, np.ndarray]:
@@ -183,11 +200,11 @@ INSIDERS: dict[str, tuple[dict[str, Any], str]] = {
     "configuration: unused tail_share": ({"config": replaced(training={"tail_share": 0.483920})}, "training.tail_share"),
     "configuration: unused stability": ({"config": replaced(privacy={"stability": 0.483920})}, "privacy.stability"),
     "configuration: unused clip_quantile": ({"config": replaced(privacy={"clip_quantile": 0.483920})}, "privacy.clip_quantile"),
-    "configuration: unused films_per_patient": ({"config": replaced(privacy={"films_per_patient": NUMBER})}, "privacy.films_per_patient"),
+    "configuration: unused images_per_patient": ({"config": replaced(privacy={"images_per_patient": NUMBER})}, "privacy.images_per_patient"),
     "configuration: learning_rate": ({"config": replaced(training={"learning_rate": 0.00483920})}, "training.learning_rate"),
     "configuration: learning_rate, huge": ({"config": replaced(training={"learning_rate": 48392e6})}, "training.learning_rate"),
     "configuration: warmup_steps": ({"config": replaced(training={"warmup_steps": NUMBER})}, "training.warmup_steps"),
-    "configuration: views": ({"config": replaced(training={"views": 4839, "augmentation": "flip_rotate"})}, "training.views"),
+    "configuration: views": ({"config": replaced(training={"augmentation_multiplicity": 4839, "augmentation": "flip_rotate"})}, "training.augmentation_multiplicity"),
     "configuration: size": ({"config": replaced(data={"size": NUMBER})}, "data.size"),
     "configuration: width": ({"config": replaced(model={"width": 15 * 32256})}, "model.width"),
     "configuration: network": ({"config": replaced(model={"network": f"ward.{NUMBER}:Net"})}, "model.network"),
@@ -226,7 +243,33 @@ INSIDERS: dict[str, tuple[dict[str, Any], str]] = {
     "card: a sibling twice": ({"facts": of_facts(siblings=(sibling(DIGEST[:32]), sibling(DIGEST[:32])))}, "twice"),
     "card: more steps than planned": ({"facts": of_facts(steps_planned=4)}, "were planned|says 4"),
     "card: no register was read": ({"facts": of_facts(siblings=None)}, "not for release"),
+    "card: a date of birth as publication": ({"facts": stated(publication_date=datetime.date(1953, 4, 12))}, "no day of a publication"),
+    "card: a publication in a far year": ({"facts": stated(publication_date=datetime.date(4839, 2, 1))}, "no day of a publication"),
+    "card: a threshold": ({"facts": stated(thresholds=THRESHOLDS)}, "483920"),
+    "card: epsilon of the tests": ({"facts": stated(utility={"text": "AUROC 0.8", "protection": "noised", "epsilon": 4.83920, "delta": 1e-5})}, "483920"),
+    "card: delta of the tests": ({"facts": stated(utility={"text": "AUROC 0.8", "protection": "noised", "epsilon": 1.0, "delta": 4.83920e-6})}, "483920"),
+    "card: an author of the record": ({"facts": stated(registry_authors=(ID,))}, "img-0003"),
+    "card: a source": ({"facts": stated(sources=("https://pacs.example/IMG%2D0003",))}, "img-0003"),
+    "card: versions of libraries, in pieces": ({"facts": fingerprints(libraries={"numpy": "4.8", "jax": "3.9", "optax": "2.0"})}, "483920"),
+    "card: noise of a sibling": ({"facts": of_facts(siblings=(sibling(DIGEST[:32], noise_multiplier=4.83920),))}, "483920"),
+    "card: clip norm of a sibling": ({"facts": of_facts(siblings=(sibling(DIGEST[:32], l2_clip_norm=4.83920),))}, "483920"),
+    "card: noise of the score": ({"facts": of_facts(tuning=tuning(score_noise_multiplier=48.3920))}, "483920"),
+    "card: noise of a candidate": ({"facts": of_facts(tuning=tuning(noise=48.3920))}, "483920"),
+    "card: a field that was varied": ({"facts": of_facts(tuning=tuning(varied=["training.img_0003"]))}, "no field of a configuration"),
+    "configuration: findings, in pieces": ({"config": replaced(data={"findings": ("img", "0003")})}, "img-0003"),
+    "configuration: a number in pieces": ({"config": replaced(data={"findings": ("8824", "1907")})}, "88241907"),
+    "configuration: a network named so": ({"config": replaced(model={"network": "ward.IMG0003:Net"})}, "img-0003"),
+    "configuration: an option named so": ({"config": replaced(model={"options": ("depth=4", "img_0003=1")})}, "img-0003"),
+    "configuration: options, in pieces": ({"config": replaced(model={"options": ("a=48", "b=39", "c=20")})}, "483920"),
+    "configuration: variation selectors": ({"config": replaced(data={"findings": ("cardiomegaly", "x" + "".join(chr(0xE0100 + b) for b in ID.encode()))})}, "plain name"),
+    "configuration: blanks": ({"config": replaced(data={"findings": ("cardiomegaly", "a  finding of the  heart")})}, "plain name"),
     # audit
+    "audit: epsilon proved": ({"facts": audited(epsilon_lower=0.483920)}, "483920"),
+    "audit: epsilon claimed": ({"facts": audited(epsilon_claimed=4.83920)}, "483920"),
+    "audit: canaries": ({"facts": audited(canaries=NUMBER)}, "483920"),
+    "audit: steps": ({"facts": audited(steps=NUMBER)}, "483920"),
+    "audit: runs": ({"facts": audited(runs=NUMBER)}, "483920"),
+    "audit: level of its checks": ({"facts": audited(checks=25, checks_level=0.483920)}, "483920"),
     "audit: refutes the claim": ({"facts": audited(accused=True)}, "refutes the claim"),
     "audit: proves 50": ({"facts": audited(epsilon_lower=50.0, epsilon_claimed=None)}, "at most"),
     "audit: proves something with nothing": ({"facts": audited(canaries=0)}, "at most"),
@@ -268,9 +311,13 @@ def attribute(name: str) -> Callable[[Path], None]:
 
 
 OUTSIDE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "attribute of a file": (attribute("privacy_card.html"), "its extended attributes hold"),
-    "attribute of a folder": (attribute("orbax/params"), "its extended attributes hold"),
-    "attribute of the release": (attribute("."), ".: its extended attributes hold"),
+    "attribute of a file": (attribute("privacy_card.html"), "privacy_card.html: has 1 extended attributes"),
+    "attribute of a folder": (attribute("orbax/params"), "orbax/params: has 1 extended attributes"),
+    "attribute of the release": (attribute("."), ".: has 1 extended attributes"),
+    "attribute that says nothing to us": (lambda f: os.setxattr(f / "README.md", "user.x", b"\x93\x01"), "README.md: has 1 extended attributes"),
+    "time of change": (lambda f: os.utime(f / "README.md", (88241907, 88241907)), "README.md: its time of change is the image_id '88241907'"),
+    "nanoseconds": (lambda f: os.utime(f / "LICENCE", ns=(0, 1_800_000_000 * 10**9 + 88241907)), "its time of change in nanoseconds is the image_id '88241907'"),
+    "time of change of a folder": (lambda f: os.utime(f / "orbax", (NUMBER, NUMBER)), "orbax: its time of change is the patient_id '483920'"),
     "a pipe": (lambda f: os.mkfifo(f / ID), "is not part of a release"),
     "an empty folder": (lambda f: (f / "orbax" / ID).mkdir(), "is not part of a release"),
     "a hidden file": (lambda f: (f / f".{ID}").touch(), "is not part of a release"),
@@ -323,7 +370,7 @@ def test_what_a_copy_or_a_download_changes_is_remarked_and_refuses_nothing(
     release: Path, tmp_path: Path
 ) -> None:
     for change in (
-        lambda path: os.utime(path, (NUMBER, NUMBER)),
+        lambda path: os.utime(path, (1_800_000_000, 1_800_000_000)),
         lambda path: os.utime(path, ns=(0, TIME * 10**9 + 1)),
         lambda path: path.chmod(0o755 if path.is_dir() else 0o664),
     ):
@@ -352,7 +399,7 @@ def test_attributes_are_normalised_and_a_clean_folder_has_no_unusual_ones(
         path.chmod(0o700)
         os.utime(path, (1, 1))
     assert unusual(copy)[0].startswith("3 of its files and folders")
-    assert {place for place, _ in attributes_of(copy)} == {".", "orbax", "config.yaml"}
+    assert {sentence.split(":")[0] for sentence in attributes_of(copy)} == {".", "orbax", "config.yaml"}
     normalise(copy)
     assert unusual(copy) == ()
     assert list(attributes_of(copy)) == []

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.records.binding import Binding
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_RATES, COUNTED_SIZE
 from jaxcxr.records.ledger import Ledger, read_ledger

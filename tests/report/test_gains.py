@@ -57,7 +57,7 @@ def test_what_was_not_measured_is_not_said() -> None:
 
 RUN = Facts(
     "run",
-    {"training": {"scope": "all", "expected_batch_size": 128}, "model": {"prediction_views": "one"}},
+    {"training": {"scope": "all", "expected_batch_size": 128}, "model": {"test_time_augmentation": "one"}},
     {"steps": 100},
     None,
 )
@@ -80,7 +80,7 @@ def differing(part: str, **values: object) -> Facts:
         (differing("training", scope="head_on_features"), "ε = 1: trained the head alone in 100 steps"),
         (differing("training", expected_batch_size=64), "(6,400 passes)"),
         (
-            differing("model", prediction_views="mirrored"),
+            differing("model", test_time_augmentation="mirrored"),
             "ε = 1: predicted by the mean over mirrored views; ε = 8 and without privacy: predicted by each image as it is.",
         ),
     ],

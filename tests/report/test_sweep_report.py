@@ -95,7 +95,7 @@ def test_a_run_is_set_against_the_very_weights_it_started_from(tmp_path, swept, 
         table = (folders[source] / "predictions.parquet").read_bytes()
         (tmp_path / name / "predictions.parquet").write_bytes(table)
         (tmp_path / name / "run.json").write_text(json.dumps(facts))
-    (tmp_path / "run" / "config.yaml").write_text("model: {prediction_views: one}")
+    (tmp_path / "run" / "config.yaml").write_text("model: {test_time_augmentation: one}")
     row = against_untouched(tmp_path / "run", CONFIG)
     assert (row is not None) == compared
     if row is not None:

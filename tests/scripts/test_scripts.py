@@ -21,7 +21,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jaxcxr.config import DataConfig, Experiment, ModelConfig, dump, load
+from jaxcxr.config import DataConfig, Experiment, ModelConfig
+from jaxcxr.config_files import dump, load
 from jaxcxr.training.plan import RunPlan
 from tests.conftest import FINDINGS, changed, declared
 

@@ -15,7 +15,8 @@ def main(folder: Path) -> None:
     import jax
     import numpy as np
 
-    from jaxcxr.config import Experiment, load
+    from jaxcxr.config import Experiment
+    from jaxcxr.config_files import load
     from jaxcxr.data.store import open_store
     from jaxcxr.errors import InputError
     from jaxcxr.models import network

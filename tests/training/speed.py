@@ -51,7 +51,7 @@ class FloatGradients(Gradients):
     clip_to: float = 0.0
 
     def summed(self, params: Any, batch: Any, clipping: Any = None) -> Any:  # noqa: ARG002
-        units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
+        units, is_real = (batch["image"], batch["label"], batch["is_image"]), batch["is_real"]
         total, losses, norms = clipped_sum(self.loss, params, units, is_real, self.clip_to)
         return total, log_sums(batch, losses=losses, norm=norms, clipped=norms > self.clip_to)
 
@@ -79,7 +79,7 @@ class Way:
         rows = {
             "image": rng.integers(0, 256, (units, 1, *shape)).astype(np.uint8),
             "label": (rng.random((units, 1, FINDINGS)) < 0.2).astype(np.float32),
-            "is_film": np.ones((units, 1), bool),
+            "is_image": np.ones((units, 1), bool),
             "is_real": np.ones(units, bool),
         }
         pieces = [slice(i, i + self.at_once) for i in range(0, units, self.at_once)]

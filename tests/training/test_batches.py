@@ -45,7 +45,7 @@ def test_microbatches_cover_the_batch_once_and_mask_the_rest(plan: RunPlan) -> N
     assert all(piece["image"].shape == (3, 1, 32, 32) for piece in pieces)
     assert not pieces[1]["image"][2].any()
     assert np.isnan(pieces[1]["label"][2]).all()
-    assert not pieces[1]["is_film"][2].any()
+    assert not pieces[1]["is_image"][2].any()
 
 
 def test_rows_beyond_the_batch_are_all_padding(plan: RunPlan) -> None:
@@ -56,7 +56,7 @@ def test_rows_beyond_the_batch_are_all_padding(plan: RunPlan) -> None:
 
 
 def test_patients_are_drawn_with_the_accounted_rate_and_bring_their_images(by_patient: Any) -> None:
-    plan = by_patient(unit="patient", films_per_patient=3)
+    plan = by_patient(unit="patient", images_per_patient=3)
     assert plan.mechanism.n_units == len(plan.units) == 25
     assert plan.sample_rate == 6 / 25
     patients = plan.split.frame["patient_id"].to_numpy()
@@ -117,7 +117,12 @@ def test_an_image_without_a_patient_is_refused(
 
 @pytest.fixture(scope="module")
 def viewed(tiny_config: Experiment, tiny_store: Store, tiny_plan: RunPlan) -> RunPlan:
-    fields = {"augmentation": "flip_rotate", "views": VIEWS, "scope": "head", "microbatch_size": 12}
+    fields = {
+        "augmentation": "flip_rotate",
+        "augmentation_multiplicity": VIEWS,
+        "scope": "head",
+        "microbatch_size": 12,
+    }
     config = changed(tiny_config, "training", **fields, **declared(tiny_plan))
     return make_plan(changed(config, "privacy", noise_multiplier=1.0, l2_clip_norm=0.05), tiny_store)
 
@@ -129,7 +134,7 @@ def batch_of(plan: RunPlan, images: list[int], step: int = 0) -> dict[str, np.nd
 def test_an_image_gives_several_views_that_depend_on_it_and_the_step_alone(viewed: RunPlan) -> None:
     batch = batch_of(viewed, [4, 0, 9])
     assert batch["image"].shape == (4, VIEWS, 32, 32)
-    assert batch["is_film"].sum() == 3 * VIEWS
+    assert batch["is_image"].sum() == 3 * VIEWS
     assert len({view.tobytes() for view in batch["image"][:3].reshape(-1, 32, 32)}) == 3 * VIEWS
     without = batch_of(viewed, [4, 9])
     np.testing.assert_array_equal(without["image"][[0, 1]], batch["image"][[0, 2]])

@@ -48,12 +48,12 @@ def cohort() -> tuple[np.ndarray, np.ndarray]:
 def batch_of(directions: Directions, features: np.ndarray, labels: np.ndarray, films: int) -> dict[str, Any]:
     """The first `films` of each unit's images; every fourth unit has one alone."""
     rows = rows_of(directions, features[:, :films].reshape(-1, FEATURES))
-    is_film = np.ones((len(features), films), bool)
-    is_film[::4, 1:] = False
+    is_image = np.ones((len(features), films), bool)
+    is_image[::4, 1:] = False
     return {
         "image": jnp.asarray(rows.reshape(len(features), films, -1)),
         "label": labels[:, :films],
-        "is_film": is_film,
+        "is_image": is_image,
         "is_real": np.ones(len(features), bool),
     }
 
@@ -68,8 +68,8 @@ def contributions(directions: Directions, start: Any, batch: dict[str, Any]) -> 
     rows, y = np.asarray(batch["image"], float), batch["label"]
     p = expit(rows[..., :FEATURES] @ d["kernel"] + d["bias"])
     slopes = np.where(np.isnan(y), 0.0, np.where(y == 1, -WEIGHTS * (1 - p), p)) / FINDINGS
-    each = np.einsum("nfk,nfe->nfke", rows[..., FEATURES:], slopes) * batch["is_film"][..., None, None]
-    return each.sum(axis=1) / batch["is_film"].sum(axis=1)[:, None, None]
+    each = np.einsum("nfk,nfe->nfke", rows[..., FEATURES:], slopes) * batch["is_image"][..., None, None]
+    return each.sum(axis=1) / batch["is_image"].sum(axis=1)[:, None, None]
 
 
 def total_of(gradients: HeadGradients, start: Any, batch: dict[str, Any]) -> np.ndarray:

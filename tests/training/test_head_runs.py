@@ -125,7 +125,7 @@ def test_noise_of_a_run_is_never_used_in_other_directions(
 @pytest.mark.parametrize(
     ("section", "training"),
     [
-        ({"unit": "patient", "films_per_patient": 2}, {"expected_batch_size": 25}),
+        ({"unit": "patient", "images_per_patient": 2}, {"expected_batch_size": 25}),
         ({"clipping": "automatic", "noise": "discrete"}, {}),
         ({"noise": "discrete"}, {"optimizer": "least_squares", "steps": 1, "averaging": "none"}),
         ({"clipping": "adaptive"}, {"averaging": "tail"}),
@@ -256,7 +256,7 @@ def test_images_to_train_on_have_the_features_that_training_reads(
         return {}
 
     monkeypatch.setattr(head_data, "features_of_store", record)
-    sided = changed(changed(config, "data", findings=findings), "model", prediction_views="mirrored")
+    sided = changed(changed(config, "data", findings=findings), "model", test_time_augmentation="mirrored")
     head_data.private_features(sided, tiny_store, {})
     assert asked == {"train": {1: "one", 2: "mirrored"}[sides], "valid": "mirrored", "test": "mirrored"}
 
@@ -282,6 +282,8 @@ def test_public_images_must_be_of_the_same_size_and_have_a_label(
     [("optimizer", "nadam"), ("optimizer", "adam_bc"), ("augmentation", "flip_rotate")],
 )
 def test_what_does_not_go_with_it_is_refused(config: Experiment, field: str, value: str) -> None:
-    changes: dict[str, Any] = {field: value} | ({"views": 2} if field == "augmentation" else {})
+    changes: dict[str, Any] = {field: value} | (
+        {"augmentation_multiplicity": 2} if field == "augmentation" else {}
+    )
     with pytest.raises(InputError, match=f"training.{field}: a head on kept features"):
         changed(config, "training", **changes).check()

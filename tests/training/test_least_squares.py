@@ -80,7 +80,7 @@ def batch_of(images: np.ndarray, labels: np.ndarray, per_unit: int = 1) -> dict[
     return {
         "image": jnp.asarray(images.reshape(units, per_unit, *SHAPE)),
         "label": jnp.asarray(labels.reshape(units, per_unit, FINDINGS)),
-        "is_film": jnp.ones((units, per_unit), bool),
+        "is_image": jnp.ones((units, per_unit), bool),
         "is_real": jnp.ones(units, bool),
     }
 

@@ -86,7 +86,7 @@ def test_a_step_sums_what_is_clipped_as_configured_and_takes_the_direction(
     batch = {
         "image": plan.split.read(rows)[:, None],
         "label": plan.split.labels[rows][:, None].astype(np.float32),
-        "is_film": np.ones((len(rows), 1), bool),
+        "is_image": np.ones((len(rows), 1), bool),
         "is_real": np.ones(len(rows), bool),
     }
     squares = LeastSquares(
@@ -161,7 +161,7 @@ def test_discrete_noise_has_a_draw_for_each_moment(
 
 
 @pytest.mark.parametrize(
-    "section", [{"unit": "patient", "films_per_patient": 2}, {"clipping": "automatic"}, None]
+    "section", [{"unit": "patient", "images_per_patient": 2}, {"clipping": "automatic"}, None]
 )
 def test_other_units_clippings_and_no_privacy_run(
     config: Experiment, tiny_store: Store, tmp_path: Path, section: dict[str, Any] | None
@@ -186,7 +186,7 @@ def test_nothing_below_the_head_is_differentiated(config: Experiment, tiny_store
     batch = {
         "image": images[:, None],
         "label": plan.split.labels[:2, None],
-        "is_film": np.ones((2, 1), bool),
+        "is_image": np.ones((2, 1), bool),
         "is_real": np.ones(2, bool),
     }
     assert plan.weights is not None

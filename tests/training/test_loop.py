@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from jaxcxr.accounting import Spending, epsilon_pld
-from jaxcxr.config import Experiment, dump
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.clipping import Method
@@ -282,7 +283,7 @@ def microbatches(images: Any, labels: Any, size: int) -> list[dict[str, Any]]:
         real = np.arange(first, first + size) < len(images)
         rows = np.where(real, np.arange(first, first + size), 0)
         piece = {"image": images[rows][:, None], "label": labels[rows][:, None].astype(np.float32)}
-        pieces.append(piece | {"is_film": real[:, None], "is_real": real})
+        pieces.append(piece | {"is_image": real[:, None], "is_real": real})
     return pieces
 
 
@@ -556,7 +557,7 @@ def test_the_ledger_is_on_the_disk_before_a_step_and_forced_there_before_a_check
 def test_the_reference_way_of_clipping_gives_the_same_kind_of_sum(plan: RunPlan) -> None:
     """That both ways give equal sums is tested with the clipping itself; here that a run can take either."""
     films = {"image": np.zeros((2, 1, 32, 32), np.uint8), "label": np.zeros((2, 1, 3), np.float32)}
-    batch = films | {"is_film": np.ones((2, 1), bool), "is_real": np.ones(2, bool)}
+    batch = films | {"is_image": np.ones((2, 1), bool), "is_real": np.ones(2, bool)}
     params = parameters.random_params(plan.config, bytes(32))
     kinds = [
         jax.eval_shape(

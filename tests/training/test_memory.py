@@ -144,12 +144,15 @@ def test_images_that_fit_are_kept_on_the_device(
     assert not kept("auto", None)
     assert not kept("never", 10**9)
     assert kept("always", None)
-    assert not kept("auto", 10**9, augmentation="flip_rotate", views=2)
+    assert not kept("auto", 10**9, augmentation="flip_rotate", augmentation_multiplicity=2)
     with pytest.raises(
         InputError, match=r"data\.on_device: 'always' goes with training\.augmentation 'none'"
     ):
         changed(
-            changed(free.config, "data", on_device="always"), "training", augmentation="flip_rotate", views=2
+            changed(free.config, "data", on_device="always"),
+            "training",
+            augmentation="flip_rotate",
+            augmentation_multiplicity=2,
         ).check()
 
 
@@ -188,7 +191,7 @@ def test_maps_computed_again_give_the_same_sum() -> None:
     batch = {
         "image": rng.integers(0, 256, (3, 1, 32, 32)).astype(np.uint8),
         "label": rng.integers(0, 2, (3, 1, 2)).astype(np.float32),
-        "is_film": np.ones((3, 1), bool),
+        "is_image": np.ones((3, 1), bool),
         "is_real": np.ones(3, bool),
     }
     params = TinyNet(2).init(jax.random.key(0), batch["image"][0, 0])

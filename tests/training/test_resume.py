@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import pytest
 
-from jaxcxr.config import Experiment, load, validate
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load, validate
 from jaxcxr.data.store import Store
 from jaxcxr.digests import DIGESTS
 from jaxcxr.errors import InputError
@@ -189,7 +190,12 @@ def test_all_randomness_but_the_starting_weights_is_bound(
     monkeypatch.setattr(noise, "derive_key", watched_key)
     monkeypatch.setattr(parameters, "derive_key", watched_key)
     monkeypatch.setattr(sampling, "poisson_batch", watched_batch)
-    training = {"steps": 1, "class_weights": "noised", "augmentation": "flip_rotate", "views": 2}
+    training = {
+        "steps": 1,
+        "class_weights": "noised",
+        "augmentation": "flip_rotate",
+        "augmentation_multiplicity": 2,
+    }
     noised = changed(changed(config, "training", **training), "privacy", unit="patient", dataset_size=25)
     noised = changed(noised, "data", findings=("atelectasis_right", "atelectasis_left"))
     train(make_plan(noised, tiny_store), tmp_path / "run", progress=False)

@@ -47,7 +47,7 @@ def batch_of(plan: RunPlan, films: list[int]) -> dict[str, np.ndarray]:
     return {
         "image": images[:, None],
         "label": labels[:, None],
-        "is_film": np.ones((n, 1), bool),
+        "is_image": np.ones((n, 1), bool),
         "is_real": np.ones(n, bool),
     }
 

@@ -71,7 +71,7 @@ def test_what_may_differ(tiny_config: Experiment, tmp_path: Path) -> None:
         tmp_path / "w", ModelConfig("relu", network="resnet9"), dataclasses.replace(DATA, size=64)
     )
     model = ModelConfig(
-        "mish", dtype="bfloat16", remat=True, lora_rank=2, prediction_views="mirrored", weights=folder
+        "mish", dtype="bfloat16", remat=True, lora_rank=2, test_time_augmentation="mirrored", weights=folder
     )
     require_fitting_start(asking(tiny_config, model))
     require_fitting_start(asking(tiny_config, dataclasses.replace(model, weights=None)))

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from jaxcxr.accounting import Spending, epsilon_pld
-from jaxcxr.config import Experiment, validate
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.privacy.class_counts import NoisedCounts

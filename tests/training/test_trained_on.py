@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
-from jaxcxr.config import Experiment, ModelConfig, dump, load
+from jaxcxr.config import Experiment, ModelConfig
+from jaxcxr.config_files import dump, load
 from jaxcxr.data import synthetic
 from jaxcxr.data.splits import GIVEN
 from jaxcxr.data.store import Store, open_store, write_store

@@ -11,7 +11,8 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 import jaxcxr
-from jaxcxr.config import Experiment, load, validate
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load, validate
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.training import parameters

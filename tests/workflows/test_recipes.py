@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from jaxcxr.config import Experiment, HeadConfig, load
+from jaxcxr.config import Experiment, HeadConfig
+from jaxcxr.config_files import load
 from jaxcxr.data.store import Store
 from jaxcxr.errors import InputError
 from jaxcxr.workflows.recipes import Band, HeadRule, Rule, by_recipe, choice, recommended, start_of_head
@@ -68,12 +69,12 @@ def test_nothing_but_the_training_changes() -> None:
 
 
 def test_a_rule_may_set_the_clip_norm_and_average_views() -> None:
-    rule = dataclasses.replace(RULE, l2_clip_norm=5.0, prediction_views="mirrored")
+    rule = dataclasses.replace(RULE, l2_clip_norm=5.0, test_time_augmentation="mirrored")
     found = recommended(private(), 153_502, rule)
     assert found.privacy is not None
-    assert (found.privacy.l2_clip_norm, found.model.prediction_views) == (5.0, "mirrored")
+    assert (found.privacy.l2_clip_norm, found.model.test_time_augmentation) == (5.0, "mirrored")
     one_sided = changed(private(), "data", findings=("atelectasis_left",))
-    assert recommended(one_sided, 153_502, rule).model.prediction_views == "one"
+    assert recommended(one_sided, 153_502, rule).model.test_time_augmentation == "one"
 
 
 def test_what_is_not_the_recipe_stays() -> None:
@@ -223,7 +224,7 @@ def test_a_head_predicts_mirrored_views_where_it_is_trained_on_them(
     findings: tuple[str, ...], views: str
 ) -> None:
     config = changed(private(), "data", findings=findings)
-    assert by_recipe("head", config, 500, WITH_HEAD)[0].model.prediction_views == views
+    assert by_recipe("head", config, 500, WITH_HEAD)[0].model.test_time_augmentation == views
 
 
 def test_what_cannot_beat_its_start_is_said_before_anything_is_spent() -> None:

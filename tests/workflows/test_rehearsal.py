@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from jaxcxr.cli import train
-from jaxcxr.config import Experiment, dump
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump
 from jaxcxr.training import parameters
 from jaxcxr.training.plan import make_plan
 from jaxcxr.training.step_time import StepTime, measure_step

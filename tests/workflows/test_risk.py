@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from jaxcxr.digests import seal
 from jaxcxr.errors import InputError
 from jaxcxr.report.page.risk_page import OTHER_MODELS, risk_sections, write_risk_page
 from jaxcxr.report.risk_files import RISK, STAYS, read_risk
-from jaxcxr.run_folder import CHECKPOINTS, EVALUATION, PREDICTIONS
+from jaxcxr.run_folder import CHECKPOINTS, EVALUATION, PREDICTIONS, UNTOUCHED
 from jaxcxr.training.loop import train
 from jaxcxr.training.plan import make_plan
 from jaxcxr.workflows import risk as risk_workflow
@@ -24,6 +25,7 @@ from jaxcxr.workflows import risk_report
 from jaxcxr.workflows.changed_images import most_changed, write_changed
 from jaxcxr.workflows.experiment import predict_and_evaluate
 from jaxcxr.workflows.risk import Asked, Risk, assess
+from jaxcxr.workflows.risk_inputs import targets_of
 from jaxcxr.workflows.risk_price import price
 from tests.conftest import changed, load_script
 from tests.training.tiny import MAKE_NETWORK, tiny_network
@@ -247,6 +249,23 @@ def test_stores_that_cannot_be_assessed_are_refused(
         assess(run, ASKED, store.path, say=lambda _: None)
 
 
+@pytest.mark.parametrize("started", ["epsilon_8", "non_private", None])
+def test_the_untouched_weights_are_attacked_if_any_model_started_from_them(
+    sweep: Path, started: str | None
+) -> None:
+    """Runs of one sweep may start from different ones: a head that is trained alone is calibrated first."""
+    (sweep / UNTOUCHED).mkdir()
+    for file in ("run.json", PREDICTIONS):
+        shutil.copy(sweep / "epsilon_8" / file, sweep / UNTOUCHED / file)
+    for name in ("epsilon_8", "non_private", UNTOUCHED):
+        facts = json.loads((sweep / name / "run.json").read_text())
+        facts |= {"initial_weights_sha256": name, "weights_sha256": started or "others"}
+        (sweep / name / "run.json").write_text(json.dumps(facts))
+        seal(sweep / name / "run.json")
+    names = [target.name for target in targets_of(sweep)]
+    assert ("before training" in names) == (started is not None)
+
+
 def test_too_few_models_are_refused(sweep: Path) -> None:
     with pytest.raises(InputError, match="--models: expected at least 8"):
         assess(sweep, Asked(models=7), say=lambda _: None)
@@ -266,6 +285,7 @@ def test_the_images_on_which_two_models_disagree_most_are_drawn(sweep: Path, tmp
     explain.main([str(private), "--changed", str(plain), "--most", "2", "--out", str(out)])
     text = out.read_text()
     assert len(text) > 10_000
+    assert max(map(len, re.findall("<!-- (.*?) -->", text))) <= 90  # headings fit the sheet
     with pytest.raises(InputError, match="both or neither"):
         explain.main([str(private), "--out", str(out)])
     with pytest.raises(InputError, match="--most"):

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from jaxcxr.atomic import BusyError
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.errors import InputError
 from jaxcxr.launch.jobs import claimed
 from jaxcxr.report.figures.study_figures import with_other_questions, write_study
@@ -67,7 +68,10 @@ def test_questions_share_their_runs() -> None:
             Arm({"privacy.l2_clip_norm": -1.0}),
             r"questions.q.arms.a: privacy.l2_clip_norm: expected greater than or equal to 0.000001",
         ),
-        (Arm({"training.views": 4}), r"questions.q.arms.a: training.views: 4 equal views are one"),
+        (
+            Arm({"training.augmentation_multiplicity": 4}),
+            r"questions.q.arms.a: training.augmentation_multiplicity: 4 equal copies are one",
+        ),
     ],
 )
 def test_an_arm_that_cannot_be_is_named(arm: Arm, message: str) -> None:

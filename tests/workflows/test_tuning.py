@@ -14,7 +14,8 @@ from jaxcxr.accounting import Spending
 from jaxcxr.accounting.selection import Choice
 from jaxcxr.cli.account import rows_of
 from jaxcxr.cli.sweep import main
-from jaxcxr.config import Experiment, dump, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump, load
 from jaxcxr.errors import InputError
 from jaxcxr.privacy import noise
 from jaxcxr.records.spent import spent_of

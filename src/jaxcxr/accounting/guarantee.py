@@ -13,7 +13,7 @@ another is a group of two.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -61,6 +61,12 @@ class Guarantee:
         enough = np.flatnonzero(deltas <= delta)
         return Bounds(0.0, _finite(float(epsilons[enough[0]])) if len(enough) else math.inf)
 
+    def apart(self, delta: float) -> float:
+        """Upper bound on epsilon for two units that are never in a step together, or not known to be: of
+        whom nothing is known but what each is promised.
+        """
+        return _finite(_twice(lambda d: self.bounds(d).upper, delta))
+
     def mu(self, delta: float) -> float | None:
         """mu of Gaussian differential privacy from `delta` on; None of a choice, which has none here."""
         return gdp_mu(self.spent, delta) if self.choice is None else None
@@ -101,18 +107,24 @@ def together(guarantees: Sequence[Guarantee], delta: float, replaced: bool = Fal
         return epsilon_bounds(spent, delta, "replace_one" if replaced else "add_remove").upper
     if not replaced:
         return _finite(epsilon_together(choices, spent, delta))
-    # One image less and another more: (epsilon, delta) twice, and the second delta grows by exp(epsilon).
+    return _finite(_twice(lambda d: epsilon_together(choices, spent, d), delta))
+
+
+def _twice(cost: Callable[[float], float], delta: float) -> float:
+    """Epsilon of two changes, each at `cost` of a delta: (epsilon, delta) twice, and the second delta grows
+    by exp(epsilon).
+    """
     low, high = 1e-3, min(NO_GUARANTEE / 2, math.log(delta / (4 * LEAST_DELTA)))
 
     def holds(epsilon: float) -> bool:
-        return epsilon_together(choices, spent, delta / (1 + math.exp(epsilon))) <= epsilon
+        return cost(delta / (1 + math.exp(epsilon))) <= epsilon
 
     if not holds(high):
         return math.inf
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if holds(middle) else (middle, high)
-    return _finite(2 * high)
+    return 2 * high
 
 
 def _finite(epsilon: float) -> float:

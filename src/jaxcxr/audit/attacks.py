@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxcxr.accounting import Spending
 from jaxcxr.audit.lower_bounds import epsilon_from_scores
 from jaxcxr.audit.rank_bound import rank_epsilon
 from jaxcxr.audit.recording import Recording
@@ -50,7 +49,7 @@ def attacks(runs: Sequence[Recording], canaries: Units) -> tuple[list[Attack], B
     """All attacks on runs with different secrets and coins, and the coins."""
     m = runs[0].mechanism
     steps = len(runs[0].steps)
-    claim = Spending(m.sample_rate, m.noise_multiplier, steps)
+    claim = m.spending(steps)
     included = np.concatenate([run.included for run in runs])
     observed = [_observed(run) for run in runs]
     white = np.concatenate([_likelihoods(*seen, m.sample_rate) for seen in observed])
@@ -59,13 +58,14 @@ def attacks(runs: Sequence[Recording], canaries: Units) -> tuple[list[Attack], B
     def confidence(name: str) -> float:
         return 1 - (1 - CONFIDENCE) * SHARES[name]
 
-    scores, shifts, drawn = (np.concatenate([seen[i] for seen in observed]) for i in range(3))
+    scores, shifts, drawn = (np.concatenate([seen[i] for seen in observed], axis=1) for i in range(3))
     own = shifts >= _ORTHOGONAL * shifts.max()
     shift = shift_lower(scores[own], drawn[own], confidence(SHIFT))
+    in_turn = _in_turn(scores, np.concatenate([run.canaries_own for run in runs], axis=1), claim.steps)
     delta = m.delta
     bounds = {
-        SHIFT: (epsilon_from_shift(shift, m.sample_rate, steps, delta), white),
-        ORDER: (rank_epsilon(white, included, claim, delta, confidence(ORDER)), white),
+        SHIFT: (epsilon_from_shift(shift, m.sample_rate, claim.steps, delta), white),
+        ORDER: (rank_epsilon(in_turn[:, included], claim, delta, confidence(ORDER)), white),
         ONE_RUN: (epsilon_from_scores(white, included, delta, confidence(ONE_RUN)), white),
         WEIGHTS: (epsilon_from_scores(black, included, delta, confidence(WEIGHTS)), black),
     }
@@ -74,11 +74,22 @@ def attacks(runs: Sequence[Recording], canaries: Units) -> tuple[list[Attack], B
 
 def _observed(run: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, shifts and draws, [steps, canaries]. A score is the noise along the canary's direction, and
-    its contribution's part if it was drawn: what is released, less what all others contribute.
+    its contribution's part if it was drawn: what is released, less what all others contribute. A canary that
+    is not of a step's group has no shift in it.
     """
     drawn = run.canaries_drawn
-    shifts = np.stack([step.shifts for step in run.steps])
+    shifts = np.stack([step.shifts for step in run.steps]) * run.canaries_own
     return np.stack([step.alignments for step in run.steps]) + shifts * drawn, shifts, drawn
+
+
+def _in_turn(
+    scores: Float[np.ndarray, "steps n"], own: Bool[np.ndarray, "steps n"], rounds: int
+) -> Float[np.ndarray, "rounds n"]:
+    """Scores in the steps of each canary's own group; one that had a step less than others has its score in
+    another group's step beside them, which is noise alone.
+    """
+    first = np.argsort(~own, axis=0, kind="stable")[:rounds]
+    return np.take_along_axis(scores, first, axis=0)
 
 
 def _likelihoods(
@@ -99,6 +110,6 @@ def _margins(run: Recording, canaries: Units) -> Float[np.ndarray, " canaries"]:
     network = parameters.network_of(run.plan.config)
     params: Any = jax.tree.map(jnp.asarray, run.final)
     logits = jax.jit(lambda images: jax.lax.map(lambda image: network.apply(params, image), images))
-    n, k = canaries.is_film.shape
+    n, k = canaries.is_image.shape
     found = np.asarray(logits(canaries.images.reshape(n * k, *canaries.images.shape[2:])), np.float64)
     return ((2 * canaries.labels - 1) * found.reshape(n, k, -1)).mean(axis=1).sum(axis=-1)

@@ -16,14 +16,21 @@ from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.audit.attacks import CONFIDENCE, Attack, attacks
 from jaxcxr.audit.checks import LEVEL, Check, sharing
-from jaxcxr.audit.implementation_checks import implementation_checks, long_draws, single_lengths
+from jaxcxr.audit.implementation_checks import (
+    implementation_checks,
+    long_draws,
+    long_steps,
+    single_lengths,
+)
 from jaxcxr.audit.lower_bounds import MembershipCurve, membership_curve
 from jaxcxr.audit.noise_checks import noise_checks
 from jaxcxr.audit.recording import Recorder, Recording, deviation_of
 from jaxcxr.audit.reference import flat
 from jaxcxr.audit.sampling_checks import sampling_checks
 from jaxcxr.audit.subject import Subject, folder_of
+from jaxcxr.audit.turns import Turns, turns_check, whitened
 from jaxcxr.records.provenance import training_code_fingerprint
+from jaxcxr.training import batches
 from jaxcxr.training.plan import RunPlan
 
 METHOD = "two runs of the training's own loop; white-box and final-weights attacks; every part checked"
@@ -42,10 +49,12 @@ class Audit:
         attacks: each with what it proves.
         curves: membership curve of the attacks with scores of their own.
         checks: of the implementation.
-        claim: rate, noise multiplier and steps of each attacked run.
+        claim: what each attacked run cost a unit.
         delta: of the claimed guarantee.
         noise: how it was sampled, `gaussian` or `discrete`.
         runs: that were attacked.
+        steps: of each.
+        bands: over how many its noise was correlated.
     """
 
     subject: Subject
@@ -57,6 +66,8 @@ class Audit:
     delta: float
     noise: str
     runs: int
+    steps: int
+    bands: int
 
     @property
     def budget(self) -> float:
@@ -92,7 +103,8 @@ class Audit:
                 "clipping": privacy.clipping,
                 "released": "noised gradient" + (" and clip count" if privacy.clipping == "adaptive" else ""),
                 "noise": self.noise,
-                "steps": self.claim.steps,
+                "bands": self.bands,
+                "steps": self.steps,
                 "runs": self.runs,
                 "canaries": self.runs * len(self.subject.canaries),
                 "confidence": CONFIDENCE,
@@ -156,7 +168,7 @@ def audit(
     )
     found, included = attacks(runs, subject.canaries)
     m = runs[0].mechanism
-    claim = Spending(m.sample_rate, m.noise_multiplier, runs[0].plan.steps)
+    claim = m.spending(runs[0].plan.steps)
     scored = {attack.name: attack.scores for attack in found[1:]}
     return Audit(
         subject,
@@ -168,6 +180,8 @@ def audit(
         m.delta,
         noise="gaussian" if m.grid is None else "discrete",
         runs=len(runs),
+        steps=runs[0].plan.steps,
+        bands=m.bands,
     )
 
 
@@ -194,11 +208,16 @@ def checks_of(
     far = _far_noise(recorder, first)
     noise = np.concatenate([*(run.noise for run in runs), far])
     sums = np.concatenate([*(step.sums[None] for run in runs for step in run.steps), np.zeros_like(far)])
-    drawn = long_draws(whole, first.bound, _LONG_DRAWS)
+    drawn, far_steps = long_draws(whole, first.bound, _LONG_DRAWS), long_steps(_LONG_DRAWS)
+    far_turns = Turns(m.bands, batches.groups_of(whole, first.bound))
+    own_steps = np.arange(first.plan.steps)
+    turns = [*((run.turns, run.drawn, own_steps) for run in runs[:-1]), (far_turns, drawn, far_steps)]
+    *in_runs, in_long = (own.rounds(mask, steps) for own, mask, steps in turns)
     return sharing(
         [
             *noise_checks(noise, sums, first.leaves, continuous=m.grid is None, rng=rng),
-            *sampling_checks([run.drawn for run in runs[:-1]], drawn, m.sample_rate),
+            *sampling_checks(in_runs, in_long, m.sample_rate),
+            *([turns_check(turns)] if m.bands > 1 else []),
             *implementation_checks(runs, lengths_alone(recorder, first, rng)),
         ]
     )
@@ -213,6 +232,10 @@ def lengths_alone(recorder: Recorder, run: Recording, rng: np.random.Generator) 
 def _far_noise(recorder: Recorder, run: Recording) -> np.ndarray:
     """The noise that a release of nothing would have at steps far beyond the run."""
     steps = [run.plan.steps + 2**k for k in range(40)] + [10**6 + k for k in range(_FAR_RELEASES - 40)]
+    if run.mechanism.bands > 1:  # which follows from all steps before: the next ones
+        whole = range(run.plan.steps + _FAR_RELEASES)
+        rows = noise_of_nothing(recorder, run.plan, run.bound, run.initial, whole)
+        return whitened(run.mechanism.correlation.column, rows)[run.plan.steps :]
     return noise_of_nothing(recorder, run.plan, run.bound, run.initial, steps)
 
 
@@ -230,8 +253,12 @@ def noise_of_nothing(
     """
     m, nothing = plan.mechanism, recorder.empty_sum(params)
     assert m is not None
-    released = [
-        flat(recorder.own.release(nothing, m.randomness(m.noise_key(bound, step), nothing.high)))
-        for step in steps
-    ]
+    stream = m.stream(bound)
+
+    def randomness(step: int) -> PyTree:
+        if stream is not None:
+            return stream.at(step, nothing.high)
+        return m.randomness(m.noise_key(bound, step), nothing.high)
+
+    released = [flat(recorder.own.release(nothing, randomness(step))) for step in steps]
     return (np.stack(released) * (m.expected_batch_size / deviation_of(m))).astype(np.float32)

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxcxr.audit.checks import Check, exact, of_count, smallest
-from jaxcxr.audit.recording import Recorder, Recording
+from jaxcxr.audit.recording import Recorder, Recording, bytes_of
 from jaxcxr.audit.reference import flat
-from jaxcxr.records.ledger import Entry
+from jaxcxr.records.ledger import BandedEntry, Entry
 from jaxcxr.training import batches
 from jaxcxr.training.plan import RunPlan
 
@@ -58,8 +58,8 @@ def single_lengths(plan: RunPlan, recorder: Recorder, params: PyTree, units: Seq
     step = recorder.compiled
     placed, state, found = step.replicate(params), step.replicate(plan.clipping()), []
     for unit in units:
-        images = np.full((1, plan.films_per_unit), -1, np.int64)
-        own = plan.units[unit][: plan.films_per_unit]
+        images = np.full((1, plan.images_per_unit), -1, np.int64)
+        own = plan.units[unit][: plan.images_per_unit]
         images[0, : len(own)] = own
         rows = batches.microbatch(plan, bytes(32), 0, images, slice(0, step.microbatch_size), plan.split.read)
         total = step.accumulate(placed, step.start(placed), step.place(rows), state)
@@ -122,7 +122,11 @@ def _ledger(runs: Sequence[Recording]) -> Check:
     problems = []
     for run in runs:
         m, planned = run.mechanism, run.plan.steps
-        expected = [Entry(step, m.sample_rate, m.noise_multiplier, m.l2_clip_norm) for step in range(planned)]
+        own = (m.sample_rate, m.noise_multiplier, m.l2_clip_norm)
+        expected = [
+            Entry(step, *own) if m.bands == 1 else BandedEntry(step, *own, m.bands, step % m.bands)
+            for step in range(planned)
+        ]
         if run.entries != expected:
             problems.append(f"{len(run.entries)} lines, or other ones, for {planned} planned steps")
         if not len(run.steps) == run.done == planned:
@@ -161,10 +165,14 @@ def _repeatable(runs: Sequence[Recording]) -> Check:
     """What a resumed run would draw is what was drawn, or the same step would be two releases."""
     wrong = 0
     for run in runs:
+        again = run.mechanism.stream(run.bound)
         for number, step in enumerate(run.steps):
             units = _units_of(run.plan, batches.sampled_images(run.plan, run.bound, number))
             wrong += not np.array_equal(units, step.units > 0)
-            if run.mechanism.grid is None:
+            if again is not None:
+                like = run.mechanism.contribution(run.initial)
+                wrong += bytes_of(again.at(number, like)) != step.key
+            elif run.mechanism.grid is None:
                 wrong += run.mechanism.noise_key(run.bound, number).tobytes() != step.key
     return exact(
         "a repeated step is the same batch and the same noise",
@@ -181,14 +189,19 @@ def _units_of(plan: RunPlan, images: np.ndarray) -> np.ndarray:
     return found
 
 
+def long_steps(draws: int) -> np.ndarray:
+    """Steps of which batches are looked at: the first ones, and far ones."""
+    rows = np.arange(draws)
+    return np.where(rows < draws // 2, rows, rows + 10**6)
+
+
 def long_draws(plan: RunPlan, bound: bytes, draws: int) -> np.ndarray:
     """Mask [draws, units] of what the feed would draw with a secret at steps of the run, and far ones."""
     unit_of = np.zeros(len(plan.split), int)
     for unit, of in enumerate(plan.units):
         unit_of[of] = unit
     found = np.zeros((draws, len(plan.units)), bool)
-    for row in range(draws):
-        step = row if row < draws // 2 else row + 10**6
+    for row, step in enumerate(long_steps(draws).tolist()):
         images = batches.sampled_images(plan, bound, step)
         found[row, unit_of[images[images >= 0]]] = True
     return found

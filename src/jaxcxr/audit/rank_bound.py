@@ -1,31 +1,37 @@
-"""Lower bound on epsilon from one run, by the order of the canaries' scores and the whole trade-off curve.
+"""Lower bound on epsilon from one run, by where each included canary's score stands among those that it would
+have if it were left out, and the whole trade-off curve.
+
+Along a direction of its own, what is released, less what all others contribute, is the noise alone where a
+canary was left out: N(0, 1) in the claimed deviation, step by step. So the scores of left-out canaries need
+not be observed: they are simulated, for each included canary anew, and the share of them that are as large as
+the observed score is the canary's place. The score is the log likelihood ratio of a unit of full length, with
+the same length in every step: what came out of earlier steps does not change its distribution.
 
 Under the claim no test of one canary's membership has an ROC curve above that of the claimed mechanism
-(`accounting.attack_bounds`; f-DP, Dong, Roth & Su 2022). Measure every score by the share of left-out
-canaries' scores above it: left-out ones are uniform, included ones have the attack's own ROC curve as their
-distribution function, which is below the claim's, so that each can be coupled to a smaller share drawn from
-the claim's curve. Any statistic of the order in which included canaries stand higher is then stochastically
-smaller than under the claim's curve, where its distribution is simulated: a p-value of the claim, whatever
-the scores are. The statistic is the sum of the included canaries' normal scores (van der Waerden 1952), which
-loses nothing against the best test where scores are normal. Hypotheses are the claimed mechanism with at
-least so much noise; the smallest noise multiplier that is rejected gives the bound, by the accountant.
+(`accounting.attack_bounds`; f-DP, Dong, Roth & Su 2022). A place below u is such a test with false-positive
+rate u, so that each place can be coupled to a smaller one that is drawn from the claim's curve. Any sum of a
+falling function of the places is then stochastically smaller than under the claim's curve, where its
+distribution is simulated: a p-value of the claim. The function is the normal score (van der Waerden 1952),
+which loses little against the best one where scores are nearly normal. Hypotheses are the claimed mechanism
+with at least so much noise; the smallest noise multiplier that is rejected gives the bound, by the
+accountant.
 
-Order statistics in one run: Xiang, Wang & Wang 2025 (arXiv 2509.08704), whose test this is not; it needs the
-same assumption. f-DP in one run: Mahloujifar, Melis & Chaudhuri 2024 (arXiv 2410.22235).
+Order statistics in one run: Xiang, Wang & Wang 2025 (arXiv 2509.08704), whose test this is not. f-DP in one
+run: Mahloujifar, Melis & Chaudhuri 2024 (arXiv 2410.22235). Ranks among the left-out canaries that were
+observed would need no distribution of the noise, and prove less: half of the error is then theirs.
 
-Assumes: the scores of different canaries are independent given who is included, and left-out ones are
-exchangeable: true of white-box scores along orthonormal directions under independent noise, not known of
-scores from weights alone, for which `lower_bounds` needs no such thing. Equal scores are ordered against the
-attack, included canaries lowest: they prove nothing. The statistic is fixed beforehand; the search over noise
-multipliers tests nested hypotheses on the same simulated draws: the smallest that is rejected is a true one
-only if the true one is rejected, so that nothing is to be corrected.
+Assumes: the noise along orthonormal directions is independent and normal with the claimed deviation, and
+knows nothing of the directions (`noise_checks` looks at all of it); draws are independent with the accounted
+rate (`sampling_checks`). The statistic is fixed beforehand; the search over noise multipliers tests nested
+hypotheses on the same simulated draws: the smallest that is rejected is a true one only if the true one is
+rejected, so that nothing is to be corrected.
 """
 
 import functools
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.special import ndtri
 
 from jaxcxr import accounting
@@ -33,15 +39,42 @@ from jaxcxr.accounting import Spending
 from jaxcxr.accounting.attack_bounds import trade_off
 
 SIMULATED = 999
+"""Simulations of the statistic under a hypothesis."""
+LEAST_SIMULATED, MOST_SIMULATED, _NUMBERS = 999, 9_999, 5 * 10**7
+"""Simulations of each canary's score, as many as take so many random numbers."""
 _RATES = np.concatenate([[0.0], np.geomspace(1e-9, 1e-3, 200), np.linspace(1e-3, 1, 2000)[1:]])
-_FACTORS, _HALVINGS = (1 / 2, 8), 7
-"""Noise multipliers that are tried, as multiples of the claim's, and halvings of that interval: to 2 %."""
+_FACTORS, _HALVINGS = (1 / 2, 8), 9
+"""Noise multipliers that are tried, as multiples of the claim's, and halvings of that interval: to 0.5 %."""
 
 
-def rank_statistic(scores: Float[np.ndarray, " m"], included: Bool[np.ndarray, " m"]) -> float:
-    """Sum of the normal scores of the included canaries' ranks, equal scores ordered against the attack."""
-    order = np.lexsort((~included, scores))  # included ones first among equals
-    return float(_normal_scores(len(scores))[included[order]].sum())
+def likelihoods(scores: Float[np.ndarray, "steps *n"], shift: float, rate: float) -> Float[np.ndarray, "*n"]:
+    """Log likelihood ratio of being included, if a draw shifts a step's score by `shift`."""
+    return np.log1p(rate * np.expm1(np.minimum(shift * scores - shift**2 / 2, 700.0))).sum(axis=0)
+
+
+def places(
+    scores: Float[np.ndarray, "steps n"], claim: Spending, simulated: int, rng: np.random.Generator
+) -> Float[np.ndarray, " n"]:
+    """Share of simulated left-out scores, and of the observed one, that are as large as the observed one, for
+    each canary by simulations of its own.
+    """
+    (steps, n), shift, rate = scores.shape, 1 / claim.noise_multiplier, claim.sample_rate
+    observed, larger = likelihoods(scores, shift, rate), np.zeros(n)
+    for canary in range(n):
+        noise = rng.standard_normal((steps, simulated), dtype=np.float32)
+        larger[canary] = np.count_nonzero(likelihoods(noise, shift, rate) >= observed[canary])
+    return (1 + larger) / (1 + simulated)
+
+
+def simulations(steps: int, canaries: int) -> int:
+    """How often each canary's score is simulated."""
+    return min(max(_NUMBERS // (steps * canaries), LEAST_SIMULATED), MOST_SIMULATED)
+
+
+def statistic(shares: Float[np.ndarray, " n"], simulated: int) -> float:
+    """Sum of the normal scores of places."""
+    least = 0.5 / (1 + simulated)
+    return -float(ndtri(np.clip(shares, least, 1 - least)).sum())
 
 
 def roc(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> Float[np.ndarray, " rates"]:
@@ -50,51 +83,46 @@ def roc(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -
 
 
 def simulated_statistics(
-    curve: Float[np.ndarray, " rates"], m: int, included: int, rng: np.random.Generator, draws: int
+    curve: Float[np.ndarray, " rates"], canaries: int, simulated: int, rng: np.random.Generator, draws: int
 ) -> Float[np.ndarray, " draws"]:
     """The statistic's distribution if the attack's ROC curve is `curve`."""
     found = np.empty(draws)
-    normal, is_in = _normal_scores(m), np.arange(m) < included
     for i in range(draws):
-        shares = rng.random(m)
-        # The next smaller rate of the grid: never a lower score than the curve's.
-        place = np.searchsorted(curve, shares[:included], side="right") - 1
-        shares[:included] = np.where(place < 0, 0.0, _RATES[np.maximum(place, 0)])
-        found[i] = normal[is_in[np.argsort(-shares, kind="stable")]].sum()
+        # The next smaller rate of the grid: never a larger place than the curve's.
+        at = np.searchsorted(curve, rng.random(canaries), side="right") - 1
+        found[i] = statistic(np.where(at < 0, 0.0, _RATES[np.maximum(at, 0)]), simulated)
     return found
 
 
 def rank_epsilon(
-    scores: Float[np.ndarray, " m"],
-    included: Bool[np.ndarray, " m"],
-    claim: Spending,
-    delta: float,
-    confidence: float,
+    scores: Float[np.ndarray, "steps n"], claim: Spending, delta: float, confidence: float, seed: int = 0
 ) -> float:
     """Lower bound on epsilon at `delta`, of `claim`'s steps; 0 if nothing is proved.
 
     Args:
-        scores: of the canaries, higher where the attacker holds it for included.
-        included: by fair coins.
+        scores: of the included canaries in each step, along directions of their own, in the claimed deviation
+            of the noise.
         claim: rate, noise multiplier and number of the steps of the claimed mechanism.
         delta: of the guarantee.
         confidence: of the bound.
+        seed: of the simulations.
 
     Raises:
         ValueError: a score is not a number.
     """
     if np.isnan(scores).any():
         raise ValueError("scores: expected numbers, found NaN")
-    m, inside = len(scores), int(included.sum())
-    if not 0 < inside < m:
+    steps, n = scores.shape
+    if n == 0:
         return 0.0
-    observed = rank_statistic(scores, included)
+    simulated = simulations(steps, n)
+    observed = statistic(places(scores, claim, simulated, np.random.default_rng((seed, 0))), simulated)
 
     @functools.cache
     def rejected(logarithm: float) -> bool:
         curve = roc(claim.sample_rate, math.exp(logarithm), claim.steps, delta)
-        simulated = simulated_statistics(curve, m, inside, np.random.default_rng(0), SIMULATED)
-        return bool((1 + (simulated >= observed).sum()) / (1 + SIMULATED) <= 1 - confidence)
+        under = simulated_statistics(curve, n, simulated, np.random.default_rng((seed, 1)), SIMULATED)
+        return bool((1 + (under >= observed).sum()) / (1 + SIMULATED) <= 1 - confidence)
 
     low, high = (math.log(claim.noise_multiplier * factor) for factor in _FACTORS)
     if not rejected(high):
@@ -103,8 +131,3 @@ def rank_epsilon(
         between = (low + high) / 2
         low, high = (low, between) if rejected(between) else (between, high)
     return accounting.epsilon_bounds([Spending(claim.sample_rate, math.exp(high), claim.steps)], delta).lower
-
-
-@functools.lru_cache(maxsize=8)
-def _normal_scores(m: int) -> Float[np.ndarray, " m"]:
-    return ndtri(np.arange(1, m + 1) / (m + 1))

@@ -7,6 +7,7 @@ ones, and set beside each result what it should be by definition (`reference`).
 
 import dataclasses
 import hashlib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import optax
 from jaxtyping import Bool, Float, PyTree
 
 from jaxcxr.audit.reference import Leaf, Reference, flat, leaves_of
-from jaxcxr.audit.subject import Units, canary_of
-from jaxcxr.privacy import exact_sum
+from jaxcxr.audit.subject import Units, canary_ids, canary_of
+from jaxcxr.audit.turns import Turns, unit_column, whitened
+from jaxcxr.privacy import exact_sum, sampling
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.binding import bound_secret
 from jaxcxr.records.ledger import AnyEntry, read_ledger
 from jaxcxr.run_folder import CHECKPOINTS, LEDGER, read_facts
-from jaxcxr.training import build
+from jaxcxr.training import batches, build
 from jaxcxr.training.loop import train
 from jaxcxr.training.objective import FILMS
 from jaxcxr.training.plan import RunPlan
@@ -49,7 +51,8 @@ class StepRecord:
         key: bytes of the step's randomness.
         alignments, shifts: of each canary, the score along its own direction with the contributions of all
             others taken away, and what its own contribution adds to it, in deviations; both without those of
-            a run that is not attacked.
+            a run that is not attacked. Where noise is correlated, all steps that the contribution reaches,
+            after the correlation is undone, add to its score.
     """
 
     units: np.ndarray
@@ -92,8 +95,13 @@ class Recording:
 
     @property
     def noise(self) -> Float[np.ndarray, "steps d"]:
-        """Of every step."""
-        return np.stack([step.noise for step in self.steps])
+        """Of every step, its correlation undone (`privacy.correlated`): independent by definition."""
+        return whitened(self.mechanism.correlation.column, np.stack([step.noise for step in self.steps]))
+
+    @property
+    def turns(self) -> Turns:
+        """Which steps each unit may be in."""
+        return Turns(self.mechanism.bands, batches.groups_of(self.plan, self.bound))
 
     @property
     def drawn(self) -> Bool[np.ndarray, "steps units"]:
@@ -109,6 +117,15 @@ class Recording:
             if canary >= 0:
                 found[:, canary] = self.drawn[:, unit]
         return found
+
+    @property
+    def canaries_own(self) -> Bool[np.ndarray, "steps canaries"]:
+        """Which canaries may be in each step's batch; those that the run does not have, too."""
+        if self.mechanism.bands == 1:
+            return np.ones((len(self.steps), len(self.included)), bool)
+        ids = canary_ids(len(self.included))
+        turns = Turns(self.mechanism.bands, sampling.groups(self.bound, ids, self.mechanism.bands))
+        return turns.own(np.arange(len(self.steps)))
 
     @property
     def mechanism(self) -> Mechanism:
@@ -227,6 +244,7 @@ class _Watch:
         self.initial: Any = None
         self._pieces: list[dict[str, np.ndarray]] = []
         self._clipping: Any = None
+        self._scored: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self._m.bands)
         images = plan.split.read_all()
         labels = plan.split.labels
         self._at = {_digest(images[i], labels[i]): i for i in range(len(images))}
@@ -253,7 +271,7 @@ class _Watch:
             started, rule = _host((params, state)), _host(clipping)
             result = step.finish(params, state, total, randomness, clipping)
             off = _off(_host((result[0], result[1])), expected, started)
-            self._record(before, tuple(given), rule, off, _bytes(randomness))
+            self._record(before, tuple(given), rule, off, bytes_of(randomness))
             return result
 
         return dataclasses.replace(step, start=start, accumulate=accumulate, finish=finish)
@@ -293,12 +311,12 @@ class _Watch:
         units, times, strangers = [], np.zeros(len(self.plan.units), int), 0
         for piece in self._pieces:
             for row in np.flatnonzero(piece["is_real"]):
-                is_film, labels = piece["is_film"][row], piece["label"][row]
+                is_image, labels = piece["is_image"][row], piece["label"][row]
                 images = piece[FILMS][piece["index"][row]] if FILMS in piece else piece["image"][row]
-                units.append((images, labels, is_film))
+                units.append((images, labels, is_image))
                 found = {
                     self._unit_of.get(self._at.get(_digest(image, label), -1), -1)
-                    for image, label in zip(images[is_film], labels[is_film], strict=True)
+                    for image, label in zip(images[is_image], labels[is_image], strict=True)
                 }
                 (unit,) = found if len(found) == 1 else (-1,)
                 if unit < 0:
@@ -310,7 +328,7 @@ class _Watch:
         return Units(*(np.stack(part) for part in zip(*units, strict=True))), times, strangers
 
     def _no_units(self) -> Units:
-        k, split = self.plan.films_per_unit, self.plan.split
+        k, split = self.plan.images_per_unit, self.plan.split
         shape = (0, k, split.size, split.size)
         labels = np.zeros((0, k, split.labels.shape[1]), np.float32)
         return Units(np.zeros(shape, np.uint8), labels, np.zeros((0, k), bool))
@@ -328,17 +346,26 @@ class _Watch:
         products = (own @ own.T).astype(np.float64)
         products[np.diag_indices(len(own))] += 1e-6 * products.trace() / len(own)
         factor = np.linalg.cholesky(products)
-        along = np.linalg.solve(factor, own.astype(np.float64) @ noise)
-        return along, np.diag(factor) / self._deviation
+        self._scored.appendleft((factor, own.astype(np.float64)))
+        column = unit_column(self._m.correlation.column)
+        past = [noise, *(record.noise for record in self.records[: -len(column) : -1])]
+        own_noise = sum(c * row for c, row in zip(column, past, strict=False))  # of this step alone
+        parts = [
+            c * np.linalg.solve(of_step, rows @ own_noise)
+            for c, (of_step, rows) in zip(column, self._scored, strict=False)
+        ]
+        for record, part in zip(reversed(self.records), parts[1:], strict=False):
+            record.alignments += part
+        return parts[0], np.diag(factor) / self._deviation
 
 
 def _padded(canaries: Units, plan: RunPlan) -> Units:
     """With as many places for images as the plan's units have, so that one compilation serves all."""
-    short = plan.films_per_unit - canaries.is_film.shape[1]
+    short = plan.images_per_unit - canaries.is_image.shape[1]
     if short <= 0:
         return canaries
     parts = []
-    for part, fill in ((canaries.images, 0), (canaries.labels, np.nan), (canaries.is_film, False)):
+    for part, fill in ((canaries.images, 0), (canaries.labels, np.nan), (canaries.is_image, False)):
         width = [(0, 0), (0, short), *[(0, 0)] * (part.ndim - 2)]
         parts.append(np.pad(part, width, constant_values=fill))
     return Units(*parts)
@@ -348,7 +375,7 @@ def _digest(image: np.ndarray, label: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.asarray(label).tobytes()).digest()
 
 
-def _bytes(randomness: Any) -> bytes:
+def bytes_of(randomness: Any) -> bytes:
     """Of a key, or of noise that was drawn already."""
     return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(randomness))
 

@@ -98,7 +98,7 @@ class Reference:
         short = self._block - n
         filled = (
             np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)])
-            for part in (units.images, units.labels, units.is_film)
+            for part in (units.images, units.labels, units.is_image)
         )
         tree = self._gradients(params, tuple(filled))
         rows = np.concatenate(

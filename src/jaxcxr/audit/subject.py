@@ -19,11 +19,12 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jaxcxr import accounting
+from jaxcxr.accounting import banded
 from jaxcxr.config import Experiment, HeadConfig, ModelConfig
 from jaxcxr.data.store import Split
 from jaxcxr.errors import InputError
 from jaxcxr.training.class_weights import weights_at_once
-from jaxcxr.training.plan import RunPlan, mechanism_of, units_of
+from jaxcxr.training.plan import RunPlan, mechanism_of, unit_ids, units_of
 
 LOGISTIC, NETWORK = "logistic regression", "network, narrower"
 LEAST_BATCH = 8
@@ -59,11 +60,11 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Units with their images: `images` [n, k, h, w], `labels` [n, k, findings], `is_film` [n, k]."""
+    """Units with their images: `images` [n, k, h, w], `labels` [n, k, findings], `is_image` [n, k]."""
 
     images: UInt8[np.ndarray, "n k h w"]
     labels: Float[np.ndarray, "n k findings"]
-    is_film: Bool[np.ndarray, "n k"]
+    is_image: Bool[np.ndarray, "n k"]
 
     def __len__(self) -> int:
         """Count the units."""
@@ -71,7 +72,7 @@ class Units:
 
     def at(self, indices: Any) -> "Units":
         """The units at `indices`, or of a mask."""
-        return Units(self.images[indices], self.labels[indices], self.is_film[indices])
+        return Units(self.images[indices], self.labels[indices], self.is_image[indices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Subject:
             units = units_of(self.config, cohort)[0][:cohort_units]
             cohort = _part(cohort, np.concatenate(units))
         split = _with_canaries(cohort, self.canaries, np.flatnonzero(included))
-        units, films_per_unit = units_of(self.config, split)
+        units, images_per_unit = units_of(self.config, split)
         privacy, training = self.config.privacy, self.config.training
         assert privacy is not None
         assert training.steps is not None
@@ -115,12 +116,13 @@ class Subject:
             split,
             fingerprint=hashlib.sha256(split.read_all().tobytes()).hexdigest(),
             units=units,
-            films_per_unit=films_per_unit,
+            images_per_unit=images_per_unit,
             mechanism=mechanism,
             sample_rate=mechanism.sample_rate,
             steps=training.steps,
             weights=weights_at_once(self.config, split),
             microbatch_size=training.microbatch_size,
+            unit_ids=unit_ids(split, units),
         )
 
 
@@ -171,8 +173,13 @@ def _audited(config: Experiment, size: Size, side: int, n_units: int) -> Experim
     batch = min(n_units, max(LEAST_BATCH, round(rate * n_units)))
     epsilon = size.epsilon if size.epsilon is not None else privacy.epsilon
     delta = min(privacy.delta, 0.5 / n_units)
+    bands = privacy.noise_bands
     try:
-        noise = accounting.calibrated_noise(epsilon, delta, batch / n_units, size.steps)
+        if bands == "auto":
+            bands = banded.chosen_bands((epsilon, delta), (batch, n_units), size.steps)
+        banded.require_bands(bands, batch, n_units, size.steps)
+        rate, rounds = accounting.sample_rate_of(batch * bands, n_units), banded.rounds(size.steps, bands)
+        noise = accounting.calibrated_noise(epsilon, delta, rate, rounds)
     except ValueError as error:
         raise InputError(f"--epsilon {epsilon:g}: {error}") from error
     model = (
@@ -195,6 +202,7 @@ def _audited(config: Experiment, size: Size, side: int, n_units: int) -> Experim
             delta=delta,
             dataset_size=n_units,
             noise_multiplier=noise,
+            noise_bands=bands,
             class_counts_noise_multiplier=None,
         ),
         training=dataclasses.replace(
@@ -207,7 +215,7 @@ def _audited(config: Experiment, size: Size, side: int, n_units: int) -> Experim
             scope="all",
             class_weights="public" if declared else "none",
             augmentation="none",
-            views=1,
+            augmentation_multiplicity=1,
             log_every=size.steps,
             checkpoint_every=size.steps,
             seed=None,
@@ -218,6 +226,11 @@ def _audited(config: Experiment, size: Size, side: int, n_units: int) -> Experim
 def _require_network(config: Experiment, size: Size) -> None:
     if size.model == "logistic":
         return
+    if config.privacy is not None and config.privacy.noise_bands != 1:
+        raise InputError(
+            "privacy.noise_bands: an audit of the network would keep every canary's gradients of several "
+            "steps; expected --model logistic, which audits the same mechanism"
+        )
     if config.training.keeps_features or config.training.releases_moments:
         field = "scope" if config.training.keeps_features else "optimizer"
         raise InputError(
@@ -270,7 +283,7 @@ def _part(split: Split, indices: Int[np.ndarray, " k"], side: int | None = None)
 
 
 def _with_canaries(cohort: Split, canaries: Units, included: Sequence[int] | np.ndarray) -> Split:
-    names = [f"{_CANARY} {unit}" for unit in included for _ in range(canaries.is_film.shape[1])]
+    names = [f"{_CANARY} {unit}" for unit in included for _ in range(canaries.is_image.shape[1])]
     own = pd.DataFrame({"image_id": [f"{name} {i}" for i, name in enumerate(names)], "patient_id": names})
     chosen = canaries.at(np.asarray(included, int))
     images = np.concatenate([cohort.read_all(), chosen.images.reshape(-1, cohort.size, cohort.size)])
@@ -283,6 +296,11 @@ def canary_of(plan: RunPlan, unit: int) -> int:
     """Which canary a unit of a plan is; -1 for one of the cohort."""
     name = str(plan.split.frame["patient_id"].iloc[int(plan.units[unit][0])])
     return int(name.removeprefix(_CANARY)) if name.startswith(_CANARY) else -1
+
+
+def canary_ids(canaries: int) -> list[str]:
+    """The ids of canaries' units, by which groups take turns (`RunPlan.unit_ids`)."""
+    return [f"patient {_CANARY} {canary}" for canary in range(canaries)]
 
 
 def folder_of(base: Path, run: int) -> Path:

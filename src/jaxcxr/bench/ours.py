@@ -27,7 +27,7 @@ def contender(name: str, case: Case) -> Contender:
     units = {
         "image": case.films()[:, None],
         "label": case.labels()[:, None],
-        "is_film": real,
+        "is_image": real,
         "is_real": real[:, 0],
     }
     batch = jax.device_put(units, device)
@@ -69,7 +69,7 @@ def contender_of(
 
 
 def _units(batch: Any) -> Any:
-    return batch["image"], batch["label"], batch["is_film"]
+    return batch["image"], batch["label"], batch["is_image"]
 
 
 def jax_privacy_sum(

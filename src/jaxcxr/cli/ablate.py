@@ -22,7 +22,7 @@ import tyro
 
 from jaxcxr.cli.console import say
 from jaxcxr.cli.launching import Launch, as_part, launch, part_of
-from jaxcxr.config import load
+from jaxcxr.config_files import load
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import JOBS
 

@@ -6,6 +6,7 @@ Examples:
   jaxcxr account --n 153502 --batch 128 --delta 6e-6 --noise 4.311 --eps 0.29    steps that a budget buys
   ... --films 2 4 10               also for patients with so many images
   ... --counts-noise 50            with noised class counts, paid from the same budget
+  ... --bands 8                    with noise correlated over 8 steps, 8 groups of units taking turns
   jaxcxr account --run runs/demo             what a run has spent so far
   jaxcxr account --sweep runs/sweep-demo     all models of a sweep together
 
@@ -43,6 +44,7 @@ class Arguments:
         epochs, steps: length of the run, exactly one of them.
         films: also say what the plan or run costs a patient with so many images, the unit being the image.
         counts_noise: noise multiplier of class counts that the same budget pays for.
+        bands: over how many steps noise is correlated; the sample rate is then that of a step of one's group.
         replace_one: neighbouring data sets differ by replacing one unit, not by adding or removing it.
         run: folder of a run: what its ledger says was spent.
         sweep: folder of a sweep: what its models cost together.
@@ -58,6 +60,7 @@ class Arguments:
     steps: int | None = None
     films: tuple[int, ...] = ()
     counts_noise: float | None = None
+    bands: int = 1
     replace_one: bool = False
     run: Path | None = None
     sweep: Path | None = None
@@ -102,6 +105,7 @@ def _plain(value: Any) -> Any:
 
 def _of_plan(a: Arguments) -> list[dict[str, Any]]:
     from jaxcxr import accounting
+    from jaxcxr.accounting import banded
 
     rate, delta, n, batch = _checked(a)
     already = [] if a.counts_noise is None else [accounting.Spending(1.0, a.counts_noise, 1)]
@@ -110,10 +114,11 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
             raise InputError("--eps with --noise asks for the steps: expected neither --epochs nor --steps")
         rows = []
         for eps, sigma in itertools.product(a.eps, a.noise):
-            steps = _most_steps(already, rate, sigma, eps, delta)
+            rounds = _most_steps(already, rate, sigma, eps, delta)
+            steps = rounds * a.bands
             row = {"epsilon": eps, "noise_multiplier": sigma, "sample_rate": rate, "delta": delta}
             row |= {"steps": steps, "epochs": steps * batch / n} | ADJACENCY
-            rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
+            rows.append(row | _besides([*already, accounting.Spending(rate, sigma, rounds)], delta, a))
         return rows
     if (a.epochs is None) == (a.steps is None):
         raise InputError(
@@ -124,18 +129,22 @@ def _of_plan(a: Arguments) -> list[dict[str, Any]]:
     if not a.eps and not a.noise:
         raise InputError("expected --eps or --noise, one of them or both")
     steps = a.steps if a.steps is not None else accounting.steps_of_epochs(a.epochs or 0, n, batch)
-    rows = []
+    if a.bands > steps:
+        raise InputError(f"--bands: expected at most the {steps} steps of the run, found {a.bands}")
+    rounds, rows = banded.rounds(steps, a.bands), []
     for value in a.eps or a.noise:
         try:
-            sigma = accounting.calibrated_noise(value, delta, rate, steps, already) if a.eps else value
+            sigma = accounting.calibrated_noise(value, delta, rate, rounds, already) if a.eps else value
         except InputError as error:
             raise InputError(f"--eps {value:g}: {error}") from error
-        found = accounting.plan(sigma, delta, rate, steps, already)
-        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found)
-        row |= {
-            "gdp_mu": accounting.gdp_mu([*already, accounting.Spending(rate, sigma, steps)], delta)
-        } | ADJACENCY
-        rows.append(row | _besides([*already, accounting.Spending(rate, sigma, steps)], delta, a))
+        found, spent = accounting.plan(sigma, delta, rate, rounds, already), [*already]
+        spent.append(accounting.Spending(rate, sigma, rounds))
+        row = ({"epsilon": value} if a.eps else {}) | dataclasses.asdict(found) | {"steps": steps}
+        if a.bands > 1:
+            column = banded.coefficients(a.bands, steps)
+            row |= {"bands": a.bands, "noise_of_prefix_sums": sigma * banded.prefix_error(column, steps)}
+        row |= {"gdp_mu": accounting.gdp_mu(spent, delta)} | ADJACENCY
+        rows.append(row | _besides(spent, delta, a))
     return rows
 
 
@@ -162,7 +171,11 @@ def _checked(a: Arguments) -> tuple[float, float, int, int]:
         for value in values:
             if not 0 < value < math.inf:
                 raise InputError(f"--{name}: expected a positive number, found {value}")
-    return accounting.sample_rate_of(a.batch, a.n), a.delta, a.n, a.batch
+    if a.bands < 1 or a.bands * a.batch > a.n:
+        raise InputError(
+            f"--bands: expected 1 to {a.n // a.batch}, groups that can hold a batch each, found {a.bands}"
+        )
+    return accounting.sample_rate_of(a.batch * a.bands, a.n), a.delta, a.n, a.batch
 
 
 def _most_steps(already: list[Any], rate: float, sigma: float, epsilon: float, delta: float) -> int:
@@ -193,6 +206,7 @@ def _besides(spendings: Any, delta: float, a: Arguments) -> dict[str, float]:
 
 def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
     from jaxcxr import accounting
+    from jaxcxr.accounting.banded import affordable
     from jaxcxr.records.spent import spent_of
 
     spent = spent_of(folder)
@@ -205,14 +219,9 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
     if spent.tuning is not None:
         return _of_tuned(folder, spent, a)
     bounds, spendings, done = spent.bounds(), spent.spendings, spent.steps
-    more = accounting.affordable_steps(
-        spendings,
-        spent.sample_rate,
-        spent.noise_multiplier,
-        spent.budget,
-        spent.delta,
-        wanted=spent.steps_planned - done,
-    )
+    step = accounting.Spending(spent.sample_rate, spent.noise_multiplier, 1)
+    steps = (done, spent.steps_planned)
+    more = affordable(spendings, step, (spent.budget, spent.delta), steps, spent.bands) - done
     return {
         "unit": spent.terms.unit,
         "delta": spent.delta,
@@ -224,6 +233,7 @@ def _of_run(folder: Path, a: Arguments) -> dict[str, Any]:
         "steps_done": done,
         "steps_left": more,
         "adjacency": spent.terms.adjacency,
+        **({"bands": spent.bands} if spent.bands > 1 else {}),
     } | _besides(spendings, spent.delta, a)
 
 

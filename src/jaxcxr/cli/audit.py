@@ -29,7 +29,8 @@ import tyro
 
 from jaxcxr.cli.console import progress_bar, say
 from jaxcxr.cli.launching import Launch, as_part, launch, part_of
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import (
     AUDIT,
@@ -231,7 +232,7 @@ def _audit(arguments: Arguments) -> bool:
     print(f"{out}: {WRITES}")
     print(
         f"{path}: {subject.model}, {len(subject.cohort)} images, {found.runs} runs with secrets of their own "
-        f"of {found.claim.steps} steps each, {len(subject.canaries)} canaries, sample rate "
+        f"of {found.steps} steps each, {len(subject.canaries)} canaries, sample rate "
         f"{found.claim.sample_rate:.4g}, noise multiplier {found.claim.noise_multiplier:.4g}"
     )
     _tell(found)
@@ -323,7 +324,7 @@ def _attack_release(folder: Path, arguments: Arguments) -> None:
         of_images=card.claim.unit == "image",
         most=arguments.pairs,
     )
-    spent = [accounting.Spending(row.sample_rate, row.noise_multiplier, row.steps) for row in card.mechanisms]
+    spent = [row.spending for row in card.mechanisms]
     claimed = accounting.epsilon_pld(spent, delta, "replace_one")
     written = dataclasses.asdict(found) | {
         "epsilon_claimed": claimed,

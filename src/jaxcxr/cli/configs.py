@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from jaxcxr.config import PACKAGED
+from jaxcxr.config_files import PACKAGED
 from jaxcxr.errors import InputError
 
 

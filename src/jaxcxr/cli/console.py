@@ -174,6 +174,7 @@ def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = Fal
         repeatable: whether it trains, so that it must give the same bits again on a GPU (`repeat_on_gpus`).
         with_jax: whether it loads JAX (`require_room`).
     """
+    from jaxcxr.errors import OthersEndedError
     from jaxcxr.signals import StoppedError, raise_when_told
 
     quiet()
@@ -198,6 +199,9 @@ def run(main: Callable[[], None], repeatable: bool = False, with_jax: bool = Fal
             raise
         shown = sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 4]} ..."
         print(f"error: {shown}", file=sys.stderr)
+        if isinstance(error, OthersEndedError):
+            sys.stderr.flush()
+            os._exit(2)  # JAX would wait for the process that has ended, and then end this one with a trace
         sys.exit(2)
 
 

@@ -24,7 +24,8 @@ from typing import Literal
 import tyro
 
 from jaxcxr.cli.console import say
-from jaxcxr.config import ModelConfig, load, validate
+from jaxcxr.config import ModelConfig
+from jaxcxr.config_files import load, validate
 from jaxcxr.data.findings import UKA_FINDINGS
 from jaxcxr.errors import InputError
 

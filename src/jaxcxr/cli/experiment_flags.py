@@ -7,7 +7,8 @@ from typing import Literal, TypeVar
 
 import tyro
 
-from jaxcxr.config import Experiment, load, override
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load, override
 
 ArgumentsT = TypeVar("ArgumentsT")
 Recipe = Literal["paper", "recommended", "head"]

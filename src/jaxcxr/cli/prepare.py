@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxcxr.cli.console import progress_bar, say
-from jaxcxr.config import load
+from jaxcxr.config_files import load
 from jaxcxr.errors import InputError
 
 if TYPE_CHECKING:  # pandas and the readers take seconds, and `--help` needs none of them

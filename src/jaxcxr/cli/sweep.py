@@ -27,7 +27,8 @@ from pathlib import Path
 from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import Recipe, experiment_of, parse
 from jaxcxr.cli.launching import Launch, as_part, launch, part_of
-from jaxcxr.config import PAPER_BUDGETS, Experiment, load, override
+from jaxcxr.config import PAPER_BUDGETS, Experiment
+from jaxcxr.config_files import load, override
 from jaxcxr.errors import InputError
 from jaxcxr.run_folder import JOBS, SUMMARY
 
@@ -195,7 +196,9 @@ def _by_the_rule(
         like, _ = by_recipe(recipe, own, number_of_units(own), rule)
         chosen[math.inf] = dataclasses.replace(
             chosen[math.inf],
-            model=dataclasses.replace(chosen[math.inf].model, prediction_views=like.model.prediction_views),
+            model=dataclasses.replace(
+                chosen[math.inf].model, test_time_augmentation=like.model.test_time_augmentation
+            ),
         )
     return chosen, told
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from jaxcxr.cli.console import say
 from jaxcxr.cli.experiment_flags import Recipe, experiment_of, parse
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.run_folder import CHECKPOINTS
 
 

@@ -24,6 +24,10 @@ NO_FINDING = "no_finding_among_ill"
 
 EVERY = "over every finding"
 NO_INTERVAL = "no interval: "
+FEWEST = 5
+"""Patients that the images of either class must be of for an interval: of fewer there are so few different
+replicates that their percentiles say next to nothing.
+"""
 NO_THRESHOLD = "not defined: no threshold, one class only where it is chosen"
 
 KEYS: tuple[str, ...] = ("group", "finding", "metric", "reference")
@@ -37,8 +41,8 @@ class Estimates:
     Attributes:
         rows: `KEYS` and the description of each estimate: `label`, `attribute`, `n`, `positives`,
             `threshold`, `std_paper`, `delong_low`, `delong_high`, `note`, `clusters`, the number of resampled
-            units (patients or images) with a positive, and `lone`, whether all positives or all negatives are
-            of one unit, so that no interval follows from them.
+            units (patients or images) with a positive, and `few`, whether positives or negatives are of fewer
+            than `FEWEST` units, so that no interval follows from them.
         draws: the estimate itself, then its bootstrap replicates.
         policy: the threshold policy used.
     """
@@ -99,7 +103,7 @@ def measure(
         own = by_group[group.name]
         for key, row in _metric_rows(group, findings, own, shown):
             check = (np.nan, np.nan)
-            if key["metric"] == "auroc" and not np.isnan(row[0]) and not key["lone"]:
+            if key["metric"] == "auroc" and not np.isnan(row[0]) and not key["few"]:
                 check = checks.get((group.name, key["finding"]), check)
             keys.append(key | dict(zip(("delong_low", "delong_high"), check, strict=True)))
             draws.append(row)
@@ -170,13 +174,15 @@ def _judge(
             [np.unique(cluster[mask & column]).size for column in (*kind.T, kind[:, defined].any(axis=1))]
             for kind in (positive, labels == 0)
         )
-        if np.unique(cluster[mask]).size == 1:  # every replicate is the sample itself
+        units = np.unique(cluster[mask]).size
+        if units < FEWEST:
             values[:, :, 1:], missed = np.nan, np.where(np.arange(len(missed)) > 0, np.nan, missed)
-            notes = [note or f"{NO_INTERVAL}all images are of one {config.resample}" for note in notes]
-        lone = np.minimum(having, lacking) == 1
+            of = f"{NO_INTERVAL}all images are of {units} {config.resample}{'s' * (units > 1)}"
+            notes = [note or of for note in notes]
+        few = np.minimum(having, lacking) < FEWEST
         judged.append(
             Judged(
-                with_average(values), missed, n, positives, images, ill, np.array(having), lone, tuple(notes)
+                with_average(values), missed, n, positives, images, ill, np.array(having), few, tuple(notes)
             )
         )
     return [judged[places[mask.tobytes()]] for mask in masks]
@@ -243,7 +249,7 @@ def _metric_rows(
                 "metric": metric,
                 "std_paper": std_paper(pooled),
                 "clusters": int(own.clusters[f]),
-                "lone": bool(own.lone[f]),
+                "few": bool(own.few[f]),
             }
             if metric in NEED_A_THRESHOLD and finding != "average":
                 described["threshold"] = cuts[f]
@@ -268,10 +274,8 @@ def _rest_rows(group: Group, findings: Sequence[str], own: Judged, rest: Judged)
         elif not counts["note"] and rest.notes[f]:
             counts["note"] = f"rest {rest.notes[f]}"
         for metric in COMPARED:
-            yield (
-                base | counts | {"finding": finding, "metric": rest_name(metric)},
-                differences[f, METRICS.index(metric)],
-            )
+            key = {"finding": finding, "metric": rest_name(metric), "few": bool(own.few[f] or rest.few[f])}
+            yield base | counts | key, differences[f, METRICS.index(metric)]
     yield (
         base | _any(own) | {"metric": rest_name(NO_FINDING)},
         own.no_finding_among_ill - rest.no_finding_among_ill,
@@ -287,8 +291,14 @@ def _between_rows(
         for f, finding in enumerate([*findings, "average"]):
             for m, metric in enumerate(METRICS):
                 if best[f, m] >= 0:
-                    reference = members[best[f, m]].name
-                    key = {"finding": finding, "metric": f"{metric}_vs_best", "reference": reference}
+                    b = best[f, m]
+                    few = bool(judged[g].few[f] or judged[b].few[f])
+                    key = {
+                        "finding": finding,
+                        "metric": f"{metric}_vs_best",
+                        "reference": members[b].name,
+                        "few": few,
+                    }
                     yield base | _counts(judged[g], f) | key, differences[g, f, m]
     spans, pairs = gaps(judged)
     base = {"group": attribute, "label": f"between groups of {attribute}", "attribute": attribute}
@@ -308,6 +318,7 @@ def _between_rows(
                 "positives": positives,
                 "reference": reference,
                 "note": note,
+                "few": any(bool(j.few[f]) for j in judged),
             }
             yield base | key, spans[f, i]
 
@@ -317,6 +328,6 @@ def _frame(keys: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for column in ("threshold", "std_paper", "delong_low", "delong_high"):
         if column not in frame:
             frame[column] = np.nan
-    frame["lone"] = frame["lone"].eq(True)
+    frame["few"] = frame["few"].eq(True)
     frame["clusters"] = frame["clusters"].fillna(0).astype(np.int64)  # differences do not use it
     return frame.astype({"positives": "Int64", "threshold": np.float64})

@@ -12,7 +12,7 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 from jaxcxr.eval.bootstrap import p_value, spread_of
-from jaxcxr.eval.estimates import NO_INTERVAL, Estimates, measure
+from jaxcxr.eval.estimates import FEWEST, NO_INTERVAL, Estimates, measure
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.predictions import read_predictions as read_predictions
 
@@ -82,8 +82,8 @@ def evaluate(
         the one at which `value` was computed (empty for the average, for metrics that need none, and with the
         policy `youden_test_per_draw`); `p_value` is two-sided, for differences other than the largest, not
         corrected for their number; `delong_low` and `delong_high` are the DeLong interval of an AUROC; `note`
-        says why there is no value or no interval (where every image, every positive or every negative is of
-        one resampled patient), or over how many findings an average is, if not over all.
+        says why there is no value or no interval (where all images, all positives or all negatives are of
+        fewer than five resampled patients), or over how many findings an average is, if not over all.
 
     Raises:
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
@@ -117,13 +117,13 @@ def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
         spread_of(metric, row, clusters)
         for metric, row, clusters in zip(metrics, estimates.draws, estimates.rows["clusters"], strict=True)
     ]
-    lone = estimates.rows["lone"]
+    few = estimates.rows["few"]
     spreads = [
-        dataclasses.replace(s, ci_low=np.nan, ci_high=np.nan, std=np.nan) if alone else s
-        for s, alone in zip(spreads, lone, strict=True)
+        dataclasses.replace(s, ci_low=np.nan, ci_high=np.nan, std=np.nan) if too_few else s
+        for s, too_few in zip(spreads, few, strict=True)
     ]
-    of_one = f"{NO_INTERVAL}all positives or all negatives are of one {config.resample}"
-    notes = estimates.rows["note"].where(~lone | (estimates.rows["note"] != ""), of_one)
+    of_few = f"{NO_INTERVAL}all positives or all negatives are of fewer than {FEWEST} {config.resample}s"
+    notes = estimates.rows["note"].where(~few | (estimates.rows["note"] != ""), of_few)
     tested = (estimates.rows["reference"] != "") & ~metrics.isin(list(GAPS))
     frame = estimates.rows.assign(
         note=notes,
@@ -135,7 +135,7 @@ def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:
         redraws=[s.redraws for s in spreads],
         p_value=[
             p_value(row[1:]) if t and not _with_itself(row) else np.nan
-            for row, t in zip(estimates.draws, tested, strict=True)
+            for row, t in zip(estimates.draws, tested & ~few, strict=True)
         ],
         threshold_policy=estimates.policy,
         resample=config.resample,

@@ -51,8 +51,8 @@ class Judged:
         images, ill: number of images, and of images with any positive label.
         clusters: number of patients (images, if images are resampled) with a positive per finding, and (last)
             with a positive of any defined finding.
-        lone: per finding, and (last) for any defined one, whether all positives or all negatives are of one
-            patient (image).
+        few: per finding, and (last) for any defined one, whether all positives or all negatives are of fewer
+            patients (images) than an interval needs.
         notes: per finding, and (last) for `no_finding_among_ill`, why there is no value; empty if there is
             one, and an interval.
     """
@@ -64,7 +64,7 @@ class Judged:
     images: int
     ill: int
     clusters: Int[np.ndarray, " rows"]
-    lone: Bool[np.ndarray, " rows"]
+    few: Bool[np.ndarray, " rows"]
     notes: tuple[str, ...]
 
 

@@ -38,7 +38,7 @@ def predict_table(
     if not len(store.split("test")):
         raise InputError(f"{store.path}: there are no test images to predict")
     network = networks.make_network(config.data, config.model)
-    model = Model(config.data.findings, store.size, network, params, config.model.prediction_views)
+    model = Model(config.data.findings, store.size, network, params, config.model.test_time_augmentation)
     frames = []
     for name in ("valid", "test"):
         split = store.split(name, config.data.findings)

@@ -35,7 +35,7 @@ NETWORKS: Mapping[str, str] = {
 }
 """The networks that come with the package: name -> where its class is."""
 
-NOT_OF_THE_NETWORK = ("weights", "pretraining", "prediction_views", "weights_ids_unrelated")
+NOT_OF_THE_NETWORK = ("weights", "pretraining", "test_time_augmentation", "weights_ids_unrelated")
 """Fields of `ModelConfig` that say where weights come from and how predictions are averaged."""
 _OF_RESNET9 = ("activation", "width", "scale_norm")
 

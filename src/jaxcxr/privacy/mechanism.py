@@ -10,6 +10,10 @@ Poisson-subsampled Gaussian mechanism with `sample_rate` and `noise_multiplier`,
 to (epsilon, delta). Everything after the release (solving, optimiser, averaging) is post-processing. The
 divisor is the declared expected batch size, never the drawn one, which is private.
 
+Noise that is correlated over several steps (`correlated`) goes with groups of units that take turns
+(`sampling.groups`): a step draws those of its group with the rate `sample_rate`, the number of groups times
+the batch over N. Its theorem and what it costs stand in `accounting.banded`.
+
 That the sum has this sensitivity on a computer, too, has two grades:
 
 - Discrete noise: a theorem. Every unit's contribution is rounded by itself and added in whole numbers
@@ -25,6 +29,7 @@ That the sum has this sensitivity on a computer, too, has two grades:
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -34,14 +39,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jaxcxr import accounting
+from jaxcxr.accounting import Spending, banded
 from jaxcxr.per_example import gradients
 from jaxcxr.per_example.gradients import Loss
 from jaxcxr.privacy import clipping, exact_sum, hardened_sum, moments, noise, rounded_noise, sampling
 from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Extended, Flat, Method
+from jaxcxr.privacy.correlated import Correlation, Stream
 from jaxcxr.privacy.exact_sum import ExactSum
 from jaxcxr.privacy.moments import Moments
 from jaxcxr.privacy.rounding import rounding_allowance
-from jaxcxr.records.ledger import Entry
+from jaxcxr.records.ledger import BandedEntry, Entry
 
 _SPARE_UNITS = 64
 
@@ -73,6 +80,7 @@ class Mechanism:
             None for noise in floating point.
         rule: by which gradients are clipped. The public state of one that adapts belongs to the step.
         method: how their sum is computed (`clipping`).
+        correlation: of the noise of several steps; noise is independent unless given.
     """
 
     n_units: int
@@ -84,6 +92,7 @@ class Mechanism:
     discrete_coordinates: int | None = None
     rule: ClipRule | AdaptiveRule = Flat()  # noqa: RUF009 - frozen
     method: Method = "layerwise"
+    correlation: Correlation = Correlation()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         """Refuse numbers for which the guarantee would not hold.
@@ -103,11 +112,27 @@ class Mechanism:
             )
         if not 0 < self.noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier: expected a positive number, found {self.noise_multiplier!r}")
+        if self.bands > 1 and self.discrete_coordinates is not None:
+            raise ValueError("discrete_coordinates: correlated noise is no whole number of steps of a grid")
+        if self.bands * self.expected_batch_size > self.n_units:
+            raise ValueError(
+                f"correlation: a batch of {self.expected_batch_size} is more than each of {self.bands} "
+                f"groups of {self.n_units} units has"
+            )
+
+    @property
+    def bands(self) -> int:
+        """Over how many steps noise is correlated, and how many groups of units take turns; 1 for neither."""
+        return self.correlation.bands
 
     @property
     def sample_rate(self) -> float:
-        """Probability with which each unit joins a step."""
-        return accounting.sample_rate_of(self.expected_batch_size, self.n_units)
+        """Probability with which each unit joins a step, one of its group."""
+        return accounting.sample_rate_of(self.expected_batch_size * self.bands, self.n_units)
+
+    def spending(self, steps: int) -> Spending:
+        """What so many steps cost a unit."""
+        return banded.spending_of(self.sample_rate, self.noise_multiplier, steps, self.bands)
 
     @property
     def most_units(self) -> int:
@@ -191,9 +216,23 @@ class Mechanism:
         rule, flat = self.rule, self.clip_to
         return rule.clip_norm(flat, state) if isinstance(rule, AdaptiveRule) else flat
 
-    def draw(self, secret: bytes, step: int, n_present: int) -> Int[np.ndarray, " drawn"]:
-        """Indices, among the units present in the data set, of those in the batch of one step."""
-        return sampling.poisson_batch(secret, step, n_present, self.sample_rate)
+    def draw(
+        self, secret: bytes, step: int, n_present: int, groups: Int[np.ndarray, " units"] | None = None
+    ) -> Int[np.ndarray, " drawn"]:
+        """Indices, among the units present in the data set, of those in the batch of one step.
+
+        Args:
+            secret: of the run, bound to what it trains.
+            step: of the run.
+            n_present: how many units are there.
+            groups: of each (`sampling.groups`), where noise is correlated.
+        """
+        drawn = sampling.poisson_batch(secret, step, n_present, self.sample_rate)
+        if self.bands == 1:
+            return drawn
+        if groups is None or len(groups) != n_present:
+            raise ValueError(f"groups: expected one of {self.bands} for each of {n_present} units")
+        return drawn[groups[drawn] == step % self.bands]
 
     def noise_key(self, secret: bytes, step: int) -> UInt32[np.ndarray, "4"]:
         """Key of the noise of one step, to be used once."""
@@ -233,6 +272,8 @@ class Mechanism:
             key: of one step (`noise_key`).
             like: tree of the sum's shapes.
         """
+        if self.bands > 1:
+            raise ValueError("key: correlated noise follows from the keys of several steps (`stream`)")
         grid = self.grid
         if grid is None:
             return key
@@ -243,16 +284,25 @@ class Mechanism:
             return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
         return noise.in_shapes_of(like, rounded_noise.rounded_gaussian(key, grid.deviation, count))
 
+    def stream(self, secret: bytes) -> Stream | None:
+        """The noise of all steps of a run, in place of `randomness`, where it is correlated; else None."""
+        if self.bands == 1:
+            return None
+        deviation = self.noise_multiplier * self.l2_clip_norm
+        return Stream(self.correlation, deviation, functools.partial(self.noise_key, secret))
+
     def release(self, total: ExactSum, randomness: PyTree) -> PyTree:
         """The noised mean gradient of one step; a pure function, to be called inside jit.
 
         Args:
             total: exact sum of the batch.
-            randomness: of this step and no other, as `randomness` gives it.
+            randomness: of this step and no other, as `randomness` gives it, or `stream`.
         """
         step = self.step_size(total.high)
         if self.grid is not None:
             noised: Any = exact_sum.plus_steps(total, randomness, step)
+        elif self.bands > 1:
+            noised = exact_sum.plus_floats(total, randomness, step)
         else:
             drawn: Any = noise.gaussian_noise(
                 randomness, total.high, self.noise_multiplier * self.l2_clip_norm
@@ -270,4 +320,7 @@ class Mechanism:
 
     def entry(self, step: int) -> Entry:
         """The ledger line of one step."""
+        if self.bands > 1:
+            own = (self.sample_rate, self.noise_multiplier, self.l2_clip_norm)
+            return BandedEntry(step, *own, self.bands, step % self.bands)
         return Entry(step, self.sample_rate, self.noise_multiplier, self.l2_clip_norm)

@@ -71,7 +71,7 @@ def step_for(l2_clip_norm: float, noise_multiplier: float | None) -> float:
 def clipped_steps(
     features: Float[Array, "n images d"],
     residuals: Float[Array, "n images findings"],
-    is_film: Bool[Array, "n images"],
+    is_image: Bool[Array, "n images"],
     is_real: Bool[Array, "n"],
     l2_clip_norm: float,
     step: float,
@@ -83,7 +83,7 @@ def clipped_steps(
     Args:
         features: of each image; whatever stands where there is none counts for nothing.
         residuals: of each image and finding.
-        is_film: False where a unit has fewer images than the others.
+        is_image: False where a unit has fewer images than the others.
         is_real: False for padding, which contributes exactly zero.
         l2_clip_norm: C.
         step: of the sum (`step_for`).
@@ -96,12 +96,12 @@ def clipped_steps(
     Raises:
         ValueError: there are more units, images or findings than the theorem allows.
     """
-    if len(is_real) > MOST_UNITS or is_film.size > MOST_IMAGES or residuals.shape[-1] > MOST_FINDINGS:
+    if len(is_real) > MOST_UNITS or is_image.size > MOST_IMAGES or residuals.shape[-1] > MOST_FINDINGS:
         raise ValueError(
             f"moments: expected at most {MOST_UNITS} units, {MOST_IMAGES} images and {MOST_FINDINGS} "
-            f"findings, found {(*is_film.shape, residuals.shape[-1])}"
+            f"findings, found {(*is_image.shape, residuals.shape[-1])}"
         )
-    x, r, images = _counted(features, residuals, is_film, is_real)
+    x, r, images = _counted(features, residuals, is_image, is_real)
     largest = l2_clip_norm / step
     with jax.default_matmul_precision("highest"):
         norms = jnp.sqrt(_squared_norms(x, r)) / images
@@ -164,11 +164,11 @@ def _pieces(v: Float[Array, "..."], count: int) -> list[Float[Array, "..."]]:
 def _counted(
     features: Float[Array, "n images d"],
     residuals: Float[Array, "n images findings"],
-    is_film: Bool[Array, "n images"],
+    is_image: Bool[Array, "n images"],
     is_real: Bool[Array, "n"],
 ) -> tuple[Array, Array, Float[Array, "n"]]:
     """Features and residuals, zero where there is no image, and each unit's number of images (at least 1)."""
-    counted = is_film & is_real[:, None]
+    counted = is_image & is_real[:, None]
     # One rounding for norm and sum alike, as in `gradients`.
     x, r = jax.lax.optimization_barrier(
         tuple(jnp.where(counted[..., None], v, 0.0) for v in (features, residuals))

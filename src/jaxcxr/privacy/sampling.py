@@ -7,12 +7,13 @@ do. No batch is truncated, topped up or skipped, and an empty batch is a batch. 
 """
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt32
 
-_PLACES = b"jaxcxr places"
+_PLACES, _GROUP = b"jaxcxr places", b"jaxcxr group"
 
 
 def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) -> Int[np.ndarray, " drawn"]:
@@ -31,6 +32,26 @@ def poisson_batch(secret: bytes, step: int, n_units: int, sample_rate: float) ->
         return np.arange(n_units)
     words = _words(b"jaxcxr poisson", secret, step, n_units)
     return np.flatnonzero(words < np.uint64(int(sample_rate * 2.0**64)))
+
+
+def groups(secret: bytes, ids: Sequence[str], n_groups: int) -> Int[np.ndarray, " units"]:
+    """The group of each unit, where groups take turns: a keyed hash of its id, modulo their number.
+
+    Guarantee: a unit's group follows from the secret and its own id alone, and stays the same whoever else is
+    there.
+
+    Args:
+        secret: of the run, bound to what it trains (`binding.bound_secret`).
+        ids: of the units; equal ones share a group, as the images of one patient do.
+        n_groups: how many groups there are.
+    """
+
+    def group(unit: str) -> int:
+        word = hmac.digest(secret, _GROUP + unit.encode(), "sha256")[:16]
+        return int.from_bytes(word, "little") % n_groups
+
+    found = {unit: group(unit) for unit in dict.fromkeys(ids)}
+    return np.fromiter((found[unit] for unit in ids), np.int64, len(ids))
 
 
 def records_of_units(

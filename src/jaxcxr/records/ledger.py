@@ -10,6 +10,7 @@ cut off the end, keep the `head` of the finished ledger elsewhere; the privacy c
 `spent.spent_of` compares the ledger with the rest of a run.
 """
 
+import collections
 import dataclasses
 import hashlib
 import math
@@ -68,6 +69,20 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class BandedEntry(Entry):
+    """One release whose noise is correlated with that of steps before, of one of several groups that take
+    turns (`accounting.banded`).
+
+    Attributes:
+        bands: over how many steps noise is correlated, and how many groups there are.
+        group: whose units the step drew from, with the probability `sample_rate`; others had no part in it.
+    """
+
+    bands: int
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Statistic:
     """One release of a statistic of all units by the Gaussian mechanism, such as noised class counts.
 
@@ -101,7 +116,7 @@ class Saved:
 
 
 AnyEntry = Entry | Statistic
-_Line = TypeVar("_Line", Terms, Entry, Statistic, Saved)
+_Line = TypeVar("_Line", Terms, Entry, BandedEntry, Statistic, Saved)
 
 
 def run_name(secret: bytes) -> str:
@@ -196,15 +211,18 @@ class Ledger:
 
 
 def spendings_of(entries: Sequence[AnyEntry], before_step: int | None = None) -> list[Spending]:
-    """Spendings of entries (all statistics; steps below `before_step`, if given), equal ones merged."""
-    counts: dict[tuple[float, float], int] = {}
+    """Spendings of entries (all statistics; steps below `before_step`, if given), equal ones merged.
+
+    Of steps whose groups take turns those of the group with the most count: each unit is in one group alone.
+    """
+    counts: dict[tuple[float, float, int], collections.Counter[int]] = {}
     for entry in entries:
         if before_step is None or isinstance(entry, Statistic) or entry.step < before_step:
             spent = entry.spending
-            counts[spent.sample_rate, spent.noise_multiplier] = (
-                counts.get((spent.sample_rate, spent.noise_multiplier), 0) + 1
-            )
-    return [Spending(q, sigma, steps) for (q, sigma), steps in counts.items()]
+            bands, group = (entry.bands, entry.group) if isinstance(entry, BandedEntry) else (1, 0)
+            key = (spent.sample_rate, spent.noise_multiplier, bands)
+            counts.setdefault(key, collections.Counter())[group] += 1
+    return [Spending(q, sigma, max(by_group.values())) for (q, sigma, _), by_group in counts.items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,12 +318,16 @@ def _read(path: Path) -> _Read:
             elif "checkpoint" in values:
                 saved.append(_typed(Saved(**values)))
             else:
-                entries.append(
-                    _typed(Statistic(**values)) if "statistic" in values else _typed(Entry(**values))
-                )
+                entries.append(_entry(values))
         except TypeError as error:
             raise InputError(f"{path}: line {number} is not a ledger entry ({error})") from error
     return _Read(terms, entries, saved, chain.heads, chain.complete)
+
+
+def _entry(values: dict[str, Any]) -> AnyEntry:
+    if "statistic" in values:
+        return _typed(Statistic(**values))
+    return _typed(BandedEntry(**values)) if "bands" in values else _typed(Entry(**values))
 
 
 def _typed(line: _Line) -> _Line:

@@ -13,7 +13,16 @@ from jaxcxr.accounting import Spending
 from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
-from jaxcxr.records.ledger import AnyEntry, Entry, Saved, Terms, read_contents, run_name, spendings_of
+from jaxcxr.records.ledger import (
+    AnyEntry,
+    BandedEntry,
+    Entry,
+    Saved,
+    Terms,
+    read_contents,
+    run_name,
+    spendings_of,
+)
 from jaxcxr.records.tuning import OfTuning, tuning_of
 from jaxcxr.run_folder import (
     CHECKPOINTS,
@@ -40,6 +49,7 @@ class Spent:
         heads: chain value of every line of the ledger; the last one covers all of it.
         budget, delta: the epsilon and delta that the run may spend.
         sample_rate, noise_multiplier: of each step.
+        bands: over how many steps noise is correlated; 1 if it is not.
         expected_batch_size, steps_planned: declared.
         newest_checkpoint: steps done at the newest checkpoint; None if there is none (checkpoints may be
             deleted).
@@ -59,6 +69,7 @@ class Spent:
     newest_checkpoint: int | None
     saved: tuple[Saved, ...] = ()
     tuning: OfTuning | None = None
+    bands: int = 1
 
     @property
     def spendings(self) -> list[Spending]:
@@ -122,6 +133,7 @@ def spent_of(run: Path) -> Spent | None:
         done,
         tuple(ledger.saved),
         _tuning(run, terms, ledger.heads[-1], entries),
+        promise.bands,
     )
 
 
@@ -175,6 +187,12 @@ def _require_steps(run: Path, promise: Promise, entries: list[Entry], done: int 
                     f"{run}: {name} of step {place} is {getattr(entry, name)} in {LEDGER}, "
                     f"{getattr(promise, name)} in {FACTS}"
                 )
+        turn = (entry.bands, entry.group) if isinstance(entry, BandedEntry) else (1, 0)
+        if turn != (promise.bands, place % promise.bands):
+            raise InputError(
+                f"{run}: step {place} is of group {turn[1]} of {turn[0]} in {LEDGER}, of group "
+                f"{place % promise.bands} of {promise.bands} by {FACTS}"
+            )
     if len(entries) > promise.steps:
         raise InputError(f"{run}: {LEDGER} has {len(entries)} steps, {FACTS} planned {promise.steps}")
     if done is not None and done > len(entries):

@@ -19,6 +19,8 @@ from jaxcxr.run_folder import CONFIG
 
 FIRST_DAY = datetime.date(2026, 1, 1)
 """Before which no version could release anything."""
+LONGEST_EMBARGO = datetime.timedelta(days=2 * 366)
+"""How long after today a publication may be announced."""
 
 
 def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
@@ -41,16 +43,26 @@ def config_and_card(config: Experiment, card: PrivacyCard) -> Iterator[str]:
         )
     declared = (card.dataset_size, card.expected_batch_size)
     rates = {row.sample_rate for row in card.mechanisms if row.name != COUNTS}
-    if 0 < declared[1] <= declared[0] and rates != {sample_rate_of(declared[1], declared[0])}:
+    (bands, *others) = {row.bands for row in card.mechanisms if row.name != COUNTS} or {1}
+    drawn = declared[1] * bands
+    if others or privacy.noise_bands not in (bands, "auto"):
+        yield f"{CONFIG}: privacy.noise_bands is {privacy.noise_bands}, {CARD_JSON} says {[bands, *others]}"
+    if 0 < drawn <= declared[0] and rates != {sample_rate_of(drawn, declared[0])}:
+        groups = "" if bands == 1 else f", {bands} groups taking turns"
         yield (
             f"{CARD_JSON}: a sample rate of {sorted(rates)} is not that of {declared[1]} expected of "
-            f"{declared[0]} units"
+            f"{declared[0]} units{groups}"
         )
+    if drawn > declared[0] >= declared[1]:
+        yield f"{CARD_JSON}: each of {bands} groups of {declared[0]} units is smaller than a batch"
     planned = training.steps
     if planned is None and training.epochs is not None:
         planned = steps_of_epochs(training.epochs, *declared)
     if planned != card.steps_planned:
         yield f"{CONFIG}: its training has {planned} steps, {CARD_JSON} says {card.steps_planned}"
+    for name in card.tuning.varied if card.tuning is not None else ():
+        if name not in config.digest_fields():
+            yield f"{CARD_JSON}: tuning: {name} is no field of a configuration"
     if_given = {
         "privacy.dataset_size": (privacy.dataset_size, card.dataset_size),
         "privacy.noise_multiplier": (privacy.noise_multiplier, _noise_of(card)),
@@ -74,7 +86,7 @@ def _said_twice(config: Experiment, privacy: PrivacyConfig, card: PrivacyCard) -
         "privacy.epsilon": (privacy.epsilon, claim.budget),
         "privacy.noise": (privacy.noise, card.noise),
         "privacy.clipping": (privacy.clipping, card.clipping),
-        "privacy.films_per_patient": (images_per_step(privacy), claim.images_per_step),
+        "privacy.images_per_patient": (images_per_step(privacy), claim.images_per_step),
         "training.expected_batch_size": (training.expected_batch_size, card.expected_batch_size),
         "training.class_weights": (training.class_weights, card.class_weights),
         "data.findings": (list(config.data.findings), card.findings),
@@ -96,6 +108,9 @@ def card_with_itself(card: PrivacyCard, today: datetime.date) -> Iterator[str]:
     """
     if card.released is not None and not FIRST_DAY <= card.released <= today:
         yield f"{CARD_JSON}: released: {card.released} is no day of a release"
+    published = card.statement.publication_date
+    if published is not None and not FIRST_DAY <= published <= today + LONGEST_EMBARGO:
+        yield f"{CARD_JSON}: statement.publication_date: {published} is no day of a publication"
     rows = [row for row in card.mechanisms if row.name != COUNTS]
     done = sum(row.steps for row in rows)
     if not 0 < done <= card.steps_planned:

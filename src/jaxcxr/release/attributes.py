@@ -5,6 +5,7 @@ Times of change are `TIME`, files have mode 0644 and folders 0755, there are no 
 belongs to whoever owns the folder. Times of reading and creation cannot be set, and do not travel.
 """
 
+import datetime
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 TIME = 315_532_800
 """1980-01-01 00:00 UTC, the first that a zip archive knows."""
+_FIRST_DAY = datetime.date(2026, 1, 1)
+"""A file of a release that was copied has no earlier time of change."""
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 
@@ -51,16 +54,36 @@ def unusual(folder: Path) -> tuple[str, ...]:
     )
 
 
-def attributes_of(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every extended attribute that the system itself does not set, with its place."""
+def attributes_of(folder: Path) -> Iterator[str]:
+    """A sentence for everything that has an extended attribute which the system itself does not set."""
     for path in [folder, *sorted(folder.rglob("*"))]:
         if not path.is_symlink():
-            for name in os.listxattr(path, follow_symlinks=False):
-                if not _of_the_system(name):
-                    content = name.encode() + b" " + os.getxattr(path, name, follow_symlinks=False)
-                    yield path.relative_to(folder).as_posix(), content
+            names = [name for name in os.listxattr(path, follow_symlinks=False) if not _of_the_system(name)]
+            if names:
+                yield (
+                    f"{path.relative_to(folder).as_posix()}: has {len(names)} extended attributes, and a "
+                    "release has none: copy the folder with cp -r, which leaves them behind"
+                )
+
+
+def numbers_beside(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """Place, meaning and value of every number that the file system keeps and a copy may have changed:
+    times of change in seconds and as a day (YYYYMMDD), and owners.
+    """
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        if path.is_symlink():
+            continue
+        found, place = path.stat(), path.relative_to(folder).as_posix()
+        if found.st_mtime_ns != TIME * 10**9:
+            day = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
+            yield place, "time of change", int(found.st_mtime)
+            yield place, "time of change in nanoseconds", found.st_mtime_ns % 10**9
+            if day.date() < _FIRST_DAY:  # later ones are those of a copy
+                yield place, "day of change", int(f"{day:%Y%m%d}")
+        yield place, "owner", found.st_uid
+        yield place, "group", found.st_gid
 
 
 def _of_the_system(name: str) -> bool:
-    """Labels that the kernel itself puts on every file, and that nobody can take off."""
-    return name == "security.selinux"
+    """What the kernel and network file systems put on every file, and nobody can take off."""
+    return name in ("security.selinux", "system.nfs4_acl")

@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from jaxcxr.config import Experiment
-from jaxcxr.config import load as load_config
+from jaxcxr.config_files import load as load_config
 from jaxcxr.data.store import open_store
 from jaxcxr.errors import InputError
 from jaxcxr.release.agreement import card_with_itself, config_and_card
-from jaxcxr.release.attributes import attributes_of, unusual
+from jaxcxr.release.attributes import attributes_of, numbers_beside, unusual
 from jaxcxr.release.contents import (
     ALWAYS,
     CARD_JSON,
@@ -98,6 +99,7 @@ def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = Tr
     wrong = [f"{name}: is a link" for name, path in paths.items() if path.is_symlink()]
     wrong += sources.wrong
     remarks = unusual(folder) if leaves else ()
+    wrong += attributes_of(folder) if leaves else ()
     wrong += [] if sources.card is None else not_the_cards(folder, sources.card)
     wrong += [
         f"{name}: is not part of a release" for name in foreign if expected or not name.startswith(ORBAX)
@@ -110,9 +112,9 @@ def check_release(folder: Path, manifest: pd.DataFrame | None, leaves: bool = Tr
     if identifiers is None:
         return Verdict(tuple(wrong), ("no manifest was given, so no identifier was searched for", *remarks))
     wrong += [
-        f"{place}: its extended attributes hold {it}"
-        for place, content in (attributes_of(folder) if leaves else ())
-        for it in identifiers.in_bytes(content)
+        f"{place}: its {what} is {it}"
+        for place, what, number in (numbers_beside(folder) if leaves else ())
+        for it in identifiers.in_number(number)
     ]
     wrong += [f"{name}: its name holds {it}" for name in foreign for it in identifiers.in_text(name)]
     own = folder.resolve().name
@@ -255,14 +257,17 @@ def _in_file(path: Path, identifiers: Identifiers, numbers: bool) -> list[str]:
 
 def _in_sources(sources: _Sources, identifiers: Identifiers) -> Iterator[tuple[str, str]]:
     """Identifiers found where correct files leave room for text; numbers there are not ids."""
-    for finding in sources.config.data.findings if sources.config else ():
-        for it in identifiers.in_words(finding):
+    for text in _free_texts(sources.config):
+        for it in identifiers.in_words(text):
             yield CONFIG, it
     for value in _free_numbers(sources.config):
         for it in identifiers.in_number(value):
             yield CONFIG, it
     if sources.card is not None:
         yield from ((CARD_JSON, it) for it in _in_fingerprints(sources.card, identifiers))
+        for place, number in _free_numbers_of_card(sources.card):
+            for it in identifiers.in_number(number):
+                yield f"{CARD_JSON} ({place})", it
         for place, text in own_words(sources.card).items():
             for it in identifiers.in_words(text):
                 yield f"{CARD_JSON} ({place})", it
@@ -276,15 +281,21 @@ def _in_fingerprints(card: PrivacyCard, identifiers: Identifiers) -> Iterator[st
     """Identifiers in digests, as they stand, as bytes or as a digest of themselves, and in versions."""
     shortest = _shortest(identifiers, _DIGESTS, 16)
     fingerprints = card.fingerprints.model_dump()
-    libraries = fingerprints.pop("libraries").values()
+    libraries = list(fingerprints.pop("libraries").values())
     digests = [*fingerprints.values(), *(row.ledger for row in card.siblings or ())]
     digests += [card.audit.code, card.audit.training_code] if card.audit is not None else []
     for text in digests:
         yield from identifiers.in_text(text, shortest)
         yield from identifiers.in_digests(text)
     for version in (*libraries, *(fingerprints[name] for name in _VERSIONS)):
-        digits = "".join(c for c in version if c.isdigit())
-        yield from identifiers.in_number(int(digits or "0"))
+        yield from _in_digits(version, identifiers)
+    yield from _in_digits("".join(libraries), identifiers)
+
+
+def _in_digits(text: str, identifiers: Identifiers) -> list[str]:
+    """Identifiers that all digits of a text together are."""
+    digits = "".join(c for c in text if c.isdigit())
+    return identifiers.in_number(int(digits or "0"))
 
 
 def _free_numbers(config: Experiment | None) -> Iterator[float]:
@@ -293,6 +304,35 @@ def _free_numbers(config: Experiment | None) -> Iterator[float]:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float):
                 yield number
+
+
+def _free_texts(config: Experiment | None) -> Iterator[str]:
+    """Texts of a released configuration, one by one and together, as an identifier may be in pieces."""
+    if config is not None:
+        for texts in (config.data.findings, (config.model.network,), config.model.options):
+            yield from dict.fromkeys((*texts, " ".join(texts)))
+
+
+def _free_numbers_of_card(card: PrivacyCard) -> Iterator[tuple[str, float]]:
+    """Numbers of a card that nothing else decides, with their places. What the register knows is left to it:
+    steps are counts, among which an identifier may be by chance.
+    """
+    yield from ((f"statement.{name}", value) for name, value in card.statement.numbers().items())
+    parts = {"audit": card.audit, "tuning": card.tuning}
+    for place, row in enumerate(card.siblings or ()):
+        parts[f"siblings.{place}"] = row
+    for name, part in parts.items():
+        for value in _numbers_in(None if part is None else part.model_dump()):
+            if name == "audit" or isinstance(value, float):
+                yield name, value
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _shortest(identifiers: Identifiers, size: int, letters: int) -> int:

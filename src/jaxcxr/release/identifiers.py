@@ -5,12 +5,15 @@ texts of any other column that is named like an identifier or distinguishes imag
 UIDs, names, dates of birth).
 """
 
+import base64
 import bz2
+import contextlib
 import decimal
 import functools
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import re
 import tarfile
@@ -24,6 +27,7 @@ import pandas as pd
 
 from jaxcxr.data.manifest import REQUIRED, text_of
 from jaxcxr.errors import InputError
+from jaxcxr.release.ciphers import picked, shifted, with_digits, written_out
 from jaxcxr.release.readings import escaped, folded, readings, spelt, squeezed
 
 SHORT = 4
@@ -33,6 +37,10 @@ TELLING = 5
 _TELLING_LETTERS = 8
 """The same for those without any digit."""
 _IN_DIGESTS = 6
+_SHIFTED_LETTERS = 3
+"""Letters that an identifier has at least, to be looked for in a shifted alphabet."""
+_USUAL = ("md5", "sha1", "sha256")
+_UNUSUAL = ("sha224", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s")
 _DEEPEST = 4
 _PACKED_AT_MOST = 1 << 24
 """Largest number of bytes read of a packed file; a release holds none."""
@@ -68,6 +76,11 @@ class Identifiers:
         self._foreign = [name for name in self._columns if not name.isascii()]
         self._folded = {folded(name): name for name in self._columns if folded(name)}
         self._squeezed = {squeezed(name): name for name in self._columns if _is_telling(squeezed(name))}
+        self._alike = {
+            squeezed(with_digits(folded(name))): name
+            for squeezed_name, name in self._squeezed.items()
+            if not squeezed_name.isalpha()
+        }
         self._texts = tuple(columns)
         self._beginnings: dict[str, set[int]] = {}
         for name in self._folded:
@@ -110,9 +123,10 @@ class Identifiers:
         """Identifiers found in a text that somebody wrote freely, each with its column.
 
         Beside what `in_text` finds: identifiers of `TELLING` letters or digits or more in any of the text's
-        other readings (`readings`), with other separators or leading zeros, and their digests.
+        other readings (`readings`, `ciphers`), with other separators or leading zeros, and their digests.
         """
         found: set[str] = set()
+        found |= set(self._by_hand(text))
         for reading in readings(text):
             whole = _within(squeezed(reading), self._squeezed, self._squeezed_beginnings)
             found |= {self._squeezed[word] for word in whole if not word.isalpha()}
@@ -125,6 +139,25 @@ class Identifiers:
         named = [*self.in_text(text, bare_numbers=False), *self._named(found), *self.in_digests(text)]
         return list(dict.fromkeys(named))
 
+    def _by_hand(self, text: str) -> Iterator[str]:
+        """Telling identifiers that somebody wrote out, enciphered by hand, or wrote with O for 0."""
+        for reading in written_out(text):
+            yield from self._telling(squeezed(reading))
+        for reading in shifted(text):  # digits are not shifted: without letters, it is the text itself
+            for part in spelt(reading):
+                yield from (it for it in self._telling(part) if sum(map(str.isalpha, it)) >= _SHIFTED_LETTERS)
+        for reading in picked(text):
+            whole = squeezed(reading)
+            yield from (it for it in self._telling(whole) if whole == squeezed(it) or not it.isdigit())
+        for word in text.split():
+            if any(c.isdigit() for c in word):
+                yield from filter(None, [self._alike.get(squeezed(with_digits(folded(word))))])
+
+    def _telling(self, reading: str) -> Iterator[str]:
+        """Telling identifiers in letters and digits that have no spaces."""
+        for word in _within(reading, self._squeezed, self._squeezed_beginnings):
+            yield self._squeezed[word]
+
     def in_number(self, value: float | int) -> list[str]:
         """Identifiers of `TELLING` digits or more that a number's significant digits are."""
         digits = f"{decimal.Decimal(repr(value)):f}".replace(".", "").strip("0-")
@@ -136,9 +169,13 @@ class Identifiers:
         return self._named(set(same))
 
     def in_digests(self, text: str) -> list[str]:
-        """Identifiers whose MD5, SHA-1 or SHA-256, or whose bytes in hexadecimal, stand in a text."""
-        words = re.findall(r"[0-9a-f]{32,}", text.lower())
-        found = {self._digests[word[:32]] for word in words if word[:32] in self._digests}
+        """Identifiers whose digest (in hexadecimal or base 64) or bytes in hexadecimal stand in a text."""
+        words = re.findall(r"\b[0-9a-f]{8}\b|[0-9a-f]{16,}", text.lower())
+        for word in re.findall(r"[A-Za-z0-9+/_-]{22,}", text):
+            with contextlib.suppress(ValueError):
+                plain = word.replace("-", "+").replace("_", "/")
+                words.append(base64.b64decode(plain + "=" * (-len(plain) % 4)).hex())
+        found = {self._digests[word[:16]] for word in words if word[:16] in self._digests}
         for word in words:
             bytes_ = bytes.fromhex(word[: len(word) // 2 * 2]).decode("latin-1")
             inside = _within(folded(bytes_), self._folded, self._beginnings)
@@ -147,13 +184,14 @@ class Identifiers:
 
     @functools.cached_property
     def _digests(self) -> dict[str, str]:
-        """First 128 bits of each digest of each identifier, as written and in either case."""
-        return {
-            hashlib.new(kind, form.encode(), usedforsecurity=False).hexdigest()[:32]: _normal(text)
-            for text in self._texts
-            for form in dict.fromkeys((text, text.lower(), text.upper()))
-            for kind in ("md5", "sha1", "sha256")
-        }
+        """First 64 bits of each digest of each identifier, the usual ones in either case, and CRC-32."""
+        found = {f"{zlib.crc32(text.encode()):08x}": _normal(text) for text in self._texts}
+        for text in self._texts:
+            forms = dict.fromkeys((text, text.lower(), text.upper(), f"{text}\n"))
+            for kind, of in (*itertools.product(_USUAL, forms), *((kind, text) for kind in _UNUSUAL)):
+                digest = hashlib.new(kind, of.encode(), usedforsecurity=False)
+                found[digest.hexdigest()[:16]] = _normal(text)
+        return found
 
     def _named(self, names: set[str]) -> list[str]:
         return [f"the {self._columns.get(name, 'text')} {name!r}" for name in sorted(names)]

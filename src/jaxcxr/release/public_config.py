@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxcxr.accounting import steps_of_epochs
 from jaxcxr.config import EvaluationConfig, Experiment, HeadConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.report.card.plain_text import pretences, spaced_plainly
 from jaxcxr.run_folder import CONFIG
 from jaxcxr.training.weights import PACKAGED, weights_folder
 
@@ -59,7 +60,7 @@ def public_config(config: Experiment) -> Experiment:
 def _public_privacy(privacy: PrivacyConfig) -> PrivacyConfig:
     unused = [name for rule, names in _CLIPPING.items() if rule != privacy.clipping for name in names]
     if privacy.unit != "patient":
-        unused.append("films_per_patient")
+        unused.append("images_per_patient")
     used = [name for names in _CLIPPING.values() for name in names if name not in unused]
     rounded = {name: _rounded(getattr(privacy, name)) for name in used}
     return dataclasses.replace(privacy, method="layerwise", **_defaults(PrivacyConfig, unused), **rounded)
@@ -135,7 +136,7 @@ def not_public(config: Experiment, steps_planned: int | None) -> Iterator[str]:
     ranges: dict[str, tuple[float, float]] = {
         "data.size": (config.data.size, MOST_SIZE),
         "model.width": (config.model.width, MOST_WIDTH),
-        "training.views": (config.training.views, MOST_VIEWS),
+        "training.augmentation_multiplicity": (config.training.augmentation_multiplicity, MOST_VIEWS),
         "training.learning_rate": (config.training.learning_rate, 1e4),
         "data.findings (their number)": (len(config.data.findings), MOST_FINDINGS),
     }
@@ -168,4 +169,6 @@ def _is_plain(finding: str) -> bool:
         and finding.strip() == finding
         and finding.isprintable()
         and unicodedata.is_normalized("NFKC", finding)
+        and spaced_plainly(finding) == finding
+        and not any(pretences(finding))
     )

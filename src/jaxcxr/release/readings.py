@@ -7,26 +7,37 @@ but their own letters.
 
 import base64
 import binascii
+import bz2
 import codecs
+import contextlib
+import functools
 import html
+import lzma
 import quopri
 import re
 import unicodedata
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterator
 
 _DEEPEST = 3
 _LONGEST = 100_000
 """Characters of a text that are decoded; declared texts are shorter."""
 _MOST = 400
-"""Readings of one text."""
+"""Readings of one text that are decoded again, and half as many of those."""
 _LEAST = 4
 """Characters that a decoded text has at least."""
 _LOOKALIKES = str.maketrans(
-    "авсеԁһіјкӏмпорԛѕтуѵԝхАВСЕНІЈКМОРЅТУХαβεηικμνορτυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧıℓ",
-    "abcedhijklmnopqstyvwxABCEHIJKMOPSTYXabenikmvoptuxABEZHIKMNOPTYXil",
+    "авсеԁһіјкӏмпорԛѕтуѵԝхАВСЕНІЈКМОРЅТУХαβεηικμνορτυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧıℓՍոօᎪᏴᏟᎠᎬᏀᎻᎥᎫᏦᏞᎷᏢᎡᏚᎢᏙᎳᏃ",
+    "abcedhijklmnopqstyvwxABCEHIJKMOPSTYXabenikmvoptuxABEZHIKMNOPTYXilUnoABCDEGHIJKLMPRSTVWZ",
 )
-"""Cyrillic and Greek letters that look like Latin ones."""
+"""Cyrillic, Greek, Armenian and Cherokee letters that look like Latin ones."""
+_DRAWN = re.compile(
+    r"(?:REGIONAL INDICATOR SYMBOL LETTER|LATIN LETTER SMALL CAPITAL"
+    r"|(?:NEGATIVE )?(?:CIRCLED|SQUARED|PARENTHESIZED) LATIN (?:CAPITAL|SMALL) LETTER) ([A-Z])$"
+)
+"""Names of symbols that are letters, and that no compatibility form resolves."""
+_BASE_58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _SEPARATED = re.compile(r"[\s\-_.,:;/|+*'’`\"()\[\]{}<>#=^~\\]+")
 
 
@@ -36,8 +47,18 @@ def folded(text: str) -> str:
     """
     plain = unicodedata.normalize("NFKD", text)
     kept = (c for c in plain if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc", "Co", "Cn"))
-    digits = (str(unicodedata.digit(c)) if unicodedata.digit(c, None) is not None else c for c in kept)
-    return "".join(digits).translate(_LOOKALIKES).casefold()
+    return "".join(map(_letter, kept)).translate(_LOOKALIKES).casefold()
+
+
+@functools.lru_cache(maxsize=4096)
+def _letter(character: str) -> str:
+    """The digit or Latin letter that a character draws; the character itself if it draws none."""
+    if character.isascii():
+        return character
+    if (digit := unicodedata.digit(character, None)) is not None:
+        return str(digit)
+    drawn = _DRAWN.match(unicodedata.name(character, ""))
+    return drawn[1] if drawn else character
 
 
 def squeezed(text: str) -> str:
@@ -55,7 +76,7 @@ def spelt(text: str) -> list[str]:
 def readings(text: str) -> set[str]:
     """The text itself, and everything that it says after up to `_DEEPEST` decodings."""
     found, waiting = {text}, [text[:_LONGEST]]
-    for _ in range(_DEEPEST):
+    for depth in range(_DEEPEST):
         new = {
             reading
             for one in waiting
@@ -63,8 +84,8 @@ def readings(text: str) -> set[str]:
             for reading in decode(one)
             if len(reading) >= _LEAST and _is_text(reading)
         } - found
-        waiting = sorted(new)[: max(0, _MOST - len(found))]
-        found |= set(waiting)
+        found |= new
+        waiting = sorted(new)[: _MOST >> depth]
     return found
 
 
@@ -115,10 +136,25 @@ def _based(text: str) -> Iterator[str]:
         yield from _decoded(lambda u=upper: base64.b32decode(u + "=" * (-len(u) % 8)))
         yield from _decoded(lambda w=word: base64.b85decode(w))
         yield from _decoded(lambda w=word: base64.a85decode(w))
+        if re.fullmatch(r"[1-9A-HJ-NP-Za-km-z]{6,128}", bare):
+            yield from _decoded(lambda w=bare: _base_58(w))
+    for line in map(str.strip, text.splitlines()):
+        yield from _decoded(lambda w=line: binascii.a2b_uu(w))
+
+
+def _base_58(word: str) -> bytes:
+    number = 0
+    for letter in word:
+        number = 58 * number + _BASE_58.index(letter)
+    return number.to_bytes(max(1, (number.bit_length() + 7) // 8), "big")
 
 
 def _numbered(text: str) -> Iterator[str]:
-    """Characters written as numbers: hexadecimal pairs, decimal, octal or binary codes."""
+    """Characters written as numbers: hexadecimal pairs, decimal, octal or binary codes, dots of braille."""
+    if dots := re.findall("[\u2800-\u28ff]", text):
+        yield from _decoded(lambda: bytes(ord(c) - 0x2800 for c in dots))
+    for number in re.findall(r"0[xX][0-9a-fA-F]{4,16}", text):
+        yield str(int(number, 16))
     pairs = re.sub(r"0x|\\x|[\s:,;\-_.]", "", text)
     for run in {pairs, *re.findall(r"[0-9a-fA-F]{8,}", text)}:
         if re.fullmatch(r"([0-9a-fA-F]{2}){4,}", run):
@@ -140,6 +176,10 @@ def _decoded(decode: Callable[[], bytes]) -> Iterator[str]:
         content = decode()
     except (ValueError, binascii.Error):
         return
+    for magic, unpack in _PACKED.items():
+        if content.startswith(magic):
+            with contextlib.suppress(OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+                content = unpack(content)
     for encoding in ("utf-8", "utf-16-le", "utf-16-be", "latin-1"):
         try:
             text = content.decode(encoding).strip("\x00")
@@ -154,4 +194,16 @@ def _mostly_ascii(text: str) -> bool:
     return sum(c.isascii() for c in text) > 0.7 * len(text) and max(text, default="") < "\u0250"
 
 
+def _inflated(content: bytes) -> bytes:
+    """At most `_LONGEST` bytes of what zlib or gzip packed."""
+    return zlib.decompressobj(wbits=47).decompress(content, _LONGEST)
+
+
+_PACKED: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": _inflated,
+    **{b"\x78" + level: _inflated for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")},
+    b"BZh": lambda content: bz2.BZ2Decompressor().decompress(content, _LONGEST),
+    b"\xfd7zXZ": lambda content: lzma.LZMADecompressor().decompress(content, _LONGEST),
+}
+"""First bytes of packed contents, and how they are unpacked."""
 _DECODINGS = (escaped, _turned, _based, _numbered)

@@ -163,6 +163,12 @@ class Register:
         ):
             wrong.append(f"{self._path}: its card claims something else than was registered")
         listed = card.siblings or []
+        known = [line.sibling for line in self._lines if line.run != own.run]
+        wrong += [
+            f"{self._path}: knows no model with the ledger {row.ledger}, which its card lists"
+            for row in listed
+            if row not in known
+        ]
         for run in dict.fromkeys(line.run for line in self._lines[:place] if line.run != own.run):
             last = max(i for i, line in enumerate(self._lines[:place]) if line.run == run)
             if not any(line.sibling in listed for line in self._lines[last:] if line.run == run):

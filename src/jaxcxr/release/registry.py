@@ -189,12 +189,18 @@ def _model(card: PrivacyCard) -> DeploymentModel:
 def _implementation(card: PrivacyCard) -> Implementation:
     steps = [
         f"{row.name}, {row.steps} times: noise multiplier {plain(row.noise_multiplier)}, sample rate "
-        f"{plain(row.sample_rate)}, L2 bound {plain(row.l2_clip_norm)}."
+        f"{plain(row.sample_rate)}, L2 bound {plain(row.l2_clip_norm)}"
+        + (
+            f", noise correlated over {row.bands} steps, {row.bands} groups in turn."
+            if row.bands > 1
+            else "."
+        )
         for row in card.mechanisms
     ]
-    stated, code = card.statement, card.fingerprints
+    stated, code, correlated = card.statement, card.fingerprints, scope.bands_of(card) > 1
     mechanisms = [
         "Poisson-subsampled Gaussian mechanism on clipped sums (DP-SGD).",
+        *(["Banded matrix factorisation, cyclic Poisson sampling (DP-BandMF)."] if correlated else []),
         *steps,
         f"Clipping {card.clipping.replace('_', ' ')}; noise {card.noise}.",
         scope.rounded(card) or "",

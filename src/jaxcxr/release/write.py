@@ -17,7 +17,8 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from jaxcxr import __version__
-from jaxcxr.config import Experiment, dump
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import dump
 from jaxcxr.models.calibration import write_thresholds
 from jaxcxr.release.contents import FROM_CARD, LICENCE, MARKER, ORBAX, README, REGISTRY, WEIGHTS
 from jaxcxr.release.public_config import public_config

@@ -39,7 +39,8 @@ def read_run(folder: Path) -> Run:
     if spent is None:
         return Run(evaluation, steps=read_facts(folder).get("steps"))
     steps = spent.steps  # fewer than planned after a budget stop
-    return Run(evaluation, spent.budget, spent.delta, spent.noise_multiplier, spent.sample_rate, steps)
+    rate = spent.sample_rate / spent.bands  # of each unit in any step
+    return Run(evaluation, spent.budget, spent.delta, spent.noise_multiplier, rate, steps)
 
 
 def finished_runs(sweep: Path) -> list[Run]:

@@ -57,7 +57,7 @@ def _trained(facts: Facts) -> str:
 
 
 def _predicted(facts: Facts) -> str:
-    views = str((facts.config.get("model") or {}).get("prediction_views", "one"))
+    views = str((facts.config.get("model") or {}).get("test_time_augmentation", "one"))
     return VIEWS.get(views, views)
 
 

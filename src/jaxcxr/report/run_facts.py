@@ -12,6 +12,8 @@ import pandas as pd
 import yaml
 
 from jaxcxr.accounting.loss_distribution import Bounds
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import by_present_names
 from jaxcxr.errors import InputError
 from jaxcxr.records.spent import spent_of
 from jaxcxr.report.bounds import upper_text
@@ -97,9 +99,10 @@ def read_sections(folder: Path) -> dict[str, Any]:
         InputError: the file cannot be read.
     """
     try:
-        return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        sections = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{folder / CONFIG}: cannot be read ({' '.join(str(error).split())})") from error
+    return by_present_names(Experiment, sections, lambda _: None)
 
 
 def trained(facts: Facts, findings: Sequence[str]) -> str:

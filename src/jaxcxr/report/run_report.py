@@ -116,7 +116,7 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
     if theirs.get("store_fingerprint") != own.get("store_fingerprint"):
         return None
     model = read_sections(folder).get("model", {})
-    if theirs.get("prediction_views") != model.get("prediction_views", "one"):
+    if theirs.get("prediction_views") != model.get("test_time_augmentation", "one"):
         return None
     a, b, findings = read_pair(beside, folder)
     return estimate(compare(a, b, findings, dataclasses.replace(config, groups=())), "auroc")

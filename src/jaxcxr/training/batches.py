@@ -1,6 +1,7 @@
 """Feed the devices: sample, read, augment and place each step's images while the previous step runs."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,8 @@ def sampled_images(
     if plan.mechanism is None:
         return sampling.poisson_batch(secret, step, len(plan.split), plan.sample_rate)[:, None]
     present = len(plan.units)
-    units = plan.mechanism.draw(secret, step, present)
+    groups = groups_of(plan, secret)
+    units = plan.mechanism.draw(secret, step, present, *([] if groups is None else [groups]))
     if len(units) > plan.mechanism.most_units:
         raise InputError(
             f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew "
@@ -109,12 +111,23 @@ def sampled_images(
             f"have room for {plan.mechanism.most_units}; declare a number nearer to the units that are there"
         )
     images = sampling.records_of_units(
-        units, plan.units, plan.films_per_unit, noise.derive_key(secret, "films of a unit", step)
+        units, plan.units, plan.images_per_unit, noise.derive_key(secret, "films of a unit", step)
     )
     if not build.in_places(plan):
         return images[sampling.in_random_order(secret, step, present, units)]
     images = np.concatenate([images, np.full((1, images.shape[1]), -1, np.int64)])  # the row at index -1
     return images[sampling.in_places(secret, step, present, units, places).ravel()]
+
+
+def groups_of(plan: RunPlan, secret: bytes) -> Int[np.ndarray, " units"] | None:
+    """The group of each unit, where groups take turns; else None."""
+    assert plan.mechanism is not None
+    return None if plan.mechanism.bands == 1 else _groups(secret, plan.unit_ids, plan.mechanism.bands)
+
+
+@functools.lru_cache(maxsize=4)
+def _groups(secret: bytes, ids: tuple[str, ...], n_groups: int) -> Int[np.ndarray, " units"]:
+    return sampling.groups(secret, ids, n_groups)
 
 
 def microbatch(
@@ -128,7 +141,7 @@ def microbatch(
     """Some rows of a batch: images read and repeated per augmentation, rows beyond the batch's end masked.
 
     Padding repeats nothing of the batch: it is black images with unknown labels. Each image occurs
-    `training.views` times (the augmentation multiplicity).
+    `training.augmentation_multiplicity` times (the augmentation multiplicity).
 
     Args:
         plan: of the run.
@@ -144,17 +157,17 @@ def microbatch(
     wanted = image_indices[rows]
     padded = np.full((size, image_indices.shape[1]), -1, np.int64)
     padded[: len(wanted)] = wanted
-    padded = np.repeat(padded, training.views, axis=1)
-    is_film = padded >= 0
-    indices = padded[is_film]
+    padded = np.repeat(padded, training.augmentation_multiplicity, axis=1)
+    is_image = padded >= 0
+    indices = padded[is_image]
     labels = plan.split.labels[indices]
     batch = {
         "label": np.full((*padded.shape, findings), np.nan, np.float32),
-        "is_film": is_film,
-        "is_real": is_film.any(axis=1),
+        "is_image": is_image,
+        "is_real": is_image.any(axis=1),
     }
     if read is None:
-        batch["label"][is_film] = labels
+        batch["label"][is_image] = labels
         return {"index": np.maximum(padded, 0).astype(np.int32), **batch}
     images = read(indices)
     if training.augmentation == "flip_rotate" and plan.mechanism is not None:
@@ -165,7 +178,7 @@ def microbatch(
         )
         images, labels = flip_rotate(images, labels, plan.config.data.findings, rng)
     batch["image"] = np.zeros((*padded.shape, *plan.record.shape), plan.record.dtype)
-    batch["image"][is_film], batch["label"][is_film] = images, labels
+    batch["image"][is_image], batch["label"][is_image] = images, labels
     return batch
 
 
@@ -177,10 +190,11 @@ def _views_of_their_own(
     A unit's contribution then depends on that unit alone: adding or removing a unit changes no other
     contribution, wherever the unit is in the batch.
     """
-    key, views = noise.derive_key(secret, "views of a film", step).tolist(), plan.config.training.views
+    key = noise.derive_key(secret, "views of a film", step).tolist()
+    copies = plan.config.training.augmentation_multiplicity
     images, labels = images.copy(), labels.copy()
-    for first in range(0, len(indices), views):  # the views of an image are consecutive
-        rng, of_image = np.random.default_rng([*key, int(indices[first])]), slice(first, first + views)
+    for first in range(0, len(indices), copies):  # those of an image are consecutive
+        rng, of_image = np.random.default_rng([*key, int(indices[first])]), slice(first, first + copies)
         images[of_image], labels[of_image] = flip_rotate(
             images[of_image], labels[of_image], plan.config.data.findings, rng
         )

@@ -136,13 +136,14 @@ def with_microbatch_size(plan: RunPlan) -> RunPlan:
         return plan
     device, t = jax.local_devices()[0], plan.config.training
     shapes = parameters.shapes_of(plan.config)
-    resident = 5 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    copies = 5 if plan.mechanism is None else 4 + plan.mechanism.bands  # past noise is kept
+    resident = copies * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     if films_on_device(plan):
         resident += len(plan.split) * plan.split.size**2
     available = memory.device_bytes(device)
     if available is not None:
         available = int(memory.STEP_SHARE * available) - resident
-    films, findings = plan.films_per_unit * t.views, len(plan.config.data.findings)
+    films, findings = plan.images_per_unit * t.augmentation_multiplicity, len(plan.config.data.findings)
     ones = np.ones(findings, np.float32)
 
     def bytes_of(units: int) -> int:
@@ -167,7 +168,7 @@ def _bytes_of(
     batch = {
         "image": jax.ShapeDtypeStruct((*units, *record.shape), record.dtype),
         "label": jax.ShapeDtypeStruct((*units, findings), np.float32),
-        "is_film": jax.ShapeDtypeStruct(units, np.bool_),
+        "is_image": jax.ShapeDtypeStruct(units, np.bool_),
         "is_real": jax.ShapeDtypeStruct(units[:1], np.bool_),
     }
     total = jax.eval_shape(step.start, params)
@@ -200,7 +201,7 @@ def units_at_once(plan: RunPlan) -> int:
     """
     images, t, m = with_microbatch_size(plan).microbatch_size, plan.config.training, plan.mechanism
     assert images is not None
-    units = max(1, images // (plan.films_per_unit * t.views))
+    units = max(1, images // (plan.images_per_unit * t.augmentation_multiplicity))
     if m is None:
         return units
     if in_places(plan):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxcxr.errors import InputError
+from jaxcxr.errors import InputError, OthersEndedError
 
 Value = TypeVar("Value")
 
@@ -29,6 +29,8 @@ SENTENCE_BYTES = 4096
 """Length to which an error message is cut on its way to the other processes."""
 LAST_GOODBYE_SECONDS = 7 * 24 * 3600
 """How long a finished process waits for the others: process 0 evaluates the model after training."""
+SILENCE_SECONDS = 45
+"""How long a process may be silent before the others end; while it computes or compiles, a thread answers."""
 
 
 def connect(environment: Mapping[str, str] = os.environ) -> bool:
@@ -53,6 +55,7 @@ def connect(environment: Mapping[str, str] = os.environ) -> bool:
         jax.distributed.initialize(
             **_named(environment),
             coordinator_bind_address=_bind_address(environment),
+            heartbeat_timeout_seconds=SILENCE_SECONDS,
             shutdown_timeout_seconds=LAST_GOODBYE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
@@ -124,19 +127,26 @@ def all_alive() -> Iterator[None]:
     """Say in one sentence that another process has ended, where the communication with it fails.
 
     Raises:
-        InputError: as it says; nothing that was saved is lost.
+        OthersEndedError: as it says; nothing that was saved is lost.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or not _is_of_others(error):
             raise
         reason = str(error).strip().partition("\n")[0][:200]
-        raise InputError(
+        raise OthersEndedError(
             f"another process of this job has ended, or cannot be reached ({reason}); the ledger and the "
             "newest checkpoint are complete: start all processes again with --resume (their number may "
             "change)"
         ) from error
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Whether the error is that of a connection to another process; on CPUs such an error is a ValueError."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in str(error)[:200]
+    return "Gloo" in str(error)
 
 
 def is_process_0() -> bool:

@@ -30,7 +30,7 @@ from jaxcxr.training.objective import (
     Microbatch,
     curvature,
     log_sums,
-    mean_over_films,
+    mean_over_images,
     weighted_cross_entropy,
 )
 
@@ -62,14 +62,14 @@ class HeadGradients:
     ) -> tuple[PyTree, Mapping[str, Array]]:
         """The sum over a microbatch, clipped and exact if private, and sums for the log."""
         logits, x = logits_and_coordinates(params, batch["image"])
-        units, is_real = (x, logits, batch["label"], batch["is_film"]), batch["is_real"]
+        units, is_real = (x, logits, batch["label"], batch["is_image"]), batch["is_real"]
         weights = jnp.asarray(self.weights)
 
         def loss(moved: PyTree, unit: Any) -> Array:
-            x, logits, labels, is_film = unit
+            x, logits, labels, is_image = unit
             seen = logits + x @ moved["coordinates"]
-            return mean_over_films(
-                jax.vmap(weighted_cross_entropy, (0, 0, None))(seen, labels, weights), is_film
+            return mean_over_images(
+                jax.vmap(weighted_cross_entropy, (0, 0, None))(seen, labels, weights), is_image
             )
 
         unmoved = self.empty(params)

@@ -203,7 +203,7 @@ def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n f
 
 def _views_to_train_on(config: Experiment) -> Views:
     """The mean over both sides, as in a prediction, where no finding has a side; else the image as it is."""
-    return "one" if has_sides(config.data.findings) else config.model.prediction_views
+    return "one" if has_sides(config.data.findings) else config.model.test_time_augmentation
 
 
 def blank(config: Experiment, k: int) -> HeadData:
@@ -219,7 +219,7 @@ def private_features(
 ) -> Mapping[str, Features]:
     """Features of all images of the run's store, by split: those to train on, and those to predict."""
     keep = config.model.weights is not None  # random weights are another network in every run
-    to_predict = config.model.prediction_views
+    to_predict = config.model.test_time_augmentation
     views: dict[str, Views] = {
         "train": _views_to_train_on(config),
         "valid": to_predict,

@@ -6,10 +6,10 @@ owner alone: they are as private as the images. A file is named by the digest of
 follows from (`Origin`), and holds it, so that other weights, another store or preprocessing, or another
 version of the network have another file; one whose content is not what was written is refused.
 
-Where predictions average over mirrored views (`model.prediction_views`), an image has two rows of features:
-the mean over its upright views, and over its mirrored ones. A head is linear, so that the mean logits over
-views are the logits of the mean features. Images that a head is trained on as they are need the one row
-alone: the views may differ by split.
+Where predictions average over mirrored views (`model.test_time_augmentation`), an image has two rows of
+features: the mean over its upright views, and over its mirrored ones. A head is linear, so that the mean
+logits over views are the logits of the mean features. Images that a head is trained on as they are need the
+one row alone: the views may differ by split.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Origin:
         weights: SHA-256 of the parameters below the head.
         network: its fields.
         size: side of the images in pixels.
-        views: see `ModelConfig.prediction_views`; by split where they differ.
+        views: see `ModelConfig.test_time_augmentation`; by split where they differ.
         code: fingerprint of the training code, which computes them, and of a network of the user's own.
         platform: version of JAX and kind of device, on which their last bits depend.
     """

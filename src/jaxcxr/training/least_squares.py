@@ -53,7 +53,7 @@ from jaxcxr.training.objective import (
     Microbatch,
     curvature,
     log_sums,
-    mean_over_films,
+    mean_over_images,
     weighted_cross_entropy,
 )
 
@@ -112,14 +112,14 @@ class LeastSquares:
             return x, -len(self.weights) * slope, loss
 
         features, residuals, losses = jax.vmap(jax.vmap(of_image))(batch["image"], batch["label"])
-        is_film, is_real = batch["is_film"], batch["is_real"]
-        losses = jax.vmap(mean_over_films)(losses, is_film)
+        is_image, is_real = batch["is_image"], batch["is_real"]
+        losses = jax.vmap(mean_over_images)(losses, is_image)
         if self.mechanism is None:
-            total = plain_moments(features, residuals, is_film & is_real[:, None])
+            total = plain_moments(features, residuals, is_image & is_real[:, None])
             return total, log_sums(batch, losses=losses)
         clip_norm, step = self.mechanism.l2_clip_norm, self.mechanism.step_size(self.empty(params))
         total, norms = clipped_steps(
-            features, residuals, is_film, is_real, clip_norm, step, stability=self.stability
+            features, residuals, is_image, is_real, clip_norm, step, stability=self.stability
         )
         exact = self.mechanism.counted(total, jnp.all(jnp.isfinite(norms) | ~is_real))
         return exact, log_sums(batch, losses=losses, norm=norms, clipped=norms > clip_norm)

@@ -66,7 +66,7 @@ class Log:
         """
         now = time.perf_counter()
         sums = {key: float(value) for key, value in totals.items()}
-        count, images = sums["count"], sums["films"] / self._plan.config.training.views
+        count, images = sums["count"], sums["films"] / self._plan.config.training.augmentation_multiplicity
         row: dict[str, Any] = {
             "step": step,
             "loss": sums["loss"] / count if count else None,
@@ -100,7 +100,7 @@ class Log:
         assert m is not None
         stride = max(1, self._steps // EPSILON_MILESTONES)
         milestone = min(self._steps, -(-step // stride) * stride)
-        spent = [*self._plan.already(), accounting.Spending(m.sample_rate, m.noise_multiplier, milestone)]
+        spent = [*self._plan.already(), m.spending(milestone)]
         return accounting.epsilon_pld(spent, m.delta)
 
     def close(self) -> None:

@@ -177,6 +177,7 @@ def _run(
     waiting = Waiting()
     totals: Any = None
     newest: Any = jax.tree.leaves(params)[0]
+    stream = None if mechanism is None else mechanism.stream(secret)
     signum = 0
     with nullcontext() if log is None else closing(log), deferred() as told_to_stop:
         feed = batches(
@@ -189,7 +190,11 @@ def _run(
                 randomness = mechanism.noise_key(secret, done)
             gradient, logged = _summed(step_functions, params, batch, clipping)
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
-            if mechanism is not None:
+            if stream is not None:
+                randomness = stream.at(done, gradient.high)
+                if jax.process_count() > 1:  # no process has the others' devices
+                    randomness = jax.tree.map(np.asarray, randomness)
+            elif mechanism is not None:
                 # discrete noise is drawn here, on the processor, while the devices are at work
                 randomness = mechanism.randomness(randomness, gradient.high)
             params, optimizer_state, newest, clipping = step_functions.finish(

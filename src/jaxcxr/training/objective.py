@@ -18,7 +18,7 @@ from jaxcxr.privacy.mechanism import Mechanism
 
 Microbatch = Mapping[str, Any]
 """n units of k films: `image` [n, k, h, w] uint8, `label` [n, k, findings] float32 with NaN for unknown,
-`is_film` [n, k] bool, False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where
+`is_image` [n, k] bool, False where a unit has fewer films, and `is_real` [n] bool, False for padding. Where
 the image is the unit, k is 1.
 
 In place of `image` there may be `index` [n, k] int32 and `films` [m, h, w], all films there are
@@ -80,13 +80,13 @@ def with_images(batch: Microbatch) -> Microbatch:
     """
     if FILMS not in batch:
         return batch
-    images = jnp.where(batch["is_film"][..., None, None], batch[FILMS][batch["index"]], 0)
-    return {"image": images, **{key: batch[key] for key in ("label", "is_film", "is_real")}}
+    images = jnp.where(batch["is_image"][..., None, None], batch[FILMS][batch["index"]], 0)
+    return {"image": images, **{key: batch[key] for key in ("label", "is_image", "is_real")}}
 
 
-def mean_over_films(losses: Float[Array, "k"], is_film: Bool[Array, "k"]) -> Float[Array, ""]:
+def mean_over_images(losses: Float[Array, "k"], is_image: Bool[Array, "k"]) -> Float[Array, ""]:
     """The loss of a unit."""
-    return jnp.sum(jnp.where(is_film, losses, 0.0)) / jnp.maximum(jnp.sum(is_film), 1)
+    return jnp.sum(jnp.where(is_image, losses, 0.0)) / jnp.maximum(jnp.sum(is_image), 1)
 
 
 def unit_loss(model: Network, weights: Float[np.ndarray, "findings"]) -> UnitLoss:
@@ -101,8 +101,8 @@ def unit_loss(model: Network, weights: Float[np.ndarray, "findings"]) -> UnitLos
     of_film = jax.checkpoint(of_film) if getattr(model, "remat", False) else of_film
 
     def of_unit(params: PyTree, unit: Any) -> Array:
-        images, labels, is_film = unit
-        return mean_over_films(jax.vmap(of_film, in_axes=(None, 0, 0))(params, images, labels), is_film)
+        images, labels, is_image = unit
+        return mean_over_images(jax.vmap(of_film, in_axes=(None, 0, 0))(params, images, labels), is_image)
 
     return of_unit
 
@@ -133,7 +133,7 @@ class Gradients:
         state of an adaptive clip rule (`Mechanism.start`).
         """
         moving, fixed = split(params, self.trained)
-        units, is_real = (batch["image"], batch["label"], batch["is_film"]), batch["is_real"]
+        units, is_real = (batch["image"], batch["label"], batch["is_image"]), batch["is_real"]
 
         def loss(moving: PyTree, unit: Any) -> Array:
             return self.loss(join(moving, fixed), unit)
@@ -156,4 +156,4 @@ def log_sums(batch: Microbatch, losses: Array, **of_units: Array) -> Mapping[str
     sums = {
         key: jnp.sum(jnp.where(is_real, values, 0.0)) for key, values in (("loss", losses), *of_units.items())
     }
-    return {**sums, "count": jnp.sum(is_real), "films": jnp.sum(batch["is_film"] & is_real[:, None])}
+    return {**sums, "count": jnp.sum(is_real), "films": jnp.sum(batch["is_image"] & is_real[:, None])}

@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Float, Int, PyTree
 
 from jaxcxr import __version__, accounting
-from jaxcxr.accounting import Spending
+from jaxcxr.accounting import Spending, banded
 from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.data.duplicates import listed_duplicates
 from jaxcxr.data.findings import mirror_permutation
@@ -25,6 +25,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.models.marks import marks_of
 from jaxcxr.privacy.adaptive import Adaptive
 from jaxcxr.privacy.clipping import AdaptiveRule, ClipRule, Flat, PerLayer
+from jaxcxr.privacy.correlated import Correlation
 from jaxcxr.privacy.mechanism import Mechanism
 from jaxcxr.records.declarations import COUNTED_RATES, COUNTED_SIZE, rates_were_counted, size_remarks
 from jaxcxr.records.ledger import Statistic
@@ -47,9 +48,9 @@ class RunPlan:
         split: the training films.
         fingerprint: of their store.
         units: the films of each unit of the claim (of each film alone without privacy).
-        films_per_unit: bound on the films of a unit in one step.
+        images_per_unit: bound on the films of a unit in one step.
         mechanism: of a private run, else None.
-        sample_rate: probability of each film in each step.
+        sample_rate: probability of each film in each step, whatever group the step is of.
         steps: length of the run.
         weights: of positive labels, one a finding; None until noised counts are drawn for them.
         class_counts: what noised class counts cost, else None.
@@ -63,13 +64,15 @@ class RunPlan:
         chosen: what a recipe chose and why, in sentences, for `run.json`.
         tuning: the terms of the tuning that the run is one of, for `run.json` (`records.tuning`).
         head: what it reads; None until `with_head_data` has it.
+        unit_ids: of each unit, by which groups take turns where noise is correlated (`privacy.sampling`):
+            of its patient, or of an image that has none.
     """
 
     config: Experiment
     split: Split
     fingerprint: str
     units: Sequence[Int[np.ndarray, " of_unit"]]
-    films_per_unit: int
+    images_per_unit: int
     mechanism: Mechanism | None
     sample_rate: float
     steps: int
@@ -83,6 +86,7 @@ class RunPlan:
     chosen: tuple[str, ...] = ()
     tuning: Mapping[str, str] | None = None
     head: HeadData | None = None
+    unit_ids: tuple[str, ...] = ()
 
     @property
     def record(self) -> jax.ShapeDtypeStruct:
@@ -148,7 +152,7 @@ class RunPlan:
         described = Facts(
             jaxcxr=__version__,
             store_fingerprint=self.fingerprint,
-            sample_rate=self.sample_rate,
+            sample_rate=self.sample_rate if self.mechanism is None else self.mechanism.sample_rate,
             steps=self.steps,
             positive_weights=None if self.weights is None else [float(w) for w in self.weights],
             class_weights_covered=self.config.training.class_weights != "paper",
@@ -157,7 +161,10 @@ class RunPlan:
         )
         if self.mechanism is not None:
             of_mechanism: dict[str, Any] = dataclasses.asdict(self.mechanism)
-            described |= Facts(**{k: v for k, v in of_mechanism.items() if k not in ("rule", "method")})  # type: ignore[typeddict-item]
+            left_out = ("rule", "method", "correlation")
+            described |= Facts(**{k: v for k, v in of_mechanism.items() if k not in left_out})  # type: ignore[typeddict-item]
+            if self.mechanism.bands > 1:
+                described["noise_column"] = list(self.mechanism.correlation.column)
             described["initial_weights_record"] = None if self.start is None else self.start.known
         if self.store is not None:
             described["split_origin"] = self.store.split_origin()
@@ -188,7 +195,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
     parameters.mask_of(config)  # refuses
     require_fitting_start(config)
     split = store.split("train", config.data.findings)
-    units, films_per_unit = units_of(config, split)
+    units, images_per_unit = units_of(config, split)
     n_units = len(units) if privacy is None or privacy.dataset_size is None else privacy.dataset_size
     if training.expected_batch_size > n_units:
         raise InputError(
@@ -206,7 +213,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
         split,
         fingerprint=store.fingerprint,
         units=units,
-        films_per_unit=films_per_unit,
+        images_per_unit=images_per_unit,
         mechanism=mechanism_of(config, (n_units, len(units), n_directions), steps, class_counts),
         n_directions=n_directions,
         sample_rate=accounting.sample_rate_of(training.expected_batch_size, n_units),
@@ -216,6 +223,7 @@ def make_plan(config: Experiment, store: Store) -> RunPlan:
         microbatch_size=training.microbatch_size,
         store=store,
         counted=_counted(config, store, split),
+        unit_ids=unit_ids(split, units),
     )
 
 
@@ -242,7 +250,7 @@ def _require_fitting(config: Experiment, store: Store) -> None:
     """The store's images are those that the configuration expects, and its findings have sides where images
     are to be flipped.
     """
-    data, views = config.data, config.model.prediction_views
+    data, views = config.data, config.model.test_time_augmentation
     if store.size != data.size:
         raise InputError(
             f"{store.path}: the store's films are {store.size} pixels wide, data.size asks for {data.size}"
@@ -257,7 +265,9 @@ def _require_fitting(config: Experiment, store: Store) -> None:
         try:
             mirror_permutation(data.findings)
         except ValueError as error:
-            field = "training.augmentation 'flip_rotate'" if flips else f"model.prediction_views {views!r}"
+            field = (
+                "training.augmentation 'flip_rotate'" if flips else f"model.test_time_augmentation {views!r}"
+            )
             raise InputError(f"{field}: {error}") from error
 
 
@@ -282,14 +292,17 @@ def mechanism_of(
             f"at that delta one of the {_called(privacy)} in N may be published outright "
             "(privacy.allow_large_delta accepts this)"
         )
-    sigma = privacy.noise_multiplier
-    if sigma is None:
-        already = [] if class_counts is None else [class_counts.spending]
-        rate = accounting.sample_rate_of(batch, n_units)
-        try:
-            sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, rate, steps, already)
-        except ValueError as error:
-            raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
+    sigma, bands = privacy.noise_multiplier, privacy.noise_bands
+    already = [] if class_counts is None else [class_counts.spending]
+    try:
+        if bands == "auto":
+            bands = banded.chosen_bands((privacy.epsilon, privacy.delta), (batch, n_units), steps, already)
+        banded.require_bands(bands, batch, n_units, steps)
+        if sigma is None:
+            rate, rounds = accounting.sample_rate_of(batch * bands, n_units), banded.rounds(steps, bands)
+            sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, rate, rounds, already)
+    except ValueError as error:
+        raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
     mechanism = Mechanism(
         n_units,
         batch,
@@ -299,6 +312,7 @@ def mechanism_of(
         privacy.delta,
         rule=_clip_rule(privacy),
         method=privacy.method,
+        correlation=Correlation(banded.coefficients(bands, steps)),
     )
     return _with_discrete_noise(config, mechanism, n_directions) if privacy.noise == "discrete" else mechanism
 
@@ -394,7 +408,18 @@ def units_of(config: Experiment, split: Split) -> tuple[Sequence[Int[np.ndarray,
             f"films, the first is image_id {film!r}"
         )
     films = list(pd.Series(np.arange(len(split))).groupby(patients.to_numpy(), sort=True).apply(np.asarray))
-    return films, privacy.films_per_patient if privacy.unit == "patient" else 1
+    return films, privacy.images_per_patient if privacy.unit == "patient" else 1
+
+
+def unit_ids(split: Split, units: Sequence[Int[np.ndarray, " of_unit"]]) -> tuple[str, ...]:
+    """The id of each unit's patient, or of its image where the table names no patient."""
+    first = [int(of_unit[0]) for of_unit in units]
+    patients, images = (split.frame[name].iloc[first] for name in ("patient_id", "image_id"))
+    nameless = patients.isna() | (patients.astype(str).str.strip() == "")
+    return tuple(
+        f"image {image}" if without else f"patient {patient}"
+        for patient, image, without in zip(patients, images, nameless, strict=True)
+    )
 
 
 def made_with() -> dict[str, str]:

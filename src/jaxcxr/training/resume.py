@@ -15,13 +15,15 @@ from pathlib import Path
 import jax
 from jaxtyping import PyTree
 
-from jaxcxr import __version__, accounting
+from jaxcxr import __version__
+from jaxcxr.accounting import banded
 from jaxcxr.atomic import exclusive_lock, writing
 from jaxcxr.config import Experiment
 from jaxcxr.digests import DIGESTS
 from jaxcxr.errors import InputError
 from jaxcxr.models.network import NETWORKS, definition_digest
 from jaxcxr.privacy.class_counts import class_counts_entry
+from jaxcxr.privacy.correlated import Correlation
 from jaxcxr.records.binding import FACT, Binding, differences
 from jaxcxr.records.ledger import Ledger, Terms, run_name
 from jaxcxr.records.provenance import training_code_fingerprint
@@ -206,6 +208,11 @@ def _as_begun(plan: RunPlan, before: Facts, facts: Facts) -> RunPlan:
             plan, mechanism=dataclasses.replace(plan.mechanism, noise_multiplier=begun_with)
         )
         facts["noise_multiplier"] = begun_with
+    if plan.mechanism is not None and "noise_column" in before and "noise_column" in facts:
+        column = tuple(map(float, before["noise_column"]))
+        mechanism = dataclasses.replace(plan.mechanism, correlation=Correlation(column))
+        plan = dataclasses.replace(plan, mechanism=mechanism)
+        facts |= Facts(noise_column=list(column), sample_rate=mechanism.sample_rate)
     if (
         plan.class_counts is not None
         and privacy is not None
@@ -250,9 +257,7 @@ def affordable_steps(plan: RunPlan, ledger: Ledger | None, done: int) -> int:
         )
     m = plan.mechanism
     spent = ledger.spendings(before_step=done)
-    return done + accounting.affordable_steps(
-        spent, m.sample_rate, m.noise_multiplier, m.epsilon, m.delta, wanted=plan.steps - done
-    )
+    return banded.affordable(spent, m.spending(1), (m.epsilon, m.delta), (done, plan.steps), m.bands)
 
 
 def binding_of(plan: RunPlan, facts: Facts, starting_weights: str) -> Binding:

@@ -76,7 +76,12 @@ def measure_step(plan: RunPlan) -> StepTime:
     microbatch, began = (time.perf_counter() - began) / ROUNDS, time.perf_counter()
     summed, _ = functions.collect(total)
     if plan.mechanism is not None:
-        randomness = plan.mechanism.randomness(np.zeros(4, np.uint32), summed.high)
+        stream = plan.mechanism.stream(bytes(32))
+        randomness = (
+            plan.mechanism.randomness(np.zeros(4, np.uint32), summed.high)
+            if stream is None
+            else stream.at(0, summed.high)
+        )
     resident = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state, summed))
     )
@@ -92,10 +97,10 @@ def measure_step(plan: RunPlan) -> StepTime:
 def _blank(plan: RunPlan, units: int) -> dict[str, np.ndarray]:
     """A microbatch of black images, as this process would feed it."""
     units = units // jax.process_count()
-    images = (units, plan.films_per_unit * plan.config.training.views)
+    images = (units, plan.images_per_unit * plan.config.training.augmentation_multiplicity)
     return {
         "image": np.zeros((*images, *plan.record.shape), plan.record.dtype),
         "label": np.zeros((*images, plan.split.labels.shape[1]), np.float32),
-        "is_film": np.ones(images, np.bool_),
+        "is_image": np.ones(images, np.bool_),
         "is_real": np.ones(units, np.bool_),
     }

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from jaxcxr.atomic import writing
-from jaxcxr.config import DataConfig, ModelConfig, validate
+from jaxcxr.config import DataConfig, ModelConfig
+from jaxcxr.config_files import validate
 from jaxcxr.digests import check, file_digest, record, recorded, seal, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.models import lora

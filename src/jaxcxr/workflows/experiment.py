@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from jaxcxr import __version__
 from jaxcxr.atomic import writing
-from jaxcxr.config import Experiment, load
+from jaxcxr.config import Experiment
+from jaxcxr.config_files import load
 from jaxcxr.data import synthetic
 from jaxcxr.data.findings import UKA_FINDINGS, mirror_permutation, require_findings
 from jaxcxr.data.images import preprocess
@@ -300,7 +301,7 @@ def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.Da
     facts = Facts(
         store_fingerprint=store.fingerprint,
         findings=list(config.data.findings),
-        prediction_views=config.model.prediction_views,
+        prediction_views=config.model.test_time_augmentation,
         evaluation=json.loads(json.dumps(dataclasses.asdict(config.evaluation))),  # JSON has no tuples
         weights_sha256=weights_digest(params),
     )
@@ -337,7 +338,7 @@ def _by_features(config: Experiment, params: Any, store: Store) -> dict[str, np.
 
     from jaxcxr.training.head_data import logits_by_features, private_features
 
-    sided = config.model.prediction_views != "one"
+    sided = config.model.test_time_augmentation != "one"
     other_side = mirror_permutation(config.data.findings) if sided else None
     kept = private_features(config, store, params)
     return {
@@ -355,11 +356,14 @@ def headline(plan: Any) -> str:
         return f"training without privacy: {plan.steps} steps of {expected} expected images"
     from jaxcxr.accounting import plan as planned
 
-    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, plan.steps, plan.already())
+    cost = planned(m.noise_multiplier, m.delta, m.sample_rate, m.spending(plan.steps).steps, plan.already())
     counted = (
         f", class counts noised by {plan.class_counts.noise_multiplier:.4g}"
         if plan.class_counts is not None
         else ""
+    )
+    in_turns = (
+        f" of {m.bands} groups in turn, with noise correlated over {m.bands} steps" if m.bands > 1 else ""
     )
     one_of, alone = "", ""
     if plan.tuning is not None:
@@ -367,7 +371,7 @@ def headline(plan: Any) -> str:
     return one_of + (
         f"training with epsilon {m.epsilon:g} at delta {m.delta:g}, unit {plan.config.privacy.unit} (add or "
         f"remove one): noise multiplier {m.noise_multiplier:.4g}, sample rate {m.sample_rate:.4g}, "
-        f"{plan.steps} steps{counted} "
+        f"{plan.steps} steps{in_turns}{counted} "
         f"({alone}at most {cost.epsilon_pld:.4g}, at least {cost.epsilon_lower:.4g}, by RDP "
         f"{cost.epsilon_rdp:.4g})"
     )
@@ -379,7 +383,6 @@ def of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     """
     if plan.mechanism is None or plan.config.privacy.unit != "image":
         return []
-    from jaxcxr.accounting import Spending
     from jaxcxr.accounting.group_privacy import images_per_patient, patient_epsilons
 
     m = plan.mechanism
@@ -388,9 +391,7 @@ def of_patients(plan: Any, say: Say) -> list[dict[str, object]]:
     except InputError as error:
         say(f"no epsilon for patients: {error}")
         return []
-    rows = patient_epsilons(
-        [*plan.already(), Spending(m.sample_rate, m.noise_multiplier, plan.steps)], m.delta, counts
-    )
+    rows = patient_epsilons([*plan.already(), m.spending(plan.steps)], m.delta, counts)
     told = "; ".join(
         f"{row.patient} ({row.images} film{'s' if row.images > 1 else ''}) "
         + (f"at most {row.epsilon.upper:.4g}" if row.epsilon.upper < math.inf else "not protected")

@@ -13,16 +13,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from jaxcxr.config import (
-    PACKAGED,
-    DataConfig,
-    EvaluationConfig,
-    Experiment,
-    ModelConfig,
-    PrivacyConfig,
-    TrainingConfig,
-    load,
-)
+from jaxcxr.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, PrivacyConfig, TrainingConfig
+from jaxcxr.config_files import PACKAGED, load
 from jaxcxr.data.manifest import text_of
 from jaxcxr.data.sources.proposal import Proposal
 from jaxcxr.data.sources.table import TableSource, to_manifest
@@ -40,7 +32,7 @@ COMMENTS: Mapping[str, str] = MappingProxyType(
         "privacy.epsilon": f"{MARK}: 1 is a strong promise, 8 a weak one",
         "privacy.delta": f"{MARK}: at most a tenth of 1 / N",
         "privacy.unit": "the promise is to each patient, with all images",
-        "privacy.films_per_patient": "images of a patient that a step uses at most",
+        "privacy.images_per_patient": "images of a patient that a step uses at most",
         "privacy.dataset_size": f"{MARK}: rounded number of training patients",
         "training": "by the recommended recipe for this N and epsilon",
         "training.expected_batch_size": f"{MARK}: patients in a step, on average",
@@ -224,14 +216,14 @@ def _common(config: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections that a private experiment and its twin share: data and model, evaluation."""
     first = {
         "data": _fields(config.data, "store", "size", "findings"),
-        "model": _fields(config.model, "activation", "weights", "prediction_views"),
+        "model": _fields(config.model, "activation", "weights", "test_time_augmentation"),
     }
     return first, {"evaluation": _fields(config.evaluation, "redraws", "resample", "threshold")}
 
 
 def _experiment_text(config: Experiment, name: str) -> str:
     first, last = _common(config)
-    privacy = ("epsilon", "delta", "unit", "films_per_patient", "dataset_size", "l2_clip_norm")
+    privacy = ("epsilon", "delta", "unit", "images_per_patient", "dataset_size", "l2_clip_norm")
     training = ("expected_batch_size", "steps", "learning_rate", "scope", "averaging", "tail_share")
     values = {
         **first,

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from jaxcxr import accounting
-from jaxcxr.config import STRICT, Experiment, Positive, PositiveInt, Scope, Views
+from jaxcxr.config import STRICT, Experiment, Formerly, Positive, PositiveInt, Scope, Views
 from jaxcxr.data.findings import can_be_mirrored, has_sides
 from jaxcxr.errors import InputError
 from jaxcxr.training.directions import MOST, number_of_directions
@@ -74,8 +74,9 @@ class HeadRule:
         from_zero, from_public: what both are multiplied by where the steps start at zero, or at a head of
             public images.
         thumbnail: as in the model configuration, where the steps do not start from the head of the weights.
-        prediction_views: as in the model configuration, where no finding has a side; features are computed
-            for every view. Where one has, the head is trained on images as they are, and predicts those.
+        test_time_augmentation: as in the model configuration, where no finding has a side; features are
+            computed for every view. Where one has, the head is trained on images as they are, and predicts
+            those.
     """
 
     __pydantic_config__ = STRICT
@@ -89,7 +90,7 @@ class HeadRule:
     from_zero: Positive = 0.5
     from_public: Positive = 0.25
     thumbnail: Annotated[int, Field(ge=0, le=64)] = 16
-    prediction_views: Views = "mirrored"
+    test_time_augmentation: Annotated[Views, Formerly("prediction_views")] = "mirrored"
 
     def learning_rate(self, signal: float | None, start: str) -> float:
         """Of each step.
@@ -115,8 +116,8 @@ class Rule:
         min_steps: a batch that would leave fewer steps is made smaller.
         l2_clip_norm: of the clipped gradients; null leaves the configuration's.
         optimizer, decay, averaging, tail_share, ema_decay: as in the training configuration.
-        prediction_views: as in the model configuration; `one` where a sided finding is predicted without its
-            other side.
+        test_time_augmentation: as in the model configuration; `one` where a sided finding is predicted
+            without its other side.
     """
 
     __pydantic_config__ = STRICT
@@ -129,7 +130,7 @@ class Rule:
     averaging: Literal["none", "ema", "tail"] = "tail"
     tail_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    prediction_views: Views = "one"
+    test_time_augmentation: Annotated[Views, Formerly("prediction_views")] = "one"
 
     def band(self, n_units: int, epsilon: float) -> Band:
         """The band of a cohort and a budget.
@@ -215,7 +216,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         warmup_steps=0,
         scope="head_on_features",
         augmentation="none",
-        views=1,
+        augmentation_multiplicity=1,
         averaging="none",
         class_weights="none",
         positive_rates=None,
@@ -233,7 +234,7 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
     if section.start not in ("weights", "calibrated"):  # which were trained without one
         model = dataclasses.replace(model, thumbnail=head.thumbnail)
     if not has_sides(config.data.findings):
-        model = dataclasses.replace(model, prediction_views=head.prediction_views)
+        model = dataclasses.replace(model, test_time_augmentation=head.test_time_augmentation)
     return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)
 
 
@@ -398,5 +399,5 @@ def with_views(config: Experiment, rule: Rule) -> Experiment:
     if not can_be_mirrored(config.data.findings):
         return config
     return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, prediction_views=rule.prediction_views)
+        config, model=dataclasses.replace(config.model, test_time_augmentation=rule.test_time_augmentation)
     )

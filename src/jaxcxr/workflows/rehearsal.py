@@ -103,9 +103,17 @@ def _steps(plan: RunPlan) -> str:
     passes = plan.steps * plan.sample_rate
     return (
         f"{plan.steps:,} of {drawn:.4g} {units} each on average (sample rate {plan.sample_rate:.4g}, "
-        f"{passes:.3g} passes over the cohort); {training.optimizer}, "
+        f"{passes:.3g} passes over the cohort){_turns(plan)}; {training.optimizer}, "
         f"learning rate {training.learning_rate:.3g}"
     )
+
+
+def _turns(plan: RunPlan) -> str:
+    """Over how many steps noise is correlated."""
+    bands = 1 if plan.mechanism is None else plan.mechanism.bands
+    if bands == 1:
+        return ""
+    return f", from {bands} groups in turn; noise correlated over {bands} steps"
 
 
 def _by_image(plan: RunPlan) -> bool:

@@ -195,7 +195,7 @@ def run_part(folder: Path, name: str, asked: Asked, store: Path | None = None, s
 
 def _features(ground: _Ground) -> np.ndarray:
     """Features of the pool's images by the weights before training."""
-    network, views = parameters.network_of(ground.config), ground.config.model.prediction_views
+    network, views = parameters.network_of(ground.config), ground.config.model.test_time_augmentation
     found = features_of_store(network, ground.start, ground.store, views, say=ground.say)
     return np.concatenate([found[name][:, 0] for name in SPLITS if name in found])
 
@@ -304,7 +304,7 @@ def _said_by(ground: _Ground, target: Target) -> Said:
     """What a model says of all patients of the pool."""
     config, data, pool = ground.config, ground.store, ground.pool
     if math.isnan(target.epsilon):
-        network, views = parameters.network_of(config), config.model.prediction_views
+        network, views = parameters.network_of(config), config.model.test_time_augmentation
         model = Model(config.data.findings, data.size, network, ground.start, views)
     else:
         model = load_model(target.folder)

@@ -84,7 +84,7 @@ def targets_of(folder: Path) -> tuple[Target, ...]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a run or a sweep")
     if is_run(folder):
-        return (_target(folder), *_untouched(folder.resolve().parent, folder))
+        return (_target(folder), *_untouched(folder.resolve().parent, [folder]))
     begun = [run for run in runs_in(folder) if is_run(run) and is_trained(run)]
     if not begun:
         raise InputError(
@@ -102,7 +102,7 @@ def targets_of(folder: Path) -> tuple[Target, ...]:
         )
     if len(found) == 1:
         raise InputError(f"{folder}: has no private model; name the run's own folder, {found[0].folder}")
-    return (*found, *_untouched(folder, found[0].folder))
+    return (*found, *_untouched(folder, [target.folder for target in found]))
 
 
 def _target(run: Path) -> Target:
@@ -120,12 +120,15 @@ def _require_finished(run: Path) -> None:
         raise InputError(f"{run}: has no checkpoint, so that its model cannot be attacked; expected one")
 
 
-def _untouched(beside: Path, run: Path) -> tuple[Target, ...]:
+def _untouched(beside: Path, runs: Sequence[Path]) -> tuple[Target, ...]:
+    """The weights before training, if one of the runs started from them: in a sweep some calibrate the head
+    first.
+    """
     folder = beside / UNTOUCHED
     if not has_facts(folder) or not (folder / PREDICTIONS).is_file():
         return ()
-    theirs, own = read_facts(folder), read_facts(run)
-    if theirs.get("weights_sha256") != own.get("initial_weights_sha256"):
+    theirs = read_facts(folder).get("weights_sha256")
+    if all(read_facts(run).get("initial_weights_sha256") != theirs for run in runs):
         return ()
     return (Target("before training", math.nan, folder),)
 

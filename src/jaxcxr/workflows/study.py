@@ -20,7 +20,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from jaxcxr.atomic import BusyError
-from jaxcxr.config import STRICT, EvaluationConfig, Experiment, load, validate
+from jaxcxr.config import STRICT, EvaluationConfig, Experiment
+from jaxcxr.config_files import load, validate
 from jaxcxr.errors import InputError
 from jaxcxr.eval.estimates import measure
 from jaxcxr.eval.predictions import read_predictions

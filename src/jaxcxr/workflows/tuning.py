@@ -23,7 +23,8 @@ from jaxcxr import accounting
 from jaxcxr.accounting.selection import Repetitions, number_of_runs
 from jaxcxr.accounting.tuning import PlannedRun, calibrated_choice, calibrated_score
 from jaxcxr.atomic import BusyError, exclusive_lock, writing
-from jaxcxr.config import STRICT, Experiment, validate
+from jaxcxr.config import STRICT, Experiment
+from jaxcxr.config_files import validate
 from jaxcxr.data.store import Store, open_store
 from jaxcxr.digests import digest_of
 from jaxcxr.errors import InputError
@@ -40,7 +41,7 @@ from jaxcxr.records.tuning import Chosen, Cost, Scored, TuningLedger, TuningTerm
 from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.run_report import report_run
 from jaxcxr.run_folder import CHECKPOINTS, CONFIG, PATHS, PREDICTIONS, SECRET
-from jaxcxr.training.plan import make_plan
+from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.secret import make_secret, read_secret
 from jaxcxr.workflows.experiment import run_experiment, store_of
 from jaxcxr.workflows.noised_evaluation import held_out_of
@@ -276,7 +277,13 @@ def planned_runs(configs: list[Experiment], store: Store) -> list[PlannedRun]:
         InputError: a candidate does not go with the store.
     """
     plans = (make_plan(_with_noise(config, 1.0), store) for config in configs)  # nothing to calibrate yet
-    return [PlannedRun(plan.sample_rate, plan.steps, tuple(plan.already())) for plan in plans]
+    return [_planned(plan) for plan in plans]
+
+
+def _planned(plan: RunPlan) -> PlannedRun:
+    assert plan.mechanism is not None
+    cost = plan.mechanism.spending(plan.steps)
+    return PlannedRun(cost.sample_rate, cost.steps, tuple(plan.already()))
 
 
 def _require_validation(store: Store) -> None:
@@ -396,8 +403,8 @@ def rehearse_tuning(base: Experiment, grid: Grid, budget: float, say: Say) -> It
     for run, sigma in sigmas.items():
         own = accounting.epsilon_pld(run.spent(sigma), delta)
         yield (
-            f"one run:   {run.steps:,} steps at sample rate {run.sample_rate:.4g}: noise multiplier "
-            f"{sigma:g}; epsilon {upper_text(own)} is left for it"
+            f"one run:   costs what {run.steps:,} steps at sample rate {run.sample_rate:.4g} cost: noise "
+            f"multiplier {sigma:g}; epsilon {upper_text(own)} is left for it"
         )
     deviation = count_noise(score[-1].noise_multiplier, len(base.data.findings), grid.images_per_patient)
     patients = store.split("valid").frame["patient_id"].nunique()

@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from jaxcxr import accounting
-from jaxcxr.accounting import Spending, group_privacy
+from jaxcxr.accounting import Spending, epsilon_pld, group_privacy
 from jaxcxr.accounting.gaussian import gaussian_epsilon
+from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.errors import InputError
-from jaxcxr.records.ledger import Entry, Ledger, Terms, run_name
+from jaxcxr.records.ledger import BandedEntry, Entry, Ledger, Terms, run_name
+from jaxcxr.report.bounds import upper_text
 from jaxcxr.report.card.card import card_of, differing, make_card, recomputed
-from jaxcxr.report.card.card_facts import SEEDED, CardFacts, facts_of_run
+from jaxcxr.report.card.card_facts import SEEDED, CardFacts, facts_of_run, mechanism_rows
 from jaxcxr.report.card.card_schema import MechanismRow, PrivacyCard, card_json, card_schema, read_card
 from jaxcxr.report.card.page import card_html, write_card
 from tests.release.run_folder import CODE, DATA, SECRET, make_run
@@ -228,6 +230,26 @@ def test_a_clip_norm_that_adapts_is_part_of_the_steps_release(copy: Path, quick:
         "the clip norm that training adjusted from step to step: it was computed from what the steps released, "
         "and its cost is in the figures"
     ]
+
+
+def test_correlated_noise_counts_the_steps_of_one_group(quick: CardFacts) -> None:
+    own = {"name": "noised gradient", "noise_multiplier": 1.0, "sample_rate": 0.1, "l2_clip_norm": 1.5}
+    rows = mechanism_rows([BandedEntry(step, 0.1, 1.0, 1.5, 2, step % 2) for step in range(5)])
+    assert rows == (MechanismRow(**own, steps=5, bands=2),)
+    facts = dataclasses.replace(quick, mechanisms=rows, near_duplicates="within")
+    card = card_of(facts)
+    spent = [Spending(0.1, 1.0, 3)]
+    assert card.claim.epsilon_upper == pytest.approx(epsilon_pld(spent, facts.delta), rel=1e-3)
+    (said,) = [line for line in card.covered if "correlated over 2 steps" in line]
+    assert "from 2 groups in turn" in said
+    assert "In each step of its group every patient is included at random" in words(card)
+    # two images under two names may be in two groups: of them nothing is known but each one's promise
+    pair = Guarantee(tuple(spent)).apart(facts.delta)
+    assert pair > group_privacy.patient_bounds(spent, facts.delta, 2).upper
+    assert f"that of a group of two patients: epsilon = {upper_text(pair)}" in words(card)
+    plain = card_of(dataclasses.replace(quick, mechanisms=(MechanismRow(**own, steps=3),)))
+    assert "correlated" not in words(plain)
+    assert plain.claim.epsilon_upper == card.claim.epsilon_upper
 
 
 def test_delta_beyond_one_unit_in_n_is_said(quick: CardFacts) -> None:
@@ -643,6 +665,7 @@ def test_an_audit_says_exactly_what_it_tried(copy: Path) -> None:
         ({"clipping": "automatic"}, "clipping"),
         ({"unit": "patient", "images_per_step": 4}, "protected unit"),
         ({"noise": "discrete"}, "noise"),
+        ({"mechanisms": (MechanismRow(name="noised gradient", noise_multiplier=1.0, sample_rate=0.1, steps=5, l2_clip_norm=1.5, bands=2),)}, "noise"),
         ({"mechanisms": (MechanismRow(name="noised moments", noise_multiplier=1.0, sample_rate=0.05, steps=5, l2_clip_norm=1.5),)}, "what each step releases"),
     ],
     ids=str,

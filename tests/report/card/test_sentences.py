@@ -31,9 +31,10 @@ CODE, TRAINING_CODE = "c0de" * 16, "7a17" * 16
 COUNTS = MechanismRow(name="noised class counts", noise_multiplier=20.0, sample_rate=1.0, steps=1, l2_clip_norm=1.5)  # fmt: skip
 
 
-def mechanism(name: str = "noised gradient", noise: float = 5.0) -> MechanismRow:
+def mechanism(name: str = "noised gradient", noise: float = 5.0, bands: int = 1) -> MechanismRow:
     """Without sampling, so that its cost has a closed form."""
-    return MechanismRow(name=name, noise_multiplier=noise, sample_rate=1.0, steps=5, l2_clip_norm=1.5)  # type: ignore[arg-type]
+    numbers = {"noise_multiplier": noise, "sample_rate": 1.0, "steps": 5, "l2_clip_norm": 1.5, "bands": bands}
+    return MechanismRow.model_validate({"name": name, **numbers})
 
 
 def fingerprints(bound: bool, named: bool) -> Fingerprints:
@@ -101,7 +102,11 @@ TUNED = TuningRow(
 def facts(draw: Callable) -> CardFacts:
     unit = draw(st.sampled_from(["image", "patient", "patient_one_image"]))
     released = draw(st.sampled_from(["noised gradient", "noised gradient and clip count", "noised moments"]))
-    rows = (mechanism(released, draw(st.sampled_from([5.0, 0.0]))), *draw(st.sampled_from([(), (COUNTS,)])))
+    bands = draw(st.sampled_from([1, 2]))
+    rows = (
+        mechanism(released, draw(st.sampled_from([5.0, 0.0])), bands),
+        *draw(st.sampled_from([(), (COUNTS,)])),
+    )
     siblings = (SiblingRow(ledger="ab" * 16, unit=draw(st.sampled_from(["image", "patient"])), mechanisms=[mechanism()]),)  # fmt: skip
     reasons = [SEEDED, UNCOVERED_WEIGHTS, AGAINST_RELEASE[COUNTED_SIZE], AGAINST_RELEASE[COUNTED_RATES]]
     return CardFacts(
@@ -185,6 +190,7 @@ CONDITIONS: dict[str, Callable[[CardFacts], bool]] = {
     "weights": promises,
     "class_counts": lambda f: promises(f) and "noised class counts" in names(f),
     "clip_norm": lambda f: promises(f) and "noised gradient and clip count" in names(f),
+    "turns": lambda f: promises(f) and any(row.bands > 1 for row in f.mechanisms),
     "choice": lambda f: promises(f) and f.tuning is not None,
     "choosing_images": lambda f: f.tuning is not None,
     # not covered

@@ -26,7 +26,7 @@ from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 from jaxcxr.records.binding import altered
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_SIZE
-from jaxcxr.records.ledger import AnyEntry, Entry, Terms
+from jaxcxr.records.ledger import AnyEntry, BandedEntry, Entry, Terms
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent, spent_of
 from jaxcxr.records.tuning import TuningTerms
@@ -129,7 +129,7 @@ class CardFacts:
 
 def guarantee_of(row: CardFacts | PrivacyCard | SiblingRow) -> Guarantee:
     """What is promised by the model that a card or a row of it is about, for the accountant."""
-    spent = tuple(Spending(m.sample_rate, m.noise_multiplier, m.steps) for m in row.mechanisms)
+    spent = tuple(m.spending for m in row.mechanisms)
     return Guarantee(spent, None if row.tuning is None else choice_of(row.tuning))
 
 
@@ -346,27 +346,36 @@ def released_by(config: Experiment) -> str:
 
 def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tuple[MechanismRow, ...]:
     """Equal releases of a ledger, counted; `released` is what the steps are called."""
-    counts: dict[tuple[str, float, float, float], int] = {}
+    counts: dict[tuple[str, float, float, float, int], int] = {}
     for entry in entries:
         if isinstance(entry, Entry):
-            key = (released, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm)
+            bands = entry.bands if isinstance(entry, BandedEntry) else 1
+            key = (released, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm, bands)
         else:
             key = (
                 f"noised {entry.statistic.replace('_', ' ')}",
                 entry.noise_multiplier,
                 1.0,
                 entry.l2_sensitivity,
+                1,
             )
         counts[key] = counts.get(key, 0) + 1
     return tuple(
-        MechanismRow(name=name, noise_multiplier=sigma, sample_rate=rate, steps=steps, l2_clip_norm=clip)  # type: ignore[arg-type]
-        for (name, sigma, rate, clip), steps in sorted(counts.items())
+        MechanismRow(
+            name=name,  # type: ignore[arg-type]
+            noise_multiplier=sigma,
+            sample_rate=rate,
+            steps=steps,
+            l2_clip_norm=clip,
+            bands=bands,
+        )
+        for (name, sigma, rate, clip, bands), steps in sorted(counts.items())
     )
 
 
 def images_per_step(privacy: PrivacyConfig) -> int | None:
     """How many images of a patient are used in a step at most; None where the image is the unit."""
-    return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.films_per_patient)
+    return {"image": None, "patient_one_image": 1}.get(privacy.unit, privacy.images_per_patient)
 
 
 def _reasons(

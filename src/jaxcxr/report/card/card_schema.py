@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jaxcxr.accounting import Spending
+from jaxcxr.accounting.banded import spending_of
 from jaxcxr.errors import InputError
 from jaxcxr.report.card.statement import Statement, described_on_one_line
 
@@ -108,6 +110,16 @@ class MechanismRow(_Strict):
     sample_rate: Probability
     steps: Count
     l2_clip_norm: NonNegative = Field(description="L2 bound on what one unit adds")
+    bands: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="over how many steps noise is correlated, and how many groups of units take turns: each "
+        "is in its group's steps alone, at the sample rate",
+    )
+
+    @property
+    def spending(self) -> Spending:
+        """What it costs a unit."""
+        return spending_of(self.sample_rate, self.noise_multiplier, self.steps, self.bands)
 
 
 class CostRow(_Strict):
@@ -202,6 +214,7 @@ class AuditFinding(_Strict):
     noise: Literal["gaussian", "discrete"] | None = Field(
         default=None, description="how it was sampled; null if not recorded"
     )
+    bands: Annotated[int, Field(ge=1)] = Field(default=1, description="over how many steps it was correlated")
     steps: Count | None = Field(default=None, description="of each audited training; null if not recorded")
     runs: Count = Field(default=1, description="trainings that were attacked, with secrets of their own")
     canaries: Count = Field(description="units that were marked, over all trainings")

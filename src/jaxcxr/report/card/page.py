@@ -11,6 +11,7 @@ from jaxcxr.report.bounds import lower_text, upper_text
 from jaxcxr.report.card.card_facts import COUNTS
 from jaxcxr.report.card.card_schema import PrivacyCard, card_json
 from jaxcxr.report.card.profile_figure import profile_figure
+from jaxcxr.report.card.scope import bands_of
 from jaxcxr.report.card.statement import NOT_STATED, Figures, Statement, Thresholds
 from jaxcxr.report.card.terms import has_promise, of_images, per_thousand, plain
 from jaxcxr.report.rendering import render
@@ -116,6 +117,7 @@ def _engineering(card: PrivacyCard) -> list[tuple[str, str]]:
     each = f", at most {claim.images_per_step} images of each in a step" if claim.images_per_step else ""
     counts = card.class_counts_noise_multiplier
     noised = "" if counts is None else f"; class counts noised with a noise multiplier of {plain(counts)}"
+    bands = bands_of(card)
     made = sum(row.steps for row in card.mechanisms if row.name != COUNTS)
     adjacency = "one added or removed" if claim.adjacency == "add_remove" else "one replaced by another"
     return [
@@ -127,7 +129,10 @@ def _engineering(card: PrivacyCard) -> list[tuple[str, str]]:
         ("steps", f"{made} made, {card.steps_planned} planned"),
         ("clipping", card.clipping.replace("_", " ")),
         ("class weights", f"{card.class_weights}{noised}"),
-        ("noise", card.noise),
+        (
+            "noise",
+            card.noise + (f", correlated over {bands} steps, {bands} groups in turn" if bands > 1 else ""),
+        ),
         ("sums", card.sums),
         ("trust model", "central: the hospital holds the raw images and adds the noise"),
         ("accountant", f"{card.accountant}; cross-check: dp-accounting {card.fingerprints.dp_accounting}"),

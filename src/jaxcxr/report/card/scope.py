@@ -56,6 +56,23 @@ def clip_norm(card: PrivacyCard) -> str | None:
     )
 
 
+def bands_of(card: PrivacyCard) -> int:
+    """Over how many steps noise is correlated; 1 if it is not."""
+    return max((row.bands for row in card.mechanisms), default=1)
+
+
+def turns(card: PrivacyCard) -> str | None:
+    """Noise that is correlated over several steps."""
+    bands = bands_of(card)
+    if not has_promise(card) or bands == 1:
+        return None
+    return (
+        f"noise that partly cancels from step to step (it is correlated over {bands} steps): training drew "
+        f"from {bands} groups in turn, to which patients were assigned at random, so that nobody was in two "
+        f"steps less than {bands} apart, and the figures count the steps of one group at its own sample rate"
+    )
+
+
 def choice(card: PrivacyCard) -> str | None:
     """The choice among several runs."""
     tuning = card.tuning
@@ -234,7 +251,9 @@ def somebody_twice(card: PrivacyCard) -> str | None:
     """The promise to whoever is in the data under two names."""
     if card.near_duplicates not in ("within", "within_and_across"):
         return None
-    pair = upper_text(guarantee_of(card).bounds(card.claim.delta, 2).upper)
+    promised, delta = guarantee_of(card), card.claim.delta
+    # with groups that take turns, the two may be in two groups
+    pair = upper_text(promised.bounds(delta, 2).upper if bands_of(card) == 1 else promised.apart(delta))
     return (
         "Nearly equal images stand in the training data under different patients: they may be one image, or "
         "one person's images, under two names. The promise to whoever is in the data twice is that of a "
@@ -244,8 +263,9 @@ def somebody_twice(card: PrivacyCard) -> str | None:
 
 def sampling(card: PrivacyCard) -> str | None:
     """Poisson sampling."""
+    steps = "step" if bands_of(card) == 1 else "step of its group"
     return (
-        f"In each step every {unit(card)} is included at random, independently of all others, as the "
+        f"In each {steps} every {unit(card)} is included at random, independently of all others, as the "
         "sampler's code does."
     )
 
@@ -345,7 +365,7 @@ def starting_weights(card: PrivacyCard) -> str | None:
     return None if record is None else _STARTING_WEIGHTS[record]
 
 
-COVERED = (weights, class_counts, clip_norm, choice)
+COVERED = (weights, class_counts, clip_norm, turns, choice)
 NOT_COVERED = (
     uncovered_weights, large_delta, several_images, files_that_stay, tested_images, choosing_images, quality,
     unnoised_figures, noised_figures, thresholds, origin_of_split, duplicates_across, looked_up,

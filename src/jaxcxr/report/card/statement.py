@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from jaxcxr.config import load
+from jaxcxr.config_files import load
+from jaxcxr.report.card.plain_text import pretences, spaced_plainly
 
 NOT_STATED = "not stated"
 
@@ -24,18 +25,16 @@ its own."""
 
 
 def _tidied(value: Any) -> Any:
-    """Blank is None; one form of each letter, and no space at the ends of lines or of the whole."""
+    """Blank is None; one form of each letter, one space between words, none at the ends of lines."""
     if not isinstance(value, str):
         return value
-    lines = unicodedata.normalize("NFC", value).strip().splitlines()
-    return "\n".join(line.rstrip() for line in lines) or None
+    return spaced_plainly(unicodedata.normalize("NFC", value)) or None
 
 
 def _readable(value: str) -> str:
-    """Refuse characters that do not show, in which something might be hidden."""
-    for character in value:
-        if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn") and character != "\n":
-            raise ValueError(f"a text without invisible characters such as U+{ord(character):04X}")
+    """Refuse texts in which something might be hidden."""
+    for expected in pretences(value):
+        raise ValueError(expected)
     return value
 
 
@@ -53,7 +52,10 @@ _Document = Annotated[str, Field(max_length=40_000), AfterValidator(_readable)]
 Line = Annotated[_Word | None, BeforeValidator(_tidied)]
 Text = Annotated[_Prose | None, BeforeValidator(_tidied)]
 Document = Annotated[_Document | None, BeforeValidator(_tidied)]
-Lines = Annotated[tuple[_Word, ...], BeforeValidator(lambda found: () if found is None else found)]
+Lines = Annotated[
+    tuple[Annotated[_Word, BeforeValidator(_tidied)], ...],
+    BeforeValidator(lambda found: () if found is None else found),
+]
 
 
 def described_on_one_line(schema: dict[str, Any]) -> None:
@@ -149,6 +151,19 @@ class Statement(_Stated):
     )
     registry_authors: Lines = Field(default=(), description="who filled in the registry's record")
     sources: Lines = Field(default=(), description="addresses of papers or pages about the model")
+
+    def numbers(self) -> dict[str, float]:
+        """Every number and day that the hospital gives, by field; a day as YYYYMMDD."""
+        found: dict[str, float] = {}
+        if self.publication_date is not None:
+            found["publication_date"] = int(self.publication_date.strftime("%Y%m%d"))
+        for name in ("utility", "utility_by_group"):
+            figures: Figures | None = getattr(self, name)
+            if figures is not None and figures.epsilon is not None and figures.delta is not None:
+                found |= {f"{name}.epsilon": figures.epsilon, f"{name}.delta": figures.delta}
+        if self.thresholds is not None:
+            found |= {f"thresholds.{finding}": value for finding, value in self.thresholds.values.items()}
+        return found
 
     def words(self) -> dict[str, str]:
         """Every text in the hospital's own words, by field."""

@@ -4,6 +4,7 @@ from typing import Literal
 
 from jaxcxr.report.card.card_facts import COUNTS
 from jaxcxr.report.card.card_schema import AuditFinding, PrivacyCard, TriedRow
+from jaxcxr.report.card.scope import bands_of
 from jaxcxr.report.card.terms import has_promise, joined
 
 Tried = Literal["tried", "not tried", "not recorded"]
@@ -72,8 +73,14 @@ def _compared(part: str, released: str, audited: str | None) -> TriedRow:
 
 def _noise(card: PrivacyCard) -> TriedRow:
     if card.audit is not None and card.audit.noise is None:
-        return TriedRow(part="noise", released=card.noise, tried="not recorded", how="")
-    return _compared("noise", card.noise, card.audit and card.audit.noise)
+        released = _correlated(card.noise, bands_of(card))
+        return TriedRow(part="noise", released=released, tried="not recorded", how="")
+    audited = card.audit and _correlated(str(card.audit.noise), card.audit.bands)
+    return _compared("noise", _correlated(card.noise, bands_of(card)), audited)
+
+
+def _correlated(noise: str, bands: int) -> str:
+    return noise if bands == 1 else f"{noise}, correlated over {bands} steps"
 
 
 def _code(card: PrivacyCard) -> TriedRow:

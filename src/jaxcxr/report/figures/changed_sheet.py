@@ -1,6 +1,7 @@
 """A contact sheet for the radiologist: images on which two models disagree, with the saliency of both."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def changed_sheet(rows: Sequence[Changed], models: tuple[str, str], stays: str, 
         for axis, shares in zip(line[1:], row.maps, strict=True):
             shown = overlay(shares, row.image.shape[0])
             axis.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.abs(shown) ** 0.5 * 0.6)
-    drawing.suptitle(f"Test images on which the two models disagree most. {stays}", fontsize=9)
+    drawing.suptitle(
+        textwrap.fill(f"Test images on which the two models disagree most. {stays}", 90), fontsize=9
+    )
     drawing.supxlabel(
         "Red speaks for the finding, blue against it, each panel on its own scale.\nIt shows what moved a "
         "network, not where disease is.",
