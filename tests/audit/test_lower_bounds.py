@@ -155,6 +155,7 @@ def test_a_place_is_that_among_simulated_scores_and_the_score_itself() -> None:
 def test_the_order_of_scores_proves_what_canaries_tell_of_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of the claimed mechanism, of noise alone, of half the noise, and of canaries left out of one step in two."""
     monkeypatch.setattr("jaxcxr.audit.rank_bound.simulations", lambda *_: 499)
+    monkeypatch.setattr("jaxcxr.audit.rank_bound._HALVINGS", 5)
     rate, steps, delta, sigma, rng = 0.1, 64, 1e-5, 1.3, np.random.default_rng(0)
     claim = Spending(rate, sigma, steps)
     claimed = epsilon_bounds([claim], delta).upper
