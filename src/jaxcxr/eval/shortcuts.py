@@ -82,7 +82,7 @@ def _columns(manifest: pd.DataFrame, train: pd.DataFrame, attribute: str) -> Flo
     """
     if attribute not in manifest or len(set(train[attribute].dropna().tolist())) < 2:
         return np.zeros((len(manifest), 0))
-    if attribute == "age" or train[attribute].nunique() > MOST_VALUES:
+    if attribute == "age" or len(set(train[attribute].dropna())) > MOST_VALUES:
         numbers, used = (
             np.asarray(pd.to_numeric(pd.Series(frame[attribute]), errors="coerce"), np.float64)
             for frame in (manifest, train)

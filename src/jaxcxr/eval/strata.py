@@ -41,7 +41,7 @@ def strata_spec(predictions: pd.DataFrame, config: EvaluationConfig) -> str:
     named = [
         column for column in taken if not column.startswith(("y_", "p_")) and _ACQUISITION.search(column)
     ]
-    return "*".join(c for c in named if 1 < len(pd.unique(predictions[c].dropna())) <= MAX_VALUES)
+    return "*".join(c for c in named if 1 < len(set(predictions[c].dropna())) <= MAX_VALUES)
 
 
 def within_strata(
