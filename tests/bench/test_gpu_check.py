@@ -18,9 +18,9 @@ class FakeWorker(measuring.Worker):
 
     platform = "cpu"
 
-    def __init__(self, name: str, case: AnyCase, deadline: float | None = None) -> None:  # noqa: ARG002 - signature of Worker
-        self.name, self.error, self.deadline = name, None, deadline
-        assert deadline is not None
+    def __init__(self, name: str, case: AnyCase, *limits: float | None) -> None:  # noqa: ARG002 - signature of Worker
+        self.name, self.error, self.deadline = name, None, limits[0]
+        assert self.deadline is not None
 
     def ask(self, *request: Any) -> Any:
         match request:

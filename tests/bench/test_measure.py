@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class FakeWorker(measuring.Worker):
 
     asked: list[tuple[str, str]] = []  # noqa: RUF012 - one log for all workers of a test
 
-    def __init__(self, name: str, case: Case, deadline: float | None = None) -> None:  # noqa: ARG002 - signature of Worker
+    def __init__(self, name: str, case: Case, *limits: float | None) -> None:  # noqa: ARG002 - signature of Worker
         self.name, self.error, self.turns = name, None, 0
 
     def ask(self, *request: Any) -> Any:
@@ -155,6 +156,15 @@ def test_a_worker_that_dies_is_an_error_and_not_a_wait(monkeypatch: pytest.Monke
     worker.close()
 
 
+def test_a_contender_that_takes_longer_than_its_limit_is_a_row_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measuring, "serve", _mute)
+    (details,) = measure(CASE, ("jaxcxr vmap",), rounds=1, say=lambda _: None, limit_s=0.25)
+    assert details.row.error == "not measured: no answer within 0.25 s"
+    assert details.row.median_s is None
+
+
 def test_a_worker_compiles_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -163,6 +173,11 @@ def test_a_worker_compiles_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert worker.ask("rate", "float32") > 0
     worker.close()
     assert not list(tmp_path.iterdir())
+
+
+def _mute(pipe: Any, name: str, case: Case) -> None:
+    pipe.recv()
+    threading.Event().wait(10)  # killed before: it answers nothing
 
 
 def _exit(pipe: Any, name: str, case: Case) -> None:

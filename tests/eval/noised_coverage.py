@@ -14,7 +14,8 @@ import pandas as pd
 
 from jaxcxr import accounting
 from jaxcxr.eval.noised_metrics import noised_evaluation
-from jaxcxr.privacy.score_counts import Design, HeldOut, nearest_edge, noised_counts
+from jaxcxr.eval.noised_record import nearest_edge
+from jaxcxr.privacy.score_counts import Design, HeldOut, noised_counts
 
 THRESHOLD = 0.2
 

@@ -17,8 +17,15 @@ from jaxcxr.eval.noised_metrics import (
     chosen_split,
     noised_evaluation,
 )
-from jaxcxr.eval.noised_record import NoisedEvaluation, design_of, epsilon_of, read_record, record_json
-from jaxcxr.privacy.score_counts import EDGES, Design, HeldOut, nearest_edge, noised_counts, rounded_counts
+from jaxcxr.eval.noised_record import (
+    NoisedEvaluation,
+    design_of,
+    epsilon_of,
+    nearest_edge,
+    read_record,
+    record_json,
+)
+from jaxcxr.privacy.score_counts import EDGES, Design, HeldOut, noised_counts, rounded_counts
 from tests.eval.noised_coverage import Cohort, coverage
 
 KEY = np.arange(4, dtype=np.uint32)

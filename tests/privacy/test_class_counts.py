@@ -10,10 +10,10 @@ from jaxcxr.privacy.class_counts import (
     NoisedCounts,
     class_counts_entry,
     class_counts_grid,
-    class_counts_noise,
     noised_class_counts,
     rounded_counts,
 )
+from jaxcxr.training.class_weights import class_counts_noise, noised_rates
 
 NAN = math.nan
 LABELS = np.array([[1, 0, NAN], [0, 0, 1], [1, NAN, 1], [1, 1, 1]], np.float32)
@@ -31,7 +31,7 @@ def vector(counts: NoisedCounts) -> np.ndarray:
 def test_counts_are_exact_but_for_the_noise() -> None:
     np.testing.assert_array_equal(rounded_counts(LABELS, 2.0**-5) * 2.0**-5, [3, 1, 3, 1, 2, 0])
     exact = NoisedCounts(np.array([3.0, 1, 3]), np.array([1.0, 2, 0]), 1.0, class_counts_entry(3, 1.0))
-    np.testing.assert_allclose(exact.rates(), [0.75, 1 / 3, 0.99])
+    np.testing.assert_allclose(noised_rates(exact), [0.75, 1 / 3, 0.99])
 
 
 def test_noise_has_the_stated_scale_and_comes_from_the_secret() -> None:
@@ -123,4 +123,4 @@ def test_rates_stay_usable_whatever_the_noise() -> None:
     counts = NoisedCounts(
         np.array([-5.0, 3.0, 0.2]), np.array([10.0, -4.0, 0.1]), 1.0, class_counts_entry(3, 1.0)
     )
-    np.testing.assert_allclose(counts.rates(), [0.01, 0.99, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(noised_rates(counts), [0.01, 0.99, 0.2], rtol=1e-6)

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxcxr.privacy import moments
-from jaxcxr.privacy.moments import Moments, clipped_steps, symmetric, upper_triangle
-from jaxcxr.training.least_squares import plain_moments
+from jaxcxr.privacy.moments import Moments, clipped_steps, upper_triangle
+from jaxcxr.training.least_squares import plain_moments, symmetric
 
 UNITS, FILMS, D, FINDINGS = 3, 2, 4, 2
 ALL = np.ones((UNITS, FILMS), bool)

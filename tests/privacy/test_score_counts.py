@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from jaxcxr.eval.counts import levels
+from jaxcxr.eval.noised_metrics import cells
+from jaxcxr.eval.noised_record import nearest_edge
 from jaxcxr.privacy import score_counts
 from jaxcxr.privacy.score_counts import (
     BINS,
     EDGES,
     Design,
     HeldOut,
-    cells,
-    nearest_edge,
     noised_counts,
     rounded_counts,
     strategy,

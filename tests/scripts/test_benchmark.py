@@ -41,6 +41,7 @@ def test_other_networks_have_sizes_of_their_own() -> None:
         ({"network": ("vit_s",), "size": (100,)}, "vit_s expects sizes of at least 16 and multiples of 16"),
         ({"network": ("densenet121",), "batch": (0,)}, "batches of at least 1"),
         ({"rounds": 0}, "--rounds"),
+        ({"limit": 0.0}, "--limit"),
         ({"quick": True}, "--quick: it belongs to --gpu-check"),
         ({"gpu_check": True, "compile": (16,)}, "--gpu-check, --compile: expected one of them"),
         ({"compile": (16, 0)}, "--compile: expected batches of at least 1"),

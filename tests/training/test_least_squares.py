@@ -12,7 +12,7 @@ from scipy.special import expit
 from jaxcxr.models.resnet9 import ResNet9
 from jaxcxr.privacy import exact_sum
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.privacy.moments import Moments, symmetric, upper_triangle
+from jaxcxr.privacy.moments import Moments, upper_triangle
 from jaxcxr.training.least_squares import (
     CONSTANT,
     FEATURE_SCALE,
@@ -20,6 +20,7 @@ from jaxcxr.training.least_squares import (
     LeastSquares,
     curvature,
     empty_moments,
+    symmetric,
 )
 from jaxcxr.training.step import make_step
 

@@ -21,7 +21,7 @@ from jaxcxr.records.ledger import Ledger, Statistic, read_ledger, run_name
 from jaxcxr.report import evaluated_runs
 from jaxcxr.run_folder import SECRET
 from jaxcxr.training import loop, objective, parameters
-from jaxcxr.training.class_weights import counts_entry, draw_counts
+from jaxcxr.training.class_weights import counts_entry, draw_counts, noised_rates
 from jaxcxr.training.loop import train
 from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.secret import DELETED_FILE, delete_secret, make_secret
@@ -133,7 +133,7 @@ def test_counts_are_written_down_before_they_are_drawn_and_once(
     positives, negatives = np.array(described["positives"]), np.array(described["negatives"])
     counts = NoisedCounts(positives, negatives, described["step"], line)
     np.testing.assert_array_equal(counts.positives % described["step"], 0)
-    np.testing.assert_array_equal(first.weights, objective.positive_weights(counts.rates()))
+    np.testing.assert_array_equal(first.weights, objective.positive_weights(noised_rates(counts)))
     facts = json.loads((out / "run.json").read_text())
     assert (facts["release"], facts["class_weights_covered"], facts["positive_weights"]) == (True, True, None)
     assert facts["class_counts_noise_multiplier"] == 20.0

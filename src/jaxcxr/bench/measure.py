@@ -86,11 +86,14 @@ class Details:
 class Worker:
     """The parent's end of one contender's process; after an error it answers nothing more.
 
-    What is not answered by `deadline` (of `time.monotonic`) is an error, and ends the process.
+    What is not answered by `deadline` (of `time.monotonic`), or within `limit_s` of being asked, is an error,
+    and ends the process.
     """
 
-    def __init__(self, name: str, case: AnyCase, deadline: float | None = None) -> None:
-        self._deadline = deadline
+    def __init__(
+        self, name: str, case: AnyCase, deadline: float | None = None, limit_s: float | None = None
+    ) -> None:
+        self._deadline, self._limit_s = deadline, limit_s
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, name, case), daemon=True)
@@ -105,11 +108,13 @@ class Worker:
         try:
             self._pipe.send(request)
             left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-            if self._pipe.poll(left):
+            limits = [seconds for seconds in (left, self._limit_s) if seconds is not None]
+            if self._pipe.poll(min(limits, default=None)):
                 outcome, value = self._pipe.recv()
             else:
                 self._process.kill()
-                outcome, value = "error", "not measured: the time was over"
+                why = "the time was over" if min(limits) == left else f"no answer within {self._limit_s:g} s"
+                outcome, value = "error", f"not measured: {why}"
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
             killed = " (out of memory?)" if self._process.exitcode == -9 else ""
@@ -147,11 +152,13 @@ def measure(
     say: Callable[[str], None],
     turn_s: float = TURN_SECONDS,
     deadline: float | None = None,
+    limit_s: float | None = None,
 ) -> list[Details]:
     """Check, then time the contenders on one case.
 
     A contender that fails, whose sum differs from the reference (the first of the private ones, usually
-    `jaxcxr vmap`), or that has no figures by the deadline (of `time.monotonic`), has a row with its error.
+    `jaxcxr vmap`), that has no figures by the deadline (of `time.monotonic`), or that takes longer than
+    `limit_s` over its first step or over a turn, has a row with its error.
     """
     workers: dict[str, Worker] = {}
     try:
@@ -159,7 +166,7 @@ def measure(
         references: dict[bool, GradientSums] = {}
         for name in names:
             say(f"{case.network} {case.size} x {case.batch} {case.dtype}: preparing {name}")
-            worker = workers[name] = Worker(name, case, deadline)
+            worker = workers[name] = Worker(name, case, deadline, limit_s)
             answer = worker.ask("sums")
             if answer is None:
                 continue

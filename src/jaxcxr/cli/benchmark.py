@@ -39,6 +39,8 @@ class Arguments:
         dtype: precisions, float32 or bfloat16 or both.
         peers: other libraries to time on the same network.
         rounds: turns that each contender takes.
+        limit: seconds within which a contender must have taken its first step, compilation included, and each
+            turn; one that takes longer has a row that says so. Left out, there is no limit.
         peers_keep_memory: give the peers, too, the setting of the C library that this package's scripts make
             for themselves.
         activation: of resnet9; mish is the paper's private one.
@@ -59,6 +61,7 @@ class Arguments:
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     peers: tuple[Literal["opacus", "jax_privacy"], ...] = ("opacus", "jax_privacy")
     rounds: int = 10
+    limit: float | None = None
     peers_keep_memory: bool = False
     activation: Literal["mish", "relu"] = "mish"
     width: int = 64
@@ -84,6 +87,8 @@ def cases(arguments: Arguments) -> "list[AnyCase]":
         raise InputError(f"--compile: expected batches of at least 1, found {arguments.compile}")
     if arguments.rounds < 1:
         raise InputError(f"--rounds: expected at least 1, found {arguments.rounds}")
+    if arguments.limit is not None and not arguments.limit > 0:
+        raise InputError(f"--limit: expected more than 0 seconds, found {arguments.limit:g}")
     if "resnet9" not in arguments.network and (arguments.activation, arguments.width) != ("mish", 64):
         raise InputError(
             "--activation, --width: they are resnet9's, which --network does not name; leave them out"
@@ -157,7 +162,8 @@ def _measure(arguments: Arguments, planned: "list[AnyCase]") -> None:
 
     details: list[Any] = []
     for case in planned:
-        details += measure(case, names_of(arguments.peers), arguments.rounds, say=_say)
+        names = names_of(arguments.peers)
+        details += measure(case, names, arguments.rounds, say=_say, limit_s=arguments.limit)
         write_results(details, arguments.out)
     _say("")
     rows = [d.row for d in details]

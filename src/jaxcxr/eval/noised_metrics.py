@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from jaxcxr.privacy.score_counts import EDGES, Design, cells
+from jaxcxr.privacy.score_counts import EDGES, Design, strategy
 
 METRICS = ("auroc", "accuracy", "sensitivity", "specificity")
 NEED_A_THRESHOLD = METRICS[1:]
@@ -99,6 +99,21 @@ def noised_evaluation(
         for row in _rows(found, findings, np.array(thresholds), shown, rng):
             rows.append(base | row)
     return pd.DataFrame(rows, columns=list(NOISED_COLUMNS))
+
+
+def cells(
+    counts: Float[np.ndarray, "... blocks findings classes rows"], design: Design
+) -> Float[np.ndarray, "... blocks findings classes bins"]:
+    """Unbiased estimates of the weighted numbers of images in each bin; they may be negative.
+
+    Args:
+        counts: in the unit of weights: steps times the size of a step.
+        design: of the release.
+    """
+    found = np.empty(counts.shape)
+    for finding, split in enumerate(design.splits):
+        found[..., finding, :, :] = counts[..., finding, :, :] @ np.linalg.inv(strategy(split)).T
+    return found / design.factors[:, None, None, None]
 
 
 def measured(

@@ -17,7 +17,7 @@ from jaxcxr import accounting
 from jaxcxr.accounting import Spending
 from jaxcxr.errors import InputError
 from jaxcxr.eval.noised_metrics import NamedGroup, chosen_split, noised_evaluation
-from jaxcxr.privacy.score_counts import EDGES, Design, nearest_edge
+from jaxcxr.privacy.score_counts import EDGES, Design
 
 NOISED_EVALUATION, NOISED_TABLE = "noised_evaluation.json", "noised_evaluation.csv"
 ROUNDING = 1e-9
@@ -128,6 +128,11 @@ def design_of(
     splits = tuple(middle if t is None else nearest_edge(t) for t in thresholds)
     used = tuple(float(EDGES[middle]) if t is None else t for t in thresholds)
     return Design(splits, used, groups, images_per_patient, noise_multiplier)
+
+
+def nearest_edge(threshold: float) -> int:
+    """Index of the edge whose place a threshold can take so that the edges still rise."""
+    return int(np.clip(np.argmin(np.abs(EDGES - threshold)), 0, len(EDGES) - 1))
 
 
 def epsilon_of(noise_multiplier: float, delta: float) -> float:

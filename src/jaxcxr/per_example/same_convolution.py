@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcxr.per_example.geometry import Geometry
@@ -63,8 +64,8 @@ def _on_both_axes(line: Line, square: Any) -> list[list[Any]]:
     return [list(line(*row)) for row in zip(*columns, strict=True)]
 
 
-def _stacked(square: Sequence[Sequence[Any]], order: Sequence[int] = range(4)) -> Any:
-    return jnp.stack([square[i][j] for i in order for j in order])
+def _stacked(square: Sequence[Sequence[Any]]) -> Any:
+    return jnp.stack([square[i][j] for i in range(4) for j in range(4)])
 
 
 def _square(stacked: Any) -> list[list[Any]]:
@@ -80,7 +81,7 @@ def _tiles(x: Float[Array, "n h w c"]) -> Float[Array, "16 tiles c"]:
 
 
 def _kernels(kernel: Float[Array, "3 3 c o"], order: Sequence[int] = range(4)) -> Float[Array, "16 c o"]:
-    return _stacked(_on_both_axes(_of_kernel, kernel), order)
+    return _combined(_matrix(_of_kernel, 3, order), kernel.reshape(9, *kernel.shape[2:]))
 
 
 def _outputs(products: Float[Array, "16 tiles o"], n: int, h: int, w: int) -> Float[Array, "n h w o"]:
@@ -89,8 +90,23 @@ def _outputs(products: Float[Array, "16 tiles o"], n: int, h: int, w: int) -> Fl
 
 
 def _products_transposed(dy: Float[Array, "n h w o"]) -> Float[Array, "16 tiles o"]:
-    square = [[dy[:, i::2, j::2] for j in range(2)] for i in range(2)]
-    return _stacked(_on_both_axes(_of_products_transposed, square)).reshape(16, -1, dy.shape[-1])
+    n, h, w, o = dy.shape
+    by_place = jnp.transpose(dy.reshape(n, h // 2, 2, w // 2, 2, o), (2, 4, 0, 1, 3, 5))
+    return _combined(_matrix(_of_products_transposed, 2), by_place.reshape(4, -1, o))
+
+
+def _matrix(line: Line, side: int, order: Sequence[int] = range(4)) -> Float[np.ndarray, "16 square"]:
+    """The transform of both axes of a square with that side as one matrix, its rows in the given order."""
+    of_line = np.stack([np.asarray(v) for v in line(*np.eye(side, dtype=np.float32))])[list(order)]
+    return np.kron(of_line, of_line)
+
+
+def _combined(matrix: Float[np.ndarray, "k q"], arrays: Float[Array, "q a b"]) -> Float[Array, "k a b"]:
+    """A transform as one product. As sums each row would be a loop of its own, in which XLA on the CPU
+    computes anew what the arrays are made of: processor time of 0.95 and 0.99 of the step at 64 px x 32 and
+    256 px x 8 so, and 2 of 15 s less to compile it.
+    """
+    return jnp.einsum("kq,qab->kab", matrix, arrays, precision="highest")
 
 
 def _forward(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:

@@ -15,15 +15,10 @@ import math
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from jaxcxr import accounting
 from jaxcxr.privacy import noise, rounded_noise
 from jaxcxr.records.ledger import Statistic
 
 CLASS_COUNTS = "class_counts"
-BUDGET_SHARE = 0.1
-"""Part of the budget that the counts would cost if they were released alone."""
-LEAST_RATE = 0.01
-"""Noised rates are kept between this and 1 - this, so that no class weight runs away."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +35,6 @@ class NoisedCounts:
     negatives: Float[np.ndarray, "findings"]
     step: float
     entry: Statistic
-
-    def rates(self) -> Float[np.ndarray, "findings"]:
-        """Share of positives among the known labels of each finding, within [LEAST_RATE, 1 - LEAST_RATE]."""
-        known = np.maximum(self.positives, 0) + np.maximum(self.negatives, 0)
-        rates = np.maximum(self.positives, 0) / np.maximum(known, 1)
-        return np.clip(rates, LEAST_RATE, 1 - LEAST_RATE).astype(np.float32)
-
-
-def class_counts_noise(epsilon: float, delta: float, share: float = BUDGET_SHARE) -> float:
-    """Noise multiplier with which the counts alone would cost `share` of the budget.
-
-    Raises:
-        ValueError: epsilon or delta is out of range.
-    """
-    return accounting.calibrated_noise(share * epsilon, delta, 1.0, 1)
 
 
 def class_counts_entry(n_findings: int, noise_multiplier: float) -> Statistic:

@@ -61,12 +61,6 @@ def upper_triangle(matrix: Array) -> Array:
     return matrix[np.triu_indices(matrix.shape[0])]
 
 
-def symmetric(triangle: Float[Array, "triangle"], d: int) -> Float[Array, "d d"]:
-    """Inverse of `upper_triangle`."""
-    half = jnp.zeros((d, d), triangle.dtype).at[np.triu_indices(d)].set(triangle)
-    return half + jnp.triu(half, 1).T
-
-
 def step_for(l2_clip_norm: float, noise_multiplier: float | None) -> float:
     """In which moments are counted, a power of two; `noise_multiplier` of discrete noise, else None."""
     if noise_multiplier is not None:

@@ -124,11 +124,6 @@ class Design:
         return found
 
 
-def nearest_edge(threshold: float) -> int:
-    """Index of the edge whose place a threshold can take so that the edges still rise."""
-    return int(np.clip(np.argmin(np.abs(EDGES - threshold)), 0, len(EDGES) - 1))
-
-
 @functools.cache
 def strategy(split: int) -> Float[np.ndarray, "rows bins"]:
     """The matrix of contributions: a column for each bin, of length at most 1; it is invertible.
@@ -222,18 +217,3 @@ def _blocks(held_out: HeldOut, design: Design) -> Iterator[tuple[np.ndarray, flo
     for attribute, groups in enumerate(design.groups):
         for group in range(groups):
             yield held_out.groups[:, attribute] == group, next(factors)
-
-
-def cells(
-    counts: Float[np.ndarray, "... blocks findings classes rows"], design: Design
-) -> Float[np.ndarray, "... blocks findings classes bins"]:
-    """Unbiased estimates of the weighted numbers of images in each bin; they may be negative.
-
-    Args:
-        counts: in the unit of weights: steps times the size of a step.
-        design: of the release.
-    """
-    found = np.empty(counts.shape)
-    for finding, split in enumerate(design.splits):
-        found[..., finding, :, :] = counts[..., finding, :, :] @ np.linalg.inv(strategy(split)).T
-    return found / design.factors[:, None, None, None]

@@ -12,11 +12,15 @@ from jaxcxr.privacy.class_counts import (
     NoisedCounts,
     class_counts_entry,
     class_counts_grid,
-    class_counts_noise,
     noised_class_counts,
 )
 from jaxcxr.records.ledger import Statistic
 from jaxcxr.training import objective
+
+BUDGET_SHARE = 0.1
+"""Part of the budget that the counts would cost if they were released alone."""
+LEAST_RATE = 0.01
+"""Noised rates are kept between this and 1 - this, so that no class weight runs away."""
 
 
 def weights_at_once(config: Experiment, split: Split) -> Float[np.ndarray, "findings"] | None:
@@ -67,6 +71,15 @@ def counts_entry(config: Experiment) -> Statistic | None:
     return entry
 
 
+def class_counts_noise(epsilon: float, delta: float, share: float = BUDGET_SHARE) -> float:
+    """Noise multiplier with which the counts alone would cost `share` of the budget.
+
+    Raises:
+        ValueError: epsilon or delta is out of range.
+    """
+    return accounting.calibrated_noise(share * epsilon, delta, 1.0, 1)
+
+
 def draw_counts(config: Experiment, split: Split, entry: Statistic, secret: bytes) -> NoisedCounts:
     """The noised counts of the training labels, the same for the same secret.
 
@@ -82,3 +95,10 @@ def draw_counts(config: Experiment, split: Split, entry: Statistic, secret: byte
     assert config.privacy is not None  # Experiment.check
     patients = None if config.privacy.unit == "image" else pd.factorize(split.frame["patient_id"])[0]
     return noised_class_counts(split.labels, entry.noise_multiplier, secret, patients)
+
+
+def noised_rates(counts: NoisedCounts) -> Float[np.ndarray, "findings"]:
+    """Share of positives among the known labels of each finding, within [LEAST_RATE, 1 - LEAST_RATE]."""
+    known = np.maximum(counts.positives, 0) + np.maximum(counts.negatives, 0)
+    rates = np.maximum(counts.positives, 0) / np.maximum(known, 1)
+    return np.clip(rates, LEAST_RATE, 1 - LEAST_RATE).astype(np.float32)

@@ -46,7 +46,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxcxr.models.features import with_features
 from jaxcxr.models.network import HEAD, Network
 from jaxcxr.privacy.mechanism import Mechanism
-from jaxcxr.privacy.moments import Moments, clipped_steps, symmetric, upper_triangle
+from jaxcxr.privacy.moments import Moments, clipped_steps, upper_triangle
 from jaxcxr.training.directions import Directions
 from jaxcxr.training.head import in_features, logits_and_coordinates
 from jaxcxr.training.objective import (
@@ -199,3 +199,9 @@ def _scaled(pooled: Float[Array, "features"], centre: Float[Array, "features"]) 
 
 def _scale_of(centre: Float[Array, "features"]) -> Float[Array, ""]:
     return FEATURE_SCALE / jnp.maximum(jnp.linalg.norm(centre), 1e-6)
+
+
+def symmetric(triangle: Float[Array, "triangle"], d: int) -> Float[Array, "d d"]:
+    """The symmetric matrix [d, d] of an upper triangle (`privacy.moments.upper_triangle`)."""
+    half = jnp.zeros((d, d), triangle.dtype).at[np.triu_indices(d)].set(triangle)
+    return half + jnp.triu(half, 1).T

@@ -24,7 +24,7 @@ from jaxcxr.training import build, objective, parameters
 from jaxcxr.training.averaging import weights_to_use
 from jaxcxr.training.batches import Waiting, batches
 from jaxcxr.training.checkpoint import Checkpoints, no_sound_one, state_digest, tell
-from jaxcxr.training.class_weights import draw_counts
+from jaxcxr.training.class_weights import draw_counts, noised_rates
 from jaxcxr.training.distributed import (
     all_alive,
     broadcast_from_process_0,
@@ -149,7 +149,7 @@ def _with_class_weights(plan: RunPlan, secret: bytes, ledger: Ledger | None, pat
         ledger.record(plan.class_counts)
         ledger.sync()
     counts = draw_counts(plan.config, plan.split, plan.class_counts, secret)
-    weights = objective.positive_weights(counts.rates())
+    weights = objective.positive_weights(noised_rates(counts))
     if is_process_0():
         described = {
             **dataclasses.asdict(plan.class_counts),
