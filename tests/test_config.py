@@ -32,6 +32,8 @@ OTHER_KINDS: dict[str, type] = {
     "choices": Study,
     "heads": Study,
     "demo_heads": Study,
+    "correlated": Study,
+    "correlated_choices": Study,
     "mimic_to_uka": HeadMapping,
     "prepare_chexpert": Options,
     "prepare_dicom": DicomSource,
