@@ -108,6 +108,8 @@ class ModelConfig:
             (`jaxcxr.models.lora`; Hu et al. 2021, arXiv 2106.09685); 0 for none.
         thumbnail: side in pixels of a small copy of the image that the head sees beside the features of the
             network (`jaxcxr.models.thumbnail`); 0 for none.
+        stage_statistics: the head also sees mean and standard deviation of the maps of the network's earlier
+            stages (`jaxcxr.models.stage_statistics`); of `resnet9`, `efficientnet_lite0` and `convnext_tiny`.
     """
 
     __pydantic_config__ = STRICT
@@ -124,6 +126,7 @@ class ModelConfig:
     options: tuple[str, ...] = ()
     lora_rank: Annotated[int, Field(ge=0)] = 0
     thumbnail: Annotated[int, Field(ge=0, le=64)] = 0
+    stage_statistics: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +306,9 @@ class EvaluationConfig:
         fixed_thresholds: for `fixed`, one for all findings or one each; null is 0.5.
         groups: groups of patients to judge apart, as in `jaxcxr.eval.groups`, such as `age:0,30,60`, `sex` or
             `sex*age`; null takes the paper's as far as the predictions have their columns.
+        strata: columns within whose values AUROC is measured as well, such as `view*detector` (as in
+            `groups`); null takes those that say by their names how an image was taken (view, detector,
+            scanner, manufacturer, device, model, site); an empty text takes none.
         min_group_images, min_group_positives: a group with fewer test images, or fewer positives or negatives
             of a finding, is named and not judged.
         seed: of the redraws.
@@ -314,6 +320,7 @@ class EvaluationConfig:
     threshold: Literal["auto", "youden_test_per_draw", "youden_test", "youden_validation", "fixed"] = "auto"
     fixed_thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     groups: tuple[str, ...] | None = None
+    strata: str | None = None
     min_group_images: PositiveInt = 30
     min_group_positives: PositiveInt = 10
     seed: int = 0

@@ -1,12 +1,13 @@
-"""Correlated noise in numbers: against dense matrices, published values and an accountant that is not ours."""
+"""Correlated noise in numbers: against dense matrices, published values, jax-privacy and dp-accounting."""
 
 import math
 
-import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import pld
-from scipy.linalg import toeplitz
+from jax_privacy.experimental import accounting as jax_privacy_accounting
+from jax_privacy.matrix_factorization import toeplitz
+from scipy.linalg import toeplitz as toeplitz_matrix
 from scipy.optimize import minimize
 
 from jaxcxr import accounting
@@ -19,7 +20,7 @@ def dense(column: np.ndarray | tuple[float, ...], steps: int) -> np.ndarray:
     """C, with columns of norm 1 but for those that the end cuts."""
     first = np.zeros(steps)
     first[: len(column)] = column
-    return np.tril(toeplitz(first)) / np.linalg.norm(column)
+    return np.tril(toeplitz_matrix(first)) / np.linalg.norm(column)
 
 
 def dense_error(column: np.ndarray | tuple[float, ...], steps: int) -> float:
@@ -60,7 +61,7 @@ def test_no_other_column_has_less_noise(bands: int, steps: int) -> None:
 
 def test_the_square_root_is_the_published_one() -> None:
     """Its square is the matrix of prefix sums (Fichtenberger et al. 2022, Theorem 1)."""
-    root = np.tril(toeplitz(banded.square_root(20)))
+    root = np.tril(toeplitz_matrix(banded.square_root(20)))
     np.testing.assert_allclose(root @ root, np.tril(np.ones((20, 20))), atol=1e-12)
     np.testing.assert_allclose(banded.square_root(4), [1, 1 / 2, 3 / 8, 5 / 16])
 
@@ -77,17 +78,23 @@ def test_a_unit_is_in_every_bands_th_step_at_the_rate_of_its_group() -> None:
     assert banded.spending_of(0.01, 1.3, 100, 1) == Spending(0.01, 1.3, 100)
 
 
-def test_the_cost_is_that_of_another_accountant() -> None:
-    """dp-accounting's, told of the theorem's event: ceil(T / b) steps at the rate b q."""
-    event = dp_accounting.SelfComposedDpEvent(
-        dp_accounting.PoissonSampledDpEvent(8 * 128 / 8000, dp_accounting.GaussianDpEvent(0.978)), 64
+def test_the_cost_is_that_of_jax_privacy() -> None:
+    """Its event of the mechanism, composed by dp-accounting."""
+    event = jax_privacy_accounting.amplified_bandmf_event(
+        0.978, 509, num_bands=8, sampling_prob=8 * 128 / 8000
     )
     accountant = pld.PLDAccountant(value_discretization_interval=1e-4)
-    accountant.compose(event)
-    theirs = accountant.get_epsilon(6e-6)
-    ours = accounting.epsilon_pld([banded.spending_of(8 * 128 / 8000, 0.978, 512, 8)], 6e-6)
+    theirs = accountant.compose(event).get_epsilon(6e-6)
+    ours = accounting.epsilon_pld([banded.spending_of(8 * 128 / 8000, 0.978, 509, 8)], 6e-6)
     assert ours == pytest.approx(theirs, rel=2e-3)
     assert ours == pytest.approx(7.89, rel=5e-3)
+
+
+@pytest.mark.parametrize(("bands", "steps"), [(4, 45), (8, 45)])
+def test_the_column_is_as_good_as_that_of_jax_privacy(bands: int, steps: int) -> None:
+    theirs = np.asarray(toeplitz.optimize_banded_toeplitz(steps, bands))
+    ours = banded.coefficients(bands, steps)
+    assert banded.prefix_error(ours, steps) == pytest.approx(banded.prefix_error(theirs, steps), rel=1e-5)
 
 
 def lines(steps: int, bands: int) -> list[Entry]:

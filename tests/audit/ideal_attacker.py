@@ -1,12 +1,13 @@
 """How much of a claimed epsilon each bound proves, given the scores of an attacker who sees every release.
 
-    python -m tests.audit.ideal_attacker [DRAWS]
+    python -m tests.audit.ideal_attacker [DRAWS] [CANARIES ...]
 
 Scores are drawn as the claimed mechanism makes them along orthonormal directions: rate 0.1, 64 steps, delta
 1e-5. Prints a table of mean shares, each with the smallest and the largest of the draws. NumPy alone.
 """
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,11 +47,11 @@ def proved(claim: float, canaries: int, seed: int) -> dict[str, float]:
     return {name: bound / claim for name, bound in bounds.items()}
 
 
-def main(draws: int) -> None:
+def main(draws: int, sizes: Sequence[int]) -> None:
     """Print the table."""
     print("| bound | canaries |", *(f" epsilon {claim:g} |" for claim in CLAIMS), sep="")
     print("|---|---|" + "---|" * len(CLAIMS))
-    for canaries in (400, 1_000, 10_000):
+    for canaries in sizes:
         found = [[proved(claim, canaries, seed) for seed in range(draws)] for claim in CLAIMS]
         for name in found[0][0]:
             shares = [[draw[name] for draw in of_claim] for of_claim in found]
@@ -59,4 +60,5 @@ def main(draws: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4)
+    asked = [int(word) for word in sys.argv[1:]]
+    main(asked[0] if asked else 8, asked[1:] or (400, 1_000, 10_000))

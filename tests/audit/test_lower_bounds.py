@@ -14,6 +14,7 @@ from jaxcxr.audit.checks import sharing
 from jaxcxr.audit.lower_bounds import epsilon_from_scores, membership_curve, one_run_epsilon, one_run_p_value
 from jaxcxr.audit.noise_checks import noise_checks
 from jaxcxr.audit.rank_bound import LEAST_SIMULATED, MOST_SIMULATED, places, rank_epsilon, simulations
+from jaxcxr.audit.reference import Leaf
 from jaxcxr.audit.released import ReleaseAttack, told_apart
 from jaxcxr.audit.sampling_checks import sampling_checks
 from jaxcxr.audit.shift_bound import epsilon_from_shift, shift_lower
@@ -155,6 +156,7 @@ def test_a_place_is_that_among_simulated_scores_and_the_score_itself() -> None:
 def test_the_order_of_scores_proves_what_canaries_tell_of_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of the claimed mechanism, of noise alone, of half the noise, and of canaries left out of one step in two."""
     monkeypatch.setattr("jaxcxr.audit.rank_bound.simulations", lambda *_: 499)
+    monkeypatch.setattr("jaxcxr.audit.rank_bound._HALVINGS", 5)
     rate, steps, delta, sigma, rng = 0.1, 64, 1e-5, 1.3, np.random.default_rng(0)
     claim = Spending(rate, sigma, steps)
     claimed = epsilon_bounds([claim], delta).upper
@@ -170,6 +172,18 @@ def test_the_order_of_scores_proves_what_canaries_tell_of_the_claim(monkeypatch:
     assert rank_epsilon(np.zeros((steps, 0)), claim, delta, 0.95) == 0.0
     with pytest.raises(ValueError, match="NaN"):
         rank_epsilon(np.full((steps, 3), math.nan), claim, delta, 0.95)
+
+
+def test_the_many_values_of_a_large_network_may_repeat_by_chance() -> None:
+    """As single precision has too few numbers for them: here a grid of as many, for fewer values."""
+    rng = np.random.default_rng(0)
+    fine, coarse = (np.round(rng.normal(size=(40, 50_000)) * 2**bits) / 2**bits for bits in (17, 8))
+    assert len(np.unique(fine)) < fine.size / 2
+    for noise, holds in ((fine, True), (coarse, False)):
+        leaf, nothing = Leaf("kernel", (500, 100), 0), np.zeros((40, 50_000), np.float32)
+        found = noise_checks(noise.astype(np.float32), nothing, [leaf], continuous=True, rng=rng)
+        (normal,) = (check for check in found if check.name == "noise is normal")
+        assert (normal.p_value > 1e-3) == holds, normal
 
 
 def test_pairs_of_a_release_prove_what_they_tell_apart() -> None:

@@ -41,6 +41,7 @@ OTHER = {
     "remat": True,
     "lora_rank": 4,
     "thumbnail": 4,
+    "stage_statistics": True,
 }
 OWN = "tests.models.own:Own"
 """A value beside the default for each field of the network."""

@@ -71,7 +71,7 @@ def test_an_image_that_is_normalised_already_has_the_same_thumbnail(params: Any)
 
 def test_rows_of_zeros_change_nothing() -> None:
     params = PLAIN.init(jax.random.key(1), IMAGE)
-    grown = with_rows(params, "head", SIDE)
+    grown = with_rows(params, "head", CHANNELS + SIDE**2)
     assert grown["params"]["head"]["kernel"].shape == (CHANNELS + SIDE**2, 2)
     np.testing.assert_allclose(SEEING.apply(grown, IMAGE), PLAIN.apply(params, IMAGE), rtol=1e-5, atol=1e-6)
 

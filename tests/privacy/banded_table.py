@@ -4,18 +4,18 @@
 
 For the paper's plan, the demo's and the study's: the noise multiplier that each number of bands asks for, the root mean
 square over steps of the noise of prefix sums, over that of independent noise, and the noise of one step, over the same.
-The last row of each plan is what `auto` takes. Epsilons are those of dp-accounting, too, at the event of the theorem. With
+The last row of each plan is what `auto` takes. Epsilons are those of jax-privacy and dp-accounting, too. With
 --time: processor seconds and memory of a step's noise for a million weights.
 """
 
 import sys
 import time
 
-import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
 from dp_accounting import pld
+from jax_privacy.experimental import accounting as jax_privacy_accounting
 from scipy.signal import lfilter
 
 from jaxcxr import accounting
@@ -36,14 +36,13 @@ WEIGHTS = 1_000_000
 MOST_ROUNDS = 2_000
 
 
-def theirs(rate: float, sigma: float, rounds: int) -> str:
-    """Epsilon by dp-accounting, whose rounding makes it too coarse for longer runs."""
-    if rounds > MOST_ROUNDS:
+def theirs(rate: float, sigma: float, steps: int, bands: int) -> str:
+    """Epsilon by jax-privacy's event and dp-accounting, whose rounding makes it too coarse for longer runs."""
+    if banded.rounds(steps, bands) > MOST_ROUNDS:
         return "-"
-    event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
+    event = jax_privacy_accounting.amplified_bandmf_event(sigma, steps, num_bands=bands, sampling_prob=rate)
     accountant = pld.PLDAccountant(value_discretization_interval=1e-4)
-    accountant.compose(dp_accounting.SelfComposedDpEvent(event, rounds))
-    return f"{accountant.get_epsilon(DELTA):.4f}"
+    return f"{accountant.compose(event).get_epsilon(DELTA):.4f}"
 
 
 def step_noise(column: tuple[float, ...], steps: int) -> float:
@@ -75,7 +74,7 @@ def table() -> None:
                     f"{name:17} epsilon {epsilon:<4g} bands {bands:2d} rate {rate:.5f} rounds {rounds:6d} noise multiplier "
                     f"{sigma:7.4f}  prefix sums {noise / base[0]:.3f}  single step {single / base[1]:.3f}  "
                     f"epsilon {accounting.epsilon_pld([banded.spending_of(rate, sigma, steps, bands)], DELTA):.4f}, by "
-                    f"dp-accounting {theirs(rate, sigma, rounds)}",
+                    f"jax-privacy {theirs(rate, sigma, steps, bands)}",
                     flush=True,
                 )
             print(

@@ -311,10 +311,10 @@ def attribute(name: str) -> Callable[[Path], None]:
 
 
 OUTSIDE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "attribute of a file": (attribute("privacy_card.html"), "privacy_card.html: has 1 extended attributes"),
-    "attribute of a folder": (attribute("orbax/params"), "orbax/params: has 1 extended attributes"),
-    "attribute of the release": (attribute("."), ".: has 1 extended attributes"),
-    "attribute that says nothing to us": (lambda f: os.setxattr(f / "README.md", "user.x", b"\x93\x01"), "README.md: has 1 extended attributes"),
+    "attribute of a file": (attribute("privacy_card.html"), "privacy_card.html: has extended attributes"),
+    "attribute of a folder": (attribute("orbax/params"), "orbax/params: has extended attributes"),
+    "attribute of the release": (attribute("."), ".: has extended attributes"),
+    "attribute that says nothing to us": (lambda f: os.setxattr(f / "README.md", "user.x", b"\x93\x01"), "README.md: has extended attributes"),
     "time of change": (lambda f: os.utime(f / "README.md", (88241907, 88241907)), "README.md: its time of change is the image_id '88241907'"),
     "nanoseconds": (lambda f: os.utime(f / "LICENCE", ns=(0, 1_800_000_000 * 10**9 + 88241907)), "its time of change in nanoseconds is the image_id '88241907'"),
     "time of change of a folder": (lambda f: os.utime(f / "orbax", (NUMBER, NUMBER)), "orbax: its time of change is the patient_id '483920'"),

@@ -86,7 +86,7 @@ def test_the_number_rises_with_units_and_budget_and_falls_with_findings() -> Non
     assert number(epsilon=2.0) > number() > number(epsilon=0.5)
     assert number(findings=8) < number() < number(epsilon=None)
     assert (number(1), number(10**7)) == (LEAST, MOST)
-    assert number(600, 100.0) == number(600, None) == 50
+    assert number(600, 100.0) == number(600, None) == 100
     assert number_of_directions(10**7, 8.0, 1, 100, 2000) == 100
     assert number_of_directions(10**7, 8.0, 1, 1280, 60) == 59
     assert number_of_directions(10, 1.0, 1, 5, 4) == 3

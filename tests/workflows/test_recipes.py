@@ -158,7 +158,7 @@ def test_the_recipe_of_the_head_serves_any_cohort_also_without_privacy() -> None
 
 def test_steps_are_longer_where_there_is_more_signal_up_to_a_bound() -> None:
     rule = HeadRule(up_to=1.0, up_to_random=1.0)
-    for start, factor in (("weights", 1.0), ("calibrated", 1.0), ("zero", 0.5), ("public", 0.25)):
+    for start, factor in (("weights", 1.0), ("calibrated", 1.0), ("zero", 0.5), ("public", 0.1875)):
         lengths = [
             rule.learning_rate(signal, start) * rule.steps * rule.clip / 0.5
             for signal in (25.0, 100.0, 400.0, 1e5)
@@ -188,6 +188,9 @@ def test_a_head_of_zeros_gives_way_to_one_of_labelled_public_images(
     assert start_of_head(config) == "public"
     chosen, told = by_recipe("head", config, 500, WITH_HEAD)
     assert (chosen.head.start, chosen.model.thumbnail) == ("public", 16)
+    assert not chosen.model.stage_statistics  # of networks with which they were compared alone
+    other = changed(config, "model", network="efficientnet_lite0")
+    assert by_recipe("head", other, 500, WITH_HEAD)[0].model.stage_statistics
     assert "starting from a head of the public images" in told[0]
     assert start_of_head(changed(config, "head", start="zero")) == "zero"
     assert start_of_head(changed(config, "head", public=None)) == "zero"

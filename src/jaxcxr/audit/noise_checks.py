@@ -21,6 +21,10 @@ from jaxcxr.audit.reference import Leaf
 _COMPARED = 2048
 """Coordinates at most that are compared in pairs."""
 _TAILS = (2.5, 3.0, 3.5, 4.0, 4.5)
+_DISTINCT = 100_000
+"""Values at most that are looked at for repeats: of the many millions that a large network has, half repeat
+another one by chance in single precision.
+"""
 _SMALL_LEAF = 4
 """Coordinates from which steps are compared within a leaf."""
 
@@ -221,7 +225,7 @@ def _shape(noise: np.ndarray, alone: np.ndarray, *, continuous: bool) -> Check:
     values = noise.ravel()
     if not np.isfinite(values).all():
         return Check("noise is normal", 0.0, "it is not finite")
-    some = values if values.size <= 400_000 else values[:: -(-values.size // 400_000)]
+    some = _some(values, 400_000)
     p_values = [float(kstest(some.astype(np.float64), "norm").pvalue)]
     counts = [int((np.abs(values) > tail).sum()) for tail in _TAILS]
     for tail, count in zip(_TAILS, counts, strict=True):
@@ -232,7 +236,13 @@ def _shape(noise: np.ndarray, alone: np.ndarray, *, continuous: bool) -> Check:
         f"{counts[1]} of {values.size} beyond 3 deviations, {2 * norm.sf(3.0) * values.size:.4g} expected; "
         f"the largest is {np.abs(values).max():.3g}"
     )
-    distinct = len(np.unique(alone)) / max(1, alone.size)
-    if continuous and alone.size and distinct < 0.5:
+    few = _some(alone.ravel(), _DISTINCT)
+    distinct = len(np.unique(few)) / max(1, few.size)
+    if continuous and few.size and distinct < 0.5:
         return exact("noise is normal", holds=False, found=f"only {distinct:.1%} of its values are distinct")
     return Check("noise is normal", smallest(np.asarray(p_values)), found)
+
+
+def _some(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many values, evenly spaced."""
+    return values[:: max(1, -(-values.size // most))]

@@ -49,7 +49,8 @@ _FACTORS, _HALVINGS = (1 / 2, 8), 9
 
 def likelihoods(scores: Float[np.ndarray, "steps *n"], shift: float, rate: float) -> Float[np.ndarray, "*n"]:
     """Log likelihood ratio of being included, if a draw shifts a step's score by `shift`."""
-    return np.log1p(rate * np.expm1(np.minimum(shift * scores - shift**2 / 2, 700.0))).sum(axis=0)
+    ratios = np.exp(np.minimum(shift * scores - shift**2 / 2, 80.0))  # within single precision
+    return np.log(1 - rate + rate * ratios).sum(axis=0)
 
 
 def places(

@@ -102,11 +102,13 @@ def _exact(path: Path, out: Path, config: EvaluationConfig) -> None:
     say(f"reading {path}")
     from jaxcxr.eval.calibrate import write_calibration
     from jaxcxr.eval.evaluate import evaluate, read_predictions
-    from jaxcxr.report.screen import groups_text, screen_table, validation_text
+    from jaxcxr.eval.start import with_start
+    from jaxcxr.report.screen import groups_text, screen_table, start_text, validation_text
 
     predictions, findings = read_predictions(path)
     with progress_bar(len(findings), "finding", f"{config.redraws} replicates") as bar:
         evaluation = evaluate(predictions, findings, config, progress=bar.update)
+    evaluation = with_start(evaluation, predictions, findings, config, path.parent)
     out.mkdir(parents=True, exist_ok=True)
     with sealed(out / EVALUATION) as part:
         evaluation.to_csv(part, index=False)
@@ -115,7 +117,7 @@ def _exact(path: Path, out: Path, config: EvaluationConfig) -> None:
     _write_page(path, out, config, evaluation, predictions, findings)
     print(screen_table(evaluation))
     print(f"\n{groups_text(evaluation)}\n")
-    if said := validation_text(evaluation):
+    for said in filter(None, (validation_text(evaluation), start_text(evaluation))):
         print(f"{said}\n")
     print(
         f"{out}: evaluation.csv ({len(evaluation)} rows), calibration.json, report.html, "

@@ -80,14 +80,14 @@ def _by_the_rule(config: Experiment, arguments: Arguments) -> tuple[Experiment, 
 
 
 def _train(config: Experiment, out: Path, arguments: Arguments, chosen: Sequence[str]) -> None:
-    from jaxcxr.report.screen import screen_table, validation_text
+    from jaxcxr.report.screen import screen_table, start_text, strata_text, validation_text
     from jaxcxr.training.cpu_allocator import keep_memory
     from jaxcxr.training.distributed import connect, is_process_0
     from jaxcxr.workflows.experiment import run_experiment
 
     keep_memory()
     connect()
-    evaluation = run_experiment(config, out, arguments.resume, chosen=chosen)
+    evaluation = run_experiment(config, out, arguments.resume, judge_start=True, chosen=chosen)
     if evaluation is None or not is_process_0():
         return
     if arguments.delete_secret:
@@ -96,8 +96,9 @@ def _train(config: Experiment, out: Path, arguments: Arguments, chosen: Sequence
         delete_secret(out / CHECKPOINTS)
         print(f"{out}: the secret is deleted; backups and snapshots of the folder may still have it\n")
     print(screen_table(evaluation))
-    if said := validation_text(evaluation):
-        print(f"\n{said}")
+    for said in (validation_text, strata_text, start_text):
+        if text := said(evaluation):
+            print(f"\n{text}")
     print(
         f"\n{out}: config.yaml, run.json, ledger.jsonl, metrics.jsonl, TensorBoard events, checkpoints, "
         "predictions.parquet, evaluation.csv, calibration.json, figures/, report.html"

@@ -23,11 +23,24 @@ SPLITS: tuple[str, ...] = ("train", "valid", "test")
 SEXES: tuple[str, ...] = ("F", "M", "unknown")
 VIEWS: tuple[str, ...] = ("AP", "PA", "unknown")
 REQUIRED: tuple[str, ...] = ("image_id", "patient_id", "path", "split", "age", "sex")
-"""Columns a manifest must have besides one per finding; `view` and `comorbidities` are optional."""
+"""Columns a manifest must have besides one per finding; those in `OPTIONAL` may be missing."""
+
+OPTIONAL: tuple[str, ...] = ("view", "comorbidities")
 
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType({"split": SPLITS, "sex": SEXES, "view": VIEWS})
 _IDENTIFIERS = ("image_id", "patient_id", "path")
 _BEYOND = "(beyond the header)"
+
+
+def declared_groups(frame: pd.DataFrame, findings: Sequence[str]) -> list[str]:
+    """Columns of a store's manifest that its column map declared as further groups, such as a scanner.
+
+    Args:
+        frame: manifest of a store.
+        findings: all of its label columns.
+    """
+    known = {*REQUIRED, *OPTIONAL, *findings}
+    return [str(column) for column in frame.columns if column not in known]
 
 
 def read_manifest(path: str | Path, findings: Sequence[str]) -> pd.DataFrame:

@@ -118,7 +118,7 @@ def measure(
         ):
             keys.append(key)
             draws.append(row)
-    return Estimates(_frame(keys), np.stack(draws), policy)
+    return Estimates(framed(keys), np.stack(draws), policy)
 
 
 def _rest(group: Group, groups: Sequence[Group]) -> Bool[np.ndarray, " rows"]:
@@ -159,10 +159,8 @@ def _judge(
         images, ill = len(own), int(replicates.ill[index])
         notes = [""] * (len(findings) + 1)
         if not mask.all():  # the whole test split is never suppressed
-            notes = [
-                _too_small(images, int(p), int(k - p), config) for p, k in zip(positives, n, strict=True)
-            ]
-            notes.append(_too_small(images, ill, config.min_group_positives, config))
+            notes = [too_small(images, int(p), int(k - p), config) for p, k in zip(positives, n, strict=True)]
+            notes.append(too_small(images, ill, config.min_group_positives, config))
         suppressed = np.array([bool(note) for note in notes])
         for f in range(len(findings)):
             if not notes[f] and (positives[f] == 0 or positives[f] == n[f]):
@@ -188,7 +186,8 @@ def _judge(
     return [judged[places[mask.tobytes()]] for mask in masks]
 
 
-def _too_small(images: int, positives: int, negatives: int, config: EvaluationConfig) -> str:
+def too_small(images: int, positives: int, negatives: int, config: EvaluationConfig) -> str:
+    """Why a group of test images is not judged; empty if it is."""
     if images < config.min_group_images:
         return f"suppressed: fewer than {config.min_group_images} images"
     for count, name in ((positives, "positives"), (negatives, "negatives")):
@@ -323,7 +322,8 @@ def _between_rows(
             yield base | key, spans[f, i]
 
 
-def _frame(keys: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def framed(keys: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Descriptions of estimates as the rows of `Estimates`."""
     frame = pd.DataFrame(list(keys))
     for column in ("threshold", "std_paper", "delong_low", "delong_high"):
         if column not in frame:

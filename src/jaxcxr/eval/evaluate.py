@@ -15,6 +15,7 @@ from jaxcxr.eval.bootstrap import p_value, spread_of
 from jaxcxr.eval.estimates import FEWEST, NO_INTERVAL, Estimates, measure
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.predictions import read_predictions as read_predictions
+from jaxcxr.eval.strata import within_strata
 
 VALIDATION = "auroc_validation"
 """Metric of the validation images: what a setting may be chosen by, unlike any of the test images."""
@@ -63,7 +64,7 @@ def evaluate(
         progress: told 1 after each finding.
 
     Returns:
-        One row per estimate; `group`, `finding` and `metric` together are unique. Four kinds:
+        One row per estimate; `group`, `finding` and `metric` together are unique. Five kinds:
         - Every metric (`metrics.METRICS`) of a group, finding and `average` (the mean over the findings that
           are defined), and `no_finding_among_ill` of the finding `any`; `reference` is empty.
         - Differences of a group to all others (`reference` rest; `fairness.rest_name`) and to the best group
@@ -71,6 +72,8 @@ def evaluate(
         - The largest difference between any two groups of an attribute (`fairness.GAPS`): `group` is the
           attribute and `reference` the two groups, 'highest - lowest' ('between' for the average, in which
           findings may have different ones).
+        - `auroc_within_strata` of everyone (pooled over strata of view and detector) and of each stratum
+          (`strata.within_strata`), where there are several strata.
         - `auroc_validation` of everyone, of each finding and the average, where there are validation images.
 
         `value` is the point estimate on the test rows; `ci_low` and `ci_high` are the 95 % percentile
@@ -89,12 +92,14 @@ def evaluate(
         InputError: no test rows, no validation rows for `youden_validation`, a negative seed, or groups that
             cannot be made.
     """
-    evaluation = tabulate(measure(predictions, findings, config, groups, progress), config)
+    parts = [tabulate(measure(predictions, findings, config, groups, progress), config)]
+    if (within := within_strata(predictions, findings, config)) is not None:
+        parts.append(tabulate(within, config))
     validation = _on_validation(predictions, findings, config)
-    if validation.empty:
-        return evaluation
-    validation["threshold_policy"] = evaluation["threshold_policy"].iloc[0]  # they need no threshold
-    return pd.concat([evaluation, validation], ignore_index=True)
+    if not validation.empty:
+        validation["threshold_policy"] = parts[0]["threshold_policy"].iloc[0]  # they need no threshold
+        parts.append(validation)
+    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
 
 
 def _on_validation(

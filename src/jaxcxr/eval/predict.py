@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float, PyTree
 
 from jaxcxr.config import Experiment
+from jaxcxr.data.manifest import declared_groups
 from jaxcxr.data.store import Split, Store
 from jaxcxr.digests import sealed
 from jaxcxr.errors import InputError
@@ -39,12 +40,14 @@ def predict_table(
         raise InputError(f"{store.path}: there are no test images to predict")
     network = networks.make_network(config.data, config.model)
     model = Model(config.data.findings, store.size, network, params, config.model.test_time_augmentation)
+    further = declared_groups(store.manifest, store.findings)
     frames = []
     for name in ("valid", "test"):
         split = store.split(name, config.data.findings)
         if not len(split):
             continue
         groups = [column for column in GROUP_COLUMNS if column in split.frame.columns]
+        groups += [column for column in further if column in split.frame.columns]
         frame = split.frame[["image_id", "patient_id", "split", *groups]].copy()
         predicted = _probabilities(model, split) if by_split is None else by_split[name]
         for index, finding in enumerate(config.data.findings):

@@ -1,8 +1,10 @@
-"""What view, age and sex alone tell of a finding: shortcuts that a model may take in place of the disease.
+"""What view, age, sex and the groups that a column map declares (a detector, the size of the original image)
+alone tell of a finding: shortcuts that a model may take in place of the disease.
 
-Ill patients are imaged lying down, and are older. A model that sees nothing but this has an AUROC, too, and
-that of a trained model is to be read beside it. A logistic regression on those columns of the manifest is
-fitted on the training images and judged on the test images, without any image being looked at.
+Ill patients are imaged lying down, at another device, and are older. A model that sees nothing but this has
+an AUROC, too, and that of a trained model is to be read beside it. A logistic regression on those columns of
+the manifest is fitted on the training images and judged on the test images, without any image being looked
+at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from pandas.api.types import is_numeric_dtype
 from scipy.special import expit
 
+from jaxcxr.data.manifest import declared_groups
 from jaxcxr.eval.bootstrap import clusters
 from jaxcxr.eval.delong import delong
 
 ATTRIBUTES = ("view", "age", "sex")
+"""Beside the text columns that are declared as groups."""
+MOST_VALUES = 50
+"""Of a text column; one with more counts as a number, or, if it holds none, is left out."""
 COLUMNS = ("finding", "known", "auroc", "ci_low", "ci_high", "n", "positives")
 ALL = "all of them"
 _RIDGE, _NEWTON_STEPS, _SMALL_STEP = 1e-3, 30, 1e-10
@@ -35,7 +42,8 @@ def shortcuts(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
         alone; numbers of labelled images and of positives. No rows without training or test images.
     """
     train, test = (manifest.loc[manifest["split"] == name] for name in ("train", "test"))
-    parts = {a: part for a in ATTRIBUTES if (part := _columns(manifest, train, a)).shape[1]}
+    declared = [c for c in declared_groups(manifest, findings) if not is_numeric_dtype(manifest[c])]
+    parts = {a: part for a in (*ATTRIBUTES, *declared) if (part := _columns(manifest, train, a)).shape[1]}
     if not parts or train.empty or test.empty:
         return pd.DataFrame(columns=list(COLUMNS))
     if len(parts) > 1:
@@ -69,17 +77,20 @@ def shortcut_texts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(manifest: pd.DataFrame, train: pd.DataFrame, attribute: str) -> Float[np.ndarray, "n columns"]:
-    """Numbers that stand for an attribute: one per value but the most frequent, age and its square; none
+    """Numbers that stand for an attribute: one per value but the most frequent, a number and its square; none
     where the training images have one value alone.
     """
     if attribute not in manifest or len(set(train[attribute].dropna().tolist())) < 2:
         return np.zeros((len(manifest), 0))
-    if attribute == "age":
-        known = train["age"].dropna().to_numpy(np.float64)
-        age = (manifest["age"].to_numpy(np.float64) - known.mean()) / (known.std() or 1.0)
-        missing = np.isnan(age)
-        age = np.where(missing, 0.0, age)
-        return np.stack([age, np.square(age) - 1, missing.astype(np.float64)], axis=1)
+    if attribute == "age" or train[attribute].nunique() > MOST_VALUES:
+        numbers, used = (pd.to_numeric(frame[attribute], errors="coerce") for frame in (manifest, train))
+        known = used.dropna().to_numpy(np.float64)
+        if len(np.unique(known)) < 2:
+            return np.zeros((len(manifest), 0))
+        number = (numbers.to_numpy(np.float64) - known.mean()) / known.std()
+        missing = np.isnan(number)
+        number = np.where(missing, 0.0, number)
+        return np.stack([number, np.square(number) - 1, missing.astype(np.float64)], axis=1)
     values = train[attribute].astype(str).value_counts().index[1:]
     return np.stack(
         [(manifest[attribute].astype(str) == value).to_numpy(np.float64) for value in values], axis=1

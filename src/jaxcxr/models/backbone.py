@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxcxr.models import lora, thumbnail
+from jaxcxr.models import lora, stage_statistics, thumbnail
+from jaxcxr.models.thumbnail import Interceptor
 
 HEAD = "head"
 """Name of the last layer."""
@@ -70,7 +71,11 @@ class Network(nn.Module):
         lora_rank: rank of the factors beside its kernels (`lora`); 0 for none.
         thumbnail: side in pixels of the small image that the head sees beside the features (`thumbnail`); 0
             for none.
+        stage_statistics: whether the head sees mean and spread of the maps of `STAGES`, too
+            (`stage_statistics`).
         LAST_STAGE: what the names of the modules of the last stage begin with, for the scope `last_stage`.
+        STAGES: names of the modules that end a stage, the last one left out; none where there are no
+            statistics to see.
     """
 
     n_findings: int
@@ -78,8 +83,10 @@ class Network(nn.Module):
     remat: bool = dataclasses.field(default=False, kw_only=True)
     lora_rank: int = dataclasses.field(default=0, kw_only=True)
     thumbnail: int = dataclasses.field(default=0, kw_only=True)
+    stage_statistics: bool = dataclasses.field(default=False, kw_only=True)
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
+    STAGES: ClassVar[tuple[str, ...]] = ()
 
     @property
     def input(self) -> Input:
@@ -99,9 +106,11 @@ class Network(nn.Module):
             return lora.init_with_factors(init, self.lora_rank, key, HEAD)
 
     @nn.nowrap
-    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
-        """The logits of an image by given parameters; see Flax."""
-        with self._shown(args):
+    def apply(self, variables: Any, *args: Any, looking: Interceptor | None = None, **kwargs: Any) -> Any:
+        """The logits of an image by given parameters; see Flax. `looking` intercepts what the layers get."""
+        with self._shown(args) as shown:
+            if looking is not None:
+                shown.enter_context(nn.intercept_methods(looking))
             if not self.lora_rank:
                 return super().apply(variables, *args, **kwargs)
             with nn.intercept_methods(lora.added):
@@ -109,8 +118,13 @@ class Network(nn.Module):
 
     @nn.nowrap
     def _shown(self, args: tuple[Any, ...]) -> ExitStack:
-        """While this is open, the head sees the thumbnail of the image, too, if the network has one."""
+        """While this is open, the head sees the statistics of stages and the thumbnail, too, if the network
+        has them.
+        """
         shown = ExitStack()
+        if self.stage_statistics:
+            look = stage_statistics.shown_to(HEAD, self.STAGES)
+            shown.enter_context(nn.intercept_methods(look))
         if self.thumbnail:
             look = thumbnail.shown_to(HEAD, self._grey(args[0]), self.thumbnail)
             shown.enter_context(nn.intercept_methods(look))
@@ -124,11 +138,16 @@ class Network(nn.Module):
         return 255.0 * (image[..., 0] * self.input.std[0] + self.input.mean[0])
 
     @nn.nowrap
-    def seen_by_head(self, features: Float[Array, "features"], image: Any) -> Float[Array, "more"]:
-        """What the head sees of an image with these features below it."""
-        if not self.thumbnail:
-            return features
-        return thumbnail.beside(features, self._grey(image), self.thumbnail)
+    def seen_parts(self, params: Any, size: int) -> tuple[int, ...]:
+        """How many numbers the head sees of each part of an image of `size` pixels: features, mean and
+        standard deviation of each stage, thumbnail.
+        """
+        stages = ()
+        if self.stage_statistics:
+            found = stage_statistics.channels(self, params, size, self.STAGES)
+            stages = tuple(count for count in found for _ in ("mean", "deviation"))
+        more = (*stages, self.thumbnail**2) if self.thumbnail else stages
+        return (params["params"][HEAD]["kernel"].shape[0] - sum(more), *more)
 
     def pooled(self, last: Float[Array, "h w c"]) -> Float[Array, "c"]:
         """Features as the mean over the places of the last map, which is kept for whoever asks

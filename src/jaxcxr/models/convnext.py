@@ -51,6 +51,7 @@ class ConvNeXt(Network):
     depths: tuple[int, ...] = (3, 3, 9, 3)
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ("stage3", "shrink3", "norm")
+    STAGES: ClassVar[tuple[str, ...]] = ("stage0_block2", "stage1_block2", "stage2_block8")
 
     @property
     def input(self) -> Input:

@@ -93,6 +93,7 @@ class EfficientNetLite0(Network):
     std: tuple[float, ...] = (128 / 255,) * 3
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ("stage7", "last")
+    STAGES: ClassVar[tuple[str, ...]] = ("stage4_block3", "stage5_block3", "stage6_block4", "stage7_block1")
 
     @property
     def input(self) -> Input:

@@ -22,11 +22,12 @@ def with_features(
             seen.append(arguments[0])
         return call(*arguments, **options)
 
-    with nn.intercept_methods(look):
-        logits: Any = model.apply(params, image)
-    (features,) = seen
     if isinstance(model, Network):
-        features = model.seen_by_head(features, image)
+        logits: Any = model.apply(params, image, looking=look)
+    else:
+        with nn.intercept_methods(look):
+            logits = model.apply(params, image)
+    (features,) = seen
     return logits, features
 
 

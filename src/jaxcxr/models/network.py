@@ -52,6 +52,7 @@ def make_network(data: DataConfig, model: ModelConfig) -> Network:
         "remat": model.remat,
         "lora_rank": model.lora_rank,
         "thumbnail": model.thumbnail,
+        "stage_statistics": model.stage_statistics,
     }
     if model.network == "resnet9":
         own = {name: getattr(model, name) for name in _OF_RESNET9}
@@ -60,6 +61,12 @@ def make_network(data: DataConfig, model: ModelConfig) -> Network:
         _require_defaults(model)
     cls = network_class(model.network)
     network = cls(len(data.findings), **common, **own, **_options(cls, model, taken={*common, *own}))
+    if model.stage_statistics and not cls.STAGES:
+        known = [name for name in NETWORKS if network_class(name).STAGES]
+        raise InputError(
+            f"model.stage_statistics: {model.network} does not say where its stages end (STAGES); expected "
+            f"{' or '.join(known)}, or false"
+        )
     if not network.input.fits(data.size):
         expected = network.input
         raise InputError(

@@ -122,9 +122,9 @@ def torch_state(model: ModelConfig, params: PyTree, naming: str | None = None) -
     Raises:
         InputError: the network is of the user's own, or has parts without torch names.
     """
-    if model.thumbnail:
+    for part in (name for name in ("thumbnail", "stage_statistics") if getattr(model, name)):
         raise InputError(
-            "model.thumbnail: the torch network has no such part, and would compute something else; expected "
+            f"model.{part}: the torch network has no such part, and would compute something else; expected "
             "a .stablehlo file, which computes all of it"
         )
     if model.network == "resnet9":

@@ -59,6 +59,7 @@ class ResNet9(Network):
     scale_norm: bool = False
 
     LAST_STAGE: ClassVar[tuple[str, ...]] = ("stage4",)
+    STAGES: ClassVar[tuple[str, ...]] = ("stage1_block1", "stage2_block1", "stage3_block1")
 
     @property
     def input(self) -> Input:

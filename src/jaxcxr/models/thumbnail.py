@@ -48,11 +48,11 @@ def shown_to(head: str, image: Any, side: int) -> Interceptor:
     return look
 
 
-def with_rows(params: PyTree, head: str, side: int) -> PyTree:
-    """Parameters of a network without thumbnail as those of the network with one: rows of zeros are added to
-    the kernel of the layer called `head`.
+def with_rows(params: PyTree, head: str, rows: int) -> PyTree:
+    """Parameters of a network whose head sees its features alone as those of one whose head sees more: zeros
+    are added to the kernel of the layer called `head` until it has so many rows.
     """
     kernel = np.asarray(params["params"][head]["kernel"])
-    more = np.zeros((side * side, kernel.shape[1]), kernel.dtype)
+    more = np.zeros((rows - len(kernel), kernel.shape[1]), kernel.dtype)
     grown = {**params["params"][head], "kernel": jnp.asarray(np.concatenate([kernel, more]))}
     return {**params, "params": {**params["params"], head: grown}}

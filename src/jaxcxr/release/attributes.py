@@ -57,13 +57,12 @@ def unusual(folder: Path) -> tuple[str, ...]:
 def attributes_of(folder: Path) -> Iterator[str]:
     """A sentence for everything that has an extended attribute which the system itself does not set."""
     for path in [folder, *sorted(folder.rglob("*"))]:
-        if not path.is_symlink():
-            names = [name for name in os.listxattr(path, follow_symlinks=False) if not _of_the_system(name)]
-            if names:
-                yield (
-                    f"{path.relative_to(folder).as_posix()}: has {len(names)} extended attributes, and a "
-                    "release has none: copy the folder with cp -r, which leaves them behind"
-                )
+        names = [] if path.is_symlink() else os.listxattr(path, follow_symlinks=False)
+        if not all(map(_of_the_system, names)):
+            yield (
+                f"{path.relative_to(folder).as_posix()}: has extended attributes, and a release has none: "
+                "copy the folder with cp -r, which leaves them behind"
+            )
 
 
 def numbers_beside(folder: Path) -> Iterator[tuple[str, str, int]]:

@@ -103,10 +103,12 @@ def against_untouched(folder: Path, config: EvaluationConfig) -> dict[str, Any] 
     """Average AUROC of the weights that a run started from minus that of the run, paired.
 
     Returns:
-        The row of `eval.compare.compare`; None if those very weights were not evaluated beside the run, with
-        predictions that are made as the run's.
+        The row of `eval.compare.compare`; None if those very weights were not evaluated in the run or beside
+        it, with predictions that are made as the run's.
     """
-    beside, own = folder.resolve().parent / UNTOUCHED, run_facts(folder)
+    own = run_facts(folder)
+    within = has_facts(folder / UNTOUCHED)
+    beside = folder / UNTOUCHED if within else folder.resolve().parent / UNTOUCHED
     if not has_facts(beside) or not (beside / PREDICTIONS).is_file():
         return None
     theirs = run_facts(beside)

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from jaxcxr.eval.evaluate import VALIDATION
+from jaxcxr.eval.start import BEFORE, GAIN
+from jaxcxr.eval.strata import WITHIN
 from jaxcxr.report.evaluation_facts import SUPPRESSED, estimate, how, suppressed_sentence, worst_off
 from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, paper_results, same_findings_as_paper
 from jaxcxr.report.paper.supplementary_tables import screen_table as screen_table
@@ -28,7 +30,7 @@ def groups_text(evaluation: pd.DataFrame) -> str:
                     f"lowest average {name} against all others: {worst['label']} (n = {worst['n']}), "
                     f"{worst['difference']:+.3f} [{worst['ci_low']:+.3f}, {worst['ci_high']:+.3f}]{verdict}"
                 )
-    lines.append(suppressed_sentence(evaluation))
+    lines += [suppressed_sentence(evaluation), strata_text(evaluation)]
     return "\n".join(line for line in lines if line)
 
 
@@ -40,6 +42,36 @@ def validation_text(evaluation: pd.DataFrame) -> str:
     return (
         f"average AUROC on the {row['n']:,} validation images: {row['value']:.3f} [{row['ci_low']:.3f}, "
         f"{row['ci_high']:.3f}]; choose settings by this one, not by that of the test images"
+    )
+
+
+def start_text(evaluation: pd.DataFrame) -> str:
+    """What the weights before training have, what training gained over them, and whether it did harm; empty
+    where they were not evaluated.
+    """
+    before, gain = (estimate(evaluation, f"auroc{ending}") for ending in (BEFORE, GAIN))
+    if before is None or gain is None or np.isnan(gain["value"]):
+        return ""
+    on_validation = estimate(evaluation, VALIDATION + BEFORE)
+    beside = "" if on_validation is None else f", {on_validation['value']:.3f} on the validation images"
+    span = f"{gain['value']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}]"
+    if gain["ci_high"] < 0:
+        verdict = f"WARNING: training did harm, {span}: the weights before it are better, and cost no privacy"
+    elif gain["ci_low"] > 0:
+        verdict = f"training gained {span}"
+    else:
+        verdict = f"training is not shown to have gained anything, {span}"
+    return f"average AUROC before training: {before['value']:.3f} on the test images{beside}; {verdict}"
+
+
+def strata_text(evaluation: pd.DataFrame) -> str:
+    """The pooled AUROC within strata beside that over all pairs, in a sentence; empty without strata."""
+    row, plain = estimate(evaluation, WITHIN), estimate(evaluation, "auroc")
+    if row is None or plain is None or np.isnan(row["value"]):
+        return ""
+    return (
+        f"average AUROC {row['label']}: {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], over "
+        f"all pairs {plain['value']:.3f}: what lies between comes from how the images were taken"
     )
 
 

@@ -56,12 +56,16 @@ def pretrained_params(plan: RunPlan) -> PyTree | None:
 
 
 def _loaded(config: Experiment, folder: Path) -> PyTree:
-    """The weights of a folder; those of a network without thumbnail get zeros for the run's."""
-    side = config.model.thumbnail
-    if not side or (describes_itself(folder) and described(folder)[1].thumbnail):
+    """The weights of a folder; a head that sees features alone gets zeros for what the run's sees more."""
+    model = config.model
+    own = described(folder)[1] if describes_itself(folder) else None
+    sees_more = own is not None and (own.thumbnail or own.stage_statistics)
+    if sees_more or not (model.thumbnail or model.stage_statistics):
         return load_weights(folder, parameters.random_params(config, bytes(32)))
-    without = dataclasses.replace(config, model=dataclasses.replace(config.model, thumbnail=0))
-    return with_rows(load_weights(folder, parameters.random_params(without, bytes(32))), HEAD, side)
+    alone = dataclasses.replace(model, thumbnail=0, stage_statistics=False)
+    without = dataclasses.replace(config, model=alone)
+    rows = parameters.shapes_of(config)["params"][HEAD]["kernel"].shape[0]
+    return with_rows(load_weights(folder, parameters.random_params(without, bytes(32))), HEAD, rows)
 
 
 def initial_params(plan: RunPlan, secret: bytes) -> PyTree:

@@ -19,6 +19,7 @@ the private store, and directions enter a run by their digest, which its noise i
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -28,7 +29,7 @@ from jaxcxr.errors import InputError
 from jaxcxr.training.trained_on import images_of
 
 WHITENING = 0.5
-FACTOR, POWER, UNITS_PER_DIRECTION = 2.8, 0.4, 12
+FACTOR, POWER, UNITS_PER_DIRECTION = 2.8, 0.4, 6
 LEAST, MOST = 8, 512
 """Of `number_of_directions`; docs/recipes.md has the study that they come from."""
 _NEGLIGIBLE = 1e-6
@@ -64,10 +65,15 @@ class Directions:
 
 
 def number_of_directions(
-    n_units: int, epsilon: float | None, findings: int, features: int, public_images: int
+    n_units: int,
+    epsilon: float | None,
+    findings: int,
+    features: int,
+    public_images: int,
+    units_per_direction: int = UNITS_PER_DIRECTION,
 ) -> int:
     """How many directions a head moves in, from public numbers alone: `FACTOR` (N epsilon /
-    sqrt(findings)) ^ `POWER`, but at most one for `UNITS_PER_DIRECTION` units, which is all that is asked of
+    sqrt(findings)) ^ `POWER`, but at most one for `units_per_direction` units, which is all that is asked of
     a run without privacy.
 
     Args:
@@ -76,21 +82,22 @@ def number_of_directions(
         findings: number of them, which share a release.
         features: number of the network's.
         public_images: how many there are.
+        units_per_direction: at least.
     """
-    wanted = n_units / UNITS_PER_DIRECTION
+    wanted = n_units / units_per_direction
     if epsilon is not None:
         wanted = min(wanted, FACTOR * (n_units * epsilon / math.sqrt(findings)) ** POWER)
     return max(1, min(MOST, features, public_images - 1, max(LEAST, round(wanted))))
 
 
-def directions_of(public: Float[np.ndarray, "n features"], k: int, thumbnail: int = 0) -> Directions:
+def directions_of(public: Float[np.ndarray, "n features"], k: int, parts: Sequence[int] = ()) -> Directions:
     """k directions by the features of public images.
 
     Args:
         public: features.
         k: how many.
-        thumbnail: how many of the last features are grey values of a thumbnail (`models.thumbnail`), which
-            have another scale: public images are made to differ as much in these as in the others.
+        parts: how many of the features belong to each part that a head sees (`Network.seen_parts`), where
+            there are several, which have other scales: public images are made to differ as much in each.
 
     Raises:
         InputError: there are not more public images than directions.
@@ -103,7 +110,7 @@ def directions_of(public: Float[np.ndarray, "n features"], k: int, thumbnail: in
         )
     public = np.asarray(public, np.float64)
     centre = public.mean(axis=0)
-    units = _units(public - centre, thumbnail)
+    units = _units(public - centre, parts)
     _, singular, rows = np.linalg.svd((public - centre) / units, full_matrices=False)
     variance = np.square(singular[:k]) / n
     differs = variance > _NEGLIGIBLE * variance[0]
@@ -120,14 +127,14 @@ def directions_of(public: Float[np.ndarray, "n features"], k: int, thumbnail: in
     )
 
 
-def _units(deviations: Float[np.ndarray, "n features"], thumbnail: int) -> Float[np.ndarray, "features"]:
-    """What each feature is divided by: 1 without a thumbnail, else the root of the variance of its part."""
-    d = deviations.shape[1]
-    if not thumbnail:
-        return np.ones(d)
-    variance = np.square(deviations).mean(axis=0)
-    parts = [math.sqrt(float(part.sum())) or 1.0 for part in np.split(variance, [d - thumbnail])]
-    return np.repeat(parts, [d - thumbnail, thumbnail])
+def _units(
+    deviations: Float[np.ndarray, "n features"], parts: Sequence[int]
+) -> Float[np.ndarray, "features"]:
+    """What each feature is divided by: 1 for a single part, else the root of the variance of its part."""
+    if len(parts) < 2:
+        return np.ones(deviations.shape[1])
+    variance = np.split(np.square(deviations).mean(axis=0), np.cumsum(parts)[:-1])
+    return np.repeat([math.sqrt(float(part.sum())) or 1.0 for part in variance], parts)
 
 
 def require_apart(public: Store, private: Store, ids_unrelated: bool) -> None:

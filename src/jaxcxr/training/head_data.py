@@ -33,6 +33,8 @@ from jaxcxr.training.public_head import calibrated, fitted
 
 DRAWN = SyntheticConfig(domain="public", n_train=2000, n_valid=0, n_test=0, seed=0)
 """Public images where the configuration names none."""
+UNITS_PER_DIRECTION = 12
+"""Public images for each direction of a head that is trained on them."""
 Say = Callable[[str], None]
 
 
@@ -93,7 +95,7 @@ def prepared(config: Experiment, store: Store, params: PyTree, k: int, say: Say 
         InputError: the public images are private ones, or too few; kept features are damaged.
     """
     public, described = _public_features(config, store, params, say)
-    directions = directions_of(_one_row(config, public), k, config.model.thumbnail**2)
+    directions = directions_of(_one_row(config, public), k, _parts(config, params))
     features = private_features(config, store, params, say)["train"]
     facts = described | {
         "directions": k,
@@ -124,8 +126,9 @@ def with_public_head(config: Experiment, store: Store, params: PyTree, say: Say 
         )
     features = _one_row(config, _public_features(config, store, params, say)[0])
     labels, patients = _public_labels(config, store)
-    k = number_of_directions(len(features), None, len(findings), features.shape[1], len(features))
-    directions = directions_of(features, k, config.model.thumbnail**2)
+    n, d = features.shape
+    k = number_of_directions(n, None, len(findings), d, n, UNITS_PER_DIRECTION)
+    directions = directions_of(features, k, _parts(config, params))
     found = fitted(directions, features, labels, patients)
     say(found.sentence(findings))
     head = in_features(directions, jnp.asarray(found.moved, jnp.float32))["params"][HEAD]
@@ -199,6 +202,11 @@ def can_be_calibrated(config: Experiment, trained_on_drawn: bool) -> bool:
 def _one_row(config: Experiment, features: Features) -> Float32[np.ndarray, "n features"]:
     """Features of an image to train on (`_views_to_train_on`)."""
     return features[:, 0] if has_sides(config.data.findings) else features.mean(axis=1)
+
+
+def _parts(config: Experiment, params: Any) -> tuple[int, ...]:
+    """How many features the parts have that the head sees."""
+    return parameters.network_of(config).seen_parts(params, config.data.size)
 
 
 def _views_to_train_on(config: Experiment) -> Views:

@@ -59,8 +59,8 @@ def _require_same_network(config: Experiment, made_for: ModelConfig, theirs: Dat
     ]
     if "lora_rank" in differing and found.lora_rank == 0:
         differing.remove("lora_rank")  # the factors start from nothing
-    if "thumbnail" in differing and found.thumbnail == 0:
-        differing.remove("thumbnail")  # the head starts with zeros there
+    if not (found.thumbnail or found.stage_statistics):  # the head starts with zeros there
+        differing = [name for name in differing if name not in ("thumbnail", "stage_statistics")]
     if differing:
         told = "; ".join(
             f"{name} is {_shown(found, name)} there, {_shown(wanted, name)} here" for name in differing

@@ -28,6 +28,7 @@ from jaxcxr.digests import sealed, write_json
 from jaxcxr.errors import InputError
 from jaxcxr.eval.calibrate import write_calibration
 from jaxcxr.eval.evaluate import evaluate, read_evaluation
+from jaxcxr.eval.start import with_start
 from jaxcxr.launch.jobs import A_DAY, claimed
 from jaxcxr.records.spent import saved_in
 from jaxcxr.report.page.run_page import PAGE
@@ -38,6 +39,7 @@ from jaxcxr.run_folder import (
     EVALUATION,
     PATIENTS,
     PREDICTIONS,
+    UNTOUCHED,
     Facts,
     has_facts,
     is_evaluated,
@@ -209,6 +211,7 @@ def run_experiment(
     say: Say = print,
     *,
     beside: bool = True,
+    judge_start: bool = False,
     chosen: Sequence[str] = (),
     tuning: Mapping[str, str] | None = None,
 ) -> pd.DataFrame | None:
@@ -217,8 +220,9 @@ def run_experiment(
 
     Of several processes, the first one predicts, evaluates and reports. The report compares a private run
     with the non-private one beside it, unless `beside` is False (a sweep compares at its end, and writes the
-    reports again). `chosen` is what a recipe chose and why, and `tuning` names
-    the tuning that the run is one of, both for `run.json`.
+    reports again). `judge_start` evaluates the weights that training starts from, too, where they predict the
+    findings, into `untouched/` of the run folder (a sweep has them beside its runs). `chosen` is what a
+    recipe chose and why, and `tuning` names the tuning that the run is one of, both for `run.json`.
 
     Returns:
         The evaluation; None in all processes but the first.
@@ -257,6 +261,9 @@ def run_experiment(
     _write_patients(patients, out / PATIENTS)
     if outcome.stopped_by == "budget":
         say(f"the budget is spent: stopped before step {outcome.steps_done + 1} of {plan.steps}")
+    if judge_start and has_start(config):
+        alone = dataclasses.replace(config.evaluation, groups=())
+        evaluate_untouched(dataclasses.replace(config, evaluation=alone), out / UNTOUCHED, say)
     evaluation = predict_and_evaluate(config, outcome.params, store, out)
     report_run(out, config.evaluation, store.manifest, beside=beside)
     return evaluation
@@ -282,6 +289,20 @@ def _is_sound(out: Path, config: Experiment, resume: bool, say: Say) -> bool:
         say(f"{error}; its steps are repeated")
         return False
     return True
+
+
+def has_start(config: Experiment) -> bool:
+    """Whether there is a model before training: weights with a head for the findings, kept, or made of public
+    images.
+    """
+    if config.model.weights is None:
+        return False
+    if config.training.keeps_features and config.head.start != "weights":
+        return config.head.start != "zero"
+    from jaxcxr.training.weights import provenance, weights_folder
+
+    folder = weights_folder(config.model.weights)
+    return not folder.exists() or provenance(folder).get("head") != "zero"
 
 
 def evaluate_untouched(config: Experiment, out: Path, say: Say = print) -> pd.DataFrame:
@@ -323,6 +344,7 @@ def predict_and_evaluate(config: Experiment, params: Any, store: Store, out: Pat
     write_calibration(table, findings, config.evaluation, out)
     with tqdm(total=len(findings), unit="finding", desc="evaluating", dynamic_ncols=True) as bar:
         evaluation = evaluate(table, findings, config.evaluation, progress=bar.update)
+    evaluation = with_start(evaluation, table, findings, config.evaluation, out)
     with sealed(out / EVALUATION) as part:
         evaluation.to_csv(part, index=False)
     return evaluation

@@ -74,6 +74,7 @@ class HeadRule:
         from_zero, from_public: what both are multiplied by where the steps start at zero, or at a head of
             public images.
         thumbnail: as in the model configuration, where the steps do not start from the head of the weights.
+        stage_statistics: networks with which the head sees the statistics of stages there, too.
         test_time_augmentation: as in the model configuration, where no finding has a side; features are
             computed for every view. Where one has, the head is trained on images as they are, and predicts
             those.
@@ -88,8 +89,9 @@ class HeadRule:
     length: Positive = 8.0
     longest: Positive = 32.0
     from_zero: Positive = 0.5
-    from_public: Positive = 0.25
+    from_public: Positive = 0.1875
     thumbnail: Annotated[int, Field(ge=0, le=64)] = 16
+    stage_statistics: tuple[str, ...] = ("efficientnet_lite0",)
     test_time_augmentation: Annotated[Views, Formerly("prediction_views")] = "mirrored"
 
     def learning_rate(self, signal: float | None, start: str) -> float:
@@ -232,7 +234,8 @@ def of_the_head(config: Experiment, n_units: int, rule: Rule) -> Experiment:
         )
     model = config.model
     if section.start not in ("weights", "calibrated"):  # which were trained without one
-        model = dataclasses.replace(model, thumbnail=head.thumbnail)
+        stages = model.network in head.stage_statistics
+        model = dataclasses.replace(model, thumbnail=head.thumbnail, stage_statistics=stages)
     if not has_sides(config.data.findings):
         model = dataclasses.replace(model, test_time_augmentation=head.test_time_augmentation)
     return dataclasses.replace(config, model=model, training=changed, privacy=privacy, head=section)

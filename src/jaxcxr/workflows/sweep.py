@@ -22,7 +22,7 @@ from jaxcxr.report.sweep_privacy import write_cost
 from jaxcxr.report.sweep_report import write_sweep
 from jaxcxr.run_folder import CONFIG, EVALUATION, SUMMARY, UNTOUCHED, budget_name, is_evaluated
 from jaxcxr.training.cpu_allocator import keep_memory
-from jaxcxr.workflows.experiment import evaluate_untouched, run_experiment
+from jaxcxr.workflows.experiment import evaluate_untouched, has_start, run_experiment
 
 WRITES = (
     "report.html, summary.csv, privacy.json, evaluations.csv, comparisons.csv, gains.csv, correlations.csv, "
@@ -68,7 +68,7 @@ def sweep(
 def parts(experiments: Mapping[float, Experiment]) -> list[str]:
     """The folders of a sweep, which need nothing of each other: of each budget, and of untouched weights."""
     first = next(iter(experiments.values()))
-    return [*([UNTOUCHED] if _predicts_untouched(first) else []), *map(budget_name, experiments)]
+    return [*([UNTOUCHED] if has_start(first) else []), *map(budget_name, experiments)]
 
 
 def run_part(
@@ -113,15 +113,9 @@ def report(experiments: Mapping[float, Experiment], out: Path, beside: Path | No
         _write(experiments, out, beside)
 
 
-def _predicts_untouched(config: Experiment) -> bool:
-    """Whether there is a model before training: weights whose head is kept."""
-    has_head = not config.training.keeps_features or config.head.start != "zero"
-    return config.model.weights is not None and has_head
-
-
 def _write(experiments: Mapping[float, Experiment], out: Path, beside: Path | None) -> None:
     first = next(iter(experiments.values()))
-    untouched = read_evaluation(out / UNTOUCHED / EVALUATION) if _predicts_untouched(first) else None
+    untouched = read_evaluation(out / UNTOUCHED / EVALUATION) if has_start(first) else None
     runs = finished_runs(out)
     summary = summarise(runs)
     with sealed(out / SUMMARY) as part:

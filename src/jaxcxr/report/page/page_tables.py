@@ -11,6 +11,7 @@ import pandas as pd
 
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.metrics import METRICS
+from jaxcxr.eval.strata import WITHIN
 from jaxcxr.report.evaluation_facts import SUPPRESSED, crossed, is_difference
 from jaxcxr.report.paper.supplementary_tables import METRIC_NAMES, title
 from jaxcxr.report.wording import number, p_text, signed
@@ -190,6 +191,42 @@ def without_small(groups: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Rows of groups that are large enough to be judged, and the labels of those that are not."""
     small = groups["note"].astype(str).str.startswith(SUPPRESSED)
     return groups.loc[~small], tuple(groups.loc[small, "label"].astype(str))
+
+
+def strata_table(evaluation: pd.DataFrame) -> Table | None:
+    """AUROC of each finding in each stratum, at the foot that within all of them and that over all pairs;
+    None without strata.
+    """
+    rows = evaluation.loc[evaluation["metric"] == WITHIN]
+    if rows.empty:
+        return None
+    findings = [str(f) for f in dict.fromkeys(rows["finding"])]
+    if len(findings) == 2:  # one finding, and the average over it
+        findings = findings[:1]
+    everyone = evaluation.loc[(evaluation["group"] == "all") & (evaluation["metric"] == "auroc")]
+
+    def line(cells: Mapping[tuple[str, ...], dict[str, object]], group: str, label: str) -> tuple[Cell, ...]:
+        return (
+            Cell(label),
+            count(cells[group, findings[-1]]["n"]),
+            *(estimated(cells[group, f]) for f in findings),
+        )
+
+    cells, groups = _by(rows, "group", "finding"), rows.loc[rows["finding"] == findings[-1]]
+    judged, too_small = without_small(groups)
+    lines = {row["group"]: line(cells, row["group"], row["label"]) for row in judged.to_dict("records")}
+    pooled = lines.pop("all", line(cells, "all", "within strata"))
+    return Table(
+        "Within strata",
+        "AUROC among images that were taken alike, with its 95 % interval. The pooled figure is the share of "
+        "pairs of a positive and a negative image of the same stratum that are ranked rightly; what it lacks "
+        "to the figure over all pairs is what the model has from the strata themselves. Strata that are too "
+        "small are left out of it.",
+        ("Stratum", "Images", *("Average" if f == "average" else title(f) for f in findings)),
+        tuple(lines.values()),
+        (pooled, line(_by(everyone, "group", "finding"), "all", "over all pairs")),
+        too_small,
+    )
 
 
 def group_by_finding_table(evaluation: pd.DataFrame, metric: str = "auroc") -> Table | None:

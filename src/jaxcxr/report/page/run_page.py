@@ -36,6 +36,7 @@ from jaxcxr.report.page.page_tables import (
     group_by_finding_table,
     group_table,
     pair_table,
+    strata_table,
     text_table,
 )
 from jaxcxr.report.paper.cohort_tables import table_1
@@ -204,6 +205,8 @@ def run_page(
     ]
     groups.append(group_table(evaluation, several=True))
     sections.append(Section("Groups of patients", tuple(t for t in groups if t is not None)))
+    if (strata := strata_table(evaluation)) is not None:
+        sections.append(Section("Within strata", (strata,)))
     drawn = drawings(_curves(figures), curves_texts(evaluation)) if figures is not None else ()
     sections.append(Section("Curves", figures=drawn))
     sections.append(Section("Images", film_tables(films, findings)))
