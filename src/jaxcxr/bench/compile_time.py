@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, Float, PyTree
 
 from jaxcxr.bench.case import AnyCase, NetworkCase
@@ -100,6 +101,7 @@ def compile_time(network: str, size: int, batch: int, problem: Problem, l2_clip_
     loss, params, examples = problem
     jax.clear_caches()
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or JAX goes on with what it decided at its first compilation
     start, processor = time.perf_counter(), time.process_time()
     step = jax.jit(lambda params, examples: clipped_sums(loss, params, examples, l2_clip_norm, "layerwise"))
     lowered = step.lower(params, examples)
