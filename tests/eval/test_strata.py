@@ -1,6 +1,7 @@
 """AUROC within strata of how images were taken."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,14 +54,10 @@ def by_hand(table: pd.DataFrame, strata: list[str]) -> float:
     return won / pairs
 
 
-def row(table: pd.DataFrame, group: str, finding: str, metric: str = WITHIN) -> pd.Series:
-    (found,) = (
-        r
-        for _, r in table.loc[
-            (table["group"] == group) & (table["finding"] == finding) & (table["metric"] == metric)
-        ].iterrows()
-    )
-    return found
+def row(table: pd.DataFrame, group: str, finding: str, metric: str = WITHIN) -> dict[str, Any]:
+    wanted = (table["group"] == group) & (table["finding"] == finding) & (table["metric"] == metric)
+    (found,) = table.loc[wanted].to_dict("records")
+    return dict(found)
 
 
 def test_pairs_of_one_stratum_alone_count(predictions: pd.DataFrame) -> None:
