@@ -91,7 +91,8 @@ def test_the_choice_is_written_down_and_kept(
     other = begin_or_continue(free, None, elsewhere)
     assert (other.microbatch_size, other.binding == begun.binding) == (2, False)
     monkeypatch.setattr(memory, "choose_microbatch", lambda *_: pytest.fail("chosen anew"))
-    assert begin_or_continue(free, None, tmp_path) == begun
+    again = begin_or_continue(free, None, tmp_path)
+    assert (again.microbatch_size, again.binding) == (4, begun.binding)
     assert begin_or_continue(free, None, elsewhere).microbatch_size == 2
     path.write_text(json.dumps(json.loads(path.read_text()) | {"microbatch_size": 2}))
     seal(path)

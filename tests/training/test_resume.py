@@ -376,6 +376,8 @@ def test_another_way_of_compiling_is_another_platform(
     config: Experiment, tiny_store: Store, name: str, value: Any
 ) -> None:
     """Unoptimised, the same step rounds otherwise, and the difference of two such runs has no noise in it."""
+    if name not in jax.config.values:
+        pytest.skip(f"JAX {jax.__version__} has no {name}")
     plan, before = make_plan(config, tiny_store), jax.config.values[name]
     assert before != value
     platform = binding_of(plan, plan.describe(), "aa").platform
