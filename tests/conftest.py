@@ -64,6 +64,16 @@ def quick_compilation() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def quick_network() -> Iterator[None]:
+    """A tiny network in the place of the paper's, for all tests of a module."""
+    from tests.training.tiny import MAKE_NETWORK, tiny_network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MAKE_NETWORK, tiny_network)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Ninety films of 32 x 32 pixels whose brightness says a little about the labels; two films a patient."""

@@ -392,7 +392,7 @@ class Experiment:
         augments_once = training.augmentation != "none" and training.augmentation_multiplicity == 1
         if self.privacy is not None and augments_once:
             raise InputError(
-                "training.augmentation: private runs take a image as it is, or average several views; "
+                "training.augmentation: private runs take an image as it is, or average several copies; "
                 "expected 'none', or training.augmentation_multiplicity of 2 or more"
             )
         if self.privacy is None and training.optimizer == "adam_bc":

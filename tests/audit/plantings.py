@@ -71,13 +71,13 @@ def _laplace(leaf: Any) -> Any:
     return -jnp.sign(uniform) * jnp.log1p(-2 * jnp.abs(uniform) * (1 - 1e-6)) / 2**0.5
 
 
-def _in_pairs(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
+def _in_pairs(self: Mechanism, secret: bytes, number: int, n: int, _groups: Any = None) -> Any:
     pairs = sampling.poisson_batch(secret, number, -(-n // 2), self.sample_rate)
     drawn = np.concatenate([2 * pairs, 2 * pairs + 1])
     return np.sort(drawn[drawn < n])
 
 
-def _in_xor(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
+def _in_xor(self: Mechanism, secret: bytes, number: int, n: int, _groups: Any = None) -> Any:
     """Of three neighbours never all, more often two: the rate of each and of every pair stays nearly."""
     mask = np.zeros(n, bool)
     mask[DRAW(self, secret, number, n)] = True
@@ -91,7 +91,7 @@ def _in_xor(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
     return np.flatnonzero(mask)
 
 
-def _epochs(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
+def _epochs(self: Mechanism, secret: bytes, number: int, n: int, _groups: Any = None) -> Any:
     """Shuffled once an epoch and cut into batches."""
     size = max(1, round(self.sample_rate * n))
     per_epoch = n // size
@@ -100,12 +100,12 @@ def _epochs(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
     return np.sort(order[place * size : (place + 1) * size])
 
 
-def _fixed_size(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
+def _fixed_size(self: Mechanism, secret: bytes, number: int, n: int, _groups: Any = None) -> Any:
     rng = np.random.default_rng([*secret, number])
     return np.sort(rng.choice(n, max(1, round(self.sample_rate * n)), replace=False))
 
 
-def _not_twice_running(self: Mechanism, secret: bytes, number: int, n: int) -> Any:
+def _not_twice_running(self: Mechanism, secret: bytes, number: int, n: int, _groups: Any = None) -> Any:
     """A loader's buffer: what was drawn is put back one step later."""
     before = DRAW(self, secret, number - 1, n) if number % 2 else np.zeros(0, int)
     return np.setdiff1d(DRAW(self, secret, number, n), before)
@@ -284,7 +284,7 @@ MISSED: dict[str, tuple[str, Planting]] = {
     "half of each leaf's noise repeats the other": ("compiled", _leaf(lambda _, leaf: _second_half(leaf))),
     "one noise for leaves of one shape": ("compiled", _noise(_one_noise_for_a_shape)),
     "keys without the secret": ("called", _set(Mechanism, "noise_key", lambda self, _secret, n: KEY(self, PUBLIC, n))),
-    "batches from a public seed": ("called", _set(Mechanism, "draw", lambda self, _secret, n, of: DRAW(self, PUBLIC, n, of))),
+    "batches from a public seed": ("called", _set(Mechanism, "draw", lambda self, _secret, n, of, _: DRAW(self, PUBLIC, n, of))),
     "units drawn in pairs": ("called", _set(Mechanism, "draw", _in_pairs)),
     "contributions 5 % too long": ("sums", _set(clipping, "clip_factors", _too_long)),
     "noise that repeats after 60 steps": ("called", _set(Mechanism, "noise_key", lambda self, secret, n: KEY(self, secret, n % 60))),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxcxr.audit import attacks
 from jaxcxr.audit.audit import Audit, checks_of
 from jaxcxr.audit.recording import Own, Recorder
 from jaxcxr.audit.subject import Subject, subject_of
@@ -156,3 +157,11 @@ def test_groups_are_those_of_the_feed(subject: Subject, recorder: Recorder, tmp_
     assert (run.canaries_drawn & ~own).sum() == 0
     assert own.sum(axis=0).tolist() == [32 // BANDS] * len(included)
     assert (run.turns.own(np.arange(32))[:, -len(included) :] == own).all()
+
+
+def test_each_canary_is_scored_in_its_own_groups_steps() -> None:
+    """Of five steps of two groups, a canary of the second one has two, and the first step of the other beside."""
+    scores = np.arange(10.0).reshape(5, 2)
+    own = np.array([[True, False], [False, True]] * 3)[:5]
+    assert attacks._in_turn(scores, own, 3).tolist() == [[0, 3], [4, 7], [8, 1]]
+    assert attacks._in_turn(scores, np.ones((5, 2), bool), 5).tolist() == scores.tolist()

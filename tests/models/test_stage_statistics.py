@@ -11,10 +11,10 @@ from flax import linen as nn
 
 from jaxcxr.config import DataConfig, ModelConfig
 from jaxcxr.errors import InputError
-from jaxcxr.models.backbone import Network
+from jaxcxr.models.backbone import Network, with_rows
 from jaxcxr.models.features import features, with_features
 from jaxcxr.models.network import NETWORKS, make_network, network_class, shapes_of
-from jaxcxr.models.thumbnail import thumbnail, with_rows
+from jaxcxr.models.thumbnail import thumbnail
 from jaxcxr.training.directions import directions_of
 
 

@@ -11,11 +11,12 @@ from flax import linen as nn
 
 from jaxcxr.config import ModelConfig
 from jaxcxr.errors import InputError
+from jaxcxr.models.backbone import with_rows
 from jaxcxr.models.features import features, with_features
 from jaxcxr.models.network import Network
 from jaxcxr.models.published import torch_state
 from jaxcxr.models.saliency import activation_map
-from jaxcxr.models.thumbnail import thumbnail, with_rows
+from jaxcxr.models.thumbnail import thumbnail
 
 SIDE, CHANNELS = 4, 5
 

@@ -43,7 +43,7 @@ def rows(stream: Stream, steps: Any) -> np.ndarray:
 
 def stream(mechanism: Mechanism = MECHANISM, secret: bytes = SECRET) -> Stream:
     found = mechanism.stream(secret)
-    assert found is not None
+    assert isinstance(found, Stream)
     return found
 
 

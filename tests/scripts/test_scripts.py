@@ -300,10 +300,10 @@ def test_contact_sheet_draws(tmp_path: Path) -> None:
 def test_real_radiographs_from_files_to_a_private_model(home: Path, tmp_path: Path) -> None:
     table = pd.read_csv(REAL_FILMS / "metadata.csv", dtype=str, keep_default_na=False)
     table[table["source"].str.startswith("nih")].to_csv(tmp_path / "table.csv", index=False)
-    source = (
-        (ROOT / "configs" / "prepare_example.yaml").read_text().replace("same_patient:", "# same_patient:")
-    )
-    (tmp_path / "source.yaml").write_text(source)
+    source = (ROOT / "configs" / "prepare_example.yaml").read_text()
+    source = source.replace("same_patient:", "# same_patient:")
+    key = "  key: '00112233445566778899aabbccddeeff'\n"  # by some keys a split has no image of a finding
+    (tmp_path / "source.yaml").write_text(source.replace("  test: 0.25\n", f"  test: 0.25\n{key}"))
     files = ["--source", "source.yaml", "--table", "table.csv", "--images", str(REAL_FILMS)]
     said = process("prepare", "csv", *files, "--out", "real", "--size", "32", cwd=tmp_path)
     assert "real: 9" in said.stdout

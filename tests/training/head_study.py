@@ -24,11 +24,11 @@ from jaxcxr.config import DataConfig, Experiment, ModelConfig, TrainingConfig
 from jaxcxr.config_files import load
 from jaxcxr.data.store import open_store
 from jaxcxr.eval.delong import delong
+from jaxcxr.models.backbone import with_rows
 from jaxcxr.models.network import HEAD
-from jaxcxr.models.thumbnail import with_rows
 from jaxcxr.training import parameters
 from jaxcxr.training.directions import Directions, directions_of, number_of_directions
-from jaxcxr.training.head_data import UNITS_PER_DIRECTION
+from jaxcxr.training.head_data import IMAGES_PER_DIRECTION
 from jaxcxr.training.kept_features import features_of_store
 from jaxcxr.training.public_head import fitted
 from jaxcxr.training.weights import load_weights, weights_folder
@@ -162,7 +162,7 @@ def aurocs(
     )
     x, sizes = seen(images, variant.sees)
     n_public = int(public.sum())
-    known = [number_of_directions(n_public, None, 1, x.shape[1], n_public, UNITS_PER_DIRECTION)]
+    known = [number_of_directions(n_public, None, 1, x.shape[1], n_public, IMAGES_PER_DIRECTION)]
 
     def along(k: int) -> Directions:
         if (variant.sees, k) not in made:

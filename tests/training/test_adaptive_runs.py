@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,9 @@ from jaxcxr.training.loop import Outcome, train
 from jaxcxr.training.plan import RunPlan, make_plan
 from jaxcxr.training.step import make_step
 from tests.conftest import changed
-from tests.training.test_loop import bits, cut_at, linear_loss, microbatches
-from tests.training.tiny import MAKE_NETWORK, tiny_network
+from tests.training.test_loop import bits, cut_at, linear_loss, microbatches, seven_images
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_network() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MAKE_NETWORK, tiny_network)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_network")
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +115,7 @@ def test_discrete_noise_counts_the_coordinate_in(
 
 def test_two_devices_do_what_one_does(plan: RunPlan) -> None:
     assert plan.mechanism is not None
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (7, 8, 8)).astype(np.uint8)
-    labels = rng.integers(0, 2, (7, 3)).astype(np.float32)
+    images, labels = seven_images()
     release, found = objective.Gradients(linear_loss, plan.mechanism), []
     for devices in (jax.local_devices()[:1], jax.local_devices()):
         functions = make_step(release, build.optimizer_of(plan), 6, 2, devices)

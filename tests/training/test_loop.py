@@ -276,6 +276,13 @@ def test_training_stops_before_the_step_that_would_exceed(
     assert epsilon_pld(spent[0], 1e-4) <= 6.5 < epsilon_pld(spent[1], 1e-4)
 
 
+def seven_images() -> tuple[np.ndarray, np.ndarray]:
+    """Images of 8 pixels a side and labels of three findings."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (7, 8, 8)).astype(np.uint8)
+    return images, rng.integers(0, 2, (7, 3)).astype(np.float32)
+
+
 def microbatches(images: Any, labels: Any, size: int) -> list[dict[str, Any]]:
     """A batch of single films, cut into padded microbatches."""
     pieces = []
@@ -322,11 +329,8 @@ def linear_loss(params: Any, unit: Any) -> Any:
 
 
 def test_two_devices_do_what_one_does(plan: RunPlan) -> None:
-    rng = np.random.default_rng(1)
-    images, labels = (
-        rng.integers(0, 256, (7, 8, 8)).astype(np.uint8),
-        rng.integers(0, 2, (7, 3)).astype(np.float32),
-    )
+    images, labels = seven_images()
+    rng = np.random.default_rng(2)
     start = {"kernel": jnp.asarray(rng.normal(size=(64, 3)), jnp.float32)}
     sums = []
     assert jax.local_device_count() == 2

@@ -53,8 +53,8 @@ def store_of_the_papers_size(folder: Path, config: Experiment) -> None:
     write_store(folder, frame, images, size=SIZE, findings=findings, preprocessing={"made": "at random"})
 
 
-def plan_of_the_paper(folder: Path, steps: int) -> Experiment:
-    """The paper's configuration, its noise for the whole plan, and the first steps of it."""
+def plan_of_the_paper(folder: Path, steps: int) -> tuple[Experiment, int]:
+    """The paper's configuration, its noise for the whole plan, and the first steps of it; the steps of all."""
     config = load(Experiment, "configs/paper_private.yaml")
     privacy, training = config.privacy, config.training
     assert privacy is not None
@@ -63,7 +63,7 @@ def plan_of_the_paper(folder: Path, steps: int) -> Experiment:
     rate = training.expected_batch_size / privacy.dataset_size
     whole = accounting.steps_of_epochs(training.epochs, privacy.dataset_size, training.expected_batch_size)
     noise = accounting.calibrated_noise(privacy.epsilon, privacy.delta, rate, whole)
-    return dataclasses.replace(
+    first = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, store=str(folder / "store"), size=SIZE),
         model=dataclasses.replace(config.model, weights=None, network="tests.training.tiny:TinyNet"),
@@ -73,6 +73,7 @@ def plan_of_the_paper(folder: Path, steps: int) -> Experiment:
         ),
         evaluation=EvaluationConfig(redraws=100),
     )
+    return first, whole
 
 
 def command(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
@@ -153,7 +154,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = plan_of_the_paper(folder, arguments.steps)
+        config, whole = plan_of_the_paper(folder, arguments.steps)
         dump(config, folder / "run.yaml")
         store_of_the_papers_size(folder / "store", config)
         first_half = range(1, arguments.steps // 2)
@@ -169,11 +170,10 @@ def main() -> None:
         third = len(during) // 3
         for what, rows in (("first", during[:third]), ("last", during[-third:])):
             a, b = rows[0], rows[-1]
-            print(
-                f"{what} third (steps {a[0]} to {b[0]}): {1000 * (b[1] - a[1]) / (b[0] - a[0]):.1f} ms of processor time"
-            )
-            print(f"  per step, {a[2]:.0f} to {b[2]:.0f} MiB")
-        size, whole = ledger.stat().st_size, 179_885
+            each = 1000 * (b[1] - a[1]) / (b[0] - a[0])
+            print(f"{what} third (steps {a[0]} to {b[0]}): {each:.1f} ms of processor time per step, "
+                  f"{a[2]:.0f} to {b[2]:.0f} MiB")  # fmt: skip
+        size = ledger.stat().st_size
         print(
             f"ledger: {size / arguments.steps:.0f} bytes per step, {size / arguments.steps * whole / 1e6:.0f} MB at the end of the plan"
         )

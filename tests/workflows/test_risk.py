@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +27,11 @@ from jaxcxr.workflows.risk import Asked, Risk, assess
 from jaxcxr.workflows.risk_inputs import targets_of
 from jaxcxr.workflows.risk_price import price
 from tests.conftest import changed, load_script
-from tests.training.tiny import MAKE_NETWORK, tiny_network
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_network")
 
 EVALUATION_OF_FEW = EvaluationConfig(redraws=20, min_group_images=5, min_group_positives=2, groups=("sex",))
 ASKED = Asked(models=8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_network() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MAKE_NETWORK, tiny_network)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -73,6 +73,43 @@ def rounds(steps: int, bands: int) -> int:
 def spending_of(sample_rate: float, noise_multiplier: float, steps: int, bands: int) -> Spending:
     """What so many steps cost each unit; `sample_rate` is that of a step of its group."""
     return Spending(sample_rate, noise_multiplier, rounds(steps, bands))
+
+
+def calibrated(
+    budget: tuple[float, float],
+    batch: tuple[int, int],
+    steps: int,
+    bands: int,
+    already: Sequence[Spending] = (),
+) -> float:
+    """The noise multiplier for a budget, as `calibrated_noise`.
+
+    Args:
+        budget: epsilon and delta.
+        batch: expected batch size and declared number of units.
+        steps: of the run.
+        bands: of the noise.
+        already: what else the budget pays for.
+    """
+    rate = sample_rate_of(batch[0] * bands, batch[1])
+    return calibrated_noise(*budget, rate, rounds(steps, bands), already)
+
+
+def settled_bands(
+    asked: int | Literal["auto"],
+    budget: tuple[float, float],
+    batch: tuple[int, int],
+    steps: int,
+    already: Sequence[Spending] = (),
+) -> int:
+    """The number of bands of a run: as asked, or by `chosen_bands`; the other arguments as there.
+
+    Raises:
+        InputError: groups of units cannot take turns so (`require_bands`), or the budget buys nothing.
+    """
+    bands = chosen_bands(budget, batch, steps, already) if asked == "auto" else asked
+    require_bands(bands, *batch, steps)
+    return bands
 
 
 def affordable(
@@ -164,8 +201,7 @@ def chosen_bands(
     expected, n_units = batch
 
     def error(bands: int) -> float:
-        rate = sample_rate_of(expected * bands, n_units)
-        sigma = calibrated_noise(*budget, rate, rounds(steps, bands), already)
+        sigma = calibrated(budget, batch, steps, bands, already)
         return sigma * prefix_error(coefficients(bands, steps), steps)
 
     most = min(MOST_CHOSEN, steps, n_units // expected)

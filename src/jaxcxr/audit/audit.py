@@ -254,11 +254,5 @@ def noise_of_nothing(
     m, nothing = plan.mechanism, recorder.empty_sum(params)
     assert m is not None
     stream = m.stream(bound)
-
-    def randomness(step: int) -> PyTree:
-        if stream is not None:
-            return stream.at(step, nothing.high)
-        return m.randomness(m.noise_key(bound, step), nothing.high)
-
-    released = [flat(recorder.own.release(nothing, randomness(step))) for step in steps]
+    released = [flat(recorder.own.release(nothing, stream.at(step, nothing.high))) for step in steps]
     return (np.stack(released) * (m.expected_batch_size / deviation_of(m))).astype(np.float32)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxcxr import accounting
 from jaxcxr.accounting import banded
 from jaxcxr.config import Experiment, HeadConfig, ModelConfig
 from jaxcxr.data.store import Split
@@ -173,13 +172,10 @@ def _audited(config: Experiment, size: Size, side: int, n_units: int) -> Experim
     batch = min(n_units, max(LEAST_BATCH, round(rate * n_units)))
     epsilon = size.epsilon if size.epsilon is not None else privacy.epsilon
     delta = min(privacy.delta, 0.5 / n_units)
-    bands = privacy.noise_bands
+    budget, drawn = (epsilon, delta), (batch, n_units)
     try:
-        if bands == "auto":
-            bands = banded.chosen_bands((epsilon, delta), (batch, n_units), size.steps)
-        banded.require_bands(bands, batch, n_units, size.steps)
-        rate, rounds = accounting.sample_rate_of(batch * bands, n_units), banded.rounds(size.steps, bands)
-        noise = accounting.calibrated_noise(epsilon, delta, rate, rounds)
+        bands = banded.settled_bands(privacy.noise_bands, budget, drawn, size.steps)
+        noise = banded.calibrated(budget, drawn, size.steps, bands)
     except ValueError as error:
         raise InputError(f"--epsilon {epsilon:g}: {error}") from error
     model = (

@@ -12,7 +12,7 @@ from jaxcxr.config import EvaluationConfig
 from jaxcxr.digests import check
 from jaxcxr.errors import InputError
 from jaxcxr.eval.bootstrap import p_value, spread_of
-from jaxcxr.eval.estimates import FEWEST, NO_INTERVAL, Estimates, measure
+from jaxcxr.eval.estimates import FEWEST, NO_INTERVAL, Estimates, measure, policy_of
 from jaxcxr.eval.fairness import GAPS
 from jaxcxr.eval.predictions import read_predictions as read_predictions
 from jaxcxr.eval.strata import within_strata
@@ -95,24 +95,29 @@ def evaluate(
     parts = [tabulate(measure(predictions, findings, config, groups, progress), config)]
     if (within := within_strata(predictions, findings, config)) is not None:
         parts.append(tabulate(within, config))
-    validation = _on_validation(predictions, findings, config)
-    if not validation.empty:
-        validation["threshold_policy"] = parts[0]["threshold_policy"].iloc[0]  # they need no threshold
-        parts.append(validation)
+    if "valid" in set(predictions["split"]):
+        alone = aurocs_of(predictions, findings, config, "valid")
+        parts.append(tabulate(alone, config).assign(metric=VALIDATION))
     return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
 
 
-def _on_validation(
-    predictions: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig
-) -> pd.DataFrame:
-    """Rows of the AUROC on the validation images; none without them."""
-    validation = predictions.loc[predictions["split"] == "valid"].assign(split="test")
-    if validation.empty:
-        return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
+def aurocs_of(
+    predictions: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig, split: str
+) -> Estimates:
+    """The AUROC of each finding, and on average, on all images of a split, as evaluations judge test images.
+
+    Args:
+        predictions: table from `read_predictions`.
+        findings: names of the findings.
+        config: how the model is judged; its threshold is named, and not needed.
+        split: one that the predictions have.
+    """
+    images = predictions.loc[predictions["split"] == split].assign(split="test")
     alone = dataclasses.replace(config, threshold="fixed", fixed_thresholds=None, groups=())
-    rows = tabulate(measure(validation, findings, alone), alone)
-    rows = rows.loc[(rows["metric"] == "auroc") & (rows["group"] == "all")]
-    return rows.assign(metric=VALIDATION)
+    found = measure(images, findings, alone)
+    of = (found.rows["metric"] == "auroc") & (found.rows["group"] == "all")
+    rows = found.rows.loc[of].reset_index(drop=True)
+    return Estimates(rows, found.draws[of.to_numpy()], policy_of(predictions, config))
 
 
 def tabulate(estimates: Estimates, config: EvaluationConfig) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jaxcxr import accounting
 from jaxcxr.accounting import Spending
-from jaxcxr.errors import InputError
+from jaxcxr.errors import InputError, faults_in
 from jaxcxr.eval.noised_metrics import NamedGroup, chosen_split, noised_evaluation
 from jaxcxr.privacy.score_counts import EDGES, Design
 
@@ -162,9 +162,7 @@ def read_record(path: Path) -> NoisedEvaluation:
     try:
         return NoisedEvaluation.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}") from None
+        raise InputError(f"{path}: {faults_in(error)[0]}") from None
 
 
 def _require_shape(name: str, counts: Any, shape: tuple[int, ...]) -> None:

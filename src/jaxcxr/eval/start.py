@@ -1,16 +1,14 @@
 """What the weights that training started from were worth, beside the trained model."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from jaxcxr.config import EvaluationConfig
-from jaxcxr.eval.estimates import Estimates, measure
-from jaxcxr.eval.evaluate import VALIDATION, tabulate
+from jaxcxr.eval.estimates import Estimates
+from jaxcxr.eval.evaluate import VALIDATION, aurocs_of, tabulate
 from jaxcxr.eval.predictions import read_predictions
 from jaxcxr.run_folder import PREDICTIONS, UNTOUCHED
 
@@ -48,24 +46,11 @@ def with_start(
     for split, metric in (("test", "auroc"), ("valid", VALIDATION)):
         if split not in set(predictions["split"]):
             continue
-        (rows, own), (_, before) = (_aurocs(table, findings, config, split) for table in (predictions, start))
-        nowhere = {"delong_low": np.nan, "delong_high": np.nan}
+        own, before = (aurocs_of(table, findings, config, split) for table in (predictions, start))
+        rows = own.rows.assign(std_paper=np.nan, delong_low=np.nan, delong_high=np.nan)
         told = [
-            (rows.assign(metric=metric + BEFORE, std_paper=np.nan, **nowhere), before),
-            (rows.assign(metric=metric + GAIN, reference="start", std_paper=np.nan, **nowhere), own - before),
+            (rows.assign(metric=metric + BEFORE), before.draws),
+            (rows.assign(metric=metric + GAIN, reference="start"), own.draws - before.draws),
         ]
-        parts += [tabulate(Estimates(described, draws, "fixed"), config) for described, draws in told]
-    for part in parts[1:]:
-        part["threshold_policy"] = evaluation["threshold_policy"].iloc[0]  # they need no threshold
+        parts += [tabulate(Estimates(described, draws, own.policy), config) for described, draws in told]
     return pd.concat(parts, ignore_index=True)
-
-
-def _aurocs(
-    predictions: pd.DataFrame, findings: Sequence[str], config: EvaluationConfig, split: str
-) -> tuple[pd.DataFrame, Float[np.ndarray, "rows draws"]]:
-    """Description and draws of the AUROC of each finding, and on average, on the images of a split."""
-    images = predictions.loc[predictions["split"] == split].assign(split="test")
-    alone = dataclasses.replace(config, threshold="fixed", fixed_thresholds=None, groups=())
-    found = measure(images, findings, alone)
-    is_auroc = (found.rows["metric"] == "auroc") & (found.rows["group"] == "all")
-    return found.rows.loc[is_auroc].reset_index(drop=True), found.draws[is_auroc.to_numpy()]

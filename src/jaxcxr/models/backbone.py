@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxcxr.models import lora, stage_statistics, thumbnail
 from jaxcxr.models.thumbnail import Interceptor
@@ -155,3 +156,13 @@ class Network(nn.Module):
         """
         self.sow("intermediates", LAST_MAP, last)
         return last.astype(jnp.float32).mean(axis=(0, 1))
+
+
+def with_rows(params: PyTree, head: str, rows: int) -> PyTree:
+    """Parameters of a network whose head sees its features alone as those of one whose head sees more: zeros
+    are added to the kernel of the layer called `head` until it has so many rows.
+    """
+    kernel = np.asarray(params["params"][head]["kernel"])
+    more = np.zeros((rows - len(kernel), kernel.shape[1]), kernel.dtype)
+    grown = {**params["params"][head], "kernel": jnp.asarray(np.concatenate([kernel, more]))}
+    return {**params, "params": {**params["params"], head: grown}}

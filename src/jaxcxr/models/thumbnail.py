@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 Interceptor = Callable[[Any, Any, Any, nn.module.InterceptorContext], Any]
 
@@ -46,13 +45,3 @@ def shown_to(head: str, image: Any, side: int) -> Interceptor:
         return call(*arguments, **options)
 
     return look
-
-
-def with_rows(params: PyTree, head: str, rows: int) -> PyTree:
-    """Parameters of a network whose head sees its features alone as those of one whose head sees more: zeros
-    are added to the kernel of the layer called `head` until it has so many rows.
-    """
-    kernel = np.asarray(params["params"][head]["kernel"])
-    more = np.zeros((rows - len(kernel), kernel.shape[1]), kernel.dtype)
-    grown = {**params["params"][head], "kernel": jnp.asarray(np.concatenate([kernel, more]))}
-    return {**params, "params": {**params["params"], head: grown}}

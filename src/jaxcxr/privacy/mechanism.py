@@ -284,10 +284,10 @@ class Mechanism:
             return moments.discrete_noise(key, like, self.l2_clip_norm, self.noise_multiplier)
         return noise.in_shapes_of(like, rounded_noise.rounded_gaussian(key, grid.deviation, count))
 
-    def stream(self, secret: bytes) -> Stream | None:
-        """The noise of all steps of a run, in place of `randomness`, where it is correlated; else None."""
+    def stream(self, secret: bytes) -> "Stream | Independent":
+        """What `release` needs of a run's steps, one after the other (`at`)."""
         if self.bands == 1:
-            return None
+            return Independent(self, secret)
         deviation = self.noise_multiplier * self.l2_clip_norm
         return Stream(self.correlation, deviation, functools.partial(self.noise_key, secret))
 
@@ -296,7 +296,7 @@ class Mechanism:
 
         Args:
             total: exact sum of the batch.
-            randomness: of this step and no other, as `randomness` gives it, or `stream`.
+            randomness: of this step and no other, as `stream` gives it.
         """
         step = self.step_size(total.high)
         if self.grid is not None:
@@ -324,3 +324,20 @@ class Mechanism:
             own = (self.sample_rate, self.noise_multiplier, self.l2_clip_norm)
             return BandedEntry(step, *own, self.bands, step % self.bands)
         return Entry(step, self.sample_rate, self.noise_multiplier, self.l2_clip_norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Independent:
+    """The randomness of a run whose steps have nothing to do with each other; `Stream` where they have.
+
+    Attributes:
+        mechanism: of the run.
+        secret: of the run, bound to what it trains.
+    """
+
+    mechanism: Mechanism
+    secret: bytes
+
+    def at(self, step: int, like: PyTree) -> PyTree:
+        """That of one step, in the shapes of `like` (`Mechanism.randomness`)."""
+        return self.mechanism.randomness(self.mechanism.noise_key(self.secret, step), like)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from jaxcxr.digests import record, recorded
-from jaxcxr.errors import InputError
+from jaxcxr.errors import InputError, faults_in
 
 EntryT = TypeVar("EntryT", bound=BaseModel)
 CHARACTERS = 32
@@ -114,9 +114,7 @@ def entry_of(model: type[EntryT], values: dict[str, Any], path: Path, number: in
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: line {number} is {otherwise} ({where}: {first['msg']})") from None
+        raise InputError(f"{path}: line {number} is {otherwise} ({faults_in(error)[0]})") from None
 
 
 @contextmanager

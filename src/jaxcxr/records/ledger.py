@@ -67,6 +67,11 @@ class Entry:
         """The spending for the accountant."""
         return Spending(self.sample_rate, self.noise_multiplier, 1)
 
+    @property
+    def turn(self) -> tuple[int, int]:
+        """How many groups of units take turns, and whose turn the step is: of one group that all are in."""
+        return 1, 0
+
 
 @dataclasses.dataclass(frozen=True)
 class BandedEntry(Entry):
@@ -80,6 +85,11 @@ class BandedEntry(Entry):
 
     bands: int
     group: int
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """As of `Entry`."""
+        return self.bands, self.group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +229,7 @@ def spendings_of(entries: Sequence[AnyEntry], before_step: int | None = None) ->
     for entry in entries:
         if before_step is None or isinstance(entry, Statistic) or entry.step < before_step:
             spent = entry.spending
-            bands, group = (entry.bands, entry.group) if isinstance(entry, BandedEntry) else (1, 0)
+            bands, group = entry.turn if isinstance(entry, Entry) else (1, 0)
             key = (spent.sample_rate, spent.noise_multiplier, bands)
             counts.setdefault(key, collections.Counter())[group] += 1
     return [Spending(q, sigma, max(by_group.values())) for (q, sigma, _), by_group in counts.items()]

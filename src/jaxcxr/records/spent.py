@@ -15,7 +15,6 @@ from jaxcxr.accounting.loss_distribution import Bounds
 from jaxcxr.errors import InputError
 from jaxcxr.records.ledger import (
     AnyEntry,
-    BandedEntry,
     Entry,
     Saved,
     Terms,
@@ -187,10 +186,10 @@ def _require_steps(run: Path, promise: Promise, entries: list[Entry], done: int 
                     f"{run}: {name} of step {place} is {getattr(entry, name)} in {LEDGER}, "
                     f"{getattr(promise, name)} in {FACTS}"
                 )
-        turn = (entry.bands, entry.group) if isinstance(entry, BandedEntry) else (1, 0)
-        if turn != (promise.bands, place % promise.bands):
+        bands, group = entry.turn
+        if (bands, group) != (promise.bands, place % promise.bands):
             raise InputError(
-                f"{run}: step {place} is of group {turn[1]} of {turn[0]} in {LEDGER}, of group "
+                f"{run}: step {place} is of group {group} of {bands} in {LEDGER}, of group "
                 f"{place % promise.bands} of {promise.bands} by {FACTS}"
             )
     if len(entries) > promise.steps:

@@ -12,13 +12,12 @@ from typing import Any
 from jaxcxr.accounting import sample_rate_of, steps_of_epochs
 from jaxcxr.audit.lower_bounds import one_run_epsilon
 from jaxcxr.config import Experiment, PrivacyConfig
+from jaxcxr.release.attributes import FIRST_DAY
 from jaxcxr.release.contents import CARD_JSON
 from jaxcxr.report.card.card_facts import COUNTS, choice_of, guarantee_of, images_per_step, released_by
 from jaxcxr.report.card.card_schema import AuditFinding, PrivacyCard
 from jaxcxr.run_folder import CONFIG
 
-FIRST_DAY = datetime.date(2026, 1, 1)
-"""Before which no version could release anything."""
 LONGEST_EMBARGO = datetime.timedelta(days=2 * 366)
 """How long after today a publication may be announced."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 TIME = 315_532_800
 """1980-01-01 00:00 UTC, the first that a zip archive knows."""
-_FIRST_DAY = datetime.date(2026, 1, 1)
-"""A file of a release that was copied has no earlier time of change."""
+FIRST_DAY = datetime.date(2026, 1, 1)
+"""Before which no version could release anything, and no copy of a release was made."""
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 
@@ -77,7 +77,7 @@ def numbers_beside(folder: Path) -> Iterator[tuple[str, str, int]]:
             day = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
             yield place, "time of change", int(found.st_mtime)
             yield place, "time of change in nanoseconds", found.st_mtime_ns % 10**9
-            if day.date() < _FIRST_DAY:  # later ones are those of a copy
+            if day.date() < FIRST_DAY:  # later ones are those of a copy
                 yield place, "day of change", int(f"{day:%Y%m%d}")
         yield place, "owner", found.st_uid
         yield place, "group", found.st_gid

@@ -125,14 +125,11 @@ class Identifiers:
         Beside what `in_text` finds: identifiers of `TELLING` letters or digits or more in any of the text's
         other readings (`readings`, `ciphers`), with other separators or leading zeros, and their digests.
         """
-        found: set[str] = set()
-        found |= set(self._by_hand(text))
+        found = set(self._by_hand(text))
         for reading in readings(text):
-            whole = _within(squeezed(reading), self._squeezed, self._squeezed_beginnings)
-            found |= {self._squeezed[word] for word in whole if not word.isalpha()}
+            found |= {it for it in self._telling(squeezed(reading)) if not squeezed(it).isalpha()}
             for part in spelt(reading):  # letters alone would be found across ordinary words
-                inside = _within(part, self._squeezed, self._squeezed_beginnings)
-                found |= {self._squeezed[word] for word in inside}
+                found |= set(self._telling(part))
             for word in _within(folded(reading), self._folded, self._beginnings):
                 if _is_telling(squeezed(word)):
                     found.add(self._folded[word])

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # that of `typing` lacks what pydantic reads, before Python 3.12
 
+from jaxcxr.errors import faults_in
+
 _closed = with_config(ConfigDict(extra="forbid", strict=True))
 
 
@@ -211,5 +213,5 @@ def faults(record: object) -> list[str]:
     try:
         TypeAdapter(Record).validate_python(record)
     except ValidationError as error:
-        return [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
+        return faults_in(error)
     return []

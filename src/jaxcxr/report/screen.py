@@ -71,7 +71,7 @@ def strata_text(evaluation: pd.DataFrame) -> str:
         return ""
     return (
         f"average AUROC {row['label']}: {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], over "
-        f"all pairs {plain['value']:.3f}: what lies between comes from how the images were taken"
+        f"all pairs {plain['value']:.3f}, which count those of images that were taken differently, too"
     )
 
 

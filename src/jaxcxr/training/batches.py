@@ -102,8 +102,7 @@ def sampled_images(
     if plan.mechanism is None:
         return sampling.poisson_batch(secret, step, len(plan.split), plan.sample_rate)[:, None]
     present = len(plan.units)
-    groups = groups_of(plan, secret)
-    units = plan.mechanism.draw(secret, step, present, *([] if groups is None else [groups]))
+    units = plan.mechanism.draw(secret, step, present, groups_of(plan, secret))
     if len(units) > plan.mechanism.most_units:
         raise InputError(
             f"privacy.dataset_size: at a declared N of {plan.mechanism.n_units} step {step} drew "

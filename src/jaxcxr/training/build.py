@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 
 from jaxcxr.config import Experiment, TrainingConfig
 from jaxcxr.errors import InputError
+from jaxcxr.models.backbone import with_rows
 from jaxcxr.models.network import HEAD
-from jaxcxr.models.thumbnail import with_rows
 from jaxcxr.privacy import exact_sum, moments
 from jaxcxr.privacy.clipping import Flat
 from jaxcxr.privacy.mechanism import Mechanism

@@ -33,7 +33,7 @@ from jaxcxr.training.public_head import calibrated, fitted
 
 DRAWN = SyntheticConfig(domain="public", n_train=2000, n_valid=0, n_test=0, seed=0)
 """Public images where the configuration names none."""
-UNITS_PER_DIRECTION = 12
+IMAGES_PER_DIRECTION = 12
 """Public images for each direction of a head that is trained on them."""
 Say = Callable[[str], None]
 
@@ -127,7 +127,7 @@ def with_public_head(config: Experiment, store: Store, params: PyTree, say: Say 
     features = _one_row(config, _public_features(config, store, params, say)[0])
     labels, patients = _public_labels(config, store)
     n, d = features.shape
-    k = number_of_directions(n, None, len(findings), d, n, UNITS_PER_DIRECTION)
+    k = number_of_directions(n, None, len(findings), d, n, IMAGES_PER_DIRECTION)
     directions = directions_of(features, k, _parts(config, params))
     found = fitted(directions, features, labels, patients)
     say(found.sentence(findings))

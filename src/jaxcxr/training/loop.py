@@ -187,16 +187,13 @@ def _run(
             randomness: Any = np.zeros(4, np.uint32)
             if mechanism is not None:
                 run_on_all_processes(functools.partial(_write_down, files.ledger, mechanism.entry(done)))
-                randomness = mechanism.noise_key(secret, done)
             gradient, logged = _summed(step_functions, params, batch, clipping)
             totals = logged if totals is None else jax.tree.map(jnp.add, totals, logged)
             if stream is not None:
+                # discrete noise is drawn here, on the processor, while the devices are at work
                 randomness = stream.at(done, gradient.high)
                 if jax.process_count() > 1:  # no process has the others' devices
                     randomness = jax.tree.map(np.asarray, randomness)
-            elif mechanism is not None:
-                # discrete noise is drawn here, on the processor, while the devices are at work
-                randomness = mechanism.randomness(randomness, gradient.high)
             params, optimizer_state, newest, clipping = step_functions.finish(
                 params, optimizer_state, gradient, randomness, clipping
             )

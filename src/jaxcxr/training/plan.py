@@ -292,15 +292,12 @@ def mechanism_of(
             f"at that delta one of the {_called(privacy)} in N may be published outright "
             "(privacy.allow_large_delta accepts this)"
         )
-    sigma, bands = privacy.noise_multiplier, privacy.noise_bands
+    sigma, budget = privacy.noise_multiplier, (privacy.epsilon, privacy.delta)
     already = [] if class_counts is None else [class_counts.spending]
     try:
-        if bands == "auto":
-            bands = banded.chosen_bands((privacy.epsilon, privacy.delta), (batch, n_units), steps, already)
-        banded.require_bands(bands, batch, n_units, steps)
+        bands = banded.settled_bands(privacy.noise_bands, budget, (batch, n_units), steps, already)
         if sigma is None:
-            rate, rounds = accounting.sample_rate_of(batch * bands, n_units), banded.rounds(steps, bands)
-            sigma = accounting.calibrated_noise(privacy.epsilon, privacy.delta, rate, rounds, already)
+            sigma = banded.calibrated(budget, (batch, n_units), steps, bands, already)
     except ValueError as error:
         raise InputError(f"privacy.epsilon {privacy.epsilon:g}: {error}") from error
     mechanism = Mechanism(

@@ -76,12 +76,7 @@ def measure_step(plan: RunPlan) -> StepTime:
     microbatch, began = (time.perf_counter() - began) / ROUNDS, time.perf_counter()
     summed, _ = functions.collect(total)
     if plan.mechanism is not None:
-        stream = plan.mechanism.stream(bytes(32))
-        randomness = (
-            plan.mechanism.randomness(np.zeros(4, np.uint32), summed.high)
-            if stream is None
-            else stream.at(0, summed.high)
-        )
+        randomness = plan.mechanism.stream(bytes(32)).at(0, summed.high)
     resident = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state, summed))
     )

@@ -23,10 +23,10 @@ from jaxcxr.accounting.guarantee import Guarantee
 from jaxcxr.accounting.selection import Choice
 from jaxcxr.config import Experiment, PrivacyConfig
 from jaxcxr.digests import check
-from jaxcxr.errors import InputError
+from jaxcxr.errors import InputError, faults_in
 from jaxcxr.records.binding import altered
 from jaxcxr.records.declarations import AGAINST_RELEASE, COUNTED_SIZE
-from jaxcxr.records.ledger import AnyEntry, BandedEntry, Entry, Terms
+from jaxcxr.records.ledger import AnyEntry, Entry, Terms
 from jaxcxr.records.provenance import sealed_fingerprint
 from jaxcxr.records.spent import Spent, spent_of
 from jaxcxr.records.tuning import TuningTerms
@@ -271,10 +271,8 @@ def _settled(
         )
         mechanisms = mechanism_rows(spent.entries, released_by(config))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{run}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
-        ) from None
+        found = error.errors()[0]["input"]
+        raise InputError(f"{run}: {faults_in(error)[0]}, found {found!r}") from None
     except (TypeError, AttributeError) as error:
         raise InputError(f"{run / FACTS}: not the facts of a run ({' '.join(str(error).split())})") from error
     return fingerprints, mechanisms
@@ -349,7 +347,7 @@ def mechanism_rows(entries: Sequence[AnyEntry], released: str = GRADIENT) -> tup
     counts: dict[tuple[str, float, float, float, int], int] = {}
     for entry in entries:
         if isinstance(entry, Entry):
-            bands = entry.bands if isinstance(entry, BandedEntry) else 1
+            bands, _ = entry.turn
             key = (released, entry.noise_multiplier, entry.sample_rate, entry.l2_clip_norm, bands)
         else:
             key = (

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jaxcxr.accounting import Spending
 from jaxcxr.accounting.banded import spending_of
-from jaxcxr.errors import InputError
+from jaxcxr.errors import InputError, faults_in
 from jaxcxr.report.card.statement import Statement, described_on_one_line
 
 SCHEMA_VERSION = 3
@@ -459,6 +459,4 @@ def _validated(model: type[_Model], content: bytes, path: Path) -> _Model:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}") from None
+        raise InputError(f"{path}: {faults_in(error)[0]}") from None

@@ -219,9 +219,9 @@ def strata_table(evaluation: pd.DataFrame) -> Table | None:
     return Table(
         "Within strata",
         "AUROC among images that were taken alike, with its 95 % interval. The pooled figure is the share of "
-        "pairs of a positive and a negative image of the same stratum that are ranked rightly; what it lacks "
-        "to the figure over all pairs is what the model has from the strata themselves. Strata that are too "
-        "small are left out of it.",
+        "pairs of a positive and a negative image of the same stratum that are ranked rightly; strata that "
+        "are too small are left out of it. The figure over all pairs also counts those across strata, which "
+        "a model can rank by the strata alone.",
         ("Stratum", "Images", *("Average" if f == "average" else title(f) for f in findings)),
         tuple(lines.values()),
         (pooled, line(_by(everyone, "group", "finding"), "all", "over all pairs")),
